@@ -1,0 +1,54 @@
+"""The exception tree.
+
+    QIA3Error                 every failure that a user can mend: one clear line, exit code 2 at the command line
+    ├── ConfigError           a build file, a command-line value: names the file, the line or the key, and the nearest right one
+    ├── DataError             a file of examples: names the file and the line
+    ├── BaseModelError        a base model that cannot be found, read or adapted
+    ├── AdapterError          an adapter that does not fit: names every bad tensor
+    ├── BundleError           a bundle that is broken, changed or not one
+    ├── ParityError           torch and ONNX Runtime disagree past the limit: nothing is published
+    └── StorageError          the disk is full or a folder cannot be written
+    Interrupted               stopped by Ctrl-C or SIGTERM after a checkpoint was saved (exit code 130)
+"""
+
+from __future__ import annotations
+
+
+class QIA3Error(Exception):
+    """A failure with one clear line: what is wrong and the way out."""
+
+    exit_code = 2
+
+
+class ConfigError(QIA3Error):
+    """What was asked for is malformed or contradicts itself."""
+
+
+class DataError(QIA3Error):
+    """A file of examples is missing, empty or mislabelled."""
+
+
+class BaseModelError(QIA3Error):
+    """The base model cannot be found, read or adapted."""
+
+
+class AdapterError(QIA3Error):
+    """An adapter does not fit its base; lists every bad tensor."""
+
+
+class BundleError(QIA3Error):
+    """A folder is not a whole, unchanged bundle."""
+
+
+class ParityError(QIA3Error):
+    """torch and ONNX Runtime disagree past the limit."""
+
+
+class StorageError(QIA3Error):
+    """The disk is full or a folder cannot be written."""
+
+
+class Interrupted(QIA3Error):
+    """Stopped on request, with a checkpoint to resume from."""
+
+    exit_code = 130

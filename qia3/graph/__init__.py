@@ -1,0 +1,1 @@
+"""torch modules -> ONNX graph: export leaves, the decoder wrapper, passes, the bundle on disk, parity."""

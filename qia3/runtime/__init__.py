@@ -1,0 +1,1 @@
+"""Load a bundle, generate, rank choices, switch adapters. numpy, onnxruntime and tokenizers only: no torch."""

@@ -1,0 +1,1 @@
+"""Tasks, prompts, losses and the training run."""
