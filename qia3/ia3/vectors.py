@@ -1,0 +1,125 @@
+"""IA³ vectors on a frozen base: l = 1 + delta, one entry per scaled activation (Liu et al. 2022, section 3.3).
+
+bfloat16 has a step of 1/128 above 1 and 1/256 below it, so a vector stored as bfloat16 ones cannot follow updates of a few thousandths.
+The offset from one has no such trouble: near zero bfloat16 resolves 1 part in 256 of the offset itself. `Scaled` therefore shows the
+forward pass l = 1 + bfloat16(delta), and gives the optimiser a float32 master copy of delta to accumulate in; the rounding passes
+gradients through unchanged. What is saved is the l that the forward pass saw, in float32, which holds 1 + delta exactly
+unless delta is below 2^-16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from qia3.base.modules import Int4Linear
+from qia3.errors import AdapterError
+from qia3.ia3.roles import Site
+
+Vectors = dict[str, NDArray[np.float32]]
+
+
+class Scaled(nn.Module):
+    """A linear layer whose output (or input) is multiplied, entry by entry, by l. `delta` float32 [site.parameters]."""
+
+    rows: Tensor | None
+
+    def __init__(self, base: nn.Module, site: Site) -> None:
+        super().__init__()
+        self.base, self.site = base, site
+        self.delta = nn.Parameter(torch.zeros(site.parameters))
+        self.register_buffer("rows", None if site.rows is None else torch.tensor(site.rows), persistent=False)
+        self.precision = torch.bfloat16
+
+    @property
+    def weight(self) -> Tensor:
+        """The base's weight, for code that looks at a linear layer's weight."""
+        assert isinstance(self.base.weight, Tensor)
+        return self.base.weight
+
+    def vector(self) -> Tensor:
+        """l as the forward pass sees it: float32 [size], one outside the rows that train."""
+        trained = 1 + self.delta.to(self.precision).float()
+        if self.rows is None:
+            return trained
+        return torch.ones(self.site.size, device=trained.device).index_put((self.rows,), trained)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # x [..., K] -> [..., N]
+        vector = self.vector()
+        if self.site.placement == "input":
+            out: Tensor = self.base(x * vector.to(x.dtype))
+            return out
+        y: Tensor = self.base(x)
+        return y * vector.to(y.dtype)
+
+
+def attach(model: nn.Module, sites: Iterable[Site]) -> dict[str, Scaled]:
+    """Wraps the layers of `sites` in place; returns the wrappers by vector name, all ones."""
+    return {site.name: _wrap(model, site) for site in sites}
+
+
+def _wrap(model: nn.Module, site: Site) -> Scaled:
+    parent, _, child = site.module.rpartition(".")
+    scaled = Scaled(model.get_submodule(site.module), site)
+    setattr(model.get_submodule(parent), child, scaled)
+    return scaled
+
+
+def detach(model: nn.Module, scaled: Mapping[str, Scaled]) -> None:
+    """Takes the wrappers off again."""
+    for layer in scaled.values():
+        parent, _, child = layer.site.module.rpartition(".")
+        setattr(model.get_submodule(parent), child, layer.base)
+
+
+def get_vectors(scaled: Mapping[str, Scaled]) -> Vectors:
+    """Copies of all vectors, float32 [size], by name."""
+    return {name: layer.vector().detach().cpu().numpy().copy() for name, layer in scaled.items()}
+
+
+@torch.no_grad()
+def set_vectors(scaled: Mapping[str, Scaled], vectors: Mapping[str, NDArray[np.float32]] | None) -> None:
+    """Loads vectors as they are, in float32; None sets ones in bfloat16, ready to train. Raises AdapterError listing every bad tensor."""
+    if vectors is not None:
+        check_vectors([layer.site for layer in scaled.values()], vectors)
+    for name, layer in scaled.items():
+        layer.precision = torch.bfloat16 if vectors is None else torch.float32
+        layer.delta.zero_()
+        if vectors is not None and name in vectors:
+            offset = torch.from_numpy(vectors[name]).to(layer.delta.device) - 1
+            layer.delta.copy_(offset if layer.rows is None else offset[layer.rows])
+
+
+def check_vectors(sites: Iterable[Site], vectors: Mapping[str, NDArray[np.float32]]) -> None:
+    """Every vector must have a site and its shape, and be one where the site does not train. A site without a vector is left at one."""
+    by_name = {site.name: site for site in sites}
+    bad = [f"{n} (no such place in this base)" for n in vectors if n not in by_name]
+    for name, vector in vectors.items():
+        site = by_name.get(name)
+        if site is not None and vector.shape != (site.size,):
+            bad.append(f"{name} (shape {tuple(vector.shape)}, this base has ({site.size},))")
+        elif site is not None and not np.isfinite(vector).all():
+            bad.append(f"{name} (holds NaN or infinity)")
+        elif site is not None and site.rows is not None and (np.delete(vector, site.rows) != 1).any():
+            bad.append(f"{name} (scales the query or gate rows of a fused layer, which stay at one here)")
+    if bad:
+        raise AdapterError(f"the adapter does not fit this base; {len(bad)} bad tensors: " + "; ".join(bad))
+
+
+def fold(scaled: Mapping[str, Scaled]) -> None:
+    """Multiplies each vector into its layer's scales (and bias) and sets it to one. Refused whole if a vector has nowhere to fold."""
+    stuck = [n for n, s in scaled.items() if s.site.placement == "input" or not isinstance(s.base, Int4Linear)]
+    if stuck:
+        raise AdapterError(
+            f"{len(stuck)} vectors cannot be folded into 4-bit weights, because an activation function stands between them and the rows "
+            f"they would scale; keep them at the side (mode 'side'): {', '.join(stuck)}"
+        )
+    for layer in scaled.values():
+        assert isinstance(layer.base, Int4Linear)
+        layer.base.fold(layer.vector().detach())
+    set_vectors(scaled, None)

@@ -1,0 +1,78 @@
+"""Laws of the int4 grid, over blocks, odd sizes and both symmetries; the oracle is five plain lines."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from qia3.grids import int4
+
+grids = st.tuples(st.sampled_from(int4.BLOCK_SIZES), st.booleans())
+vectors = st.sampled_from([0.0, 1.0, -1.0, 0.5, -2.25, 1.0078125])
+
+
+@st.composite
+def weights(draw):
+    n, k = draw(st.integers(1, 5)), draw(st.integers(1, 70))
+    return draw(hnp.arrays(np.float32, (n, k), elements=st.floats(-4, 4, width=32)))
+
+
+def oracle(w: int4.Int4) -> np.ndarray:
+    out = np.zeros((w.outputs, w.inputs), np.float32)
+    for n in range(w.outputs):
+        for i in range(w.inputs):
+            b, j = divmod(i, w.block_size)
+            q = (int(w.codes[n, b, j // 2]) >> (4 * (j % 2))) & 15
+            z = 8 if w.zero_points is None else (int(w.zero_points[n, b // 2]) >> (4 * (b % 2))) & 15
+            out[n, i] = np.float32(q - z) * w.scales[n, b]
+    return out
+
+
+def test_worked_example():
+    w = int4.quantise(np.array([[-0.3, 0.0, 0.6, 1.2]], np.float32), 16)
+    assert w.codes[0, 0, :2].tolist() == [0x30, 0xF9]
+    assert w.zero_points is not None
+    assert w.zero_points.tolist() == [[3]]
+    np.testing.assert_allclose(w.scales, [[0.1]], rtol=1e-6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(weights(), grids)
+def test_dequantise_equals_the_oracle(weight, grid):
+    w = int4.quantise(weight, *grid)
+    np.testing.assert_array_equal(int4.dequantise(w), oracle(w))
+
+
+@settings(max_examples=60, deadline=None)
+@given(weights(), grids)
+def test_error_is_at_most_one_step(weight, grid):
+    w = int4.quantise(weight, *grid)
+    step = np.abs(w.scales)[:, np.arange(w.inputs) // w.block_size]
+    assert (np.abs(int4.dequantise(w) - weight) <= step * 1.001 + 1e-30).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(weights(), grids, st.lists(vectors, min_size=5, max_size=5), st.lists(vectors, min_size=5, max_size=5))
+def test_folding_touches_scales_only(weight, grid, first, second):
+    w = int4.quantise(weight, *grid)
+    a, b = np.array(first[: w.outputs], np.float32), np.array(second[: w.outputs], np.float32)
+    folded = int4.fold(w, a)
+    assert folded.codes is w.codes
+    assert folded.zero_points is w.zero_points
+    np.testing.assert_allclose(int4.dequantise(folded), int4.dequantise(w) * a[:, None], rtol=1e-6, atol=1e-30)
+    np.testing.assert_array_equal(int4.fold(w, np.ones_like(a)).scales, w.scales)
+    np.testing.assert_allclose(int4.fold(folded, b).scales, int4.fold(w, a * b).scales, rtol=1e-6, atol=1e-38)
+
+
+@pytest.mark.parametrize("values", [[np.nan], [np.inf]])
+def test_values_that_are_not_finite_are_refused(values):
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        int4.quantise(np.array([values], np.float32), 32)
+
+
+def test_bytes_follow_the_arithmetic():
+    w = int4.quantise(np.random.default_rng(0).normal(size=(7, 256)).astype(np.float32), 32)
+    assert w.nbytes * 8 / (7 * 256) == int4.bits_per_weight(32, symmetric=False) == 5.125
