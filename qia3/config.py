@@ -97,13 +97,14 @@ class Task(Section):
 
 
 class Export(Section):
-    """What the ONNX graph looks like and how closely it must match torch."""
+    """What the ONNX graph looks like. `query_vectors` adds places for vectors on the queries, which PEFT trains for some families."""
 
     target: str = "ort-cpu"
     mode: Literal["side", "merged"] = "side"
     merge_task: str | None = None
     logits: Literal["last", "all"] = "last"
     context_length: int = Field(default=2048, ge=16)
+    query_vectors: bool = False
 
 
 class Parity(Section):

@@ -1,0 +1,92 @@
+"""The whole pipeline.
+
+    model reference -> 4-bit base -> IA³ trained on it -> side vectors or fold -> ONNX graph -> parity -> measured bundle
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.progress import track
+
+from qia3.base.load import BaseModel, load_base
+from qia3.config import Build, Task
+from qia3.errors import BaseModelError
+from qia3.ia3.roles import Roles, Site, find_roles
+from qia3.ia3.vectors import Scaled, attach
+from qia3.publish import publish
+from qia3.runtime.examples import read_examples
+from qia3.train.task import Trained, load_task, train_task
+
+
+@dataclass(frozen=True)
+class Data:
+    """A task's examples, read before anything is loaded, so that a bad line costs no time."""
+
+    pairs: list[tuple[str, str]]
+    test: list[tuple[str, str]]
+    choices: tuple[str, ...] | None
+
+
+def build(plan: Build) -> Path:
+    """Everything: base, training, export, parity, measurement. Returns the bundle's folder."""
+    data = {task.name: read_task(task) for task in plan.task}
+    base, roles, scaled = load(plan)
+    trained = [_train(plan, task, data[task.name], base, scaled) for task in plan.task]
+    return publish(plan, base, roles, scaled, trained, {name: d.test for name, d in data.items()})
+
+
+def train(plan: Build) -> Path:
+    """Base and training alone. Returns the work folder, which `export` reads."""
+    data = {task.name: read_task(task) for task in plan.task}
+    base, _, scaled = load(plan)
+    for task in plan.task:
+        _train(plan, task, data[task.name], base, scaled)
+    return work_folder(plan)
+
+
+def export(plan: Build) -> Path:
+    """The bundle from tasks that were trained before. Returns its folder."""
+    data = {task.name: read_task(task) for task in plan.task}
+    base, roles, scaled = load(plan)
+    trained = [load_task(base, scaled, task, data[task.name].choices, work_folder(plan) / task.name) for task in plan.task]
+    return publish(plan, base, roles, scaled, trained, {name: d.test for name, d in data.items()})
+
+
+def load(plan: Build) -> tuple[BaseModel, Roles, dict[str, Scaled]]:
+    """The 4-bit base with vectors of ones on it."""
+    print(f"loading {plan.base.model} on the int4 grid, block {plan.base.block_size}", flush=True)
+    base = load_base(plan.base.model, plan.base.block_size, plan.base.symmetric, _bar)
+    if base.model.config.is_encoder_decoder:
+        raise BaseModelError(f"{plan.base.model} is an encoder-decoder; this version exports decoders")
+    roles = find_roles(base.model)
+    return base, roles, attach(base.model, _sites(plan, roles))
+
+
+def read_task(task: Task) -> Data:
+    """Reads and checks both files of a task. Raises DataError with the file and the line."""
+    train_rows = read_examples(task.train, task.kind, task.choices)
+    choices = task.choices or tuple(sorted({r.answer for r in train_rows}))
+    test_rows = read_examples(task.test, task.kind, choices)
+    chosen = choices if task.kind == "classify" else None
+    return Data([(r.text, r.answer) for r in train_rows], [(r.text, r.answer) for r in test_rows], chosen)
+
+
+def work_folder(plan: Build) -> Path:
+    """Where checkpoints and trained adapters are kept: beside the bundle."""
+    return plan.output_folder.with_name(plan.output_folder.name + ".work")
+
+
+def _train(plan: Build, task: Task, data: Data, base: BaseModel, scaled: dict[str, Scaled]) -> Trained:
+    folder = work_folder(plan) / task.name
+    return train_task(base, scaled, task, plan.training_of(task), plan.seed, data.pairs, data.choices, folder)
+
+
+def _sites(plan: Build, roles: Roles) -> tuple[Site, ...]:
+    return (*roles.queries, *roles.sites) if plan.export.query_vectors else roles.sites
+
+
+def _bar(names: list[str]) -> Iterable[str]:
+    return track(names, description="quantising", transient=True)

@@ -1,0 +1,349 @@
+"""The `qia3` command: one function per verb.
+
+A verb reads its options, hands over to a room of the package and prints what comes back. Each imports what it needs when it runs, so that
+`qia3 --help` is quick and the verbs of a device (run, eval, bench, report) never meet torch.
+
+Results go to stdout, as text or, with --json, as JSON made from the same object; progress goes to stderr. What the user can mend ends in
+one line on stderr, `qia3: ...`, and exit code 2; Ctrl-C in 130. QIA3_TRACEBACK=1 in the environment shows the traceback instead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from qia3 import __version__
+from qia3.errors import ConfigError, QIA3Error
+
+if TYPE_CHECKING:
+    from qia3.config import Build
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+Option = Callable[[Any], Any]
+
+FILE = click.Path(path_type=Path)
+BUILD_PACKAGES = {"accelerate", "bitsandbytes", "gguf", "onnx", "onnx_ir", "onnxscript", "peft", "safetensors", "torch", "transformers"}
+
+
+def _example(*lines: str) -> str:
+    """An epilog that shows how a verb is called."""
+    return "\b\nExample:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def _together(*options: Option) -> Option:
+    """Several options as one decorator, in the order given."""
+
+    def add(command: Any) -> Any:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+training_options = _together(
+    click.option("--output", type=FILE, help="The bundle's folder (default: dist/NAME)."),
+    click.option("--seed", type=int, help="Instead of the build file's seed."),
+    click.option("--steps", type=click.IntRange(min=1), help="Optimiser updates, instead of the build file's [train] steps."),
+)
+export_options = _together(
+    click.option("--mode", type=click.Choice(["side", "merged"]), help="side: vectors are inputs; merged: one task's are in the scales."),
+    click.option("--task", metavar="NAME", help="The task to merge (with --mode merged)."),
+    click.option("--target", metavar="NAME", help="An export target; `qia3 targets` lists them."),
+)
+
+
+class Verbs(click.Group):
+    """A group whose help lists the verbs in the order of this file, which is the order of use."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(
+    name="qia3",
+    cls=Verbs,
+    no_args_is_help=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=_example("qia3 build examples/home-intents/qia3.toml"),
+)
+@click.version_option(__version__, prog_name="qia3")
+def qia3() -> None:
+    """4-bit language models, adapted to many tasks with IA³ vectors, shipped to small devices on ONNX Runtime."""
+
+
+@qia3.command(epilog=_example("qia3 build examples/home-intents/qia3.toml", "qia3 build my.toml --mode merged --task intents"))
+@click.argument("file", type=FILE)
+@training_options
+@export_options
+@as_json
+def build(
+    file: Path,
+    output: Path | None,
+    seed: int | None,
+    steps: int | None,
+    mode: str | None,
+    task: str | None,
+    target: str | None,
+    as_json: bool,
+) -> None:
+    """Make a bundle out of a build file.
+
+    Quantises the base, trains each task, exports, checks parity and reports. FILE is TOML. A build that was stopped goes on from its last checkpoint.
+    """
+    plan = _plan(file, output, seed, steps, mode, task, target)
+    with _progress_on_stderr():
+        from qia3.build import build as work
+
+        folder = work(plan)
+    _print_report(folder, as_json)
+
+
+@qia3.command(epilog=_example("qia3 train examples/home-intents/qia3.toml --steps 60"))
+@click.argument("file", type=FILE)
+@training_options
+@as_json
+def train(file: Path, output: Path | None, seed: int | None, steps: int | None, as_json: bool) -> None:
+    """Train the vectors only.
+
+    Every task in FILE is trained; `qia3 export` goes on from there. Training that was stopped goes on from its last checkpoint.
+    """
+    plan = _plan(file, output, seed, steps)
+    with _progress_on_stderr():
+        from qia3.build import train as work
+
+        folder = work(plan)
+    _print({"work": str(folder)}, f"trained vectors are in {folder}", as_json)
+
+
+@qia3.command(epilog=_example("qia3 export examples/home-intents/qia3.toml --target ort-exact"))
+@click.argument("file", type=FILE)
+@training_options
+@export_options
+@as_json
+def export(
+    file: Path,
+    output: Path | None,
+    seed: int | None,
+    steps: int | None,
+    mode: str | None,
+    task: str | None,
+    target: str | None,
+    as_json: bool,
+) -> None:
+    """Make a bundle of trained vectors.
+
+    Takes what `qia3 train` left and makes the graph, checks parity, reports and writes the bundle.
+    """
+    plan = _plan(file, output, seed, steps, mode, task, target)
+    with _progress_on_stderr():
+        from qia3.build import export as work
+
+        folder = work(plan)
+    _print_report(folder, as_json)
+
+
+@qia3.command(epilog=_example('qia3 run dist/home-intents "could you dim the hall a bit"'))
+@click.argument("bundle", type=FILE)
+@click.argument("text")
+@click.option("--adapter", metavar="NAME", help="Which vectors to use; 'none' is the base model. The only one, where there is one.")
+@click.option("--task", metavar="NAME", help="Whose prompt to use (default: the adapter's).")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), help="At most so many tokens (default: the task's).")
+@as_json
+def run(bundle: Path, text: str, adapter: str | None, task: str | None, max_new_tokens: int | None, as_json: bool) -> None:
+    """Ask a bundle one thing.
+
+    Prints a label where the task classifies, and text as it comes where the task generates.
+    """
+
+
+@qia3.command(name="eval", epilog=_example("qia3 eval dist/home-intents examples/home-intents/test.jsonl --adapter home-intents"))
+@click.argument("bundle", type=FILE)
+@click.argument("file", type=FILE)
+@click.option("--adapter", metavar="NAME", required=True, help="Which vectors to use; 'none' is the base model.")
+@click.option("--task", metavar="NAME", help="Whose prompt and choices to use (default: the adapter's).")
+@click.option("--json", "one_line", is_flag=True, help="The JSON on one line.")
+def evaluate(bundle: Path, file: Path, adapter: str, task: str | None, one_line: bool) -> None:
+    """Measure accuracy on examples.
+
+    FILE is JSON Lines as in the build. Prints one JSON object: accuracy, n and what belongs to the task.
+    """
+
+
+@qia3.command(epilog=_example("qia3 bench dist/home-intents"))
+@click.argument("bundle", type=FILE)
+@click.option("--adapter", metavar="NAME", help="Which vectors to use (default: none).")
+@as_json
+def bench(bundle: Path, adapter: str | None, as_json: bool) -> None:
+    """Measure load time, memory and speed.
+
+    BUNDLE runs in a process of its own, so that the figures are its own.
+    """
+
+
+@qia3.command(epilog=_example("qia3 report dist/home-intents"))
+@click.argument("bundle", type=FILE)
+@as_json
+def report(bundle: Path, as_json: bool) -> None:
+    """Say where the bytes are.
+
+    Also what was measured when BUNDLE was built.
+    """
+    _print_report(bundle, as_json)
+
+
+@qia3.group(cls=Verbs, no_args_is_help=False, epilog=_example("qia3 adapter info dist/home-intents:home-intents"))
+def adapter() -> None:
+    """Describe, import and export adapters."""
+
+
+@adapter.command(name="info", epilog=_example("qia3 adapter info dist/home-intents:home-intents", "qia3 adapter info my-peft-ia3"))
+@click.argument("path")
+@as_json
+def adapter_info(path: str, as_json: bool) -> None:
+    """Describe an adapter.
+
+    PATH is a .onnx_adapter file, a PEFT folder or BUNDLE:NAME.
+    """
+    from qia3.build import adapter_info as work
+
+    facts = work(path)
+    _print(facts, _lines(facts), as_json)
+
+
+@adapter.command(name="import", epilog=_example("qia3 adapter import dist/home-intents my-peft-ia3 --name garden"))
+@click.argument("bundle", type=FILE)
+@click.argument("peft_folder", type=FILE)
+@click.option("--name", required=True, help="What to call it in the bundle.")
+@as_json
+def adapter_import(bundle: Path, peft_folder: Path, name: str, as_json: bool) -> None:
+    """Add a PEFT IA³ adapter to a bundle."""
+    from qia3.build import import_adapter as work
+
+    path = work(bundle, peft_folder, name)
+    _print({"adapter": name, "path": str(path)}, f"{name} is in {path}", as_json)
+
+
+@adapter.command(name="export", epilog=_example("qia3 adapter export dist/home-intents home-intents my-peft-ia3"))
+@click.argument("bundle", type=FILE)
+@click.argument("name")
+@click.argument("folder", type=FILE)
+@as_json
+def adapter_export(bundle: Path, name: str, folder: Path, as_json: bool) -> None:
+    """Write an adapter as a PEFT folder."""
+    from qia3.build import export_adapter as work
+
+    path = work(bundle, name, folder)
+    _print({"adapter": name, "path": str(path)}, f"{name} is in {path}", as_json)
+
+
+@qia3.command(epilog=_example("qia3 targets"))
+@as_json
+def targets(as_json: bool) -> None:
+    """List what a graph can be written for."""
+    from qia3.targets import all_targets
+
+    found = all_targets()
+    lines = [
+        f"{t.name:<12}{t.description}\n{'':12}{t.note}\n{'':12}accuracy_level {t.accuracy_level}; tested on {', '.join(t.tested_on) or 'nothing yet'}"
+        for t in found
+    ]
+    _print([t.model_dump(mode="json") for t in found], "\n".join(lines), as_json)
+
+
+@qia3.command(epilog=_example("qia3 devices", "qia3 devices dist/home-intents --json"))
+@click.argument("bundle", type=FILE, required=False)
+@as_json
+def devices(bundle: Path | None, as_json: bool) -> None:
+    """List devices, and whether a bundle fits.
+
+    With BUNDLE: does it fit each device, and in what range may its speed be.
+    """
+
+
+def _plan(
+    file: Path,
+    output: Path | None,
+    seed: int | None,
+    steps: int | None,
+    mode: str | None = None,
+    task: str | None = None,
+    target: str | None = None,
+) -> Build:
+    """The build file with the options laid over it, its target known to exist."""
+    from qia3.config import read_build
+    from qia3.targets import load_target
+
+    overrides = {"export.mode": mode, "export.merge_task": task, "export.target": target, "train.steps": steps, "seed": seed}
+    plan = read_build(file, **overrides, output=None if output is None else str(output))
+    if task is not None and plan.export.mode != "merged":
+        raise ConfigError("--task names the task to merge: it needs --mode merged")
+    load_target(plan.export.target)
+    return plan
+
+
+def _print_report(folder: Path, as_json: bool) -> None:
+    """The footprint report of a bundle."""
+
+
+def _print(value: Any, text: str, as_json: bool) -> None:
+    """`value` as JSON or `text`, which says the same to people."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False) if as_json else text)
+
+
+def _lines(facts: dict[str, Any]) -> str:
+    """One fact a line."""
+    shown = {key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for key, value in facts.items()}
+    return "\n".join(f"{key.replace('_', ' ')}: {value}" for key, value in shown.items())
+
+
+def _progress_on_stderr() -> contextlib.AbstractContextManager[Any]:
+    """What a build prints as it goes is not its result."""
+    return contextlib.redirect_stdout(sys.stderr)
+
+
+def _complaint(error: BaseException) -> tuple[str, int] | None:
+    """What to tell the user and the exit code; None for a fault of ours, which deserves its traceback."""
+    match error:
+        case QIA3Error():
+            return str(error), error.exit_code
+        case click.UsageError() if error.ctx is not None:
+            return f"{error.format_message()} See `{error.ctx.command_path} --help`.", error.exit_code
+        case click.ClickException():
+            return error.format_message(), error.exit_code
+        case click.Abort() | KeyboardInterrupt():
+            return "stopped", 130
+        case ModuleNotFoundError() if (error.name or "").split(".")[0] in BUILD_PACKAGES:
+            return f'this needs {error.name}, which is not installed: pip install "qia3[build]"', 2
+        case OSError() if error.errno == errno.ENOSPC:
+            return "the disk is full: nothing was published; free some space and run the same command again", 2
+        case OSError():
+            return f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error), 2
+    return None
+
+
+def _run(arguments: Sequence[str]) -> int:
+    """Runs one command line and says how it ended."""
+    try:
+        code = qia3.main(args=list(arguments) or ["--help"], prog_name="qia3", standalone_mode=False)
+    except (Exception, KeyboardInterrupt) as error:
+        complaint = _complaint(error)
+        if complaint is None or os.environ.get("QIA3_TRACEBACK"):
+            raise
+        message, code = complaint
+        print("qia3: " + "; ".join(line.strip() for line in message.splitlines() if line.strip()), file=sys.stderr)
+    return code if isinstance(code, int) else 0
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the command: never returns."""
+    sys.exit(_run(sys.argv[1:] if arguments is None else arguments))

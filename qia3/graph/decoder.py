@@ -1,0 +1,131 @@
+"""The decoder as it is exported: the real transformers model with its leaves lowered, its cache as inputs and outputs.
+
+    inputs   input_ids [B, S], attention_mask [B, T] int64; past_key_values.{i}.{key,value} [B, kv heads, P, head size]; vectors [rows, 1, d]
+    outputs  logits [B, 1, V] (or [B, S, V]); present.{i}.{key,value} [B, kv heads, T, head size]
+
+GroupQueryAttention counts a row's valid positions from its start, so a batch of unequal lengths is padded on the right and row b's mask
+holds n_b leading ones. Everything follows from n_b: the new tokens start at position max(n_b - S, 0), and the last one of them that is
+valid is entry n_b - 1 - start. In a prompt (no past) start is 0; in a step of one token start is n_b - 1, which overwrites a padded slot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.onnx.ops import symbolic_multi_out
+from transformers import AttentionInterface, PreTrainedModel
+
+from qia3.base.modules import Int4Embedding, Int4Linear
+from qia3.graph.leaves import GatherBlockQuantized, Inputs, LastPosition, MatMulNBits, RMSNorm, ScaledLeaf
+from qia3.graph.rotary import rotary_tables, without_rotation
+from qia3.ia3.roles import attention
+from qia3.ia3.vectors import Scaled
+
+ATTENTION = "qia3_group_query"
+
+
+class Decoder(nn.Module):
+    """forward(input_ids, attention_mask, past, vectors) -> (logits, *present); to be exported, not run."""
+
+    def __init__(self, model: PreTrainedModel, inputs: Inputs, sizes: dict[str, int], tables: tuple[Tensor, Tensor] | None) -> None:
+        super().__init__()
+        self.model, self.graph_inputs, self.sizes = model, inputs, sizes
+        self.cos = None if tables is None else nn.Buffer(tables[0])
+        self.sin = None if tables is None else nn.Buffer(tables[1])
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, past: list[Tensor], vectors: list[Tensor]) -> tuple[Tensor, ...]:
+        state = self.graph_inputs
+        length = input_ids.shape[1]
+        valid = attention_mask.sum(1)
+        start = (valid - length).clamp_min(0)
+        state.past, state.present = past, {}
+        state.vectors = dict(zip(self.sizes, vectors, strict=True))
+        state.last = valid - 1 - start
+        state.seqlens = (valid - 1).to(torch.int32)
+        state.total_length = attention_mask.shape[1]
+        state.total = torch.ops.aten.sym_size.int(attention_mask, 1) * torch.ones((), dtype=torch.int32)
+        positions = start[:, None] + torch.arange(length)[None]
+        logits = self.model(input_ids=input_ids, attention_mask=None, position_ids=positions, use_cache=False).logits
+        return (logits, *(t for i in sorted(state.present) for t in state.present[i]))
+
+
+def group_query_attention(decoder: Decoder) -> Any:
+    """transformers' attention function that emits GroupQueryAttention. q [B, H, S, d], k and v [B, kv heads, S, d]."""
+
+    def attend(module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float | None = None, **extra: Any) -> tuple[Tensor, None]:
+        state = decoder.graph_inputs
+        batch, heads, length, size = q.shape
+        i = int(module.layer_idx)
+        flat = [t.transpose(1, 2).reshape(batch, length, -1) for t in (q, k, v)]
+        tables = [] if decoder.cos is None else [decoder.cos, decoder.sin]
+        cache_shape = (batch, k.shape[1], state.total_length, size)
+        attributes: dict[str, Any] = {"num_heads": heads, "kv_num_heads": k.shape[1], "do_rotary": int(bool(tables))}
+        attributes["scale"] = float(size**-0.5 if scaling is None else scaling)
+        if extra.get("sliding_window"):
+            attributes["local_window_size"] = int(extra["sliding_window"])
+        if extra.get("softcap"):
+            attributes["softcap"] = float(extra["softcap"])
+        out, key, value = symbolic_multi_out(
+            "com.microsoft::GroupQueryAttention",
+            (*flat, state.past[2 * i], state.past[2 * i + 1], state.seqlens, state.total, *tables),
+            attributes,
+            dtypes=(q.dtype,) * 3,
+            shapes=((batch, length, heads * size), cache_shape, cache_shape),
+            version=1,
+        )
+        state.present[i] = (key, value)
+        return out.view(batch, length, heads, size), None
+
+    return attend
+
+
+@contextmanager
+def lowered(model: PreTrainedModel, accuracy_level: int, positions: int, logits: str) -> Iterator[Decoder]:
+    """The model with its leaves swapped for export leaves, as a Decoder; the model is itself again afterwards."""
+    inputs = Inputs()
+    tables = rotary_tables(model, positions)
+    sizes = {m.site.name: m.site.size for m in model.modules() if isinstance(m, Scaled)}
+    decoder = Decoder(model, inputs, sizes, tables)
+    AttentionInterface.register(ATTENTION, group_query_attention(decoder))
+    undo = _swap(model, inputs, accuracy_level, logits)
+    try:
+        with attention(model, ATTENTION):
+            if tables is None:
+                yield decoder
+            else:
+                with without_rotation(model):
+                    yield decoder
+    finally:
+        for parent, name, module in reversed(undo):
+            setattr(parent, name, module)
+
+
+def _swap(model: PreTrainedModel, inputs: Inputs, accuracy_level: int, logits: str) -> list[tuple[nn.Module, str, nn.Module]]:
+    """Replaces every leaf; returns what to put back."""
+    head = model.get_output_embeddings()
+    undo = []
+    for parent in list(model.modules()):
+        if isinstance(parent, Scaled):
+            continue
+        for name, child in list(parent.named_children()):
+            leaf = _leaf(child, inputs, accuracy_level)
+            if child is head and logits == "last":
+                leaf = LastPosition(leaf or child, inputs)
+            if leaf is not None:
+                undo.append((parent, name, child))
+                setattr(parent, name, leaf)
+    return undo
+
+
+def _leaf(module: nn.Module, inputs: Inputs, accuracy_level: int) -> nn.Module | None:
+    if isinstance(module, Scaled):
+        return ScaledLeaf(module, _leaf(module.base, inputs, accuracy_level) or module.base, inputs)
+    if isinstance(module, Int4Linear):
+        return MatMulNBits(module, accuracy_level)
+    if isinstance(module, Int4Embedding):
+        return GatherBlockQuantized(module)
+    return RMSNorm.matching(module) if "Norm" in type(module).__name__ else None

@@ -1,0 +1,72 @@
+"""The exported graph: torch.onnx.export on the real model with lowered leaves, then onnx-ir passes.
+
+torch.export traces with a batch of 2, a length of 3 and a past of 5, all three dynamic. The vectors come in as graph inputs, so the
+exporter cannot merge equal ones; a pass gives each its default of ones afterwards.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import onnx_ir as ir
+import torch
+from torch.export import Dim
+from transformers import PreTrainedModel
+
+from qia3.graph.decoder import Decoder, lowered
+from qia3.graph.passes import run_passes
+
+OPSET = 21
+
+
+def cache_names(layers: int, prefix: str) -> list[str]:
+    """past_key_values.0.key, past_key_values.0.value, past_key_values.1.key, ..."""
+    return [f"{prefix}.{i}.{part}" for i in range(layers) for part in ("key", "value")]
+
+
+def export_decoder(model: PreTrainedModel, accuracy_level: int, positions: int, logits: str) -> ir.Model:
+    """The graph of a decoder whose linear layers are 4-bit and whose vectors are at the side, or folded (no Scaled module left)."""
+    with lowered(model, accuracy_level, positions, logits) as decoder, _quiet():
+        program = _trace(decoder)
+        return run_passes(program.model, decoder.sizes)
+
+
+def _trace(decoder: Decoder) -> torch.onnx.ONNXProgram:
+    config = decoder.model.config.get_text_config()
+    layers, heads = config.num_hidden_layers, getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    past = [torch.zeros(2, heads, 5, size) for _ in range(2 * layers)]
+    vectors = [torch.ones(2, 1, size) for size in decoder.sizes.values()]
+    batch, sequence, total, before, rows = (Dim.DYNAMIC,) * 5
+    shapes = ({0: batch, 1: sequence}, {0: batch, 1: total}, [{0: batch, 2: before}] * len(past), [{0: rows}] * len(vectors))
+    program = torch.onnx.export(
+        decoder,
+        (torch.zeros(2, 3, dtype=torch.long), torch.ones(2, 8, dtype=torch.long), past, vectors),
+        dynamo=True,
+        opset_version=OPSET,
+        dynamic_shapes=shapes,
+        input_names=["input_ids", "attention_mask", *cache_names(layers, "past_key_values"), *decoder.sizes],
+        output_names=["logits", *cache_names(layers, "present")],
+        verbose=False,
+    )
+    assert program is not None
+    return program
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter warns about itself at length."""
+    loggers = [logging.getLogger(n) for n in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    levels = [log.level for log in loggers]
+    try:
+        for log in loggers:
+            log.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for log, level in zip(loggers, levels, strict=True):
+            log.setLevel(level)

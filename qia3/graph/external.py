@@ -1,0 +1,66 @@
+"""The graph on disk: model.onnx and one file of external data, every region of it accounted for.
+
+Each tensor starts on a multiple of 64 bytes. Tensors with the same bytes share one region, whatever their shapes: so a tied embedding,
+whose codes GatherBlockQuantized wants as [V, H/2] and MatMulNBits as [V, B, block/2], is stored once. The defaults of the vectors stay
+inside model.onnx, where they are overridable initializers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+ALIGNMENT = 64
+SMALLEST = 128  # bytes; smaller tensors stay inside model.onnx
+GRAPH, DATA = "model.onnx", "model.onnx.data"
+KINDS = ("codes", "scales", "zero_points")
+
+
+@dataclass(frozen=True)
+class Region:
+    """One stretch of the data file. `part` is the footprint's name for what it holds."""
+
+    name: str
+    part: str
+    bytes: int
+    offset: int
+
+
+def write_graph(model: ir.Model, folder: Path, vocabulary_modules: Collection[str]) -> list[Region]:
+    """Writes model.onnx and model.onnx.data. `vocabulary_modules` are the module paths of the embedding and the head."""
+    regions: list[Region] = []
+    seen: dict[str, Region] = {}
+    inputs = {v.name for v in model.graph.inputs}
+    with (folder / DATA).open("wb") as out:
+        for name, value in model.graph.initializers.items():
+            tensor = value.const_value
+            if tensor is None or tensor.nbytes < SMALLEST or name in inputs:
+                continue
+            data = tensor.tobytes()
+            digest = hashlib.sha256(data).hexdigest()
+            if digest not in seen:
+                out.write(b"\0" * (-out.tell() % ALIGNMENT))
+                seen[digest] = Region(name, _part(name, vocabulary_modules), len(data), out.tell())
+                regions.append(seen[digest])
+                out.write(data)
+            region = seen[digest]
+            value.const_value = ir.ExternalTensor(
+                DATA, region.offset, region.bytes, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=name, base_dir=folder
+            )
+    ir.save(model, folder / GRAPH)
+    return regions
+
+
+def _part(name: str, vocabulary_modules: Collection[str]) -> str:
+    """The footprint's part for an initializer, from the module it belongs to."""
+    kind = name.rpartition(".")[2]
+    if kind in KINDS:
+        vocabulary = any(name.startswith(f"model.{module}.") for module in vocabulary_modules)
+        return f"embedding_{kind}" if vocabulary else kind
+    if name in ("cos", "sin"):
+        return "rotary"
+    return "norms_and_biases" if kind in ("weight", "bias") else "other"

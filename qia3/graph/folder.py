@@ -1,0 +1,134 @@
+"""The other files of a bundle's folder: adapters, tokenizer, configurations; and the folder itself, whole or absent."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from qia3.errors import StorageError
+from qia3.graph.external import GRAPH
+
+
+@contextmanager
+def whole_or_absent(target: Path) -> Iterator[Path]:
+    """A temporary folder beside `target`, renamed to it when the block ends well and removed when it does not.
+
+    An older bundle in its place is replaced at that moment and not before; a folder that is no bundle is never replaced.
+    """
+    if target.exists() and not (target / "manifest.json").is_file() and (not target.is_dir() or any(target.iterdir())):
+        raise StorageError(f"{target} exists and is not a bundle; choose another output or move it away")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as error:
+        raise StorageError(f"cannot write beside {target}: {error.strerror}") from error
+    try:
+        yield scratch
+        scratch.chmod(0o755)
+        _swap(scratch, target)
+    except OSError as error:
+        raise StorageError(f"cannot write {target}: {error.strerror or error}; nothing was left half-written") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _swap(new: Path, target: Path) -> None:
+    old = new.with_name(new.name + ".old")
+    if target.exists():
+        target.rename(old)
+    try:
+        new.rename(target)
+    except OSError:
+        if old.exists():
+            old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def write_adapter(path: Path, vectors: Mapping[str, NDArray[np.float32]], fingerprint: str) -> None:
+    """An .onnx_adapter: float32 [1, 1, d] by graph input name; its model version is the fingerprint's first 28 bits."""
+    adapter = ort.AdapterFormat()
+    adapter.set_adapter_version(1)
+    adapter.set_model_version(int(fingerprint[:7], 16))
+    # OrtValues are kept in a list: the format holds no reference of its own
+    values = {name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(v, np.float32).reshape(1, 1, -1)) for name, v in vectors.items()}
+    adapter.set_parameters(values)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    adapter.export_adapter(str(path))
+
+
+def write_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """tokenizer.json and its configuration, as transformers saves them."""
+    tokenizer.save_pretrained(str(folder))
+    for stray in ("tokenizer_config.json",):
+        _forget_paths(folder / stray)
+
+
+def write_configs(model: Any, folder: Path, context_length: int, stop_tokens: tuple[int, ...]) -> None:
+    """config.json, generation_config.json and genai_config.json (onnxruntime-genai's generic "decoder" type)."""
+    config = model.config.to_dict()
+    for key in ("quantization_config", "_name_or_path", "_attn_implementation"):
+        config.pop(key, None)
+    _write_json(folder / "config.json", config)
+    generation = model.generation_config.to_dict() | {"eos_token_id": list(stop_tokens)}
+    _write_json(folder / "generation_config.json", generation)
+    _write_json(folder / "genai_config.json", genai_config(model.config.get_text_config(), context_length, stop_tokens))
+
+
+def genai_config(config: Any, context_length: int, stop_tokens: tuple[int, ...]) -> dict[str, Any]:
+    """What stock onnxruntime-genai reads."""
+    pad = config.pad_token_id if config.pad_token_id is not None else (stop_tokens[0] if stop_tokens else 0)
+    decoder = {
+        "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
+        "filename": GRAPH,
+        "head_size": head_size(config),
+        "hidden_size": config.hidden_size,
+        "num_attention_heads": config.num_attention_heads,
+        "num_hidden_layers": config.num_hidden_layers,
+        "num_key_value_heads": getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
+        "inputs": {
+            "input_ids": "input_ids",
+            "attention_mask": "attention_mask",
+            "past_key_names": "past_key_values.%d.key",
+            "past_value_names": "past_key_values.%d.value",
+        },
+        "outputs": {"logits": "logits", "present_key_names": "present.%d.key", "present_value_names": "present.%d.value"},
+    }
+    model = {
+        "type": "decoder",
+        "bos_token_id": config.bos_token_id if isinstance(config.bos_token_id, int) else pad,
+        "eos_token_id": list(stop_tokens),
+        "pad_token_id": pad,
+        "context_length": context_length,
+        "vocab_size": config.vocab_size,
+        "decoder": decoder,
+    }
+    search = {"do_sample": False, "max_length": context_length, "num_beams": 1, "past_present_share_buffer": True}
+    return {"model": model, "search": search}
+
+
+def head_size(config: Any) -> int:
+    """The size of one attention head."""
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+def _forget_paths(path: Path) -> None:
+    """Takes the build machine's folder names out of a file that transformers wrote."""
+    with contextlib.suppress(FileNotFoundError):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        _write_json(path, {k: v for k, v in content.items() if not (isinstance(v, str) and os.sep in v and Path(v).exists())})
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False, default=str) + "\n", encoding="utf-8")

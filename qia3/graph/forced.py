@@ -1,0 +1,58 @@
+"""Logits of a prompt and of tokens forced after it, from torch and from ONNX Runtime: the two sides of the parity gate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import torch
+from numpy.typing import NDArray
+
+from qia3.graph.folder import head_size
+from qia3.graph.parity import Floats
+
+
+def torch_logits(model: Any, prompt: Sequence[int], forced: Sequence[int]) -> Floats:
+    """[1 + len(forced), V] float32, from one pass over the whole sequence and no cache."""
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([[*prompt, *forced]]), use_cache=False).logits[0, len(prompt) - 1 :]
+    result: Floats = logits.float().numpy()
+    return result
+
+
+def torch_choices(model: Any, prompt: Sequence[int], count: int) -> list[int]:
+    """The `count` tokens that torch itself would choose after the prompt."""
+    ids = list(prompt)
+    for _ in range(count):
+        ids.append(int(torch_logits(model, ids, []).argmax()))
+    return ids[len(prompt) :]
+
+
+class OrtDecoder:
+    """A graph opened alone, fed plainly: one prompt, then one token at a time, with its cache."""
+
+    def __init__(self, path: Path, config: Any) -> None:
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        self.session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self.outputs = [o.name for o in self.session.get_outputs()]
+        self.heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        self.layers, self.size = config.num_hidden_layers, head_size(config)
+
+    def logits(self, prompt: Sequence[int], forced: Sequence[int], vectors: Mapping[str, NDArray[np.float32]]) -> Floats:
+        """As torch_logits. `vectors` are [1, 1, d] by input name; none at all is the base."""
+        empty = np.zeros((1, self.heads, 0, self.size), np.float32)
+        cache = {f"past_key_values.{i}.{part}": empty for i in range(self.layers) for part in ("key", "value")}
+        seen, chunk = 0, list(prompt)
+        rows = []
+        for following in [*forced, None]:
+            seen += len(chunk)
+            feeds = {"input_ids": np.array([chunk], np.int64), "attention_mask": np.ones((1, seen), np.int64)}
+            results = dict(zip(self.outputs, self.session.run(None, {**feeds, **cache, **vectors}), strict=True))
+            rows.append(results["logits"][0, -1])
+            cache = {name.replace("present", "past_key_values"): value for name, value in results.items() if name.startswith("present")}
+            chunk = [following]  # type: ignore[list-item]
+        return np.stack(rows)

@@ -1,0 +1,143 @@
+"""Export leaves: modules whose forward emits one of ONNX Runtime's own operators instead of torch's.
+
+`torch.onnx.ops.symbolic` puts an operator into the exported program by name, with the type and shape it gives; nothing is computed. Each
+leaf is made from the module it stands for (`from_base` in spirit) and points at the same buffers, so the bytes that trained are the
+initializers of the graph:
+
+    Int4Linear    -> com.microsoft::MatMulNBits(x, codes, scales[, zero points][, bias])
+    Int4Embedding -> com.microsoft::GatherBlockQuantized(codes [V, H/2], ids, scales[, zero points])
+    Scaled        -> Mul by a graph input [rows, 1, d], beside the layer's own operator
+    RMSNorm       -> SimplifiedLayerNormalization, where a numeric check shows the module is one
+
+Operators: docs/ContribOperators.md of ONNX Runtime 1.32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.onnx.ops import symbolic
+
+from qia3.base.modules import Int4Embedding, Int4Linear
+from qia3.ia3.vectors import Scaled
+
+
+@dataclass
+class Inputs:
+    """What one trace of the graph hands to its leaves. A plain object: torch.export refuses tensors assigned to modules."""
+
+    vectors: dict[str, Tensor] = field(default_factory=dict)
+    past: list[Tensor] = field(default_factory=list)
+    present: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    last: Tensor | None = None
+    seqlens: Tensor | None = None
+    total: Tensor | None = None
+    total_length: int | torch.SymInt = 0
+
+
+class MatMulNBits(nn.Module):
+    """codes uint8 [N, B, block/2], scales float32 [N, B], zero points uint8 [N, ceil(B/2)]."""
+
+    def __init__(self, linear: Int4Linear, accuracy_level: int) -> None:
+        super().__init__()
+        store = linear.store
+        self.codes, self.scales = nn.Buffer(store.codes), nn.Buffer(store.scales)
+        self.zero_points = None if store.zero_points is None else nn.Buffer(store.zero_points)
+        self.bias = None if linear.bias is None else nn.Buffer(linear.bias)
+        self.outputs = store.outputs
+        self.attributes = {"K": store.inputs, "N": store.outputs, "bits": 4, "block_size": store.block_size, "accuracy_level": accuracy_level}
+
+    def forward(self, x: Tensor) -> Tensor:
+        # x [..., K] -> [..., N]
+        inputs: list[Tensor | None] = [x, self.codes, self.scales, self.zero_points, None, self.bias]
+        while inputs[-1] is None:
+            inputs.pop()
+        out: Tensor = symbolic(
+            "com.microsoft::MatMulNBits", inputs, self.attributes, dtype=x.dtype, shape=(*x.shape[:-1], self.outputs), version=1
+        )
+        return out
+
+
+class GatherBlockQuantized(nn.Module):
+    """Rows of the table at `ids`. Its codes are the head's bytes in another shape; the writer stores them once."""
+
+    def __init__(self, embedding: Int4Embedding) -> None:
+        super().__init__()
+        store = embedding.store
+        self.codes = nn.Buffer(store.codes.view(store.outputs, -1))
+        self.scales = nn.Buffer(store.scales)
+        self.zero_points = None if store.zero_points is None else nn.Buffer(store.zero_points)
+        self.size, self.scale = embedding.embedding_dim, embedding.scale
+        self.attributes = {"bits": 4, "block_size": store.block_size, "gather_axis": 0, "quantize_axis": 1}
+
+    def forward(self, ids: Tensor) -> Tensor:
+        # ids [B, S] -> [B, S, H]
+        inputs = [self.codes, ids, self.scales] + ([] if self.zero_points is None else [self.zero_points])
+        rows: Tensor = symbolic(
+            "com.microsoft::GatherBlockQuantized", inputs, self.attributes, dtype=torch.float32, shape=(*ids.shape, self.size), version=1
+        )
+        return rows if self.scale is None else rows * self.scale
+
+
+class ScaledLeaf(nn.Module):
+    """The layer's operator and a Mul by the graph input of its name."""
+
+    def __init__(self, scaled: Scaled, inner: nn.Module, inputs: Inputs) -> None:
+        super().__init__()
+        self.inner, self.name, self.on_input, self.graph_inputs = inner, scaled.site.name, scaled.site.placement == "input", inputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        # the vector is [rows, 1, d] and x [batch, S, d]: rows is 1 or batch, which torch's shapes cannot say, so Mul is emitted by name
+        x = self._scale(x) if self.on_input else x
+        y: Tensor = self.inner(x)
+        return y if self.on_input else self._scale(y)
+
+    def _scale(self, x: Tensor) -> Tensor:
+        out: Tensor = symbolic("Mul", (x, self.graph_inputs.vectors[self.name]), {}, dtype=x.dtype, shape=x.shape, version=14)
+        return out
+
+
+class LastPosition(nn.Module):
+    """The head, on the last valid position of each row only."""
+
+    def __init__(self, head: nn.Module, inputs: Inputs) -> None:
+        super().__init__()
+        self.head, self.graph_inputs = head, inputs
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        # hidden [B, S, H] -> [B, 1, V]
+        assert self.graph_inputs.last is not None
+        index = self.graph_inputs.last[:, None, None].expand(-1, 1, hidden.shape[-1])
+        out: Tensor = self.head(hidden.gather(1, index))
+        return out
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight."""
+
+    def __init__(self, weight: Tensor, epsilon: float) -> None:
+        super().__init__()
+        self.weight, self.epsilon = nn.Buffer(weight), epsilon
+
+    def forward(self, x: Tensor) -> Tensor:
+        attributes = {"axis": -1, "epsilon": self.epsilon, "stash_type": 1}
+        out: Tensor = symbolic("SimplifiedLayerNormalization", (x, self.weight), attributes, dtype=x.dtype, shape=x.shape, version=1)
+        return out
+
+    @classmethod
+    def matching(cls, module: nn.Module) -> RMSNorm | None:
+        """The leaf for a module that computes an RMS norm with weight w or 1 + w, found by trying; None if it computes something else."""
+        weight = getattr(module, "weight", None)
+        epsilon = next((float(getattr(module, n)) for n in ("variance_epsilon", "eps", "epsilon") if getattr(module, n, None) is not None), None)
+        if not isinstance(weight, Tensor) or weight.dim() != 1 or epsilon is None or getattr(module, "bias", None) is not None:
+            return None
+        x = torch.randn(3, weight.numel(), generator=torch.Generator().manual_seed(0)) * 2 + 0.3
+        normal = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + epsilon)
+        with torch.no_grad():
+            seen = module(x)
+        for candidate in (weight.detach(), 1 + weight.detach()):
+            if isinstance(seen, Tensor) and torch.allclose(normal * candidate, seen, rtol=1e-4, atol=1e-5):
+                return cls(candidate.clone(), epsilon)
+        return None

@@ -1,0 +1,119 @@
+"""Graph edits after the export: onnx-ir passes, each with what it requires and what it ensures.
+
+MatMulNBits at accuracy_level 4 packs its scales when the session is made and only if they are constants; scales that are inputs or
+overridable give silent garbage (measured on ONNX Runtime 1.32). `ConstantWeights` refuses such a graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes import InPlacePass, PassResult, PreconditionError, Sequential
+from onnx_ir.passes import common as common_passes
+
+INPUT_DIMENSIONS = {"input_ids": ("batch_size", "sequence_length"), "attention_mask": ("batch_size", "total_sequence_length")}
+
+
+class DefaultVectors(InPlacePass):
+    """Gives each vector, a graph input [rows, 1, d], the default of ones [1, 1, d]: no adapter means the base."""
+
+    def __init__(self, sizes: Mapping[str, int]) -> None:
+        super().__init__()
+        self.sizes = sizes
+
+    def requires(self, model: ir.Model) -> None:
+        missing = set(self.sizes) - {v.name for v in model.graph.inputs}
+        if missing:
+            raise PreconditionError(f"vectors that are no graph inputs: {sorted(missing)}")
+
+    def call(self, model: ir.Model) -> PassResult:
+        for value in model.graph.inputs:
+            if value.name in self.sizes:
+                size = self.sizes[value.name]
+                value.shape = ir.Shape(["rows", 1, size])
+                value.const_value = ir.tensor(np.ones((1, 1, size), np.float32), name=value.name)
+                model.graph.initializers.add(value)
+        return PassResult(model, modified=bool(self.sizes))
+
+    def ensures(self, model: ir.Model) -> None:
+        assert set(self.sizes) <= set(model.graph.initializers)
+
+
+class NamedDimensions(InPlacePass):
+    """The dimension names that the ecosystem's loaders look for (`batch_size` above all)."""
+
+    def call(self, model: ir.Model) -> PassResult:
+        for value in (*model.graph.inputs, *model.graph.outputs):
+            name, shape = value.name or "", value.shape
+            if name in INPUT_DIMENSIONS:
+                value.shape = ir.Shape(INPUT_DIMENSIONS[name])
+            elif shape is not None and name.startswith(("past_key_values.", "present.")):
+                length = "past_sequence_length" if name.startswith("past") else "total_sequence_length"
+                value.shape = ir.Shape(["batch_size", shape[1], length, shape[3]])
+            elif shape is not None and name == "logits":
+                value.shape = ir.Shape(["batch_size", 1 if shape[1] == 1 else "sequence_length", shape[2]])
+        return PassResult(model, modified=True)
+
+
+class ConstantWeights(InPlacePass):
+    """Changes nothing: codes, scales and zero points of every MatMulNBits are constant initializers, or the export stops."""
+
+    def call(self, model: ir.Model) -> PassResult:
+        inputs = {v.name for v in model.graph.inputs}
+        bad = [
+            f"{node.name}: {value.name}"
+            for node in model.graph
+            if node.op_type == "MatMulNBits"
+            for value in node.inputs[1:4]
+            if value is not None and (value.name in inputs or value.name not in model.graph.initializers)
+        ]
+        if bad:
+            raise PreconditionError(f"MatMulNBits weights that are not constant initializers: {bad}")
+        return PassResult(model, modified=False)
+
+
+class StripTrace(InPlacePass):
+    """Drops the exporter's notes on where each node came from: they double the file, and hold paths of the build machine."""
+
+    def call(self, model: ir.Model) -> PassResult:
+        model.metadata_props.clear()
+        model.graph.metadata_props.clear()
+        for item in (*model.graph, *model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):
+            item.metadata_props.clear()
+            item.doc_string = None
+        for node in model.graph:
+            for value in node.outputs:
+                value.metadata_props.clear()
+                value.doc_string = None
+        return PassResult(model, modified=True)
+
+
+class AccuracyLevel(InPlacePass):
+    """Sets accuracy_level on every MatMulNBits: 0 multiplies in float32, 4 quantises activations to int8."""
+
+    def __init__(self, level: int) -> None:
+        super().__init__()
+        self.level = level
+
+    def call(self, model: ir.Model) -> PassResult:
+        for node in model.graph:
+            if node.op_type == "MatMulNBits":
+                node.attributes["accuracy_level"] = ir.AttrInt64("accuracy_level", self.level)
+        return PassResult(model, modified=True)
+
+
+def run_passes(model: ir.Model, sizes: Mapping[str, int]) -> ir.Model:
+    """All of them, in order."""
+    model.graph.opset_imports["com.microsoft"] = 1
+    model.producer_name, model.producer_version, model.graph.name = "qia3", "", "decoder"
+    passes = [
+        common_passes.RemoveUnusedNodesPass(),
+        common_passes.RemoveUnusedFunctionsPass(),
+        DefaultVectors(sizes),
+        NamedDimensions(),
+        StripTrace(),
+        ConstantWeights(),
+    ]
+    return Sequential(*passes)(model).model

@@ -1,0 +1,231 @@
+"""From a trained base to a whole bundle: graph, parity gate, adapters, evaluation, measurement, report. Nothing is kept if a step fails."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from torch import nn
+
+from qia3 import __version__
+from qia3.base.load import BaseModel
+from qia3.base.modules import Int4Linear
+from qia3.config import Build
+from qia3.footprint.measure import measure
+from qia3.footprint.seal import seal
+from qia3.graph.export import export_decoder
+from qia3.graph.external import GRAPH, Region, write_graph
+from qia3.graph.folder import head_size, whole_or_absent, write_adapter, write_configs, write_tokenizer
+from qia3.graph.forced import OrtDecoder, torch_choices, torch_logits
+from qia3.graph.parity import check, compare
+from qia3.graph.passes import AccuracyLevel
+from qia3.ia3.peft import write_peft
+from qia3.ia3.roles import Roles
+from qia3.ia3.vectors import Scaled, detach, fold, set_vectors
+from qia3.runtime.adapters import AdapterBank
+from qia3.runtime.bundle import Bundle
+from qia3.runtime.engine import Engine
+from qia3.runtime.evaluate import evaluate
+from qia3.targets import load_target
+from qia3.train.prompts import wrapping
+from qia3.train.task import Trained
+
+PACKAGES = ("torch", "transformers", "onnxruntime", "onnx-ir", "onnx", "numpy", "peft", "tokenizers")
+Pairs = Mapping[str, Sequence[tuple[str, str]]]
+
+
+def publish(plan: Build, base: BaseModel, roles: Roles, scaled: dict[str, Scaled], trained: Sequence[Trained], tests: Pairs) -> Path:
+    """Writes the bundle of `plan` and returns its folder."""
+    target = load_target(plan.export.target)
+    linears = _linears(base.model, roles)
+    if plan.export.mode == "merged":
+        chosen = next(t for t in trained if t.task.name == plan.export.merge_task)
+        trained = [chosen]
+        set_vectors(scaled, chosen.vectors)
+        fold(scaled)
+        detach(base.model, scaled)
+    with whole_or_absent(plan.output_folder) as folder:
+        print("exporting the graph", flush=True)
+        graph = export_decoder(base.model, target.accuracy_level, _positions(plan, base), plan.export.logits)
+        regions = write_graph(graph, folder, _vocabulary(base.model))
+        manifest = _manifest(plan, base, scaled, trained, linears, regions, target.accuracy_level)
+        print("comparing torch and ONNX Runtime", flush=True)
+        manifest["parity"] = _parity(plan, base, scaled, trained, tests, graph, folder)
+        _write_files(plan, base, scaled, trained, folder, manifest)
+        seal(folder, manifest)
+        manifest["evaluation"] = _evaluation(folder, trained, plan.export.mode == "side")
+        print("measuring memory and speed in a fresh process", flush=True)
+        manifest["measured"] = measure(folder).to_dict()
+        seal(folder, manifest)
+    return plan.output_folder
+
+
+def _positions(plan: Build, base: BaseModel) -> int:
+    return min(plan.export.context_length, getattr(base.model.config.get_text_config(), "max_position_embeddings", None) or 10**9)
+
+
+def _vocabulary(model: Any) -> list[str]:
+    """Paths of the embedding and the head."""
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    return [name for name, module in model.named_modules(remove_duplicate=False) if any(module is e for e in ends)]
+
+
+def _linears(model: nn.Module, roles: Roles) -> list[dict[str, Any]]:
+    """Every linear layer with its shape and role."""
+    plain = {name.replace(".base", ""): m for name, m in model.named_modules() if isinstance(m, Int4Linear)}
+    return [
+        {"name": n, "inputs": m.in_features, "outputs": m.out_features, "role": roles.linears.get(n, "other"), "bits": 4} for n, m in plain.items()
+    ]
+
+
+def _manifest(
+    plan: Build,
+    base: BaseModel,
+    scaled: Mapping[str, Scaled],
+    trained: Sequence[Trained],
+    linears: list[dict[str, Any]],
+    regions: Sequence[Region],
+    accuracy_level: int,
+) -> dict[str, Any]:
+    config = base.model.config.get_text_config()
+    wrap = wrapping(base.tokenizer, base.model.generation_config, chat=True)
+    side = plan.export.mode == "side"
+    embedding, head = base.model.get_input_embeddings(), base.model.get_output_embeddings()
+    return {
+        "format": 1,
+        "qia3": __version__,
+        "name": plan.name,
+        "mode": plan.export.mode,
+        "merged_task": plan.export.merge_task if not side else None,
+        "seed": plan.seed,
+        "versions": {"python": platform.python_version(), **_versions()},
+        "base": {
+            "reference": base.reference if not Path(base.reference).exists() else Path(base.reference).name,
+            "fingerprint": base.fingerprint,
+            "model_type": config.model_type,
+            "parameters": base.parameters,
+            "grid": {"format": "int4", "block_size": base.block_size, "symmetric": base.symmetric},
+        },
+        "architecture": {
+            "layers": config.num_hidden_layers,
+            "heads": config.num_attention_heads,
+            "kv_heads": getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
+            "head_size": head_size(config),
+            "hidden_size": config.hidden_size,
+            "vocab_size": config.vocab_size,
+            "context_length": _positions(plan, base),
+            "tied_embedding": getattr(embedding, "store", embedding) is getattr(head, "store", head),
+        },
+        "linears": linears,
+        "graph": {
+            "target": plan.export.target,
+            "accuracy_level": accuracy_level,
+            "logits": plan.export.logits,
+            "vectors": [
+                {"name": n, "size": s.site.size, "role": s.site.role, "placement": s.site.placement, "down": s.site.down}
+                | ({} if s.site.rows is None else {"rows": list(s.site.rows)})
+                for n, s in scaled.items()
+            ]
+            if side
+            else [],
+        },
+        "tensors": [vars(r) for r in regions],
+        "prompt": {"prefix": wrap.prefix, "suffix": wrap.suffix},
+        "stop_tokens": list(wrap.stop_tokens),
+        "tasks": {
+            t.task.name: {
+                "kind": t.task.kind,
+                "prompt": t.prompt,
+                "choices": None if t.choices is None else list(t.choices),
+                "max_new_tokens": t.task.max_new_tokens,
+                "end": t.wrapping.end,
+            }
+            for t in trained
+        },
+        "training": {t.task.name: vars(t.record) for t in trained},
+        "config": plan.model_dump(mode="json", by_alias=True, exclude={"output"}) | {"task": [_task_as_asked(t) for t in plan.task]},
+    }
+
+
+def _task_as_asked(task: Any) -> dict[str, Any]:
+    """A task without the build machine's folders."""
+    return dict(task.model_dump(mode="json", by_alias=True)) | {"train": task.train.name, "test": task.test.name}
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _parity(
+    plan: Build, base: BaseModel, scaled: Mapping[str, Scaled], trained: Sequence[Trained], tests: Pairs, graph: ir.Model, folder: Path
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Law 4, for the base alone and for each adapter (merged: for the folded model), on prompts of the tasks' own test sentences."""
+    exact_path = folder / "exact.onnx"
+    AccuracyLevel(0)(graph)
+    ir.save(graph, exact_path)
+    config = base.model.config.get_text_config()
+    exact, shipped = OrtDecoder(exact_path, config), OrtDecoder(folder / GRAPH, config)
+    side = plan.export.mode == "side"
+    cases: list[tuple[str, Trained | None]] = [*([("none", None)] if side else []), *((t.task.name, t) for t in trained)]
+    results = {}
+    for name, adapter in cases:
+        if side:
+            set_vectors(scaled, adapter.vectors if adapter else {})
+        vectors = {n: v.reshape(1, 1, -1) for n, v in adapter.vectors.items()} if adapter and side else {}
+        rows = []
+        for prompt in _prompts(plan, base, [adapter] if adapter else trained, tests):
+            forced = torch_choices(base.model, prompt, plan.parity.decode_steps)
+            rows.append((torch_logits(base.model, prompt, forced), *(d.logits(prompt, forced, vectors) for d in (exact, shipped))))
+        reference, at_zero, as_shipped = (np.concatenate(column) for column in zip(*rows, strict=True))
+        agreement = {"exact": compare(reference, at_zero), "shipped": compare(reference, as_shipped)}
+        check(agreement["exact"], agreement["shipped"], plan.parity, f"adapter {name}")
+        results[name] = {kind: a.to_dict() for kind, a in agreement.items()}
+    exact_path.unlink()
+    return results
+
+
+def _prompts(plan: Build, base: BaseModel, trained: Sequence[Trained], tests: Pairs) -> list[list[int]]:
+    """Prompts in turn from each task's test sentences."""
+    texts = [t.prompt.replace("{text}", text) for t in trained for text, _ in tests[t.task.name][: plan.parity.prompts]]
+    step = max(1, len(texts) // plan.parity.prompts)
+    return [base.tokenizer.encode(text, add_special_tokens=False) for text in texts[::step][: plan.parity.prompts]]
+
+
+def _write_files(
+    plan: Build, base: BaseModel, scaled: Mapping[str, Scaled], trained: Sequence[Trained], folder: Path, manifest: Mapping[str, Any]
+) -> None:
+    """Adapters in both forms, tokenizer, configurations."""
+    if plan.export.mode == "side":
+        sites = [s.site for s in scaled.values()]
+        for t in trained:
+            write_adapter(folder / "adapters" / f"{t.task.name}.onnx_adapter", t.vectors, base.fingerprint)
+            write_peft(folder / "adapters" / t.task.name, t.vectors, sites, manifest["base"]["reference"], base.fingerprint)
+    write_tokenizer(base.tokenizer, folder)
+    write_configs(base.model, folder, manifest["architecture"]["context_length"], tuple(manifest["stop_tokens"]))
+
+
+def _evaluation(folder: Path, trained: Sequence[Trained], side: bool) -> dict[str, Any]:
+    """Held-out scores of the bundle itself: without the adapter and with it (merged: with it only)."""
+    bundle = Bundle.open(folder)
+    engine, bank = Engine(bundle), AdapterBank(bundle)
+    results: dict[str, Any] = {}
+    for t in trained:
+        name = t.task.name
+        print(f"evaluating {name} on {t.task.test.name}", flush=True)
+        scores = {}
+        for when, adapter in (("before", None), ("after", name)):
+            if side or when == "after":
+                scores[when] = evaluate(engine, bank, t.task.test, adapter, name).to_dict()
+        results[name] = {"n": scores["after"]["n"], **scores}
+    return results
