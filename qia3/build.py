@@ -5,17 +5,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-
-from rich.progress import track
 
 from qia3.base.load import BaseModel, load_base
 from qia3.config import Build, Task
 from qia3.errors import BaseModelError
 from qia3.ia3.roles import Roles, Site, find_roles
 from qia3.ia3.vectors import Scaled, attach
+from qia3.progress import bar, say
 from qia3.publish import publish
 from qia3.runtime.examples import read_examples
 from qia3.train.task import Trained, load_task, train_task
@@ -57,8 +55,8 @@ def export(plan: Build) -> Path:
 
 def load(plan: Build) -> tuple[BaseModel, Roles, dict[str, Scaled]]:
     """The 4-bit base with vectors of ones on it."""
-    print(f"loading {plan.base.model} on the int4 grid, block {plan.base.block_size}", flush=True)
-    base = load_base(plan.base.model, plan.base.block_size, plan.base.symmetric, _bar)
+    say(f"loading {plan.base.model} on the int4 grid, block {plan.base.block_size}")
+    base = load_base(plan.base.model, plan.base.block_size, plan.base.symmetric, lambda names: bar(names, "quantising"))
     if base.model.config.is_encoder_decoder:
         raise BaseModelError(f"{plan.base.model} is an encoder-decoder; this version exports decoders")
     roles = find_roles(base.model)
@@ -86,7 +84,3 @@ def _train(plan: Build, task: Task, data: Data, base: BaseModel, scaled: dict[st
 
 def _sites(plan: Build, roles: Roles) -> tuple[Site, ...]:
     return (*roles.queries, *roles.sites) if plan.export.query_vectors else roles.sites
-
-
-def _bar(names: list[str]) -> Iterable[str]:
-    return track(names, description="quantising", transient=True)

@@ -98,7 +98,8 @@ def build(
 ) -> None:
     """Make a bundle out of a build file.
 
-    Quantises the base, trains each task, exports, checks parity and reports. FILE is TOML. A build that was stopped goes on from its last checkpoint.
+    Quantises the base, trains each task, exports, checks parity and reports. FILE is TOML. A build that was stopped goes on
+    from its last checkpoint.
     """
     plan = _plan(file, output, seed, steps, mode, task, target)
     with _progress_on_stderr():
@@ -254,10 +255,10 @@ def targets(as_json: bool) -> None:
 
     found = all_targets()
     lines = [
-        f"{t.name:<12}{t.description}\n{'':12}{t.note}\n{'':12}accuracy_level {t.accuracy_level}; tested on {', '.join(t.tested_on) or 'nothing yet'}"
+        (f"{t.name:<12}{t.description}", t.note, f"accuracy_level {t.accuracy_level}; tested on {', '.join(t.tested_on) or 'nothing yet'}")
         for t in found
     ]
-    _print([t.model_dump(mode="json") for t in found], "\n".join(lines), as_json)
+    _print([t.model_dump(mode="json") for t in found], "\n".join(f"\n{'':12}".join(entry) for entry in lines), as_json)
 
 
 @qia3.command(epilog=_example("qia3 devices", "qia3 devices dist/home-intents --json"))

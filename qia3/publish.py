@@ -27,6 +27,7 @@ from qia3.graph.passes import AccuracyLevel
 from qia3.ia3.peft import write_peft
 from qia3.ia3.roles import Roles
 from qia3.ia3.vectors import Scaled, detach, fold, set_vectors
+from qia3.progress import say
 from qia3.runtime.adapters import AdapterBank
 from qia3.runtime.bundle import Bundle
 from qia3.runtime.engine import Engine
@@ -50,16 +51,16 @@ def publish(plan: Build, base: BaseModel, roles: Roles, scaled: dict[str, Scaled
         fold(scaled)
         detach(base.model, scaled)
     with whole_or_absent(plan.output_folder) as folder:
-        print("exporting the graph", flush=True)
+        say("exporting the graph")
         graph = export_decoder(base.model, target.accuracy_level, _positions(plan, base), plan.export.logits)
         regions = write_graph(graph, folder, _vocabulary(base.model))
         manifest = _manifest(plan, base, scaled, trained, linears, regions, target.accuracy_level)
-        print("comparing torch and ONNX Runtime", flush=True)
+        say("comparing torch and ONNX Runtime")
         manifest["parity"] = _parity(plan, base, scaled, trained, tests, graph, folder)
         _write_files(plan, base, scaled, trained, folder, manifest)
         seal(folder, manifest)
         manifest["evaluation"] = _evaluation(folder, trained, plan.export.mode == "side")
-        print("measuring memory and speed in a fresh process", flush=True)
+        say("measuring memory and speed in a fresh process")
         manifest["measured"] = measure(folder).to_dict()
         seal(folder, manifest)
     return plan.output_folder
@@ -222,7 +223,7 @@ def _evaluation(folder: Path, trained: Sequence[Trained], side: bool) -> dict[st
     results: dict[str, Any] = {}
     for t in trained:
         name = t.task.name
-        print(f"evaluating {name} on {t.task.test.name}", flush=True)
+        say(f"evaluating {name} on {t.task.test.name}")
         scores = {}
         for when, adapter in (("before", None), ("after", name)):
             if side or when == "after":

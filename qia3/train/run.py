@@ -28,6 +28,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from qia3.config import Train
 from qia3.errors import Interrupted
 from qia3.ia3.vectors import Scaled, set_vectors
+from qia3.progress import say
 from qia3.train.compute import choose_compute, set_compute
 from qia3.train.prompts import Sequences
 
@@ -96,7 +97,7 @@ def train_vectors(
     )
     started = time.perf_counter()
     try:
-        print(f"training {title}: {sum(s.delta.numel() for s in scaled.values()):,} parameters, {settings.steps} steps, {dtype}", flush=True)
+        say(f"training {title}: {sum(s.delta.numel() for s in scaled.values()):,} parameters, {settings.steps} steps, {dtype}")
         with flag.listening():
             result = trainer.train(resume_from_checkpoint=_last_whole_checkpoint(folder))
     finally:
@@ -184,7 +185,7 @@ class _Interruption(TrainerCallback):  # type: ignore[misc]
 
         def note(number: int, _: Any) -> None:
             self.raised = True
-            print("\nstopping after this step, with a checkpoint (once more to stop at once)", flush=True)
+            say("\nstopping after this step, with a checkpoint (once more to stop at once)")
             for name, handler in previous.items():
                 signal.signal(name, handler)
 

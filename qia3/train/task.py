@@ -20,6 +20,7 @@ from qia3.config import Task, Train
 from qia3.errors import ConfigError
 from qia3.ia3.peft import read_peft, write_peft
 from qia3.ia3.vectors import Scaled, Vectors, get_vectors
+from qia3.progress import say
 from qia3.train.prompts import Wrapping, encode, wrapping
 from qia3.train.run import Record, read_record, train_vectors, write_record
 
@@ -56,7 +57,7 @@ def train_task(
     prompt, wrap = full_prompt(base, task)
     key = _key(base, prompt, settings, seed, pairs)
     if _is_done(folder, key):
-        print(f"{task.name}: trained before with the same plan, kept ({folder})", flush=True)
+        say(f"{task.name}: trained before with the same plan, kept ({folder})")
         return load_task(base, scaled, task, choices, folder)
     _prepare(folder, key)
     sequences = encode(base.tokenizer, prompt, wrap.end, pairs, settings.max_length)

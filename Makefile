@@ -1,0 +1,37 @@
+# make demo   build the example and ask it one thing        make check  lint, types, import rules
+# make test   check, then every test                        make bench  load time, memory and speed of the demo bundle
+#
+# Needs Python 3.11 or newer and make; the rest goes into .venv, at the versions in constraints.txt.
+
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/ready
+DEMO := dist/home-intents
+
+.PHONY: demo test check bench clean
+
+# pip learned --group in 25.1, so it comes first. setuptools is for tests/test_packaging.py, which builds a wheel without a network.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("QIA3 needs Python 3.11 or newer: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet -c constraints.txt setuptools -e ".[build]" --group dev
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/qia3 build examples/home-intents/qia3.toml --output $(DEMO)
+	$(BIN)/qia3 run $(DEMO) "could you dim the hall a bit" --adapter home-intents
+
+test: check
+	$(BIN)/python -m pytest
+
+check: $(STAMP)
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(STAMP)
+	$(BIN)/qia3 bench $(DEMO)
+
+clean:
+	rm -rf .venv dist build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

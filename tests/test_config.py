@@ -1,0 +1,136 @@
+"""The build file: what is read, and how each mistake is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from qia3.config import Build, read_build
+from qia3.errors import ConfigError
+
+GOOD = """\
+name = "two"
+
+[base]
+model = "smollm2-135m-instruct"
+
+[train]
+steps = 50
+
+[[task]]
+name = "intents"
+kind = "classify"
+prompt = "Which? {text}"
+train = "train.jsonl"
+test = "test.jsonl"
+
+[[task]]
+name = "commands"
+kind = "generate"
+train = "c-train.jsonl"
+test = "c-test.jsonl"
+training = { steps = 70 }
+"""
+
+
+def read(folder: Path, text: str, **overrides: object) -> Build:
+    file = folder / "qia3.toml"
+    file.write_text(text, encoding="utf-8")
+    return read_build(file, **overrides)
+
+
+def complaint(folder: Path, text: str, **overrides: object) -> str:
+    with pytest.raises(ConfigError) as caught:
+        read(folder, text, **overrides)
+    assert "qia3.toml" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_good_file_is_read_with_defaults_and_paths_beside_it(tmp_path):
+    plan = read(tmp_path, GOOD)
+    intents, commands = plan.task
+    assert intents.train == tmp_path / "train.jsonl"
+    assert (plan.training_of(intents).steps, plan.training_of(commands).steps) == (50, 70)
+    assert plan.training_of(commands).batch_size == plan.train.batch_size
+    assert plan.output_folder == Path("dist/two")
+    assert (plan.export.mode, plan.export.target, plan.base.block_size) == ("side", "ort-cpu", 32)
+    assert commands.prompt == "{text}"
+
+
+def test_command_line_values_win_and_none_is_skipped(tmp_path):
+    values = {"export.mode": "merged", "export.merge_task": "commands", "seed": 7, "train.steps": None, "output": "there"}
+    plan = read(tmp_path, GOOD, **values)
+    assert (plan.export.mode, plan.export.merge_task, plan.seed, plan.train.steps) == ("merged", "commands", 7, 50)
+    assert plan.output_folder == Path("there")
+
+
+def test_a_model_folder_beside_the_file_is_found(tmp_path):
+    (tmp_path / "model").mkdir()
+    assert read(tmp_path, GOOD.replace("smollm2-135m-instruct", "model")).base.model == str(tmp_path / "model")
+
+
+def test_malformed_toml_names_its_line(tmp_path):
+    assert "line 4" in complaint(tmp_path, GOOD.replace('model = "smollm2-135m-instruct"', "model = smollm2"))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right", "line"),
+    [("stepps = 50", "steps", 7), ("[trian]", "train", 6), ("[[tsak]]", "task", 9), ('promt = "Which? {text}"', "prompt", 12)],
+)
+def test_an_unknown_key_is_named_with_the_nearest_right_one(tmp_path, wrong, right, line):
+    old = {"steps": "steps = 50", "train": "[train]", "task": "[[task]]", "prompt": 'prompt = "Which? {text}"'}[right]
+    said = complaint(tmp_path, GOOD.replace(old, wrong, 1))
+    assert f"did you mean {right!r}?" in said
+    assert f"(line {line})" in said
+
+
+def test_an_unknown_key_with_no_near_one_lists_those_known(tmp_path):
+    assert "known here: model, block_size, symmetric" in complaint(tmp_path, GOOD.replace("[base]", "[base]\nzzz = 1"))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('name = "commands"', 'name = "intents"', "two tasks are called 'intents'"),
+        ("Which? {text}", "Which?", "holds {text} exactly once"),
+        ("Which? {text}", "{text} {text}", "holds {text} exactly once"),
+        ('name = "intents"', 'name = "none"', "not 'none'"),
+        ('name = "intents"', 'name = "../up"', "letters, digits"),
+        ('name = "two"', 'name = "a b"', "letters, digits"),
+        ("steps = 50", "steps = 0", "train.steps"),
+        ("steps = 70", "steps = -1", "steps"),
+        ("steps = 70", "stepz = 70", "stepz"),
+        ('kind = "generate"', 'kind = "write"', "kind"),
+        ('model = "smollm2-135m-instruct"', "block_size = 48", "'base.model' is missing"),
+        ('model = "smollm2-135m-instruct"', 'model = "m"\nblock_size = 48', "block_size"),
+    ],
+)
+def test_each_contradiction_is_told(tmp_path, old, new, said):
+    assert old in GOOD
+    assert said in complaint(tmp_path, GOOD.replace(old, new, 1))
+
+
+def test_a_file_without_tasks_is_refused(tmp_path):
+    assert "'task' is missing" in complaint(tmp_path, GOOD.partition("[[task]]")[0])
+
+
+@pytest.mark.parametrize("task", [None, "lights"])
+def test_merged_needs_one_of_the_tasks(tmp_path, task):
+    said = complaint(tmp_path, GOOD, **{"export.mode": "merged", "export.merge_task": task})
+    assert "needs merge_task (--task), one of intents, commands" in said
+
+
+def test_a_table_that_is_not_one_is_told_not_thrown(tmp_path):
+    text = 'export = "ort-cpu"\n' + GOOD
+    assert "export" in complaint(tmp_path, text)
+    assert "export" in complaint(tmp_path, text, **{"export.mode": "merged"})
+
+
+def test_missing_and_unreadable_files_are_told(tmp_path):
+    with pytest.raises(ConfigError, match="cannot read the build file"):
+        read_build(tmp_path / "nowhere.toml")
+    (tmp_path / "latin.toml").write_bytes(b'name = "caf\xe9"')
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        read_build(tmp_path / "latin.toml")

@@ -1,0 +1,103 @@
+"""The README, checked against what is there."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from qia3.cli import qia3
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def verbs(group: click.Group = qia3, before: str = "") -> dict[str, click.Command]:
+    """Every command by its words: "run", "adapter info"."""
+    found: dict[str, click.Command] = {}
+    for name, command in group.commands.items():
+        found |= verbs(command, f"{before}{name} ") if isinstance(command, click.Group) else {before + name: command}
+    return found
+
+
+def tree() -> dict[str, str]:
+    """Path -> phrase of the README's tree."""
+    block = next(b for b in re.findall(r"^```\w*\n(.*?)^```$", README, re.S | re.M) if b.startswith("qia3/"))
+    found, parent = {}, ""
+    for line in block.splitlines():
+        name, phrase = re.fullmatch(r"\s*(\S+)\s{2,}(\S.*)", line).groups()
+        path = parent + name if line.startswith(" ") else name
+        parent = parent if line.startswith(" ") else name
+        found[path] = phrase
+    return found
+
+
+def test_every_path_in_the_tree_exists():
+    assert [path for path in tree() if not (ROOT / path).is_dir()] == []
+
+
+def test_every_folder_is_in_the_tree():
+    if not (ROOT / ".git").exists() or not shutil.which("git"):
+        pytest.skip("needs a git checkout: what git ignores is not part of the project")
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.splitlines()
+    tops = {f"{Path(name).parts[0]}/" for name in listed if "/" in name}
+    rooms = {f"qia3/{p.parent.name}/" for p in (ROOT / "qia3").glob("*/__init__.py")}
+    assert tops | rooms == set(tree())
+
+
+@pytest.mark.parametrize("verb", sorted(verbs()))
+def test_every_verb_has_help_with_an_example_and_a_line_in_the_readme(verb):
+    result = CliRunner().invoke(qia3, [*verb.split(), "--help"])
+    assert result.exit_code == 0
+    assert f"Example:\n    qia3 {verb}" in result.output
+    assert f"| `qia3 {verb} " in README or f"| `qia3 {verb}`" in README
+
+
+def test_every_example_in_the_help_parses():
+    for verb, command in verbs().items():
+        for line in re.findall(rf"^  qia3 {verb} ?(.*)$", command.epilog, re.M):
+            words = [w.strip('"') for w in re.findall(r'"[^"]*"|\S+', line)]
+            command.make_context(verb, words)
+
+
+def test_every_command_in_the_readme_is_a_verb_with_those_options():
+    known = verbs()
+    for words in re.findall(r"`qia3 ([^`]*)`", README):
+        if words == "VERB --help":
+            continue
+        verb = next((v for v in sorted(known, key=len, reverse=True) if f"{words} ".startswith(f"{v} ")), None)
+        assert verb, words
+        options = {o for p in known[verb].params for o in p.opts}
+        assert set(re.findall(r"--[a-z-]+", words)) <= options, words
+
+
+def test_the_readme_build_file_is_a_good_one(tmp_path):
+    from qia3.config import read_build
+
+    text = re.search(r"```toml\n(.*?)```", README, re.S).group(1)
+    tomllib.loads(text)
+    (tmp_path / "qia3.toml").write_text(text)
+    assert read_build(tmp_path / "qia3.toml").task[0].name == "home-intents"
+
+
+def test_make_targets_of_the_readme_exist():
+    rules = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
+    assert set(re.findall(r"^make ([a-z]+)", README, re.M)) <= rules
+    assert {"demo", "test", "check", "bench", "clean"} <= rules
+
+
+def test_the_sample_report_has_its_place():
+    assert len(re.findall(r"<!-- sample-report:(?:start|end) -->", README)) == 2
+
+
+def test_files_that_the_readme_names_exist():
+    for name in re.findall(r"`([\w/.-]+\.(?:py|txt|toml|md))`", README):
+        inside_a_bundle = name in ("report.md",)
+        assert inside_a_bundle or (ROOT / name).is_file(), name

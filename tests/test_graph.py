@@ -1,0 +1,159 @@
+"""The exported graph is the model: every family against torch, with and without vectors, in uneven batches, folded and at the side."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+import torch
+from onnx_ir.passes import PreconditionError
+from tiny import DECODERS, GATED, ids, random_vectors, tiny
+
+from qia3.base.modules import Int4Weight
+from qia3.base.quantise import quantise_model
+from qia3.graph.export import export_decoder
+from qia3.graph.external import DATA, GRAPH, write_graph
+from qia3.graph.forced import OrtDecoder, torch_logits
+from qia3.graph.passes import ConstantWeights
+from qia3.ia3.roles import find_roles
+from qia3.ia3.vectors import attach, detach, fold, set_vectors
+
+
+def exported(family, folder, *, symmetric=False, block=32, logits="last", folded=False, level=0):
+    model = tiny(family)
+    quantise_model(model, block, symmetric)
+    scaled = attach(model, find_roles(model).sites)
+    vectors = random_vectors(scaled)
+    set_vectors(scaled, vectors)
+    if folded:
+        fold(scaled)
+        detach(model, scaled)
+    graph = export_decoder(model, level, 48, logits)
+    regions = write_graph(graph, folder, ["model.embed_tokens", "lm_head"])
+    return model, scaled, vectors, regions
+
+
+def fed(vectors):
+    return {name: v.reshape(1, 1, -1) for name, v in vectors.items()}
+
+
+@pytest.mark.parametrize("family", DECODERS)
+def test_the_graph_is_the_model(family, tmp_path):
+    model, scaled, vectors, _ = exported(family, tmp_path)
+    decoder = OrtDecoder(tmp_path / GRAPH, model.config)
+    prompt, forced = ids(1, 11)[0].tolist(), [7, 9, 11, 13]
+    np.testing.assert_allclose(decoder.logits(prompt, forced, fed(vectors)), torch_logits(model, prompt, forced), atol=2e-3, rtol=1e-3)
+    set_vectors(scaled, {})
+    np.testing.assert_allclose(decoder.logits(prompt, forced, {}), torch_logits(model, prompt, forced), atol=2e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("family", GATED)
+def test_merged_and_side_graphs_agree(family, tmp_path):
+    (tmp_path / "side").mkdir()
+    (tmp_path / "merged").mkdir()
+    model, _, vectors, _ = exported(family, tmp_path / "side")
+    exported(family, tmp_path / "merged", folded=True)
+    side, merged = (OrtDecoder(tmp_path / mode / GRAPH, model.config) for mode in ("side", "merged"))
+    prompt, forced = ids(1, 11)[0].tolist(), [7, 9]
+    np.testing.assert_allclose(merged.logits(prompt, forced, {}), side.logits(prompt, forced, fed(vectors)), atol=1e-3)
+
+
+@pytest.mark.parametrize(("symmetric", "block"), [(True, 32), (False, 16), (False, 64)])
+def test_other_grids(symmetric, block, tmp_path):
+    model, _, vectors, _ = exported("llama", tmp_path, symmetric=symmetric, block=block)
+    prompt = ids(1, 11)[0].tolist()
+    logits = OrtDecoder(tmp_path / GRAPH, model.config).logits(prompt, [5], fed(vectors))
+    np.testing.assert_allclose(logits, torch_logits(model, prompt, [5]), atol=1e-3)
+
+
+def _batch(session, model, rows, steps, vectors):
+    """Logits [1 + steps, rows, V] of rows padded on the right and then one forced token (42) a step."""
+    config, lengths = model.config, np.array([len(r) for r in rows])
+    tokens = np.zeros((len(rows), lengths.max()), np.int64)
+    for i, row in enumerate(rows):
+        tokens[i, : len(row)] = row
+    empty = np.zeros((len(rows), config.num_key_value_heads, 0, config.head_dim), np.float32)
+    names = [o.name for o in session.get_outputs()]
+    cache = {n.replace("present", "past_key_values"): empty for n in names if n.startswith("present")}
+    found = []
+    for _ in range(steps + 1):
+        mask = (np.arange(lengths.max())[None] < lengths[:, None]).astype(np.int64)
+        out = dict(zip(names, session.run(None, {"input_ids": tokens, "attention_mask": mask, **cache, **vectors}), strict=True))
+        found.append(out["logits"][:, -1])
+        cache = {n.replace("present", "past_key_values"): v for n, v in out.items() if n.startswith("present")}
+        tokens, lengths = np.full((len(rows), 1), 42, np.int64), lengths + 1
+    return np.stack(found)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "phi3"])
+def test_rows_of_one_batch_have_their_own_lengths_and_adapters(family, tmp_path):
+    model, scaled, vectors, _ = exported(family, tmp_path)
+    other = random_vectors(scaled, seed=7)
+    ones = {n: np.ones_like(v) for n, v in vectors.items()}
+    session = OrtDecoder(tmp_path / GRAPH, model.config).session
+    rows = [ids(1, n, seed=n)[0].tolist() for n in (11, 4, 7)]
+    adapters = [vectors, ones, other]
+    mixed = {n: np.stack([a[n].reshape(1, -1) for a in adapters]) for n in vectors}
+    together = _batch(session, model, rows, 3, mixed)
+    for i, (row, adapter) in enumerate(zip(rows, adapters, strict=True)):
+        alone = _batch(session, model, [row], 3, fed(adapter))
+        np.testing.assert_allclose(together[:, i], alone[:, 0], atol=2e-5 * max(1, np.abs(alone).max()))
+        set_vectors(scaled, adapter)
+        np.testing.assert_allclose(together[:, i], torch_logits(model, row, [42] * 3), atol=2e-3, rtol=1e-3)
+
+
+def test_all_logits_on_request(tmp_path):
+    model, _, vectors, _ = exported("llama", tmp_path, logits="all")
+    session = ort.InferenceSession(str(tmp_path / GRAPH))
+    tokens = ids(1, 6)
+    empty = np.zeros((1, 2, 0, 16), np.float32)
+    cache = {i.name: empty for i in session.get_inputs() if i.name.startswith("past")}
+    logits = session.run(["logits"], {"input_ids": tokens.numpy(), "attention_mask": np.ones((1, 6), np.int64), **cache, **fed(vectors)})[0]
+    with torch.no_grad():
+        np.testing.assert_allclose(logits, model(input_ids=tokens).logits.numpy(), atol=1e-3)
+
+
+def test_what_is_trained_is_what_ships(tmp_path):
+    """Law 1: the modules' bytes, by SHA-256, are the initializers' bytes; a tied head and embedding are one region."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from tiny import SHAPE
+
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **SHAPE, tie_word_embeddings=True)).eval()
+    quantise_model(model, 32, symmetric=False)
+    attach(model, find_roles(model).sites)
+    trained = {hashlib.sha256(t.numpy().tobytes()).hexdigest() for m in model.modules() if isinstance(m, Int4Weight) for t in m.buffers()}
+    regions = write_graph(export_decoder(model, 4, 48, "last"), tmp_path, ["model.embed_tokens", "lm_head"])
+    data = (tmp_path / DATA).read_bytes()
+    weights = [r for r in regions if r.part.removeprefix("embedding_") in ("codes", "scales", "zero_points")]
+    shipped = [hashlib.sha256(data[r.offset : r.offset + r.bytes]).hexdigest() for r in weights]
+    assert set(shipped) == trained
+    assert len(shipped) == len(set(shipped))
+    assert [r.part for r in regions if r.part.startswith("embedding")] == ["embedding_codes", "embedding_scales", "embedding_zero_points"]
+
+
+def test_exporting_leaves_the_model_as_it_was(tmp_path):
+    model = tiny("gemma2")
+    quantise_model(model, 32, symmetric=False)
+    before = model(input_ids=ids()).logits
+    export_decoder(model, 4, 48, "last")
+    torch.testing.assert_close(model(input_ids=ids()).logits, before, rtol=0, atol=0)
+
+
+def test_the_graph_names_no_folder_of_the_build_machine(tmp_path):
+    exported("llama", tmp_path)
+    text = (tmp_path / GRAPH).read_bytes()
+    assert b"site-packages" not in text
+    assert b".py" not in text
+
+
+def test_scales_that_are_inputs_are_refused(tmp_path):
+    exported("llama", tmp_path, level=4)
+    graph = ir.load(tmp_path / GRAPH)
+    node = next(n for n in graph.graph if n.op_type == "MatMulNBits")
+    graph.graph.inputs.append(node.inputs[2])
+    with pytest.raises(PreconditionError, match="not constant"):
+        ConstantWeights()(graph)

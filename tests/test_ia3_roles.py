@@ -1,0 +1,85 @@
+"""Keys, values and feed-forwards are found by what they do; the parameter count is the closed formula."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import FAMILIES, SHAPE, tiny
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, T5Config, T5ForConditionalGeneration
+
+from qia3.base.quantise import quantise_model
+from qia3.errors import BaseModelError
+from qia3.ia3.roles import find_roles
+
+
+def closed_formula(config) -> int:
+    """L (2 kv + d_ff); an encoder-decoder's decoder has keys and values twice."""
+    if config.is_encoder_decoder:
+        inner = config.d_kv * config.num_heads
+        return config.num_layers * (2 * inner + config.d_ff) + config.num_decoder_layers * (4 * inner + config.d_ff)
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    inner = next(getattr(config, n) for n in ("intermediate_size", "ffn_dim", "n_inner") if getattr(config, n, None))
+    return config.num_hidden_layers * (2 * heads * size + inner)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("quantised", [False, True])
+def test_parameters_equal_the_closed_formula(family, quantised):
+    model = tiny(family)
+    if quantised:
+        quantise_model(model, 32, symmetric=False)
+    roles = find_roles(model)
+    assert sum(s.parameters for s in roles.sites) == closed_formula(model.config)
+    assert len({s.name for s in roles.sites}) == len(roles.sites)
+
+
+def test_flan_t5_base_has_104448_parameters():
+    config = T5Config(
+        vocab_size=64, d_model=768, d_kv=64, num_heads=12, d_ff=2048, num_layers=12, num_decoder_layers=12, feed_forward_proj="gated-gelu"
+    )
+    torch.manual_seed(0)
+    roles = find_roles(T5ForConditionalGeneration(config).eval())
+    assert sum(s.parameters for s in roles.sites) == 104_448
+
+
+def test_gated_feed_forwards_scale_the_up_projection_and_ungated_ones_the_input_of_down():
+    gated = {s.module.rpartition(".")[2]: s for s in find_roles(tiny("llama")).sites}
+    assert gated["up_proj"].placement == "output"
+    assert gated["up_proj"].down.endswith("down_proj")
+    plain = {s.module.rpartition(".")[2]: s for s in find_roles(tiny("gpt2")).sites}
+    assert plain["c_proj"].placement == "input"
+
+
+def test_fused_rows_are_the_key_and_value_rows():
+    site = next(s for s in find_roles(tiny("phi3")).sites if s.role == "qkv")
+    queries = SHAPE["num_attention_heads"] * SHAPE["head_dim"]
+    assert site.rows == tuple(range(queries, site.size))
+    neox = next(s for s in find_roles(tiny("gpt_neox")).sites if s.role == "qkv")  # interleaved head by head: q k v, q k v, ...
+    assert neox.rows == tuple(i for i in range(neox.size) if i % 48 >= 16)
+
+
+def test_fused_gate_and_up_train_the_up_half():
+    site = next(s for s in find_roles(tiny("phi3")).sites if s.role == "feed_forward")
+    assert site.rows == tuple(range(160, 320))
+
+
+def test_query_sites_are_known_apart():
+    roles = find_roles(tiny("qwen2"))
+    assert [s.role for s in roles.queries] == ["query"] * 2
+
+
+def test_a_base_without_roles_is_refused_with_what_was_seen():
+    config = AutoConfig.for_model("mixtral", **SHAPE)
+    with pytest.raises(BaseModelError, match=r"no feed-forward.*Linear layers seen: .*k_proj"):
+        find_roles(AutoModelForCausalLM.from_config(config).eval())
+
+
+def test_probing_leaves_the_model_as_it_was():
+    model = tiny("llama")
+    ids = torch.tensor([[5, 6, 7]])
+    before = model(input_ids=ids).logits
+    find_roles(model)
+    torch.testing.assert_close(model(input_ids=ids).logits, before, rtol=0, atol=0)
+    assert not any(m._forward_hooks for m in model.modules() if isinstance(m, nn.Linear))

@@ -1,0 +1,66 @@
+"""Law 6: the runtime needs no torch. And imports point one way."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ROOMS = [p for room in ("grids", "footprint", "runtime") for p in (ROOT / "qia3" / room).rglob("*.py")]
+LIGHT_MODULES = [
+    *("qia3", "qia3.cli", "qia3.config", "qia3.errors", "qia3.targets"),
+    *sorted(".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for p in ROOMS),
+]
+BLOCK = """
+    import sys
+
+    ABSENT = {"torch", "transformers", "peft", "onnx", "onnx_ir", "onnxscript", "bitsandbytes", "accelerate", "safetensors", "gguf"}
+
+    class Block:
+        def find_spec(self, name, path=None, target=None):
+            if name.split(".")[0] in ABSENT:
+                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    sys.meta_path.insert(0, Block())
+"""
+
+
+def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, "-c", textwrap.dedent(code), *arguments], capture_output=True, text=True, env=environment)
+
+
+@pytest.mark.parametrize("module", LIGHT_MODULES)
+def test_light_modules_import_where_torch_and_transformers_cannot(module):
+    run = python(BLOCK + f"\n    import {module}")
+    assert run.returncode == 0, run.stderr
+
+
+def test_the_command_works_where_torch_cannot_be_imported():
+    run = python(BLOCK + "\n    from qia3.cli import main\n    main(['targets', '--json'])")
+    assert run.returncode == 0, run.stderr
+
+
+def test_building_where_torch_cannot_be_imported_says_what_to_install(tmp_path):
+    (tmp_path / "qia3.toml").write_text(
+        'name = "n"\n[base]\nmodel = "m"\n[[task]]\nname = "t"\nkind = "generate"\ntrain = "a.jsonl"\ntest = "b.jsonl"\n'
+    )
+    for verb in ("build", "train", "export"):
+        run = python(BLOCK + "\n    from qia3.cli import main\n    main(sys.argv[1:])", verb, str(tmp_path / "qia3.toml"))
+        assert run.returncode == 2, run.stderr
+        assert run.stderr.count("\n") == 1, run.stderr
+        assert 'pip install "qia3[build]"' in run.stderr
+
+
+def test_import_rules_hold():
+    command = shutil.which("lint-imports", path=str(Path(sys.executable).parent))
+    if command is None:
+        pytest.skip("import-linter is not installed here")
+    run = subprocess.run([command, "--no-cache"], cwd=ROOT, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert run.returncode == 0, run.stdout + run.stderr

@@ -1,0 +1,77 @@
+"""What is in the wheel, and what it asks for."""
+
+from __future__ import annotations
+
+import email
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LIGHT = {"click", "numpy", "onnxruntime", "pydantic", "rich", "tokenizers"}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> zipfile.ZipFile:
+    """The wheel of a copy of the tree, so that no build folder is left in this one."""
+    copy, out = tmp_path_factory.mktemp("copy"), tmp_path_factory.mktemp("wheel")
+    for folder in ("qia3", "export", "devices"):
+        shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / file, copy)
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index", "-w", str(out)]
+    run = subprocess.run([*command, str(copy)], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return zipfile.ZipFile(next(out.glob("qia3-*.whl")))
+
+
+def test_the_wheel_holds_every_source_and_every_data_file(wheel):
+    held = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    sources = {str(p.relative_to(ROOT)) for p in (ROOT / "qia3").rglob("*.py")}
+    files = [p for folder in ("export", "devices") for p in (ROOT / folder).iterdir() if p.suffix in (".toml", ".py")]
+    data = {f"qia3/{p.parent.name}/{p.name}" for p in files}
+    assert held == sources | data | {"qia3/py.typed"}
+    assert {"qia3/export/ort-cpu.toml", "qia3/export/ort-exact.toml", "qia3/export/ort-arm.toml"} <= held
+    assert any(name.startswith("qia3/devices/") and name.endswith(".toml") for name in held)
+
+
+def test_the_wheel_has_its_licence_and_its_command(wheel):
+    info = next(name.split("/")[0] for name in wheel.namelist() if ".dist-info/" in name)
+    assert wheel.read(f"{info}/licenses/LICENSE").decode() == (ROOT / "LICENSE").read_text()
+    assert "qia3 = qia3.cli:main" in wheel.read(f"{info}/entry_points.txt").decode()
+
+
+def test_without_extras_nothing_heavy_is_asked_for(wheel):
+    info = next(name.split("/")[0] for name in wheel.namelist() if ".dist-info/" in name)
+    metadata = email.message_from_bytes(wheel.read(f"{info}/METADATA"))
+    asked = {re.split(r"[><=;\[ ]", r)[0] for r in metadata.get_all("Requires-Dist") if "extra ==" not in r}
+    assert asked == LIGHT
+
+
+def test_every_package_of_the_tree_is_declared():
+    declared = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    found = {".".join(p.parent.relative_to(ROOT).parts) for p in (ROOT / "qia3").rglob("__init__.py")}
+    assert declared == found | {"qia3.export", "qia3.devices"}
+
+
+def test_every_direct_requirement_is_pinned():
+    file = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    project = file["project"]
+    asked = [*project["dependencies"], *project["optional-dependencies"]["build"], *file["dependency-groups"]["dev"]]
+    names = {re.split(r"[><=;\[ ]", r)[0].lower() for r in asked}
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.]*", line) for line in lines)
+    assert names <= {line.partition("==")[0].lower() for line in lines}
+
+
+def test_the_version_is_said_once():
+    import qia3
+
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"] == qia3.__version__ == version("qia3")
