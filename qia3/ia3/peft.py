@@ -56,7 +56,7 @@ def read_peft(folder: Path, sites: Sequence[Site], fingerprint: str | None = Non
 
     Raises AdapterError for a checkpoint of another kind, a foreign base, and with every tensor that has no place or a wrong shape.
     """
-    config, tensors, base = _open(folder)
+    config, tensors, base = open_peft(folder)
     if base is not None and fingerprint is not None and base != fingerprint:
         raise AdapterError(f"{folder} was trained on another base (fingerprint {base[:12]}…, this one is {fingerprint[:12]}…)")
     feed_forward = config.get("feedforward_modules") or []
@@ -90,7 +90,7 @@ def _placed(flat: NDArray[np.float32], site: Site) -> NDArray[np.float32]:
     return full
 
 
-def _open(folder: Path) -> tuple[dict[str, Any], dict[str, NDArray[np.float32]], str | None]:
+def open_peft(folder: Path) -> tuple[dict[str, Any], dict[str, NDArray[np.float32]], str | None]:
     """The configuration, the tensors in float32, and the fingerprint if the file carries one."""
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))

@@ -1,0 +1,137 @@
+"""Training: the loss against five plain lines, a frozen base, and runs that stop and go on."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+from tiny import tiny
+
+from qia3.base.load import fingerprint
+from qia3.base.quantise import quantise_model
+from qia3.config import Train
+from qia3.errors import Interrupted
+from qia3.ia3.roles import find_roles
+from qia3.ia3.vectors import attach, get_vectors, set_vectors
+from qia3.train import run as run_module
+from qia3.train.compute import choose_compute
+from qia3.train.prompts import Sequences, encode, wrapping
+from qia3.train.run import IGNORE, VectorModel, train_vectors
+
+PROMPTS = tuple(tuple(np.random.default_rng(i).integers(3, 101, 4 + i % 5).tolist()) for i in range(16))
+SEQUENCES = Sequences(PROMPTS, tuple((5 + p[0] % 4, 2) for p in PROMPTS))
+SETTINGS = Train(steps=12, batch_size=4, learning_rate=2e-2, warmup_steps=2, checkpoint_every=4, compute="float32")
+
+
+def adapted(family="llama"):
+    model = tiny(family)
+    quantise_model(model, 32, symmetric=False)
+    return model, attach(model, find_roles(model).sites)
+
+
+@torch.no_grad()
+def loss(model, scaled):
+    return float(VectorModel(model, scaled)(**run_module._collate(run_module._rows(SEQUENCES)))["loss"])
+
+
+def test_the_loss_is_the_mean_cross_entropy_of_the_answers_tokens():
+    model, scaled = adapted()
+    rows = [{"prompt": (5, 6, 7), "answer": (8, 2)}, {"prompt": (9, 10, 11, 12, 13), "answer": (14, 15, 2)}]
+    batch = run_module._collate(rows)
+    assert (batch["labels"] == IGNORE).sum() == 1
+    loss = VectorModel(model, scaled)(**batch)["loss"]
+    logs = []
+    for r in rows:
+        logits = model(input_ids=torch.tensor([r["prompt"] + r["answer"]])).logits[0].log_softmax(-1)
+        logs += [logits[len(r["prompt"]) - 1 + i, t] for i, t in enumerate(r["answer"])]
+    torch.testing.assert_close(loss, -torch.stack(logs).mean(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("compute", ["float32", "bfloat16"])
+def test_the_loss_falls_and_the_base_stays_frozen(compute, tmp_path):
+    model, scaled = adapted("qwen3")
+    before = fingerprint(model.model.embed_tokens)
+    settings = SETTINGS.model_copy(update={"steps": 40, "compute": compute, "learning_rate": 5e-2})
+    record = train_vectors(model, scaled, SEQUENCES, settings, 0, tmp_path, "t")
+    vectors = get_vectors(scaled)
+    set_vectors(scaled, None)
+    first = loss(model, scaled)
+    set_vectors(scaled, vectors)
+    last = loss(model, scaled)
+    assert last < 0.8 * first
+    assert fingerprint(model.model.embed_tokens) == before
+    assert record.parameters == sum(s.site.parameters for s in scaled.values())
+    assert sum(record.state_bytes.values()) == 16 * record.parameters
+
+
+def test_what_is_saved_is_what_the_forward_pass_saw(tmp_path):
+    model, scaled = adapted()
+    train_vectors(model, scaled, SEQUENCES, SETTINGS, 0, tmp_path, "t")
+    for layer in scaled.values():
+        offset = layer.vector().detach() - 1
+        assert torch.equal(offset.to(torch.bfloat16).float() + 1, layer.vector().detach())
+        assert layer.delta.dtype == torch.float32
+
+
+def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(tmp_path, monkeypatch):
+    model, scaled = adapted()
+    train_vectors(model, scaled, SEQUENCES, SETTINGS, 3, tmp_path / "whole", "t")
+    whole = get_vectors(scaled)
+
+    original = run_module._Interruption.on_step_end
+
+    def stop_at_six(self, args, state, control, **rest):
+        if state.global_step == 6 and not self.raised:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(self, args, state, control, **rest)
+
+    monkeypatch.setattr(run_module._Interruption, "on_step_end", stop_at_six)
+    with pytest.raises(Interrupted, match="step 6 of 12"):
+        train_vectors(model, scaled, SEQUENCES, SETTINGS, 3, tmp_path / "parts", "t")
+    monkeypatch.undo()
+    (tmp_path / "parts" / "checkpoint-9").mkdir()  # as a kill in the middle of saving leaves it
+    train_vectors(model, scaled, SEQUENCES, SETTINGS, 3, tmp_path / "parts", "t")
+    for name, vector in get_vectors(scaled).items():
+        np.testing.assert_array_equal(vector, whole[name])
+
+
+def test_seeds_decide_the_run(tmp_path):
+    model, scaled = adapted()
+    results = []
+    for i, seed in enumerate((0, 0, 1)):
+        train_vectors(model, scaled, SEQUENCES, SETTINGS, seed, tmp_path / str(i), "t")
+        results.append(np.concatenate(list(get_vectors(scaled).values())))
+    np.testing.assert_array_equal(results[0], results[1])
+    assert (results[0] != results[2]).any()
+
+
+def test_compute_follows_what_was_asked():
+    assert choose_compute("float32") == torch.float32
+    assert choose_compute("bfloat16") == torch.bfloat16
+    assert choose_compute("auto") in (torch.float32, torch.bfloat16)
+
+
+class Letters:
+    """A tokenizer of single letters with a chat template, in the few methods that prompts use."""
+
+    eos_token, eos_token_id, bos_token, bos_token_id, chat_template = ".", 46, "<", 60, "yes"
+
+    def encode(self, text, add_special_tokens=True):
+        return [60] * add_special_tokens + [ord(c) for c in text]
+
+    def apply_chat_template(self, messages, **_):
+        if messages[0]["role"] == "system":
+            raise ValueError("no system turn")
+        return f"<U:{messages[-1]['content']};A:"
+
+
+def test_a_long_prompt_loses_its_beginning_and_never_the_answer():
+    wrap = wrapping(Letters(), None, chat=True)
+    assert (wrap.prefix, wrap.suffix, wrap.end, wrap.stop_tokens) == ("<U:", ";A:", ".", (46,))
+    found = encode(Letters(), "<U:{text};A:", ".", [("abcdefgh", "yes")], max_length=8)
+    assert "".join(map(chr, found.prompts[0])) == "h;A:"
+    assert "".join(map(chr, found.answers[0])) == "yes."
+    assert wrapping(Letters(), None, chat=False).prefix == "<"
