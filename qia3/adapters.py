@@ -42,7 +42,9 @@ def adapter_info(path: Path | str) -> dict[str, Any]:
         "base": base,
         "bytes": sum(f.stat().st_size for f in place.rglob("*") if f.is_file()) if place.is_dir() else place.stat().st_size,
         "parameters": sum(int(v.size) for v in vectors.values()),
-        "tensors": {n: {"size": int(v.size), "min": float(v.min()), "max": float(v.max()), "mean": float(v.mean())} for n, v in vectors.items()},
+        "tensors": {
+            n: {"size": int(v.size), "min": float(v.min()), "max": float(v.max()), "mean": float(v.mean())} for n, v in vectors.items()
+        },
     }
 
 
@@ -84,7 +86,9 @@ def export_adapter(bundle: Path, name: str, folder: Path) -> Path:
 def bundle_sites(manifest: Mapping[str, Any]) -> tuple[Site, ...]:
     """The places for vectors in a bundle's graph."""
     return tuple(
-        Site(v["name"].removesuffix(".ia3_l"), v["role"], v["placement"], v["size"], tuple(v["rows"]) if "rows" in v else None, v.get("down"))
+        Site(
+            v["name"].removesuffix(".ia3_l"), v["role"], v["placement"], v["size"], tuple(v["rows"]) if "rows" in v else None, v.get("down")
+        )
         for v in manifest["graph"]["vectors"]
     )
 
@@ -102,7 +106,13 @@ def _task_of(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
     except FileNotFoundError:
         prompt = manifest["prompt"]
         end = next((t["end"] for t in manifest["tasks"].values()), "")
-        return {"kind": "generate", "prompt": f"{prompt['prefix']}{{text}}{prompt['suffix']}", "choices": None, "max_new_tokens": 32, "end": end}
+        return {
+            "kind": "generate",
+            "prompt": f"{prompt['prefix']}{{text}}{prompt['suffix']}",
+            "choices": None,
+            "max_new_tokens": 32,
+            "end": end,
+        }
     except json.JSONDecodeError as error:
         raise AdapterError(f"{folder / TASK} is not JSON: {error}") from error
 

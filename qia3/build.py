@@ -1,6 +1,6 @@
 """The whole pipeline.
 
-    model reference -> 4-bit base -> IA³ trained on it -> side vectors or fold -> ONNX graph -> parity -> measured bundle
+model reference -> 4-bit base -> IA³ trained on it -> side vectors or fold -> ONNX graph -> parity -> measured bundle
 """
 
 from __future__ import annotations

@@ -215,7 +215,7 @@ def adapter_info(path: str, as_json: bool) -> None:
 
     PATH is a .onnx_adapter file, a PEFT folder or BUNDLE:NAME.
     """
-    from qia3.build import adapter_info as work
+    from qia3.adapters import adapter_info as work
 
     facts = work(path)
     _print(facts, _lines(facts), as_json)
@@ -228,7 +228,7 @@ def adapter_info(path: str, as_json: bool) -> None:
 @as_json
 def adapter_import(bundle: Path, peft_folder: Path, name: str, as_json: bool) -> None:
     """Add a PEFT IA³ adapter to a bundle."""
-    from qia3.build import import_adapter as work
+    from qia3.adapters import import_adapter as work
 
     path = work(bundle, peft_folder, name)
     _print({"adapter": name, "path": str(path)}, f"{name} is in {path}", as_json)
@@ -241,7 +241,7 @@ def adapter_import(bundle: Path, peft_folder: Path, name: str, as_json: bool) ->
 @as_json
 def adapter_export(bundle: Path, name: str, folder: Path, as_json: bool) -> None:
     """Write an adapter as a PEFT folder."""
-    from qia3.build import export_adapter as work
+    from qia3.adapters import export_adapter as work
 
     path = work(bundle, name, folder)
     _print({"adapter": name, "path": str(path)}, f"{name} is in {path}", as_json)

@@ -194,7 +194,11 @@ def _complaint(error: Any, text: str) -> str:
     location = [part for part in error["loc"] if isinstance(part, str)]
     key = location[-1] if location else ""
     dotted = ".".join(str(part) for part in error["loc"])
-    where = next((f" (line {i})" for i, line in enumerate(text.splitlines(), 1) if re.match(rf"\s*\[*{re.escape(key)}\b", line)), "") if key else ""
+    where = (
+        next((f" (line {i})" for i, line in enumerate(text.splitlines(), 1) if re.match(rf"\s*\[*{re.escape(key)}\b", line)), "")
+        if key
+        else ""
+    )
     if error["type"] == "extra_forbidden":
         near = difflib.get_close_matches(key, _keys_beside(location), n=1, cutoff=0.5)
         hint = f"; did you mean {near[0]!r}?" if near else f"; known here: {', '.join(_keys_beside(location))}"

@@ -1,14 +1,14 @@
 """The exception tree.
 
-    QIA3Error                 every failure that a user can mend: one clear line, exit code 2 at the command line
-    ├── ConfigError           a build file, a command-line value: names the file, the line or the key, and the nearest right one
-    ├── DataError             a file of examples: names the file and the line
-    ├── BaseModelError        a base model that cannot be found, read or adapted
-    ├── AdapterError          an adapter that does not fit: names every bad tensor
-    ├── BundleError           a bundle that is broken, changed or not one
-    ├── ParityError           torch and ONNX Runtime disagree past the limit: nothing is published
-    └── StorageError          the disk is full or a folder cannot be written
-    Interrupted               stopped by Ctrl-C or SIGTERM after a checkpoint was saved (exit code 130)
+QIA3Error                 every failure that a user can mend: one clear line, exit code 2 at the command line
+├── ConfigError           a build file, a command-line value: names the file, the line or the key, and the nearest right one
+├── DataError             a file of examples: names the file and the line
+├── BaseModelError        a base model that cannot be found, read or adapted
+├── AdapterError          an adapter that does not fit: names every bad tensor
+├── BundleError           a bundle that is broken, changed or not one
+├── ParityError           torch and ONNX Runtime disagree past the limit: nothing is published
+└── StorageError          the disk is full or a folder cannot be written
+Interrupted               stopped by Ctrl-C or SIGTERM after a checkpoint was saved (exit code 130)
 """
 
 from __future__ import annotations

@@ -80,7 +80,8 @@ def _linears(model: nn.Module, roles: Roles) -> list[dict[str, Any]]:
     """Every linear layer with its shape and role."""
     plain = {name.replace(".base", ""): m for name, m in model.named_modules() if isinstance(m, Int4Linear)}
     return [
-        {"name": n, "inputs": m.in_features, "outputs": m.out_features, "role": roles.linears.get(n, "other"), "bits": 4} for n, m in plain.items()
+        {"name": n, "inputs": m.in_features, "outputs": m.out_features, "role": roles.linears.get(n, "other"), "bits": 4}
+        for n, m in plain.items()
     ]
 
 

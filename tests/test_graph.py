@@ -118,8 +118,8 @@ def test_all_logits_on_request(tmp_path):
 
 def test_what_is_trained_is_what_ships(tmp_path):
     """Law 1: the modules' bytes, by SHA-256, are the initializers' bytes; a tied head and embedding are one region."""
-    from transformers import AutoConfig, AutoModelForCausalLM
     from tiny import SHAPE
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **SHAPE, tie_word_embeddings=True)).eval()

@@ -90,7 +90,7 @@ def test_another_kind_of_adapter_is_refused(tmp_path):
 
 def test_a_broken_checkpoint_is_one_clear_line(tmp_path):
     sites = ours("llama")[2]
-    with pytest.raises(AdapterError, match="needs adapter_config.json"):
+    with pytest.raises(AdapterError, match=r"needs adapter_config\.json"):
         read_peft(tmp_path, sites)
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "IA3"}))
     (tmp_path / "adapter_model.safetensors").write_bytes(b"\x00" * 20)

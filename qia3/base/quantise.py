@@ -27,7 +27,7 @@ def quantise_model(model: nn.Module, block_size: int, symmetric: bool, track: Tr
     names = [n for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and not (tied and m is head)]
     for name in track(names):
         layer = model.get_submodule(name)
-        _replace(model, layer, Int4Linear(_store(name, float_weight(layer), block_size, symmetric), layer.bias))
+        _replace(model, layer, Int4Linear(_store(name, float_weight(layer), block_size, symmetric), _bias(layer)))
     if isinstance(embedding, nn.Embedding):
         _quantise_embedding(model, embedding, head if tied else None, block_size, symmetric)
     for tensor in (*model.parameters(), *model.buffers()):  # not model.float(): transformers refuses it for a model read from GGUF
@@ -48,12 +48,12 @@ def _quantise_embedding(model: nn.Module, embedding: nn.Embedding, tied_head: nn
     scale = _embedding_scale(embedding)
     if not divisors or scale is None:
         if tied_head is not None:
-            _replace(model, tied_head, Int4Linear(_store("head", tied_head.weight, block_size, symmetric), getattr(tied_head, "bias", None)))
+            _replace(model, tied_head, Int4Linear(_store("head", float_weight(tied_head), block_size, symmetric), _bias(tied_head)))
         return
     store = _store("embedding", embedding.weight, divisors[-1], symmetric)
     _replace(model, embedding, Int4Embedding(store, torch.float32, None if scale == 1 else scale))
     if tied_head is not None:
-        _replace(model, tied_head, Int4Linear(store, getattr(tied_head, "bias", None)))
+        _replace(model, tied_head, Int4Linear(store, _bias(tied_head)))
 
 
 @torch.no_grad()
@@ -78,6 +78,11 @@ def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
         for name, child in list(parent.named_children()):
             if child is old:
                 setattr(parent, name, new)
+
+
+def _bias(layer: nn.Module) -> Tensor | None:
+    bias = getattr(layer, "bias", None)
+    return bias if isinstance(bias, Tensor) else None
 
 
 def _get(model: nn.Module, method: str) -> nn.Module | None:

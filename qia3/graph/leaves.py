@@ -14,6 +14,7 @@ Operators: docs/ContribOperators.md of ONNX Runtime 1.32.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -22,6 +23,8 @@ from torch.onnx.ops import symbolic
 
 from qia3.base.modules import Int4Embedding, Int4Linear
 from qia3.ia3.vectors import Scaled
+
+Attributes = dict[str, int | float | str | bool | Sequence[int] | Sequence[float] | Sequence[str] | Sequence[bool]]
 
 
 @dataclass
@@ -47,7 +50,13 @@ class MatMulNBits(nn.Module):
         self.zero_points = None if store.zero_points is None else nn.Buffer(store.zero_points)
         self.bias = None if linear.bias is None else nn.Buffer(linear.bias)
         self.outputs = store.outputs
-        self.attributes = {"K": store.inputs, "N": store.outputs, "bits": 4, "block_size": store.block_size, "accuracy_level": accuracy_level}
+        self.attributes: Attributes = {
+            "K": store.inputs,
+            "N": store.outputs,
+            "bits": 4,
+            "block_size": store.block_size,
+            "accuracy_level": accuracy_level,
+        }
 
     def forward(self, x: Tensor) -> Tensor:
         # x [..., K] -> [..., N]
@@ -70,7 +79,7 @@ class GatherBlockQuantized(nn.Module):
         self.scales = nn.Buffer(store.scales)
         self.zero_points = None if store.zero_points is None else nn.Buffer(store.zero_points)
         self.size, self.scale = embedding.embedding_dim, embedding.scale
-        self.attributes = {"bits": 4, "block_size": store.block_size, "gather_axis": 0, "quantize_axis": 1}
+        self.attributes: Attributes = {"bits": 4, "block_size": store.block_size, "gather_axis": 0, "quantize_axis": 1}
 
     def forward(self, ids: Tensor) -> Tensor:
         # ids [B, S] -> [B, S, H]
@@ -122,7 +131,7 @@ class RMSNorm(nn.Module):
         self.weight, self.epsilon = nn.Buffer(weight), epsilon
 
     def forward(self, x: Tensor) -> Tensor:
-        attributes = {"axis": -1, "epsilon": self.epsilon, "stash_type": 1}
+        attributes: Attributes = {"axis": -1, "epsilon": self.epsilon, "stash_type": 1}
         out: Tensor = symbolic("SimplifiedLayerNormalization", (x, self.weight), attributes, dtype=x.dtype, shape=x.shape, version=1)
         return out
 
@@ -130,7 +139,9 @@ class RMSNorm(nn.Module):
     def matching(cls, module: nn.Module) -> RMSNorm | None:
         """The leaf for a module that computes an RMS norm with weight w or 1 + w, found by trying; None if it computes something else."""
         weight = getattr(module, "weight", None)
-        epsilon = next((float(getattr(module, n)) for n in ("variance_epsilon", "eps", "epsilon") if getattr(module, n, None) is not None), None)
+        epsilon = next(
+            (float(getattr(module, n)) for n in ("variance_epsilon", "eps", "epsilon") if getattr(module, n, None) is not None), None
+        )
         if not isinstance(weight, Tensor) or weight.dim() != 1 or epsilon is None or getattr(module, "bias", None) is not None:
             return None
         x = torch.randn(3, weight.numel(), generator=torch.Generator().manual_seed(0)) * 2 + 0.3

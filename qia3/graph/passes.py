@@ -16,7 +16,7 @@ from onnx_ir.passes import common as common_passes
 INPUT_DIMENSIONS = {"input_ids": ("batch_size", "sequence_length"), "attention_mask": ("batch_size", "total_sequence_length")}
 
 
-class DefaultVectors(InPlacePass):
+class DefaultVectors(InPlacePass):  # type: ignore[misc]
     """Gives each vector, a graph input [rows, 1, d], the default of ones [1, 1, d]: no adapter means the base."""
 
     def __init__(self, sizes: Mapping[str, int]) -> None:
@@ -41,7 +41,7 @@ class DefaultVectors(InPlacePass):
         assert set(self.sizes) <= set(model.graph.initializers)
 
 
-class NamedDimensions(InPlacePass):
+class NamedDimensions(InPlacePass):  # type: ignore[misc]
     """The dimension names that the ecosystem's loaders look for (`batch_size` above all)."""
 
     def call(self, model: ir.Model) -> PassResult:
@@ -57,7 +57,7 @@ class NamedDimensions(InPlacePass):
         return PassResult(model, modified=True)
 
 
-class ConstantWeights(InPlacePass):
+class ConstantWeights(InPlacePass):  # type: ignore[misc]
     """Changes nothing: codes, scales and zero points of every MatMulNBits are constant initializers, or the export stops."""
 
     def call(self, model: ir.Model) -> PassResult:
@@ -74,7 +74,7 @@ class ConstantWeights(InPlacePass):
         return PassResult(model, modified=False)
 
 
-class StripTrace(InPlacePass):
+class StripTrace(InPlacePass):  # type: ignore[misc]
     """Drops the exporter's notes on where each node came from: they double the file, and hold paths of the build machine."""
 
     def call(self, model: ir.Model) -> PassResult:
@@ -90,7 +90,7 @@ class StripTrace(InPlacePass):
         return PassResult(model, modified=True)
 
 
-class AccuracyLevel(InPlacePass):
+class AccuracyLevel(InPlacePass):  # type: ignore[misc]
     """Sets accuracy_level on every MatMulNBits: 0 multiplies in float32, 4 quantises activations to int8."""
 
     def __init__(self, level: int) -> None:

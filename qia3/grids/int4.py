@@ -69,7 +69,7 @@ def pack_nibbles(values: Bytes) -> Bytes:
     """[..., m] of 0..15 -> [..., ceil(m / 2)], the even entry in the low nibble; an odd end is filled with 0."""
     if values.shape[-1] % 2:
         values = np.concatenate([values, np.zeros((*values.shape[:-1], 1), np.uint8)], axis=-1)
-    packed: Bytes = values[..., 0::2] | (values[..., 1::2] << 4)
+    packed: Bytes = values[..., 0::2] | (values[..., 1::2] << np.uint8(4))
     return packed
 
 

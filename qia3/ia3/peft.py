@@ -61,7 +61,8 @@ def read_peft(folder: Path, sites: Sequence[Site], fingerprint: str | None = Non
         raise AdapterError(f"{folder} was trained on another base (fingerprint {base[:12]}…, this one is {fingerprint[:12]}…)")
     feed_forward = config.get("feedforward_modules") or []
     patterns = [feed_forward] if isinstance(feed_forward, str) else list(feed_forward)
-    by_module = {(s.module, s.placement): s for s in sites} | {(s.down, "input"): s for s in sites if s.down}
+    by_module: dict[tuple[str, str], Site] = {(s.module, s.placement): s for s in sites}
+    by_module |= {(s.down, "input"): s for s in sites if s.down}
     vectors, bad = {}, []
     for key, tensor in tensors.items():
         module = key.removeprefix(PREFIX).removesuffix(".ia3_l")
@@ -96,7 +97,7 @@ def open_peft(folder: Path) -> tuple[dict[str, Any], dict[str, NDArray[np.float3
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         with safe_open(str(folder / WEIGHTS), framework="pt") as file:
             base = (file.metadata() or {}).get(BASE_KEY)
-            tensors = {key: file.get_tensor(key).float().numpy() for key in file.keys()}  # noqa: SIM118: not a mapping
+            tensors = {key: file.get_tensor(key).float().numpy() for key in list(file.keys())}
     except FileNotFoundError as error:
         raise AdapterError(f"{folder} is no PEFT checkpoint: it needs {CONFIG} and {WEIGHTS}") from error
     except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:

@@ -122,7 +122,11 @@ def _attention_sites(owned: list[str], watch: _Watch, qkv: tuple[Tensor, Tensor,
 def _rows(tensor: Tensor, leaves: list[Tensor]) -> list[tuple[int, ...]]:
     """Per leaf [1, S, N], the entries n that `tensor` depends on."""
     weight = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(0)).to(tensor)
-    grads = torch.autograd.grad((tensor * weight).sum(), leaves, retain_graph=True, allow_unused=True) if tensor.requires_grad else [None] * len(leaves)
+    grads = (
+        torch.autograd.grad((tensor * weight).sum(), leaves, retain_graph=True, allow_unused=True)
+        if tensor.requires_grad
+        else [None] * len(leaves)
+    )
     return [() if g is None else tuple(g.flatten(0, -2).abs().sum(0).nonzero().flatten().tolist()) for g in grads]
 
 
@@ -180,7 +184,7 @@ def _branches(down: str, outside: list[str], watch: _Watch) -> list[_Branch]:
     for name, grad in zip(ups, grads, strict=True):
         if grad is None or grad.shape[:-1] != inner.shape[:-1]:
             continue
-        parts = grad.split(size, dim=-1)
+        parts = [grad[..., i : i + size] for i in range(0, grad.shape[-1], size)]
         if all(bool(g[..., : size // 2].any()) and not bool(g[..., size // 2 :].any()) for g in parts):
             found += [_Branch(name, i * size, (i + 1) * size) for i in range(len(parts))]
     return found
@@ -211,7 +215,9 @@ def _run(model: PreTrainedModel, linears: dict[str, nn.Module], fixed: dict[str,
         with attention(model, PROBE), torch.enable_grad():
             model(input_ids=ids, use_cache=False, **extra)
     except (TypeError, ValueError, RuntimeError, KeyError, AttributeError) as error:
-        raise BaseModelError(f"{type(model).__name__} does not run on transformers' attention interface, which QIA³ needs: {error}") from error
+        raise BaseModelError(
+            f"{type(model).__name__} does not run on transformers' attention interface, which QIA³ needs: {error}"
+        ) from error
     finally:
         for handle in handles:
             handle.remove()

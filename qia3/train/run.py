@@ -68,10 +68,10 @@ class VectorModel(nn.Module):
     def state_dict(self, *_: Any, **__: Any) -> dict[str, Tensor]:  # type: ignore[override]
         return {name: layer.delta.detach() for name, layer in self.scaled.items()}
 
-    def load_state_dict(self, state: Mapping[str, Tensor], *_: Any, **__: Any) -> Any:
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         with torch.no_grad():
             for name, layer in self.scaled.items():
-                layer.delta.copy_(state[name])
+                layer.delta.copy_(state_dict[name])
         return torch.nn.modules.module._IncompatibleKeys([], [])
 
     def named_parameters(self, *_: Any, **__: Any) -> Iterator[tuple[str, nn.Parameter]]:
@@ -168,7 +168,7 @@ def _last_whole_checkpoint(folder: Path) -> str | None:
     """The newest checkpoint that was written to its end; torn ones are removed."""
     while folder.is_dir() and (last := get_last_checkpoint(str(folder))) is not None:
         if (Path(last) / STATE_FILE).is_file():
-            return last
+            return str(last)
         shutil.rmtree(last)
     return None
 

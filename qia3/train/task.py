@@ -1,9 +1,9 @@
 """A task's training, kept in its work folder: skipped when it is done, resumed when it was interrupted, begun anew when the plan changed.
 
-    WORK/TASK/key          what was asked for: base, data, prompt, settings and seed, as a SHA-256
-    WORK/TASK/checkpoints  the Trainer's
-    WORK/TASK/adapter      the vectors, a PEFT checkpoint
-    WORK/TASK/record.json  what the run cost; written last, so its presence means done
+WORK/TASK/key          what was asked for: base, data, prompt, settings and seed, as a SHA-256
+WORK/TASK/checkpoints  the Trainer's
+WORK/TASK/adapter      the vectors, a PEFT checkpoint
+WORK/TASK/record.json  what the run cost; written last, so its presence means done
 """
 
 from __future__ import annotations
