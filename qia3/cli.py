@@ -16,7 +16,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -25,8 +25,8 @@ from qia3.errors import ConfigError, QIA3Error
 
 if TYPE_CHECKING:
     from qia3.config import Build
+    from qia3.runtime.bundle import Bundle
 
-Command = TypeVar("Command", bound=Callable[..., Any])
 Option = Callable[[Any], Any]
 
 FILE = click.Path(path_type=Path)
@@ -165,6 +165,28 @@ def run(bundle: Path, text: str, adapter: str | None, task: str | None, max_new_
 
     Prints a label where the task classifies, and text as it comes where the task generates.
     """
+    from qia3.runtime.adapters import AdapterBank
+    from qia3.runtime.answer import classify, reply, task_of
+    from qia3.runtime.bundle import Bundle
+    from qia3.runtime.engine import Engine
+
+    opened = Bundle.open(bundle)
+    name = adapter or _only_adapter(opened)
+    vectors = AdapterBank(opened).vectors(name)
+    engine = Engine(opened)
+    job = task_of(engine, name, task)
+    facts: dict[str, Any] = {"adapter": name, "task": job.name}
+    if job.kind == "classify":
+        answer = classify(engine, job, vectors, text)
+        _print(facts | {"label": answer.label, "scores": answer.scores}, answer.label, as_json)
+        return
+    pieces = reply(engine, job, vectors, text, max_new_tokens)
+    if as_json:
+        _print(facts | {"text": "".join(pieces)}, "", as_json)
+        return
+    for piece in pieces:
+        click.echo(piece, nl=False)
+    click.echo()
 
 
 @qia3.command(name="eval", epilog=_example("qia3 eval dist/home-intents examples/home-intents/test.jsonl --adapter home-intents"))
@@ -178,6 +200,16 @@ def evaluate(bundle: Path, file: Path, adapter: str, task: str | None, one_line:
 
     FILE is JSON Lines as in the build. Prints one JSON object: accuracy, n and what belongs to the task.
     """
+    from qia3.runtime.adapters import AdapterBank
+    from qia3.runtime.bundle import Bundle
+    from qia3.runtime.engine import Engine
+    from qia3.runtime.evaluate import evaluate as work
+
+    opened = Bundle.open(bundle)
+    bank = AdapterBank(opened)
+    bank.vectors(adapter)  # a wrong name is told before the graph is loaded
+    result = work(Engine(opened), bank, file, adapter, task).to_dict()
+    click.echo(json.dumps(result, indent=None if one_line else 2, ensure_ascii=False))
 
 
 @qia3.command(epilog=_example("qia3 bench dist/home-intents"))
@@ -290,6 +322,14 @@ def _plan(
         raise ConfigError("--task names the task to merge: it needs --mode merged")
     load_target(plan.export.target)
     return plan
+
+
+def _only_adapter(bundle: Bundle) -> str:
+    """The adapter that is meant when none is named."""
+    names = bundle.adapters or ((bundle.merged_task,) if bundle.merged_task else ("none",))
+    if len(names) > 1:
+        raise ConfigError(f"{bundle.path} has several adapters, choose one with --adapter: {', '.join(names)} or none")
+    return names[0]
 
 
 def _print_report(folder: Path, as_json: bool) -> None:

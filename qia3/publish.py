@@ -61,7 +61,7 @@ def publish(plan: Build, base: BaseModel, roles: Roles, scaled: dict[str, Scaled
         seal(folder, manifest)
         manifest["evaluation"] = _evaluation(folder, trained, plan.export.mode == "side")
         say("measuring memory and speed in a fresh process")
-        manifest["measured"] = measure(folder).to_dict()
+        manifest["measured"] = measure(folder)
         seal(folder, manifest)
     return plan.output_folder
 

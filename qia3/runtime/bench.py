@@ -1,0 +1,104 @@
+"""Memory and speed of a bundle, meant to be run in a process of its own:
+
+    python -m qia3.runtime.bench dist/home-intents --json
+
+Resident memory is read from /proc/self/status after loading, after the prompt and after decoding; the largest is reported. Anonymous pages
+are memory that the process cannot give back; file-backed pages are the mapped weights and libraries, which the system can drop and read again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qia3.runtime.adapters import AdapterBank
+from qia3.runtime.bundle import Bundle
+from qia3.runtime.engine import Cache, Engine, Floats
+
+STATUS = Path("/proc/self/status")
+REPEATS = 5
+
+
+def resident() -> dict[str, int]:
+    """RssAnon, RssFile and VmHWM in bytes; empty where the system has no /proc."""
+    if not STATUS.is_file():
+        return {}
+    lines = dict(line.split(":", 1) for line in STATUS.read_text().splitlines() if ":" in line)
+    return {key: int(lines[key].split()[0]) * 1024 for key in ("RssAnon", "RssFile", "VmHWM") if key in lines}
+
+
+def machine() -> str:
+    """Processor, cores and system, in words."""
+    import os
+
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        name = next((line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")), name)
+    return f"{name}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}"
+
+
+def bench(path: Path, adapter: str | None = None, prompt_tokens: int = 128, new_tokens: int = 64, threads: int | None = None) -> dict[str, Any]:
+    """The figures, with the manifest's keys. The median of a few repeats is taken."""
+    bundle = Bundle.open(path, verify=False)  # hashing would pull the whole file into memory's books
+    started = time.perf_counter()
+    engine = Engine(bundle, threads)
+    load_seconds = time.perf_counter() - started
+    vectors = AdapterBank(bundle).vectors(adapter) if adapter else {}
+    seen = [resident()]
+    prompt = np.random.default_rng(0).integers(3, 1000, prompt_tokens).tolist()
+    prompts, steps = [], []
+    for _ in range(REPEATS):
+        started = time.perf_counter()
+        _, cache = engine.prefill([prompt], vectors)
+        prompts.append(prompt_tokens / (time.perf_counter() - started))
+        seen.append(resident())
+        steps.append(_decode(engine, cache, vectors, new_tokens))
+        seen.append(resident())
+    peak = {key: max((s[key] for s in seen if key in s), default=None) for key in ("RssAnon", "RssFile", "VmHWM")}
+    return {
+        "load_seconds": round(load_seconds, 3),
+        "peak_anonymous_bytes": peak["RssAnon"],
+        "peak_file_bytes": peak["RssFile"],
+        "peak_resident_bytes": peak["VmHWM"],
+        "prompt_tokens_per_second": round(statistics.median(prompts), 1),
+        "decode_tokens_per_second": round(statistics.median(steps), 1),
+        "prompt_tokens": prompt_tokens,
+        "new_tokens": new_tokens,
+        "threads": engine.threads,
+        "machine": machine(),
+    }
+
+
+def _decode(engine: Engine, cache: Cache, vectors: Mapping[str, Floats], count: int) -> float:
+    """Tokens a second."""
+    started = time.perf_counter()
+    for token in range(count):
+        _, cache = engine.step([3 + token], cache, vectors)
+    return count / (time.perf_counter() - started)
+
+
+def main() -> None:
+    """The command line of `python -m qia3.runtime.bench`."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0] if __doc__ else None)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--adapter")
+    parser.add_argument("--prompt-tokens", type=int, default=128)
+    parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--json", action="store_true")
+    asked = parser.parse_args()
+    figures = bench(asked.folder, asked.adapter, asked.prompt_tokens, asked.new_tokens, asked.threads)
+    print(json.dumps(figures) if asked.json else "\n".join(f"{key:28} {value}" for key, value in figures.items()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""Scores a file of examples. Classification: the ranked label is the right one. Generation: exact match after normalising, and token F1."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from qia3.runtime.adapters import NONE, AdapterBank
+from qia3.runtime.answer import classify, reply, task_of
+from qia3.runtime.bundle import BundleTask
+from qia3.runtime.engine import Engine, Floats
+from qia3.runtime.examples import Example, read_examples
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """`labels` gives per label how many there were and how many were right; `f1` is None for classification."""
+
+    adapter: str
+    task: str
+    kind: str
+    n: int
+    accuracy: float
+    f1: float | None
+    labels: dict[str, dict[str, int]] | None
+    seconds: float
+    examples_per_second: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return {k: v for k, v in asdict(self).items() if v is not None}
+
+
+def evaluate(engine: Engine, bank: AdapterBank, path: Path, adapter: str | None, task: str | None = None) -> Evaluation:
+    """`adapter` None or "none" scores the base, with the prompt of `task`. Raises DataError naming the line."""
+    chosen = _task(engine, adapter, task)
+    examples = read_examples(path, chosen.kind, chosen.choices)
+    vectors = bank.vectors(adapter)
+    started = time.perf_counter()
+    answers = [_answer(engine, chosen, vectors, e) for e in examples]
+    seconds = time.perf_counter() - started
+    right = [_normal(a) == _normal(e.answer) for a, e in zip(answers, examples, strict=True)]
+    generation = chosen.kind == "generate"
+    scores = [token_f1(a, e.answer) for a, e in zip(answers, examples, strict=True)]
+    return Evaluation(
+        adapter=adapter or NONE,
+        task=chosen.name,
+        kind=chosen.kind,
+        n=len(examples),
+        accuracy=sum(right) / len(examples),
+        f1=sum(scores) / len(scores) if generation else None,
+        labels=None if generation else _by_label(examples, right),
+        seconds=round(seconds, 2),
+        examples_per_second=round(len(examples) / seconds, 2),
+    )
+
+
+def token_f1(answer: str, expected: str) -> float:
+    """Harmonic mean of precision and recall over words, as counted in SQuAD."""
+    said, wanted = _normal(answer).split(), _normal(expected).split()
+    shared = sum((Counter(said) & Counter(wanted)).values())
+    return 2 * shared / (len(said) + len(wanted)) if shared else 0.0
+
+
+def _task(engine: Engine, adapter: str | None, task: str | None) -> BundleTask:
+    """With no adapter and one task only, that task's prompt is meant."""
+    tasks = list(engine.bundle.tasks)
+    if task is None and adapter in (None, NONE) and len(tasks) == 1:
+        task = tasks[0]
+    return task_of(engine, adapter, task)
+
+
+def _answer(engine: Engine, task: BundleTask, vectors: dict[str, Floats], example: Example) -> str:
+    if task.kind == "classify":
+        return classify(engine, task, vectors, example.text).label
+    return "".join(reply(engine, task, vectors, example.text))
+
+
+def _normal(text: str) -> str:
+    """Lower case, single spaces, no full stop at the end."""
+    return " ".join(text.lower().split()).rstrip(".")
+
+
+def _by_label(examples: list[Example], right: list[bool]) -> dict[str, dict[str, int]]:
+    counts: dict[str, dict[str, int]] = {}
+    for example, ok in zip(examples, right, strict=True):
+        entry = counts.setdefault(example.answer, {"n": 0, "right": 0})
+        entry["n"] += 1
+        entry["right"] += ok
+    return dict(sorted(counts.items()))
