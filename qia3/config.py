@@ -177,7 +177,8 @@ def read_build(path: Path, **overrides: Any) -> Build:
             place = document
             for table in tables:
                 place = place.setdefault(table, {})
-            place[key] = value
+            if isinstance(place, dict):  # else the file has no table there, which is told below
+                place[key] = value
     try:
         build = Build.model_validate(document)
     except ValidationError as error:
