@@ -1,9 +1,13 @@
-"""Adapter files and the bank that hands out their vectors: one adapter for all rows, or one for each row of a batch."""
+"""Adapter files and the bank that hands out their vectors: one adapter for all rows, or one for each row of a batch.
+
+An .onnx_adapter is ONNX Runtime's own flatbuffer of named tensors. Here they are the IA³ vectors, float32 [1, 1, d], by graph input name;
+its model version is the first 28 bits of the base's fingerprint, so a file says which base it was trained on (law 7).
+"""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +15,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from qia3.errors import AdapterError
-from qia3.runtime.bundle import Bundle
+from qia3.runtime.bundle import ADAPTER, ADAPTERS, Bundle
 
 Vectors = dict[str, NDArray[np.float32]]
 NONE = "none"
@@ -19,28 +23,44 @@ NONE = "none"
 
 def load_adapter(path: Path, bundle: Bundle) -> Vectors:
     """The tensors of an .onnx_adapter, float32 [1, 1, d] by input name. Raises AdapterError for another base and with every bad tensor."""
-    try:
-        adapter = ort.AdapterFormat.read_adapter(str(path))
-        tensors = {name: value.numpy() for name, value in adapter.get_parameters().items()}
-        base = adapter.get_model_version()
-    except Exception as error:  # onnxruntime raises its own types, without a common base
-        raise AdapterError(f"{path} cannot be read as an .onnx_adapter: {str(error).splitlines()[0]}") from error
-    if base != int(bundle.fingerprint[:7], 16):
+    base, tensors = _read(path)
+    if base != bundle.base_version:
         raise AdapterError(f"{path} was trained on another base ({base:07x}…, this bundle's is {bundle.fingerprint[:7]}…)")
-    bad = [f"{name} is missing" for name in bundle.vectors if name not in tensors]
-    bad += [f"{name} has no place here" for name in tensors if name not in bundle.vectors]
-    bad += [
-        f"{name} has shape {list(t.shape)} instead of {[1, 1, bundle.vectors[name]]}"
-        for name, t in tensors.items()
-        if name in bundle.vectors and t.shape != (1, 1, bundle.vectors[name])
-    ]
-    if bad:
+    if bad := _misfits(tensors, bundle.vectors):
         raise AdapterError(f"{path} does not fit {bundle.path}; {len(bad)} bad tensors: {'; '.join(bad)}")
     return tensors
 
 
+def _read(path: Path) -> tuple[int, Vectors]:
+    """Model version and tensors."""
+    if not path.is_file():
+        raise AdapterError(f"there is no adapter file {path}")
+    try:
+        adapter = ort.AdapterFormat.read_adapter(str(path))
+        # .numpy() is a view of the adapter's memory and does not keep it alive: without the copy the vectors become garbage after return
+        tensors = {name: np.array(value.numpy()) for name, value in adapter.get_parameters().items()}
+        return int(adapter.get_model_version()), tensors
+    except Exception as error:  # onnxruntime raises its own types, without a common base
+        raise AdapterError(f"{path} cannot be read as an .onnx_adapter: {str(error).splitlines()[0]}") from error
+
+
+def _misfits(tensors: Mapping[str, NDArray[np.float32]], sizes: Mapping[str, int]) -> list[str]:
+    """One clause for each tensor that is missing, unknown, of a wrong shape or type, or not finite."""
+    bad = [f"{name} is missing" for name in sizes if name not in tensors]
+    for name, tensor in tensors.items():
+        if name not in sizes:
+            bad.append(f"{name} has no place here")
+        elif tensor.shape != (1, 1, sizes[name]):
+            bad.append(f"{name} has shape {list(tensor.shape)} instead of {[1, 1, sizes[name]]}")
+        elif tensor.dtype != np.float32:
+            bad.append(f"{name} is {tensor.dtype} instead of float32")
+        elif not np.isfinite(tensor).all():
+            bad.append(f"{name} holds NaN or infinity")
+    return bad
+
+
 class AdapterBank:
-    """A bundle's adapters by name, read when first asked for and kept (about 4 bytes a parameter each)."""
+    """A bundle's adapters by name, read when first asked for and kept (4 bytes a parameter)."""
 
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
@@ -58,7 +78,7 @@ class AdapterBank:
         if name not in self.bundle.adapters:
             raise AdapterError(self._unknown(name))
         if name not in self._loaded:
-            self._loaded[name] = load_adapter(self.bundle.path / "adapters" / f"{name}.onnx_adapter", self.bundle)
+            self._loaded[name] = load_adapter(self.bundle.path / ADAPTERS / f"{name}{ADAPTER}", self.bundle)
         return self._loaded[name]
 
     def rows(self, names: Sequence[str | None]) -> Vectors:
@@ -67,7 +87,8 @@ class AdapterBank:
         return {key: np.concatenate([v[key] for v in each]) for key in each[0]} if each else {}
 
     def _unknown(self, name: str) -> str:
+        """The complaint, with the known names, the nearest first."""
         known = self.bundle.adapters or ((self.bundle.merged_task,) if self.bundle.merged_task else ())
-        near = difflib.get_close_matches(name, [k for k in known if k], n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        return f"{self.bundle.path} has no adapter {name!r}; {hint}it has: {', '.join(k for k in known if k) or 'none'}"
+        near = sorted(known, key=lambda other: -difflib.SequenceMatcher(None, name, other).ratio())
+        hint = "did you mean " + repr(near[0]) + "? " if difflib.get_close_matches(name, known) else ""
+        return f"{self.bundle.path} has no adapter {name!r}; {hint}it has: {', '.join(near) or 'none'}"

@@ -1,56 +1,83 @@
-"""One question, answered: classification ranks the task's choices, generation streams."""
+"""One question, answered: classification ranks the task's choices, generation streams.
+
+`answer` is the whole of it. Its parts are there for those who ask often: `task_of` says whose prompt is used, `classify` and `reply` take
+vectors that were loaded once, and `classify_batch` gives every text its own.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from qia3.errors import ConfigError
 from qia3.runtime.adapters import NONE, AdapterBank
-from qia3.runtime.bundle import BundleTask
-from qia3.runtime.engine import Engine, Floats
+from qia3.runtime.bundle import Task
+from qia3.runtime.cache import Floats
+from qia3.runtime.engine import Engine
 from qia3.runtime.generate import generate, stream_text
-from qia3.runtime.score import rank
+from qia3.runtime.score import Scores, rank_batch
+
+BASE_TOKENS = 128  # what the base alone may say
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A label and every choice's share (softmax over their scores)."""
+    """A label and every choice's share: softmax over their mean log-probabilities."""
 
     label: str
     scores: dict[str, float]
 
 
-def task_of(engine: Engine, adapter: str | None, task: str | None) -> BundleTask:
+def answer(engine: Engine, adapter: str | None, text: str, task: str | None = None) -> Answer | Iterator[str]:
+    """Classification gives an Answer, generation the text in pieces. Adapter None or "none" is the base, with the prompt of `task` if named."""
+    vectors = AdapterBank(engine.bundle).vectors(adapter)
+    job = task_of(engine, adapter, task)
+    return classify(engine, job, vectors, text) if job.kind == "classify" else reply(engine, job, vectors, text)
+
+
+def task_of(engine: Engine, adapter: str | None, task: str | None = None) -> Task:
     """The task whose prompt is used: `task`, else the adapter's own, else the base's plain prompt."""
     bundle = engine.bundle
     name = task or adapter
-    if name in (None, NONE):
+    if name is None or name == NONE:
         end = engine.tokenizer.id_to_token(bundle.stop_tokens[0]) if bundle.stop_tokens else ""
-        return BundleTask(NONE, "generate", f"{bundle.prefix}{{text}}{bundle.suffix}", None, 128, end or "")
+        return Task(NONE, "generate", f"{bundle.prefix}{{text}}{bundle.suffix}", None, BASE_TOKENS, end or "")
     if name not in bundle.tasks:
-        raise ConfigError(f"{bundle.path} has no task {name!r}; it has: {', '.join(bundle.tasks)}")
-    return bundle.tasks[str(name)]
+        near = sorted(bundle.tasks, key=lambda other: -difflib.SequenceMatcher(None, name, other).ratio())
+        raise ConfigError(f"{bundle.path} has no task {name!r}; it has: {', '.join(near) or 'none'}")
+    return bundle.tasks[name]
 
 
-def classify(engine: Engine, task: BundleTask, vectors: Mapping[str, Floats], text: str) -> Answer:
+def classify(engine: Engine, task: Task, vectors: Mapping[str, Floats], text: str) -> Answer:
     """Ranks the task's choices."""
-    choices = task.choices or ()
-    scores = rank(engine, engine.encode(task.prompt.replace("{text}", text)), [engine.encode(c + task.end) for c in choices], vectors)
-    shares = np.exp(scores - scores.max())
-    shares /= shares.sum()
-    return Answer(choices[int(scores.argmax())], {c: round(float(s), 6) for c, s in zip(choices, shares, strict=True)})
+    return classify_batch(engine, task, vectors, [text])[0]
 
 
-def reply(engine: Engine, task: BundleTask, vectors: Mapping[str, Floats], text: str, max_new_tokens: int | None = None) -> Iterator[str]:
+def classify_batch(engine: Engine, task: Task, vectors: Mapping[str, Floats], texts: Sequence[str]) -> list[Answer]:
+    """Ranks the task's choices for several texts at once. Vectors are [1, 1, d] for all of them or [texts, 1, d]."""
+    if not task.choices:
+        raise ConfigError(f"task {task.name!r} has no choices to rank; it generates text")
+    choices = [engine.encode(choice + task.end) for choice in task.choices]
+    prompts = [prompt_of(engine, task, text) for text in texts]
+    return [_chosen(task.choices, scores) for scores in rank_batch(engine, prompts, [choices] * len(prompts), vectors)]
+
+
+def reply(engine: Engine, task: Task, vectors: Mapping[str, Floats], text: str, max_new_tokens: int | None = None) -> Iterator[str]:
     """Generated text in pieces."""
-    prompt = engine.encode(task.prompt.replace("{text}", text))
-    tokens = generate(engine, prompt, vectors, max_new_tokens or task.max_new_tokens, engine.bundle.stop_tokens)
+    limit = task.max_new_tokens if max_new_tokens is None else max_new_tokens
+    tokens = generate(engine, prompt_of(engine, task, text), vectors, limit, engine.bundle.stop_tokens)
     return stream_text(engine.tokenizer, tokens)
 
 
-def open_bank(engine: Engine) -> AdapterBank:
-    """The adapters of an engine's bundle."""
-    return AdapterBank(engine.bundle)
+def prompt_of(engine: Engine, task: Task, text: str) -> list[int]:
+    """Token ids of the task's prompt around `text`."""
+    return engine.encode(task.prompt.replace("{text}", text))
+
+
+def _chosen(choices: Sequence[str], scores: Scores) -> Answer:
+    shares = np.exp(scores - scores.max())
+    shares /= shares.sum()
+    return Answer(choices[int(scores.argmax())], {c: round(float(s), 6) for c, s in zip(choices, shares, strict=True)})

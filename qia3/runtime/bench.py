@@ -10,18 +10,22 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from qia3.errors import ConfigError, QIA3Error
 from qia3.runtime.adapters import AdapterBank
 from qia3.runtime.bundle import Bundle
-from qia3.runtime.engine import Cache, Engine, Floats
+from qia3.runtime.cache import Cache, Floats
+from qia3.runtime.engine import Engine
 
 STATUS = Path("/proc/self/status")
 REPEATS = 5
@@ -37,8 +41,6 @@ def resident() -> dict[str, int]:
 
 def machine() -> str:
     """Processor, cores and system, in words."""
-    import os
-
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
@@ -46,22 +48,25 @@ def machine() -> str:
     return f"{name}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}"
 
 
-def bench(path: Path, adapter: str | None = None, prompt_tokens: int = 128, new_tokens: int = 64, threads: int | None = None) -> dict[str, Any]:
-    """The figures, with the manifest's keys. The median of a few repeats is taken."""
+def bench(
+    path: Path, adapter: str | None = None, prompt_tokens: int = 128, new_tokens: int = 64, threads: int | None = None
+) -> dict[str, Any]:
+    """The figures, with the manifest's keys; the median of a few repeats is taken. Raises ConfigError where the tokens do not fit."""
     bundle = Bundle.open(path, verify=False)  # hashing would pull the whole file into memory's books
+    _check(bundle, prompt_tokens, new_tokens)
     started = time.perf_counter()
     engine = Engine(bundle, threads)
     load_seconds = time.perf_counter() - started
     vectors = AdapterBank(bundle).vectors(adapter) if adapter else {}
     seen = [resident()]
-    prompt = np.random.default_rng(0).integers(3, 1000, prompt_tokens).tolist()
+    prompt = np.random.default_rng(0).integers(0, bundle.architecture.vocab_size, prompt_tokens).tolist()
     prompts, steps = [], []
     for _ in range(REPEATS):
         started = time.perf_counter()
-        _, cache = engine.prefill([prompt], vectors)
+        logits, cache = engine.prefill([prompt], vectors, room=new_tokens)
         prompts.append(prompt_tokens / (time.perf_counter() - started))
         seen.append(resident())
-        steps.append(_decode(engine, cache, vectors, new_tokens))
+        steps.append(_decode(engine, int(logits[0].argmax()), cache, vectors, new_tokens))
         seen.append(resident())
     peak = {key: max((s[key] for s in seen if key in s), default=None) for key in ("RssAnon", "RssFile", "VmHWM")}
     return {
@@ -78,25 +83,38 @@ def bench(path: Path, adapter: str | None = None, prompt_tokens: int = 128, new_
     }
 
 
-def _decode(engine: Engine, cache: Cache, vectors: Mapping[str, Floats], count: int) -> float:
-    """Tokens a second."""
+def _check(bundle: Bundle, prompt_tokens: int, new_tokens: int) -> None:
+    limit = bundle.architecture.context_length
+    if prompt_tokens < 1 or new_tokens < 1 or prompt_tokens + new_tokens > limit:
+        raise ConfigError(
+            f"{prompt_tokens} prompt and {new_tokens} new tokens: each is 1 or more, and together they fit the context of {limit}"
+        )
+
+
+def _decode(engine: Engine, token: int, cache: Cache, vectors: Mapping[str, Floats], count: int) -> float:
+    """Tokens a second, the likeliest each time."""
     started = time.perf_counter()
-    for token in range(count):
-        _, cache = engine.step([3 + token], cache, vectors)
+    for _ in range(count):
+        logits, cache = engine.step([token], cache, vectors)
+        token = int(logits[0].argmax())
     return count / (time.perf_counter() - started)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """The command line of `python -m qia3.runtime.bench`."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--adapter")
+    parser.add_argument("--adapter", metavar="NAME")
     parser.add_argument("--prompt-tokens", type=int, default=128)
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--json", action="store_true")
-    asked = parser.parse_args()
-    figures = bench(asked.folder, asked.adapter, asked.prompt_tokens, asked.new_tokens, asked.threads)
+    asked = parser.parse_args(arguments)
+    try:
+        figures = bench(asked.folder, asked.adapter, asked.prompt_tokens, asked.new_tokens, asked.threads)
+    except QIA3Error as error:
+        print(f"qia3: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
     print(json.dumps(figures) if asked.json else "\n".join(f"{key:28} {value}" for key, value in figures.items()))
 
 

@@ -1,29 +1,50 @@
-"""A bundle, opened and checked: every file is there, and is byte for byte what the build wrote."""
+"""A bundle, opened and checked: every file is there, and is byte for byte what the build wrote.
+
+manifest.json lists every other file with its size and SHA-256. A file that is missing, changed or not listed though the runtime needs it is
+refused, all of them in one line; files that the manifest does not know are left alone.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from qia3.errors import BundleError
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+GRAPH = "model.onnx"
+ADAPTERS = "adapters/"
+ADAPTER = ".onnx_adapter"
 
 
 @dataclass(frozen=True)
-class BundleTask:
+class Task:
     """One job: its whole prompt, holding {text} once, and the text of the token that ends an answer."""
 
     name: str
-    kind: str
+    kind: str  # "classify" or "generate"
     prompt: str
     choices: tuple[str, ...] | None
     max_new_tokens: int
     end: str
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Counts and sizes of the base; context_length in tokens."""
+
+    layers: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    hidden_size: int
+    vocab_size: int
+    context_length: int
 
 
 @dataclass(frozen=True)
@@ -32,15 +53,13 @@ class Bundle:
 
     path: Path
     name: str
-    mode: str
+    mode: str  # "side" or "merged"
     merged_task: str | None
     fingerprint: str
-    layers: int
-    kv_heads: int
-    head_size: int
-    context_length: int
-    vectors: dict[str, int]
-    tasks: dict[str, BundleTask]
+    base_version: int  # what an adapter of this base carries: the fingerprint's first 28 bits
+    architecture: Architecture
+    vectors: dict[str, int]  # input name -> size; empty when merged
+    tasks: dict[str, Task]
     adapters: tuple[str, ...]
     prefix: str
     suffix: str
@@ -48,37 +67,41 @@ class Bundle:
 
     @classmethod
     def open(cls, path: Path | str, verify: bool = True) -> Bundle:
-        """Raises BundleError: no bundle, a newer format, or every file that is missing or changed."""
+        """Raises BundleError: no bundle, a damaged manifest, another format, or every file that is missing or changed."""
         path = Path(path)
         manifest = read_manifest(path)
-        if verify:
-            check_files(path, manifest)
         try:
+            if verify:
+                check_files(path, manifest)
             return cls._from_manifest(path, manifest)
-        except (KeyError, TypeError) as error:
-            raise BundleError(f"{path / MANIFEST} lacks {error}; build the bundle again") from error
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            what = f"lacks {error}" if isinstance(error, KeyError) else f"is damaged ({error})"
+            raise BundleError(f"{path / MANIFEST} {what}; build the bundle again") from error
 
     @classmethod
-    def _from_manifest(cls, path: Path, manifest: dict[str, Any]) -> Bundle:
-        shape = manifest["architecture"]
-        tasks = {name: BundleTask(name=name, **(task | {"choices": task["choices"] and tuple(task["choices"])})) for name, task in manifest["tasks"].items()}
+    def _from_manifest(cls, path: Path, manifest: Mapping[str, Any]) -> Bundle:
+        files = [name for name in manifest["files"] if name.startswith(ADAPTERS) and name.endswith(ADAPTER)]
+        fingerprint = manifest["base"]["fingerprint"]
         return cls(
             path=path,
             name=manifest["name"],
             mode=manifest["mode"],
             merged_task=manifest["merged_task"],
-            fingerprint=manifest["base"]["fingerprint"],
-            layers=shape["layers"],
-            kv_heads=shape["kv_heads"],
-            head_size=shape["head_size"],
-            context_length=shape["context_length"],
-            vectors={v["name"]: v["size"] for v in manifest["graph"]["vectors"]},
-            tasks=tasks,
-            adapters=tuple(sorted(f.removeprefix("adapters/").removesuffix(".onnx_adapter") for f in manifest["files"] if f.endswith(".onnx_adapter"))),
+            fingerprint=fingerprint,
+            base_version=int(fingerprint[:7], 16),
+            architecture=Architecture(**{key: int(manifest["architecture"][key]) for key in Architecture.__annotations__}),
+            vectors={v["name"]: int(v["size"]) for v in manifest["graph"]["vectors"]},
+            tasks={name: _task(name, task) for name, task in manifest["tasks"].items()},
+            adapters=tuple(sorted(name.removeprefix(ADAPTERS).removesuffix(ADAPTER) for name in files)),
             prefix=manifest["prompt"]["prefix"],
             suffix=manifest["prompt"]["suffix"],
-            stop_tokens=tuple(manifest["stop_tokens"]),
+            stop_tokens=tuple(int(token) for token in manifest["stop_tokens"]),
         )
+
+
+def _task(name: str, task: Mapping[str, Any]) -> Task:
+    choices = None if task["choices"] is None else tuple(task["choices"])
+    return Task(name, task["kind"], task["prompt"], choices, int(task["max_new_tokens"]), task["end"])
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -88,26 +111,36 @@ def read_manifest(path: Path) -> dict[str, Any]:
         version = manifest["format"]
     except (FileNotFoundError, NotADirectoryError) as error:
         raise BundleError(f"{path} is not a bundle: it has no {MANIFEST}; make one with `qia3 build`") from error
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise BundleError(f"{path / MANIFEST} is damaged ({error}); build the bundle again") from error
+    except OSError as error:
+        raise BundleError(f"cannot read {path / MANIFEST}: {error.strerror}") from error
+    except KeyError as error:
+        raise BundleError(f"{path / MANIFEST} is not a bundle's: it has no {error}; make one with `qia3 build`") from error
+    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, RecursionError) as error:
+        raise BundleError(f"{path / MANIFEST} is damaged ({error}); copy the bundle again or rebuild it") from error
     if version != FORMAT:
-        raise BundleError(f"{path} has bundle format {version}, this version reads {FORMAT}; upgrade qia3 or build it again")
+        remedy = "upgrade qia3" if isinstance(version, int) and version > FORMAT else "build it again"
+        raise BundleError(f"{path} has bundle format {version!r}, this version reads {FORMAT}; {remedy}")
     return dict(manifest)
 
 
-def check_files(path: Path, manifest: dict[str, Any]) -> None:
+def check_files(path: Path, manifest: Mapping[str, Any]) -> None:
     """Presence, size and SHA-256 of every file that the manifest lists."""
-    bad = []
-    for name, expected in manifest["files"].items():
-        file = path / name
-        if not file.is_file():
-            bad.append(f"{name} is missing")
-        elif file.stat().st_size != expected["bytes"]:
-            bad.append(f"{name} has {file.stat().st_size} bytes instead of {expected['bytes']}")
-        elif _sha256(file) != expected["sha256"]:
-            bad.append(f"{name} has changed")
+    files = manifest["files"]
+    bad = [] if GRAPH in files else [f"{GRAPH} is not in the manifest"]
+    bad += [complaint for name, expected in files.items() if (complaint := _complaint(path, name, expected))]
     if bad:
         raise BundleError(f"{path} is not what was built: {'; '.join(bad)}; copy it again or rebuild it")
+
+
+def _complaint(path: Path, name: str, expected: Mapping[str, Any]) -> str | None:
+    file, place = path / name, PurePosixPath(name)
+    if place.is_absolute() or ".." in place.parts:
+        return f"{name} is outside the bundle"
+    if not file.is_file():
+        return f"{name} is missing"
+    if (size := file.stat().st_size) != expected["bytes"]:
+        return f"{name} has {size} bytes instead of {expected['bytes']}"
+    return None if _sha256(file) == expected["sha256"] else f"{name} has changed"
 
 
 def _sha256(file: Path) -> str:

@@ -1,51 +1,46 @@
 """The graph, run: prompts of unequal lengths, then one token a row at a time, with the cache kept between.
 
 Rows are padded on the right. A row's mask is as many leading ones as it has valid positions, its new ones included, so after a prompt a
-shorter row's next token overwrites its first padded slot in the cache (GroupQueryAttention writes at the count, not at the end).
+shorter row's next token overwrites its first padded slot in the cache (GroupQueryAttention writes at the count, not at the end):
+
+    tokens  a b c      mask  1 1 1      cache  a b c       step: d, y      mask  1 1 1 1      cache  a b c d
+            x . .            1 0 0             x . .                             1 1 0 0             x y . .
+
+Vectors go in as ordinary inputs, [1, 1, d] for all rows or [rows, 1, d]. ONNX Runtime's own way, an active adapter, is ignored without an
+error by the IO binding that the cache needs.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from qia3.errors import BundleError, QIA3Error
-from qia3.runtime.bundle import Bundle
+from qia3.errors import AdapterError, BundleError, QIA3Error
+from qia3.runtime.bundle import GRAPH, Bundle
+from qia3.runtime.cache import PAST, Buffers, Cache, Floats, Lengths, ort_value
 
-Floats = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Cache:
-    """Keys and values [rows, kv heads, T, head size] by input name, and how many positions of each row are valid."""
-
-    tensors: dict[str, Floats]
-    lengths: NDArray[np.int64]
-
-    def expand(self, index: Sequence[int]) -> Cache:
-        """Rows picked or repeated."""
-        return Cache({name: t[list(index)] for name, t in self.tensors.items()}, self.lengths[list(index)])
+ROOM = 32  # positions beyond the prompt that a new cache has room for
+SIBLINGS = "cpu*/topology/thread_siblings_list"
 
 
 class Engine:
-    """One session over a bundle's graph. `threads` None lets ONNX Runtime take the physical cores."""
+    """One session over a bundle's graph. `threads` None takes the physical cores that this process may run on."""
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
-        options = ort.SessionOptions()
-        options.log_severity_level = 3  # otherwise one warning per vector with a default
-        options.intra_op_num_threads = threads or 0
-        options.inter_op_num_threads = 1
+        if threads is not None and threads < 1:
+            raise QIA3Error(f"threads must be 1 or more, not {threads}")
         self.bundle = bundle
-        self.threads = threads or os.cpu_count() or 1
-        self.session = ort.InferenceSession(str(bundle.path / "model.onnx"), options, providers=["CPUExecutionProvider"])
-        self.outputs = [o.name for o in self.session.get_outputs()]
-        self.caches = [i.name for i in self.session.get_inputs() if i.name.startswith("past_key_values.")]
+        self.threads = threads or physical_cores()
+        self.session = _session(bundle.path / GRAPH, self.threads)
+        self.context_length = bundle.architecture.context_length
+        # kv heads and head size as the graph has them, which may differ between layers
+        self.caches = {i.name: (i.shape[1], i.shape[3]) for i in self.session.get_inputs() if i.name.startswith(PAST)}
         self._tokenizer: Tokenizer | None = None
 
     @property
@@ -53,45 +48,93 @@ class Engine:
         """The bundle's tokenizer, read when first asked for."""
         if self._tokenizer is None:
             path = self.bundle.path / "tokenizer.json"
-            if not path.is_file():
-                raise BundleError(f"{self.bundle.path} has no tokenizer.json")
-            self._tokenizer = Tokenizer.from_file(str(path))
+            try:
+                self._tokenizer = Tokenizer.from_file(str(path))
+            except Exception as error:  # tokenizers raises bare Exception
+                raise BundleError(f"{path} cannot be read as a tokenizer: {str(error).splitlines()[0]}") from error
         return self._tokenizer
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text` as it stands: special tokens only where they are written out."""
         return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
-    def prefill(self, rows: Sequence[Sequence[int]], vectors: Mapping[str, Floats]) -> tuple[Floats, Cache]:
-        """Logits [rows, V] after each row's last token, and the cache. Vectors are [1, 1, d] or [rows, 1, d]."""
+    def prefill(self, rows: Sequence[Sequence[int]], vectors: Mapping[str, Floats], room: int = ROOM) -> tuple[Floats, Cache]:
+        """Logits float32 [rows, V] after each row's last token, and the cache, with room for `room` more positions before it has to grow."""
         lengths = np.array([len(r) for r in rows], np.int64)
-        if not len(rows) or not lengths.min():
+        if not lengths.size or not lengths.min():
             raise QIA3Error("an empty prompt cannot be run: give it some text")
-        tokens = np.zeros((len(rows), int(lengths.max())), np.int64)
+        longest = int(lengths.max())
+        tokens = np.zeros((len(rows), longest), np.int64)
         for i, row in enumerate(rows):
             tokens[i, : len(row)] = row
-        empty = np.zeros((len(rows), self.bundle.kv_heads, 0, self.bundle.head_size), np.float32)
-        return self._run(tokens, Cache(dict.fromkeys(self.caches, empty), np.zeros(len(rows), np.int64)), lengths, vectors)
+        nothing = np.zeros(len(rows), np.int64)
+        capacity = min(longest + max(room, 0), self.context_length)
+        arrays = {n: np.zeros((len(rows), heads, capacity, size), np.float32) for n, (heads, size) in self.caches.items()}
+        return self._run(tokens, Cache(Buffers(self.session, arrays, nothing), nothing), lengths, vectors)
 
     def step(self, tokens: Sequence[int], cache: Cache, vectors: Mapping[str, Floats]) -> tuple[Floats, Cache]:
-        """One more token a row."""
+        """One more token a row. `cache` stays good: it may be stepped again with other tokens."""
+        if len(tokens) != len(cache.lengths):
+            raise ValueError(f"{len(tokens)} tokens for a cache of {len(cache.lengths)} rows")
         return self._run(np.asarray(tokens, np.int64)[:, None], cache, cache.lengths + 1, vectors)
 
-    def _run(
-        self, tokens: NDArray[np.int64], cache: Cache, lengths: NDArray[np.int64], vectors: Mapping[str, Floats]
-    ) -> tuple[Floats, Cache]:
+    def _run(self, tokens: NDArray[np.int64], cache: Cache, lengths: Lengths, vectors: Mapping[str, Floats]) -> tuple[Floats, Cache]:
         longest = int(lengths.max())
-        if longest > self.bundle.context_length:
-            raise QIA3Error(f"{longest} tokens do not fit the bundle's context of {self.bundle.context_length}; shorten the text")
+        if longest > self.context_length:
+            raise QIA3Error(f"{longest} tokens do not fit the bundle's context of {self.context_length}; shorten the text")
+        buffers = cache.writable(longest, self.context_length).buffers
+        if not buffers.bound(vectors):
+            self._check(vectors, len(tokens))
+        binding = buffers.binding(vectors)
         mask = (np.arange(longest)[None] < lengths[:, None]).astype(np.int64)
-        feeds = {"input_ids": tokens, "attention_mask": mask, **cache.tensors, **vectors}
-        out = dict(zip(self.outputs, self.session.run(None, feeds), strict=True))
-        present = {name: out[name.replace("past_key_values", "present")] for name in self.caches}
-        return _last(out["logits"], lengths - cache.lengths), Cache(present, lengths)
+        held = {"input_ids": ort_value(tokens), "attention_mask": ort_value(mask)}
+        for name, value in held.items():
+            binding.bind_ortvalue_input(name, value)
+        binding.bind_output("logits", "cpu")  # anew each time: an output that stays bound is overwritten by the next run
+        self.session.run_with_iobinding(binding)
+        buffers.newest = lengths
+        logits: Floats = binding.get_outputs()[-1].numpy()  # in the order of binding
+        return _last(logits, lengths - cache.lengths), Cache(buffers, lengths)
+
+    def _check(self, vectors: Mapping[str, Floats], rows: int) -> None:
+        """A wrong row count could broadcast into a wrong answer, so it is refused before the graph sees it."""
+        sizes = self.bundle.vectors
+        bad = [f"{n} has no place here" for n in vectors if n not in sizes]
+        fits = {n: ((1, 1, d), (rows, 1, d)) for n, d in sizes.items()}
+        bad += [f"{n} has shape {list(v.shape)}" for n, v in vectors.items() if n in fits and v.shape not in fits[n]]
+        if bad:
+            raise AdapterError(f"vectors for {rows} rows are [1, 1, d] or [{rows}, 1, d] of the graph's inputs: {'; '.join(bad)}")
 
 
-def _last(logits: Floats, counts: NDArray[np.int64]) -> Floats:
+def select_rows(vectors: Mapping[str, Floats], index: Sequence[int]) -> Mapping[str, Floats]:
+    """The vectors of the rows picked; those that are the same for all rows stay as they are."""
+    if all(len(v) == 1 for v in vectors.values()):
+        return vectors
+    return {name: v if len(v) == 1 else v[list(index)] for name, v in vectors.items()}
+
+
+def physical_cores() -> int:
+    """Physical cores that this process may use. ONNX Runtime's own default counts cores that a container or taskset took away."""
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    cores = {
+        file.read_text() for file in Path("/sys/devices/system/cpu").glob(SIBLINGS) if int(file.parts[-3].removeprefix("cpu")) in allowed
+    }
+    return len(cores) or len(allowed)
+
+
+def _session(path: Path, threads: int) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.log_severity_level = 3  # otherwise one warning per vector with a default
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    try:
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime raises its own types, without a common base
+        raise BundleError(f"ONNX Runtime cannot load {path}: {str(error).splitlines()[0]}") from error
+
+
+def _last(logits: Floats, counts: Lengths) -> Floats:
     """[rows, V]: the graph gives the last valid position, or all of them."""
-    if logits.shape[1] == 1:
-        return logits[:, 0]
-    return logits[np.arange(len(logits)), np.minimum(counts, logits.shape[1]) - 1]
+    last: Floats = logits[:, 0] if logits.shape[1] == 1 else logits[np.arange(len(logits)), counts - 1]
+    return last

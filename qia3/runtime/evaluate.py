@@ -10,14 +10,15 @@ from typing import Any
 
 from qia3.runtime.adapters import NONE, AdapterBank
 from qia3.runtime.answer import classify, reply, task_of
-from qia3.runtime.bundle import BundleTask
-from qia3.runtime.engine import Engine, Floats
+from qia3.runtime.bundle import Task
+from qia3.runtime.cache import Floats
+from qia3.runtime.engine import Engine
 from qia3.runtime.examples import Example, read_examples
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`labels` gives per label how many there were and how many were right; `f1` is None for classification."""
+    """`labels` gives per label how many there were and how many were right; `f1` is None for classification, `labels` for generation."""
 
     adapter: str
     task: str
@@ -45,7 +46,7 @@ def evaluate(engine: Engine, bank: AdapterBank, path: Path, adapter: str | None,
     generation = chosen.kind == "generate"
     scores = [token_f1(a, e.answer) for a, e in zip(answers, examples, strict=True)]
     return Evaluation(
-        adapter=adapter or NONE,
+        adapter=adapter or engine.bundle.merged_task or NONE,
         task=chosen.name,
         kind=chosen.kind,
         n=len(examples),
@@ -64,7 +65,7 @@ def token_f1(answer: str, expected: str) -> float:
     return 2 * shared / (len(said) + len(wanted)) if shared else 0.0
 
 
-def _task(engine: Engine, adapter: str | None, task: str | None) -> BundleTask:
+def _task(engine: Engine, adapter: str | None, task: str | None) -> Task:
     """With no adapter and one task only, that task's prompt is meant."""
     tasks = list(engine.bundle.tasks)
     if task is None and adapter in (None, NONE) and len(tasks) == 1:
@@ -72,7 +73,7 @@ def _task(engine: Engine, adapter: str | None, task: str | None) -> BundleTask:
     return task_of(engine, adapter, task)
 
 
-def _answer(engine: Engine, task: BundleTask, vectors: dict[str, Floats], example: Example) -> str:
+def _answer(engine: Engine, task: Task, vectors: dict[str, Floats], example: Example) -> str:
     if task.kind == "classify":
         return classify(engine, task, vectors, example.text).label
     return "".join(reply(engine, task, vectors, example.text))

@@ -1,7 +1,9 @@
-"""Files of examples: JSON Lines, one object a line, read the same way for training and for scoring.
+r"""Files of examples: JSON Lines, one object a line, read the same way for training and for scoring.
 
     classify   {"text": "it's freezing in here", "label": "temperature"}
     generate   {"text": "kill the lights upstairs", "target": "lights | upstairs | off"}
+
+Lines end at \n (or \r\n) and nowhere else: U+2028 and its kin, at which str.splitlines cuts too, are legal inside a JSON string.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from pathlib import Path
 from qia3.errors import DataError
 
 ANSWER = {"classify": "label", "generate": "target"}
+SHOWN = 5  # complaints in one message
 
 
 @dataclass(frozen=True)
@@ -25,29 +28,46 @@ class Example:
 
 
 def read_examples(path: Path, kind: str, choices: Collection[str] | None = None) -> list[Example]:
-    """Raises DataError with the file and the line: not JSON, a missing key, a label that is not one of `choices`, no example at all."""
+    """Raises DataError with the file and each bad line: not JSON, a missing key, a label that is not one of `choices`; or no example."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text (byte {error.start})") from error
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
-    found = [_example(line, f"{path}, line {i}", ANSWER[kind], choices) for i, line in enumerate(lines, 1) if line.strip()]
+    read = [_example(line, f"{path}, line {i}", ANSWER[kind], choices) for i, line in enumerate(lines, 1) if line.strip()]
+    found = [row for row in read if isinstance(row, Example)]
+    if bad := [row for row in read if isinstance(row, str)]:
+        more = f"; and {len(bad) - SHOWN} more lines" if len(bad) > SHOWN else ""
+        raise DataError("; ".join(bad[:SHOWN]) + more)
     if not found:
         raise DataError(f"{path} holds no examples: one JSON object a line, with 'text' and {ANSWER[kind]!r}")
     return found
 
 
-def _example(line: str, where: str, key: str, choices: Collection[str] | None) -> Example:
+def _example(line: str, where: str, key: str, choices: Collection[str] | None) -> Example | str:
+    """The example, or what is wrong with the line."""
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
-        raise DataError(f"{where}: not JSON ({error.msg}, column {error.colno})") from error
+        return f"{where}: not JSON ({error.msg}, column {error.colno})"
+    except RecursionError:
+        return f"{where}: not JSON that can be read (nested too deeply)"
     if not isinstance(row, dict):
-        raise DataError(f"{where}: a JSON object is expected, with 'text' and {key!r}")
+        return f"{where}: a JSON object is expected, with 'text' and {key!r}"
     for name in ("text", key):
         if not isinstance(row.get(name), str) or not row[name].strip():
-            raise DataError(f"{where}: {name!r} is missing, empty or no text; the line has {', '.join(map(repr, row)) or 'no keys'}")
+            return f"{where}: {name!r} is missing, empty or no text; the line has {', '.join(map(repr, row)) or 'no keys'}"
+        if not _encodes(row[name]):
+            return f"{where}: {name!r} holds half of a surrogate pair, which is no character"
     if key == "label" and choices and row[key] not in choices:
-        raise DataError(f"{where}: label {row[key]!r} is not one of {', '.join(choices)}")
+        return f"{where}: label {row[key]!r} is not one of {', '.join(choices)}"
     return Example(row["text"], row[key])
+
+
+def _encodes(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,4 +1,9 @@
-"""Greedy generation, and text that appears as it is made."""
+"""Greedy generation, and text that appears as it is made.
+
+A token is not a text: its bytes may be half a character, and whether a word begins with a space can depend on the word before. So new text is
+what decoding a short window of tokens with the new one adds to decoding it without, and it waits while it ends in U+FFFD, which stands for
+bytes that are no character yet. The window begins where the last piece began, so each token costs the same however long the text is.
+"""
 
 from __future__ import annotations
 
@@ -6,34 +11,43 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from tokenizers import Tokenizer
 
-from qia3.runtime.engine import Engine, Floats
+from qia3.runtime.cache import Floats
+from qia3.runtime.engine import Engine
+
+UNFINISHED = "\ufffd"
 
 
 def generate(
     engine: Engine, prompt: Sequence[int], vectors: Mapping[str, Floats], max_new_tokens: int, stop: Collection[int]
 ) -> Iterator[int]:
-    """Token ids, the likeliest each time, until one of `stop` or the limit."""
-    logits, cache = engine.prefill([prompt], vectors)
+    """Token ids, the likeliest each time, until one of `stop`, the limit or the end of the context."""
+    logits, cache = engine.prefill([prompt], vectors, room=min(max_new_tokens, 256))
     for count in range(1, max_new_tokens + 1):
         token = int(logits[0].argmax())
         if token in stop:
             return
         yield token
-        if count == max_new_tokens or len(prompt) + count >= engine.bundle.context_length:
+        if count == max_new_tokens or len(prompt) + count >= engine.context_length:
             return
         logits, cache = engine.step([token], cache, vectors)
 
 
 def stream_text(tokenizer: Tokenizer, tokens: Iterable[int]) -> Iterator[str]:
-    """The text of `tokens` in pieces, as soon as each is sure: a character split over two tokens waits for the second."""
-    ids: list[int] = []
-    shown = ""
+    """The text of `tokens` in pieces, each as soon as it is sure; together they are what decoding all tokens at once gives."""
+    window: list[int] = []
+    shown = 0  # how many tokens of the window are in pieces that were yielded
     for token in tokens:
-        ids.append(token)
-        text = tokenizer.decode(ids)
-        if not text.endswith("\ufffd") and text.startswith(shown) and len(text) > len(shown):
-            yield text[len(shown) :]
-            shown = text
-    rest = tokenizer.decode(ids) if ids else ""
-    if len(rest) > len(shown):
-        yield rest[len(shown) :]
+        window.append(token)
+        piece = _added(tokenizer, window, shown)
+        if piece and not piece.endswith(UNFINISHED):
+            yield piece
+            window, shown = window[shown:], len(window) - shown
+    if rest := _added(tokenizer, window, shown):
+        yield rest
+
+
+def _added(tokenizer: Tokenizer, window: Sequence[int], shown: int) -> str:
+    """What the tokens after the first `shown` add to the text."""
+    before = tokenizer.decode(list(window[:shown])) if shown else ""
+    text: str = tokenizer.decode(list(window))
+    return text[len(before) :]

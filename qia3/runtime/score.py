@@ -1,7 +1,17 @@
 """Ranking a fixed set of answers: the mean log-probability of each answer's tokens after the prompt, its end token included.
 
+    score(c) = 1/|c| * sum_i log p(c_i | prompt, c_0 .. c_{i-1})          in nats a token
+
 The graph gives logits for the last position only, so the answers are walked as a trie: the prompt is run once, and then one batched step a
-depth over the distinct prefixes. Eight answers of one token and an end cost one prompt and one step of eight rows.
+depth over the distinct prefixes. Eight answers of one token and an end cost one prompt and one step of eight rows:
+
+    prompt ──┬── lights ── <end>          depth 0: the prompt's logits score lights, play, lock
+             ├── play ──┬── music <end>   depth 1: one step of three rows scores <end>, music, song, <end>
+             │          └── song  <end>   depth 2: one step of two rows scores <end>, <end>
+             └── lock ── <end>
+
+Several prompts go through together, each with its own answers and its own adapter. Rows of a step are at most MAX_ROWS: a thousand answers
+must not mean a thousand copies of the prompt's cache.
 """
 
 from __future__ import annotations
@@ -11,27 +21,56 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from qia3.runtime.engine import Engine, Floats
+from qia3.errors import QIA3Error
+from qia3.runtime.cache import Cache, Floats
+from qia3.runtime.engine import Engine, select_rows
 
-Prefix = tuple[int, ...]
-
-
-def rank(engine: Engine, prompt: Sequence[int], choices: Sequence[Sequence[int]], vectors: Mapping[str, Floats]) -> NDArray[np.float64]:
-    """Scores [choices], in nats a token; the highest is the answer."""
-    logits, cache = engine.prefill([prompt], vectors)
-    known: dict[Prefix, NDArray[np.float64]] = {(): log_softmax(logits)[0]}
-    rows: dict[Prefix, int] = {(): 0}
-    for depth in range(1, max(map(len, choices))):
-        prefixes = sorted({tuple(c[:depth]) for c in choices if len(c) > depth})
-        logits, cache = engine.step([p[-1] for p in prefixes], cache.expand([rows[p[:-1]] for p in prefixes]), vectors)
-        known.update(zip(prefixes, log_softmax(logits), strict=True))
-        rows = {p: i for i, p in enumerate(prefixes)}
-    return np.array([np.mean([known[tuple(c[:i])][token] for i, token in enumerate(c)]) for c in choices])
+MAX_ROWS = 32
+Path = tuple[int, tuple[int, ...]]  # row of the prompt, tokens after it
+Scores = NDArray[np.float64]
 
 
-def log_softmax(logits: Floats) -> NDArray[np.float64]:
-    """Over the last axis, in float64."""
+def rank(engine: Engine, prompt: Sequence[int], choices: Sequence[Sequence[int]], vectors: Mapping[str, Floats]) -> Scores:
+    """Scores [choices] of one prompt; the highest is the answer."""
+    return rank_batch(engine, [prompt], [choices], vectors)[0]
+
+
+def rank_batch(
+    engine: Engine, prompts: Sequence[Sequence[int]], choices: Sequence[Sequence[Sequence[int]]], vectors: Mapping[str, Floats]
+) -> list[Scores]:
+    """Scores of each prompt's own choices. Vectors are [1, 1, d] for all prompts or [prompts, 1, d]."""
+    if any(not len(c) for row in choices for c in row) or not all(choices):
+        raise QIA3Error("there is nothing to rank: a prompt has no choices, or a choice has no tokens")
+    paths = sorted({(row, tuple(c)) for row, cs in enumerate(choices) for c in cs})
+    logits, cache = engine.prefill(prompts, vectors, room=max(len(c) for _, c in paths))
+    found: dict[Path, float] = {}
+    for start in range(0, len(paths), MAX_ROWS):  # neighbours share prefixes, so cutting the sorted list costs few of them
+        found |= _walk(engine, paths[start : start + MAX_ROWS], logits, cache, vectors)
+    return [np.array([found[row, tuple(c)] for c in cs]) for row, cs in enumerate(choices)]
+
+
+def _walk(engine: Engine, paths: Sequence[Path], logits: Floats, cache: Cache, vectors: Mapping[str, Floats]) -> dict[Path, float]:
+    """Mean log-probability of each path, one batched step a depth."""
+    total = dict.fromkeys(paths, 0.0)
+    places: dict[Path, int] = {(row, ()): row for row, _ in paths}
+    for depth in range(max(len(tokens) for _, tokens in paths)):
+        if depth:
+            nodes = sorted({(row, tokens[:depth]) for row, tokens in paths if len(tokens) > depth})
+            cache = cache.expand([places[row, tokens[:-1]] for row, tokens in nodes])
+            chosen = select_rows(vectors, [row for row, _ in nodes])
+            logits, cache = engine.step([tokens[-1] for _, tokens in nodes], cache, chosen)
+            places = {node: i for i, node in enumerate(nodes)}
+        normaliser = log_sum_exp(logits)
+        for row, tokens in paths:
+            if len(tokens) > depth:
+                place = places[row, tokens[:depth]]
+                total[row, tokens] += float(logits[place, tokens[depth]]) - float(normaliser[place])
+    return {path: value / len(path[1]) for path, value in total.items()}
+
+
+def log_sum_exp(logits: Floats) -> NDArray[np.float64]:
+    """log sum exp over the last axis, in float64; a token's log-probability is its logit less this."""
     wide = logits.astype(np.float64)
-    wide = wide - wide.max(-1, keepdims=True)
-    result: NDArray[np.float64] = wide - np.log(np.exp(wide).sum(-1, keepdims=True))
+    peak = wide.max(-1, keepdims=True)
+    result: NDArray[np.float64] = np.log(np.exp(wide - peak).sum(-1)) + peak[..., 0]
     return result

@@ -1,0 +1,98 @@
+"""Keys and values kept between steps, in buffers that the graph writes in place.
+
+GroupQueryAttention copies its whole past into `present` at every step, unless both are the same memory: then it writes the new position and
+nothing else. So each buffer has room for more positions than are used, and is bound as past and present at once. The unused room is never
+read (it may hold NaN, which the tests fill it with).
+
+    buffer of one row, capacity 6, length 3      k0 k1 k2 .. .. ..      one step      k0 k1 k2 k3 .. ..
+
+A Cache is a value all the same: stepping it twice gives two futures that do not disturb each other. Only the newest Cache over a set of
+buffers may write to them; an older one is copied first. That is the rule of Go's append, with the aliasing made safe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+Lengths = NDArray[np.int64]
+PAST, PRESENT = "past_key_values.", "present."
+
+
+class Buffers:
+    """The memory and the bindings to it. `newest` are the lengths of the Cache that may write."""
+
+    def __init__(self, session: ort.InferenceSession, arrays: Mapping[str, Floats], newest: Lengths) -> None:
+        self.session, self.arrays, self.newest = session, dict(arrays), newest
+        self.vectors: dict[str, Floats] = {}
+        self._binding: Any = None
+        self._held: dict[str, ort.OrtValue] = {}
+
+    @property
+    def capacity(self) -> int:
+        """Positions that fit; unlimited where the graph has no cache."""
+        return min((a.shape[2] for a in self.arrays.values()), default=2**62)
+
+    def bound(self, vectors: Mapping[str, Floats]) -> bool:
+        """Whether these very arrays went in last time."""
+        known = self.vectors
+        return self._binding is not None and known.keys() == vectors.keys() and all(known[n] is v for n, v in vectors.items())
+
+    def binding(self, vectors: Mapping[str, Floats]) -> Any:
+        """An IOBinding with vectors and cache bound; made anew only when the vectors are others than last time."""
+        if not self.bound(vectors):
+            self._binding, self.vectors = self.session.io_binding(), dict(vectors)
+            # a value made of an array is on the array's own memory and the binding keeps neither, so both are kept here
+            self._held = {name: ort_value(vector.astype(np.float32, copy=False)) for name, vector in vectors.items()}
+            self._held |= {name: ort_value(array) for name, array in self.arrays.items()}
+            for name, value in self._held.items():
+                self._binding.bind_ortvalue_input(name, value)
+                if name in self.arrays:
+                    self._binding.bind_ortvalue_output(name.replace(PAST, PRESENT), value)
+        return self._binding
+
+
+def ort_value(array: NDArray[Any]) -> ort.OrtValue:
+    """A value on the memory of `array`, or of a contiguous copy of it, which it keeps alive for as long as it lives itself."""
+    return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+
+
+class Cache:
+    """How many positions of each row are valid, and the buffers [rows, kv heads, capacity, head size] that hold them."""
+
+    def __init__(self, buffers: Buffers, lengths: Lengths) -> None:
+        self.buffers, self.lengths = buffers, lengths
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the buffers, unused room included."""
+        return sum(a.nbytes for a in self.buffers.arrays.values())
+
+    def expand(self, index: Sequence[int]) -> Cache:
+        """Rows picked or repeated; no copy where that changes nothing."""
+        if list(index) == list(range(len(self.lengths))):
+            return self
+        return self._copy(np.asarray(index, np.int64), self.buffers.capacity)
+
+    def writable(self, positions: int, limit: int) -> Cache:
+        """This cache, or a copy of it, with room for `positions` and leave to write. It never takes more than `limit` positions."""
+        if self.lengths is self.buffers.newest and positions <= self.buffers.capacity:
+            return self
+        capacity = self.buffers.capacity
+        if positions > capacity:  # half as much again, so that the copies of a long text cost a constant a token
+            capacity = min(max(positions, capacity + capacity // 2), limit)
+        return self._copy(np.arange(len(self.lengths)), capacity)
+
+    def _copy(self, index: Lengths, capacity: int) -> Cache:
+        lengths = self.lengths[index]
+        used = int(lengths.max(initial=0))
+        arrays = {}
+        for name, array in self.buffers.arrays.items():
+            arrays[name] = np.zeros((len(index), array.shape[1], capacity, array.shape[3]), np.float32)
+            arrays[name][:, :, :used] = array[index, :, :used]
+        return Cache(Buffers(self.buffers.session, arrays, lengths), lengths)

@@ -1,0 +1,229 @@
+"""From a text to an answer, from a file of examples to figures; and all of it where torch cannot be imported (law 6)."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_bundle as tiny
+
+from qia3.errors import AdapterError, ConfigError, DataError
+from qia3.footprint.measure import KEYS
+from qia3.runtime import bench as measuring
+from qia3.runtime.adapters import AdapterBank
+from qia3.runtime.answer import Answer, answer, classify_batch, task_of
+from qia3.runtime.bundle import Bundle
+from qia3.runtime.engine import Engine
+from qia3.runtime.evaluate import evaluate, token_f1
+from qia3.runtime.examples import Example, read_examples
+from qia3.runtime.score import rank
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory):
+    return Engine(Bundle.open(tiny.write_bundle(tmp_path_factory.mktemp("bundle"))), threads=1)
+
+
+def lines(path, *rows):
+    path.write_text("".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def test_classification_ranks_the_choices_after_the_task_s_prompt(engine):
+    said = answer(engine, "lamps", "the hall")
+    assert isinstance(said, Answer)
+    tokens = [engine.encode(c + tiny.END) for c in tiny.CHOICES]
+    scores = rank(engine, engine.encode("Topic of the hall?"), tokens, AdapterBank(engine.bundle).vectors("lamps"))
+    shares = np.exp(scores) / np.exp(scores).sum()
+    assert said.label == tiny.CHOICES[int(np.argmax(scores))]
+    np.testing.assert_allclose(list(said.scores.values()), shares, atol=1e-6)
+    assert sum(said.scores.values()) == pytest.approx(1, abs=1e-5)
+
+
+def test_generation_streams(engine):
+    pieces = answer(engine, "echo", "hello")
+    assert not isinstance(pieces, Answer)
+    assert len("".join(pieces)) > 0
+
+
+def test_the_base_speaks_through_its_own_prompt_unless_a_task_is_asked_for(engine):
+    assert task_of(engine, None).prompt == "Q: {text}\nA: "
+    assert task_of(engine, "none").kind == "generate"
+    assert task_of(engine, "none", "lamps").prompt == "Topic of {text}?"
+    assert isinstance(answer(engine, None, "the hall", task="lamps"), Answer)
+
+
+def test_texts_together_with_their_own_adapters_equal_texts_alone(engine):
+    bank, task, texts, names = AdapterBank(engine.bundle), task_of(engine, "lamps"), ["a", "a longer text", "x y"], ["lamps", None, "echo"]
+    together = classify_batch(engine, task, bank.rows(names), texts)
+    for text, name, found in zip(texts, names, together, strict=True):
+        alone = answer(engine, name, text, task="lamps")
+        assert found.label == alone.label
+        np.testing.assert_allclose(list(found.scores.values()), list(alone.scores.values()), atol=2e-5)
+
+
+def test_wrong_names_are_told(engine):
+    with pytest.raises(AdapterError, match="did you mean 'lamps'"):
+        answer(engine, "lampz", "x")
+    with pytest.raises(ConfigError, match="no task 'eco'; it has: echo, lamps"):
+        answer(engine, "lamps", "x", task="eco")
+    with pytest.raises(ConfigError, match="no choices"):
+        classify_batch(engine, task_of(engine, "echo"), {}, ["x"])
+
+
+def test_evaluation_of_classification(engine, tmp_path):
+    texts = [f"thing {i}" for i in range(6)]
+    labels = [answer(engine, "lamps", t).label for t in texts]
+    wrong = next(c for c in tiny.CHOICES if c != labels[0])
+    rows = [{"text": t, "label": wrong if i == 0 else label} for i, (t, label) in enumerate(zip(texts, labels, strict=True))]
+    bank = AdapterBank(engine.bundle)
+    found = evaluate(engine, bank, lines(tmp_path / "a.jsonl", *rows), "lamps")
+    assert (found.adapter, found.task, found.n, found.accuracy, found.f1) == ("lamps", "lamps", 6, 5 / 6, None)
+    assert sum(c["n"] for c in found.labels.values()) == 6
+    assert sum(c["right"] for c in found.labels.values()) == 5
+    assert found.examples_per_second > 0
+    assert "f1" not in found.to_dict()
+    assert evaluate(engine, bank, tmp_path / "a.jsonl", "none", "lamps").adapter == "none"
+
+
+def test_evaluation_of_generation(engine, tmp_path):
+    said = "".join(answer(engine, "echo", "hello"))
+    file = lines(tmp_path / "a.jsonl", {"text": "hello", "target": f"  {said.upper()} "}, {"text": "hello", "target": "something else"})
+    found = evaluate(engine, AdapterBank(engine.bundle), file, "echo")
+    assert (found.kind, found.n, found.accuracy, found.labels) == ("generate", 2, 0.5, None)
+    assert found.f1 >= 0.5
+
+
+def test_evaluation_of_a_merged_bundle_names_its_task(tmp_path):
+    merged = Engine(Bundle.open(tiny.write_bundle(tmp_path, mode="merged")), threads=1)
+    file = lines(tmp_path / "a.jsonl", {"text": "a", "label": "lock"})
+    for adapter in (None, "lamps"):
+        assert evaluate(merged, AdapterBank(merged.bundle), file, adapter).adapter == "lamps"
+    with pytest.raises(AdapterError, match="merged"):
+        evaluate(merged, AdapterBank(merged.bundle), file, "none")
+
+
+def test_token_f1():
+    assert token_f1("lights | hall | off", "lights | hall | on") == pytest.approx(0.8)
+    assert token_f1("Lights off.", "lights  OFF") == 1
+    assert token_f1("", "x") == token_f1("y", "x") == 0
+
+
+GOOD = {"text": "dim the hall", "label": "lights"}
+
+
+def test_examples_are_read(tmp_path):
+    file = tmp_path / "a.jsonl"
+    file.write_bytes(b'\xef\xbb\xbf{"text": "a\xe2\x80\xa8b\xc2\x85c", "label": "lock"}\r\n\n  \n{"text": "d", "label": "lock", "id": 3}')
+    assert read_examples(file, "classify", ["lock"]) == [Example("a\u2028b\u0085c", "lock"), Example("d", "lock")]
+    assert read_examples(lines(file, {"text": "a", "target": "b"}), "generate") == [Example("a", "b")]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("{text: 1}", r"line 2: not JSON \(.*column 2\)"),
+        ("[" * 100_000, "line 2: not JSON"),
+        ("[1]", "line 2: a JSON object is expected"),
+        ({"text": "a"}, "line 2: 'label' is missing, empty or no text; the line has 'text'"),
+        ({"label": "lights"}, "line 2: 'text' is missing"),
+        ({"text": "  ", "label": "lights"}, "line 2: 'text' is missing, empty"),
+        ({"text": "a", "label": 3}, "line 2: 'label' is missing, empty or no text"),
+        ({"text": "a", "label": "Lights"}, "line 2: label 'Lights' is not one of lights, lock"),
+        ('{"text": "\\ud83d", "label": "lock"}', "line 2: 'text' holds half of a surrogate pair"),
+    ],
+)
+def test_a_bad_line_is_told_with_its_file_and_number(tmp_path, line, said):
+    with pytest.raises(DataError, match=f"a.jsonl, {said}") as told:
+        read_examples(lines(tmp_path / "a.jsonl", GOOD, line, GOOD), "classify", ["lights", "lock"])
+    assert "\n" not in str(told.value)
+
+
+def test_several_bad_lines_are_told_together(tmp_path):
+    with pytest.raises(DataError) as told:
+        read_examples(lines(tmp_path / "a.jsonl", GOOD, *["{"] * 7, GOOD), "classify")
+    assert [f"line {i}:" in str(told.value) for i in range(1, 10)] == [False, *[True] * 5, False, False, False]
+    assert str(told.value).endswith("and 2 more lines")
+
+
+@pytest.mark.parametrize(("content", "said"), [(b"", "no examples"), (b"\n \n", "no examples"), (b'{"text": "\xe9"}', "not UTF-8")])
+def test_a_file_without_examples_is_told(tmp_path, content, said):
+    (tmp_path / "a.jsonl").write_bytes(content)
+    with pytest.raises(DataError, match=said):
+        read_examples(tmp_path / "a.jsonl", "generate")
+
+
+def test_a_file_that_cannot_be_read_is_told(tmp_path):
+    for place in (tmp_path, tmp_path / "nowhere.jsonl"):
+        with pytest.raises(DataError, match="cannot read"):
+            read_examples(place, "classify")
+
+
+def test_bench_gives_the_manifest_s_keys_where_torch_cannot_be_imported(engine):
+    """Law 6, in a process of its own."""
+    found = without_torch(f"from qia3.runtime.bench import main; main([{str(engine.bundle.path)!r}, *sys.argv[1:]])", *BENCH, "--json")
+    assert found.returncode == 0, found.stderr
+    figures = json.loads(found.stdout)
+    assert set(KEYS) <= set(figures)
+    assert figures["threads"] == 1
+    assert figures["decode_tokens_per_second"] > 0
+    if Path("/proc/self/status").exists():
+        assert 0 < figures["peak_anonymous_bytes"] < figures["peak_resident_bytes"]
+
+
+def test_bench_without_proc_has_no_memory_figures(engine, monkeypatch):
+    monkeypatch.setattr(measuring, "STATUS", Path("/nowhere"))
+    figures = measuring.bench(engine.bundle.path, prompt_tokens=4, new_tokens=2, threads=1)
+    assert [figures[k] for k in KEYS if k.endswith("_bytes")] == [None] * 3
+
+
+def test_bench_tells_what_is_wrong_in_one_line(engine, capsys):
+    for arguments in (["nowhere"], [str(engine.bundle.path), "--adapter", "x"], [str(engine.bundle.path), "--prompt-tokens", "40"]):
+        with pytest.raises(SystemExit) as ended:
+            measuring.main(arguments)
+        assert ended.value.code == 2
+        assert capsys.readouterr().err.count("\n") == 1
+
+
+BENCH = ("--prompt-tokens", "8", "--new-tokens", "4", "--threads", "1", "--adapter", "lamps")
+BLOCK = """
+import sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"torch", "transformers", "peft", "onnx", "onnx_ir", "onnxscript", "safetensors", "bitsandbytes"}:
+            raise ImportError(f"law 6: {name}")
+sys.meta_path.insert(0, Block())
+"""
+ASK = """
+from pathlib import Path
+from qia3.runtime.adapters import AdapterBank
+from qia3.runtime.answer import answer
+from qia3.runtime.bundle import Bundle
+from qia3.runtime.engine import Engine
+from qia3.runtime.evaluate import evaluate
+engine = Engine(Bundle.open(sys.argv[1]), threads=1)
+print(answer(engine, "lamps", "the hall").label)
+print(repr("".join(answer(engine, "echo", "hello"))))
+print(evaluate(engine, AdapterBank(engine.bundle), Path(sys.argv[2]), "lamps").n)
+"""
+
+
+def without_torch(code, *arguments):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, "-c", BLOCK + code, *arguments], capture_output=True, text=True, env=environment)
+
+
+def test_law_6_the_runtime_needs_no_torch(engine, tmp_path):
+    file = lines(tmp_path / "a.jsonl", {"text": "a", "label": "lock"})
+    found = without_torch(ASK, str(engine.bundle.path), str(file))
+    assert found.returncode == 0, found.stderr
+    expected = [answer(engine, "lamps", "the hall").label, repr("".join(answer(engine, "echo", "hello"))), "1"]
+    assert found.stdout.splitlines() == expected
+    assert "law 6" in without_torch("import torch").stderr

@@ -1,0 +1,96 @@
+"""Ranking over a trie equals scoring each choice alone, token by token."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tiny_bundle as tiny
+
+from qia3.errors import QIA3Error
+from qia3.runtime import score
+from qia3.runtime.adapters import AdapterBank
+from qia3.runtime.bundle import Bundle
+from qia3.runtime.engine import Engine
+from qia3.runtime.score import log_sum_exp, rank, rank_batch
+
+PROMPTS = [[5, 9, 250, 17, 33, 80], [8, 44, 3], [77, 6, 20, 31, 45, 120, 9, 2, 60]]
+CHOICES = [[4, 1], [4, 9, 1], [4, 9, 7, 30, 1], [60, 1], [61, 62, 63, 64, 65, 1], [4, 9], [1], [60, 1]]  # shared, nested, doubled
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory):
+    return Engine(Bundle.open(tiny.write_bundle(tmp_path_factory.mktemp("bundle"))), threads=1)
+
+
+@pytest.fixture(scope="module")
+def bank(engine):
+    return AdapterBank(engine.bundle)
+
+
+def slow(engine, prompt, choices, vectors):
+    """Each choice alone, each of its tokens after a prompt that is run from the start."""
+
+    def log_probability(tokens, token):
+        wide = engine.prefill([tokens], vectors)[0][0].astype(np.float64)
+        return wide[token] - np.log(np.exp(wide).sum())
+
+    return [np.mean([log_probability([*prompt, *c[:i]], token) for i, token in enumerate(c)]) for c in choices]
+
+
+@pytest.mark.parametrize("adapter", [None, "lamps"])
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_the_trie_equals_each_choice_alone(engine, bank, prompt, adapter):
+    vectors = bank.vectors(adapter)
+    np.testing.assert_allclose(rank(engine, prompt, CHOICES, vectors), slow(engine, prompt, CHOICES, vectors), atol=2e-5)
+
+
+def test_the_trie_equals_the_numpy_model(engine, bank):
+    w, vectors, prompt = tiny.weights(engine.bundle.architecture.vocab_size), bank.vectors("echo"), PROMPTS[0]
+    for choice, found in zip(CHOICES, rank(engine, prompt, CHOICES, vectors), strict=True):
+        wide = [tiny.logits(w, [*prompt, *choice[:i]], vectors) for i in range(len(choice))]
+        expected = np.mean([x[t] - np.log(np.exp(x).sum()) for x, t in zip(wide, choice, strict=True)])
+        assert found == pytest.approx(expected, abs=2e-4)
+
+
+@pytest.mark.parametrize("max_rows", [1, 2, 3, 5, 100])
+def test_scores_do_not_depend_on_how_many_rows_go_at_once(engine, bank, monkeypatch, max_rows):
+    whole = rank(engine, PROMPTS[0], CHOICES, bank.vectors("lamps"))
+    monkeypatch.setattr(score, "MAX_ROWS", max_rows)
+    np.testing.assert_allclose(rank(engine, PROMPTS[0], CHOICES, bank.vectors("lamps")), whole, atol=2e-5)
+
+
+def test_prompts_together_equal_prompts_alone_each_with_its_adapter_and_choices(engine, bank, monkeypatch):
+    names, choices = ["lamps", None, "echo"], [CHOICES, CHOICES[2:5], CHOICES[:1]]
+    alone = [rank(engine, p, c, bank.vectors(n)) for p, c, n in zip(PROMPTS, choices, names, strict=True)]
+    for max_rows in (score.MAX_ROWS, 4):
+        monkeypatch.setattr(score, "MAX_ROWS", max_rows)
+        together = rank_batch(engine, PROMPTS, choices, bank.rows(names))
+        for a, b in zip(alone, together, strict=True):
+            np.testing.assert_allclose(b, a, atol=2e-5)
+
+
+def test_one_step_a_depth_over_distinct_prefixes(engine, monkeypatch):
+    widths = []
+    step = Engine.step
+    monkeypatch.setattr(
+        Engine, "step", lambda self, tokens, cache, vectors: widths.append(len(tokens)) or step(self, tokens, cache, vectors)
+    )
+    rank(engine, PROMPTS[0], CHOICES, {})
+    # 4, 60 and 61; 4-9 and 61-62; 4-9-7 and 61..63; 4-9-7-30 and 61..64; 61..65
+    assert widths == [3, 2, 2, 2, 1]
+
+
+def test_nothing_to_rank_is_told(engine):
+    for choices in ([], [[]], [[4], []]):
+        with pytest.raises(QIA3Error, match="nothing to rank"):
+            rank(engine, PROMPTS[0], choices, {})
+
+
+def test_choices_that_run_out_of_the_context_are_told(engine):
+    with pytest.raises(QIA3Error, match="do not fit"):
+        rank(engine, [3] * tiny.CONTEXT, [[4, 1]], {})
+
+
+def test_log_sum_exp_of_large_logits():
+    x = np.array([[1000.0, 1000.0], [-1000.0, -1000.0]], np.float32)
+    np.testing.assert_allclose(log_sum_exp(x), [1000 + np.log(2), -1000 + np.log(2)])
