@@ -1,7 +1,8 @@
 """Where a bundle's bytes are. The parts sum to the bytes on disk exactly (law 5): what does not add up is an error, not a remainder.
 
 The weight file is split by the manifest's list of regions, each of which holds one tensor, or one that several share (a tied embedding and
-head); bytes between regions are padding. Every other file belongs to one part by its name.
+head); bytes between regions are padding, and the last region ends where the file ends. Every other file belongs to one part by its name. A
+manifest that lists its files is held to the list: a file that grew, shrank, came or went is named.
 """
 
 from __future__ import annotations
@@ -12,83 +13,109 @@ from pathlib import Path
 from typing import Any
 
 from qia3.errors import BundleError
-from qia3.grids.int4 import bits_per_weight
+from qia3.footprint.bits import bits_each, grid_bytes, stored_shapes, weight_count
 
-DATA, GRAPH = "model.onnx.data", "model.onnx"
-SEALED = ("report.md", "report.json", "manifest.json")
+DATA, GRAPH, MANIFEST = "model.onnx.data", "model.onnx", "manifest.json"
+SEALED = ("report.md", "report.json", MANIFEST)
 QUANTISED = ("codes", "scales", "zero_points", "embedding_codes", "embedding_scales", "embedding_zero_points")
+TENSORS = (*QUANTISED, "norms_and_biases", "rotary", "other", "padding")
+WEIGHTS = (*TENSORS, "graph")
+FILES = ("graph", "tokenizer", "vectors", "peft_checkpoints", "configs", "reports_and_manifest", "other_files")
+TOKENIZER = ("tokenizer", "special_tokens", "vocab", "merges", "added_tokens", "chat_template", "spiece")
 
 
 @dataclass(frozen=True)
 class Account:
-    """Bytes by part, in the order of the report. `tied`: the embedding and the head are one tensor, counted once."""
+    """Bytes by part, in the order of TENSORS and FILES, empty parts left out.
+
+    `tied`: the embedding and the head are one tensor, counted once. `bits_per_weight` is what the 4-bit regions on disk take for each of
+    their `quantised_weights`; `grid_bits_per_weight` is the grid's arithmetic for the same layers.
+    """
 
     parts: dict[str, int]
     tied: bool
-    measured_bits_per_weight: float
+    quantised_weights: int
+    bits_per_weight: float
     grid_bits_per_weight: float
 
     @property
     def total(self) -> int:
+        """Bytes on disk."""
         return sum(self.parts.values())
 
     @property
     def weights(self) -> int:
-        """Bytes of the weight file and the graph: what a device maps."""
-        return sum(n for part, n in self.parts.items() if part not in ("tokenizer", "vectors", "peft_checkpoints", "configurations", "reports", "other_files"))
+        """Bytes of the weight file and the graph: the model without tokenizer, adapters and reports."""
+        return sum(self.parts.get(part, 0) for part in WEIGHTS)
 
 
 def account(folder: Path, manifest: Mapping[str, Any], sealed: Mapping[str, int] | None = None) -> Account:
-    """`sealed` gives the sizes that report and manifest are about to have, while they are being written. Raises BundleError."""
-    sizes = {str(f.relative_to(folder)): f.stat().st_size for f in sorted(folder.rglob("*")) if f.is_file()}
-    sizes |= dict(sealed or {})
-    parts = _weight_parts(manifest["tensors"], sizes.pop(DATA, 0))
+    """`sealed` gives the sizes that report and manifest are about to have, while they are being written.
+
+    Raises BundleError, naming the difference, where the regions do not make the weight file or the files are not those of the manifest.
+    """
+    sizes = files_on_disk(folder) | dict(sealed or {})
+    if "files" in manifest:
+        _same_files(folder, sizes, manifest["files"])
+    parts = _tensor_parts(folder, manifest["tensors"], sizes.pop(DATA, 0))
     for name, size in sizes.items():
-        part = _part(name)
-        parts[part] = parts.get(part, 0) + size
-    grid = manifest["base"]["grid"]
-    stored = sum(parts.get(p, 0) for p in QUANTISED) * 8
-    weights = quantised_weights(manifest)
+        parts[part_of(name)] = parts.get(part_of(name), 0) + size
+    order = {part: i for i, part in enumerate((*TENSORS, *FILES))}
+    grid, shapes = manifest["base"]["grid"], stored_shapes(manifest)
+    arithmetic = sum(grid_bytes(shape, grid["block_size"], grid["symmetric"]) for shape in shapes)
     return Account(
-        parts=parts,
+        parts={part: parts[part] for part in sorted(parts, key=lambda p: order.get(p, len(order))) if parts[part]},
         tied=bool(manifest["architecture"]["tied_embedding"]),
-        measured_bits_per_weight=stored / weights if weights else 0.0,
-        grid_bits_per_weight=bits_per_weight(grid["block_size"], grid["symmetric"]),
+        quantised_weights=weight_count(shapes),
+        bits_per_weight=bits_each(sum(parts.get(part, 0) for part in QUANTISED), weight_count(shapes)),
+        grid_bits_per_weight=bits_each(arithmetic, weight_count(shapes)),
     )
 
 
-def quantised_weights(manifest: Mapping[str, Any]) -> int:
-    """How many weights the 4-bit regions hold: all linear layers, and the embedding where it is one with no head or apart from it."""
-    shape = manifest["architecture"]
-    linears = sum(layer["inputs"] * layer["outputs"] for layer in manifest["linears"])
-    embedded = any(t["part"] == "embedding_codes" for t in manifest["tensors"])
-    apart = not shape["tied_embedding"] and sum(t["part"] == "embedding_codes" for t in manifest["tensors"]) > 1
-    head = any(layer["role"] == "head" for layer in manifest["linears"])
-    return int(linears + (shape["vocab_size"] * shape["hidden_size"] if embedded and (apart or not head) else 0))
+def files_on_disk(folder: Path) -> dict[str, int]:
+    """Bytes of each file, by its path within the folder."""
+    return {f.relative_to(folder).as_posix(): f.stat().st_size for f in sorted(folder.rglob("*")) if f.is_file()}
 
 
-def _weight_parts(tensors: list[Mapping[str, Any]], file_bytes: int) -> dict[str, int]:
-    """The weight file by part; regions may not overlap or reach past its end."""
+def part_of(name: str) -> str:
+    """The part that a file other than the weight file belongs to."""
+    if name == GRAPH:
+        return "graph"
+    if name in SEALED:
+        return "reports_and_manifest"
+    if name.startswith("adapters/"):
+        return "vectors" if name.endswith(".onnx_adapter") else "peft_checkpoints"
+    if name.startswith(TOKENIZER):
+        return "tokenizer"
+    return "configs" if name.endswith("config.json") else "other_files"
+
+
+def _tensor_parts(folder: Path, tensors: list[Mapping[str, Any]], file_bytes: int) -> dict[str, int]:
+    """The weight file by part; regions may not overlap, and they end where the file ends."""
     parts: dict[str, int] = {}
     end = 0
     for tensor in tensors:
         if tensor["offset"] < end:
-            raise BundleError(f"{DATA}: {tensor['name']} overlaps the tensor before it; build the bundle again")
+            raise BundleError(f"{folder / DATA}: {tensor['name']} overlaps the tensor before it; build the bundle again")
         parts["padding"] = parts.get("padding", 0) + tensor["offset"] - end
         parts[tensor["part"]] = parts.get(tensor["part"], 0) + tensor["bytes"]
         end = tensor["offset"] + tensor["bytes"]
     if end != file_bytes:
-        raise BundleError(f"{DATA} has {file_bytes} bytes, its tensors make {end}; build the bundle again")
-    return dict(sorted(parts.items(), key=lambda item: -item[1]))
+        raise BundleError(
+            f"{folder / DATA} has {file_bytes:,} bytes, its tensors make {end:,}: {_apart(file_bytes - end)}; build the bundle again"
+        )
+    return parts
 
 
-def _part(name: str) -> str:
-    if name == GRAPH:
-        return "graph"
-    if name in SEALED:
-        return "reports"
-    if name.startswith("adapters/"):
-        return "vectors" if name.endswith(".onnx_adapter") else "peft_checkpoints"
-    if name.startswith(("tokenizer", "special_tokens", "vocab", "merges", "added_tokens", "chat_template")):
-        return "tokenizer"
-    return "configurations" if name.endswith("config.json") else "other_files"
+def _same_files(folder: Path, sizes: Mapping[str, int], listed: Mapping[str, Mapping[str, Any]]) -> None:
+    """Names every file that differs from the manifest's list."""
+    found = {name: size for name, size in sizes.items() if name != MANIFEST}
+    wrong = [f"{name} is missing" for name in listed if name not in found]
+    wrong += [f"{name} is not in the manifest ({found[name]:,} bytes)" for name in found if name not in listed]
+    wrong += [f"{n}: {_apart(found[n] - listed[n]['bytes'])}" for n in listed if n in found and found[n] != listed[n]["bytes"]]
+    if wrong:
+        raise BundleError(f"{folder} is not what its manifest lists: {'; '.join(wrong)}; copy the bundle again or build it again")
+
+
+def _apart(difference: int) -> str:
+    return f"{abs(difference):,} bytes too {'many' if difference > 0 else 'few'}"

@@ -1,61 +1,69 @@
 """What an adapter costs, IA³ and LoRA side by side: closed formulas over the base's linear layers.
 
-    IA³   one number an output of each key, value and feed-forward branch:  L (2 kv + d_ff)
+    IA³   one number an output of each key, value and feed-forward branch:  L (2 kv + d_ff)      (Liu et al. 2022, arXiv:2205.05638)
     LoRA  r (inputs + outputs) a layer it is put on                          (Hu et al. 2021, arXiv:2106.09685)
 
-Training state in float32: a master copy, a gradient, Adam's two moments: 16 bytes a parameter, for both. Activations kept for the backward
-pass come on top and are not smaller for IA³ than for LoRA. Per token an unmerged LoRA adds 2 r (inputs + outputs) operations (a multiply and
-an add each), IA³ at the side one multiply an entry, a merged adapter nothing.
+Llama-3.2-3B (28 layers, hidden 3072, kv 1024, d_ff 8192): IA³ 28 (2048 + 8192) = 286,720; LoRA r=32 on q and v 28 * 32 (6144 + 4096) =
+9,175,040. Both are PEFT's own counts.
+
+Training state in float32: a master copy, a gradient and Adam's two moments, 16 bytes a parameter, for both methods (QIA³'s forward pass sees
+a bfloat16 rounding of the master copy). Activations kept for the backward pass come on top and are not smaller for IA³ than for LoRA. Per
+token an unmerged LoRA adds 2 r (inputs + outputs) operations, a multiply and an add each; IA³ at the side one multiply an entry of its vectors;
+a merged adapter nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 STATE_BYTES = 16
+FLOAT32_BYTES = 4
 RANKS = (1, 4, 8, 16, 64)
-ATTENTION_ROLES = ("query", "value", "qkv")
+QUERY_VALUE = ("query", "value", "qkv")  # where q and v are fused with k, LoRA can only be put on the whole layer
 
 
 @dataclass(frozen=True)
 class AdapterCost:
-    """One adapter of one task. `operations` are added per token when it is not merged."""
+    """One adapter of one task. `operations_per_token` are added while it is not merged; `runtime_bytes` are its float32 values, loaded."""
 
     method: str
     parameters: int
     disk_bytes: int
+    runtime_bytes: int
     training_state_bytes: int
-    operations: int
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+    operations_per_token: int
 
 
-def lora_parameters(linears: Sequence[Mapping[str, Any]], rank: int, attention_only: bool) -> int:
-    """On the query and value projections (a fused q|k|v layer counts whole), or on every linear layer but the head."""
-    chosen = [x for x in linears if (x["role"] in ATTENTION_ROLES if attention_only else x["role"] != "head")]
+def lora_parameters(linears: Sequence[Mapping[str, Any]], rank: int, roles: Collection[str] | None = None) -> int:
+    """On the layers of these roles; None: on every linear layer but the head."""
+    chosen = [x for x in linears if (x["role"] != "head" if roles is None else x["role"] in roles)]
     return sum(rank * (x["inputs"] + x["outputs"]) for x in chosen)
 
 
 def ia3_parameters(vectors: Sequence[Mapping[str, Any]]) -> int:
-    """Entries that train; a fused layer's query or gate entries do not."""
+    """Entries that train: a fused layer's `rows` where given; vectors on queries only carry what other tools trained."""
     return sum(len(v["rows"]) if "rows" in v else v["size"] for v in vectors if v["role"] != "query")
 
 
-def lora_cost(linears: Sequence[Mapping[str, Any]], rank: int, attention_only: bool) -> AdapterCost:
-    """Computed, float32 on disk."""
-    count = lora_parameters(linears, rank, attention_only)
-    where = "q, v" if attention_only else "all linear"
-    return AdapterCost(f"LoRA r={rank} on {where}", count, 4 * count, STATE_BYTES * count, 2 * count)
+def ia3_entries(vectors: Sequence[Mapping[str, Any]]) -> int:
+    """Entries that are multiplied at run time, those fixed at one included."""
+    return sum(v["size"] for v in vectors)
 
 
-def ia3_cost(parameters: int, disk_bytes: int) -> AdapterCost:
-    """`disk_bytes` is the .onnx_adapter file as it is."""
-    return AdapterCost("IA³", parameters, disk_bytes, STATE_BYTES * parameters, parameters)
+def lora_cost(linears: Sequence[Mapping[str, Any]], rank: int, roles: Collection[str] | None) -> AdapterCost:
+    """Computed, float32 on disk and in memory, without the few bytes of a file's header."""
+    count = lora_parameters(linears, rank, roles)
+    where = "all linear" if roles is None else "q, v"
+    return AdapterCost(f"LoRA r={rank} on {where}", count, FLOAT32_BYTES * count, FLOAT32_BYTES * count, STATE_BYTES * count, 2 * count)
 
 
-def adapter_costs(linears: Sequence[Mapping[str, Any]], parameters: int, disk_bytes: int) -> list[AdapterCost]:
+def ia3_cost(parameters: int, entries: int, disk_bytes: int) -> AdapterCost:
+    """`disk_bytes` is the largest .onnx_adapter file as it is; `entries` is 0 where the vectors are merged."""
+    return AdapterCost("IA³", parameters, disk_bytes, FLOAT32_BYTES * entries, STATE_BYTES * parameters, entries)
+
+
+def adapter_costs(linears: Sequence[Mapping[str, Any]], ia3: AdapterCost) -> list[AdapterCost]:
     """IA³ first, then LoRA by rank, on q and v and on every linear layer."""
-    return [ia3_cost(parameters, disk_bytes), *(lora_cost(linears, rank, where) for where in (True, False) for rank in RANKS)]
+    return [ia3, *(lora_cost(linears, rank, roles) for roles in (QUERY_VALUE, None) for rank in RANKS)]

@@ -10,13 +10,35 @@ from typing import Any
 
 from qia3.errors import BundleError
 
+Measured = dict[str, Any]  # exactly what the manifest's "measured" holds
+KEYS = (
+    *("load_seconds", "peak_anonymous_bytes", "peak_file_bytes", "peak_resident_bytes"),
+    *("prompt_tokens_per_second", "decode_tokens_per_second", "threads", "machine"),
+)
 
-def measure(folder: Path, adapter: str | None = None) -> dict[str, Any]:
-    """The figures of `python -m qia3.runtime.bench FOLDER`. Raises BundleError with its last line if that fails."""
-    command = [sys.executable, "-m", "qia3.runtime.bench", str(folder), "--json", *(["--adapter", adapter] if adapter else [])]
-    run = subprocess.run(command, capture_output=True, text=True)
+
+def measure(folder: Path, adapter: str | None = None, threads: int | None = None) -> Measured:
+    """The figures of `python -m qia3.runtime.bench FOLDER --json`. Memory is None where the system does not tell it.
+
+    Raises BundleError with the process's last line if it fails, or with what its answer lacks.
+    """
+    asked = {"--adapter": adapter, "--threads": None if threads is None else str(threads)}
+    options = [word for option, value in asked.items() if value is not None for word in (option, value)]
+    command = [sys.executable, "-m", "qia3.runtime.bench", str(folder), "--json", *options]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
     if run.returncode:
-        reason = (run.stderr.strip().splitlines() or ["no reason given"])[-1]
+        reason = (run.stderr.strip().splitlines() or [f"exit code {run.returncode} and no reason given"])[-1]
         raise BundleError(f"measuring {folder} failed: {reason}")
-    figures: dict[str, Any] = json.loads(run.stdout)
+    return read_figures(folder, run.stdout)
+
+
+def read_figures(folder: Path, text: str) -> Measured:
+    """The one JSON object that the process printed."""
+    try:
+        figures = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise BundleError(f"measuring {folder} gave no JSON ({error}): {text.strip()[:80]!r}") from error
+    if not isinstance(figures, dict) or (lacking := [key for key in KEYS if key not in figures]):
+        what = ", ".join(lacking) if isinstance(figures, dict) else "an object"
+        raise BundleError(f"measuring {folder} gave figures without {what}; is qia3 whole?")
     return figures

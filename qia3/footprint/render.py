@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from typing import Any
 
 from qia3.footprint.report import Report
+from qia3.footprint.table import NOT_MEASURED, kib, mib, percent, table
 
-NOT_MEASURED = "not measured"
+AS_SMALL = 1.25  # times the parameters of IA³, up to which a LoRA is called as small
 PARTS = {
     "codes": "4-bit codes",
     "scales": "scales (float32, one a block)",
@@ -19,70 +21,48 @@ PARTS = {
     "other": "other tensors",
     "padding": "padding between tensors",
     "graph": "graph (model.onnx)",
+    "tokenizer": "tokenizer",
     "vectors": "IA³ vectors (.onnx_adapter)",
     "peft_checkpoints": "the same vectors for PEFT",
-    "tokenizer": "tokenizer",
-    "configurations": "configurations",
-    "reports": "this report and the manifest",
+    "configs": "configurations",
+    "reports_and_manifest": "this report and the manifest",
     "other_files": "other files",
 }
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, padded so that it reads as text too; all columns but the first are aligned right."""
-    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
-
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))) + " |"
-
-    rule = "| " + " | ".join("-" * w if i == 0 else "-" * (w - 1) + ":" for i, w in enumerate(widths)) + " |"
-    return "\n".join([line(head), rule, *map(line, rows)])
-
-
 def markdown(report: Report) -> str:
     """The whole report."""
-    parts = (_title(report), _tasks(report), _parity(report), _measured(report), _bytes(report), _adapters(report), _systems(report), _claim(report))
-    return "\n\n".join(parts) + "\n"
-
-
-def mib(count: float | None) -> str:
-    """Bytes as MiB with one decimal."""
-    return NOT_MEASURED if count is None else f"{count / 2**20:,.1f} MiB"
-
-
-def kib(count: float) -> str:
-    """Bytes as KiB."""
-    return f"{count / 2**10:,.0f} KiB"
-
-
-def percent(share: float | None) -> str:
-    return NOT_MEASURED if share is None else f"{100 * share:.1f} %"
+    sections = (_title, _tasks, _parity, _measured, _bytes, _adapters, _systems, _claim)
+    return "\n\n".join(section(report) for section in sections) + "\n"
 
 
 def _title(report: Report) -> str:
     base, grid = report.base, report.base["grid"]
     symmetry = "symmetric" if grid["symmetric"] else "asymmetric"
     mode = "vectors at the side" if report.mode == "side" else f"merged with {report.merged_task}"
-    lines = [
-        f"# {report.name}",
-        f"Base {base['reference']} ({base['model_type']}, {base['parameters']:,} parameters) on the {grid['format']} grid, {symmetry}, "
-        f"block {grid['block_size']}; {mode}; target {report.graph['target']} (accuracy_level {report.graph['accuracy_level']}). "
-        f"Fingerprint {base['fingerprint'][:16]}.",
-    ]
-    return "\n\n".join(lines)
+    return (
+        f"# {report.name}\n\nBase {base['reference']} ({base['model_type']}, {base['parameters']:,} parameters) on the {grid['format']} grid, "
+        f"{symmetry}, block {grid['block_size']}; {mode}; target {report.graph['target']} (accuracy_level {report.graph['accuracy_level']}). "
+        f"Fingerprint {base['fingerprint'][:16]}."
+    )
 
 
 def _tasks(report: Report) -> str:
-    rows = []
+    rows, worse = [], []
     for name, task in report.tasks.items():
-        scores = (report.evaluation or {}).get(name, {})
-        run = report.training.get(name)
-        before, after = (scores.get(when, {}).get("accuracy") for when in ("before", "after"))
-        trained = f"{run['examples']} examples, {run['steps']} steps, {run['seconds']:.0f} s, {run['compute']}" if run else "imported"
-        rows.append([name, task["kind"], str(scores.get("n", "-")), percent(before), percent(after), trained])
-    return "## Tasks\n\nHeld-out accuracy of this bundle on ONNX Runtime (generation: exact match).\n\n" + table(
-        ["task", "kind", "n", "no adapter", "with adapter", "training"], rows
-    )
+        scores = (report.evaluation or {}).get(name) or {}
+        before, after = ((scores.get(when) or {}).get("accuracy") for when in ("before", "after"))
+        if before is not None and after is not None and after < before:
+            worse.append(name)
+        rows.append([name, task["kind"], str(scores.get("n", "-")), percent(before), percent(after), _training(report.training.get(name))])
+    note = "Held-out accuracy of this bundle on ONNX Runtime (`qia3 eval BUNDLE FILE --adapter NAME`; generation: exact match)."
+    warning = f"\n\nWorse with its adapter than without: {', '.join(worse)}." if worse else ""
+    head = ["task", "kind", "n", "no adapter", "with adapter", "training"]
+    return f"## Tasks\n\n{note}{warning}\n\n" + table(head, rows, left=(0, 1, 5))
+
+
+def _training(run: Mapping[str, Any] | None) -> str:
+    return f"{run['examples']} examples, {run['steps']} steps, {run['seconds']:.0f} s, {run['compute']}" if run else NOT_MEASURED
 
 
 def _parity(report: Report) -> str:
@@ -91,68 +71,98 @@ def _parity(report: Report) -> str:
         for name, both in (report.parity or {}).items()
         for kind, a in both.items()
     ]
-    text = "## Parity with torch\n\n`exact` is the graph at accuracy_level 0, `shipped` as it is in this bundle.\n\n"
-    return text + (table(["adapter", "graph", "max difference", "KL (nats)", "same top token", "positions"], rows) if rows else NOT_MEASURED)
+    if not rows:
+        return f"## Parity with torch\n\n{NOT_MEASURED}"
+    head = ["adapter", "graph", "max difference", "KL (nats)", "same top token", "positions"]
+    note = "`exact` is the graph at accuracy_level 0, `shipped` as it is in this bundle. Differences are of logits."
+    return f"## Parity with torch\n\n{note}\n\n" + table(head, rows, left=(0, 1))
 
 
 def _measured(report: Report) -> str:
+    title, cache = "## Memory and speed\n\n", f"cache for {report.architecture['context_length']} positions (computed, float32)"
     found = report.measured
     if not found:
-        return f"## Memory and speed\n\n{NOT_MEASURED}"
+        return f"{title}{NOT_MEASURED}\n\n" + table(["", "bytes"], [[cache, mib(report.memory.kv_cache_bytes)]])
     rows = [
         ["peak resident memory", mib(found["peak_resident_bytes"])],
-        ["of it anonymous (held)", mib(found["peak_anonymous_bytes"])],
-        ["of it file-backed (mapped, can be dropped)", mib(found["peak_file_bytes"])],
+        ["anonymous (held), at its peak", mib(found["peak_anonymous_bytes"])],
+        ["file-backed (mapped, can be dropped), at its peak", mib(found["peak_file_bytes"])],
         ["load", f"{found['load_seconds']:.2f} s"],
         [f"prompt of {found.get('prompt_tokens', 128)} tokens", f"{found['prompt_tokens_per_second']:,.0f} tokens/s"],
         [f"decoding {found.get('new_tokens', 64)} tokens", f"{found['decode_tokens_per_second']:,.0f} tokens/s"],
-        [f"cache for {report.architecture['context_length']} positions (computed, float32)", mib(report.kv_cache_bytes)],
+        [cache, mib(report.memory.kv_cache_bytes)],
     ]
     versions = ", ".join(f"{k} {v}" for k, v in report.versions.items())
     where = f"A fresh ONNX Runtime process (`qia3 bench BUNDLE`), {found['threads']} threads, {found['machine']}; {versions}."
-    return f"## Memory and speed\n\n{where}\n\n" + table(["", "measured"], rows)
+    return f"{title}{where}\n\n" + table(["", "measured"], rows)
 
 
 def _bytes(report: Report) -> str:
     total = report.account.total
-    rows = [[PARTS.get(p, p), f"{n:,}", percent(n / total)] for p, n in report.account.parts.items() if n]
+    rows = [[PARTS.get(p, p), f"{n:,}", percent(n / total)] for p, n in report.account.parts.items()]
     rows.append(["total on disk", f"{total:,}", percent(1.0)])
     tied = "The embedding and the head are one tensor, stored and counted once. " if report.account.tied else ""
-    bits = f"{report.account.measured_bits_per_weight:.3f} bits a weight; the grid's arithmetic gives {report.account.grid_bits_per_weight:.3f}."
-    return f"## Bytes on disk\n\n{tied}{bits}\n\n" + table(["part", "bytes", "share"], rows)
+    bits, grid = report.account.bits_per_weight, report.account.grid_bits_per_weight
+    note = f"{tied}The 4-bit layers take {bits:.3f} bits a weight; the grid's arithmetic gives {grid:.3f}."
+    return f"## Bytes on disk\n\n{note}\n\n" + table(["part", "bytes", "share"], rows)
 
 
 def _adapters(report: Report) -> str:
     ours = report.adapters[0]
     rows = [
-        [a.method, f"{a.parameters:,}", kib(a.disk_bytes), f"{a.parameters / ours.parameters:.2f}", kib(a.training_state_bytes), f"{a.operations:,}"]
+        [
+            a.method,
+            f"{a.parameters:,}",
+            f"{a.parameters / ours.parameters:.2f}" if ours.parameters else "-",
+            *(kib(n) for n in (a.disk_bytes, a.runtime_bytes, a.training_state_bytes)),
+            f"{a.operations_per_token:,}",
+        ]
         for a in report.adapters
-        if ours.parameters
     ]
-    head = ["adapter", "parameters", "disk", "x IA³", "training state", "operations a token"]
-    note = (
-        "LoRA r=1 on q and v is about as small as IA³; what it lacks is the exact fold into 4-bit scales. Training state is master copy, gradient and "
-        "Adam's moments in float32; activations come on top and are not smaller for IA³. LoRA figures are computed."
+    head = ["adapter", "parameters", "x IA³", "disk", "loaded", "training state", "operations a token"]
+    return f"## What one more task costs\n\n{_adapters_note(report)}\n\n" + table(head, rows)
+
+
+def _adapters_note(report: Report) -> str:
+    ours, smallest = report.adapters[:2]
+    ratio = smallest.parameters / ours.parameters if ours.parameters else 0.0
+    as_small = ": size alone does not part IA³ from the smallest LoRA, the exact fold into 4-bit scales does" if ratio <= AS_SMALL else ""
+    small = f"{smallest.method} has {ratio:.2f} times the parameters of IA³{as_small}. " if ratio else ""
+    fused = " Queries, keys and values are one fused layer here, so LoRA on q, v is LoRA on all of it." if report.fused_qkv else ""
+    merged = " This bundle is merged: its vectors are in the scales, so nothing is loaded or added." if report.mode == "merged" else ""
+    return (
+        f"{small}LoRA is computed, float32.{fused}{merged} "
+        "Training state is a master copy, a gradient and Adam's two moments in float32, 16 bytes a parameter for both; beyond that "
+        "state IA³ is not lighter in training memory than LoRA: the activations kept for the backward pass come on top, and are not fewer."
     )
-    return f"## What one more task costs\n\n{note}\n\n" + table(head, rows)
 
 
 def _systems(report: Report) -> str:
     rows = [
-        [s.name, mib(s.disk_bytes), f"{mib(s.resident_bytes)} ({s.resident_is})", kib(s.training_state_bytes), f"{s.operations_per_token:,}"]
+        [
+            s.name + (f" ({s.model_files} model files)" if s.model_files > 1 else ""),
+            mib(s.disk_bytes),
+            mib(s.weights_resident_bytes),
+            "-" if s.measured_resident_bytes is None else mib(s.measured_resident_bytes),
+            kib(s.training_state_bytes),
+            f"{s.operations_per_token:,}",
+        ]
         for s in report.systems
     ]
-    head = ["system", "disk", "resident", "training state", "operations added a token"]
+    head = ["system", "disk", "resident weights", "resident process", "training state", "operations added a token"]
+    count = max(1, len(report.tasks))
     note = (
-        f"Weights and adapters of {max(1, len(report.tasks))} task(s), without the tokenizer. Computed resident memory is weights alone; measured is the "
-        "whole process."
+        f"Weights, graph and adapters for {count} task{'s' if count > 1 else ''}, without the tokenizer; LoRA on all linear layers. "
+        "A merged model needs one model file for each task. Resident weights are computed: what is held with one adapter, and at most mapped, "
+        "without process, activations and cache. The resident process was measured, for this bundle only; the two columns do not compare."
     )
     return f"## Whole systems\n\n{note}\n\n" + table(head, rows)
 
 
 def _claim(report: Report) -> str:
-    ratios = "; ".join(
-        f"against {name} with LoRA r=8 the disk ratio is {ratio:.2f} ({'holds' if report.claim['holds'][name] else 'does not hold'})"
-        for name, ratio in report.claim["disk_ratio"].items()
+    verdicts = "; ".join(
+        f"against {name} with LoRA the ratio is {ratio:.2f}, so it {'holds' if report.claim.holds[name] else 'does not hold'}"
+        for name, ratio in report.claim.disk_ratio.items()
     )
-    return f'## The published claim\n\n"{report.claim["claim"]}": {ratios}.'
+    read_as = f"Read as: on disk, {report.claim.holds_from} times or more."
+    return f'## The published claim\n\n"{report.claim.sentence}". {read_as} Here, {verdicts}.'

@@ -1,0 +1,75 @@
+"""What ONNX Runtime makes of a 4-bit layer in memory: a file's size is not the memory that it takes.
+
+MatMulNBits packs its weights when a model is loaded. Of N rows in B blocks of b inputs (filled up: K = B b) it then holds
+
+    kernel      held, bytes                                        bits a weight   read for one token
+    x64-int8    N K/2 codes, 4 N B packed scales,                  4 + 96/b        4 + 64/b (the scales it keeps are not read)
+                4 B 16 ceil(N/16) block sums, 4 N B kept scales
+    float32     N K/2 codes, 4 N B scales                          4 + 32/b        4 + 32/b
+    kleidiai    N K/2 codes, 2 N B bfloat16 scales, 4 N B kept     4 + 48/b        4 + 16/b
+
+x64-int8: x64 at accuracy_level 4, measured with onnxruntime 1.32. float32: accuracy_level 0 and 1, and ARM without KleidiAI. kleidiai:
+ARM with dot products, symmetric grid, whole blocks of a multiple of 32. The ARM rows were read in the sources (sqnbitgemm_kernel_avx_common.h,
+qnbitgemm_kernel_neon.cpp) and have not run. Zero points are counted with what stays mapped from the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from qia3.footprint.bits import Shape, embedding_shape, grid_bytes, linear_shapes
+
+KEPT_PARTS = ("zero_points", "norms_and_biases", "rotary", "other")
+
+
+@dataclass(frozen=True)
+class KernelBytes:
+    """`held_bytes` for all linear layers, head included; `streamed_bytes` of them are read for each token."""
+
+    held_bytes: int
+    streamed_bytes: int
+
+
+def kernel_bytes(manifest: Mapping[str, Any]) -> dict[str, KernelBytes]:
+    """By kernel. `kleidiai` is there only where the grid lets it run."""
+    grid, shapes = manifest["base"]["grid"], linear_shapes(manifest)
+    block = grid["block_size"]
+    found = {"x64-int8": _x64_int8(shapes, block), "float32": _scaled(shapes, block, 4, 4)}
+    if grid["symmetric"] and block % 32 == 0 and all(inputs % block == 0 for _, inputs in shapes):
+        found["kleidiai"] = _scaled(shapes, block, 6, 2)
+    return found
+
+
+def kernel_here(manifest: Mapping[str, Any]) -> str:
+    """The kernel on x64, where bundles are measured."""
+    return "x64-int8" if manifest["graph"]["accuracy_level"] == 4 else "float32"
+
+
+def mapped_bytes(manifest: Mapping[str, Any], parts: Mapping[str, int]) -> int:
+    """Bytes that stay mapped from the file, at most: an embedding that is looked up (beside the packed copy of a tied head), and the rest."""
+    grid, embedding = manifest["base"]["grid"], embedding_shape(manifest)
+    table = grid_bytes(embedding, grid["block_size"], grid["symmetric"]) if embedding else 0
+    return table + sum(parts.get(part, 0) for part in KEPT_PARTS)
+
+
+def kv_cache_bytes(manifest: Mapping[str, Any], positions: int) -> int:
+    """Keys and values in float32 for one row of `positions` tokens."""
+    shape = manifest["architecture"]
+    return int(2 * shape["layers"] * shape["kv_heads"] * shape["head_size"] * 4 * positions)
+
+
+def _x64_int8(shapes: list[Shape], block: int) -> KernelBytes:
+    read = sum(n * _blocks(k, block) * (block // 2 + 4) + 4 * _blocks(k, block) * 16 * -(-n // 16) for n, k in shapes)
+    return KernelBytes(read + sum(4 * n * _blocks(k, block) for n, k in shapes), read)
+
+
+def _scaled(shapes: list[Shape], block: int, held: int, streamed: int) -> KernelBytes:
+    """Codes, and `held` or `streamed` bytes of scales a block."""
+    blocks = sum(n * _blocks(k, block) for n, k in shapes)
+    return KernelBytes(blocks * (block // 2 + held), blocks * (block // 2 + streamed))
+
+
+def _blocks(inputs: int, block: int) -> int:
+    return -(-inputs // block)

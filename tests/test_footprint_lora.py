@@ -1,0 +1,154 @@
+"""Closed formulas against counts that others made: PEFT's own benchmark and the models' published shapes."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import pytest
+from test_footprint_account import LAYERS, layer, write_bundle
+
+from qia3.footprint.account import account
+from qia3.footprint.kernels import kernel_bytes, kv_cache_bytes
+from qia3.footprint.lora import (
+    QUERY_VALUE,
+    RANKS,
+    adapter_costs,
+    ia3_cost,
+    ia3_entries,
+    ia3_parameters,
+    lora_parameters,
+)
+from qia3.footprint.systems import claim, systems
+
+# layers, hidden, keys (heads of keys times their size), inner size
+MODELS = {
+    "SmolLM2-135M": (30, 576, 192, 1536),
+    "Qwen2.5-0.5B": (24, 896, 128, 4864),
+    "Llama-3.2-1B": (16, 2048, 512, 8192),
+    "Llama-3.2-3B": (28, 3072, 1024, 8192),
+    "Llama-2-7B": (32, 4096, 4096, 11008),
+    "Llama-3.1-8B": (32, 4096, 1024, 14336),
+}
+# IA³, LoRA r=8 on q and v, LoRA r=16 on all linear layers (in millions): reference/peers-peft.md, 1.9
+COUNTS = {
+    "SmolLM2-135M": (57_600, 460_800, 4.88),
+    "Qwen2.5-0.5B": (122_880, 540_672, 8.80),
+    "Llama-3.2-1B": (147_456, 851_968, 11.27),
+    "Llama-3.2-3B": (286_720, 2_293_760, 24.3),
+    "Llama-2-7B": (614_400, 4_194_304, 40.0),
+    "Llama-3.1-8B": (524_288, 3_407_872, 41.9),
+}
+
+
+def shapes(layers: int, hidden: int, keys: int, inner: int):
+    """Linear layers, a head among them, and vectors."""
+    one = [("query", hidden, hidden), ("key", hidden, keys), ("value", hidden, keys), ("attention_output", hidden, hidden)]
+    one += [("feed_forward", hidden, inner), ("feed_forward_up", hidden, inner), ("feed_forward_down", inner, hidden)]
+    linears = [layer(f"{i}.{role}", role, inputs, outputs) for i in range(layers) for role, inputs, outputs in one]
+    sizes = {"key": keys, "value": keys, "feed_forward": inner}
+    vectors = [{"name": f"{i}.{role}", "size": n, "role": role} for i in range(layers) for role, n in sizes.items()]
+    return [*linears, layer("head", "head", hidden, 50_000)], vectors
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_counts_of_published_models(name):
+    linears, vectors = shapes(*MODELS[name])
+    ia3, on_qv, everywhere = COUNTS[name]
+    assert ia3_parameters(vectors) == ia3_entries(vectors) == ia3
+    assert lora_parameters(linears, 8, QUERY_VALUE) == on_qv
+    assert lora_parameters(linears, 16) / 1e6 == pytest.approx(everywhere, rel=2e-3)
+
+
+def test_pefts_own_counts_for_llama_3_2_3b():
+    linears, vectors = shapes(*MODELS["Llama-3.2-3B"])
+    assert ia3_parameters(vectors) == 286_720
+    assert lora_parameters(linears, 32, QUERY_VALUE) == 9_175_040
+    assert lora_parameters(linears, 64, QUERY_VALUE) == 18_350_080
+    assert lora_parameters(linears, 10, ("feed_forward", "feed_forward_up", "feed_forward_down")) == 9_461_760
+
+
+def test_flan_t5_base_with_k_v_and_wo():
+    """12 encoder layers with one attention, 12 decoder layers with two; 12 heads of 64; an inner size of 2048."""
+    keys, inner = 12 * 64, 2048
+    encoder = [("key", keys), ("value", keys), ("feed_forward", inner)]
+    decoder = [("key", keys), ("value", keys), ("key", keys), ("value", keys), ("feed_forward", inner)]
+    vectors = [{"name": str(i), "role": role, "size": n} for i in range(12) for role, n in encoder + decoder]
+    assert ia3_parameters(vectors) == 104_448
+
+
+def test_a_fused_layer_trains_its_rows_and_multiplies_all_and_takes_lora_whole():
+    vectors = [{"name": "qkv", "role": "qkv", "size": 144, "rows": list(range(96, 144))}, {"name": "q", "role": "query", "size": 96}]
+    assert (ia3_parameters(vectors), ia3_entries(vectors)) == (48, 240)
+    assert lora_parameters([layer("qkv", "qkv", 96, 144), layer("o", "attention_output", 96, 96)], 4, QUERY_VALUE) == 4 * (96 + 144)
+
+
+def test_costs_follow_from_the_parameters():
+    linears, _ = shapes(*MODELS["SmolLM2-135M"])
+    ia3, *lora = adapter_costs(linears, ia3_cost(57_600, 57_600, 239_456))
+    assert (ia3.disk_bytes, ia3.runtime_bytes, ia3.training_state_bytes, ia3.operations_per_token) == (239_456, 230_400, 921_600, 57_600)
+    assert [a.method for a in lora] == [f"LoRA r={r} on {w}" for w, r in itertools.product(("q, v", "all linear"), RANKS)]
+    for cost in lora:
+        four = (cost.disk_bytes, cost.runtime_bytes, cost.training_state_bytes, cost.operations_per_token)
+        assert four == tuple(n * cost.parameters for n in (4, 4, 16, 2))
+    assert lora[0].parameters == ia3.parameters  # LoRA r=1 on q and v is as small, and the report says so
+
+
+@pytest.mark.parametrize(("block", "level_4", "level_0"), [(32, 7.0, 5.0), (64, 5.5, 4.5), (128, 4.75, 4.25)])
+def test_resident_bits_are_those_measured(block, level_4, level_0):
+    manifest = {"base": {"grid": {"block_size": block, "symmetric": False}}, "linears": [layer("w", "query", 2048, 2048)] * 24}
+    weights = 24 * 2048**2
+    found = kernel_bytes(manifest)
+    assert found["x64-int8"].held_bytes * 8 / weights == level_4
+    assert found["x64-int8"].streamed_bytes * 8 / weights == 4 + 64 / block
+    assert found["float32"].held_bytes * 8 / weights == found["float32"].streamed_bytes * 8 / weights == level_0
+    assert "kleidiai" not in found
+    manifest["base"]["grid"]["symmetric"] = True
+    packed = kernel_bytes(manifest)["kleidiai"]
+    assert (packed.held_bytes * 8 / weights, packed.streamed_bytes * 8 / weights) == (4 + 48 / block, 4 + 16 / block)
+
+
+def test_block_sums_are_rounded_up_to_sixteen_rows():
+    manifest = {"base": {"grid": {"block_size": 32, "symmetric": False}}, "linears": [layer("w", "query", 65, 17)]}
+    assert kernel_bytes(manifest)["x64-int8"].held_bytes == 17 * 3 * 16 + 2 * 4 * 17 * 3 + 4 * 32 * 3
+
+
+def test_cache_of_published_models():
+    for layers, heads, a_token in ((30, 3, 46_080), (16, 8, 65_536)):
+        shape = {"layers": layers, "kv_heads": heads, "head_size": 64}
+        assert kv_cache_bytes({"architecture": shape}, 1) == a_token
+        assert kv_cache_bytes({"architecture": shape}, 2048) == 2048 * a_token
+
+
+@pytest.mark.parametrize("mode", ["side", "merged"])
+def test_systems_and_the_claim(tmp_path, mode):
+    manifest = write_bundle(tmp_path) | {"mode": mode}
+    if mode == "merged":
+        manifest["graph"]["vectors"] = []
+        manifest["tasks"].pop("notes")
+    totals = account(tmp_path, manifest)
+    found = systems(manifest, totals, ia3_cost(416, 416 if mode == "side" else 0, 2111))
+    lora, tasks = lora_parameters(manifest["linears"], 8), len(manifest["tasks"])
+    parameters = manifest["base"]["parameters"]
+    base = [4 * parameters, 2 * parameters, totals.weights]
+    assert [s.disk_bytes for s in found[:3]] == [n + 4 * lora * tasks for n in base]
+    assert found[3].disk_bytes == totals.weights + 2111 * tasks
+    assert (found[4].disk_bytes, found[4].model_files) == (totals.weights * tasks, tasks)
+    assert [s.measured_resident_bytes for s in found] == [None] * 3 + ([235048960, None] if mode == "side" else [None, 235048960])
+    assert [s.operations_per_token for s in found] == [2 * lora] * 3 + [LAYERS * 208, 0]
+    assert found[0].weights_resident_bytes == 4 * parameters + 4 * lora
+    verdict = claim(found)
+    for i, name in enumerate(("float32", "bfloat16")):
+        ratio = found[i].disk_bytes / found[3].disk_bytes
+        assert verdict.disk_ratio[name] == round(ratio, 2)
+        assert verdict.holds[name] is (ratio >= 3.5)
+
+
+def test_the_claim_is_denied_where_it_does_not_hold(tmp_path):
+    """The figures of SmolLM2-135M with two tasks: 6.35 times in float32, 3.29 times in bfloat16."""
+    manifest = write_bundle(tmp_path)
+    found = systems(manifest, account(tmp_path, manifest), ia3_cost(416, 416, 2111))
+    sizes = {0: 557_597_952, 1: 288_567_936, 3: 87_835_208}
+    verdict = claim([replace(s, disk_bytes=sizes.get(i, s.disk_bytes)) for i, s in enumerate(found)])
+    assert verdict.disk_ratio == {"float32": 6.35, "bfloat16": 3.29}
+    assert verdict.holds == {"float32": True, "bfloat16": False}

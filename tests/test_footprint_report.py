@@ -1,0 +1,181 @@
+"""The report: a golden file, the printed column added up again, the seal, the measuring process."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from test_footprint_account import du, write_bundle
+
+from qia3.errors import BundleError
+from qia3.footprint import measure as measuring
+from qia3.footprint import seal as sealing
+from qia3.footprint.measure import KEYS, measure
+from qia3.footprint.render import PARTS, markdown
+from qia3.footprint.report import build_report
+from qia3.footprint.seal import seal
+from qia3.footprint.table import table
+
+GOLDEN = Path(__file__).parent / "golden" / "report.md"
+OPTIONAL = ("training", "evaluation", "parity", "measured")
+
+
+def test_the_golden_report(tmp_path):
+    """QIA3_GOLDEN=1 writes it anew; read the difference before you commit it."""
+    seal(tmp_path, write_bundle(tmp_path))
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    if os.environ.get("QIA3_GOLDEN"):
+        GOLDEN.write_text(text, encoding="utf-8")
+    assert text == GOLDEN.read_text(encoding="utf-8")
+
+
+def test_the_printed_column_adds_up_to_the_disk(tmp_path):
+    seal(tmp_path, write_bundle(tmp_path))
+    section = (tmp_path / "report.md").read_text(encoding="utf-8").split("## Bytes on disk")[1].split("\n## ")[0]
+    *parts, (name, total) = re.findall(r"^\| (\S.*?) +\| +([\d,]+) \|", section, re.MULTILINE)
+    assert name == "total on disk"
+    assert sum(int(n.replace(",", "")) for _, n in parts) == int(total.replace(",", "")) == du(tmp_path)
+    assert {part for part, _ in parts} <= set(PARTS.values())
+
+
+def test_the_seal_lists_every_file_and_is_the_same_again(tmp_path):
+    manifest = write_bundle(tmp_path)
+    report = seal(tmp_path, manifest)
+    written = {f.relative_to(tmp_path).as_posix(): f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()}
+    assert report.account.total == du(tmp_path)
+    assert json.loads(written["report.json"]) == json.loads(json.dumps(report.to_dict()))
+    assert json.loads(written["report.json"])["account"]["total"] == du(tmp_path)
+    assert written["report.md"].decode() == markdown(report)
+    kept = json.loads(written["manifest.json"])
+    assert kept == json.loads(json.dumps(manifest))
+    entries = {n: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)} for n, data in written.items()}
+    assert kept["files"] == {n: e for n, e in entries.items() if n != "manifest.json"}
+    assert build_report(tmp_path, kept) == report
+    seal(tmp_path, kept)
+    assert written == {n: (tmp_path / n).read_bytes() for n in written}
+
+
+def test_sealing_again_after_an_adapter_came(tmp_path):
+    manifest = write_bundle(tmp_path)
+    seal(tmp_path, manifest)
+    (tmp_path / "adapters/garden.onnx_adapter").write_bytes(bytes(2500))
+    with pytest.raises(BundleError, match=r"garden.onnx_adapter is not in the manifest"):
+        build_report(tmp_path, manifest)
+    assert seal(tmp_path, manifest).account.total == du(tmp_path)
+    assert manifest["files"]["adapters/garden.onnx_adapter"]["bytes"] == 2500
+
+
+def test_a_file_is_hashed_once(tmp_path, monkeypatch):
+    manifest = write_bundle(tmp_path)
+    hashed: list[str] = []
+    real = sealing._entry_of
+    monkeypatch.setattr(sealing, "_entry_of", lambda path: hashed.append(path.name) or real(path))
+    seal(tmp_path, manifest)
+    assert hashed.count("model.onnx.data") == 1
+
+
+def test_a_report_that_does_not_settle_is_refused(tmp_path):
+    lengths = iter(range(100))
+    with pytest.raises(BundleError, match="does not settle"):
+        seal(tmp_path, write_bundle(tmp_path), render=lambda _: "x" * next(lengths))
+    assert not (tmp_path / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("left_out", [*((key,) for key in OPTIONAL), OPTIONAL])
+def test_what_was_not_measured_says_so(tmp_path, left_out):
+    manifest = {key: value for key, value in write_bundle(tmp_path).items() if key not in left_out}
+    text = markdown(seal(tmp_path, manifest))
+    assert text.count("not measured") > 0
+    assert "None" not in text
+    assert "nan" not in text
+
+
+def test_memory_that_the_system_does_not_tell_is_not_measured(tmp_path):
+    manifest = write_bundle(tmp_path)
+    manifest["measured"] |= {"peak_resident_bytes": None, "peak_file_bytes": None, "peak_anonymous_bytes": None}
+    assert "| peak resident memory " in (text := markdown(build_report(tmp_path, manifest)))
+    assert "None" not in text
+
+
+def test_a_task_that_got_worse_is_named(tmp_path):
+    manifest = write_bundle(tmp_path)
+    assert "Worse" not in markdown(build_report(tmp_path, manifest))
+    manifest["evaluation"]["lamps"]["after"]["accuracy"] = 0.1
+    assert "Worse with its adapter than without: lamps." in markdown(build_report(tmp_path, manifest))
+
+
+def test_a_merged_bundle_adds_nothing(tmp_path):
+    manifest = write_bundle(tmp_path) | {"mode": "merged", "merged_task": "lamps"}
+    manifest["graph"]["vectors"] = []
+    report = build_report(tmp_path, manifest)
+    assert (report.adapters[0].parameters, report.adapters[0].runtime_bytes, report.adapters[0].operations_per_token) == (416, 0, 0)
+    assert "merged with lamps" in markdown(report)
+
+
+def test_a_fused_layer_is_said(tmp_path):
+    manifest = write_bundle(tmp_path)
+    manifest["linears"][0]["role"] = "qkv"
+    assert "one fused layer" in markdown(build_report(tmp_path, manifest))
+
+
+def test_a_bar_in_a_cell_does_not_break_the_table():
+    assert table(["a", "b"], [["x|y", "1"]]).splitlines() == ["| a    |   b |", "| ---- | --: |", "| x\\|y |   1 |"]
+
+
+def answer(monkeypatch, code: int, out: str, error: str = "") -> list[list[str]]:
+    """A measuring process that answers so; returns the commands it was given."""
+    commands: list[list[str]] = []
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        commands.append(command)
+        return subprocess.CompletedProcess(command, code, out, error)
+
+    monkeypatch.setattr(measuring.subprocess, "run", run)
+    return commands
+
+
+def test_figures_come_back_as_they_were_printed(tmp_path, monkeypatch):
+    figures = dict.fromkeys(KEYS, 1) | {"machine": "m", "prompt_tokens": 128}
+    commands = answer(monkeypatch, 0, json.dumps(figures) + "\n")
+    assert measure(tmp_path, "lamps", 2) == figures
+    assert commands[0][1:] == ["-m", "qia3.runtime.bench", str(tmp_path), "--json", "--adapter", "lamps", "--threads", "2"]
+
+
+@pytest.mark.parametrize(
+    ("code", "out", "error", "said"),
+    [
+        (2, "", "Traceback\n  line\nno such bundle\n", "failed: no such bundle"),
+        (-9, "", "", "exit code -9 and no reason given"),
+        (0, "warming up", "", "gave no JSON"),
+        (0, "[1]", "", "without an object"),
+        (0, '{"load_seconds": 1}', "", "without peak_anonymous_bytes"),
+    ],
+)
+def test_a_failed_measurement_is_one_line(tmp_path, monkeypatch, code, out, error, said):
+    answer(monkeypatch, code, out, error)
+    with pytest.raises(BundleError, match=said) as caught:
+        measure(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_real_process_refuses_a_folder_that_is_no_bundle(tmp_path):
+    with pytest.raises(BundleError, match=r"measuring .* failed: .*"):
+        measure(tmp_path)
+
+
+def test_a_lora_as_small_as_ia3_is_said_and_no_other(tmp_path):
+    report = build_report(tmp_path, write_bundle(tmp_path))
+    said = "size alone does not part"
+    assert "LoRA r=1 on q, v has 1.50 times the parameters of IA³. " in (text := markdown(report))
+    assert said not in text
+    ours, *lora = report.adapters
+    equal = replace(report, adapters=[replace(ours, parameters=lora[0].parameters), *lora])
+    assert "LoRA r=1 on q, v has 1.00 times" in (text := markdown(equal))
+    assert said in text
+    assert "not lighter in training memory" in text
