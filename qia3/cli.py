@@ -15,6 +15,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from qia3.errors import ConfigError, QIA3Error
 
 if TYPE_CHECKING:
     from qia3.config import Build
+    from qia3.footprint.report import Report
     from qia3.runtime.bundle import Bundle
 
 Option = Callable[[Any], Any]
@@ -221,6 +223,13 @@ def bench(bundle: Path, adapter: str | None, as_json: bool) -> None:
 
     BUNDLE runs in a process of its own, so that the figures are its own.
     """
+    from qia3.footprint.measure import measure
+    from qia3.runtime.adapters import AdapterBank
+    from qia3.runtime.bundle import Bundle
+
+    AdapterBank(Bundle.open(bundle)).vectors(adapter)  # mistakes are told here, not by the other process
+    figures = measure(bundle, adapter)
+    _print(figures, _lines(figures), as_json)
 
 
 @qia3.command(epilog=_example("qia3 report dist/home-intents"))
@@ -301,6 +310,16 @@ def devices(bundle: Path | None, as_json: bool) -> None:
 
     With BUNDLE: does it fit each device, and in what range may its speed be.
     """
+    from qia3.footprint.devices import estimate, load_devices
+    from qia3.footprint.render_devices import devices_text, estimates_text
+
+    known = load_devices()
+    if bundle is None:
+        _print([d.model_dump(mode="json") for d in known], devices_text(known), as_json)
+        return
+    report = _report(bundle)
+    found = [estimate(device, report) for device in known]
+    _print([asdict(e) for e in found], estimates_text(found), as_json)
 
 
 def _plan(
@@ -332,8 +351,21 @@ def _only_adapter(bundle: Bundle) -> str:
     return names[0]
 
 
+def _report(folder: Path) -> Report:
+    """The footprint report of a bundle, made anew from its files and its manifest."""
+    from qia3.footprint.report import build_report
+    from qia3.runtime.bundle import Bundle, read_manifest
+
+    Bundle.open(folder)
+    return build_report(folder, read_manifest(folder))
+
+
 def _print_report(folder: Path, as_json: bool) -> None:
-    """The footprint report of a bundle."""
+    """A bundle's report."""
+    from qia3.footprint.render import markdown
+
+    report = _report(folder)
+    _print(report.to_dict(), markdown(report), as_json)
 
 
 def _print(value: Any, text: str, as_json: bool) -> None:
