@@ -13,9 +13,12 @@ import contextlib
 import errno
 import json
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -202,6 +205,7 @@ def evaluate(bundle: Path, file: Path, adapter: str, task: str | None, one_line:
 
     FILE is JSON Lines as in the build. Prints one JSON object: accuracy, n and what belongs to the task.
     """
+    from qia3.progress import bar
     from qia3.runtime.adapters import AdapterBank
     from qia3.runtime.bundle import Bundle
     from qia3.runtime.engine import Engine
@@ -210,7 +214,7 @@ def evaluate(bundle: Path, file: Path, adapter: str, task: str | None, one_line:
     opened = Bundle.open(bundle)
     bank = AdapterBank(opened)
     bank.vectors(adapter)  # a wrong name is told before the graph is loaded
-    result = work(Engine(opened), bank, file, adapter, task).to_dict()
+    result = work(Engine(opened), bank, file, adapter, task, partial(bar, title="evaluating")).to_dict()
     click.echo(json.dumps(result, indent=None if one_line else 2, ensure_ascii=False))
 
 
@@ -404,10 +408,26 @@ def _complaint(error: BaseException) -> tuple[str, int] | None:
     return None
 
 
+@contextlib.contextmanager
+def _stopping_cleanly() -> Iterator[None]:
+    """SIGTERM ends a verb as Ctrl-C does, so that half-written folders are taken away. Training listens for itself meanwhile."""
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, stop) if threading.current_thread() is threading.main_thread() else None
+    try:
+        yield
+    finally:
+        if previous is not None:
+            signal.signal(signal.SIGTERM, previous)
+
+
 def _run(arguments: Sequence[str]) -> int:
     """Runs one command line and says how it ended."""
     try:
-        code = qia3.main(args=list(arguments) or ["--help"], prog_name="qia3", standalone_mode=False)
+        with _stopping_cleanly():
+            code = qia3.main(args=list(arguments) or ["--help"], prog_name="qia3", standalone_mode=False)
     except (Exception, KeyboardInterrupt) as error:
         complaint = _complaint(error)
         if complaint is None or os.environ.get("QIA3_TRACEBACK"):

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+T = TypeVar("T")
+LINES = 8  # of a long run, where stderr is a file and no bar can be drawn
 
 
 def say(text: str) -> None:
@@ -11,9 +16,36 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def bar(names: list[str], title: str) -> Iterable[str]:
-    """Wraps a list in a progress bar on stderr."""
+def bar(items: list[T], title: str) -> Iterable[T]:
+    """Wraps a list in a progress bar on stderr, where that is a terminal."""
+    if not sys.stderr.isatty():
+        return items
     from rich.console import Console
     from rich.progress import track
 
-    return track(names, description=title, transient=True, console=Console(stderr=True))
+    return track(items, description=title, transient=True, console=Console(stderr=True))
+
+
+@contextmanager
+def counting(title: str, total: int, unit: str) -> Iterator[Callable[[int, str], None]]:
+    """Hands out a function that is told how many of `total` are done, with a note: a bar on a terminal, else a line now and then."""
+    if not sys.stderr.isatty():
+        yield _lines(title, total, unit)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit), TimeRemainingColumn())
+    with Progress(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True), transient=True) as shown:
+        task = shown.add_task(title, total=total, note="")
+        yield lambda done, note: shown.update(task, completed=done, note=note)
+
+
+def _lines(title: str, total: int, unit: str) -> Callable[[int, str], None]:
+    every = max(1, total // LINES)
+
+    def tell(done: int, note: str) -> None:
+        if done % every == 0 or done == total:
+            say(f"{title}: {done} of {total} {unit}" + (f", {note}" if note else ""))
+
+    return tell

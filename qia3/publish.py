@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from qia3.graph.passes import AccuracyLevel
 from qia3.ia3.peft import write_peft
 from qia3.ia3.roles import Roles
 from qia3.ia3.vectors import Scaled, detach, fold, set_vectors
-from qia3.progress import say
+from qia3.progress import bar, say
 from qia3.runtime.adapters import AdapterBank
 from qia3.runtime.bundle import Bundle
 from qia3.runtime.engine import Engine
@@ -107,7 +108,7 @@ def _manifest(
         "seed": plan.seed,
         "versions": {"python": platform.python_version(), **_versions()},
         "base": {
-            "reference": base.reference if not Path(base.reference).exists() else Path(base.reference).name,
+            "reference": _reference(base.reference),
             "fingerprint": base.fingerprint,
             "model_type": config.model_type,
             "parameters": base.parameters,
@@ -150,8 +151,20 @@ def _manifest(
             for t in trained
         },
         "training": {t.task.name: vars(t.record) for t in trained},
-        "config": plan.model_dump(mode="json", by_alias=True, exclude={"output"}) | {"task": [_task_as_asked(t) for t in plan.task]},
+        "config": _as_asked(plan),
     }
+
+
+def _as_asked(plan: Build) -> dict[str, Any]:
+    """The build file's content, without the build machine's folders."""
+    content = plan.model_dump(mode="json", by_alias=True, exclude={"output"})
+    content["base"]["model"] = _reference(plan.base.model)
+    return content | {"task": [_task_as_asked(t) for t in plan.task]}
+
+
+def _reference(model: str) -> str:
+    """A model reference; of a local one the last part."""
+    return Path(model).name if Path(model).exists() else model
 
 
 def _task_as_asked(task: Any) -> dict[str, Any]:
@@ -226,8 +239,8 @@ def _evaluation(folder: Path, trained: Sequence[Trained], side: bool) -> dict[st
         name = t.task.name
         say(f"evaluating {name} on {t.task.test.name}")
         scores = {}
-        for when, adapter in (("before", None), ("after", name)):
-            if side or when == "after":
-                scores[when] = evaluate(engine, bank, t.task.test, adapter, name).to_dict()
+        for when, adapter in [*([("before", None)] if side else []), ("after", name)]:
+            track = partial(bar, title=f"{'with' if adapter else 'without'} its adapter")
+            scores[when] = evaluate(engine, bank, t.task.test, adapter, name, track).to_dict()
         results[name] = {"n": scores["after"]["n"], **scores}
     return results

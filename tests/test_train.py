@@ -92,7 +92,10 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(tmp_path, monke
     with pytest.raises(Interrupted, match="step 6 of 12"):
         train_vectors(model, scaled, SEQUENCES, SETTINGS, 3, tmp_path / "parts", "t")
     monkeypatch.undo()
-    (tmp_path / "parts" / "checkpoint-9").mkdir()  # as a kill in the middle of saving leaves it
+    for step, state in ((9, None), (10, ""), (11, '{"epoch": 1,')):  # as a kill in the middle of saving leaves them
+        (tmp_path / "parts" / f"checkpoint-{step}").mkdir()
+        if state is not None:
+            (tmp_path / "parts" / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
     train_vectors(model, scaled, SEQUENCES, SETTINGS, 3, tmp_path / "parts", "t")
     for name, vector in get_vectors(scaled).items():
         np.testing.assert_array_equal(vector, whole[name])

@@ -60,7 +60,7 @@ def _part(name: str, vocabulary_modules: Collection[str]) -> str:
     """The footprint's part for an initializer, from the module it belongs to."""
     kind = name.rpartition(".")[2]
     if kind in KINDS:
-        vocabulary = any(name.startswith(f"model.{module}.") for module in vocabulary_modules)
+        vocabulary = any(name.startswith(f"{module}.") for module in vocabulary_modules)
         return f"embedding_{kind}" if vocabulary else kind
     if name in ("cos", "sin"):
         return "rotary"

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from qia3.errors import StorageError
 from qia3.graph.external import GRAPH
+from qia3.storage import writing
 
 
 @contextmanager
@@ -28,17 +29,14 @@ def whole_or_absent(target: Path) -> Iterator[Path]:
     """
     if target.exists() and not (target / "manifest.json").is_file() and (not target.is_dir() or any(target.iterdir())):
         raise StorageError(f"{target} exists and is not a bundle; choose another output or move it away")
-    try:
+    with writing(target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    except OSError as error:
-        raise StorageError(f"cannot write beside {target}: {error.strerror}") from error
     try:
-        yield scratch
-        scratch.chmod(0o755)
-        _swap(scratch, target)
-    except OSError as error:
-        raise StorageError(f"cannot write {target}: {error.strerror or error}; nothing was left half-written") from error
+        with writing(target):
+            yield scratch
+            scratch.chmod(0o755)
+            _swap(scratch, target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -61,8 +59,8 @@ def write_adapter(path: Path, vectors: Mapping[str, NDArray[np.float32]], finger
     adapter = ort.AdapterFormat()
     adapter.set_adapter_version(1)
     adapter.set_model_version(int(fingerprint[:7], 16))
-    # OrtValues are kept in a list: the format holds no reference of its own
-    values = {name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(v, np.float32).reshape(1, 1, -1)) for name, v in vectors.items()}
+    # OrtValues are kept here: the format holds no reference of its own. Sorted, so that the same vectors make the same file
+    values = {name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(v, np.float32).reshape(1, 1, -1)) for name, v in sorted(vectors.items())}
     adapter.set_parameters(values)
     path.parent.mkdir(parents=True, exist_ok=True)
     adapter.export_adapter(str(path))

@@ -95,12 +95,12 @@ class ScaledLeaf(nn.Module):
 
     def __init__(self, scaled: Scaled, inner: nn.Module, inputs: Inputs) -> None:
         super().__init__()
-        self.inner, self.name, self.on_input, self.graph_inputs = inner, scaled.site.name, scaled.site.placement == "input", inputs
+        self.lowered, self.name, self.on_input, self.graph_inputs = inner, scaled.site.name, scaled.site.placement == "input", inputs
 
     def forward(self, x: Tensor) -> Tensor:
         # the vector is [rows, 1, d] and x [batch, S, d]: rows is 1 or batch, which torch's shapes cannot say, so Mul is emitted by name
         x = self._scale(x) if self.on_input else x
-        y: Tensor = self.inner(x)
+        y: Tensor = self.lowered(x)
         return y if self.on_input else self._scale(y)
 
     def _scale(self, x: Tensor) -> Tensor:
@@ -113,13 +113,13 @@ class LastPosition(nn.Module):
 
     def __init__(self, head: nn.Module, inputs: Inputs) -> None:
         super().__init__()
-        self.head, self.graph_inputs = head, inputs
+        self.lowered, self.graph_inputs = head, inputs
 
     def forward(self, hidden: Tensor) -> Tensor:
         # hidden [B, S, H] -> [B, 1, V]
         assert self.graph_inputs.last is not None
         index = self.graph_inputs.last[:, None, None].expand(-1, 1, hidden.shape[-1])
-        out: Tensor = self.head(hidden.gather(1, index))
+        out: Tensor = self.lowered(hidden.gather(1, index))
         return out
 
 

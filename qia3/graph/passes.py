@@ -57,6 +57,19 @@ class NamedDimensions(InPlacePass):  # type: ignore[misc]
         return PassResult(model, modified=True)
 
 
+class ModuleNames(InPlacePass):  # type: ignore[misc]
+    """Names initializers by the base's own modules, the same in side and merged graphs: without the wrappers of the export."""
+
+    def call(self, model: ir.Model) -> PassResult:
+        names = [n for n in model.graph.initializers if n.startswith("model.")]
+        for name in names:
+            model.graph.initializers[name].name = name.removeprefix("model.").replace(".lowered.", ".")
+        return PassResult(model, modified=bool(names))
+
+    def ensures(self, model: ir.Model) -> None:
+        assert all(value.name == name and ".lowered." not in name for name, value in model.graph.initializers.items())
+
+
 class ConstantWeights(InPlacePass):  # type: ignore[misc]
     """Changes nothing: codes, scales and zero points of every MatMulNBits are constant initializers, or the export stops."""
 
@@ -111,6 +124,7 @@ def run_passes(model: ir.Model, sizes: Mapping[str, int]) -> ir.Model:
     passes = [
         common_passes.RemoveUnusedNodesPass(),
         common_passes.RemoveUnusedFunctionsPass(),
+        ModuleNames(),
         DefaultVectors(sizes),
         NamedDimensions(),
         StripTrace(),

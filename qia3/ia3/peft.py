@@ -39,7 +39,7 @@ def write_peft(folder: Path, vectors: Mapping[str, NDArray[np.float32]], sites: 
     for site in sites:
         flat = np.asarray(vectors.get(site.name, np.ones(site.size, np.float32)), np.float32)
         tensors[f"{PREFIX}{site.name}"] = np.ascontiguousarray(flat[None, :] if site.placement == "input" else flat[:, None])
-    save_file(tensors, str(folder / WEIGHTS), metadata={"format": "pt", BASE_KEY: fingerprint})
+    save_file(tensors, str(folder / WEIGHTS), metadata={BASE_KEY: fingerprint})  # of two keys the order would vary
     config = IA3Config(
         task_type="CAUSAL_LM",
         base_model_name_or_path=reference,

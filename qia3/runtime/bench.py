@@ -29,6 +29,7 @@ from qia3.runtime.engine import Engine
 
 STATUS = Path("/proc/self/status")
 REPEATS = 5
+PROMPT_TOKENS, NEW_TOKENS = 128, 64
 
 
 def resident() -> dict[str, int]:
@@ -49,11 +50,17 @@ def machine() -> str:
 
 
 def bench(
-    path: Path, adapter: str | None = None, prompt_tokens: int = 128, new_tokens: int = 64, threads: int | None = None
+    path: Path, adapter: str | None = None, prompt_tokens: int | None = None, new_tokens: int | None = None, threads: int | None = None
 ) -> dict[str, Any]:
-    """The figures, with the manifest's keys; the median of a few repeats is taken. Raises ConfigError where the tokens do not fit."""
+    """The figures, with the manifest's keys; the median of a few repeats is taken. Raises ConfigError where the tokens do not fit.
+
+    By default 128 prompt and 64 new tokens, or two thirds and one third of a context that is shorter than both.
+    """
     bundle = Bundle.open(path, verify=False)  # hashing would pull the whole file into memory's books
-    _check(bundle, prompt_tokens, new_tokens)
+    limit = bundle.architecture.context_length
+    prompt_tokens = min(PROMPT_TOKENS, 2 * limit // 3) if prompt_tokens is None else prompt_tokens
+    new_tokens = min(NEW_TOKENS, limit // 3) if new_tokens is None else new_tokens
+    _check(limit, prompt_tokens, new_tokens)
     started = time.perf_counter()
     engine = Engine(bundle, threads)
     load_seconds = time.perf_counter() - started
@@ -83,8 +90,7 @@ def bench(
     }
 
 
-def _check(bundle: Bundle, prompt_tokens: int, new_tokens: int) -> None:
-    limit = bundle.architecture.context_length
+def _check(limit: int, prompt_tokens: int, new_tokens: int) -> None:
     if prompt_tokens < 1 or new_tokens < 1 or prompt_tokens + new_tokens > limit:
         raise ConfigError(
             f"{prompt_tokens} prompt and {new_tokens} new tokens: each is 1 or more, and together they fit the context of {limit}"
@@ -105,8 +111,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--adapter", metavar="NAME")
-    parser.add_argument("--prompt-tokens", type=int, default=128)
-    parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument("--prompt-tokens", type=int)
+    parser.add_argument("--new-tokens", type=int)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args(arguments)

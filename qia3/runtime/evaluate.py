@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from qia3.runtime.bundle import Task
 from qia3.runtime.cache import Floats
 from qia3.runtime.engine import Engine
 from qia3.runtime.examples import Example, read_examples
+
+Track = Callable[[list[Example]], Iterable[Example]]
 
 
 @dataclass(frozen=True)
@@ -34,13 +37,18 @@ class Evaluation:
         return {k: v for k, v in asdict(self).items() if v is not None}
 
 
-def evaluate(engine: Engine, bank: AdapterBank, path: Path, adapter: str | None, task: str | None = None) -> Evaluation:
-    """`adapter` None or "none" scores the base, with the prompt of `task`. Raises DataError naming the line."""
+def evaluate(
+    engine: Engine, bank: AdapterBank, path: Path, adapter: str | None, task: str | None = None, track: Track = lambda examples: examples
+) -> Evaluation:
+    """`adapter` None or "none" scores the base, with the prompt of `task`; `track` wraps the examples (a progress bar).
+
+    Raises DataError naming the line.
+    """
     chosen = _task(engine, adapter, task)
     examples = read_examples(path, chosen.kind, chosen.choices)
     vectors = bank.vectors(adapter)
     started = time.perf_counter()
-    answers = [_answer(engine, chosen, vectors, e) for e in examples]
+    answers = [_answer(engine, chosen, vectors, e) for e in track(examples)]
     seconds = time.perf_counter() - started
     right = [_normal(a) == _normal(e.answer) for a, e in zip(answers, examples, strict=True)]
     generation = chosen.kind == "generate"

@@ -13,7 +13,7 @@ import json
 import shutil
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,13 +22,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from qia3.config import Train
 from qia3.errors import Interrupted
 from qia3.ia3.vectors import Scaled, set_vectors
-from qia3.progress import say
+from qia3.progress import counting, say
 from qia3.train.compute import choose_compute, set_compute
 from qia3.train.prompts import Sequences
 
@@ -95,10 +95,12 @@ def train_vectors(
         data_collator=_collate,
         callbacks=[flag],
     )
+    trainer.remove_callback(PrinterCallback)
     started = time.perf_counter()
     try:
         say(f"training {title}: {sum(s.delta.numel() for s in scaled.values()):,} parameters, {settings.steps} steps, {dtype}")
-        with flag.listening():
+        with flag.listening(), counting(title, settings.steps, "steps") as tell:
+            trainer.add_callback(_Progress(tell))
             result = trainer.train(resume_from_checkpoint=_last_whole_checkpoint(folder))
     finally:
         set_compute(model, None, None)
@@ -143,6 +145,7 @@ def _arguments(settings: Train, seed: int, folder: Path) -> TrainingArguments:
         save_total_limit=2,
         logging_steps=max(1, min(10, settings.steps // 4)),
         report_to=[],
+        disable_tqdm=True,
         seed=seed,
         remove_unused_columns=False,
         dataloader_pin_memory=False,
@@ -167,10 +170,26 @@ def _collate(rows: list[dict[str, tuple[int, ...]]]) -> dict[str, Tensor]:
 def _last_whole_checkpoint(folder: Path) -> str | None:
     """The newest checkpoint that was written to its end; torn ones are removed."""
     while folder.is_dir() and (last := get_last_checkpoint(str(folder))) is not None:
-        if (Path(last) / STATE_FILE).is_file():
+        try:
+            json.loads((Path(last) / STATE_FILE).read_text(encoding="utf-8"))
             return str(last)
-        shutil.rmtree(last)
+        except (OSError, ValueError):
+            shutil.rmtree(last)
     return None
+
+
+class _Progress(TrainerCallback):  # type: ignore[misc]
+    """Tells how far the run is, with the latest logged loss."""
+
+    def __init__(self, tell: Callable[[int, str], None]) -> None:
+        self.tell, self.note = tell, ""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        if logs and "loss" in logs:
+            self.note = f"loss {float(logs['loss']):.3g}"
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.tell(state.global_step, self.note)
 
 
 class _Interruption(TrainerCallback):  # type: ignore[misc]

@@ -21,6 +21,7 @@ from qia3.errors import ConfigError
 from qia3.ia3.peft import read_peft, write_peft
 from qia3.ia3.vectors import Scaled, Vectors, get_vectors
 from qia3.progress import say
+from qia3.storage import writing
 from qia3.train.prompts import Wrapping, encode, wrapping
 from qia3.train.run import Record, read_record, train_vectors, write_record
 
@@ -59,12 +60,13 @@ def train_task(
     if _is_done(folder, key):
         say(f"{task.name}: trained before with the same plan, kept ({folder})")
         return load_task(base, scaled, task, choices, folder)
-    _prepare(folder, key)
     sequences = encode(base.tokenizer, prompt, wrap.end, pairs, settings.max_length)
-    record = train_vectors(base.model, scaled, sequences, settings, seed, folder / "checkpoints", task.name)
-    vectors = get_vectors(scaled)
-    write_peft(folder / "adapter", vectors, [s.site for s in scaled.values()], base.reference, base.fingerprint)
-    write_record(record, folder / "record.json")
+    with writing(folder):
+        _prepare(folder, key)
+        record = train_vectors(base.model, scaled, sequences, settings, seed, folder / "checkpoints", task.name)
+        vectors = get_vectors(scaled)
+        write_peft(folder / "adapter", vectors, [s.site for s in scaled.values()], base.reference, base.fingerprint)
+        write_record(record, folder / "record.json")
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return Trained(task, prompt, wrap, choices, vectors, record)
 

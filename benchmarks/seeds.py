@@ -1,0 +1,73 @@
+"""Held-out accuracy of one task over seeds and learning rates, on ONNX Runtime, without and with its adapter.
+
+    python benchmarks/seeds.py examples/home-intents/qia3.toml dist/home-intents --task home-intents --seeds 0 1 2
+
+The base is loaded and the graph opened once; every run trains on that base and is scored through the graph of the bundle that was built from
+the same file, so what is scored is what would ship. One JSON line a run, then medians. Runs that were finished before are not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from itertools import product
+from pathlib import Path
+
+from qia3.build import load, read_task
+from qia3.config import read_build
+from qia3.runtime.adapters import AdapterBank
+from qia3.runtime.answer import Answer, classify, reply, task_of
+from qia3.runtime.bench import machine
+from qia3.runtime.bundle import Bundle
+from qia3.runtime.engine import Engine
+from qia3.runtime.evaluate import evaluate, token_f1
+from qia3.train.task import train_task
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("file", type=Path)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--task", required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--rates", type=float, nargs="+", help="learning rates (default: the build file's)")
+    parser.add_argument("--steps", type=int, help="optimiser updates (default: the build file's)")
+    parser.add_argument("--work", type=Path, default=Path("dist/seeds.work"))
+    asked = parser.parse_args()
+
+    plan = read_build(asked.file, **{"train.steps": asked.steps})
+    task = next(t for t in plan.task if t.name == asked.task)
+    data = read_task(task)
+    base, _, scaled = load(plan)
+    engine = Engine(Bundle.open(asked.bundle))
+    assert engine.bundle.fingerprint == base.fingerprint, "the bundle is of another base"
+    before = evaluate(engine, AdapterBank(engine.bundle), task.test, None, task.name)
+    print(json.dumps({"machine": machine(), "task": task.name, "n": before.n, "no_adapter": round(before.accuracy, 4)}), flush=True)
+    job = task_of(engine, task.name)
+
+    def scores(vectors: dict) -> tuple[float, float]:
+        answers = []
+        for text, _ in data.test:
+            got = classify(engine, job, vectors, text) if job.kind == "classify" else "".join(reply(engine, job, vectors, text))
+            answers.append(got.label if isinstance(got, Answer) else got)
+        pairs = list(zip(answers, (wanted for _, wanted in data.test), strict=True))
+        return sum(a.strip() == w for a, w in pairs) / len(pairs), sum(token_f1(a, w) for a, w in pairs) / len(pairs)
+
+    rates = asked.rates or [plan.training_of(task).learning_rate]
+    found: dict[float, list[float]] = {rate: [] for rate in rates}
+    for rate, seed in product(rates, asked.seeds):
+        settings = plan.training_of(task).model_copy(update={"learning_rate": rate})
+        folder = asked.work / f"{task.name}-{settings.steps}-{rate:g}-{seed}"
+        trained = train_task(base, scaled, task, settings, seed, data.pairs, data.choices, folder)
+        accuracy, f1 = scores({n: v.reshape(1, 1, -1) for n, v in trained.vectors.items()})
+        found[rate].append(accuracy)
+        row = {"rate": rate, "steps": settings.steps, "seed": seed, "accuracy": round(accuracy, 4), "f1": round(f1, 4)}
+        print(json.dumps(row | {"loss": round(trained.record.final_loss, 4), "seconds": trained.record.seconds}), flush=True)
+    for rate, values in found.items():
+        print(f"rate {rate:g}: median {statistics.median(values):.4f}, {min(values):.4f} to {max(values):.4f}, {len(values)} seeds")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

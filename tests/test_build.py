@@ -1,0 +1,380 @@
+"""The whole road, crossed with a tiny base: build, use, merge, import, stop and go on, and every mistake that a user can make on it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_build import FILE, SAID, write_base, write_build, write_lines
+from transformers import MambaConfig, MambaForCausalLM
+
+from qia3 import cli
+from qia3.base.load import load_base
+from qia3.base.modules import Int4Weight
+from qia3.graph.forced import torch_logits
+from qia3.ia3.roles import find_roles
+from qia3.ia3.vectors import attach, set_vectors
+from qia3.runtime.adapters import AdapterBank
+from qia3.runtime.bundle import Bundle
+from qia3.runtime.engine import Engine
+
+ROOT = Path(__file__).parents[1]
+QUANTISED = ("codes", "scales", "zero_points", "embedding_codes", "embedding_scales", "embedding_zero_points")
+
+
+def qia3(capsys, *arguments: object) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main([str(a) for a in arguments])
+    out, err = capsys.readouterr()
+    return ended.value.code, out, err
+
+
+def complaint(capsys, *arguments: object) -> str:
+    """The one line at the end of stderr, after whatever progress was told; nothing on stdout."""
+    code, out, err = qia3(capsys, *arguments)
+    lines = err.strip().splitlines()
+    assert (code, out) == (2, ""), err
+    assert lines[-1].startswith("qia3: "), err
+    assert "Traceback" not in err
+    return lines[-1]
+
+
+def tree(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file."""
+    return {f.relative_to(folder).as_posix(): hashlib.sha256(f.read_bytes()).hexdigest() for f in folder.rglob("*") if f.is_file()}
+
+
+def tensors(bundle: Path) -> dict[str, tuple[str, bytes]]:
+    """Name -> part and bytes of every region of the weight file."""
+    data = (bundle / "model.onnx.data").read_bytes()
+    regions = json.loads((bundle / "manifest.json").read_text())["tensors"]
+    return {r["name"]: (r["part"], data[r["offset"] : r["offset"] + r["bytes"]]) for r in regions}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A folder with the build file, and its bundle in side mode."""
+    folder = tmp_path_factory.mktemp("build")
+    write_build(folder)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["build", str(folder / "qia3.toml"), "--output", str(folder / "side")])
+    assert ended.value.code == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def merged(place) -> Path:
+    """The same with one task in the scales: nothing is trained again."""
+    words = ["build", place / "qia3.toml", "--output", place / "merged", "--mode", "merged", "--task", "topics"]
+    shutil.copytree(place / "side.work", place / "merged.work")
+    with pytest.raises(SystemExit) as ended:
+        cli.main([str(w) for w in words])
+    assert ended.value.code == 0
+    return place / "merged"
+
+
+def loaded(place: Path, **changes: object) -> tuple:
+    base = load_base(str(place / "base"), 16, False)
+    return base, attach(base.model, find_roles(base.model).sites)
+
+
+def test_a_bundle_has_everything(place):
+    names = set(tree(place / "side"))
+    adapters = {
+        f"adapters/{t}{end}"
+        for t in ("topics", "commands")
+        for end in (".onnx_adapter", "/adapter_config.json", "/adapter_model.safetensors")
+    }
+    configs = {"config.json", "generation_config.json", "genai_config.json", "tokenizer.json", "tokenizer_config.json"}
+    assert names >= adapters | configs | {"model.onnx", "model.onnx.data", "report.md", "report.json", "manifest.json"}
+    manifest = json.loads((place / "side" / "manifest.json").read_text())
+    assert set(manifest["files"]) == names - {"manifest.json"}
+    assert manifest["config"]["train"]["steps"] == 8
+    assert manifest["seed"] == 0
+    assert manifest["versions"]["torch"] == torch.__version__
+    assert str(place) not in (place / "side" / "manifest.json").read_text()
+    assert [p for p in place.iterdir() if p.name.startswith(".")] == []
+
+
+def test_law_1_what_is_trained_is_what_ships(place):
+    base, _ = loaded(place)
+    assert base.fingerprint == Bundle.open(place / "side").fingerprint
+    trained = {
+        hashlib.sha256(b.numpy().tobytes()).hexdigest() for m in base.model.modules() if isinstance(m, Int4Weight) for b in m.buffers()
+    }
+    assert {hashlib.sha256(data).hexdigest() for part, data in tensors(place / "side").values() if part in QUANTISED} == trained
+
+
+def test_law_3_ones_mean_base(place):
+    base, scaled = loaded(place)
+    bundle = Bundle.open(place / "side")
+    engine, bank = Engine(bundle), AdapterBank(bundle)
+    prompt = engine.encode("turn the lights off")
+    logits, _ = engine.prefill([prompt], {})
+    np.testing.assert_allclose(logits, torch_logits(base.model, prompt, []), atol=1e-3)
+    set_vectors(scaled, {n: v.reshape(-1) for n, v in bank.vectors("topics").items()})
+    adapted, _ = engine.prefill([prompt], bank.vectors("topics"))
+    np.testing.assert_allclose(adapted, torch_logits(base.model, prompt, []), atol=1e-3)
+    assert np.abs(adapted - logits).max() > 0.1
+
+
+def test_law_2_merging_changes_scales_by_exactly_the_vectors(place, merged):
+    vectors = AdapterBank(Bundle.open(place / "side")).vectors("topics")
+    side, folded = tensors(place / "side"), tensors(merged)
+    assert side.keys() == folded.keys()
+    changed = {name for name in side if side[name] != folded[name]}
+    assert {side[name][0] for name in changed} == {"scales"}
+    for name in changed:
+        key = next(k for k in vectors if f"{k.removesuffix('.ia3_l')}.scales" == name)
+        before = np.frombuffer(side[name][1], np.float32).reshape(vectors[key].size, -1)
+        np.testing.assert_array_equal(
+            np.frombuffer(folded[name][1], np.float32).reshape(before.shape), before * vectors[key].reshape(-1, 1)
+        )
+    assert len(changed) == len(vectors)
+
+
+def test_merged_and_side_bundles_agree(place, merged):
+    side, folded = Bundle.open(place / "side"), Bundle.open(merged)
+    one, other = Engine(side), Engine(folded)
+    rows = [one.encode("turn the lights off"), one.encode("lock up")]
+    ours, cache = one.prefill(rows, AdapterBank(side).vectors("topics"))
+    theirs, folded_cache = other.prefill(rows, {})
+    np.testing.assert_allclose(theirs, ours, atol=1e-3)
+    ours, _ = one.step([7, 9], cache, AdapterBank(side).vectors("topics"))
+    theirs, _ = other.step([7, 9], folded_cache, {})
+    np.testing.assert_allclose(theirs, ours, atol=1e-3)
+
+
+def test_law_5_bytes_add_up(place, merged, capsys):
+    for bundle in (place / "side", merged):
+        code, out, _ = qia3(capsys, "report", bundle, "--json")
+        assert code == 0
+        assert json.loads(out)["account"]["total"] == sum(f.stat().st_size for f in bundle.rglob("*") if f.is_file())
+        assert (bundle / "report.md").read_text(encoding="utf-8") == qia3(capsys, "report", bundle)[1].removesuffix("\n")
+
+
+def test_asking_and_scoring(place, merged, capsys):
+    code, out, _ = qia3(capsys, "run", place / "side", "turn the lights off", "--adapter", "topics")
+    assert (code, out.strip() in SAID) == (0, True)
+    answer = json.loads(qia3(capsys, "run", place / "side", "turn the lights off", "--adapter", "topics", "--json")[1])
+    assert answer["label"] == out.strip()
+    assert sum(answer["scores"].values()) == pytest.approx(1, abs=1e-4)
+    assert qia3(capsys, "run", merged, "turn the lights off")[1] == out
+    text = qia3(capsys, "run", place / "side", "lock up", "--adapter", "commands")[1]
+    assert json.loads(qia3(capsys, "run", place / "side", "lock up", "--adapter", "commands", "--json")[1])["text"] + "\n" == text
+    for adapter in ("topics", "none"):
+        code, out, _ = qia3(capsys, "eval", place / "side", place / "topics-test.jsonl", "--adapter", adapter, "--task", "topics", "--json")
+        found = json.loads(out)
+        assert (code, found["n"], out.count("\n")) == (0, 3, 1)
+        assert 0 <= found["accuracy"] <= 1
+    assert "choose one with --adapter: commands, topics" in complaint(capsys, "run", place / "side", "hello")
+
+
+def test_the_report_has_what_was_measured(place, capsys):
+    report = json.loads((place / "side" / "report.json").read_text())
+    assert report["measured"]["peak_resident_bytes"] >= report["measured"]["peak_anonymous_bytes"] > 0
+    assert report["measured"]["decode_tokens_per_second"] > 0
+    assert report["evaluation"]["topics"]["n"] == 3
+    assert report["parity"]["topics"]["exact"]["max_difference"] <= 1e-3
+    code, out, _ = qia3(capsys, "bench", place / "side", "--adapter", "topics", "--json")
+    assert (code, json.loads(out)["prompt_tokens"], json.loads(out)["new_tokens"]) == (0, 64, 32)  # of a context of 96
+
+
+def test_estimates_for_devices(place, capsys):
+    code, out, _ = qia3(capsys, "devices", place / "side", "--json")
+    found = {e["device"]: e for e in json.loads(out)}
+    assert code == 0
+    assert found["raspberry-pi-5"]["fits"]
+    assert found["raspberry-pi-5"]["kind"] == "estimate"
+
+
+def test_an_adapter_goes_out_and_comes_in_under_another_name(place, tmp_path, capsys):
+    bundle = tmp_path / "bundle"
+    shutil.copytree(place / "side", bundle)
+    assert qia3(capsys, "adapter", "export", bundle, "topics", tmp_path / "peft")[0] == 0
+    assert qia3(capsys, "adapter", "import", bundle, tmp_path / "peft", "--name", "subjects")[0] == 0
+    opened = Bundle.open(bundle)
+    assert opened.adapters == ("commands", "subjects", "topics")
+    bank = AdapterBank(opened)
+    for name, vector in bank.vectors("topics").items():
+        np.testing.assert_array_equal(bank.vectors("subjects")[name], vector)
+    answers = [qia3(capsys, "run", bundle, "lock up", "--adapter", a)[1] for a in ("topics", "subjects")]
+    assert answers[0] == answers[1]
+    info = json.loads(qia3(capsys, "adapter", "info", f"{bundle}:subjects", "--json")[1])
+    assert info["parameters"] == sum(opened.vectors.values())
+    before = tree(bundle)
+    assert "already" in complaint(capsys, "adapter", "import", bundle, tmp_path / "peft", "--name", "topics")
+    assert "not empty" in complaint(capsys, "adapter", "export", bundle, "topics", tmp_path / "peft")
+    assert tree(bundle) == before
+
+
+def test_law_7_an_adapter_of_another_base_is_refused_and_nothing_changes(place, tmp_path, capsys):
+    write_build(tmp_path, steps=1, seed=5)
+    assert qia3(capsys, "train", tmp_path / "qia3.toml", "--output", tmp_path / "other")[0] == 0
+    before = tree(place / "side")
+    assert "another base" in complaint(
+        capsys, "adapter", "import", place / "side", tmp_path / "other.work" / "topics" / "adapter", "--name", "x"
+    )
+    bundle = tmp_path / "bundle"
+    shutil.copytree(place / "side", bundle)
+    (bundle / "adapters" / "topics.onnx_adapter").write_bytes(b"changed")
+    assert "topics.onnx_adapter has 7 bytes" in complaint(capsys, "run", bundle, "hello", "--adapter", "topics")
+    assert tree(place / "side") == before
+
+
+def test_law_4_a_bundle_past_the_limit_is_not_published(place, tmp_path, capsys):
+    file = place / "strict.toml"
+    file.write_text(FILE.format(steps=8) + "max_difference = 1e-9\n")
+    shutil.copytree(place / "side", tmp_path / "out")
+    shutil.copytree(place / "side.work", tmp_path / "out.work")
+    before = tree(tmp_path / "out")
+    assert "parity fails for adapter none" in complaint(capsys, "build", file, "--output", tmp_path / "out")
+    assert tree(tmp_path / "out") == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "out.work"]
+
+
+def test_the_halves_make_the_same_bundle(place, tmp_path, capsys):
+    for verb in ("train", "export"):
+        assert qia3(capsys, verb, place / "qia3.toml", "--output", tmp_path / "out")[0] == 0
+    whole, halves = tree(place / "side"), tree(tmp_path / "out")
+    measured = {"manifest.json", "report.json", "report.md"}
+    assert {n: h for n, h in whole.items() if n not in measured} == {n: h for n, h in halves.items() if n not in measured}
+
+
+def test_exporting_before_training_says_so(place, tmp_path, capsys):
+    assert "not trained yet" in complaint(capsys, "export", place / "qia3.toml", "--output", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_is_no_bundle_is_not_replaced(place, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("ten years")
+    assert "not a bundle" in complaint(capsys, "build", place / "qia3.toml", "--output", tmp_path / "out")
+    assert (tmp_path / "out" / "thesis.txt").read_text() == "ten years"
+
+
+def start(*arguments: object) -> subprocess.Popen[str]:
+    words = [sys.executable, "-m", "qia3", *map(str, arguments)]
+    return subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(running: subprocess.Popen[str], pattern: str, folder: Path) -> None:
+    """Until a path like `pattern` appears."""
+    deadline = time.monotonic() + 120
+    while not list(folder.glob(pattern)):
+        assert running.poll() is None, running.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_training_that_was_stopped_goes_on(place, tmp_path, capsys, how):
+    """Killed, or asked to stop: the same command ends where an uninterrupted one does."""
+    out = tmp_path / "out"
+    running = start("train", place / "qia3.toml", "--output", out, "--steps", 60)
+    wait_for(running, "out.work/topics/checkpoints/checkpoint-*/trainer_state.json", tmp_path)
+    running.send_signal(how)
+    _, err = running.communicate(timeout=120)
+    assert running.returncode == (-how if how == signal.SIGKILL else 130), err
+    if how != signal.SIGKILL:
+        assert "of 60 (topics); run the same command to go on" in err.strip().splitlines()[-1]
+    assert not (tmp_path / "out.work" / "topics" / "record.json").exists()
+    assert qia3(capsys, "train", place / "qia3.toml", "--output", out, "--steps", 60)[0] == 0
+    assert qia3(capsys, "train", place / "qia3.toml", "--output", tmp_path / "whole", "--steps", 60)[0] == 0
+    for task in ("topics", "commands"):
+        parts, whole = (tmp_path / f"{n}.work" / task / "adapter" / "adapter_model.safetensors" for n in ("out", "whole"))
+        assert parts.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_an_export_that_was_stopped_leaves_nothing(place, tmp_path, how):
+    shutil.copytree(place / "side.work", tmp_path / "out.work")
+    running = start("export", place / "qia3.toml", "--output", tmp_path / "out")
+    wait_for(running, ".out.*/model.onnx.data", tmp_path)
+    running.send_signal(how)
+    out, err = running.communicate(timeout=120)
+    assert (running.returncode, out) == (130, ""), err
+    assert err.strip().splitlines()[-1] == "qia3: stopped"
+    assert [p.name for p in tmp_path.iterdir()] == ["out.work"]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A function that mounts a disk of so many KiB."""
+    mounted = []
+
+    def mount(kib: int) -> Path:
+        folder = tmp_path / f"disk{kib}"
+        folder.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", str(folder)]
+        if os.geteuid() or subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("mounting a small disk needs rights that this user does not have")
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)  # a failed write may hold its file open
+
+
+@pytest.mark.parametrize("what", ["anything", "a checkpoint", "the graph", "the last file"])
+def test_a_full_disk_is_one_clear_line_and_leaves_nothing(place, small_disk, capsys, what):
+    """There is room for everything before `what`."""
+    graph, work = (sum(f.stat().st_size for f in (place / n).rglob("*") if f.is_file()) >> 10 for n in ("side", "side.work"))
+    kib = {"anything": 4, "a checkpoint": 32, "the graph": work + 80 + graph // 2, "the last file": work + 80 + graph - 40}[what]
+    disk = small_disk(kib)
+    line = complaint(capsys, "build", place / "qia3.toml", "--output", disk / "out")
+    assert line.startswith("qia3: the disk is full: ")
+    assert str(disk) in line
+    assert [p.name for p in disk.iterdir() if p.name != "out.work"] == []
+
+
+def test_a_base_without_places_for_vectors(place, tmp_path, capsys):
+    words = write_base(tmp_path / "words")
+    shutil.copytree(words, tmp_path / "base", ignore=shutil.ignore_patterns("model*", "config.json"))
+    MambaForCausalLM(MambaConfig(vocab_size=300, hidden_size=32, num_hidden_layers=2, state_size=4)).save_pretrained(tmp_path / "base")
+    for name in ("topics", "topics-test", "commands", "commands-test"):
+        shutil.copy(place / f"{name}.jsonl", tmp_path)
+    (tmp_path / "qia3.toml").write_text(FILE.format(steps=2))
+    line = complaint(capsys, "build", tmp_path / "qia3.toml", "--output", tmp_path / "out")
+    assert "no place for IA³ vectors" in line
+    assert "in_proj" in line
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ([], "holds no examples"),
+        ([{"text": "a", "label": "lights"}, {"text": "b"}], "line 2: 'label' is missing"),
+        ([{"text": "a", "label": "lights"}, {"text": "b", "label": "musik"}], "line 2: label 'musik' is not one of"),
+    ],
+)
+def test_bad_data_is_told_before_anything_is_loaded(place, tmp_path, capsys, lines, said):
+    write_build(tmp_path)
+    write_lines(tmp_path / "topics-test.jsonl", lines)
+    start = time.perf_counter()
+    line = complaint(capsys, "build", tmp_path / "qia3.toml", "--output", tmp_path / "out")
+    assert "topics-test.jsonl" in line
+    assert said in line
+    assert time.perf_counter() - start < 5
+
+
+def test_a_changed_byte_is_refused(place, tmp_path, capsys):
+    bundle = tmp_path / "bundle"
+    shutil.copytree(place / "side", bundle)
+    data = bytearray((bundle / "model.onnx.data").read_bytes())
+    data[len(data) // 2] ^= 1
+    (bundle / "model.onnx.data").write_bytes(data)
+    for words in (["run", bundle, "hi", "--adapter", "none"], ["report", bundle], ["bench", bundle], ["devices", bundle]):
+        assert "model.onnx.data has changed" in complaint(capsys, *words)
