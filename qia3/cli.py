@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import logging
 import os
 import signal
 import sys
@@ -384,7 +385,9 @@ def _lines(facts: dict[str, Any]) -> str:
 
 
 def _progress_on_stderr() -> contextlib.AbstractContextManager[Any]:
-    """What a build prints as it goes is not its result."""
+    """What a build prints as it goes is not its result. The libraries' own bars and notices stay away: qia3.progress shows what matters."""
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it names a package that nothing here needs
     return contextlib.redirect_stdout(sys.stderr)
 
 

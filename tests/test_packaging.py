@@ -13,9 +13,20 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import tiny_bundle
 
 ROOT = Path(__file__).parents[1]
 LIGHT = {"click", "numpy", "onnxruntime", "pydantic", "rich", "tokenizers"}
+
+
+ASK = """
+import sys
+from qia3.runtime.adapters import AdapterBank
+from qia3.runtime.answer import answer
+from qia3.runtime.bundle import Bundle
+from qia3.runtime.engine import Engine
+print(answer(Engine(Bundle.open(sys.argv[1])), "lamps", "the hall").label)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +64,20 @@ def test_without_extras_nothing_heavy_is_asked_for(wheel):
     metadata = email.message_from_bytes(wheel.read(f"{info}/METADATA"))
     asked = {re.split(r"[><=;\[ ]", r)[0] for r in metadata.get_all("Requires-Dist") if "extra ==" not in r}
     assert asked == LIGHT
+
+
+def test_a_bundle_runs_in_an_environment_of_onnxruntime_numpy_and_tokenizers(wheel, tmp_path):
+    """Law 6 with nothing else installed, not even what the command line needs."""
+    bundle = tiny_bundle.write_bundle(tmp_path)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "fresh")], check=True)
+    python = str(tmp_path / "fresh" / "bin" / "python")
+    install = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--disable-pip-version-check"]
+    three = [f"{name}=={version(name)}" for name in ("onnxruntime", "numpy", "tokenizers")]
+    subprocess.run([*install, *three], check=True, capture_output=True)
+    subprocess.run([*install, "--no-deps", wheel.filename], check=True, capture_output=True)
+    found = subprocess.run([python, "-c", ASK, str(bundle)], capture_output=True, text=True, cwd=tmp_path)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.strip() in tiny_bundle.CHOICES
 
 
 def test_every_package_of_the_tree_is_declared():

@@ -25,7 +25,7 @@ BASE_TOKENS = 128  # what the base alone may say
 
 @dataclass(frozen=True)
 class Answer:
-    """A label and every choice's share: softmax over their mean log-probabilities."""
+    """A label and every choice's probability, given that it is one of the choices."""
 
     label: str
     scores: dict[str, float]

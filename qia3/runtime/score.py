@@ -1,6 +1,10 @@
-"""Ranking a fixed set of answers: the mean log-probability of each answer's tokens after the prompt, its end token included.
+"""Ranking a fixed set of answers: the log-probability of each answer after the prompt, its end token included.
 
-    score(c) = 1/|c| * sum_i log p(c_i | prompt, c_0 .. c_{i-1})          in nats a token
+    score(c) = log p(c | prompt) = sum_i log p(c_i | prompt, c_0 .. c_{i-1})          in nats
+
+The sum, because it is what the language-modelling loss trains, and because the end token makes answers of different lengths comparable.
+The mean a token favours long answers, whose later tokens are certain once the first is out: on home-intents the base calls 186 of 240
+sentences "locks" (three tokens) by the mean, and scores 26 % instead of 35 % (benchmarks/LOG.md).
 
 The graph gives logits for the last position only, so the answers are walked as a trie: the prompt is run once, and then one batched step a
 depth over the distinct prefixes. Eight answers of one token and an end cost one prompt and one step of eight rows:
@@ -50,7 +54,7 @@ def rank_batch(
 
 
 def _walk(engine: Engine, paths: Sequence[Path], logits: Floats, cache: Cache, vectors: Mapping[str, Floats]) -> dict[Path, float]:
-    """Mean log-probability of each path, one batched step a depth."""
+    """Log-probability of each path, one batched step a depth."""
     total = dict.fromkeys(paths, 0.0)
     places: dict[Path, int] = {(row, ()): row for row, _ in paths}
     for depth in range(max(len(tokens) for _, tokens in paths)):
@@ -65,7 +69,7 @@ def _walk(engine: Engine, paths: Sequence[Path], logits: Floats, cache: Cache, v
             if len(tokens) > depth:
                 place = places[row, tokens[:depth]]
                 total[row, tokens] += float(logits[place, tokens[depth]]) - float(normaliser[place])
-    return {path: value / len(path[1]) for path, value in total.items()}
+    return total
 
 
 def log_sum_exp(logits: Floats) -> NDArray[np.float64]:
