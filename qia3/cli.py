@@ -9,15 +9,9 @@ one line on stderr, `qia3: ...`, and exit code 2; Ctrl-C in 130. QIA3_TRACEBACK=
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import json
-import logging
-import os
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -26,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qia3 import __version__
-from qia3.errors import ConfigError, QIA3Error
+from qia3.console import fact_lines, print_result, progress_on_stderr, run_command
+from qia3.errors import ConfigError
 
 if TYPE_CHECKING:
     from qia3.config import Build
@@ -36,7 +31,6 @@ if TYPE_CHECKING:
 Option = Callable[[Any], Any]
 
 FILE = click.Path(path_type=Path)
-BUILD_PACKAGES = {"accelerate", "bitsandbytes", "gguf", "onnx", "onnx_ir", "onnxscript", "peft", "safetensors", "torch", "transformers"}
 
 
 def _example(*lines: str) -> str:
@@ -108,7 +102,7 @@ def build(
     from its last checkpoint.
     """
     plan = _plan(file, output, seed, steps, mode, task, target)
-    with _progress_on_stderr():
+    with progress_on_stderr():
         from qia3.build import build as work
 
         folder = work(plan)
@@ -125,11 +119,11 @@ def train(file: Path, output: Path | None, seed: int | None, steps: int | None, 
     Every task in FILE is trained; `qia3 export` goes on from there. Training that was stopped goes on from its last checkpoint.
     """
     plan = _plan(file, output, seed, steps)
-    with _progress_on_stderr():
+    with progress_on_stderr():
         from qia3.build import train as work
 
         folder = work(plan)
-    _print({"work": str(folder)}, f"trained vectors are in {folder}", as_json)
+    print_result({"work": str(folder)}, f"trained vectors are in {folder}", as_json)
 
 
 @qia3.command(epilog=_example("qia3 export examples/home-intents/qia3.toml --target ort-exact"))
@@ -152,7 +146,7 @@ def export(
     Takes what `qia3 train` left and makes the graph, checks parity, reports and writes the bundle.
     """
     plan = _plan(file, output, seed, steps, mode, task, target)
-    with _progress_on_stderr():
+    with progress_on_stderr():
         from qia3.build import export as work
 
         folder = work(plan)
@@ -184,11 +178,11 @@ def run(bundle: Path, text: str, adapter: str | None, task: str | None, max_new_
     facts: dict[str, Any] = {"adapter": name, "task": job.name}
     if job.kind == "classify":
         answer = classify(engine, job, vectors, text)
-        _print(facts | {"label": answer.label, "scores": answer.scores}, answer.label, as_json)
+        print_result(facts | {"label": answer.label, "scores": answer.scores}, answer.label, as_json)
         return
     pieces = reply(engine, job, vectors, text, max_new_tokens)
     if as_json:
-        _print(facts | {"text": "".join(pieces)}, "", as_json)
+        print_result(facts | {"text": "".join(pieces)}, "", as_json)
         return
     for piece in pieces:
         click.echo(piece, nl=False)
@@ -234,7 +228,7 @@ def bench(bundle: Path, adapter: str | None, as_json: bool) -> None:
 
     AdapterBank(Bundle.open(bundle)).vectors(adapter)  # mistakes are told here, not by the other process
     figures = measure(bundle, adapter)
-    _print(figures, _lines(figures), as_json)
+    print_result(figures, fact_lines(figures), as_json)
 
 
 @qia3.command(epilog=_example("qia3 report dist/home-intents"))
@@ -264,7 +258,7 @@ def adapter_info(path: str, as_json: bool) -> None:
     from qia3.adapters import adapter_info as work
 
     facts = work(path)
-    _print(facts, _lines(facts), as_json)
+    print_result(facts, fact_lines(facts), as_json)
 
 
 @adapter.command(name="import", epilog=_example("qia3 adapter import dist/home-intents my-peft-ia3 --name garden"))
@@ -277,7 +271,7 @@ def adapter_import(bundle: Path, peft_folder: Path, name: str, as_json: bool) ->
     from qia3.adapters import import_adapter as work
 
     path = work(bundle, peft_folder, name)
-    _print({"adapter": name, "path": str(path)}, f"{name} is in {path}", as_json)
+    print_result({"adapter": name, "path": str(path)}, f"{name} is in {path}", as_json)
 
 
 @adapter.command(name="export", epilog=_example("qia3 adapter export dist/home-intents home-intents my-peft-ia3"))
@@ -290,7 +284,7 @@ def adapter_export(bundle: Path, name: str, folder: Path, as_json: bool) -> None
     from qia3.adapters import export_adapter as work
 
     path = work(bundle, name, folder)
-    _print({"adapter": name, "path": str(path)}, f"{name} is in {path}", as_json)
+    print_result({"adapter": name, "path": str(path)}, f"{name} is in {path}", as_json)
 
 
 @qia3.command(epilog=_example("qia3 targets"))
@@ -304,7 +298,7 @@ def targets(as_json: bool) -> None:
         (f"{t.name:<12}{t.description}", t.note, f"accuracy_level {t.accuracy_level}; tested on {', '.join(t.tested_on) or 'nothing yet'}")
         for t in found
     ]
-    _print([t.model_dump(mode="json") for t in found], "\n".join(f"\n{'':12}".join(entry) for entry in lines), as_json)
+    print_result([t.model_dump(mode="json") for t in found], "\n".join(f"\n{'':12}".join(entry) for entry in lines), as_json)
 
 
 @qia3.command(epilog=_example("qia3 devices", "qia3 devices dist/home-intents --json"))
@@ -320,11 +314,11 @@ def devices(bundle: Path | None, as_json: bool) -> None:
 
     known = load_devices()
     if bundle is None:
-        _print([d.model_dump(mode="json") for d in known], devices_text(known), as_json)
+        print_result([d.model_dump(mode="json") for d in known], devices_text(known), as_json)
         return
     report = _report(bundle)
     found = [estimate(device, report) for device in known]
-    _print([asdict(e) for e in found], estimates_text(found), as_json)
+    print_result([asdict(e) for e in found], estimates_text(found), as_json)
 
 
 def _plan(
@@ -370,76 +364,9 @@ def _print_report(folder: Path, as_json: bool) -> None:
     from qia3.footprint.render import markdown
 
     report = _report(folder)
-    _print(report.to_dict(), markdown(report), as_json)
-
-
-def _print(value: Any, text: str, as_json: bool) -> None:
-    """`value` as JSON or `text`, which says the same to people."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False) if as_json else text)
-
-
-def _lines(facts: dict[str, Any]) -> str:
-    """One fact a line."""
-    shown = {key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for key, value in facts.items()}
-    return "\n".join(f"{key.replace('_', ' ')}: {value}" for key, value in shown.items())
-
-
-def _progress_on_stderr() -> contextlib.AbstractContextManager[Any]:
-    """What a build prints as it goes is not its result. The libraries' own bars and notices stay away: qia3.progress shows what matters."""
-    os.environ.setdefault("TQDM_DISABLE", "1")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it names a package that nothing here needs
-    return contextlib.redirect_stdout(sys.stderr)
-
-
-def _complaint(error: BaseException) -> tuple[str, int] | None:
-    """What to tell the user and the exit code; None for a fault of ours, which deserves its traceback."""
-    match error:
-        case QIA3Error():
-            return str(error), error.exit_code
-        case click.UsageError() if error.ctx is not None:
-            return f"{error.format_message()} See `{error.ctx.command_path} --help`.", error.exit_code
-        case click.ClickException():
-            return error.format_message(), error.exit_code
-        case click.Abort() | KeyboardInterrupt():
-            return "stopped", 130
-        case ModuleNotFoundError() if (error.name or "").split(".")[0] in BUILD_PACKAGES:
-            return f'this needs {error.name}, which is not installed: pip install "qia3[build]"', 2
-        case OSError() if error.errno == errno.ENOSPC:
-            return "the disk is full: nothing was published; free some space and run the same command again", 2
-        case OSError():
-            return f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error), 2
-    return None
-
-
-@contextlib.contextmanager
-def _stopping_cleanly() -> Iterator[None]:
-    """SIGTERM ends a verb as Ctrl-C does, so that half-written folders are taken away. Training listens for itself meanwhile."""
-
-    def stop(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    previous = signal.signal(signal.SIGTERM, stop) if threading.current_thread() is threading.main_thread() else None
-    try:
-        yield
-    finally:
-        if previous is not None:
-            signal.signal(signal.SIGTERM, previous)
-
-
-def _run(arguments: Sequence[str]) -> int:
-    """Runs one command line and says how it ended."""
-    try:
-        with _stopping_cleanly():
-            code = qia3.main(args=list(arguments) or ["--help"], prog_name="qia3", standalone_mode=False)
-    except (Exception, KeyboardInterrupt) as error:
-        complaint = _complaint(error)
-        if complaint is None or os.environ.get("QIA3_TRACEBACK"):
-            raise
-        message, code = complaint
-        print("qia3: " + "; ".join(line.strip() for line in message.splitlines() if line.strip()), file=sys.stderr)
-    return code if isinstance(code, int) else 0
+    print_result(report.to_dict(), markdown(report), as_json)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the command: never returns."""
-    sys.exit(_run(sys.argv[1:] if arguments is None else arguments))
+    sys.exit(run_command(qia3, sys.argv[1:] if arguments is None else arguments))

@@ -28,7 +28,9 @@ def writing(folder: Path) -> Iterator[None]:
     except Exception as error:
         code = error.errno if isinstance(error, OSError) else None
         if code in FULL or _free_bytes(folder) < FULL_BYTES:
-            raise StorageError(f"the disk is full: {folder} could not be written; free some space and run the same command again") from error
+            raise StorageError(
+                f"the disk is full: {folder} could not be written; free some space and run the same command again"
+            ) from error
         if isinstance(error, OSError) and code in CLOSED:
             raise StorageError(f"cannot write {error.filename or folder}: {error.strerror}") from error
         raise

@@ -60,7 +60,9 @@ def write_adapter(path: Path, vectors: Mapping[str, NDArray[np.float32]], finger
     adapter.set_adapter_version(1)
     adapter.set_model_version(int(fingerprint[:7], 16))
     # OrtValues are kept here: the format holds no reference of its own. Sorted, so that the same vectors make the same file
-    values = {name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(v, np.float32).reshape(1, 1, -1)) for name, v in sorted(vectors.items())}
+    values = {
+        name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(v, np.float32).reshape(1, 1, -1)) for name, v in sorted(vectors.items())
+    }
     adapter.set_parameters(values)
     path.parent.mkdir(parents=True, exist_ok=True)
     adapter.export_adapter(str(path))

@@ -1,0 +1,90 @@
+"""How a command talks and ends: results on stdout, progress and complaints on stderr, one line and an exit code for whatever a user can mend.
+
+0 done, 2 a mistake or a fault of the surroundings, 130 stopped by Ctrl-C or SIGTERM. A fault of ours keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import click
+
+from qia3.errors import QIA3Error
+
+BUILD_PACKAGES = {"accelerate", "bitsandbytes", "gguf", "onnx", "onnx_ir", "onnxscript", "peft", "safetensors", "torch", "transformers"}
+
+
+def print_result(value: Any, text: str, as_json: bool) -> None:
+    """`value` as JSON or `text`, which says the same to people."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False) if as_json else text)
+
+
+def fact_lines(facts: dict[str, Any]) -> str:
+    """One fact a line."""
+    shown = {key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for key, value in facts.items()}
+    return "\n".join(f"{key.replace('_', ' ')}: {value}" for key, value in shown.items())
+
+
+def progress_on_stderr() -> contextlib.AbstractContextManager[Any]:
+    """What a build prints as it goes is not its result. The libraries' own bars and notices stay away: qia3.progress shows what matters."""
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it names a package that nothing here needs
+    return contextlib.redirect_stdout(sys.stderr)
+
+
+def _complaint(error: BaseException) -> tuple[str, int] | None:
+    """What to tell the user and the exit code; None for a fault of ours, which deserves its traceback."""
+    match error:
+        case QIA3Error():
+            return str(error), error.exit_code
+        case click.UsageError() if error.ctx is not None:
+            return f"{error.format_message()} See `{error.ctx.command_path} --help`.", error.exit_code
+        case click.ClickException():
+            return error.format_message(), error.exit_code
+        case click.Abort() | KeyboardInterrupt():
+            return "stopped", 130
+        case ModuleNotFoundError() if (error.name or "").split(".")[0] in BUILD_PACKAGES:
+            return f'this needs {error.name}, which is not installed: pip install "qia3[build]"', 2
+        case OSError() if error.errno == errno.ENOSPC:
+            return "the disk is full: nothing was published; free some space and run the same command again", 2
+        case OSError():
+            return f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error), 2
+    return None
+
+
+@contextlib.contextmanager
+def _stopping_cleanly() -> Iterator[None]:
+    """SIGTERM ends a verb as Ctrl-C does, so that half-written folders are taken away. Training listens for itself meanwhile."""
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, stop) if threading.current_thread() is threading.main_thread() else None
+    try:
+        yield
+    finally:
+        if previous is not None:
+            signal.signal(signal.SIGTERM, previous)
+
+
+def run_command(command: click.Command, arguments: Sequence[str]) -> int:
+    """Runs one command line and says how it ended."""
+    try:
+        with _stopping_cleanly():
+            code = command.main(args=list(arguments) or ["--help"], prog_name=command.name, standalone_mode=False)
+    except (Exception, KeyboardInterrupt) as error:
+        complaint = _complaint(error)
+        if complaint is None or os.environ.get("QIA3_TRACEBACK"):
+            raise
+        message, code = complaint
+        print("qia3: " + "; ".join(line.strip() for line in message.splitlines() if line.strip()), file=sys.stderr)
+    return code if isinstance(code, int) else 0
