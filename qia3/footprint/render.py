@@ -54,11 +54,14 @@ def _tasks(report: Report) -> str:
         before, after = ((scores.get(when) or {}).get("accuracy") for when in ("before", "after"))
         if before is not None and after is not None and after < before:
             worse.append(name)
-        rows.append([name, task["kind"], str(scores.get("n", "-")), percent(before), percent(after), _training(report.training.get(name))])
-    note = "Held-out accuracy of this bundle on ONNX Runtime (`qia3 eval BUNDLE FILE --adapter NAME`; generation: exact match)."
+        f1 = (scores.get("after") or {}).get("f1")
+        overlap = "-" if f1 is None else f"{f1:.2f}"
+        run = _training(report.training.get(name))
+        rows.append([name, task["kind"], str(scores.get("n", "-")), percent(before), percent(after), overlap, run])
+    note = "Held-out accuracy of this bundle on ONNX Runtime (`qia3 eval BUNDLE FILE --adapter NAME`; generation: exact match, and F1 over words)."
     warning = f"\n\nWorse with its adapter than without: {', '.join(worse)}." if worse else ""
-    head = ["task", "kind", "n", "no adapter", "with adapter", "training"]
-    return f"## Tasks\n\n{note}{warning}\n\n" + table(head, rows, left=(0, 1, 5))
+    head = ["task", "kind", "n", "no adapter", "with adapter", "token F1", "training"]
+    return f"## Tasks\n\n{note}{warning}\n\n" + table(head, rows, left=(0, 1, 6))
 
 
 def _training(run: Mapping[str, Any] | None) -> str:
