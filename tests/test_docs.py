@@ -101,3 +101,12 @@ def test_files_that_the_readme_names_exist():
     for name in re.findall(r"`([\w/.-]+\.(?:py|txt|toml|md))`", README):
         inside_a_bundle = name in ("report.md",)
         assert inside_a_bundle or (ROOT / name).is_file(), name
+
+
+def test_the_sample_report_adds_up_and_is_whole():
+    """It is copied from a build by benchmarks/sample_report.py, never typed."""
+    sample = re.search(r"<!-- sample-report:start -->\n(.*?)<!-- sample-report:end -->", README, re.S).group(1)
+    sections = dict(re.findall(r"^\*\*(.+?)\*\*\n(.*?)(?=^\*\*|\Z)", sample, re.S | re.M))
+    assert {"Tasks", "Parity with torch", "Memory and speed", "Bytes on disk", "Whole systems", "The published claim"} == set(sections)
+    *parts, total = [int(n.replace(",", "")) for n in re.findall(r"^\|[^|]+\| +([\d,]+) \|", sections["Bytes on disk"], re.M)]
+    assert sum(parts) == total > 50_000_000
