@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -137,7 +138,7 @@ def _manifest(
             if side
             else [],
         },
-        "tensors": [vars(r) for r in regions],
+        "tensors": [asdict(r) for r in regions],
         "prompt": {"prefix": wrap.prefix, "suffix": wrap.suffix},
         "stop_tokens": list(wrap.stop_tokens),
         "tasks": {

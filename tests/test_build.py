@@ -56,10 +56,16 @@ def tree(folder: Path) -> dict[str, str]:
 
 
 def tensors(bundle: Path) -> dict[str, tuple[str, bytes]]:
-    """Name -> part and bytes of every region of the weight file."""
+    """Name -> part and bytes of every tensor of the base in the weight file, packed ones taken apart."""
     data = (bundle / "model.onnx.data").read_bytes()
-    regions = json.loads((bundle / "manifest.json").read_text())["tensors"]
-    return {r["name"]: (r["part"], data[r["offset"] : r["offset"] + r["bytes"]]) for r in regions}
+    found = {}
+    for region in json.loads((bundle / "manifest.json").read_text())["tensors"]:
+        place = region["offset"]
+        for name, size in region["packed"] or [(region["name"], region["bytes"])]:
+            found[name] = (region["part"], data[place : place + size])
+            place += size
+        assert place == region["offset"] + region["bytes"]
+    return found
 
 
 @pytest.fixture(scope="module")

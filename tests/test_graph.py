@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 
 import numpy as np
 import onnx_ir as ir
@@ -105,6 +106,37 @@ def test_rows_of_one_batch_have_their_own_lengths_and_adapters(family, tmp_path)
         np.testing.assert_allclose(together[:, i], torch_logits(model, row, [42] * 3), atol=2e-3, rtol=1e-3)
 
 
+@pytest.mark.parametrize(("family", "products", "norms"), [("llama", 5, 2), ("qwen3", 7, 2), ("gpt2", 4, 0)])
+def test_a_layer_is_as_few_nodes_as_its_operators_allow(family, products, norms, tmp_path):
+    """Llama: q|k|v, output, gate, up, down; two fused norms. Qwen3's norms on keys and queries keep its projections apart."""
+    exported(family, tmp_path)
+    counts = Counter(n.op_type for n in ir.load(tmp_path / GRAPH).graph)
+    assert counts["MatMulNBits"] == 2 * products + 1
+    assert counts["GroupQueryAttention"] == 2
+    assert counts["SkipSimplifiedLayerNormalization"] == 2 * norms
+    if family == "llama":
+        assert counts["Reshape"] == counts["Sigmoid"] == 0
+        assert counts["QuickGelu"] == 2
+        assert counts["Mul"] == 2 * 3  # [1 | l_k | l_v], l_ff, and the gate
+
+
+def test_packed_projections_are_the_three_tensors_one_after_the_other(tmp_path):
+    model, _, _, regions = exported("llama", tmp_path)
+    layer, data = model.model.layers[1].self_attn, (tmp_path / DATA).read_bytes()
+    for kind in ("codes", "scales", "zero_points"):
+        region = next(r for r in regions if r.name == f"model.layers.1.self_attn.qkv_proj.{kind}")
+        stores = [m.store for m in (layer.q_proj, layer.k_proj.base, layer.v_proj.base)]
+        expected = b"".join(getattr(s, kind).numpy().tobytes() for s in stores)
+        assert data[region.offset : region.offset + region.bytes] == expected
+        assert [name for name, _ in region.packed] == [f"model.layers.1.self_attn.{p}_proj.{kind}" for p in "qkv"]
+
+
+def test_biases_are_packed_and_folded_with_their_rows(tmp_path):
+    """Qwen2 has biases on q, k and v and none elsewhere."""
+    _, _, _, regions = exported("qwen2", tmp_path, folded=True)
+    assert len([r for r in regions if r.name.endswith("qkv_proj.bias")]) == 2
+
+
 def test_all_logits_on_request(tmp_path):
     model, _, vectors, _ = exported("llama", tmp_path, logits="all")
     session = ort.InferenceSession(str(tmp_path / GRAPH))
@@ -128,8 +160,12 @@ def test_what_is_trained_is_what_ships(tmp_path):
     trained = {hashlib.sha256(t.numpy().tobytes()).hexdigest() for m in model.modules() if isinstance(m, Int4Weight) for t in m.buffers()}
     regions = write_graph(export_decoder(model, 4, 48, "last"), tmp_path, ["model.embed_tokens", "lm_head"])
     data = (tmp_path / DATA).read_bytes()
-    weights = [r for r in regions if r.part.removeprefix("embedding_") in ("codes", "scales", "zero_points")]
-    shipped = [hashlib.sha256(data[r.offset : r.offset + r.bytes]).hexdigest() for r in weights]
+    shipped = []
+    for r in regions:
+        ends = np.cumsum([size for _, size in r.packed or [(r.name, r.bytes)]])
+        if r.part.removeprefix("embedding_") in ("codes", "scales", "zero_points"):
+            shipped += [hashlib.sha256(piece).hexdigest() for piece in np.split(np.frombuffer(data, np.uint8, r.bytes, r.offset), ends)[:-1]]
+    assert sum(bool(r.packed) for r in regions) == 2 * 3  # q|k|v of each layer
     assert set(shipped) == trained
     assert len(shipped) == len(set(shipped))
     assert [r.part for r in regions if r.part.startswith("embedding")] == ["embedding_codes", "embedding_scales", "embedding_zero_points"]

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from qia3.graph.packing import PACKED
+
 ALIGNMENT = 64
 SMALLEST = 128  # bytes; smaller tensors that are no weights stay inside model.onnx
 GRAPH, DATA = "model.onnx", "model.onnx.data"
@@ -22,12 +24,16 @@ KINDS = ("codes", "scales", "zero_points")
 
 @dataclass(frozen=True)
 class Region:
-    """One stretch of the data file. `part` is the footprint's name for what it holds."""
+    """One stretch of the data file. `part` is the footprint's name for what it holds.
+
+    `packed` names the base's own tensors that lie in it one after the other, with their bytes; empty where it is one of them itself.
+    """
 
     name: str
     part: str
     bytes: int
     offset: int
+    packed: tuple[tuple[str, int], ...] = ()
 
 
 def write_graph(model: ir.Model, folder: Path, vocabulary_modules: Collection[str]) -> list[Region]:
@@ -45,7 +51,7 @@ def write_graph(model: ir.Model, folder: Path, vocabulary_modules: Collection[st
             digest = hashlib.sha256(data).hexdigest()
             if digest not in seen:
                 out.write(b"\0" * (-out.tell() % ALIGNMENT))
-                seen[digest] = Region(name, _part(name, vocabulary_modules), len(data), out.tell())
+                seen[digest] = Region(name, _part(name, vocabulary_modules), len(data), out.tell(), value.meta.get(PACKED, ()))
                 regions.append(seen[digest])
                 out.write(data)
             region = seen[digest]

@@ -13,6 +13,9 @@ import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult, PreconditionError, Sequential
 from onnx_ir.passes import common as common_passes
 
+from qia3.graph.fusions import CancelReshapes, SiLU, SkipNorms
+from qia3.graph.packing import PackAttention
+
 INPUT_DIMENSIONS = {"input_ids": ("batch_size", "sequence_length"), "attention_mask": ("batch_size", "total_sequence_length")}
 
 
@@ -127,6 +130,12 @@ def run_passes(model: ir.Model, sizes: Mapping[str, int]) -> ir.Model:
         ModuleNames(),
         DefaultVectors(sizes),
         NamedDimensions(),
+        CancelReshapes(),
+        SkipNorms(),
+        SiLU(),
+        ConstantWeights(),
+        PackAttention(),
+        common_passes.RemoveUnusedNodesPass(),
         StripTrace(),
         ConstantWeights(),
     ]

@@ -100,10 +100,12 @@ class Engine:
         """A wrong row count could broadcast into a wrong answer, so it is refused before the graph sees it."""
         sizes = self.bundle.vectors
         bad = [f"{n} has no place here" for n in vectors if n not in sizes]
-        fits = {n: ((1, 1, d), (rows, 1, d)) for n, d in sizes.items()}
-        bad += [f"{n} has shape {list(v.shape)}" for n, v in vectors.items() if n in fits and v.shape not in fits[n]]
-        if bad:
-            raise AdapterError(f"vectors for {rows} rows are [1, 1, d] or [{rows}, 1, d] of the graph's inputs: {'; '.join(bad)}")
+        shapes = {n: v.shape for n, v in vectors.items() if n in sizes}
+        bad += [f"{n} has shape {list(s)}" for n, s in shapes.items() if s not in ((1, 1, sizes[n]), (rows, 1, sizes[n]))]
+        if len({s[0] for s in shapes.values()} | ({1} if len(shapes) < len(sizes) else set())) > 1:
+            bad.append("some have one row and some several")
+        if vectors and bad:
+            raise AdapterError(f"vectors for {rows} rows are all [1, 1, d] or all [{rows}, 1, d] of the graph's inputs: {'; '.join(bad)}")
 
 
 def select_rows(vectors: Mapping[str, Floats], index: Sequence[int]) -> Mapping[str, Floats]:

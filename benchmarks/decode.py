@@ -1,0 +1,148 @@
+"""Speed and memory of one base on a CPU, QIA³ beside its peers, in one interleaved run, in the style of llama-bench.
+
+    pip install ".[build,bench]"
+    python benchmarks/decode_models.py smollm2 dist/bench           # makes every contender's model of the same weights
+    python benchmarks/decode.py dist/bench/smollm2 --rounds 7 --json dist/bench/smollm2.json
+
+Each contender lives in a process of its own, loaded once. A round asks each of them in turn for pp128, pp512 (prompt tokens a second, no
+cache before) and tg128 (tokens a second, one at a time, after a prompt of one). Medians over rounds, the range beside them, and ratios to
+the best peer. All greedy work is left out: a fixed token is fed, so that every contender does the same number of steps.
+
+Roofline: the bytes that a token streams (codes, scales and block sums, as qia3.footprint.kernels has them) over the read bandwidth that a
+process measures in the same rounds (a sum over 1 GiB by torch on the same threads).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+TESTS = ("pp128", "pp512", "tg128")
+WORKER = Path(__file__).with_name("decode_worker.py")
+
+
+class Contender:
+    """A process that holds one model and answers one line with one line."""
+
+    def __init__(self, name: str, words: list[str], threads: int) -> None:
+        self.name = name
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+        command = [sys.executable, str(WORKER), *words, "--threads", str(threads)]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+        )
+        self.loaded = self.answer()
+
+    def ask(self, what: str) -> dict[str, Any]:
+        assert self.process.stdin
+        self.process.stdin.write(what + "\n")
+        self.process.stdin.flush()
+        return self.answer()
+
+    def answer(self) -> dict[str, Any]:
+        assert self.process.stdout
+        for line in self.process.stdout:
+            if line.startswith("{"):
+                return dict(json.loads(line))
+        raise SystemExit(f"{self.name} ended with code {self.process.wait()}")
+
+
+def contenders(folder: Path) -> dict[str, list[str]]:
+    """Name -> the worker's words, for every model that is in `folder`."""
+    known = {
+        "qia3, no adapter": ["qia3", "side"],
+        "qia3, side adapter": ["qia3", "side", "--adapter", "first"],
+        "qia3, merged": ["qia3", "merged"],
+        "genai builder, IO binding": ["ort", "genai"],
+        "genai builder, own API": ["genai", "genai"],
+        "llama.cpp Q4_0": ["llama", "q4_0.gguf"],
+        "llama.cpp Q4_K_M": ["llama", "q4_k_m.gguf"],
+        "transformers float32 + PEFT IA³": ["peft", "float"],
+    }
+    return {name: [kind, str(folder / place), *rest] for name, (kind, place, *rest) in known.items() if (folder / place).exists()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--only", nargs="+", help="contenders whose names hold one of these words")
+    parser.add_argument("--bundle", nargs="+", default=[], metavar="NAME=FOLDER", help="further QIA³ bundles, to compare graphs")
+    parser.add_argument("--json", type=Path)
+    asked = parser.parse_args()
+
+    chosen = {n: w for n, w in contenders(asked.folder).items() if not asked.only or any(o in n for o in asked.only)}
+    chosen |= {f"qia3, {name}": ["qia3", folder] for name, folder in (b.split("=", 1) for b in asked.bundle)}
+    alive = {}
+    for name, words in chosen.items():
+        print(f"loading {name}", file=sys.stderr, flush=True)
+        alive[name] = Contender(name, words, asked.threads)
+    memory = Contender("memory", ["bandwidth", "-"], asked.threads)
+    speeds: dict[str, dict[str, list[float]]] = {name: {t: [] for t in TESTS} for name in alive}
+    bandwidth = []
+    for round_ in range(asked.rounds + 1):  # the first warms up and is not counted
+        print(f"round {round_} of {asked.rounds}", file=sys.stderr, flush=True)
+        for test in TESTS:
+            for name, contender in alive.items():
+                value = contender.ask(test)["tokens_per_second"]
+                if round_:
+                    speeds[name][test].append(value)
+        bandwidth.append(memory.ask("read")["bytes_per_second"])
+    result = {
+        "machine": memory.loaded["machine"],
+        "threads": asked.threads,
+        "rounds": asked.rounds,
+        "read_bytes_per_second": statistics.median(bandwidth),
+        "contenders": {
+            name: {
+                "versions": contender.loaded.get("versions"),
+                "load_seconds": contender.loaded["load_seconds"],
+                "first_token_seconds": contender.loaded["first_token_seconds"],
+                "streamed_bytes": contender.loaded.get("streamed_bytes"),
+                **contender.ask("memory"),
+                "tokens_per_second": speeds[name],
+            }
+            for name, contender in alive.items()
+        },
+    }
+    if asked.json:
+        asked.json.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(text(result))
+
+
+def text(result: dict[str, Any]) -> str:
+    """The table: median (low to high) of each test, its ratio to the best peer, memory at the end, time to the first token."""
+    rows = result["contenders"]
+    median = {n: {t: statistics.median(r["tokens_per_second"][t]) for t in TESTS} for n, r in rows.items()}
+    peers = [n for n in rows if not n.startswith("qia3")]
+    best = {t: max((median[n][t] for n in peers), default=None) for t in TESTS}
+    lines = [
+        f"{result['machine']}, {result['threads']} threads, {result['rounds']} rounds, "
+        f"read bandwidth {result['read_bytes_per_second'] / 1e9:.1f} GB/s; medians (lowest to highest), x is the ratio to the best peer",
+        "",
+        "| | " + " | ".join(f"{t}, tokens/s | x" for t in TESTS) + " | held, MiB | mapped, MiB | load, s | first token, s | of the roofline |",
+        "|---|" + "---:|" * (2 * len(TESTS) + 5),
+    ]
+    for name, row in rows.items():
+        cells = []
+        for t in TESTS:
+            values = row["tokens_per_second"][t]
+            cells.append(f"{median[name][t]:.0f} ({min(values):.0f} to {max(values):.0f})")
+            cells.append("-" if best[t] is None else f"{median[name][t] / best[t]:.2f}")
+        roof = row["streamed_bytes"] and result["read_bytes_per_second"] / row["streamed_bytes"]
+        cells += [f"{row[k] / 2**20:.0f}" for k in ("anonymous_bytes", "file_bytes")]
+        cells += [f"{row['load_seconds']:.2f}", f"{row['first_token_seconds']:.2f}"]
+        cells.append(f"{median[name]['tg128'] / roof:.0%}" if roof else "-")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""Query, key and value projections as one MatMulNBits: three products over the same input, and three roundings of it to int8, become one.
+
+    q = x Wq^T,  k = l_k * (x Wk^T),  v = l_v * (x Wv^T)        ->        [1 | l_k | l_v] * (x [Wq; Wk; Wv]^T)
+
+Rows are blocks of their own on the grid, so the packed codes, scales and zero points are the three tensors' bytes one after the other: what
+was trained still ships byte for byte (law 1). GroupQueryAttention takes q|k|v in its first input. The vectors keep their names and shapes;
+in one run all of them have the same number of rows. Where something stands between projection and attention (norms on keys in Qwen3)
+nothing is packed.
+
+Operators: docs/ContribOperators.md of ONNX Runtime, com.microsoft.MatMulNBits and GroupQueryAttention.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes import InPlacePass, PassResult
+
+from qia3.graph.fusions import MICROSOFT, producer
+
+PACKED = "qia3.packed"  # on an initializer: the tensors it is made of, in order, with their bytes
+KINDS = ("codes", "scales", "zero_points", None, "bias")  # inputs 1 to 5 of MatMulNBits; the fourth is an index that nobody uses
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A MatMulNBits and, where its output is scaled, the Mul and its vector."""
+
+    product: ir.Node
+    scaled: ir.Node | None
+    vector: ir.Value | None
+
+    @property
+    def outputs(self) -> int:
+        return int(self.product.attributes["N"].as_int())
+
+
+class PackAttention(InPlacePass):  # type: ignore[misc]
+    """Packs the three projections in front of every GroupQueryAttention that has them in plain form."""
+
+    def call(self, model: ir.Model) -> PassResult:
+        found = [(a, parts) for a in model.graph if a.op_type == "GroupQueryAttention" and (parts := _projections(a))]
+        ones: dict[int, ir.Value] = {}
+        for attention, parts in found:
+            _pack(model, attention, parts, ones)
+        return PassResult(model, modified=bool(found))
+
+    def ensures(self, model: ir.Model) -> None:
+        names = list(model.graph.initializers)
+        assert len(names) == len(set(names))
+
+
+def _projections(attention: ir.Node) -> list[Projection] | None:
+    """The three, if they are of one input and one grid, and nobody else reads them."""
+    parts = [_projection(value) for value in attention.inputs[:3]]
+    if None in parts or len({id(p) for p in parts}) != 3:
+        return None
+    chosen = [p for p in parts if p is not None]
+    first = chosen[0].product
+    same = all(
+        p.product.inputs[0] is first.inputs[0]
+        and len(p.product.inputs) == len(first.inputs)
+        and [v is None for v in p.product.inputs] == [v is None for v in first.inputs]
+        and all(p.product.attributes[a].as_int() == first.attributes[a].as_int() for a in ("K", "bits", "block_size", "accuracy_level"))
+        for p in chosen
+    )
+    return chosen if same else None
+
+
+def _projection(value: ir.Value | None) -> Projection | None:
+    scaled = producer(value, "Mul")
+    vector = None
+    if scaled is not None:
+        vector = next((v for v in scaled.inputs if v is not None and v.is_graph_input()), None)
+        value = next((v for v in scaled.inputs if v is not vector), None)
+        if vector is None or value is None or len(value.uses()) != 1:
+            return None
+    product = producer(value, "MatMulNBits")
+    single = product is not None and all(len(v.uses()) == 1 for v in ((scaled or product).outputs[0],))
+    return Projection(product, scaled, vector) if product is not None and single else None
+
+
+def _pack(model: ir.Model, attention: ir.Node, parts: list[Projection], ones: dict[int, ir.Value]) -> None:
+    first = parts[0].product
+    size = sum(p.outputs for p in parts)
+    weights = [None if kind is None else _concatenated(model, parts, i, kind) for i, kind in enumerate(KINDS, 1)][: len(first.inputs) - 1]
+    attributes = {a: first.attributes[a].as_int() for a in ("K", "bits", "block_size", "accuracy_level")} | {"N": size}
+    nodes = [ir.node("MatMulNBits", [first.inputs[0], *weights], attributes, domain=MICROSOFT)]
+    result = nodes[0].outputs[0]
+    if any(p.vector is not None for p in parts):
+        multiplier = _multiplier(model, parts, ones, nodes)
+        nodes.append(ir.node("Mul", [result, multiplier]))
+        result = nodes[-1].outputs[0]
+    model.graph.insert_before(attention, nodes)
+    attention.replace_input_with(0, result)
+    attention.replace_input_with(1, None)
+    attention.replace_input_with(2, None)
+    for p in parts:
+        model.graph.remove([n for n in (p.scaled, p.product) if n is not None], safe=True)
+        for value in p.product.inputs[1:]:
+            if value is not None and not value.uses():
+                model.graph.initializers.pop(value.name or "", None)
+
+
+def _multiplier(model: ir.Model, parts: list[Projection], ones: dict[int, ir.Value], nodes: list[ir.Node]) -> ir.Value:
+    """[1 | l_k | l_v] of this layer, [rows, 1, size]. The ones are made once, with as many rows as the first layer's vectors have."""
+    pieces = []
+    for p in parts:
+        if p.vector is None and p.outputs not in ones:
+            beside = next(q.vector for q in parts if q.vector is not None)
+            rows = ir.node("Shape", [beside], {"start": 0, "end": 2})  # [rows, 1]
+            shape = ir.node("Concat", [rows.outputs[0], _constant(model, f"size_{p.outputs}", np.array([p.outputs]))], {"axis": 0})
+            expanded = ir.node("Expand", [_constant(model, f"ones_{p.outputs}", np.ones((1, 1, 1), np.float32)), shape.outputs[0]])
+            nodes += [rows, shape, expanded]
+            ones[p.outputs] = expanded.outputs[0]
+        pieces.append(ones[p.outputs] if p.vector is None else p.vector)
+    nodes.append(ir.node("Concat", pieces, {"axis": 2}))
+    return nodes[-1].outputs[0]
+
+
+def _constant(model: ir.Model, name: str, array: np.ndarray) -> ir.Value:
+    if name not in model.graph.initializers:
+        tensor = ir.tensor(array, name=name)
+        model.graph.register_initializer(ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor))
+    return model.graph.initializers[name]
+
+
+def _concatenated(model: ir.Model, parts: list[Projection], index: int, kind: str) -> ir.Value | None:
+    """One initializer of the three tensors' bytes one after the other, made when it is written."""
+    if index >= len(parts[0].product.inputs) or parts[0].product.inputs[index] is None:
+        return None
+    values = [v for p in parts if (v := p.product.inputs[index]) is not None]
+    tensors = [v.const_value for v in values if v.const_value is not None]
+    assert len(tensors) == len(parts), "ConstantWeights runs first"
+    shape = ir.Shape([sum(int(t.shape[0]) for t in tensors), *tensors[0].shape.numpy()[1:]])
+    name = f"{str(values[0].name).rpartition('.')[0].rpartition('.')[0]}.qkv_proj.{kind}"
+
+    def join() -> ir.Tensor:
+        return ir.Tensor(np.concatenate([t.numpy() for t in tensors]))
+
+    lazy = ir.LazyTensor(join, dtype=tensors[0].dtype, shape=shape, name=name)
+    value = ir.Value(name=name, shape=shape, type=ir.TensorType(tensors[0].dtype), const_value=lazy)
+    value.meta[PACKED] = tuple((str(v.name), t.nbytes) for v, t in zip(values, tensors, strict=True))
+    model.graph.register_initializer(value)
+    return value
