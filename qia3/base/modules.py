@@ -34,7 +34,7 @@ class Int4Weight(nn.Module):
 
     @classmethod
     def from_float(cls, weight: Tensor, block_size: int, symmetric: bool) -> Int4Weight:
-        """Quantises a float weight [N, K] by round to nearest."""
+        """Quantises a float weight [N, K]."""
         return cls(int4.quantise(np.ascontiguousarray(weight.detach().float().cpu().numpy()), block_size, symmetric))
 
     @property

@@ -17,8 +17,11 @@ shown for a block of 4 (real blocks are 16 to 256):
 A row is a whole number of blocks, so multiplying output row n by l[n] multiplies its scales alone (`fold`): the codes and zero points
 stay byte for byte what they were, for any sign of l, and l = 0 gives a row of zeros.
 
-Asymmetric: the range [min(W, 0), max(W, 0)] over 15 steps; zero is always on the grid. Symmetric: s = -peak / 8 where peak is the entry of
-the largest magnitude with its sign, so the peak itself is exact (code 0) and scales may be negative, as ONNX Runtime's own quantiser has it.
+Choosing scale and zero point. With d = q - z fixed, the scale of the least squared error is s = <W, d> / <d, d>, and the error it leaves is
+|W|^2 - <W, d>^2 / <d, d>. So each block tries a few ranges, rounds to nearest within each, and keeps the d that explains most. Asymmetric:
+shares of [min(W, 0), max(W, 0)], so that zero is always on the grid. Symmetric: shares of s = -peak / 8, where peak is the entry of the
+largest magnitude with its sign, as ONNX Runtime's own quantiser has it: scales may be negative. The full range is among those tried, so no
+block is worse than by round to nearest. (The idea is that of ggml's k-quants, make_qkx2_quants.)
 
 Source of the layout: docs/ContribOperators.md of ONNX Runtime, com.microsoft.MatMulNBits. Scales that train: PEQA (arXiv:2305.14152).
 """
@@ -32,6 +35,8 @@ from numpy.typing import NDArray
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 SYMMETRIC_ZERO = 8
+RANGES = (1.0, 1.05, 0.95, 0.9, 0.86, 0.82, 0.78, 0.74, 0.7)  # the full range first: it wins a tie
+CACHED_ENTRIES = 1 << 16  # of a weight at a time: what the processor's second cache holds with its copies
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
@@ -80,7 +85,10 @@ def unpack_nibbles(packed: Bytes, count: int) -> Bytes:
 
 
 def quantise(weight: Floats, block_size: int, symmetric: bool = False) -> Int4:
-    """Round to nearest. weight [N, K] float32 -> Int4. Raises ValueError on a bad block size or a weight that is not finite."""
+    """The least squared error of each block over a few ranges. weight [N, K] float32 -> Int4.
+
+    Raises ValueError on a bad block size or a weight that is not finite.
+    """
     if block_size not in BLOCK_SIZES:
         raise ValueError(f"block_size is one of {BLOCK_SIZES}, not {block_size}")
     if not np.isfinite(weight).all():
@@ -90,27 +98,51 @@ def quantise(weight: Floats, block_size: int, symmetric: bool = False) -> Int4:
     padded = weight.astype(np.float32, copy=False)
     if blocks * block_size != inputs:
         padded = np.pad(padded, ((0, 0), (0, blocks * block_size - inputs)))
-    grouped = padded.reshape(outputs, blocks, block_size)
-    scales, zeros = _symmetric_range(grouped) if symmetric else _asymmetric_range(grouped)
-    inverse = np.divide(1, scales, out=np.zeros_like(scales), where=scales != 0)
-    codes = np.clip(np.rint(grouped * inverse[..., None]) + zeros[..., None], 0, 15).astype(np.uint8)
-    return Int4(pack_nibbles(codes), scales, None if symmetric else pack_nibbles(zeros.astype(np.uint8)), inputs)
+    flat = padded.reshape(-1, block_size)
+    codes, scales, zeros = np.empty(flat.shape, np.uint8), np.empty(len(flat), np.float32), np.empty(len(flat), np.uint8)
+    step = CACHED_ENTRIES // block_size
+    for part in (slice(start, start + step) for start in range(0, len(flat), step)):
+        codes[part], scales[part], zeros[part] = _best(flat[part], symmetric)
+    packed_zeros = None if symmetric else pack_nibbles(zeros.reshape(outputs, blocks))
+    return Int4(pack_nibbles(codes.reshape(outputs, blocks, block_size)), scales.reshape(outputs, blocks), packed_zeros, inputs)
 
 
-def _asymmetric_range(grouped: Floats) -> tuple[Floats, Floats]:
-    """Scales and zero points [N, B] of blocks [N, B, block]; a block of zeros gets scale 0."""
-    low = np.minimum(grouped.min(axis=-1), 0)
-    high = np.maximum(grouped.max(axis=-1), 0)
-    scales = ((high - low) / np.float32(15)).astype(np.float32)
-    zeros = np.rint(np.divide(-low, scales, out=np.zeros_like(scales), where=scales != 0))
-    return scales, np.clip(zeros, 0, 15)
+def _best(blocks: Floats, symmetric: bool) -> tuple[Bytes, Floats, Bytes]:
+    """Codes [n, block], scales [n] and zero points [n] of blocks [n, block]: those of the range that explains most of the block."""
+    count = len(blocks)
+    explained, scales, zeros = np.full(count, -1, np.float32), np.zeros(count, np.float32), np.zeros(count, np.float32)
+    steps = np.zeros_like(blocks)  # q - z
+    for factor in RANGES:
+        scale, zero = (_symmetric_range if symmetric else _asymmetric_range)(blocks, np.float32(factor))
+        tried = np.rint(_ratio(blocks, scale[:, None]))
+        np.clip(tried, -zero[:, None], 15 - zero[:, None], out=tried)
+        along, length = np.einsum("ij,ij->i", blocks, tried), np.einsum("ij,ij->i", tried, tried)
+        gain = _ratio(along * along, length)
+        better = gain > explained
+        explained[better], scales[better], zeros[better] = gain[better], _ratio(along, length)[better], zero[better]
+        steps[better] = tried[better]
+    return (steps + zeros[:, None]).astype(np.uint8), scales, zeros.astype(np.uint8)
 
 
-def _symmetric_range(grouped: Floats) -> tuple[Floats, Floats]:
-    """Scales (signed) and the constant zero point 8."""
-    peak = np.take_along_axis(grouped, np.abs(grouped).argmax(axis=-1)[..., None], axis=-1)[..., 0]
-    scales = (peak / np.float32(-SYMMETRIC_ZERO)).astype(np.float32)
+def _asymmetric_range(blocks: Floats, factor: np.float32) -> tuple[Floats, Floats]:
+    """Scales and zero points [n] for `factor` of the range [min(W, 0), max(W, 0)] around its middle; a block of zeros gets scale 0."""
+    low, high = np.minimum(blocks.min(axis=-1), 0), np.maximum(blocks.max(axis=-1), 0)
+    scales = ((high - low) / np.float32(15) * factor).astype(np.float32)
+    zeros = np.rint(np.clip(np.float32(7.5) - _ratio((low + high) / 2, scales), 0, 15))
+    return scales, np.where(scales == 0, np.float32(0), zeros)
+
+
+def _symmetric_range(blocks: Floats, factor: np.float32) -> tuple[Floats, Floats]:
+    """Scales (signed: the largest magnitude gets code 0) and the constant zero point 8."""
+    peak = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=-1)[:, None], axis=-1)[:, 0]
+    scales = (peak / np.float32(-SYMMETRIC_ZERO) * factor).astype(np.float32)
     return scales, np.full_like(scales, SYMMETRIC_ZERO)
+
+
+def _ratio(above: Floats, below: Floats) -> Floats:
+    """above / below, and 0 where below is 0."""
+    result: Floats = np.divide(above, below, out=np.zeros_like(above), where=below != 0)
+    return result
 
 
 def unpack(weight: Int4) -> tuple[Bytes, Bytes]:
