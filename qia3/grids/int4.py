@@ -17,11 +17,12 @@ shown for a block of 4 (real blocks are 16 to 256):
 A row is a whole number of blocks, so multiplying output row n by l[n] multiplies its scales alone (`fold`): the codes and zero points
 stay byte for byte what they were, for any sign of l, and l = 0 gives a row of zeros.
 
-Choosing scale and zero point. With d = q - z fixed, the scale of the least squared error is s = <W, d> / <d, d>, and the error it leaves is
-|W|^2 - <W, d>^2 / <d, d>. So each block tries a few ranges, rounds to nearest within each, and keeps the d that explains most. Asymmetric:
-shares of [min(W, 0), max(W, 0)], so that zero is always on the grid. Symmetric: shares of s = -peak / 8, where peak is the entry of the
-largest magnitude with its sign, as ONNX Runtime's own quantiser has it: scales may be negative. The full range is among those tried, so no
-block is worse than by round to nearest. (The idea is that of ggml's k-quants, make_qkx2_quants.)
+Choosing scale and zero point. The error of a block is sum a (W - s d)^2 with d = q - z and a = sqrt(mean W^2 + W^2): large weights count for
+more, as in ggml's k-quants (make_qkx2_quants). With d fixed the best scale is s = <aW, d> / <ad, d>, and what it leaves falls with
+<aW, d>^2 / <ad, d>. So each block tries a few ranges, rounds to nearest within each, and keeps the d that explains most. Asymmetric: shares
+of [min(W, 0), max(W, 0)], so that zero is always on the grid. Symmetric: shares of s = -peak / 8, where peak is the entry of the largest
+magnitude with its sign, as ONNX Runtime's own quantiser has it: scales may be negative. The full range is among those tried, so no block's
+error is worse than by round to nearest.
 
 Source of the layout: docs/ContribOperators.md of ONNX Runtime, com.microsoft.MatMulNBits. Scales that train: PEQA (arXiv:2305.14152).
 """
@@ -85,7 +86,7 @@ def unpack_nibbles(packed: Bytes, count: int) -> Bytes:
 
 
 def quantise(weight: Floats, block_size: int, symmetric: bool = False) -> Int4:
-    """The least squared error of each block over a few ranges. weight [N, K] float32 -> Int4.
+    """The least weighted error of each block over a few ranges. weight [N, K] float32 -> Int4.
 
     Raises ValueError on a bad block size or a weight that is not finite.
     """
@@ -112,11 +113,14 @@ def _best(blocks: Floats, symmetric: bool) -> tuple[Bytes, Floats, Bytes]:
     count = len(blocks)
     explained, scales, zeros = np.full(count, -1, np.float32), np.zeros(count, np.float32), np.zeros(count, np.float32)
     steps = np.zeros_like(blocks)  # q - z
+    squares = blocks * blocks
+    importance = np.sqrt(squares.mean(axis=-1, keepdims=True) + squares)
+    weighted = importance * blocks
     for factor in RANGES:
         scale, zero = (_symmetric_range if symmetric else _asymmetric_range)(blocks, np.float32(factor))
         tried = np.rint(_ratio(blocks, scale[:, None]))
         np.clip(tried, -zero[:, None], 15 - zero[:, None], out=tried)
-        along, length = np.einsum("ij,ij->i", blocks, tried), np.einsum("ij,ij->i", tried, tried)
+        along, length = np.einsum("ij,ij->i", weighted, tried), np.einsum("ij,ij,ij->i", importance, tried, tried)
         gain = _ratio(along * along, length)
         better = gain > explained
         explained[better], scales[better], zeros[better] = gain[better], _ratio(along, length)[better], zero[better]
