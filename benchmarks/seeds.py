@@ -18,12 +18,22 @@ from pathlib import Path
 from qia3.build import load, read_task
 from qia3.config import read_build
 from qia3.runtime.adapters import AdapterBank
-from qia3.runtime.answer import Answer, classify, reply, task_of
 from qia3.runtime.bench import machine
 from qia3.runtime.bundle import Bundle
 from qia3.runtime.engine import Engine
-from qia3.runtime.evaluate import evaluate, token_f1
+from qia3.runtime.evaluate import evaluate
 from qia3.train.task import train_task
+
+
+class Given(AdapterBank):
+    """Vectors that were just trained, in place of a bundle's own."""
+
+    def __init__(self, bundle: Bundle, vectors: dict) -> None:
+        super().__init__(bundle)
+        self.given = {name: vector.reshape(1, 1, -1) for name, vector in vectors.items()}
+
+    def vectors(self, name: str | None) -> dict:
+        return self.given
 
 
 def main() -> None:
@@ -45,15 +55,6 @@ def main() -> None:
     assert engine.bundle.fingerprint == base.fingerprint, "the bundle is of another base"
     before = evaluate(engine, AdapterBank(engine.bundle), task.test, None, task.name)
     print(json.dumps({"machine": machine(), "task": task.name, "n": before.n, "no_adapter": round(before.accuracy, 4)}), flush=True)
-    job = task_of(engine, task.name)
-
-    def scores(vectors: dict) -> tuple[float, float]:
-        answers = []
-        for text, _ in data.test:
-            got = classify(engine, job, vectors, text) if job.kind == "classify" else "".join(reply(engine, job, vectors, text))
-            answers.append(got.label if isinstance(got, Answer) else got)
-        pairs = list(zip(answers, (wanted for _, wanted in data.test), strict=True))
-        return sum(a.strip() == w for a, w in pairs) / len(pairs), sum(token_f1(a, w) for a, w in pairs) / len(pairs)
 
     rates = asked.rates or [plan.training_of(task).learning_rate]
     found: dict[float, list[float]] = {rate: [] for rate in rates}
@@ -61,9 +62,9 @@ def main() -> None:
         settings = plan.training_of(task).model_copy(update={"learning_rate": rate})
         folder = asked.work / f"{task.name}-{settings.steps}-{rate:g}-{seed}"
         trained = train_task(base, scaled, task, settings, seed, data.pairs, data.choices, folder)
-        accuracy, f1 = scores({n: v.reshape(1, 1, -1) for n, v in trained.vectors.items()})
-        found[rate].append(accuracy)
-        row = {"rate": rate, "steps": settings.steps, "seed": seed, "accuracy": round(accuracy, 4), "f1": round(f1, 4)}
+        after = evaluate(engine, Given(engine.bundle, trained.vectors), task.test, task.name)
+        found[rate].append(after.accuracy)
+        row = {"rate": rate, "steps": settings.steps, "seed": seed, "accuracy": round(after.accuracy, 4), "f1": after.f1}
         print(json.dumps(row | {"loss": round(trained.record.final_loss, 4), "seconds": trained.record.seconds}), flush=True)
     for rate, values in found.items():
         print(f"rate {rate:g}: median {statistics.median(values):.4f}, {min(values):.4f} to {max(values):.4f}, {len(values)} seeds")

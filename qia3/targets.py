@@ -10,14 +10,13 @@ A new target is a new file: nothing here names one.
 
 from __future__ import annotations
 
-import difflib
 import tomllib
-from importlib import resources
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from qia3.errors import ConfigError
+from qia3.profiles import profile_names, profile_text
 
 
 class Target(BaseModel):
@@ -34,17 +33,12 @@ class Target(BaseModel):
 
 def target_names() -> list[str]:
     """Every target that can be asked for, sorted."""
-    return sorted(entry.name.removesuffix(".toml") for entry in resources.files("qia3.export").iterdir() if entry.name.endswith(".toml"))
+    return profile_names("qia3.export")
 
 
 def load_target(name: str) -> Target:
     """The target called `name`. Raises ConfigError with the nearest name where there is none."""
-    names = target_names()
-    if name not in names:
-        near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names)}"
-        raise ConfigError(f"unknown export target {name!r}; {hint}")
-    text = resources.files("qia3.export").joinpath(f"{name}.toml").read_text(encoding="utf-8")
+    text = profile_text("qia3.export", name, "export target")
     try:
         return Target.model_validate({**tomllib.loads(text), "name": name})
     except (tomllib.TOMLDecodeError, ValidationError) as error:

@@ -176,6 +176,15 @@ def test_vectors_of_the_wrong_row_count_are_refused(engine, bank):
         engine.prefill(ROWS[:1], bank.rows(["lamps", None, "echo"]))
 
 
+def test_one_row_and_several_in_one_run_are_refused(engine, bank):
+    """The graph packs vectors of a layer side by side, so all of them have the same number of rows."""
+    mixed = bank.rows(["lamps", None, "echo"])
+    name = next(iter(mixed))
+    for wrong in (mixed | {name: mixed[name][:1]}, {name: mixed[name]}):
+        with pytest.raises(AdapterError, match="some have one row and some several"):
+            engine.prefill(ROWS[:3], wrong)
+
+
 def test_what_does_not_fit_is_told(engine):
     with pytest.raises(QIA3Error, match="49 tokens do not fit the bundle's context of 48"):
         engine.prefill([[3] * 49], {})

@@ -16,10 +16,8 @@ published efficiency there is only a ceiling, the speed at the full peak bandwid
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 from dataclasses import dataclass
-from importlib import resources
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -27,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from qia3.errors import ConfigError
 from qia3.footprint.kernels import KernelBytes
 from qia3.footprint.report import Report
+from qia3.profiles import profile_names, profile_text
 
 UNCERTAINTY = 0.4
 NODE_SECONDS = {"x64": 1e-6, "arm": 4e-6}  # measured on x64 with onnxruntime 1.32; on ARM a guess of 3 to 5 times that
@@ -91,23 +90,14 @@ class Estimate:
     decode_tokens_per_second_ceiling: float | None
 
 
-def device_names() -> list[str]:
-    """Every device with a profile, sorted."""
-    return sorted(entry.name.removesuffix(".toml") for entry in resources.files("qia3.devices").iterdir() if entry.name.endswith(".toml"))
-
-
 def load_device(name: str) -> Device:
     """The profile called `name`. Raises ConfigError with the nearest name where there is none."""
-    names = device_names()
-    if name not in names:
-        near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-        raise ConfigError(f"unknown device {name!r}; " + (f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names)}"))
-    return parse_device(name, resources.files("qia3.devices").joinpath(f"{name}.toml").read_text(encoding="utf-8"))
+    return parse_device(name, profile_text("qia3.devices", name, "device"))
 
 
 def load_devices() -> list[Device]:
     """Every device, in order of name."""
-    return [load_device(name) for name in device_names()]
+    return [load_device(name) for name in profile_names("qia3.devices")]
 
 
 def parse_device(name: str, text: str) -> Device:

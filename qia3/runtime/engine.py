@@ -104,7 +104,7 @@ class Engine:
         bad += [f"{n} has shape {list(s)}" for n, s in shapes.items() if s not in ((1, 1, sizes[n]), (rows, 1, sizes[n]))]
         if len({s[0] for s in shapes.values()} | ({1} if len(shapes) < len(sizes) else set())) > 1:
             bad.append("some have one row and some several")
-        if vectors and bad:
+        if bad:
             raise AdapterError(f"vectors for {rows} rows are all [1, 1, d] or all [{rows}, 1, d] of the graph's inputs: {'; '.join(bad)}")
 
 
