@@ -106,6 +106,25 @@ def test_rows_of_one_batch_have_their_own_lengths_and_adapters(family, tmp_path)
         np.testing.assert_allclose(together[:, i], torch_logits(model, row, [42] * 3), atol=2e-3, rtol=1e-3)
 
 
+@pytest.mark.parametrize("family", DECODERS)
+def test_after_the_last_attention_one_position_is_computed(family, tmp_path):
+    """Nothing between the last attention and the logits is computed at positions that nobody reads, but what attention itself reads too."""
+    exported(family, tmp_path)
+    nodes = list(ir.load(tmp_path / GRAPH).graph)
+    last = max(i for i, n in enumerate(nodes) if n.op_type == "GroupQueryAttention")
+    assert "GatherElements" not in {n.op_type for n in nodes}
+    picked = [n for n in nodes if n.op_type == "GatherND"]
+    behind = [n for n in nodes[last:] if n.op_type == "MatMulNBits" and n.inputs[1].name.endswith(("o_proj.codes", "dense.codes", "attn.c_proj.codes"))]
+    assert behind or family == "opt"
+    for product in behind:
+        assert product.inputs[0].producer() in picked
+
+
+def test_all_logits_keep_all_positions(tmp_path):
+    exported("llama", tmp_path, logits="all")
+    assert not {"GatherElements", "GatherND"} & {n.op_type for n in ir.load(tmp_path / GRAPH).graph}
+
+
 @pytest.mark.parametrize(("family", "products", "norms"), [("llama", 5, 2), ("qwen3", 7, 2), ("gpt2", 4, 0)])
 def test_a_layer_is_as_few_nodes_as_its_operators_allow(family, products, norms, tmp_path):
     """Llama: q|k|v, output, gate, up, down; two fused norms. Qwen3's norms on keys and queries keep its projections apart."""

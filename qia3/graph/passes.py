@@ -15,6 +15,7 @@ from onnx_ir.passes import common as common_passes
 
 from qia3.graph.fusions import CancelReshapes, SiLU, SkipNorms
 from qia3.graph.packing import PackAttention
+from qia3.graph.trimming import LastPositionFirst
 
 INPUT_DIMENSIONS = {"input_ids": ("batch_size", "sequence_length"), "attention_mask": ("batch_size", "total_sequence_length")}
 
@@ -133,6 +134,7 @@ def run_passes(model: ir.Model, sizes: Mapping[str, int]) -> ir.Model:
         CancelReshapes(),
         SkipNorms(),
         SiLU(),
+        LastPositionFirst(),
         ConstantWeights(),
         PackAttention(),
         common_passes.RemoveUnusedNodesPass(),
