@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from qia3.base.load import BaseModel, load_base
+from qia3.base.frozen import BaseModel
+from qia3.base.load import load_base
 from qia3.config import Build, Task
 from qia3.errors import BaseModelError
 from qia3.ia3.roles import Roles, Site, find_roles
@@ -56,7 +57,7 @@ def export(plan: Build) -> Path:
 def load(plan: Build) -> tuple[BaseModel, Roles, dict[str, Scaled]]:
     """The 4-bit base with vectors of ones on it."""
     say(f"loading {plan.base.model} on the int4 grid, block {plan.base.block_size}")
-    base = load_base(plan.base.model, plan.base.block_size, plan.base.symmetric, lambda names: bar(names, "quantising"))
+    base = load_base(plan.base.model, plan.base.block_size, plan.base.symmetric, plan.base.calibration, bar)
     if base.model.config.is_encoder_decoder:
         raise BaseModelError(f"{plan.base.model} is an encoder-decoder; this version exports decoders")
     roles = find_roles(base.model)

@@ -7,6 +7,7 @@
     model = "smollm2-135m-instruct"  # an alias, a folder, a .gguf file or a hub id
     block_size = 32                  # 16, 32, 64, 128 or 256 inputs share one scale
     symmetric = false                # true: no zero points, codes around 8
+    calibration = "own"              # round for the inputs that layers get: on text the model makes ("own"), on a text file, or not ("none")
 
     [train]                          # defaults for every task; a task may override any of them under [task.train]
     steps = 120
@@ -54,6 +55,7 @@ class Base(Section):
     model: str
     block_size: Literal[16, 32, 64, 128, 256] = 32
     symmetric: bool = False
+    calibration: str = "own"
 
 
 class Train(Section):
@@ -186,7 +188,9 @@ def read_build(path: Path, **overrides: Any) -> Build:
     here = path.parent
     tasks = tuple(t.model_copy(update={"train": here / t.train, "test": here / t.test}) for t in build.task)
     model = here / build.base.model
-    base = build.base.model_copy(update={"model": str(model)}) if model.exists() else build.base
+    text = build.base.calibration
+    found = {"model": str(model)} if model.exists() else {}
+    base = build.base.model_copy(update=found | ({} if text in ("own", "none") else {"calibration": str(here / text)}))
     return build.model_copy(update={"task": tasks, "base": base})
 
 

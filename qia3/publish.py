@@ -15,7 +15,7 @@ import onnx_ir as ir
 from torch import nn
 
 from qia3 import __version__
-from qia3.base.load import BaseModel
+from qia3.base.frozen import BaseModel
 from qia3.base.modules import Int4Linear
 from qia3.config import Build
 from qia3.footprint.measure import measure
@@ -113,7 +113,7 @@ def _manifest(
             "fingerprint": base.fingerprint,
             "model_type": config.model_type,
             "parameters": base.parameters,
-            "grid": {"format": "int4", "block_size": base.block_size, "symmetric": base.symmetric},
+            "grid": {"format": "int4", "block_size": base.block_size, "symmetric": base.symmetric, "calibration": base.calibration},
         },
         "architecture": {
             "layers": config.num_hidden_layers,
@@ -159,7 +159,7 @@ def _manifest(
 def _as_asked(plan: Build) -> dict[str, Any]:
     """The build file's content, without the build machine's folders."""
     content = plan.model_dump(mode="json", by_alias=True, exclude={"output"})
-    content["base"]["model"] = _reference(plan.base.model)
+    content["base"] |= {"model": _reference(plan.base.model), "calibration": _reference(plan.base.calibration)}
     return content | {"task": [_task_as_asked(t) for t in plan.task]}
 
 

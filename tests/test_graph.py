@@ -114,7 +114,11 @@ def test_after_the_last_attention_one_position_is_computed(family, tmp_path):
     last = max(i for i, n in enumerate(nodes) if n.op_type == "GroupQueryAttention")
     assert "GatherElements" not in {n.op_type for n in nodes}
     picked = [n for n in nodes if n.op_type == "GatherND"]
-    behind = [n for n in nodes[last:] if n.op_type == "MatMulNBits" and n.inputs[1].name.endswith(("o_proj.codes", "dense.codes", "attn.c_proj.codes"))]
+    behind = [
+        n
+        for n in nodes[last:]
+        if n.op_type == "MatMulNBits" and n.inputs[1].name.endswith(("o_proj.codes", "dense.codes", "attn.c_proj.codes"))
+    ]
     assert behind or family == "opt"
     for product in behind:
         assert product.inputs[0].producer() in picked
@@ -183,7 +187,9 @@ def test_what_is_trained_is_what_ships(tmp_path):
     for r in regions:
         ends = np.cumsum([size for _, size in r.packed or [(r.name, r.bytes)]])
         if r.part.removeprefix("embedding_") in ("codes", "scales", "zero_points"):
-            shipped += [hashlib.sha256(piece).hexdigest() for piece in np.split(np.frombuffer(data, np.uint8, r.bytes, r.offset), ends)[:-1]]
+            shipped += [
+                hashlib.sha256(piece).hexdigest() for piece in np.split(np.frombuffer(data, np.uint8, r.bytes, r.offset), ends)[:-1]
+            ]
     assert sum(bool(r.packed) for r in regions) == 2 * 3  # q|k|v of each layer
     assert set(shipped) == trained
     assert len(shipped) == len(set(shipped))

@@ -21,6 +21,7 @@ name = "tiny"
 [base]
 model = "base"
 block_size = 16
+calibration = "none"
 [train]
 steps = {steps}
 batch_size = 4

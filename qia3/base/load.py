@@ -1,57 +1,109 @@
-"""A base model, loaded and quantised: the model, its tokenizer, and the fingerprint that adapters are bound to."""
+"""A base model, loaded and quantised, and kept so that the next build reads it as it is."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
+import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from qia3.base.quantise import Track, quantise_model
-from qia3.base.sources import Source, resolve
+from qia3.base.calibrate import own_windows, read_windows, window_length
+from qia3.base.frozen import BaseModel, fingerprint
+from qia3.base.kept import FACTS, keep, open_kept
+from qia3.base.processor import has_fast
+from qia3.base.quantise import quantise_model
+from qia3.base.sources import Source, cache_folder, resolve
 from qia3.errors import BaseModelError
+from qia3.progress import say
+from qia3.storage import writing
+
+RECIPE = 1  # raised whenever the same source and settings give other codes
+LEAST_KEPT = 10_000_000  # parameters; a smaller base is made as fast as it is read
+T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class BaseModel:
-    """A frozen 4-bit model. `fingerprint` is the SHA-256 over the name, type, shape and bytes of each of its tensors."""
+class Track(Protocol):
+    """Wraps the items of a long loop, whose title is given (a progress bar)."""
 
-    reference: str
-    model: Any
-    tokenizer: Any
-    fingerprint: str
-    block_size: int
-    symmetric: bool
-    parameters: int
+    def __call__(self, items: list[T], title: str) -> Iterable[T]: ...
 
 
-def load_base(reference: str, block_size: int, symmetric: bool, track: Track = lambda names: names) -> BaseModel:
-    """Finds, loads and quantises a causal language model. Raises BaseModelError with one clear line."""
+def load_base(
+    reference: str, block_size: int, symmetric: bool, calibration: str = "none", track: Track = lambda items, title: items
+) -> BaseModel:
+    """Finds, loads and quantises a causal language model, or takes it as it was kept when it was made before.
+
+    `calibration`: "own" for text that the model makes itself, "none", or the path of a text. Raises BaseModelError with one clear line.
+    """
     source = resolve(reference)
+    folder = _kept_folder(source, block_size, symmetric, calibration)
+    if folder is not None and (folder / FACTS).is_file():
+        say(f"the base was quantised before: {folder}")
+        with _quiet():
+            return open_kept(folder, reference)
     with _quiet():
         model, tokenizer = _open(source)
-    parameters = sum(p.numel() for p in model.parameters())
-    model.eval()
-    quantise_model(model, block_size, symmetric, track)
-    return BaseModel(reference, model, tokenizer, fingerprint(model), block_size, symmetric, parameters)
+        parameters = sum(p.numel() for p in model.parameters())
+        model.eval()
+        windows = _windows(model, tokenizer, calibration, track)
+        quantise_model(model, block_size, symmetric, lambda names: track(names, "quantising"), windows)
+        base = BaseModel(reference, model, tokenizer, fingerprint(model), block_size, symmetric, parameters, _named(calibration, windows))
+        if folder is None or parameters < LEAST_KEPT:
+            return base
+        with writing(folder):
+            keep(base, folder)
+        return open_kept(folder, reference)
 
 
-def fingerprint(model: nn.Module) -> str:
-    """SHA-256 (64 hex digits) of every tensor of the frozen base. Taken before vectors are added."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        data = tensor.detach().cpu().contiguous()
-        digest.update(f"{name}|{data.dtype}|{tuple(data.shape)}|".encode())
-        digest.update(data.reshape(-1).view(torch.uint8).numpy().tobytes() if data.dim() else repr(data.item()).encode())
-    return digest.hexdigest()
+def _windows(model: Any, tokenizer: Any, calibration: str, track: Track) -> Tensor | None:
+    """Token ids to calibrate on."""
+    if calibration == "none" or model.config.is_encoder_decoder:
+        return None
+    length = window_length(model)
+    if calibration != "own":
+        return read_windows(tokenizer, Path(calibration), length)
+    if not has_fast(dtype := next(model.parameters()).dtype):
+        if 4 * model.num_parameters() > _free_memory():
+            say(f"not calibrated: sampling from {dtype} weights needs them in float32, which do not fit; give a text (calibration = PATH)")
+            return None
+        model.float()
+    return own_windows(model, length, lambda steps: track(list(steps), "sampling text"))
+
+
+def _named(calibration: str, windows: Tensor | None) -> str:
+    """For the manifest: "none", "own", or the SHA-256 of the text."""
+    if windows is None:
+        return "none"
+    return calibration if calibration == "own" else f"text {_sha256(Path(calibration))}"
+
+
+def _kept_folder(source: Source, block_size: int, symmetric: bool, calibration: str) -> Path | None:
+    """Where this very base is kept: by what it is made from and how. None for a hub's models, whose files are not known before they load."""
+    identity = source.identity()
+    if identity is None:
+        return None
+    text = calibration if calibration in ("own", "none") else _sha256(Path(calibration)) if Path(calibration).is_file() else None
+    key = json.dumps([identity, block_size, symmetric, text, RECIPE])
+    return cache_folder() / "bases" / hashlib.sha256(key.encode()).hexdigest()[:16]
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _free_memory() -> int:
+    """Bytes that are not in use, as far as the system tells."""
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if "SC_AVPHYS_PAGES" in os.sysconf_names else 2**62
 
 
 def _open(source: Source) -> tuple[Any, Any]:

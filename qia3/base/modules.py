@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qia3.grids import int4
+from qia3.grids.calibrated import quantise_calibrated
 
 
 class Int4Weight(nn.Module):
@@ -33,9 +35,12 @@ class Int4Weight(nn.Module):
         self._dense: Tensor | None = None
 
     @classmethod
-    def from_float(cls, weight: Tensor, block_size: int, symmetric: bool) -> Int4Weight:
-        """Quantises a float weight [N, K]."""
-        return cls(int4.quantise(np.ascontiguousarray(weight.detach().float().cpu().numpy()), block_size, symmetric))
+    def from_float(cls, weight: Tensor, block_size: int, symmetric: bool, moment: NDArray[np.float32] | None = None) -> Int4Weight:
+        """Quantises a float weight [N, K]; for the inputs it will get, where their second moment [K, K] is known."""
+        dense = np.ascontiguousarray(weight.detach().float().cpu().numpy())
+        if moment is None:
+            return cls(int4.quantise(dense, block_size, symmetric))
+        return cls(quantise_calibrated(dense, moment, block_size, symmetric))
 
     @property
     def grid(self) -> int4.Int4:

@@ -3,33 +3,58 @@
 Linear layers (transformers' Conv1D among them) become Int4Linear, the token embedding Int4Embedding; a head tied to the embedding points
 at the same bytes. Norms, biases and learned positions stay float32. An embedding's rows are looked up by GatherBlockQuantized, whose rows
 are not padded, so its block is the largest one, up to the one asked for, that divides the hidden size.
+
+With `windows` of token ids every layer is rounded for the inputs it gets (calibrate.py, grids/calibrated.py); without, for its weights alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from qia3.base.calibrate import Moment, Moments
 from qia3.base.modules import Int4Embedding, Int4Linear, Int4Weight
 from qia3.errors import BaseModelError
-from qia3.grids.int4 import BLOCK_SIZES
+from qia3.grids.int4 import BLOCK_SIZES, block_for
 
 Track = Callable[[list[str]], Iterable[str]]
 
 
-def quantise_model(model: nn.Module, block_size: int, symmetric: bool, track: Track = lambda names: names) -> None:
-    """Replaces the layers of `model` in place. `track` wraps the list of layer names (a progress bar)."""
+@dataclass(frozen=True)
+class Grid:
+    """The grid that is asked for; a layer gets the block up to `block_size` in which it takes the fewest bytes."""
+
+    block_size: int
+    symmetric: bool
+
+    def store(self, name: str, weight: Tensor, moment: Moment | None) -> Int4Weight:
+        """A float weight [N, K] on it. Raises BaseModelError."""
+        try:
+            block = block_for(weight.shape[1], self.block_size, self.symmetric)
+            return Int4Weight.from_float(weight, block, self.symmetric, moment)
+        except ValueError as error:
+            raise BaseModelError(f"cannot quantise {name}: {error}") from error
+
+
+def quantise_model(
+    model: nn.Module, block_size: int, symmetric: bool, track: Track = lambda names: names, windows: Tensor | None = None
+) -> None:
+    """Replaces the layers of `model` in place. `track` wraps the list of layer names (a progress bar); windows [rows, length] of token ids."""
+    moments = None if windows is None else Moments(model, windows)
+    grid = Grid(block_size, symmetric)
     embedding, head = _get(model, "get_input_embeddings"), _get(model, "get_output_embeddings")
     tied = embedding is not None and head is not None and head.weight is embedding.weight
     names = [n for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and not (tied and m is head)]
     for name in track(names):
         layer = model.get_submodule(name)
-        _replace(model, layer, Int4Linear(_store(name, float_weight(layer), block_size, symmetric), _bias(layer)))
+        moment = None if moments is None else moments.of_head(layer) if layer is head else moments.of(name)
+        _replace(model, layer, Int4Linear(grid.store(name, float_weight(layer), moment), _bias(layer)))
     if isinstance(embedding, nn.Embedding):
-        _quantise_embedding(model, embedding, head if tied else None, block_size, symmetric)
+        _quantise_embedding(model, embedding, head if tied else None, grid, moments)
     for tensor in (*model.parameters(), *model.buffers()):  # not model.float(): transformers refuses it for a model read from GGUF
         if tensor.is_floating_point():
             tensor.data = tensor.data.float()
@@ -43,14 +68,17 @@ def float_weight(layer: nn.Module) -> Tensor:
     return weight.T if isinstance(layer, Conv1D) else weight
 
 
-def _quantise_embedding(model: nn.Module, embedding: nn.Embedding, tied_head: nn.Module | None, block_size: int, symmetric: bool) -> None:
-    divisors = [b for b in BLOCK_SIZES if embedding.embedding_dim % b == 0 and b <= block_size]
+def _quantise_embedding(
+    model: nn.Module, embedding: nn.Embedding, tied_head: nn.Module | None, grid: Grid, moments: Moments | None
+) -> None:
+    divisors = [b for b in BLOCK_SIZES if embedding.embedding_dim % b == 0 and b <= grid.block_size]
     scale = _embedding_scale(embedding)
+    moment = None if moments is None or tied_head is None else moments.of_head(tied_head)
     if not divisors or scale is None:
         if tied_head is not None:
-            _replace(model, tied_head, Int4Linear(_store("head", float_weight(tied_head), block_size, symmetric), _bias(tied_head)))
+            _replace(model, tied_head, Int4Linear(grid.store("head", float_weight(tied_head), moment), _bias(tied_head)))
         return
-    store = _store("embedding", embedding.weight, divisors[-1], symmetric)
+    store = Grid(divisors[-1], grid.symmetric).store("embedding", embedding.weight, moment)
     _replace(model, embedding, Int4Embedding(store, torch.float32, None if scale == 1 else scale))
     if tied_head is not None:
         _replace(model, tied_head, Int4Linear(store, _bias(tied_head)))
@@ -63,13 +91,6 @@ def _embedding_scale(embedding: nn.Embedding) -> float | None:
     rows, seen = embedding.weight[ids].float(), embedding(ids).float()
     scale = float((rows * seen).sum() / (rows * rows).sum().clamp_min(1e-30))
     return (1.0 if abs(scale - 1) < 1e-6 else scale) if torch.allclose(rows * scale, seen, rtol=1e-2, atol=1e-6) else None
-
-
-def _store(name: str, weight: Tensor, block_size: int, symmetric: bool) -> Int4Weight:
-    try:
-        return Int4Weight.from_float(weight, block_size, symmetric)
-    except ValueError as error:
-        raise BaseModelError(f"cannot quantise {name}: {error}") from error
 
 
 def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:

@@ -14,6 +14,7 @@ import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from qia3.errors import BaseModelError
 from qia3.progress import say
@@ -26,6 +27,13 @@ class Source:
     reference: str
     name: str
     gguf_file: str | None = None
+
+    def identity(self) -> list[Any] | None:
+        """What tells these weights from others: names, sizes and times of the files. None for a hub id."""
+        if not Path(self.name).is_dir():
+            return None
+        files = [Path(self.name) / self.gguf_file] if self.gguf_file else sorted(f for f in Path(self.name).iterdir() if f.is_file())
+        return [[f.name, (seen := f.stat()).st_size, seen.st_mtime_ns] for f in files]
 
 
 @dataclass(frozen=True)

@@ -15,14 +15,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from qia3.grids.int4 import block_for
+
 Shape = tuple[int, int]  # outputs, inputs
 
 
 def grid_bytes(shape: Shape, block_size: int, symmetric: bool) -> int:
-    """Bytes of codes, scales and zero points of one layer."""
+    """Bytes of codes, scales and zero points of one layer, in the block that its rows get where `block_size` is the largest."""
     outputs, inputs = shape
-    blocks = -(-inputs // block_size)
-    return outputs * (blocks * block_size // 2 + 4 * blocks + (0 if symmetric else -(-blocks // 2)))
+    block = block_for(inputs, block_size, symmetric)
+    blocks = -(-inputs // block)
+    return outputs * (blocks * block // 2 + 4 * blocks + (0 if symmetric else -(-blocks // 2)))
 
 
 def linear_shapes(manifest: Mapping[str, Any]) -> list[Shape]:

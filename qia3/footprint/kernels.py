@@ -17,11 +17,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from qia3.footprint.bits import Shape, embedding_shape, grid_bytes, linear_shapes
+from qia3.footprint.bits import embedding_shape, grid_bytes, linear_shapes
+from qia3.grids.int4 import block_for
 
 KEPT_PARTS = ("zero_points", "norms_and_biases", "rotary", "other")
+
+
+class Blocks(NamedTuple):
+    """A layer's rows, the size of its blocks and how many of them a row has."""
+
+    rows: int
+    size: int
+    each: int
 
 
 @dataclass(frozen=True)
@@ -35,10 +44,10 @@ class KernelBytes:
 def kernel_bytes(manifest: Mapping[str, Any]) -> dict[str, KernelBytes]:
     """By kernel. `kleidiai` is there only where the grid lets it run."""
     grid, shapes = manifest["base"]["grid"], linear_shapes(manifest)
-    block = grid["block_size"]
-    found = {"x64-int8": _x64_int8(shapes, block), "float32": _scaled(shapes, block, 4, 4)}
-    if grid["symmetric"] and block % 32 == 0 and all(inputs % block == 0 for _, inputs in shapes):
-        found["kleidiai"] = _scaled(shapes, block, 6, 2)
+    layers = [Blocks(n, block := block_for(k, grid["block_size"], grid["symmetric"]), -(-k // block)) for n, k in shapes]
+    found = {"x64-int8": _x64_int8(layers), "float32": _scaled(layers, 4, 4)}
+    if grid["symmetric"] and all(b.size % 32 == 0 and k == b.size * b.each for b, (_, k) in zip(layers, shapes, strict=True)):
+        found["kleidiai"] = _scaled(layers, 6, 2)
     return found
 
 
@@ -60,16 +69,11 @@ def kv_cache_bytes(manifest: Mapping[str, Any], positions: int) -> int:
     return int(2 * shape["layers"] * shape["kv_heads"] * shape["head_size"] * 4 * positions)
 
 
-def _x64_int8(shapes: list[Shape], block: int) -> KernelBytes:
-    read = sum(n * _blocks(k, block) * (block // 2 + 4) + 4 * _blocks(k, block) * 16 * -(-n // 16) for n, k in shapes)
-    return KernelBytes(read + sum(4 * n * _blocks(k, block) for n, k in shapes), read)
+def _x64_int8(layers: list[Blocks]) -> KernelBytes:
+    read = sum(b.rows * b.each * (b.size // 2 + 4) + 4 * b.each * 16 * -(-b.rows // 16) for b in layers)
+    return KernelBytes(read + sum(4 * b.rows * b.each for b in layers), read)
 
 
-def _scaled(shapes: list[Shape], block: int, held: int, streamed: int) -> KernelBytes:
+def _scaled(layers: list[Blocks], held: int, streamed: int) -> KernelBytes:
     """Codes, and `held` or `streamed` bytes of scales a block."""
-    blocks = sum(n * _blocks(k, block) for n, k in shapes)
-    return KernelBytes(blocks * (block // 2 + held), blocks * (block // 2 + streamed))
-
-
-def _blocks(inputs: int, block: int) -> int:
-    return -(-inputs // block)
+    return KernelBytes(*(sum(b.rows * b.each * (b.size // 2 + scale) for b in layers) for scale in (held, streamed)))

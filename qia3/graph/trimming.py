@@ -46,7 +46,8 @@ def _index(gather: ir.Node) -> ir.Value | None:
 
 def _move_up(model: ir.Model, gather: ir.Node, index: ir.Value) -> None:
     end = gather.inputs[0]
-    assert end is not None and end.shape is not None
+    assert end is not None
+    assert end.shape is not None
     sequence = end.shape[1]
     inside = _between(end, gather, sequence)
     readers = inside or [gather]
@@ -90,7 +91,10 @@ def _between(end: ir.Value, gather: ir.Node, sequence: object) -> list[ir.Node]:
 
 def _by_position(node: ir.Node, sequence: object) -> bool:
     """Every input is a weight, a vector or an activation [batch, sequence, d]; so is the result."""
-    if node.op_type in ("LayerNormalization", "Split") and node.attributes.get_int("axis", -1 if node.op_type != "Split" else 0) not in (-1, 2):
+    if node.op_type in ("LayerNormalization", "Split") and node.attributes.get_int("axis", -1 if node.op_type != "Split" else 0) not in (
+        -1,
+        2,
+    ):
         return False
     constant = [v for v in node.inputs if v is not None and not _positional(v, sequence)]
     return all(v.is_initializer() or v.is_graph_input() or _is_constant(v) for v in constant) and _positional(node.outputs[0], sequence)

@@ -22,7 +22,8 @@ more, as in ggml's k-quants (make_qkx2_quants). With d fixed the best scale is s
 <aW, d>^2 / <ad, d>. So each block tries a few ranges, rounds to nearest within each, and keeps the d that explains most. Asymmetric: shares
 of [min(W, 0), max(W, 0)], so that zero is always on the grid. Symmetric: shares of s = -peak / 8, where peak is the entry of the largest
 magnitude with its sign, as ONNX Runtime's own quantiser has it: scales may be negative. The full range is among those tried, so no block's
-error is worse than by round to nearest.
+error is worse than by round to nearest. Last, W is rounded once more by the scale that came out best. With inputs to learn from, see
+calibrated.py.
 
 Source of the layout: docs/ContribOperators.md of ONNX Runtime, com.microsoft.MatMulNBits. Scales that train: PEQA (arXiv:2305.14152).
 """
@@ -71,6 +72,16 @@ def bits_per_weight(block_size: int, symmetric: bool) -> float:
     return 4 + 32 / block_size + (0 if symmetric else 4 / block_size)
 
 
+def block_for(inputs: int, at_most: int, symmetric: bool = False) -> int:
+    """The block, up to `at_most`, in which a row of `inputs` takes the fewest bytes: 64 for 576 and at most 128, which would fill up to 640."""
+
+    def row(block: int) -> tuple[int, int]:
+        blocks = -(-inputs // block)
+        return blocks * (block // 2 + 4) + (0 if symmetric else -(-blocks // 2)), block
+
+    return min((b for b in BLOCK_SIZES if b <= at_most), key=row)
+
+
 def pack_nibbles(values: Bytes) -> Bytes:
     """[..., m] of 0..15 -> [..., ceil(m / 2)], the even entry in the low nibble; an odd end is filled with 0."""
     if values.shape[-1] % 2:
@@ -90,42 +101,59 @@ def quantise(weight: Floats, block_size: int, symmetric: bool = False) -> Int4:
 
     Raises ValueError on a bad block size or a weight that is not finite.
     """
+    check(weight, block_size)
+    outputs, inputs = weight.shape
+    blocks = -(-inputs // block_size)
+    flat = np.pad(weight.astype(np.float32, copy=False), ((0, 0), (0, blocks * block_size - inputs))).reshape(-1, block_size)
+    steps, scales, zeros = np.empty_like(flat), np.empty(len(flat), np.float32), np.empty(len(flat), np.float32)
+    step = CACHED_ENTRIES // block_size
+    for part in (slice(start, start + step) for start in range(0, len(flat), step)):
+        squares = flat[part] * flat[part]
+        importance = np.sqrt(squares.mean(axis=-1, keepdims=True) + squares)
+        steps[part], scales[part], zeros[part] = choose(flat[part], importance, symmetric)
+    shape = (outputs, blocks)
+    return assemble(steps.reshape(*shape, block_size), scales.reshape(shape), zeros.reshape(shape), inputs, symmetric)
+
+
+def check(weight: Floats, block_size: int) -> None:
+    """Raises ValueError on a bad block size or a weight that is not finite."""
     if block_size not in BLOCK_SIZES:
         raise ValueError(f"block_size is one of {BLOCK_SIZES}, not {block_size}")
     if not np.isfinite(weight).all():
         raise ValueError("the weight holds NaN or infinity")
-    outputs, inputs = weight.shape
-    blocks = -(-inputs // block_size)
-    padded = weight.astype(np.float32, copy=False)
-    if blocks * block_size != inputs:
-        padded = np.pad(padded, ((0, 0), (0, blocks * block_size - inputs)))
-    flat = padded.reshape(-1, block_size)
-    codes, scales, zeros = np.empty(flat.shape, np.uint8), np.empty(len(flat), np.float32), np.empty(len(flat), np.uint8)
-    step = CACHED_ENTRIES // block_size
-    for part in (slice(start, start + step) for start in range(0, len(flat), step)):
-        codes[part], scales[part], zeros[part] = _best(flat[part], symmetric)
-    packed_zeros = None if symmetric else pack_nibbles(zeros.reshape(outputs, blocks))
-    return Int4(pack_nibbles(codes.reshape(outputs, blocks, block_size)), scales.reshape(outputs, blocks), packed_zeros, inputs)
 
 
-def _best(blocks: Floats, symmetric: bool) -> tuple[Bytes, Floats, Bytes]:
-    """Codes [n, block], scales [n] and zero points [n] of blocks [n, block]: those of the range that explains most of the block."""
+def choose(blocks: Floats, importance: Floats, symmetric: bool) -> tuple[Floats, Floats, Floats]:
+    """Steps q - z [n, block], scales [n] and zero points [n] of blocks [n, block]: those of the range that explains most of the block.
+
+    `importance` [n, block] or [1, block] weighs each entry's squared error.
+    """
     count = len(blocks)
     explained, scales, zeros = np.full(count, -1, np.float32), np.zeros(count, np.float32), np.zeros(count, np.float32)
-    steps = np.zeros_like(blocks)  # q - z
-    squares = blocks * blocks
-    importance = np.sqrt(squares.mean(axis=-1, keepdims=True) + squares)
-    weighted = importance * blocks
-    for factor in RANGES:
-        scale, zero = (_symmetric_range if symmetric else _asymmetric_range)(blocks, np.float32(factor))
-        tried = np.rint(_ratio(blocks, scale[:, None]))
-        np.clip(tried, -zero[:, None], 15 - zero[:, None], out=tried)
+    steps, weighted = np.zeros_like(blocks), importance * blocks
+    importance = np.broadcast_to(importance, blocks.shape)
+    for factor in (*RANGES, None):  # None: round again by the scale that came out best
+        ranged = _symmetric_range if symmetric else _asymmetric_range
+        scale, zero = (scales, zeros) if factor is None else ranged(blocks, np.float32(factor))
+        tried = to_steps(blocks, scale[:, None], zero[:, None])
         along, length = np.einsum("ij,ij->i", weighted, tried), np.einsum("ij,ij,ij->i", importance, tried, tried)
         gain = _ratio(along * along, length)
         better = gain > explained
         explained[better], scales[better], zeros[better] = gain[better], _ratio(along, length)[better], zero[better]
         steps[better] = tried[better]
-    return (steps + zeros[:, None]).astype(np.uint8), scales, zeros.astype(np.uint8)
+    return steps, scales, zeros
+
+
+def to_steps(weight: Floats, scale: Floats, zero: Floats) -> Floats:
+    """q - z of the nearest code, by broadcasting: W / s rounded, and kept within what a code can say."""
+    steps = np.rint(_ratio(weight, scale))
+    return np.clip(steps, -zero, 15 - zero, out=steps)
+
+
+def assemble(steps: Floats, scales: Floats, zeros: Floats, inputs: int, symmetric: bool) -> Int4:
+    """steps [N, B, block], scales and zero points [N, B] -> Int4."""
+    codes = (steps + zeros[..., None]).astype(np.uint8)
+    return Int4(pack_nibbles(codes), scales, None if symmetric else pack_nibbles(zeros.astype(np.uint8)), inputs)
 
 
 def _asymmetric_range(blocks: Floats, factor: np.float32) -> tuple[Floats, Floats]:
@@ -145,7 +173,8 @@ def _symmetric_range(blocks: Floats, factor: np.float32) -> tuple[Floats, Floats
 
 def _ratio(above: Floats, below: Floats) -> Floats:
     """above / below, and 0 where below is 0."""
-    result: Floats = np.divide(above, below, out=np.zeros_like(above), where=below != 0)
+    shape = np.broadcast_shapes(above.shape, below.shape)
+    result: Floats = np.divide(above, below, out=np.zeros(shape, np.float32), where=below != 0)
     return result
 
 

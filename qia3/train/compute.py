@@ -1,7 +1,6 @@
 """The type that training multiplies matrices in, chosen for the hardware. The vectors are bfloat16 whatever it is.
 
-bfloat16 pays where the processor has instructions for it (AVX512-BF16 or AMX: 2.4 times float32 measured on 2 cores with AVX512-BF16;
-any recent CUDA GPU). Without them torch emulates it, about 100 times slower than float32 (measured on AVX2).
+bfloat16 pays where the processor has instructions for it: 2.4 times float32, measured on 2 cores with AVX512-BF16.
 """
 
 from __future__ import annotations
@@ -10,18 +9,14 @@ import torch
 from torch import nn
 
 from qia3.base.modules import Int4Linear, Int4Weight
+from qia3.base.processor import has_fast
 
 
 def choose_compute(asked: str) -> torch.dtype:
     """`asked` is "auto", "float32" or "bfloat16"."""
     if asked != "auto":
         return torch.bfloat16 if asked == "bfloat16" else torch.float32
-    if torch.cuda.is_available():
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    native = (
-        getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)() or getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
-    )
-    return torch.bfloat16 if native else torch.float32
+    return torch.bfloat16 if has_fast(torch.bfloat16) else torch.float32
 
 
 def set_compute(model: nn.Module, head: nn.Module | None, dtype: torch.dtype | None) -> None:

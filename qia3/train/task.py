@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from qia3.base.load import BaseModel
+from qia3.base.frozen import BaseModel
 from qia3.config import Task, Train
 from qia3.errors import ConfigError
 from qia3.ia3.peft import read_peft, write_peft

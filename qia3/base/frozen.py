@@ -1,0 +1,34 @@
+"""A frozen 4-bit base and its fingerprint, which adapters are bound to."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A frozen 4-bit model. `fingerprint` is the SHA-256 over the name, type, shape and bytes of each of its tensors."""
+
+    reference: str
+    model: Any
+    tokenizer: Any
+    fingerprint: str
+    block_size: int
+    symmetric: bool
+    parameters: int
+    calibration: str = "none"
+
+
+def fingerprint(model: nn.Module) -> str:
+    """SHA-256 (64 hex digits) of every tensor of the frozen base. Taken before vectors are added."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        data = tensor.detach().cpu().contiguous()
+        digest.update(f"{name}|{data.dtype}|{tuple(data.shape)}|".encode())
+        digest.update(data.reshape(-1).view(torch.uint8).numpy().tobytes() if data.dim() else repr(data.item()).encode())
+    return digest.hexdigest()

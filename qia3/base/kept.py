@@ -1,0 +1,117 @@
+"""A quantised base kept on disk: made once, read in a second, and the same bytes for every build and process that uses it.
+
+FOLDER/model.safetensors     every tensor of the 4-bit model, by its name in it; those that transformers does not save (rotary tables) too
+FOLDER/base.json             which modules are 4-bit and how, the fingerprint, what the base was made from
+FOLDER/config.json, ...      transformers' configuration and the tokenizer
+
+Calibrated rounding adds up floats, and another processor or another number of threads adds them in another order: the codes may differ in a few
+places, and with them the fingerprint. So what is kept is what all builds share. A folder is whole or absent; torn or changed, it is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from qia3.base.frozen import BaseModel, fingerprint
+from qia3.base.modules import Int4Embedding, Int4Linear, Int4Weight
+from qia3.errors import BaseModelError
+from qia3.grids.int4 import Int4
+
+WEIGHTS, FACTS = "model.safetensors", "base.json"
+FORMAT = 1
+
+
+def keep(base: BaseModel, folder: Path) -> None:
+    """Writes the base to `folder`, unless another process did so first."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{folder.name}."))
+    try:
+        save_file(_tensors(base.model), scratch / WEIGHTS)
+        base.model.config.save_pretrained(scratch)
+        base.model.generation_config.save_pretrained(scratch)
+        base.tokenizer.save_pretrained(scratch)
+        (scratch / FACTS).write_text(json.dumps(_facts(base), indent=1) + "\n", encoding="utf-8")
+        if not (folder / FACTS).exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            scratch.rename(folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def open_kept(folder: Path, reference: str) -> BaseModel:
+    """The base as it was kept. Raises BaseModelError where it is torn or changed."""
+    try:
+        facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        tensors = load_file(folder / WEIGHTS)
+        config, tokenizer = AutoConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+        _put_modules(model, facts["modules"], tensors)
+        _put_tensors(model, tensors)
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise BaseModelError(
+            f"the kept base {folder} cannot be read ({str(error).splitlines()[0]}); delete it, and it is made again"
+        ) from error
+    model.eval().requires_grad_(False)
+    if (found := fingerprint(model)) != facts["fingerprint"]:
+        raise BaseModelError(f"the kept base {folder} has changed since it was written; delete it, and it is made again")
+    return BaseModel(reference, model, tokenizer, found, facts["block_size"], facts["symmetric"], facts["parameters"], facts["calibration"])
+
+
+def _facts(base: BaseModel) -> dict[str, Any]:
+    stores: dict[int, str] = {}
+    modules = {}
+    for name, module in base.model.named_modules(remove_duplicate=False):
+        if isinstance(module, Int4Linear | Int4Embedding):
+            first = stores.setdefault(id(module.store), name)  # a tied head names the embedding's bytes
+            modules[name] = {"store": first, "inputs": module.store.inputs}
+            if isinstance(module, Int4Embedding):
+                modules[name]["scale"] = module.scale
+    taken = {k: getattr(base, k) for k in ("fingerprint", "block_size", "symmetric", "parameters", "calibration")}
+    return {"format": FORMAT, "reference": Path(base.reference).name, **taken, "modules": modules}
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Every tensor once, the ones that a state_dict leaves out among them."""
+    found = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return {name: tensor.detach().contiguous() for name, tensor in found.items()}
+
+
+def _put_modules(model: nn.Module, modules: dict[str, dict[str, Any]], tensors: dict[str, Tensor]) -> None:
+    stores: dict[str, Int4Weight] = {}
+    for name, facts in sorted(modules.items(), key=lambda item: item[1]["store"] != item[0]):  # owners first
+        first = facts["store"]
+        if first not in stores:
+            codes, scales = (tensors[f"{first}.store.{part}"].numpy() for part in ("codes", "scales"))
+            zeros = tensors.get(f"{first}.store.zero_points")
+            stores[first] = Int4Weight(Int4(codes, scales, None if zeros is None else zeros.numpy(), facts["inputs"]))
+        parent, _, child = name.rpartition(".")
+        new: nn.Module
+        if "scale" in facts:
+            new = Int4Embedding(stores[first], torch.float32, facts["scale"])
+        else:
+            new = Int4Linear(stores[first], tensors.get(f"{name}.bias"))
+        setattr(model.get_submodule(parent), child, new)
+
+
+def _put_tensors(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Norms, biases and buffers in place of the empty ones. Raises KeyError with the name of one that is not there."""
+    for prefix, module in model.named_modules():
+        start = f"{prefix}." if prefix else ""
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.is_meta:
+                setattr(module, name, nn.Parameter(tensors[start + name], requires_grad=False))
+        for name, buffer in module.named_buffers(recurse=False):
+            if buffer.is_meta:
+                module._buffers[name] = tensors[start + name]

@@ -1,0 +1,220 @@
+"""Calibrated rounding: the grid against a slow second implementation, the moments against a plain sum, families, and the base that is kept."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from tiny import DECODERS, ids, tiny
+from tiny_build import write_base
+from torch import nn
+from transformers import AutoTokenizer
+from transformers.pytorch_utils import Conv1D
+
+from qia3.base import kept, load
+from qia3.base.calibrate import Moments, layer_stack, own_windows, read_windows, window_length
+from qia3.base.frozen import BaseModel, fingerprint
+from qia3.base.modules import Int4Linear, Int4Weight
+from qia3.base.quantise import _bias, _replace, float_weight, quantise_model
+from qia3.errors import BaseModelError
+from qia3.grids import int4
+from qia3.grids.calibrated import DAMPING, damp, quantise_calibrated
+
+
+def correlated(inputs: int, seed: int = 0) -> np.ndarray:
+    """Second moment [K, K] of inputs that mostly lie in a quarter of the directions."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(600, inputs // 4)) @ rng.normal(size=(inputs // 4, inputs)) + 0.3 * rng.normal(size=(600, inputs))
+    return (x.T @ x / len(x)).astype(np.float32)
+
+
+def output_error(weight: np.ndarray, grid: int4.Int4, moment: np.ndarray) -> float:
+    """E |(W - Q) x|^2."""
+    difference = weight - int4.dequantise(grid)
+    return float(np.einsum("ni,ij,nj->", difference, moment, difference))
+
+
+def conditional_rounding(weight: np.ndarray, moment: np.ndarray, grid: int4.Int4) -> np.ndarray:
+    """The same scales and zero points, codes by the definition: after each input the rest is set to the minimum of e H e^T, solved anew."""
+    codes, zeros = int4.unpack(grid)
+    matrix, result = damp(moment), np.empty(weight.shape)
+    for n in range(len(weight)):
+        left = weight[n].astype(np.float64)
+        for i in range(weight.shape[1]):
+            scale, zero = grid.scales[n, i // grid.block_size], zeros[n, i // grid.block_size]
+            result[n, i] = (np.clip(np.rint(left[i] / scale), -float(zero), 15 - float(zero)) if scale else 0) * scale
+            rest = slice(i + 1, None)
+            left[rest] += np.linalg.solve(matrix[rest, rest], matrix[rest, i]) * (left[i] - result[n, i]) if i + 1 < len(left) else 0
+    return result
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_each_error_is_made_good_by_the_inputs_that_follow(symmetric):
+    weight, moment = np.random.default_rng(1).normal(size=(5, 48)).astype(np.float32), correlated(48)
+    grid = quantise_calibrated(weight, moment, 16, symmetric)
+    same = np.isclose(int4.dequantise(grid), conditional_rounding(weight, moment, grid), atol=1e-5)
+    assert (
+        same.mean() > 0.98
+    )  # float32 against float64: a value that lies between two codes may fall to either side, and moves what follows
+
+
+@pytest.mark.parametrize("inputs", [50, 96, 128])
+@pytest.mark.parametrize("block", [16, 64])
+def test_outputs_are_nearer_than_by_rounding_weights_alone(block, inputs):
+    weight, moment = np.random.default_rng(2).normal(size=(9, inputs)).astype(np.float32), correlated(inputs)
+    calibrated, alone = quantise_calibrated(weight, moment, block), int4.quantise(weight, block)
+    assert output_error(weight, calibrated, moment) < 0.6 * output_error(weight, alone, moment)
+    assert calibrated.codes.shape == alone.codes.shape
+    assert calibrated.inputs == inputs
+
+
+def test_inputs_that_do_not_correlate_are_rounded_alone():
+    weight = np.random.default_rng(3).normal(size=(7, 64)).astype(np.float32)
+    grid = quantise_calibrated(weight, np.eye(64, dtype=np.float32), 32)
+    block = np.repeat(np.arange(2), 32)
+    nearest = np.abs(weight - int4.dequantise(grid)) <= np.abs(grid.scales[:, block]) / 2 + 1e-6
+    _, zeros = int4.unpack(grid)
+    inside = (weight / grid.scales[:, block] + zeros[:, block] > 0) & (weight / grid.scales[:, block] + zeros[:, block] < 15)
+    assert nearest[inside].all()
+
+
+def test_inputs_that_were_always_zero_do_no_harm():
+    weight, moment = np.random.default_rng(4).normal(size=(3, 32)).astype(np.float32), correlated(32)
+    moment[5], moment[:, 5] = 0, 0
+    assert np.isfinite(int4.dequantise(quantise_calibrated(weight, moment, 16))).all()
+    assert np.isfinite(int4.dequantise(quantise_calibrated(weight, np.zeros_like(moment), 16))).all()
+    assert damp(moment)[5, 5] == pytest.approx(1 + DAMPING * np.where(moment.diagonal() > 0, moment.diagonal(), 1).mean())
+
+
+@pytest.mark.parametrize("bad", [np.full((32, 32), np.nan, np.float32), np.eye(31, dtype=np.float32)])
+def test_a_moment_that_cannot_be_one_is_refused(bad):
+    with pytest.raises(ValueError, match=r"second moment is finite and \[32, 32\]"):
+        quantise_calibrated(np.ones((2, 32), np.float32), bad, 16)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3_text"])
+def test_moments_are_of_what_the_layers_see_when_those_before_are_quantised(family):
+    """Against a plain sum over the inputs of the last layer's first product, hooked in a model whose first layer is quantised and no more."""
+    model, windows = tiny(family), ids(3, 40)
+    moments = Moments(model, windows)
+    path, stack = layer_stack(model)
+    names = [n for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and n.startswith(f"{path}.")]
+    for name in names:
+        moment = moments.of(name)
+        assert moment is not None
+        if name.startswith(f"{path}.1."):
+            break
+        layer = model.get_submodule(name)
+        _replace(model, layer, Int4Linear(Int4Weight.from_float(float_weight(layer), 32, False, moment), _bias(layer)))
+    seen = []
+    handle = model.get_submodule(name).register_forward_pre_hook(lambda _, args: seen.append(args[0].reshape(-1, args[0].shape[-1])))
+    with torch.no_grad():
+        model(input_ids=windows)
+    handle.remove()
+    np.testing.assert_allclose(moment, (seen[0].T @ seen[0]).numpy(), rtol=1e-3, atol=1e-3 * float(moment.max()))
+    assert len(stack) == 2
+
+
+@pytest.mark.parametrize("family", DECODERS)
+def test_a_calibrated_model_is_nearer_to_the_float_one(family):
+    reference = tiny(family)
+    windows = own_windows(reference, window_length(reference))
+    with torch.no_grad():
+        wanted = reference(input_ids=windows).logits.log_softmax(-1)
+
+    def divergence(chosen) -> float:
+        model = tiny(family)
+        quantise_model(model, 32, symmetric=False, windows=chosen)
+        with torch.no_grad():
+            return float((wanted.exp() * (wanted - model(input_ids=windows).logits.log_softmax(-1))).sum(-1).mean())
+
+    assert divergence(windows) < 0.9 * divergence(None)
+
+
+def test_own_windows_are_the_same_every_time():
+    first, second = (own_windows(tiny("llama"), 24) for _ in range(2))
+    assert first.shape == (32, 24)
+    assert torch.equal(first, second)
+
+
+class Letters:
+    """A tokenizer of one token a character."""
+
+    def encode(self, text: str, **_: bool) -> list[int]:
+        return [ord(c) for c in text]
+
+
+def test_a_text_is_used_from_its_beginning_to_its_end(tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("".join(chr(97 + i // 64) * 16 for i in range(256)))  # 256 windows of 16
+    windows = read_windows(Letters(), text, 16)
+    assert windows.shape == (32, 16)
+    assert (windows[0, 0], windows[-1, 0]) == (97, 100)
+    text.write_text("short")
+    with pytest.raises(BaseModelError, match=r"has 5 tokens; 16 are the least, 512 are used"):
+        read_windows(Letters(), text, 16)
+    with pytest.raises(BaseModelError, match="cannot read the calibration text"):
+        read_windows(Letters(), tmp_path / "nothing.txt", 16)
+
+
+@pytest.fixture(scope="module")
+def tiny_folder(tmp_path_factory):
+    return write_base(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def tiny_tokenizer(tiny_folder):
+    return AutoTokenizer.from_pretrained(tiny_folder)
+
+
+@pytest.fixture
+def base(tiny_tokenizer):
+    model = tiny("llama")
+    quantise_model(model, 32, symmetric=False)
+    return BaseModel("tiny", model, tiny_tokenizer, fingerprint(model), 32, False, 1234, "own")
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt2", "opt", "phi3"])
+def test_a_kept_base_is_the_base(family, tiny_tokenizer, tmp_path):
+    model = tiny(family)
+    quantise_model(model, 32, symmetric=family == "opt")
+    made = BaseModel("tiny", model, tiny_tokenizer, fingerprint(model), 32, family == "opt", 1234, "own")
+    kept.keep(made, tmp_path / "base")
+    read = kept.open_kept(tmp_path / "base", "tiny")
+    assert read.fingerprint == made.fingerprint
+    assert (read.parameters, read.symmetric, read.calibration) == (1234, family == "opt", "own")
+    with torch.no_grad():
+        assert torch.equal(read.model(input_ids=ids()).logits, model(input_ids=ids()).logits)
+    tied = model.get_input_embeddings().store is getattr(model.get_output_embeddings(), "store", None)
+    assert (read.model.get_input_embeddings().store is getattr(read.model.get_output_embeddings(), "store", None)) == tied
+
+
+def test_a_kept_base_that_was_changed_or_torn_is_refused(base, tmp_path):
+    kept.keep(base, tmp_path / "base")
+    weights = tmp_path / "base" / kept.WEIGHTS
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-7] + b"changed")
+    with pytest.raises(BaseModelError, match="has changed since it was written; delete it"):
+        kept.open_kept(tmp_path / "base", "tiny")
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(BaseModelError, match="cannot be read"):
+        kept.open_kept(tmp_path / "base", "tiny")
+
+
+def test_the_first_process_to_keep_a_base_wins(base, tmp_path):
+    kept.keep(base, tmp_path / "base")
+    before = (tmp_path / "base" / kept.FACTS).stat().st_mtime_ns
+    kept.keep(base, tmp_path / "base")
+    assert (tmp_path / "base" / kept.FACTS).stat().st_mtime_ns == before
+    assert [p.name for p in tmp_path.iterdir()] == ["base"]
+
+
+def test_a_base_is_made_once(tmp_path, monkeypatch, tiny_folder):
+    monkeypatch.setenv("QIA3_CACHE", str(tmp_path))
+    monkeypatch.setattr(load, "LEAST_KEPT", 0)
+    first = load.load_base(str(tiny_folder), 32, False, "own")
+    monkeypatch.setattr(load, "quantise_model", None)  # calling it again would fail
+    again = load.load_base(str(tiny_folder), 32, False, "own")
+    assert again.fingerprint == first.fingerprint
+    with pytest.raises(TypeError):
+        load.load_base(str(tiny_folder), 64, False, "own")
