@@ -55,10 +55,12 @@ class Contender:
 
 def contenders(folder: Path) -> dict[str, list[str]]:
     """Name -> the worker's words, for every model that is in `folder`."""
-    known = {
-        "qia3, no adapter": ["qia3", "side"],
-        "qia3, side adapter": ["qia3", "side", "--adapter", "first"],
-        "qia3, merged": ["qia3", "merged"],
+    known: dict[str, list[str]] = {}
+    for block in (32, 64, 128):
+        known[f"qia3 block {block}, no adapter"] = ["qia3", f"side-{block}"]
+        known[f"qia3 block {block}, side adapter"] = ["qia3", f"side-{block}", "--adapter", "first"]
+        known[f"qia3 block {block}, merged"] = ["qia3", f"merged-{block}"]
+    known |= {
         "genai builder, IO binding": ["ort", "genai"],
         "genai builder, own API": ["genai", "genai"],
         "llama.cpp Q4_0": ["llama", "q4_0.gguf"],

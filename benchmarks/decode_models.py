@@ -3,7 +3,7 @@
     python benchmarks/decode_models.py smollm2 dist/bench     # SmolLM2-135M-Instruct
     python benchmarks/decode_models.py llama1b dist/bench     # Llama-3.2-1B's shapes, random weights: speed only
 
-    float/      safetensors and tokenizer, for the builder and for transformers       side/, merged/   QIA³ bundles, block 32
+    float/      safetensors and tokenizer, for the builder and for transformers       side-B/, merged-B/   QIA³ bundles, B = 32, 64, 128
     genai/      onnxruntime-genai's builder: int4, block 32, accuracy level 4           q4_0.gguf, q4_k_m.gguf   llama.cpp
 
 What is there already is kept. llama.cpp's files of SmolLM2 are requantised from the Q4_1 file, which changes its quality and not its speed.
@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from qia3.base.sources import resolve
 
+BLOCKS = (32, 64, 128)
 EXAMPLE = Path(__file__).parents[1] / "examples" / "home-intents"
 LLAMA_1B = LlamaConfig(
     vocab_size=128256,
@@ -42,6 +43,8 @@ BUILD = """
 name = "bench"
 [base]
 model = "{model}"
+block_size = {block}
+calibration = "{calibration}"
 [train]
 steps = 1
 batch_size = 1
@@ -82,15 +85,17 @@ def write_genai(floats: Path, folder: Path) -> None:
     subprocess.run([*command, "-p", "int4", "-e", "cpu", "-c", str(folder / "cache"), "--extra_options", *options], check=True)
 
 
-def write_qia3(reference: str, place: Path) -> None:
+def write_qia3(reference: str, place: Path, block: int) -> None:
     lines = (EXAMPLE / "train.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     (place / "few.jsonl").write_text("".join(lines[:16]), encoding="utf-8")
-    (place / "qia3.toml").write_text(BUILD.format(model=reference), encoding="utf-8")
-    side = place / "side"
-    qia3 = [sys.executable, "-m", "qia3", "build", str(place / "qia3.toml"), "--output"]
+    calibration = "none" if reference == "float" else "own"  # random weights write no text worth rounding for, and speed is the same
+    file = place / f"qia3-{block}.toml"
+    file.write_text(BUILD.format(model=reference, block=block, calibration=calibration), encoding="utf-8")
+    side, merged = place / f"side-{block}", place / f"merged-{block}"
+    qia3 = [sys.executable, "-m", "qia3", "build", str(file), "--output"]
     subprocess.run([*qia3, str(side)], check=True, stdout=subprocess.DEVNULL)
-    (place / "side.work").rename(place / "merged.work")
-    subprocess.run([*qia3, str(place / "merged"), "--mode", "merged", "--task", "first"], check=True, stdout=subprocess.DEVNULL)
+    side.with_name(f"{side.name}.work").rename(merged.with_name(f"{merged.name}.work"))
+    subprocess.run([*qia3, str(merged), "--mode", "merged", "--task", "first"], check=True, stdout=subprocess.DEVNULL)
 
 
 def write_f16_gguf(floats: Path, file: Path) -> None:
@@ -135,8 +140,9 @@ def main() -> None:
     place.mkdir(parents=True, exist_ok=True)
     if not (place / "float" / "config.json").exists():
         write_float(kind, place / "float")
-    if not (place / "side").exists():
-        write_qia3("smollm2-135m-instruct" if kind == "smollm2" else "float", place)
+    for block in BLOCKS:
+        if not (place / f"merged-{block}").exists():
+            write_qia3("smollm2-135m-instruct" if kind == "smollm2" else "float", place, block)
     if not (place / "genai" / "model.onnx").exists():
         write_genai(place / "float", place / "genai")
     source = resolve("smollm2-135m-instruct")

@@ -1,9 +1,12 @@
-"""What the 4-bit grid costs in quality: perplexity, and KL divergence and top-1 agreement against the float model, by block size.
+"""What 4 bits cost in quality: perplexity, and KL divergence and top-1 agreement against the float model, beside the peers' files.
 
-    python benchmarks/perplexity.py smollm2-135m-instruct --tokens 12000
+    python benchmarks/perplexity.py smollm2-135m-instruct --grid own:32 own:64 own:128 none:64
+    python benchmarks/perplexity.py smollm2-135m-instruct --gguf dist/bench/smollm2/q4_k_m.gguf --onnx dist/bench/smollm2/genai
 
-Text: editorial articles (texts.py), cut into windows of 256 tokens; each window's first 32 tokens are context only. Computed by torch in
-float32 on the dequantised weights, so it is the grid alone; what int8 activations add is in each bundle's parity section.
+Text: editorial articles (texts.py), cut into windows of 256 tokens; each window's first 32 tokens are context only. Our grids and GGUF files
+are dequantised and computed by torch in float32, so it is the weights alone; what int8 activations add is in each bundle's parity section. An
+ONNX folder of onnxruntime-genai's builder runs as it is. A grid is CALIBRATION:BLOCK, with ":symmetric" after it if asked; a calibration is
+"own", "none", or "editorials" for articles of the same newspaper that are not scored.
 """
 
 from __future__ import annotations
@@ -11,6 +14,10 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
 
 import torch
 from texts import articles
@@ -43,28 +50,73 @@ def compared(found: torch.Tensor, reference: torch.Tensor, tokens: torch.Tensor)
     return {"perplexity": math.exp(float(nll)), "kl_nats": kl / len(tokens), "same_top_token": same / len(tokens)}
 
 
+def grid(model: str, asked: str, text: Path, windows: list[list[int]]) -> tuple[dict[str, Any], torch.Tensor]:
+    calibration, block, *rest = asked.split(":")
+    started = time.perf_counter()
+    base = load_base(model, int(block), "symmetric" in rest, str(text) if calibration == "editorials" else calibration)
+    stores = [m for m in base.model.modules() if isinstance(m, Int4Weight)]
+    facts = {
+        "grid": f"int4 {asked}",
+        "seconds": round(time.perf_counter() - started, 1),
+        "bits_per_weight": bits_each(sum(s.grid.nbytes for s in stores), sum(s.inputs * s.outputs for s in stores)),
+    }
+    for store in stores:
+        store.hold_dense(torch.float32)
+    return facts, log_probabilities(base.model, windows)[0]
+
+
+def gguf_file(path: Path, windows: list[list[int]]) -> tuple[dict[str, Any], torch.Tensor]:
+    import gguf
+
+    tensors = [t for t in gguf.GGUFReader(str(path)).tensors if len(t.shape) > 1]
+    bits = bits_each(sum(int(t.n_bytes) for t in tensors), sum(int(t.n_elements) for t in tensors))
+    with _quiet():
+        model, _ = _open(resolve(str(path)))
+    return {"grid": path.name, "bits_per_weight": bits}, log_probabilities(model.eval(), windows)[0]
+
+
+def onnx_folder(folder: Path, windows: list[list[int]]) -> tuple[dict[str, Any], torch.Tensor]:
+    import numpy as np
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(folder / "model.onnx"))
+    shapes = {i.name: i.shape for i in session.get_inputs()}
+    rows = []
+    for ids in windows:
+        feeds = {n: np.zeros((1, s[1], 0, s[3]), np.float32) for n, s in shapes.items() if n.startswith("past_key_values")}
+        whole = {"input_ids": np.array([ids]), "attention_mask": np.ones((1, len(ids)), np.int64), "position_ids": np.arange(len(ids))[None]}
+        logits = session.run(["logits"], feeds | {n: v for n, v in whole.items() if n in shapes})[0]
+        rows.append(torch.from_numpy(logits[0, CONTEXT - 1 : -1]).float().log_softmax(-1).half())
+    return {"grid": f"{folder.name}, as shipped"}, torch.cat(rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("model")
-    parser.add_argument("--tokens", type=int, default=12000)
-    parser.add_argument("--blocks", type=int, nargs="+", default=[16, 32, 64, 128])
+    parser.add_argument("--tokens", type=int, default=10000)
+    parser.add_argument("--grid", nargs="+", default=[])
+    parser.add_argument("--gguf", nargs="+", default=[], type=Path)
+    parser.add_argument("--onnx", nargs="+", default=[], type=Path)
     asked = parser.parse_args()
     with _quiet():
         model, tokenizer = _open(resolve(asked.model))
-    ids = tokenizer.encode("\n\n".join(articles()))[: asked.tokens]
+    everything = tokenizer.encode("\n\n".join(articles()))
+    ids = everything[: asked.tokens]
     windows = [ids[i : i + WINDOW] for i in range(0, len(ids) - WINDOW + 1, WINDOW)]
     reference, tokens = log_probabilities(model.eval(), windows)
     print(json.dumps({"grid": "float32", "positions": len(tokens), **compared(reference, reference, tokens)}), flush=True)
-    for symmetric in (False, True):
-        for block in asked.blocks:
-            base = load_base(asked.model, block, symmetric)
-            stores = [m for m in base.model.modules() if isinstance(m, Int4Weight)]
-            bits = bits_each(sum(s.grid.nbytes for s in stores), sum(s.inputs * s.outputs for s in stores))
-            for store in stores:
-                store.hold_dense(torch.float32)
-            found, _ = log_probabilities(base.model, windows)
-            name = f"int4 {'symmetric' if symmetric else 'asymmetric'} {block}"
-            print(json.dumps({"grid": name, "bits_per_weight": bits, **compared(found, reference, tokens)}), flush=True)
+    del model
+    with tempfile.TemporaryDirectory() as scratch:
+        text = Path(scratch) / "editorials.txt"
+        text.write_text(tokenizer.decode(everything[2 * asked.tokens :]), encoding="utf-8")
+        for measure, places in (
+            (lambda name: grid(asked.model, name, text, windows), asked.grid),
+            (lambda path: gguf_file(path, windows), asked.gguf),
+            (lambda path: onnx_folder(path, windows), asked.onnx),
+        ):
+            for place in places:
+                facts, found = measure(place)
+                print(json.dumps({**facts, **compared(found, reference, tokens)}), flush=True)
 
 
 if __name__ == "__main__":
