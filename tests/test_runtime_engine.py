@@ -200,7 +200,7 @@ def test_what_does_not_fit_is_told(engine):
         Engine(engine.bundle, threads=0)
 
 
-@pytest.mark.parametrize("file", ["model.onnx", "model.onnx.data"])
+@pytest.mark.parametrize("file", ["onnx/model_q4.onnx", "onnx/model_q4.onnx_data"])
 def test_a_graph_that_cannot_be_loaded_is_one_clear_line(tmp_path, file):
     folder = tiny.write_bundle(tmp_path)
     (folder / file).write_bytes(b"torn")
