@@ -55,7 +55,7 @@ def publish(plan: Build, base: BaseModel, roles: Roles, scaled: dict[str, Scaled
         detach(base.model, scaled)
     with whole_or_absent(plan.output_folder) as folder:
         say("exporting the graph")
-        graph = export_decoder(base.model, target.accuracy_level, _positions(plan, base), plan.export.logits)
+        graph = export_decoder(base.model, target.accuracy_level, _positions(plan, base), plan.export.logits, target.vectors == "required")
         regions = write_graph(graph, folder, _vocabulary(base.model))
         manifest = _manifest(plan, base, scaled, trained, linears, regions, target.accuracy_level)
         say("comparing torch and ONNX Runtime")
