@@ -23,7 +23,7 @@ from qia3.graph.folder import whole_or_absent, write_adapter
 from qia3.ia3.peft import open_peft, read_peft, write_peft
 from qia3.ia3.roles import Site
 from qia3.ia3.vectors import Vectors
-from qia3.runtime.bundle import Bundle
+from qia3.runtime.bundle import Bundle, read_manifest
 
 TASK = "task.json"
 REWRITTEN = ("report.md", "report.json", "manifest.json")
@@ -50,7 +50,7 @@ def adapter_info(path: Path | str) -> dict[str, Any]:
 
 def import_adapter(bundle: Path, folder: Path, name: str) -> Path:
     """Puts a PEFT IA³ checkpoint into a side-mode bundle. Raises AdapterError; an adapter of that name is never overwritten."""
-    opened, manifest = Bundle.open(bundle), _manifest(bundle)
+    opened, manifest = Bundle.open(bundle), read_manifest(bundle)
     if manifest["mode"] != "side":
         raise AdapterError(f"{bundle} is merged: its graph has no places for vectors; build it with mode 'side'")
     if not NAME.match(name) or name == "none":
@@ -72,7 +72,7 @@ def import_adapter(bundle: Path, folder: Path, name: str) -> Path:
 def export_adapter(bundle: Path, name: str, folder: Path) -> Path:
     """Takes an adapter out as a PEFT checkpoint, with its task beside it. Raises ConfigError if `folder` holds something."""
     Bundle.open(bundle)
-    manifest, place = _manifest(bundle), bundle / "adapters" / name
+    manifest, place = read_manifest(bundle), bundle / "adapters" / name
     if not place.is_dir():
         known = sorted(p.name for p in (bundle / "adapters").glob("*") if p.is_dir())
         raise AdapterError(f"{bundle} has no adapter {name!r}; it has: {', '.join(known) or 'none'}")
@@ -91,11 +91,6 @@ def bundle_sites(manifest: Mapping[str, Any]) -> tuple[Site, ...]:
         )
         for v in manifest["graph"]["vectors"]
     )
-
-
-def _manifest(bundle: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
-    return content
 
 
 def _task_of(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:

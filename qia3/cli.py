@@ -294,10 +294,9 @@ def targets(as_json: bool) -> None:
     from qia3.targets import all_targets
 
     found = all_targets()
-    lines = [
-        (f"{t.name:<12}{t.description}", t.note, f"accuracy_level {t.accuracy_level}; tested on {', '.join(t.tested_on) or 'nothing yet'}")
-        for t in found
-    ]
+    tested = {t.name: ", ".join(t.tested_on) or "nothing yet" for t in found}
+    kinds = {t.name: f"accuracy_level {t.accuracy_level}; vectors {t.vectors}; tested on {tested[t.name]}" for t in found}
+    lines = [(f"{t.name:<12}{t.description}", t.note, kinds[t.name]) for t in found]
     print_result([t.model_dump(mode="json") for t in found], "\n".join(f"\n{'':12}".join(entry) for entry in lines), as_json)
 
 

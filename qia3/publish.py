@@ -21,7 +21,7 @@ from qia3.config import Build
 from qia3.footprint.measure import measure
 from qia3.footprint.seal import seal
 from qia3.graph.export import export_decoder
-from qia3.graph.external import GRAPH, Region, write_graph
+from qia3.graph.external import Region, write_graph
 from qia3.graph.folder import head_size, whole_or_absent, write_adapter, write_configs, write_tokenizer
 from qia3.graph.forced import OrtDecoder, torch_choices, torch_logits
 from qia3.graph.parity import check, compare
@@ -29,9 +29,10 @@ from qia3.graph.passes import AccuracyLevel
 from qia3.ia3.peft import write_peft
 from qia3.ia3.roles import Roles
 from qia3.ia3.vectors import Scaled, detach, fold, set_vectors
+from qia3.layout import DATA, GRAPH
 from qia3.progress import bar, say
 from qia3.runtime.adapters import AdapterBank
-from qia3.runtime.bundle import Bundle
+from qia3.runtime.bundle import FORMAT, Bundle
 from qia3.runtime.engine import Engine
 from qia3.runtime.evaluate import evaluate
 from qia3.targets import load_target
@@ -54,7 +55,7 @@ def publish(plan: Build, base: BaseModel, roles: Roles, scaled: dict[str, Scaled
         detach(base.model, scaled)
     with whole_or_absent(plan.output_folder) as folder:
         say("exporting the graph")
-        graph = export_decoder(base.model, target.accuracy_level, _positions(plan, base), plan.export.logits)
+        graph = export_decoder(base.model, target.accuracy_level, _positions(plan, base), plan.export.logits, target.vectors == "required")
         regions = write_graph(graph, folder, _vocabulary(base.model))
         manifest = _manifest(plan, base, scaled, trained, linears, regions, target.accuracy_level)
         say("comparing torch and ONNX Runtime")
@@ -101,7 +102,7 @@ def _manifest(
     side = plan.export.mode == "side"
     embedding, head = base.model.get_input_embeddings(), base.model.get_output_embeddings()
     return {
-        "format": 1,
+        "format": FORMAT,
         "qia3": __version__,
         "name": plan.name,
         "mode": plan.export.mode,
@@ -127,6 +128,8 @@ def _manifest(
         },
         "linears": linears,
         "graph": {
+            "file": GRAPH,
+            "data": DATA,
             "target": plan.export.target,
             "accuracy_level": accuracy_level,
             "logits": plan.export.logits,
@@ -187,7 +190,7 @@ def _parity(
     plan: Build, base: BaseModel, scaled: Mapping[str, Scaled], trained: Sequence[Trained], tests: Pairs, graph: ir.Model, folder: Path
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Law 4, for the base alone and for each adapter (merged: for the folded model), on prompts of the tasks' own test sentences."""
-    exact_path = folder / "exact.onnx"
+    exact_path = (folder / GRAPH).with_name("exact.onnx")  # beside the weight file that it shares
     AccuracyLevel(0)(graph)
     ir.save(graph, exact_path)
     config = base.model.config.get_text_config()

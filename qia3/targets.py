@@ -2,6 +2,7 @@
 
     description    = "..."    one line, shown by `qia3 targets`
     accuracy_level = 4        MatMulNBits: 4 rounds activations to int8 (fast), 1 and 0 compute in float32 (exact, slow)
+    vectors        = "..."    "optional" (default): inputs with a default of ones; "required": plain inputs, for loaders that feed no others
     note           = "..."    what to know before choosing it
     tested_on      = ["..."]  machines it ran on; an empty list means that it was read from sources and never run
 
@@ -20,13 +21,14 @@ from qia3.profiles import profile_names, profile_text
 
 
 class Target(BaseModel):
-    """One export target. `accuracy_level` is the attribute of MatMulNBits in the shipped graph."""
+    """One export target. `accuracy_level` is the attribute of MatMulNBits in the shipped graph; `vectors` is how it takes an adapter."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
     description: str
     accuracy_level: Literal[0, 1, 4]
+    vectors: Literal["optional", "required"] = "optional"
     note: str = ""
     tested_on: tuple[str, ...] = ()
 

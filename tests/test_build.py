@@ -57,7 +57,7 @@ def tree(folder: Path) -> dict[str, str]:
 
 def tensors(bundle: Path) -> dict[str, tuple[str, bytes]]:
     """Name -> part and bytes of every tensor of the base in the weight file, packed ones taken apart."""
-    data = (bundle / "model.onnx.data").read_bytes()
+    data = (bundle / "onnx/model_q4.onnx_data").read_bytes()
     found = {}
     for region in json.loads((bundle / "manifest.json").read_text())["tensors"]:
         place = region["offset"]
@@ -103,7 +103,7 @@ def test_a_bundle_has_everything(place):
         for end in (".onnx_adapter", "/adapter_config.json", "/adapter_model.safetensors")
     }
     configs = {"config.json", "generation_config.json", "genai_config.json", "tokenizer.json", "tokenizer_config.json"}
-    assert names >= adapters | configs | {"model.onnx", "model.onnx.data", "report.md", "report.json", "manifest.json"}
+    assert names >= adapters | configs | {"onnx/model_q4.onnx", "onnx/model_q4.onnx_data", "report.md", "report.json", "manifest.json"}
     manifest = json.loads((place / "side" / "manifest.json").read_text())
     assert set(manifest["files"]) == names - {"manifest.json"}
     assert manifest["config"]["train"]["steps"] == 8
@@ -307,7 +307,7 @@ def test_training_that_was_stopped_goes_on(place, tmp_path, capsys, how):
 def test_an_export_that_was_stopped_leaves_nothing(place, tmp_path, how):
     shutil.copytree(place / "side.work", tmp_path / "out.work")
     running = start("export", place / "qia3.toml", "--output", tmp_path / "out")
-    wait_for(running, ".out.*/model.onnx.data", tmp_path)
+    wait_for(running, ".out.*/onnx/model_q4.onnx_data", tmp_path)
     running.send_signal(how)
     out, err = running.communicate(timeout=120)
     assert (running.returncode, out) == (130, ""), err
@@ -379,8 +379,8 @@ def test_bad_data_is_told_before_anything_is_loaded(place, tmp_path, capsys, lin
 def test_a_changed_byte_is_refused(place, tmp_path, capsys):
     bundle = tmp_path / "bundle"
     shutil.copytree(place / "side", bundle)
-    data = bytearray((bundle / "model.onnx.data").read_bytes())
+    data = bytearray((bundle / "onnx/model_q4.onnx_data").read_bytes())
     data[len(data) // 2] ^= 1
-    (bundle / "model.onnx.data").write_bytes(data)
+    (bundle / "onnx/model_q4.onnx_data").write_bytes(data)
     for words in (["run", bundle, "hi", "--adapter", "none"], ["report", bundle], ["bench", bundle], ["devices", bundle]):
-        assert "model.onnx.data has changed" in complaint(capsys, *words)
+        assert "onnx/model_q4.onnx_data has changed" in complaint(capsys, *words)

@@ -194,7 +194,7 @@ def test_targets_as_text_and_as_json_say_the_same(capsys):
     _, text, _ = run(capsys, "targets")
     _, out, _ = run(capsys, "targets", "--json")
     found = json.loads(out)
-    assert [t["name"] for t in found] == target_names() == ["ort-arm", "ort-cpu", "ort-exact"]
+    assert [t["name"] for t in found] == target_names() == ["browser", "ort-arm", "ort-cpu", "ort-exact"]
     for target in found:
         assert target["description"] in text
         assert target["note"] in text
@@ -202,7 +202,7 @@ def test_targets_as_text_and_as_json_say_the_same(capsys):
 
 
 def test_levels_of_the_targets():
-    assert {name: load_target(name).accuracy_level for name in target_names()} == {"ort-cpu": 4, "ort-exact": 0, "ort-arm": 4}
+    assert {name: load_target(name).accuracy_level for name in target_names()} == {"ort-cpu": 4, "ort-exact": 0, "ort-arm": 4, "browser": 4}
     assert load_target("ort-arm").tested_on == ()
 
 

@@ -31,7 +31,7 @@ def manifest_of(symmetric: bool = False, tied: bool = True) -> dict[str, Any]:
     linears = [layer(f"layers.{i}.{role}", role, *shape) for i in range(LAYERS) for role, shape in SHAPES.items()]
     agreement = {"max_difference": 1e-4, "kl": 2e-9, "top1": 1.0, "positions": 40}
     return {
-        "format": 1,
+        "format": 2,
         "name": "small",
         "mode": "side",
         "merged_task": None,
@@ -47,6 +47,8 @@ def manifest_of(symmetric: bool = False, tied: bool = True) -> dict[str, Any]:
         | {"vocab_size": VOCABULARY, "context_length": 128, "tied_embedding": tied},
         "linears": [*linears, layer("head", "head", HIDDEN, VOCABULARY)],
         "graph": {
+            "file": "onnx/model_q4.onnx",
+            "data": "onnx/model_q4.onnx_data",
             "target": "ort-cpu",
             "accuracy_level": 4,
             "logits": "last",
@@ -67,7 +69,7 @@ def manifest_of(symmetric: bool = False, tied: bool = True) -> dict[str, Any]:
 
 
 def write_weights(folder: Path, manifest: dict[str, Any]) -> None:
-    """model.onnx.data as the exporter lays it out, each region on a multiple of 64; and manifest["tensors"]."""
+    """onnx/model_q4.onnx_data as the exporter lays it out, each region on a multiple of 64; and manifest["tensors"]."""
     random, regions, data = np.random.default_rng(0), [], b""
     stored = list(manifest["linears"])
     if not manifest["architecture"]["tied_embedding"]:
@@ -84,7 +86,8 @@ def write_weights(folder: Path, manifest: dict[str, Any]) -> None:
         data += bytes(-len(data) % 64)
         regions.append({"name": name, "part": part, "bytes": len(content), "offset": len(data)})
         data += content
-    (folder / "model.onnx.data").write_bytes(data)
+    (folder / "onnx").mkdir(parents=True, exist_ok=True)
+    (folder / "onnx/model_q4.onnx_data").write_bytes(data)
     manifest["tensors"] = regions
 
 
@@ -92,7 +95,7 @@ def write_bundle(folder: Path, **changes: Any) -> dict[str, Any]:
     """A bundle's folder, not sealed yet; returns its manifest."""
     manifest = manifest_of(**changes)
     write_weights(folder, manifest)
-    sizes = {"model.onnx": 3001, "tokenizer.json": 2003, "tokenizer_config.json": 97, "chat_template.jinja": 55, "config.json": 401}
+    sizes = {"onnx/model_q4.onnx": 3001, "tokenizer.json": 2003, "tokenizer_config.json": 97, "chat_template.jinja": 55, "config.json": 401}
     sizes |= {"generation_config.json": 77, "genai_config.json": 203, "LICENSE": 11}
     for name in manifest["tasks"]:
         sizes |= {f"adapters/{name}.onnx_adapter": 2111, f"adapters/{name}/adapter_config.json": 301}
@@ -119,7 +122,7 @@ def test_law_5_bytes_add_up(tmp_path, symmetric, tied):
     found = account(tmp_path, manifest)
     assert found.total == sum(found.parts.values()) == du(tmp_path)
     in_file = sum(t["bytes"] for t in manifest["tensors"]) + found.parts["padding"]
-    assert in_file == (tmp_path / "model.onnx.data").stat().st_size
+    assert in_file == (tmp_path / "onnx/model_q4.onnx_data").stat().st_size
     assert found.weights == in_file + 3001
     assert ("zero_points" in found.parts) is not symmetric
 
@@ -148,10 +151,10 @@ def test_tied_weights_are_counted_once(tmp_path):
 @pytest.mark.parametrize("change", [1, -1, 40])
 def test_a_changed_byte_count_of_the_weights_fails(tmp_path, change):
     manifest = write_bundle(tmp_path)
-    file = tmp_path / "model.onnx.data"
+    file = tmp_path / "onnx/model_q4.onnx_data"
     data = file.read_bytes()
     file.write_bytes(data + bytes(change) if change > 0 else data[:change])
-    with pytest.raises(BundleError, match=f"model.onnx.data.*{abs(change)} bytes too {'many' if change > 0 else 'few'}"):
+    with pytest.raises(BundleError, match=f"onnx/model_q4.onnx_data.*{abs(change)} bytes too {'many' if change > 0 else 'few'}"):
         account(tmp_path, manifest)
 
 
@@ -160,7 +163,7 @@ def test_a_missing_weight_file_and_overlapping_tensors_fail(tmp_path):
     manifest["tensors"][1]["offset"] -= 1
     with pytest.raises(BundleError, match="overlaps"):
         account(tmp_path, manifest)
-    (tmp_path / "model.onnx.data").unlink()
+    (tmp_path / "onnx/model_q4.onnx_data").unlink()
     manifest["tensors"][1]["offset"] += 1
     with pytest.raises(BundleError, match="has 0 bytes"):
         account(tmp_path, manifest)

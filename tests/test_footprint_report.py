@@ -77,7 +77,7 @@ def test_a_file_is_hashed_once(tmp_path, monkeypatch):
     real = sealing._entry_of
     monkeypatch.setattr(sealing, "_entry_of", lambda path: hashed.append(path.name) or real(path))
     seal(tmp_path, manifest)
-    assert hashed.count("model.onnx.data") == 1
+    assert hashed.count("model_q4.onnx_data") == 1
 
 
 def test_a_report_that_does_not_settle_is_refused(tmp_path):

@@ -6,9 +6,8 @@ import json
 
 import numpy as np
 import pytest
-from tiny_build import write_build
+from tiny_build import built
 
-from qia3 import cli
 from qia3.runtime.adapters import AdapterBank
 from qia3.runtime.bundle import Bundle
 from qia3.runtime.engine import Engine
@@ -20,17 +19,11 @@ NEW = 24
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory) -> Bundle:
-    folder = tmp_path_factory.mktemp("genai")
-    file = write_build(folder, steps=6)
-    with pytest.raises(SystemExit) as ended:
-        cli.main(["build", str(file), "--output", str(folder / "bundle")])
-    assert ended.value.code == 0
-    return Bundle.open(folder / "bundle")
+    return Bundle.open(built(tmp_path_factory.mktemp("genai")))
 
 
-@pytest.mark.parametrize("adapter", [None, "topics", "commands"])
-@pytest.mark.parametrize("text", ["turn the lights off", "lock the door and play a song, then dim the hall"])
-def test_stock_genai_says_the_same_token_for_token(bundle, adapter, text):
+def ours_and_theirs(bundle, adapter, text) -> tuple[list[int], list[int]]:
+    """Greedy tokens of our runtime and of stock onnxruntime-genai."""
     engine = Engine(bundle, threads=1)
     prompt = engine.encode(text)
     ours = list(generate(engine, prompt, AdapterBank(bundle).vectors(adapter) if adapter else {}, NEW, bundle.stop_tokens))
@@ -48,9 +41,24 @@ def test_stock_genai_says_the_same_token_for_token(bundle, adapter, text):
     while not generator.is_done():
         generator.generate_next_token()
         streamed.append(int(generator.get_next_tokens()[0]))
-    theirs = [t for t in streamed if t not in bundle.stop_tokens]
+    return ours, [t for t in streamed if t not in bundle.stop_tokens]
+
+
+@pytest.mark.parametrize("adapter", [None, "topics", "commands"])
+@pytest.mark.parametrize("text", ["turn the lights off", "lock the door and play a song, then dim the hall"])
+def test_stock_genai_says_the_same_token_for_token(bundle, adapter, text):
+    ours, theirs = ours_and_theirs(bundle, adapter, text)
     assert theirs == ours
     assert len(ours) > 0
+
+
+def test_the_target_for_browsers_opens_with_an_adapter_and_not_without(tmp_path):
+    """Why it is a target of its own and not the default: its vectors have no default."""
+    bundle = Bundle.open(built(tmp_path, "--target", "browser"))
+    ours, theirs = ours_and_theirs(bundle, "topics", "turn the lights off")
+    assert theirs == ours
+    with pytest.raises(Exception, match=r"Missing Input: .*\.ia3_l"):
+        ours_and_theirs(bundle, None, "turn the lights off")
 
 
 def test_its_configuration_names_what_the_graph_has(bundle):

@@ -16,11 +16,12 @@ from tiny import DECODERS, GATED, ids, random_vectors, tiny
 from qia3.base.modules import Int4Weight
 from qia3.base.quantise import quantise_model
 from qia3.graph.export import export_decoder
-from qia3.graph.external import DATA, GRAPH, write_graph
+from qia3.graph.external import write_graph
 from qia3.graph.forced import OrtDecoder, torch_logits
 from qia3.graph.passes import ConstantWeights
 from qia3.ia3.roles import find_roles
 from qia3.ia3.vectors import attach, detach, fold, set_vectors
+from qia3.layout import DATA, GRAPH
 
 
 def exported(family, folder, *, symmetric=False, block=32, logits="last", folded=False, level=0):

@@ -18,11 +18,12 @@ from qia3 import cli
 from qia3.base.load import load_base
 from qia3.base.modules import Int4Weight
 from qia3.graph.export import export_decoder
-from qia3.graph.external import GRAPH, write_graph
+from qia3.graph.external import write_graph
 from qia3.graph.forced import OrtDecoder
 from qia3.grids.int4 import bits_per_weight
 from qia3.ia3.roles import find_roles
 from qia3.ia3.vectors import attach, detach, fold, set_vectors
+from qia3.layout import GRAPH
 from qia3.runtime.adapters import AdapterBank
 from qia3.runtime.bundle import Bundle
 

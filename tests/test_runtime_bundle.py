@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 
+import numpy as np
+import onnx
 import pytest
 import tiny_bundle as tiny
 
 from qia3.errors import BundleError
+from qia3.layout import DATA, GRAPH
 from qia3.runtime.bundle import Bundle, read_manifest
+from qia3.runtime.engine import Engine
 
 
 @pytest.fixture
@@ -53,24 +58,24 @@ def test_every_changed_byte_is_refused(folder):
 def test_all_bad_files_are_named_at_once(folder):
     (folder / "tokenizer.json").unlink()
     (folder / "adapters/lamps.onnx_adapter").write_bytes(b"short")
-    data = bytearray((folder / "model.onnx.data").read_bytes())
+    data = bytearray((folder / DATA).read_bytes())
     data[100] ^= 1
-    (folder / "model.onnx.data").write_bytes(data)
+    (folder / DATA).write_bytes(data)
     with pytest.raises(BundleError) as refused:
         Bundle.open(folder)
     text = str(refused.value)
     assert "tokenizer.json is missing" in text
-    assert "model.onnx.data has changed" in text
+    assert f"{DATA} has changed" in text
     assert "adapters/lamps.onnx_adapter has 5 bytes instead of" in text
     assert "\n" not in text
-    assert "model.onnx has" not in text
+    assert f"{GRAPH} has" not in text
     assert Bundle.open(folder, verify=False).name == "tiny"
 
 
 def test_a_graph_that_the_manifest_does_not_list_is_refused(folder):
     files = read_manifest(folder)["files"]
-    del files["model.onnx"]
-    with pytest.raises(BundleError, match=r"model\.onnx is not in the manifest"):
+    del files[GRAPH]
+    with pytest.raises(BundleError, match=r"model_q4\.onnx is not in the manifest"):
         Bundle.open(edited(folder, files=files))
 
 
@@ -97,12 +102,15 @@ def test_what_is_no_bundle_is_told(tmp_path, place):
         ('"format"', "is damaged"),
         ("[" * 100_000, "is damaged"),
         ("{}", "has no 'format'"),
-        ('{"format": 2}', "bundle format 2, this version reads 1; upgrade qia3"),
+        ('{"format": 3}', "bundle format 3, this version reads up to 2; upgrade qia3"),
         ('{"format": 0}', "build it again"),
         ('{"format": "x"}', "build it again"),
         ('{"format": 1}', "lacks 'files'"),
         ('{"format": 1, "files": []}', "is damaged"),
-        ('{"format": 1, "files": {}}', r"model\.onnx is not in the manifest"),
+        ('{"format": 1, "files": {}}', r"model\.onnx is not in the manifest; model\.onnx\.data is not in the manifest"),
+        ('{"format": 2, "files": {}}', "lacks 'graph'"),
+        ('{"format": 2, "files": {}, "graph": {}}', "lacks 'file'"),
+        ('{"format": 2, "files": {}, "graph": {"file": "g", "data": "d"}}', "g is not in the manifest; d is not in the manifest"),
     ],
 )
 def test_a_damaged_or_foreign_manifest_is_one_clear_line(tmp_path, text, said):
@@ -127,8 +135,9 @@ def test_a_manifest_in_another_encoding_is_damaged(tmp_path):
         {"tasks": {"lamps": {}}},
         {"tasks": []},
         {"graph": {"vectors": [{}]}},
+        {"graph": {"file": GRAPH, "data": DATA, "vectors": [{}]}},
         {"stop_tokens": None},
-        {"files": {"model.onnx": 3}},
+        {"files": {GRAPH: 3, DATA: 3}},
     ],
 )
 def test_a_manifest_with_a_wrong_part_is_one_clear_line(folder, changes):
@@ -139,3 +148,25 @@ def test_a_manifest_with_a_wrong_part_is_one_clear_line(folder, changes):
 def test_keys_that_this_version_does_not_know_are_ignored(folder):
     tasks = {name: task | {"since": "0.2"} for name, task in tiny.TASKS.items()}
     assert set(Bundle.open(edited(folder, tasks=tasks, later=1)).tasks) == {"lamps", "echo"}
+
+
+def as_format_1(folder):
+    """The bundle as it was written before the graph moved into onnx/."""
+    graph = onnx.load(folder / GRAPH)
+    onnx.save(graph, folder / "model.onnx", save_as_external_data=True, location="model.onnx.data", size_threshold=1024)
+    shutil.rmtree(folder / "onnx")
+    manifest = {key: value for key, value in read_manifest(folder).items() if key != "files"} | {"format": 1}
+    for key in ("file", "data"):
+        del manifest["graph"][key]
+    tiny.seal(folder, manifest)
+    return folder
+
+
+def test_a_bundle_of_format_1_answers_as_it_did(folder):
+    prompt = [3, 4, 5]
+    before, _ = Engine(Bundle.open(folder)).prefill([prompt], {})
+    after, _ = Engine(Bundle.open(as_format_1(folder))).prefill([prompt], {})
+    np.testing.assert_array_equal(before, after)
+    (folder / "model.onnx.data").unlink()
+    with pytest.raises(BundleError, match=r"model\.onnx\.data is missing"):
+        Bundle.open(folder)

@@ -200,7 +200,7 @@ def test_what_does_not_fit_is_told(engine):
         Engine(engine.bundle, threads=0)
 
 
-@pytest.mark.parametrize("file", ["model.onnx", "model.onnx.data"])
+@pytest.mark.parametrize("file", ["onnx/model_q4.onnx", "onnx/model_q4.onnx_data"])
 def test_a_graph_that_cannot_be_loaded_is_one_clear_line(tmp_path, file):
     folder = tiny.write_bundle(tmp_path)
     (folder / file).write_bytes(b"torn")
@@ -218,3 +218,13 @@ def test_a_tokenizer_that_cannot_be_read_is_one_clear_line(tmp_path):
 def test_threads_are_the_physical_cores_at_hand(engine):
     assert engine.threads == 1
     assert 1 <= physical_cores() <= 4096
+
+
+def test_a_graph_without_defaults_is_fed_ones(engine, bank, tmp_path):
+    """The form that transformers.js needs, export target "browser": the same answers with an adapter, with one a row, and with none."""
+    bundle = Bundle.open(tiny.write_bundle(tmp_path, required=True))
+    plain = Engine(bundle, threads=1)
+    assert set(plain.ones) == set(tiny.SIZES)
+    assert engine.ones == {}
+    for vectors in ({}, bank.vectors("lamps"), bank.rows(NAMES)):
+        np.testing.assert_array_equal(played(plain, ROWS, vectors, [40, 50]), played(engine, ROWS, vectors, [40, 50]))

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import torch
 from tiny import SHAPE
 from tiny_bundle import END, tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from qia3 import cli
 
 CHAT = "{% for m in messages %}{{ m['role'][0] }}:{{ m['content'] }}<|end|>{% endfor %}{% if add_generation_prompt %}a:{% endif %}"
 SAID = {
@@ -76,6 +79,16 @@ def write_build(folder: Path, steps: int = 8, seed: int = 0) -> Path:
     file = folder / "qia3.toml"
     file.write_text(FILE.format(steps=steps), encoding="utf-8")
     return file
+
+
+def built(folder: Path, *options: str, steps: int = 6) -> Path:
+    """A whole bundle, made by the command itself with `options` (a parity that random weights can pass at any level)."""
+    file = write_build(folder, steps=steps)
+    file.write_text(file.read_text(encoding="utf-8") + "min_top1 = 0\nmax_kl = 9\n", encoding="utf-8")
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["build", str(file), "--output", str(folder / "bundle"), *options])
+    assert ended.value.code == 0
+    return folder / "bundle"
 
 
 def write_lines(path: Path, rows: list[dict]) -> None:

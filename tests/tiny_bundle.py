@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from qia3.grids.int4 import Int4, dequantise, quantise
+from qia3.layout import DATA, GRAPH
 
 LAYERS, HEADS, KV_HEADS, SIZE, HIDDEN, FEED, CONTEXT = 2, 6, 2, 16, 96, 160, 48
 FINGERPRINT = hashlib.sha256(b"tiny").hexdigest()
@@ -160,8 +161,8 @@ def _decoder(w: dict, level: int, side: bool, all_logits: bool) -> Graph:
     return g
 
 
-def write_graph(path: Path, w: dict, level: int = 0, side: bool = True, all_logits: bool = False) -> None:
-    """model.onnx and model.onnx.data."""
+def write_graph(path: Path, w: dict, level: int = 0, side: bool = True, all_logits: bool = False, required: bool = False) -> None:
+    """A graph and its external data, the graph's own name and _data."""
     g = _decoder(w, level, side, all_logits)
     cache = [f"{{}}.{i}.{part}" for i in range(LAYERS) for part in ("key", "value")]
 
@@ -176,12 +177,12 @@ def write_graph(path: Path, w: dict, level: int = 0, side: bool = True, all_logi
     inputs += [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["rows", 1, d]) for n, d in vectors.items()]
     dims = ["batch_size", "sequence_length" if all_logits else 1, len(w["embed"])]
     outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, dims), *cached("present", "total_sequence_length")]
-    values = g.initializers | {n: np.ones((1, 1, d), np.float32) for n, d in vectors.items()}
+    values = g.initializers | {n: np.ones((1, 1, d), np.float32) for n, d in vectors.items() if not required}
     initializers = [numpy_helper.from_array(v, n) for n, v in values.items()]
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
     graph = helper.make_graph(g.nodes, "tiny", inputs, outputs, initializers)
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
-    onnx.save(model, path, save_as_external_data=True, location=f"{path.name}.data", size_threshold=1024)
+    onnx.save(model, path, save_as_external_data=True, location=f"{path.name}_data", size_threshold=1024)
 
 
 def write_adapter(path: Path, vectors: dict[str, np.ndarray], model_version: int = int(FINGERPRINT[:7], 16)) -> None:
@@ -193,21 +194,26 @@ def write_adapter(path: Path, vectors: dict[str, np.ndarray], model_version: int
     adapter.export_adapter(str(path))
 
 
-def write_bundle(folder: Path, mode: str = "side", all_logits: bool = False) -> Path:
-    """A sealed bundle with the adapters lamps (seed 1) and echo (seed 2); merged: a graph that has no places for vectors."""
+def write_bundle(folder: Path, mode: str = "side", all_logits: bool = False, required: bool = False) -> Path:
+    """A sealed bundle with the adapters lamps (seed 1) and echo (seed 2); merged: a graph that has no places for vectors.
+
+    `required`: the graph has no default for its vectors.
+    """
     words = tokenizer()
     words.save(str(folder / "tokenizer.json"))
-    write_graph(folder / "model.onnx", weights(words.get_vocab_size()), side=mode == "side", all_logits=all_logits)
+    (folder / GRAPH).parent.mkdir()
+    write_graph(folder / GRAPH, weights(words.get_vocab_size()), side=mode == "side", all_logits=all_logits, required=required)
     tasks = TASKS if mode == "side" else {"lamps": TASKS["lamps"]}
     if mode == "side":
         for seed, name in enumerate(tasks, 1):
             write_adapter(folder / "adapters" / f"{name}.onnx_adapter", random_vectors(seed))
+    vectors = [{"name": n, "size": d, "role": "key"} for n, d in SIZES.items()]
     shape = {"layers": LAYERS, "heads": HEADS, "kv_heads": KV_HEADS, "head_size": SIZE, "hidden_size": HIDDEN}
     manifest = {
-        "format": 1, "qia3": "0.1.0", "name": "tiny", "mode": mode, "merged_task": None if mode == "side" else "lamps", "seed": 0,
+        "format": 2, "qia3": "0.1.0", "name": "tiny", "mode": mode, "merged_task": None if mode == "side" else "lamps", "seed": 0,
         "base": {"reference": "tiny", "fingerprint": FINGERPRINT},
         "architecture": shape | {"vocab_size": words.get_vocab_size(), "context_length": CONTEXT, "tied_embedding": False},
-        "graph": {"vectors": [{"name": n, "size": d, "role": "key"} for n, d in SIZES.items()] if mode == "side" else []},
+        "graph": {"file": GRAPH, "data": DATA, "vectors": vectors if mode == "side" else []},
         "prompt": {"prefix": "Q: ", "suffix": "\nA: "}, "stop_tokens": [words.token_to_id(END)], "tasks": tasks,
     }  # fmt: skip
     seal(folder, manifest)

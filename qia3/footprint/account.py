@@ -14,8 +14,9 @@ from typing import Any
 
 from qia3.errors import BundleError
 from qia3.footprint.bits import bits_each, grid_bytes, stored_shapes, weight_count
+from qia3.layout import graph_files
 
-DATA, GRAPH, MANIFEST = "model.onnx.data", "model.onnx", "manifest.json"
+MANIFEST = "manifest.json"
 SEALED = ("report.md", "report.json", MANIFEST)
 QUANTISED = ("codes", "scales", "zero_points", "embedding_codes", "embedding_scales", "embedding_zero_points")
 TENSORS = (*QUANTISED, "norms_and_biases", "rotary", "other", "padding")
@@ -57,7 +58,8 @@ def account(folder: Path, manifest: Mapping[str, Any], sealed: Mapping[str, int]
     sizes = files_on_disk(folder) | dict(sealed or {})
     if "files" in manifest:
         _same_files(folder, sizes, manifest["files"])
-    parts = _tensor_parts(folder, manifest["tensors"], sizes.pop(DATA, 0))
+    graph, data = graph_files(manifest)
+    parts = _tensor_parts(folder / data, manifest["tensors"], sizes.pop(data, 0)) | {"graph": sizes.pop(graph, 0)}
     for name, size in sizes.items():
         parts[part_of(name)] = parts.get(part_of(name), 0) + size
     order = {part: i for i, part in enumerate((*TENSORS, *FILES))}
@@ -78,9 +80,7 @@ def files_on_disk(folder: Path) -> dict[str, int]:
 
 
 def part_of(name: str) -> str:
-    """The part that a file other than the weight file belongs to."""
-    if name == GRAPH:
-        return "graph"
+    """The part that a file other than the graph and its weights belongs to."""
     if name in SEALED:
         return "reports_and_manifest"
     if name.startswith("adapters/"):
@@ -90,20 +90,18 @@ def part_of(name: str) -> str:
     return "configs" if name.endswith("config.json") else "other_files"
 
 
-def _tensor_parts(folder: Path, tensors: list[Mapping[str, Any]], file_bytes: int) -> dict[str, int]:
+def _tensor_parts(file: Path, tensors: list[Mapping[str, Any]], file_bytes: int) -> dict[str, int]:
     """The weight file by part; regions may not overlap, and they end where the file ends."""
     parts: dict[str, int] = {}
     end = 0
     for tensor in tensors:
         if tensor["offset"] < end:
-            raise BundleError(f"{folder / DATA}: {tensor['name']} overlaps the tensor before it; build the bundle again")
+            raise BundleError(f"{file}: {tensor['name']} overlaps the tensor before it; build the bundle again")
         parts["padding"] = parts.get("padding", 0) + tensor["offset"] - end
         parts[tensor["part"]] = parts.get(tensor["part"], 0) + tensor["bytes"]
         end = tensor["offset"] + tensor["bytes"]
     if end != file_bytes:
-        raise BundleError(
-            f"{folder / DATA} has {file_bytes:,} bytes, its tensors make {end:,}: {_apart(file_bytes - end)}; build the bundle again"
-        )
+        raise BundleError(f"{file} has {file_bytes:,} bytes, its tensors make {end:,}: {_apart(file_bytes - end)}; build the bundle again")
     return parts
 
 

@@ -20,7 +20,7 @@ PARTS = {
     "rotary": "rotary tables",
     "other": "other tensors",
     "padding": "padding between tensors",
-    "graph": "graph (model.onnx)",
+    "graph": "graph (.onnx)",
     "tokenizer": "tokenizer",
     "vectors": "IA³ vectors (.onnx_adapter)",
     "peft_checkpoints": "the same vectors for PEFT",

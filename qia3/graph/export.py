@@ -27,11 +27,14 @@ def cache_names(layers: int, prefix: str) -> list[str]:
     return [f"{prefix}.{i}.{part}" for i in range(layers) for part in ("key", "value")]
 
 
-def export_decoder(model: PreTrainedModel, accuracy_level: int, positions: int, logits: str) -> ir.Model:
-    """The graph of a decoder whose linear layers are 4-bit and whose vectors are at the side, or folded (no Scaled module left)."""
+def export_decoder(model: PreTrainedModel, accuracy_level: int, positions: int, logits: str, required: bool = False) -> ir.Model:
+    """The graph of a decoder whose linear layers are 4-bit and whose vectors are at the side, or folded (no Scaled module left).
+
+    `required`: vectors are inputs that have to be fed, instead of having a default of ones.
+    """
     with lowered(model, accuracy_level, positions, logits) as decoder, _quiet():
         program = _trace(decoder)
-        return run_passes(program.model, decoder.sizes)
+        return run_passes(program.model, decoder.sizes, required)
 
 
 def _trace(decoder: Decoder) -> torch.onnx.ONNXProgram:

@@ -1,8 +1,8 @@
-"""The graph on disk: model.onnx and one file of external data, every region of it accounted for.
+"""The graph on disk: one .onnx and one file of external data, every region of it accounted for.
 
 Each tensor starts on a multiple of 64 bytes. Tensors with the same bytes share one region, whatever their shapes: so a tied embedding,
 whose codes GatherBlockQuantized wants as [V, H/2] and MatMulNBits as [V, B, block/2], is stored once. The defaults of the vectors stay
-inside model.onnx, where they are overridable initializers.
+inside the .onnx, where they are overridable initializers.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from pathlib import Path
 import onnx_ir as ir
 
 from qia3.graph.packing import PACKED
+from qia3.layout import DATA, GRAPH
 
 ALIGNMENT = 64
-SMALLEST = 128  # bytes; smaller tensors that are no weights stay inside model.onnx
-GRAPH, DATA = "model.onnx", "model.onnx.data"
+SMALLEST = 128  # bytes; smaller tensors that are no weights stay inside the .onnx
 KINDS = ("codes", "scales", "zero_points")
 
 
@@ -37,11 +37,13 @@ class Region:
 
 
 def write_graph(model: ir.Model, folder: Path, vocabulary_modules: Collection[str]) -> list[Region]:
-    """Writes model.onnx and model.onnx.data. `vocabulary_modules` are the module paths of the embedding and the head."""
+    """Writes GRAPH and DATA into `folder`. `vocabulary_modules` are the module paths of the embedding and the head."""
     regions: list[Region] = []
     seen: dict[str, Region] = {}
     inputs = {v.name for v in model.graph.inputs}
-    with (folder / DATA).open("wb") as out:
+    data_file = folder / DATA
+    data_file.parent.mkdir(parents=True, exist_ok=True)
+    with data_file.open("wb") as out:
         for name, value in model.graph.initializers.items():
             tensor = value.const_value
             small = tensor is not None and tensor.nbytes < SMALLEST and name.rpartition(".")[2] not in KINDS
@@ -55,8 +57,9 @@ def write_graph(model: ir.Model, folder: Path, vocabulary_modules: Collection[st
                 regions.append(seen[digest])
                 out.write(data)
             region = seen[digest]
+            shape = ir.Shape(tensor.shape.numpy())
             value.const_value = ir.ExternalTensor(
-                DATA, region.offset, region.bytes, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=name, base_dir=folder
+                data_file.name, region.offset, region.bytes, tensor.dtype, shape=shape, name=name, base_dir=data_file.parent
             )
     ir.save(model, folder / GRAPH)
     return regions

@@ -17,7 +17,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from qia3.errors import StorageError
-from qia3.graph.external import GRAPH
+from qia3.layout import GRAPH, transformers_js_config
 from qia3.storage import writing
 
 
@@ -69,15 +69,18 @@ def write_adapter(path: Path, vectors: Mapping[str, NDArray[np.float32]], finger
 
 
 def write_tokenizer(tokenizer: Any, folder: Path) -> None:
-    """tokenizer.json and its configuration, as transformers saves them."""
-    tokenizer.save_pretrained(str(folder))
+    """tokenizer.json and its configuration, as transformers saves them, but with the chat template inside: transformers.js looks nowhere else."""
+    tokenizer.save_pretrained(str(folder), save_jinja_files=False)
     for stray in ("tokenizer_config.json",):
         _forget_paths(folder / stray)
 
 
 def write_configs(model: Any, folder: Path, context_length: int, stop_tokens: tuple[int, ...]) -> None:
-    """config.json, generation_config.json and genai_config.json (onnxruntime-genai's generic "decoder" type)."""
-    config = model.config.to_dict()
+    """config.json, generation_config.json and genai_config.json (onnxruntime-genai's generic "decoder" type).
+
+    config.json's max_position_embeddings is what the graph holds, which may be less than the base: transformers.js stops generating there.
+    """
+    config = model.config.to_dict() | {"max_position_embeddings": context_length, "transformers.js_config": transformers_js_config()}
     for key in ("quantization_config", "_name_or_path", "_attn_implementation"):
         config.pop(key, None)
     _write_json(folder / "config.json", config)
@@ -127,7 +130,14 @@ def _forget_paths(path: Path) -> None:
     """Takes the build machine's folder names out of a file that transformers wrote."""
     with contextlib.suppress(FileNotFoundError):
         content = json.loads(path.read_text(encoding="utf-8"))
-        _write_json(path, {k: v for k, v in content.items() if not (isinstance(v, str) and os.sep in v and Path(v).exists())})
+        _write_json(path, {k: v for k, v in content.items() if not (isinstance(v, str) and _is_path(v))})
+
+
+def _is_path(text: str) -> bool:
+    try:
+        return os.sep in text and Path(text).exists()
+    except OSError:  # too long for a path, as a chat template is
+        return False
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -39,6 +39,8 @@ class OrtDecoder:
         options.log_severity_level = 3
         self.session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self.outputs = [o.name for o in self.session.get_outputs()]
+        vectors = [i for i in self.session.get_inputs() if i.shape[:2] == ["rows", 1]]  # those without a default
+        self.ones = {i.name: np.ones((1, 1, i.shape[2]), np.float32) for i in vectors}
         self.heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         self.layers, self.size = config.num_hidden_layers, head_size(config)
 
@@ -51,7 +53,7 @@ class OrtDecoder:
         for following in [*forced, None]:
             seen += len(chunk)
             feeds = {"input_ids": np.array([chunk], np.int64), "attention_mask": np.ones((1, seen), np.int64)}
-            results = dict(zip(self.outputs, self.session.run(None, {**feeds, **cache, **vectors}), strict=True))
+            results = dict(zip(self.outputs, self.session.run(None, {**feeds, **cache, **self.ones, **vectors}), strict=True))
             rows.append(results["logits"][0, -1])
             cache = {name.replace("present", "past_key_values"): value for name, value in results.items() if name.startswith("present")}
             chunk = [following]  # type: ignore[list-item]

@@ -21,11 +21,14 @@ INPUT_DIMENSIONS = {"input_ids": ("batch_size", "sequence_length"), "attention_m
 
 
 class DefaultVectors(InPlacePass):  # type: ignore[misc]
-    """Gives each vector, a graph input [rows, 1, d], the default of ones [1, 1, d]: no adapter means the base."""
+    """Gives each vector, a graph input [rows, 1, d], the default of ones [1, 1, d]: no adapter means the base.
 
-    def __init__(self, sizes: Mapping[str, int]) -> None:
+    `required` leaves the defaults out. JavaScript's ONNX Runtime lists no input that has one, and onnxruntime-web refuses to be fed it.
+    """
+
+    def __init__(self, sizes: Mapping[str, int], required: bool = False) -> None:
         super().__init__()
-        self.sizes = sizes
+        self.sizes, self.required = sizes, required
 
     def requires(self, model: ir.Model) -> None:
         missing = set(self.sizes) - {v.name for v in model.graph.inputs}
@@ -37,12 +40,14 @@ class DefaultVectors(InPlacePass):  # type: ignore[misc]
             if value.name in self.sizes:
                 size = self.sizes[value.name]
                 value.shape = ir.Shape(["rows", 1, size])
+                if self.required:
+                    continue
                 value.const_value = ir.tensor(np.ones((1, 1, size), np.float32), name=value.name)
                 model.graph.initializers.add(value)
         return PassResult(model, modified=bool(self.sizes))
 
     def ensures(self, model: ir.Model) -> None:
-        assert set(self.sizes) <= set(model.graph.initializers)
+        assert self.required or set(self.sizes) <= set(model.graph.initializers)
 
 
 class NamedDimensions(InPlacePass):  # type: ignore[misc]
@@ -121,15 +126,15 @@ class AccuracyLevel(InPlacePass):  # type: ignore[misc]
         return PassResult(model, modified=True)
 
 
-def run_passes(model: ir.Model, sizes: Mapping[str, int]) -> ir.Model:
-    """All of them, in order."""
+def run_passes(model: ir.Model, sizes: Mapping[str, int], required: bool = False) -> ir.Model:
+    """All of them, in order. `sizes` are the vectors' by input name; `required` gives them no default."""
     model.graph.opset_imports["com.microsoft"] = 1
     model.producer_name, model.producer_version, model.graph.name = "qia3", "", "decoder"
     passes = [
         common_passes.RemoveUnusedNodesPass(),
         common_passes.RemoveUnusedFunctionsPass(),
         ModuleNames(),
-        DefaultVectors(sizes),
+        DefaultVectors(sizes, required),
         NamedDimensions(),
         CancelReshapes(),
         SkipNorms(),

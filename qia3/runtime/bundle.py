@@ -14,10 +14,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from qia3.errors import BundleError
+from qia3.layout import graph_files
 
-FORMAT = 1
+FORMAT = 2
+READABLE = (1, FORMAT)  # format 1 had its graph beside the manifest
 MANIFEST = "manifest.json"
-GRAPH = "model.onnx"
 ADAPTERS = "adapters/"
 ADAPTER = ".onnx_adapter"
 
@@ -55,6 +56,7 @@ class Bundle:
     name: str
     mode: str  # "side" or "merged"
     merged_task: str | None
+    graph: str  # the .onnx, within the folder
     fingerprint: str
     base_version: int  # what an adapter of this base carries: the fingerprint's first 28 bits
     architecture: Architecture
@@ -87,6 +89,7 @@ class Bundle:
             name=manifest["name"],
             mode=manifest["mode"],
             merged_task=manifest["merged_task"],
+            graph=graph_files(manifest)[0],
             fingerprint=fingerprint,
             base_version=int(fingerprint[:7], 16),
             architecture=Architecture(**{key: int(manifest["architecture"][key]) for key in Architecture.__annotations__}),
@@ -117,16 +120,16 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise BundleError(f"{path / MANIFEST} is not a bundle's: it has no {error}; make one with `qia3 build`") from error
     except (json.JSONDecodeError, UnicodeDecodeError, TypeError, RecursionError) as error:
         raise BundleError(f"{path / MANIFEST} is damaged ({error}); copy the bundle again or rebuild it") from error
-    if version != FORMAT:
+    if version not in READABLE:
         remedy = "upgrade qia3" if isinstance(version, int) and version > FORMAT else "build it again"
-        raise BundleError(f"{path} has bundle format {version!r}, this version reads {FORMAT}; {remedy}")
+        raise BundleError(f"{path} has bundle format {version!r}, this version reads up to {FORMAT}; {remedy}")
     return dict(manifest)
 
 
 def check_files(path: Path, manifest: Mapping[str, Any]) -> None:
     """Presence, size and SHA-256 of every file that the manifest lists."""
     files = manifest["files"]
-    bad = [] if GRAPH in files else [f"{GRAPH} is not in the manifest"]
+    bad = [f"{name} is not in the manifest" for name in graph_files(manifest) if name not in files]
     bad += [complaint for name, expected in files.items() if (complaint := _complaint(path, name, expected))]
     if bad:
         raise BundleError(f"{path} is not what was built: {'; '.join(bad)}; copy it again or rebuild it")

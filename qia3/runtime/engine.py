@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from qia3.errors import AdapterError, BundleError, QIA3Error
-from qia3.runtime.bundle import GRAPH, Bundle
+from qia3.runtime.bundle import Bundle
 from qia3.runtime.cache import PAST, Buffers, Cache, Floats, Lengths, ort_value
 
 ROOM = 32  # positions beyond the prompt that a new cache has room for
@@ -37,10 +37,12 @@ class Engine:
             raise QIA3Error(f"threads must be 1 or more, not {threads}")
         self.bundle = bundle
         self.threads = threads or physical_cores()
-        self.session = _session(bundle.path / GRAPH, self.threads)
+        self.session = _session(bundle.path / bundle.graph, self.threads)
         self.context_length = bundle.architecture.context_length
         # kv heads and head size as the graph has them, which may differ between layers
         self.caches = {i.name: (i.shape[1], i.shape[3]) for i in self.session.get_inputs() if i.name.startswith(PAST)}
+        # ones for the vectors that the graph has no default for (the target's `vectors` is "required")
+        self.ones = {i.name: np.ones((1, 1, i.shape[2]), np.float32) for i in self.session.get_inputs() if i.name in bundle.vectors}
         self._tokenizer: Tokenizer | None = None
 
     @property
@@ -82,6 +84,7 @@ class Engine:
         longest = int(lengths.max())
         if longest > self.context_length:
             raise QIA3Error(f"{longest} tokens do not fit the bundle's context of {self.context_length}; shorten the text")
+        vectors = {**self.ones, **vectors} if self.ones else vectors
         buffers = cache.writable(longest, self.context_length).buffers
         if not buffers.bound(vectors):
             self._check(vectors, len(tokens))

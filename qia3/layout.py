@@ -1,0 +1,30 @@
+"""Where a bundle's graph lies: names that stock loaders look for.
+
+    onnx/model_q4.onnx          transformers.js: the folder onnx/, the session "model", the suffix of dtype "q4"
+    onnx/model_q4.onnx_data     transformers.js: the graph's own name and "_data"
+
+onnxruntime-genai reads the graph's place from genai_config.json and takes any, so one layout serves both. A reader does not know these names: it
+asks the manifest. tests/layout_rules.toml has the loaders' rules, each with the file it was read in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+DTYPE = "q4"  # transformers.js's word for 4-bit weights and float32 activations
+GRAPH = f"onnx/model_{DTYPE}.onnx"
+DATA = f"{GRAPH}_data"
+FORMAT_1 = ("model.onnx", "model.onnx.data")
+
+
+def graph_files(manifest: Mapping[str, Any]) -> tuple[str, str]:
+    """Graph and weight file of a bundle, as paths within its folder. Raises KeyError where the manifest does not say."""
+    if manifest["format"] == 1:
+        return FORMAT_1
+    return manifest["graph"]["file"], manifest["graph"]["data"]
+
+
+def transformers_js_config() -> dict[str, Any]:
+    """The block of config.json that spares a caller of transformers.js the options dtype and use_external_data_format."""
+    return {"dtype": DTYPE, "use_external_data_format": True}
