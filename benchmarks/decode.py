@@ -129,7 +129,9 @@ def text(result: dict[str, Any]) -> str:
         f"{result['machine']}, {result['threads']} threads, {result['rounds']} rounds, "
         f"read bandwidth {result['read_bytes_per_second'] / 1e9:.1f} GB/s; medians (lowest to highest), x is the ratio to the best peer",
         "",
-        "| | " + " | ".join(f"{t}, tokens/s | x" for t in TESTS) + " | held, MiB | mapped, MiB | load, s | first token, s | of the roofline |",
+        "| | "
+        + " | ".join(f"{t}, tokens/s | x" for t in TESTS)
+        + " | held, MiB | mapped, MiB | load, s | first token, s | of the roofline |",
         "|---|" + "---:|" * (2 * len(TESTS) + 5),
     ]
     for name, row in rows.items():

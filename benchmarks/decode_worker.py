@@ -186,7 +186,9 @@ def main() -> None:
         match line.strip():
             case "memory":
                 seen = resident()
-                print(json.dumps({"anonymous_bytes": seen["RssAnon"], "file_bytes": seen["RssFile"], "peak_bytes": seen["VmHWM"]}), flush=True)
+                print(
+                    json.dumps({"anonymous_bytes": seen["RssAnon"], "file_bytes": seen["RssFile"], "peak_bytes": seen["VmHWM"]}), flush=True
+                )
             case "read":
                 print(json.dumps({"bytes_per_second": (1 << 30) / min(run(0, 0) for _ in range(3))}), flush=True)
             case test:

@@ -84,7 +84,11 @@ def onnx_folder(folder: Path, windows: list[list[int]]) -> tuple[dict[str, Any],
     rows = []
     for ids in windows:
         feeds = {n: np.zeros((1, s[1], 0, s[3]), np.float32) for n, s in shapes.items() if n.startswith("past_key_values")}
-        whole = {"input_ids": np.array([ids]), "attention_mask": np.ones((1, len(ids)), np.int64), "position_ids": np.arange(len(ids))[None]}
+        whole = {
+            "input_ids": np.array([ids]),
+            "attention_mask": np.ones((1, len(ids)), np.int64),
+            "position_ids": np.arange(len(ids))[None],
+        }
         logits = session.run(["logits"], feeds | {n: v for n, v in whole.items() if n in shapes})[0]
         rows.append(torch.from_numpy(logits[0, CONTEXT - 1 : -1]).float().log_softmax(-1).half())
     return {"grid": f"{folder.name}, as shipped"}, torch.cat(rows)

@@ -48,7 +48,9 @@ def main() -> None:
     shared = found["one adapter for all"]
     for name, values in found.items():
         ratio = statistics.median(v / s for v, s in zip(values, shared, strict=True))
-        print(f"{name:22} {statistics.median(values):7.1f} tokens/s ({min(values):.1f} to {max(values):.1f}), {ratio:.3f} of one adapter for all")
+        print(
+            f"{name:22} {statistics.median(values):7.1f} tokens/s ({min(values):.1f} to {max(values):.1f}), {ratio:.3f} of one adapter for all"
+        )
 
 
 if __name__ == "__main__":

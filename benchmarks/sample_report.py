@@ -1,6 +1,6 @@
 """Puts the report of a bundle that was just built into the README, between its two marks.
 
-    make demo && python benchmarks/sample_report.py dist/home-intents
+make demo && python benchmarks/sample_report.py dist/home-intents
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ def sample(report: str) -> str:
     """The sections that the README shows, one heading deeper than their own document has them."""
     title, *sections = re.split(r"^## ", report, flags=re.M)
     chosen = [s for s in sections if s.split("\n", 1)[0] in SHOWN]
-    return "\n".join([title.split("\n", 1)[1].strip(), "", *(f"**{s.split(chr(10), 1)[0]}**\n{s.split(chr(10), 1)[1].rstrip()}\n" for s in chosen)])
+    return "\n".join(
+        [title.split("\n", 1)[1].strip(), "", *(f"**{s.split(chr(10), 1)[0]}**\n{s.split(chr(10), 1)[1].rstrip()}\n" for s in chosen)]
+    )
 
 
 def main() -> None:

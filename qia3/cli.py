@@ -159,8 +159,13 @@ def export(
 @click.option("--adapter", metavar="NAME", help="Which vectors to use; 'none' is the base model. The only one, where there is one.")
 @click.option("--task", metavar="NAME", help="Whose prompt to use (default: the adapter's).")
 @click.option("--max-new-tokens", type=click.IntRange(min=1), help="At most so many tokens (default: the task's).")
+@click.option(
+    "--packed", type=FILE, metavar="FOLDER", help="Keep the weights there as this processor wants them, and map them: less memory held."
+)
 @as_json
-def run(bundle: Path, text: str, adapter: str | None, task: str | None, max_new_tokens: int | None, as_json: bool) -> None:
+def run(
+    bundle: Path, text: str, adapter: str | None, task: str | None, max_new_tokens: int | None, packed: Path | None, as_json: bool
+) -> None:
     """Ask a bundle one thing.
 
     Prints a label where the task classifies, and text as it comes where the task generates.
@@ -173,7 +178,7 @@ def run(bundle: Path, text: str, adapter: str | None, task: str | None, max_new_
     opened = Bundle.open(bundle)
     name = adapter or _only_adapter(opened)
     vectors = AdapterBank(opened).vectors(name)
-    engine = Engine(opened)
+    engine = Engine(opened, packed=packed)
     job = task_of(engine, name, task)
     facts: dict[str, Any] = {"adapter": name, "task": job.name}
     if job.kind == "classify":

@@ -50,7 +50,12 @@ def machine() -> str:
 
 
 def bench(
-    path: Path, adapter: str | None = None, prompt_tokens: int | None = None, new_tokens: int | None = None, threads: int | None = None
+    path: Path,
+    adapter: str | None = None,
+    prompt_tokens: int | None = None,
+    new_tokens: int | None = None,
+    threads: int | None = None,
+    packed: Path | None = None,
 ) -> dict[str, Any]:
     """The figures, with the manifest's keys; the median of a few repeats is taken. Raises ConfigError where the tokens do not fit.
 
@@ -62,7 +67,7 @@ def bench(
     new_tokens = min(NEW_TOKENS, limit // 3) if new_tokens is None else new_tokens
     _check(limit, prompt_tokens, new_tokens)
     started = time.perf_counter()
-    engine = Engine(bundle, threads)
+    engine = Engine(bundle, threads, packed)
     load_seconds = time.perf_counter() - started
     vectors = AdapterBank(bundle).vectors(adapter) if adapter else {}
     seen = [resident()]
@@ -114,10 +119,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--prompt-tokens", type=int)
     parser.add_argument("--new-tokens", type=int)
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--packed", type=Path, metavar="FOLDER", help="weights packed for this processor, kept there")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args(arguments)
     try:
-        figures = bench(asked.folder, asked.adapter, asked.prompt_tokens, asked.new_tokens, asked.threads)
+        figures = bench(asked.folder, asked.adapter, asked.prompt_tokens, asked.new_tokens, asked.threads, asked.packed)
     except QIA3Error as error:
         print(f"qia3: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -24,20 +24,23 @@ from tokenizers import Tokenizer
 from qia3.errors import AdapterError, BundleError, QIA3Error
 from qia3.runtime.bundle import Bundle
 from qia3.runtime.cache import PAST, Buffers, Cache, Floats, Lengths, ort_value
+from qia3.runtime.packed import packed_graph
 
 ROOM = 32  # positions beyond the prompt that a new cache has room for
 SIBLINGS = "cpu*/topology/thread_siblings_list"
 
 
 class Engine:
-    """One session over a bundle's graph. `threads` None takes the physical cores that this process may run on."""
+    """One session over a bundle's graph. `threads` None takes the physical cores that this process may run on; `packed` is a folder to keep
+    weights in as this processor wants them (packed.py)."""
 
-    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+    def __init__(self, bundle: Bundle, threads: int | None = None, packed: Path | None = None) -> None:
         if threads is not None and threads < 1:
             raise QIA3Error(f"threads must be 1 or more, not {threads}")
         self.bundle = bundle
         self.threads = threads or physical_cores()
-        self.session = _session(bundle.path / bundle.graph, self.threads)
+        graph = bundle.path / bundle.graph if packed is None else packed_graph(bundle, _options(self.threads), packed)
+        self.session = _session(graph, self.threads)
         self.context_length = bundle.architecture.context_length
         # kv heads and head size as the graph has them, which may differ between layers
         self.caches = {i.name: (i.shape[1], i.shape[3]) for i in self.session.get_inputs() if i.name.startswith(PAST)}
@@ -127,14 +130,18 @@ def physical_cores() -> int:
     return len(cores) or len(allowed)
 
 
-def _session(path: Path, threads: int) -> ort.InferenceSession:
+def _options(threads: int) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.log_severity_level = 3  # otherwise one warning per vector with a default
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    return options
+
+
+def _session(path: Path, threads: int) -> ort.InferenceSession:
     try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(str(path), _options(threads), providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises its own types, without a common base
         raise BundleError(f"ONNX Runtime cannot load {path}: {str(error).splitlines()[0]}") from error
 

@@ -1,0 +1,66 @@
+"""A graph with its weights packed for this processor, kept on the device: memory that was held becomes memory that is mapped.
+
+ONNX Runtime packs 4-bit weights for the processor's kernel when a session is made, into memory of its own. It can also write the packed weights
+beside the graph, once, and map them from there afterwards: pages that the system may drop, and that several processes share.
+
+FOLDER/KEY/model.onnx, model.onnx.data      KEY: 16 hex digits of the SHA-256 over the files' hashes, ONNX Runtime's version and the processor
+
+The packed form belongs to one processor and one version, so it is made where it is used and never shipped. It takes about twice the weight file
+on disk. A KEY folder is whole or absent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import shutil
+import tempfile
+from pathlib import Path
+
+import onnxruntime as ort
+
+from qia3.layout import graph_files
+from qia3.runtime.bundle import Bundle, read_manifest
+from qia3.storage import writing
+
+PACKED = "model.onnx"
+SETTINGS = {
+    "session.save_external_prepacked_constant_initializers": "1",
+    "session.optimized_model_external_initializers_file_name": f"{PACKED}.data",
+    "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
+}
+
+
+def packed_graph(bundle: Bundle, options: ort.SessionOptions, folder: Path) -> Path:
+    """The packed graph of `bundle` in `folder`, made by a session with `options` if it is not there. Raises StorageError."""
+    place = folder / _key(bundle)
+    if (place / PACKED).is_file():
+        return place / PACKED
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(dir=folder, prefix=f"{place.name}."))
+        try:
+            options.optimized_model_filepath = str(scratch / PACKED)
+            for name, value in SETTINGS.items():
+                options.add_session_config_entry(name, value)
+            ort.InferenceSession(str(bundle.path / bundle.graph), options, providers=["CPUExecutionProvider"])
+            if not place.exists():
+                scratch.rename(place)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    return place / PACKED
+
+
+def _key(bundle: Bundle) -> str:
+    manifest = read_manifest(bundle.path)
+    what = [[manifest["files"][name]["sha256"] for name in graph_files(manifest)], ort.__version__, _processor()]
+    return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
+
+
+def _processor() -> list[str]:
+    """What the choice of a kernel rests on: the architecture, and the first processor's instruction sets where the system tells them."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().split("\n\n")[0].splitlines() if cpuinfo.is_file() else []
+    flags = [line.split(":", 1)[1].strip() for line in lines if line.split(":", 1)[0].strip() in ("flags", "Features", "model name")]
+    return [platform.machine(), platform.processor(), *flags]
