@@ -36,7 +36,7 @@ def output_error(weight: np.ndarray, grid: int4.Int4, moment: np.ndarray) -> flo
 
 def conditional_rounding(weight: np.ndarray, moment: np.ndarray, grid: int4.Int4) -> np.ndarray:
     """The same scales and zero points, codes by the definition: after each input the rest is set to the minimum of e H e^T, solved anew."""
-    codes, zeros = int4.unpack(grid)
+    _, zeros = int4.unpack(grid)
     matrix, result = damp(moment), np.empty(weight.shape)
     for n in range(len(weight)):
         left = weight[n].astype(np.float64)
