@@ -5,8 +5,9 @@
     python benchmarks/decode.py dist/bench/smollm2 --rounds 7 --json dist/bench/smollm2.json
 
 Each contender lives in a process of its own, loaded once. A round asks each of them in turn for pp128, pp512 (prompt tokens a second, no
-cache before) and tg128 (tokens a second, one at a time, after a prompt of one). Medians over rounds, the range beside them, and ratios to
-the best peer. All greedy work is left out: a fixed token is fed, so that every contender does the same number of steps.
+cache before) and tg128 (tokens a second, one at a time, after a prompt of one). Medians over rounds, the range beside them, and the median
+of each round's ratio to the best peer (the one with the best median): what the machine does from round to round falls out of it. Close
+differences want many short rounds: --tests tg32 --rounds 40. All greedy work is left out: a fixed token is fed, so that every contender does the same number of steps.
 
 Roofline: the bytes that a token streams (codes, scales and block sums, as qia3.footprint.kernels has them) over the read bandwidth that a
 process measures in the same rounds (a sum over 1 GiB by torch on the same threads).
@@ -23,7 +24,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-TESTS = ("pp128", "pp512", "tg128")
 WORKER = Path(__file__).with_name("decode_worker.py")
 
 
@@ -74,6 +74,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--tests", nargs="+", default=["pp128", "pp512", "tg128"])
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--only", nargs="+", help="contenders whose names hold one of these words")
     parser.add_argument("--bundle", nargs="+", default=[], metavar="NAME=FOLDER", help="further QIA³ bundles, to compare graphs")
@@ -87,11 +88,11 @@ def main() -> None:
         print(f"loading {name}", file=sys.stderr, flush=True)
         alive[name] = Contender(name, words, asked.threads)
     memory = Contender("memory", ["bandwidth", "-"], asked.threads)
-    speeds: dict[str, dict[str, list[float]]] = {name: {t: [] for t in TESTS} for name in alive}
+    speeds: dict[str, dict[str, list[float]]] = {name: {t: [] for t in asked.tests} for name in alive}
     bandwidth = []
     for round_ in range(asked.rounds + 1):  # the first warms up and is not counted
         print(f"round {round_} of {asked.rounds}", file=sys.stderr, flush=True)
-        for test in TESTS:
+        for test in asked.tests:
             for name, contender in alive.items():
                 value = contender.ask(test)["tokens_per_second"]
                 if round_:
@@ -122,28 +123,31 @@ def main() -> None:
 def text(result: dict[str, Any]) -> str:
     """The table: median (low to high) of each test, its ratio to the best peer, memory at the end, time to the first token."""
     rows = result["contenders"]
-    median = {n: {t: statistics.median(r["tokens_per_second"][t]) for t in TESTS} for n, r in rows.items()}
+    tests = next(iter(rows.values()))["tokens_per_second"]
+    median = {n: {t: statistics.median(r["tokens_per_second"][t]) for t in tests} for n, r in rows.items()}
     peers = [n for n in rows if not n.startswith("qia3")]
-    best = {t: max((median[n][t] for n in peers), default=None) for t in TESTS}
+    best = {t: max(peers, key=lambda n: median[n][t], default=None) for t in tests}
     lines = [
         f"{result['machine']}, {result['threads']} threads, {result['rounds']} rounds, "
-        f"read bandwidth {result['read_bytes_per_second'] / 1e9:.1f} GB/s; medians (lowest to highest), x is the ratio to the best peer",
+        f"read bandwidth {result['read_bytes_per_second'] / 1e9:.1f} GB/s; medians (lowest to highest), x is the median ratio to the best peer",
         "",
         "| | "
-        + " | ".join(f"{t}, tokens/s | x" for t in TESTS)
+        + " | ".join(f"{t}, tokens/s | x" for t in tests)
         + " | held, MiB | mapped, MiB | load, s | first token, s | of the roofline |",
-        "|---|" + "---:|" * (2 * len(TESTS) + 5),
+        "|---|" + "---:|" * (2 * len(tests) + 5),
     ]
     for name, row in rows.items():
         cells = []
-        for t in TESTS:
+        for t in tests:
             values = row["tokens_per_second"][t]
             cells.append(f"{median[name][t]:.0f} ({min(values):.0f} to {max(values):.0f})")
-            cells.append("-" if best[t] is None else f"{median[name][t] / best[t]:.2f}")
+            peer = best[t] and rows[best[t]]["tokens_per_second"][t]
+            cells.append(f"{statistics.median(a / b for a, b in zip(values, peer, strict=True)):.2f}" if peer else "-")
         roof = row["streamed_bytes"] and result["read_bytes_per_second"] / row["streamed_bytes"]
         cells += [f"{row[k] / 2**20:.0f}" for k in ("anonymous_bytes", "file_bytes")]
         cells += [f"{row['load_seconds']:.2f}", f"{row['first_token_seconds']:.2f}"]
-        cells.append(f"{median[name]['tg128'] / roof:.0%}" if roof else "-")
+        decoding = next((median[name][t] for t in tests if t.startswith("tg")), None)
+        cells.append(f"{decoding / roof:.0%}" if roof and decoding else "-")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

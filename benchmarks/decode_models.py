@@ -11,6 +11,7 @@ What is there already is kept. llama.cpp's files of SmolLM2 are requantised from
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from qia3.base.sources import resolve
 
-BLOCKS = (32, 64, 128)
 EXAMPLE = Path(__file__).parents[1] / "examples" / "home-intents"
 LLAMA_1B = LlamaConfig(
     vocab_size=128256,
@@ -136,11 +136,16 @@ def write_llama(source: Path, file: Path, kind: str) -> None:
 
 
 def main() -> None:
-    kind, place = sys.argv[1], Path(sys.argv[2]) / sys.argv[1]
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("kind", choices=("smollm2", "llama1b"))
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--blocks", type=int, nargs="+", default=[32, 64, 128])
+    asked = parser.parse_args()
+    kind, place = asked.kind, asked.folder / asked.kind
     place.mkdir(parents=True, exist_ok=True)
     if not (place / "float" / "config.json").exists():
         write_float(kind, place / "float")
-    for block in BLOCKS:
+    for block in asked.blocks:
         if not (place / f"merged-{block}").exists():
             write_qia3("smollm2-135m-instruct" if kind == "smollm2" else "float", place, block)
     if not (place / "genai" / "model.onnx").exists():

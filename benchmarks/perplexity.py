@@ -81,9 +81,11 @@ def onnx_folder(folder: Path, windows: list[list[int]]) -> tuple[dict[str, Any],
 
     session = onnxruntime.InferenceSession(str(folder / "model.onnx"))
     shapes = {i.name: i.shape for i in session.get_inputs()}
+    decoder = json.loads((folder / "genai_config.json").read_text())["model"]["decoder"]
+    heads, size = decoder["num_key_value_heads"], decoder["head_size"]
     rows = []
     for ids in windows:
-        feeds = {n: np.zeros((1, s[1], 0, s[3]), np.float32) for n, s in shapes.items() if n.startswith("past_key_values")}
+        feeds = {n: np.zeros((1, heads, 0, size), np.float32) for n in shapes if n.startswith("past_key_values")}
         whole = {
             "input_ids": np.array([ids]),
             "attention_mask": np.ones((1, len(ids)), np.int64),

@@ -107,7 +107,7 @@ def test_rows_of_one_batch_have_their_own_lengths_and_adapters(family, tmp_path)
         np.testing.assert_allclose(together[:, i], torch_logits(model, row, [42] * 3), atol=2e-3, rtol=1e-3)
 
 
-@pytest.mark.parametrize("family", DECODERS)
+@pytest.mark.parametrize("family", [f for f in DECODERS if f not in ("gpt2", "opt")])  # those flatten [batch, sequence] on the way
 def test_after_the_last_attention_one_position_is_computed(family, tmp_path):
     """Nothing between the last attention and the logits is computed at positions that nobody reads, but what attention itself reads too."""
     exported(family, tmp_path)

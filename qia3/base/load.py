@@ -56,6 +56,7 @@ def load_base(
         parameters = sum(p.numel() for p in model.parameters())
         model.eval()
         windows = _windows(model, tokenizer, calibration, track)
+        say("quantising" + ("" if windows is None else f", each layer for the inputs it gets ({windows.numel():,} tokens)"))
         quantise_model(model, block_size, symmetric, lambda names: track(names, "quantising"), windows)
         base = BaseModel(reference, model, tokenizer, fingerprint(model), block_size, symmetric, parameters, _named(calibration, windows))
         if folder is None or parameters < LEAST_KEPT:
@@ -77,6 +78,7 @@ def _windows(model: Any, tokenizer: Any, calibration: str, track: Track) -> Tens
             say(f"not calibrated: sampling from {dtype} weights needs them in float32, which do not fit; give a text (calibration = PATH)")
             return None
         model.float()
+    say("sampling text from the float model, to calibrate on")
     return own_windows(model, length, lambda steps: track(list(steps), "sampling text"))
 
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 
 import onnx_ir as ir
 import torch
+from onnxscript.optimizer import fold_constants
 from torch.export import Dim
 from transformers import PreTrainedModel
 
@@ -34,6 +35,7 @@ def export_decoder(model: PreTrainedModel, accuracy_level: int, positions: int, 
     """
     with lowered(model, accuracy_level, positions, logits) as decoder, _quiet():
         program = _trace(decoder)
+        fold_constants(program.model)
         return run_passes(program.model, decoder.sizes, required)
 
 
@@ -54,6 +56,7 @@ def _trace(decoder: Decoder) -> torch.onnx.ONNXProgram:
         input_names=["input_ids", "attention_mask", *cache_names(layers, "past_key_values"), *decoder.sizes],
         output_names=["logits", *cache_names(layers, "present")],
         verbose=False,
+        optimize=False,  # its rewrite rules take a third of the export's time, and the passes here do what a decoder needs of them
     )
     assert program is not None
     return program

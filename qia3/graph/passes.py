@@ -13,7 +13,7 @@ import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult, PreconditionError, Sequential
 from onnx_ir.passes import common as common_passes
 
-from qia3.graph.fusions import CancelReshapes, SiLU, SkipNorms
+from qia3.graph.fusions import CancelPairs, SiLU, SkipNorms, WholeSlices
 from qia3.graph.packing import PackAttention
 from qia3.graph.trimming import LastPositionFirst
 
@@ -131,12 +131,15 @@ def run_passes(model: ir.Model, sizes: Mapping[str, int], required: bool = False
     model.graph.opset_imports["com.microsoft"] = 1
     model.producer_name, model.producer_version, model.graph.name = "qia3", "", "decoder"
     passes = [
+        common_passes.InlinePass(),
         common_passes.RemoveUnusedNodesPass(),
+        common_passes.CommonSubexpressionEliminationPass(),
         common_passes.RemoveUnusedFunctionsPass(),
         ModuleNames(),
         DefaultVectors(sizes, required),
         NamedDimensions(),
-        CancelReshapes(),
+        CancelPairs(),
+        WholeSlices(),
         SkipNorms(),
         SiLU(),
         LastPositionFirst(),

@@ -29,14 +29,10 @@ class Buffers:
 
     def __init__(self, session: ort.InferenceSession, arrays: Mapping[str, Floats], newest: Lengths) -> None:
         self.session, self.arrays, self.newest = session, dict(arrays), newest
+        self.capacity = min((a.shape[2] for a in arrays.values()), default=2**62)  # positions that fit; unlimited where there is no cache
         self.vectors: dict[str, Floats] = {}
         self._binding: Any = None
         self._held: dict[str, ort.OrtValue] = {}
-
-    @property
-    def capacity(self) -> int:
-        """Positions that fit; unlimited where the graph has no cache."""
-        return min((a.shape[2] for a in self.arrays.values()), default=2**62)
 
     def bound(self, vectors: Mapping[str, Floats]) -> bool:
         """Whether these very arrays went in last time."""

@@ -46,6 +46,8 @@ class Engine:
         self.caches = {i.name: (i.shape[1], i.shape[3]) for i in self.session.get_inputs() if i.name.startswith(PAST)}
         # ones for the vectors that the graph has no default for (the target's `vectors` is "required")
         self.ones = {i.name: np.ones((1, 1, i.shape[2]), np.float32) for i in self.session.get_inputs() if i.name in bundle.vectors}
+        _, positions, self.vocabulary = next(o.shape for o in self.session.get_outputs() if o.name == "logits")
+        self.last_only = positions == 1
         self._tokenizer: Tokenizer | None = None
 
     @property
@@ -96,10 +98,11 @@ class Engine:
         held = {"input_ids": ort_value(tokens), "attention_mask": ort_value(mask)}
         for name, value in held.items():
             binding.bind_ortvalue_input(name, value)
-        binding.bind_output("logits", "cpu")  # anew each time: an output that stays bound is overwritten by the next run
+        logits = np.empty((len(tokens), 1 if self.last_only else tokens.shape[1], self.vocabulary), np.float32)
+        held["logits"] = ort_value(logits)  # anew each time: an output that stays bound is overwritten by the next run
+        binding.bind_ortvalue_output("logits", held["logits"])
         self.session.run_with_iobinding(binding)
         buffers.newest = lengths
-        logits: Floats = binding.get_outputs()[-1].numpy()  # in the order of binding
         return _last(logits, lengths - cache.lengths), Cache(buffers, lengths)
 
     def _check(self, vectors: Mapping[str, Floats], rows: int) -> None:
