@@ -5,7 +5,7 @@
 
     [base]
     model = "smollm2-135m-instruct"  # an alias, a folder, a .gguf file or a hub id
-    block_size = 128                 # at most 16, 32, 64, 128 or 256 inputs share one scale: smaller is better, larger and slower
+    block_size = 64                  # at most 16, 32, 64, 128 or 256 inputs share one scale: smaller is better, larger and slower
     symmetric = false                # true: no zero points, codes around 8
     calibration = "own"              # round for the inputs that layers get: on text the model makes ("own"), on a text file, or not ("none")
 
@@ -53,7 +53,7 @@ class Base(Section):
     """The base model and the grid its weights are stored on."""
 
     model: str
-    block_size: Literal[16, 32, 64, 128, 256] = 128
+    block_size: Literal[16, 32, 64, 128, 256] = 64
     symmetric: bool = False
     calibration: str = "own"
 
