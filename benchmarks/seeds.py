@@ -61,7 +61,7 @@ def main() -> None:
     for rate, seed in product(rates, asked.seeds):
         settings = plan.training_of(task).model_copy(update={"learning_rate": rate})
         folder = asked.work / f"{task.name}-{settings.steps}-{rate:g}-{seed}"
-        trained = train_task(base, scaled, task, settings, seed, data.pairs, data.choices, folder)
+        trained = train_task(base, scaled, task, settings, seed, data.train, data.choices, folder)
         after = evaluate(engine, Given(engine.bundle, trained.vectors), task.test, task.name)
         found[rate].append(after.accuracy)
         row = {"rate": rate, "steps": settings.steps, "seed": seed, "accuracy": round(after.accuracy, 4), "f1": after.f1}

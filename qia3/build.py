@@ -5,7 +5,6 @@ model reference -> 4-bit base -> IA³ trained on it -> side vectors or fold -> O
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from qia3.base.load import BaseModel, load_base
@@ -15,17 +14,8 @@ from qia3.ia3.roles import Roles, Site, find_roles
 from qia3.ia3.vectors import Scaled, attach
 from qia3.progress import bar, say
 from qia3.publish import publish
-from qia3.runtime.examples import read_examples
+from qia3.train.data import Data, read_task
 from qia3.train.task import Trained, load_task, train_task
-
-
-@dataclass(frozen=True)
-class Data:
-    """A task's examples, read before anything is loaded, so that a bad line costs no time."""
-
-    pairs: list[tuple[str, str]]
-    test: list[tuple[str, str]]
-    choices: tuple[str, ...] | None
 
 
 def build(plan: Build) -> Path:
@@ -63,15 +53,6 @@ def load(plan: Build) -> tuple[BaseModel, Roles, dict[str, Scaled]]:
     return base, roles, attach(base.model, _sites(plan, roles))
 
 
-def read_task(task: Task) -> Data:
-    """Reads and checks both files of a task. Raises DataError with the file and the line."""
-    train_rows = read_examples(task.train, task.kind, task.choices)
-    choices = task.choices or tuple(sorted({r.answer for r in train_rows}))
-    test_rows = read_examples(task.test, task.kind, choices)
-    chosen = choices if task.kind == "classify" else None
-    return Data([(r.text, r.answer) for r in train_rows], [(r.text, r.answer) for r in test_rows], chosen)
-
-
 def work_folder(plan: Build) -> Path:
     """Where checkpoints and trained adapters are kept: beside the bundle."""
     return plan.output_folder.with_name(plan.output_folder.name + ".work")
@@ -79,7 +60,7 @@ def work_folder(plan: Build) -> Path:
 
 def _train(plan: Build, task: Task, data: Data, base: BaseModel, scaled: dict[str, Scaled]) -> Trained:
     folder = work_folder(plan) / task.name
-    return train_task(base, scaled, task, plan.training_of(task), plan.seed, data.pairs, data.choices, folder)
+    return train_task(base, scaled, task, plan.training_of(task), plan.seed, data.train, data.choices, folder)
 
 
 def _sites(plan: Build, roles: Roles) -> tuple[Site, ...]:

@@ -159,8 +159,17 @@ def export(
 @click.option("--adapter", metavar="NAME", help="Which vectors to use; 'none' is the base model. The only one, where there is one.")
 @click.option("--task", metavar="NAME", help="Whose prompt to use (default: the adapter's).")
 @click.option("--max-new-tokens", type=click.IntRange(min=1), help="At most so many tokens (default: the task's).")
+@click.option("--choice", "choices", multiple=True, metavar="ANSWER", help="An answer to rank, given once for each (default: the task's).")
 @as_json
-def run(bundle: Path, text: str, adapter: str | None, task: str | None, max_new_tokens: int | None, as_json: bool) -> None:
+def run(
+    bundle: Path,
+    text: str,
+    adapter: str | None,
+    task: str | None,
+    max_new_tokens: int | None,
+    choices: tuple[str, ...],
+    as_json: bool,
+) -> None:
     """Ask a bundle one thing.
 
     Prints a label where the task classifies, and text as it comes where the task generates.
@@ -177,7 +186,7 @@ def run(bundle: Path, text: str, adapter: str | None, task: str | None, max_new_
     job = task_of(engine, name, task)
     facts: dict[str, Any] = {"adapter": name, "task": job.name}
     if job.kind == "classify":
-        answer = classify(engine, job, vectors, text)
+        answer = classify(engine, job, vectors, text, choices)
         print_result(facts | {"label": answer.label, "scores": answer.scores}, answer.label, as_json)
         return
     pieces = reply(engine, job, vectors, text, max_new_tokens)

@@ -34,15 +34,16 @@ from qia3.runtime.adapters import AdapterBank
 from qia3.runtime.bundle import Bundle
 from qia3.runtime.engine import Engine
 from qia3.runtime.evaluate import evaluate
+from qia3.runtime.examples import Example
 from qia3.targets import load_target
 from qia3.train.prompts import wrapping
 from qia3.train.task import Trained
 
 PACKAGES = ("torch", "transformers", "onnxruntime", "onnx-ir", "onnx", "numpy", "peft", "tokenizers")
-Pairs = Mapping[str, Sequence[tuple[str, str]]]
+Tests = Mapping[str, Sequence[Example]]
 
 
-def publish(plan: Build, base: BaseModel, roles: Roles, scaled: dict[str, Scaled], trained: Sequence[Trained], tests: Pairs) -> Path:
+def publish(plan: Build, base: BaseModel, roles: Roles, scaled: dict[str, Scaled], trained: Sequence[Trained], tests: Tests) -> Path:
     """Writes the bundle of `plan` and returns its folder."""
     target = load_target(plan.export.target)
     linears = _linears(base.model, roles)
@@ -184,7 +185,7 @@ def _versions() -> dict[str, str]:
 
 
 def _parity(
-    plan: Build, base: BaseModel, scaled: Mapping[str, Scaled], trained: Sequence[Trained], tests: Pairs, graph: ir.Model, folder: Path
+    plan: Build, base: BaseModel, scaled: Mapping[str, Scaled], trained: Sequence[Trained], tests: Tests, graph: ir.Model, folder: Path
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Law 4, for the base alone and for each adapter (merged: for the folded model), on prompts of the tasks' own test sentences."""
     exact_path = folder / "exact.onnx"
@@ -211,9 +212,9 @@ def _parity(
     return results
 
 
-def _prompts(plan: Build, base: BaseModel, trained: Sequence[Trained], tests: Pairs) -> list[list[int]]:
+def _prompts(plan: Build, base: BaseModel, trained: Sequence[Trained], tests: Tests) -> list[list[int]]:
     """Prompts in turn from each task's test sentences."""
-    texts = [t.prompt.replace("{text}", text) for t in trained for text, _ in tests[t.task.name][: plan.parity.prompts]]
+    texts = [t.prompt.replace("{text}", e.text) for t in trained for e in tests[t.task.name][: plan.parity.prompts]]
     step = max(1, len(texts) // plan.parity.prompts)
     return [base.tokenizer.encode(text, add_special_tokens=False) for text in texts[::step][: plan.parity.prompts]]
 

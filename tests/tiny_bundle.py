@@ -193,12 +193,13 @@ def write_adapter(path: Path, vectors: dict[str, np.ndarray], model_version: int
     adapter.export_adapter(str(path))
 
 
-def write_bundle(folder: Path, mode: str = "side", all_logits: bool = False) -> Path:
+def write_bundle(folder: Path, mode: str = "side", all_logits: bool = False, tasks: dict | None = None) -> Path:
     """A sealed bundle with the adapters lamps (seed 1) and echo (seed 2); merged: a graph that has no places for vectors."""
+    folder.mkdir(exist_ok=True)
     words = tokenizer()
     words.save(str(folder / "tokenizer.json"))
     write_graph(folder / "model.onnx", weights(words.get_vocab_size()), side=mode == "side", all_logits=all_logits)
-    tasks = TASKS if mode == "side" else {"lamps": TASKS["lamps"]}
+    tasks = (tasks or TASKS) if mode == "side" else {"lamps": TASKS["lamps"]}
     if mode == "side":
         for seed, name in enumerate(tasks, 1):
             write_adapter(folder / "adapters" / f"{name}.onnx_adapter", random_vectors(seed))

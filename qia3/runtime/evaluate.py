@@ -21,7 +21,7 @@ Track = Callable[[list[Example]], Iterable[Example]]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`labels` gives per label how many there were and how many were right; `f1` is None for classification, `labels` for generation."""
+    """`labels` gives per label how many there were and how many were right; `f1` is None for classification, `labels` without choices of the task."""
 
     adapter: str
     task: str
@@ -45,7 +45,7 @@ def evaluate(
     Raises DataError naming the line.
     """
     chosen = _task(engine, adapter, task)
-    examples = read_examples(path, chosen.kind, chosen.choices)
+    examples = read_examples(path, chosen.kind, chosen.choices or ())
     vectors = bank.vectors(adapter)
     started = time.perf_counter()
     answers = [_answer(engine, chosen, vectors, e) for e in track(examples)]
@@ -60,7 +60,7 @@ def evaluate(
         n=len(examples),
         accuracy=sum(right) / len(examples),
         f1=sum(scores) / len(scores) if generation else None,
-        labels=None if generation else _by_label(examples, right),
+        labels=_by_label(examples, right) if chosen.choices else None,
         seconds=round(seconds, 2),
         examples_per_second=round(len(examples) / seconds, 2),
     )
@@ -83,7 +83,7 @@ def _task(engine: Engine, adapter: str | None, task: str | None) -> Task:
 
 def _answer(engine: Engine, task: Task, vectors: dict[str, Floats], example: Example) -> str:
     if task.kind == "classify":
-        return classify(engine, task, vectors, example.text).label
+        return classify(engine, task, vectors, example.text, example.choices).label
     return "".join(reply(engine, task, vectors, example.text))
 
 

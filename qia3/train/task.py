@@ -12,7 +12,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from qia3.base.load import BaseModel
@@ -21,6 +21,7 @@ from qia3.errors import ConfigError
 from qia3.ia3.peft import read_peft, write_peft
 from qia3.ia3.vectors import Scaled, Vectors, get_vectors
 from qia3.progress import say
+from qia3.runtime.examples import Example
 from qia3.storage import writing
 from qia3.train.prompts import Wrapping, encode, wrapping
 from qia3.train.run import Record, read_record, train_vectors, write_record
@@ -50,17 +51,17 @@ def train_task(
     task: Task,
     settings: Train,
     seed: int,
-    pairs: Sequence[tuple[str, str]],
+    examples: Sequence[Example],
     choices: tuple[str, ...] | None,
     folder: Path,
 ) -> Trained:
-    """Trains one adapter, or takes it from `folder` when the same plan was finished there. `pairs` are (text, answer)."""
+    """Trains one adapter, or takes it from `folder` when the same plan was finished there."""
     prompt, wrap = full_prompt(base, task)
-    key = _key(base, prompt, settings, seed, pairs)
+    key = _key(base, prompt, settings, seed, examples)
     if _is_done(folder, key):
         say(f"{task.name}: trained before with the same plan, kept ({folder})")
         return load_task(base, scaled, task, choices, folder)
-    sequences = encode(base.tokenizer, prompt, wrap.end, pairs, settings.max_length)
+    sequences = encode(base.tokenizer, prompt, wrap.end, [(e.text, e.answer) for e in examples], settings.max_length)
     with writing(folder):
         _prepare(folder, key)
         record = train_vectors(base.model, scaled, sequences, settings, seed, folder / "checkpoints", task.name)
@@ -80,9 +81,9 @@ def load_task(base: BaseModel, scaled: Mapping[str, Scaled], task: Task, choices
     return Trained(task, prompt, wrap, choices, vectors, read_record(folder / "record.json"))
 
 
-def _key(base: BaseModel, prompt: str, settings: Train, seed: int, pairs: Sequence[tuple[str, str]]) -> str:
+def _key(base: BaseModel, prompt: str, settings: Train, seed: int, examples: Sequence[Example]) -> str:
     # checkpoint_every changes when the state is saved, not what is trained
-    what = [base.fingerprint, prompt, settings.model_dump(exclude={"checkpoint_every"}), seed, list(pairs)]
+    what = [base.fingerprint, prompt, settings.model_dump(exclude={"checkpoint_every"}), seed, [asdict(e) for e in examples]]
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
