@@ -17,7 +17,7 @@ from torch import nn
 from qia3 import __version__
 from qia3.base.load import BaseModel
 from qia3.base.modules import Int4Linear
-from qia3.config import Build
+from qia3.config import Build, Task
 from qia3.footprint.measure import measure
 from qia3.footprint.seal import seal
 from qia3.graph.export import export_decoder
@@ -30,6 +30,7 @@ from qia3.ia3.peft import write_peft
 from qia3.ia3.roles import Roles
 from qia3.ia3.vectors import Scaled, detach, fold, set_vectors
 from qia3.progress import bar, say
+from qia3.recipe import Train
 from qia3.runtime.adapters import AdapterBank
 from qia3.runtime.bundle import Bundle
 from qia3.runtime.engine import Engine
@@ -147,6 +148,7 @@ def _manifest(
                 "kind": t.task.kind,
                 "prompt": t.prompt,
                 "choices": None if t.choices is None else list(t.choices),
+                "ranking": t.ranking,
                 "max_new_tokens": t.task.max_new_tokens,
                 "end": t.wrapping.end,
             }
@@ -161,7 +163,7 @@ def _as_asked(plan: Build) -> dict[str, Any]:
     """The build file's content, without the build machine's folders."""
     content = plan.model_dump(mode="json", by_alias=True, exclude={"output"})
     content["base"]["model"] = _reference(plan.base.model)
-    return content | {"task": [_task_as_asked(t) for t in plan.task]}
+    return content | {"train": _names(plan.train.model_dump(mode="json"), plan.train), "task": [_task_as_asked(t) for t in plan.task]}
 
 
 def _reference(model: str) -> str:
@@ -169,9 +171,17 @@ def _reference(model: str) -> str:
     return Path(model).name if Path(model).exists() else model
 
 
-def _task_as_asked(task: Any) -> dict[str, Any]:
+def _task_as_asked(task: Task) -> dict[str, Any]:
     """A task without the build machine's folders."""
-    return dict(task.model_dump(mode="json", by_alias=True)) | {"train": task.train.name, "test": task.test.name}
+    content = dict(task.model_dump(mode="json", by_alias=True))
+    files = [file.name for file in task.train_files]
+    training = {k: v.name if isinstance(v, Path) else v for k, v in task.overrides.items()}
+    return content | {"train": files[0] if isinstance(task.train, Path) else files, "test": task.test.name, "training": training}
+
+
+def _names(content: dict[str, Any], train: Train) -> dict[str, Any]:
+    """A training table with names of files instead of their paths."""
+    return content | {k: v.name for k in ("validation", "init_adapter") if isinstance(v := getattr(train, k), Path)}
 
 
 def _versions() -> dict[str, str]:

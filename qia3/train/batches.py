@@ -61,7 +61,9 @@ def lay_out(trees: Sequence[Tree], rows: Sequence[Sequence[Piece]], totals: Tota
     length = max(sum(p.slots for p in row) for row in rows)
     ids, positions, owners, branches = ([[fill] * length for _ in rows] for fill in (0, 0, PADDING, 0))
     places: dict[int, int] = {}
-    read, targets, answer = [], [], []
+    read: list[int] = []
+    targets: list[int] = []
+    answer: list[int] = []
     for r, row in enumerate(rows):
         end = 0
         for number, piece in enumerate(row):  # two pieces of one tree are two trees here

@@ -68,13 +68,13 @@ class Totals:
 
 def language_modelling(answers: Answers, total: float) -> Tensor:
     """Mean over the tokens of right answers."""
-    return -answers.log_p[answers.right[answers.answer]].sum() / max(total, 1)
+    return -answers.log_p[answers.right[answers.answer]].sum() / (total or 1)
 
 
 def unlikelihood(answers: Answers, total: float) -> Tensor:
     """Mean over the tokens of wrong answers."""
     log_p = answers.log_p[~answers.right[answers.answer]]
-    return -torch.log1p(torch.finfo(torch.float32).eps - log_p.exp()).sum() / max(total, 1)
+    return -torch.log1p(torch.finfo(torch.float32).eps - log_p.exp()).sum() / (total or 1)
 
 
 def length_normalised(answers: Answers, total: float) -> Tensor:
@@ -83,7 +83,7 @@ def length_normalised(answers: Answers, total: float) -> Tensor:
     highest = beta.new_full((examples,), -torch.inf).scatter_reduce(0, answers.example, beta.detach(), "amax")
     summed = beta.new_zeros(examples).index_add(0, answers.example, (beta - highest[answers.example]).exp())
     right = beta[answers.right]  # one of each example, in the order of examples
-    return (highest + summed.log() - right).sum() / max(total, 1)
+    return (highest + summed.log() - right).sum() / (total or 1)
 
 
 LOSSES = {LANGUAGE_MODELLING: language_modelling, UNLIKELIHOOD: unlikelihood, LENGTH_NORMALISED: length_normalised}
