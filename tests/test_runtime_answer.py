@@ -93,6 +93,18 @@ def test_evaluation_of_classification(engine, tmp_path):
     assert evaluate(engine, bank, tmp_path / "a.jsonl", "none", "lamps").adapter == "none"
 
 
+def test_a_task_says_how_its_choices_are_ranked(tmp_path):
+    tasks = {how: tiny.TASKS["lamps"] | {"ranking": how} for how in ("sum", "mean")} | {"old": tiny.TASKS["lamps"]}
+    bare = Engine(Bundle.open(tiny.write_bundle(tmp_path / "bundle", tasks=tasks)), threads=1)
+    tokens = [bare.encode(c + tiny.END) for c in tiny.CHOICES]
+    sums = rank(bare, bare.encode("Topic of the hall?"), tokens, {})
+    for task, expected in (("sum", sums), ("mean", sums / [len(t) for t in tokens]), ("old", sums)):
+        found = answer(bare, None, "the hall", task=task)
+        shares = np.exp(expected - expected.max())
+        np.testing.assert_allclose(list(found.scores.values()), shares / shares.sum(), atol=1e-5)
+        assert found.label == tiny.CHOICES[int(np.argmax(expected))]
+
+
 def test_a_text_s_own_choices_are_ranked_instead_of_the_task_s(engine, tmp_path):
     bank, task = AdapterBank(engine.bundle), task_of(engine, "lamps")
     own = [["a door", "lock it", "x"], None, ["lights", "off"]]
@@ -155,7 +167,10 @@ def test_examples_are_read(tmp_path):
     assert read_examples(file, "classify", ["lock"]) == [Example("a\u2028b\u0085c", "lock"), Example("d", "lock")]
     assert read_examples(lines(file, {"text": "a", "target": "b", "choices": 7}), "generate") == [Example("a", "b")]
     own = {"text": "a", "label": "b", "choices": ["c", "b"]}
-    assert read_examples(lines(file, own, GOOD), "classify", ["lights"]) == [Example("a", "b", ("c", "b")), Example("dim the hall", "lights")]
+    assert read_examples(lines(file, own, GOOD), "classify", ["lights"]) == [
+        Example("a", "b", ("c", "b")),
+        Example("dim the hall", "lights"),
+    ]
 
 
 @pytest.mark.parametrize(

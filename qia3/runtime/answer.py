@@ -51,9 +51,7 @@ def task_of(engine: Engine, adapter: str | None, task: str | None = None) -> Tas
     return bundle.tasks[name]
 
 
-def classify(
-    engine: Engine, task: Task, vectors: Mapping[str, Floats], text: str, choices: Sequence[str] | None = None
-) -> Answer:
+def classify(engine: Engine, task: Task, vectors: Mapping[str, Floats], text: str, choices: Sequence[str] | None = None) -> Answer:
     """Ranks the choices of this text, by default the task's."""
     return classify_batch(engine, task, vectors, [text], [choices])[0]
 
@@ -72,7 +70,7 @@ def classify_batch(
         raise ConfigError(f"task {task.name!r} has no choices to rank; {reason}")
     tokens = [[engine.encode(choice + task.end) for choice in given] for given in own]
     prompts = [prompt_of(engine, task, text) for text in texts]
-    return [_chosen(given, scores) for given, scores in zip(own, rank_batch(engine, prompts, tokens, vectors), strict=True)]
+    return [_chosen(given, scores) for given, scores in zip(own, rank_batch(engine, prompts, tokens, vectors, task.ranking), strict=True)]
 
 
 def reply(engine: Engine, task: Task, vectors: Mapping[str, Floats], text: str, max_new_tokens: int | None = None) -> Iterator[str]:

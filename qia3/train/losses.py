@@ -50,9 +50,9 @@ class Answers:
     def mean_log_p(self) -> Tensor:
         """β, [A]."""
         count = torch.bincount(self.answer, minlength=len(self.right))
-        return self._sum() / count
+        return self.sum_log_p() / count
 
-    def _sum(self) -> Tensor:
+    def sum_log_p(self) -> Tensor:
         """log p of each answer, [A]."""
         return self.log_p.new_zeros(len(self.right)).index_add(0, self.answer, self.log_p)
 
