@@ -158,14 +158,20 @@ def _computing(model: PreTrainedModel, dtype: torch.dtype, settings: Train) -> I
     """The model as training runs it, and as it was afterwards."""
     set_compute(model, model.get_output_embeddings(), dtype)
     if settings.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        _switch(model, "enable", {"use_reentrant": False})
     try:
         yield
     finally:
         set_compute(model, None, None)
         model.eval()
         if settings.gradient_checkpointing:
-            model.gradient_checkpointing_disable()
+            _switch(model, "disable")
+
+
+def _switch(model: PreTrainedModel, how: str, *given: Any) -> None:
+    """Checkpointing of activations, by the name that this version of transformers has for it."""
+    new, old = f"activation_checkpointing_{how}", f"gradient_checkpointing_{how}"
+    getattr(model, new if hasattr(model, new) else old)(*given)
 
 
 def _optimizer(scaled: Mapping[str, Scaled], settings: Train) -> Adafactor | None:
