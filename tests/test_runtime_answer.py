@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from qia3.runtime.adapters import AdapterBank
 from qia3.runtime.answer import Answer, answer, classify_batch, task_of
 from qia3.runtime.bundle import Bundle
 from qia3.runtime.engine import Engine
-from qia3.runtime.evaluate import evaluate, token_f1
+from qia3.runtime.evaluate import corpus_chrf, evaluate, token_f1
 from qia3.runtime.examples import Example, read_examples
 from qia3.runtime.score import rank
 
@@ -141,6 +142,7 @@ def test_evaluation_of_generation(engine, tmp_path):
     found = evaluate(engine, AdapterBank(engine.bundle), file, "echo")
     assert (found.kind, found.n, found.accuracy, found.labels) == ("generate", 2, 0.5, None)
     assert found.f1 >= 0.5
+    assert found.chrf == corpus_chrf([said, said], [f"  {said.upper()} ", "something else"])
 
 
 def test_evaluation_of_a_merged_bundle_names_its_task(tmp_path):
@@ -156,6 +158,30 @@ def test_token_f1():
     assert token_f1("lights | hall | off", "lights | hall | on") == pytest.approx(0.8)
     assert token_f1("Lights off.", "lights  OFF") == 1
     assert token_f1("", "x") == token_f1("y", "x") == 0
+
+
+def slow_chrf(answers, expected):
+    """chrF2 from its definition: per n the matches over all answers, F of each n's precision and recall, averaged."""
+    scores = []
+    for n in range(1, 7):
+        grams = [
+            [Counter(t[i : i + n] for i in range(len(t) - n + 1)) for t in ("".join(s.split()) for s in side)]
+            for side in (answers, expected)
+        ]
+        said, wanted = (sum(sum(g.values()) for g in side) for side in grams)
+        shared = sum(sum((a & b).values()) for a, b in zip(*grams, strict=True))
+        if said and wanted:
+            precision, recall = shared / said, shared / wanted
+            scores.append(5 * precision * recall / (4 * precision + recall) if shared else 0.0)
+    return 100 * sum(scores) / len(scores)
+
+
+def test_chrf_is_its_definition_and_is_left_out_without_its_library(monkeypatch):
+    answers, expected = ["lights | hall | off", "lock the door", "musik"], ["lights | hall | on", "lock a door", "music please"]
+    assert corpus_chrf(answers, expected) == pytest.approx(slow_chrf(answers, expected), abs=0.01)
+    assert corpus_chrf(expected, expected) == 100
+    monkeypatch.setitem(sys.modules, "sacrebleu.metrics", None)
+    assert corpus_chrf(answers, expected) is None
 
 
 GOOD = {"text": "dim the hall", "label": "lights"}
