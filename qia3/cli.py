@@ -119,7 +119,7 @@ def train(file: Path, output: Path | None, seed: int | None, steps: int | None, 
     """Train the vectors only.
 
     Every task in FILE is trained; `qia3 export` goes on from there. Training that was stopped goes on from its last checkpoint.
-    `accelerate launch -m qia3 train FILE` does it in several processes.
+    `accelerate launch --multi_gpu -m qia3 train FILE` does it in several processes.
     """
     from qia3.progress import is_main
 

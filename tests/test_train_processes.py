@@ -12,7 +12,8 @@ import pytest
 from tiny_build import write_build
 
 ROOT = Path(__file__).parents[1]
-LAUNCH = ["-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+# --multi_gpu is accelerate's way to ask for torch's launcher, and the only one that starts processes where there are CPUs alone
+LAUNCH = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
 
 
 def train(folder: Path, output: str, processes: int, *changes: str, verb: str = "train") -> subprocess.CompletedProcess[str]:
@@ -40,11 +41,14 @@ def test_two_processes_give_the_loss_of_one(place):
     assert one.returncode == 0, one.stderr
     assert two.returncode == 0, two.stderr
     for task in ("topics", "commands"):
-        assert losses(place / "two.work", task) == pytest.approx(losses(place / "one.work", task), rel=1e-5)
+        ours, theirs = (losses(place / f"{n}.work", task) for n in ("two", "one"))
+        assert ours[:2] == pytest.approx(theirs[:2], rel=1e-6)  # before and after the first update
+        assert ours == pytest.approx(theirs, rel=2e-4)  # sums in another order may round an offset to the other bfloat16
         records = [json.loads((place / f"{n}.work" / task / "record.json").read_text()) for n in ("one", "two")]
         assert records[0]["validation_loss"] == pytest.approx(records[1]["validation_loss"], rel=1e-4)
     assert two.stdout == one.stdout.replace("one.work", "two.work")  # one of them speaks
     assert two.stderr.count("training topics") == 1
+    assert "Warning" not in two.stderr
     again = train(place, "two", 2)
     assert again.returncode == 0, again.stderr
     assert again.stderr.count("trained before with the same plan") == 2

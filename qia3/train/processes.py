@@ -8,10 +8,14 @@ joined by the launcher's own options, and nothing here knows how many there are.
 from __future__ import annotations
 
 import os
+from typing import TypeVar
 
 import torch
 from accelerate import PartialState
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def count() -> int:
@@ -23,6 +27,14 @@ def wait() -> None:
     """Until every process is here."""
     if count() > 1:
         PartialState(cpu=not torch.cuda.is_available()).wait_for_everyone()
+
+
+def sharing(module: M) -> M:
+    """The module, whose buffers are the same everywhere: nothing of the frozen base is sent between processes."""
+    if count() > 1:
+        names = [name for name, _ in module.named_buffers()]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, names)  # type: ignore[no-untyped-call]
+    return module
 
 
 def mean(values: Tensor) -> Tensor:

@@ -102,7 +102,7 @@ def train_vectors(
     """Trains `scaled` from `start` (None: ones), or from the last checkpoint in `folder`, and leaves the result in it. Raises Interrupted."""
     dtype, arguments = choose_compute(settings.compute), _arguments(settings, seed, folder / CHECKPOINTS, validation is not None)
     parameters = start_vectors(scaled, start)
-    vectors = VectorModel(model, scaled, settings.losses).to(arguments.device)
+    vectors = processes.sharing(VectorModel(model, scaled, settings.losses)).to(arguments.device)
     lays_out = Collator(packs(model, examples.longest_path()), settings.row_tokens, model.config.get_text_config().hidden_size)
     if not lays_out.packs:
         say(f"{title}: {type(model).__name__} does not compute the same with several answers in one row; each gets a row of its own")
@@ -216,7 +216,6 @@ def _arguments(settings: Train, seed: int, folder: Path, validates: bool) -> Tra
         use_cpu=cpu,
         ddp_backend="gloo" if cpu and processes.count() > 1 else None,
         ddp_find_unused_parameters=False,
-        ddp_broadcast_buffers=False,
     )
 
 
