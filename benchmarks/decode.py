@@ -7,7 +7,8 @@
 Each contender lives in a process of its own, loaded once. A round asks each of them in turn for pp128, pp512 (prompt tokens a second, no
 cache before) and tg128 (tokens a second, one at a time, after a prompt of one). Medians over rounds, the range beside them, and the median
 of each round's ratio to the best peer (the one with the best median): what the machine does from round to round falls out of it. Close
-differences want many short rounds: --tests tg32 --rounds 40. All greedy work is left out: a fixed token is fed, so that every contender does the same number of steps.
+differences want many short rounds: --tests tg32 --rounds 40.
+All greedy work is left out: a fixed token is fed, so that every contender does the same number of steps.
 
 Roofline: the bytes that a token streams (codes, scales and block sums, as qia3.footprint.kernels has them) over the read bandwidth that a
 process measures in the same rounds (a sum over 1 GiB by torch on the same threads).

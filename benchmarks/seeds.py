@@ -12,10 +12,11 @@ import argparse
 import json
 import statistics
 import sys
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
-from qia3.build import load, read_task
+from qia3.build import load, plan_jobs
 from qia3.config import read_build
 from qia3.runtime.adapters import AdapterBank
 from qia3.runtime.bench import machine
@@ -48,20 +49,20 @@ def main() -> None:
     asked = parser.parse_args()
 
     plan = read_build(asked.file, **{"train.steps": asked.steps})
-    task = next(t for t in plan.task if t.name == asked.task)
-    data = read_task(task)
+    job = next(j for j in plan_jobs(plan) if j.task.name == asked.task)
+    task = job.task
     base, _, scaled = load(plan)
     engine = Engine(Bundle.open(asked.bundle))
     assert engine.bundle.fingerprint == base.fingerprint, "the bundle is of another base"
     before = evaluate(engine, AdapterBank(engine.bundle), task.test, None, task.name)
     print(json.dumps({"machine": machine(), "task": task.name, "n": before.n, "no_adapter": round(before.accuracy, 4)}), flush=True)
 
-    rates = asked.rates or [plan.training_of(task).learning_rate]
+    rates = asked.rates or [job.settings.learning_rate]
     found: dict[float, list[float]] = {rate: [] for rate in rates}
     for rate, seed in product(rates, asked.seeds):
-        settings = plan.training_of(task).model_copy(update={"learning_rate": rate})
+        settings = job.settings.model_copy(update={"learning_rate": rate})
         folder = asked.work / f"{task.name}-{settings.steps}-{rate:g}-{seed}"
-        trained = train_task(base, scaled, task, settings, seed, data.pairs, data.choices, folder)
+        trained = train_task(base, scaled, replace(job, settings=settings, seed=seed), folder)
         after = evaluate(engine, Given(engine.bundle, trained.vectors), task.test, task.name)
         found[rate].append(after.accuracy)
         row = {"rate": rate, "steps": settings.steps, "seed": seed, "accuracy": round(after.accuracy, 4), "f1": after.f1}

@@ -5,53 +5,73 @@ model reference -> 4-bit base -> IA³ trained on it -> side vectors or fold -> O
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from qia3.base.frozen import BaseModel
 from qia3.base.load import load_base
-from qia3.config import Build, Task
-from qia3.errors import BaseModelError
+from qia3.config import Build
+from qia3.errors import BaseModelError, ConfigError
 from qia3.ia3.roles import Roles, Site, find_roles
 from qia3.ia3.vectors import Scaled, attach
 from qia3.progress import bar, say
 from qia3.publish import publish
-from qia3.runtime.examples import read_examples
-from qia3.train.task import Trained, load_task, train_task
-
-
-@dataclass(frozen=True)
-class Data:
-    """A task's examples, read before anything is loaded, so that a bad line costs no time."""
-
-    pairs: list[tuple[str, str]]
-    test: list[tuple[str, str]]
-    choices: tuple[str, ...] | None
+from qia3.runtime.examples import Example
+from qia3.train import processes
+from qia3.train.data import read_task
+from qia3.train.task import Job, load_task, train_task
 
 
 def build(plan: Build) -> Path:
     """Everything: base, training, export, parity, measurement. Returns the bundle's folder."""
-    data = {task.name: read_task(task) for task in plan.task}
+    jobs = _alone(plan_jobs(plan))
     base, roles, scaled = load(plan)
-    trained = [_train(plan, task, data[task.name], base, scaled) for task in plan.task]
-    return publish(plan, base, roles, scaled, trained, {name: d.test for name, d in data.items()})
+    trained = [train_task(base, scaled, job, work_folder(plan) / job.task.name) for job in jobs]
+    return publish(plan, base, roles, scaled, trained, _tests(jobs))
 
 
 def train(plan: Build) -> Path:
     """Base and training alone. Returns the work folder, which `export` reads."""
-    data = {task.name: read_task(task) for task in plan.task}
+    jobs = plan_jobs(plan)
     base, _, scaled = load(plan)
-    for task in plan.task:
-        _train(plan, task, data[task.name], base, scaled)
+    for job in jobs:
+        train_task(base, scaled, job, work_folder(plan) / job.task.name)
     return work_folder(plan)
 
 
 def export(plan: Build) -> Path:
     """The bundle from tasks that were trained before. Returns its folder."""
-    data = {task.name: read_task(task) for task in plan.task}
+    jobs = _alone(plan_jobs(plan))
     base, roles, scaled = load(plan)
-    trained = [load_task(base, scaled, task, data[task.name].choices, work_folder(plan) / task.name) for task in plan.task]
-    return publish(plan, base, roles, scaled, trained, {name: d.test for name, d in data.items()})
+    trained = [load_task(base, scaled, job, work_folder(plan) / job.task.name) for job in jobs]
+    return publish(plan, base, roles, scaled, trained, _tests(jobs))
+
+
+def plan_jobs(plan: Build) -> list[Job]:
+    """One for each task, its examples read. Raises DataError and ConfigError, before anything is loaded."""
+    data = {task.name: read_task(task, plan.training_of(task)) for task in plan.task}
+    tasks = {task.name: task for task in plan.task}
+    return [
+        Job(
+            task,
+            data[task.name],
+            plan.training_of(task),
+            plan.seed,
+            plan.ranking_of(task),
+            tuple((tasks[name], data[name]) for name in task.mixture),
+        )
+        for task in plan.task
+    ]
+
+
+def _tests(jobs: list[Job]) -> dict[str, tuple[Example, ...]]:
+    return {job.task.name: job.data.test for job in jobs}
+
+
+def _alone(jobs: list[Job]) -> list[Job]:
+    """Publishing is for one process. Raises ConfigError in several."""
+    if processes.count() > 1:
+        raise ConfigError("only `qia3 train` runs in several processes; run it with `accelerate launch`, then `qia3 export` by itself")
+    return jobs
 
 
 def load(plan: Build) -> tuple[BaseModel, Roles, dict[str, Scaled]]:
@@ -64,23 +84,9 @@ def load(plan: Build) -> tuple[BaseModel, Roles, dict[str, Scaled]]:
     return base, roles, attach(base.model, _sites(plan, roles))
 
 
-def read_task(task: Task) -> Data:
-    """Reads and checks both files of a task. Raises DataError with the file and the line."""
-    train_rows = read_examples(task.train, task.kind, task.choices)
-    choices = task.choices or tuple(sorted({r.answer for r in train_rows}))
-    test_rows = read_examples(task.test, task.kind, choices)
-    chosen = choices if task.kind == "classify" else None
-    return Data([(r.text, r.answer) for r in train_rows], [(r.text, r.answer) for r in test_rows], chosen)
-
-
 def work_folder(plan: Build) -> Path:
     """Where checkpoints and trained adapters are kept: beside the bundle."""
     return plan.output_folder.with_name(plan.output_folder.name + ".work")
-
-
-def _train(plan: Build, task: Task, data: Data, base: BaseModel, scaled: dict[str, Scaled]) -> Trained:
-    folder = work_folder(plan) / task.name
-    return train_task(base, scaled, task, plan.training_of(task), plan.seed, data.pairs, data.choices, folder)
 
 
 def _sites(plan: Build, roles: Roles) -> tuple[Site, ...]:

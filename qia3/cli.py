@@ -54,6 +54,7 @@ training_options = _together(
     click.option("--output", type=FILE, help="The bundle's folder (default: dist/NAME)."),
     click.option("--seed", type=int, help="Instead of the build file's seed."),
     click.option("--steps", type=click.IntRange(min=1), help="Optimiser updates, instead of the build file's [train] steps."),
+    click.option("--init-adapter", type=FILE, help="Start from this PEFT folder or .onnx_adapter, not from ones."),
 )
 export_options = _together(
     click.option("--mode", type=click.Choice(["side", "merged"]), help="side: vectors are inputs; merged: one task's are in the scales."),
@@ -91,6 +92,7 @@ def build(
     output: Path | None,
     seed: int | None,
     steps: int | None,
+    init_adapter: Path | None,
     mode: str | None,
     task: str | None,
     target: str | None,
@@ -101,7 +103,7 @@ def build(
     Quantises the base, trains each task, exports, checks parity and reports. FILE is TOML. A build that was stopped goes on
     from its last checkpoint.
     """
-    plan = _plan(file, output, seed, steps, mode, task, target)
+    plan = _plan(file, output, seed, steps, init_adapter, mode, task, target)
     with progress_on_stderr():
         from qia3.build import build as work
 
@@ -113,17 +115,21 @@ def build(
 @click.argument("file", type=FILE)
 @training_options
 @as_json
-def train(file: Path, output: Path | None, seed: int | None, steps: int | None, as_json: bool) -> None:
+def train(file: Path, output: Path | None, seed: int | None, steps: int | None, init_adapter: Path | None, as_json: bool) -> None:
     """Train the vectors only.
 
     Every task in FILE is trained; `qia3 export` goes on from there. Training that was stopped goes on from its last checkpoint.
+    `accelerate launch --multi_gpu -m qia3 train FILE` does it in several processes.
     """
-    plan = _plan(file, output, seed, steps)
+    from qia3.progress import is_main
+
+    plan = _plan(file, output, seed, steps, init_adapter)
     with progress_on_stderr():
         from qia3.build import train as work
 
         folder = work(plan)
-    print_result({"work": str(folder)}, f"trained vectors are in {folder}", as_json)
+    if is_main():
+        print_result({"work": str(folder)}, f"trained vectors are in {folder}", as_json)
 
 
 @qia3.command(epilog=_example("qia3 export examples/home-intents/qia3.toml --target ort-exact"))
@@ -136,6 +142,7 @@ def export(
     output: Path | None,
     seed: int | None,
     steps: int | None,
+    init_adapter: Path | None,
     mode: str | None,
     task: str | None,
     target: str | None,
@@ -145,7 +152,7 @@ def export(
 
     Takes what `qia3 train` left and makes the graph, checks parity, reports and writes the bundle.
     """
-    plan = _plan(file, output, seed, steps, mode, task, target)
+    plan = _plan(file, output, seed, steps, init_adapter, mode, task, target)
     with progress_on_stderr():
         from qia3.build import export as work
 
@@ -159,12 +166,20 @@ def export(
 @click.option("--adapter", metavar="NAME", help="Which vectors to use; 'none' is the base model. The only one, where there is one.")
 @click.option("--task", metavar="NAME", help="Whose prompt to use (default: the adapter's).")
 @click.option("--max-new-tokens", type=click.IntRange(min=1), help="At most so many tokens (default: the task's).")
+@click.option("--choice", "choices", multiple=True, metavar="ANSWER", help="An answer to rank, given once for each (default: the task's).")
 @click.option(
     "--packed", type=FILE, metavar="FOLDER", help="Keep the weights there as this processor wants them, and map them: less memory held."
 )
 @as_json
 def run(
-    bundle: Path, text: str, adapter: str | None, task: str | None, max_new_tokens: int | None, packed: Path | None, as_json: bool
+    bundle: Path,
+    text: str,
+    adapter: str | None,
+    task: str | None,
+    max_new_tokens: int | None,
+    choices: tuple[str, ...],
+    packed: Path | None,
+    as_json: bool,
 ) -> None:
     """Ask a bundle one thing.
 
@@ -182,7 +197,7 @@ def run(
     job = task_of(engine, name, task)
     facts: dict[str, Any] = {"adapter": name, "task": job.name}
     if job.kind == "classify":
-        answer = classify(engine, job, vectors, text)
+        answer = classify(engine, job, vectors, text, choices)
         print_result(facts | {"label": answer.label, "scores": answer.scores}, answer.label, as_json)
         return
     pieces = reply(engine, job, vectors, text, max_new_tokens)
@@ -330,6 +345,7 @@ def _plan(
     output: Path | None,
     seed: int | None,
     steps: int | None,
+    init_adapter: Path | None,
     mode: str | None = None,
     task: str | None = None,
     target: str | None = None,
@@ -339,7 +355,8 @@ def _plan(
     from qia3.targets import load_target
 
     overrides = {"export.mode": mode, "export.merge_task": task, "export.target": target, "train.steps": steps, "seed": seed}
-    plan = read_build(file, **overrides, output=None if output is None else str(output))
+    start = None if init_adapter is None else str(init_adapter.absolute())  # a path on the command line is relative to where one stands
+    plan = read_build(file, **overrides, **{"train.init_adapter": start}, output=None if output is None else str(output))
     if task is not None and plan.export.mode != "merged":
         raise ConfigError("--task names the task to merge: it needs --mode merged")
     load_target(plan.export.target)

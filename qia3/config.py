@@ -9,17 +9,30 @@
     symmetric = false                # true: no zero points, codes around 8
     calibration = "own"              # round for the inputs that layers get: on text the model makes ("own"), on a text file, or not ("none")
 
-    [train]                          # defaults for every task; a task may override any of them under [task.train]
-    steps = 120
-    batch_size = 8
-    learning_rate = 1e-2
+    [train]                          # defaults for every task; a task may override any of them under [task.training]
+    preset = "t-few"                 # or "short"; keys that stand beside it win. Without: steps 120, AdamW at 1e-2, the lm loss
+    steps = 120                      # optimiser updates
+    batch_size = 8                   # examples an update, over all processes and accumulated parts
+    accumulate = 1                   # parts that a step's batch is computed in
+    learning_rate = 1e-2             # its peak: up over warmup_steps, then down to zero
+    optimizer = "adamw"              # or "adafactor"
+    losses = ["lm"]                  # and "unlikelihood", "length-normalised"
+    gradient_checkpointing = false   # less memory, a third more time
+    row_tokens = 512                 # where prompts are packed: tokens in one row, at most
+    validation = 0.1                 # held back by a hash of the text; or a file. The best checkpoint is kept
+    patience = 3                     # stop after so many checkpoints without a better validation loss
+    init_adapter = "general"         # start from a PEFT folder or an .onnx_adapter instead of from ones
 
     [[task]]
     name = "home-intents"
     kind = "classify"                # or "generate"
-    prompt = "Which device? {text}"
-    train = "train.jsonl"            # {"text": ..., "label": ...}; generate: {"text": ..., "target": ...}
+    prompt = "Which device? {text}"  # or several, one drawn for each example and step: ["Which device? {text}", "{text} Device:"]
+    eval_prompt = "Device: {text}"   # the bundle's, instead of the first
+    train = "train.jsonl"            # or several. {"text": ..., "label": ..., and "choices": [...] if it has its own}; generate: "target"
     test = "test.jsonl"
+    ranking = "sum"                  # of log-probabilities, or their "mean" a token; default: what the preset's losses train
+    shots = 0                        # demonstrations before the question, drawn from the task's other examples
+    mixture = ["quiz", "commands"]   # train on these tasks' examples, with their prompts, too (or, without `train`, only)
 
     [export]
     target = "ort-cpu"               # see `qia3 targets`
@@ -36,17 +49,13 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from qia3.errors import ConfigError
+from qia3.recipe import RANKING, Section
+from qia3.recipe import Train as Train
 
 NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-
-
-class Section(BaseModel):
-    """A part of the build file: unknown keys are refused, values cannot change afterwards."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Base(Section):
@@ -58,28 +67,20 @@ class Base(Section):
     calibration: str = "own"
 
 
-class Train(Section):
-    """How the vectors are trained. `steps` are optimiser updates; `compute` is the matrix type, the vectors are always bfloat16."""
-
-    steps: int = Field(default=120, ge=1)
-    batch_size: int = Field(default=8, ge=1)
-    learning_rate: float = Field(default=1e-2, gt=0)
-    warmup_steps: int = Field(default=10, ge=0)
-    max_length: int = Field(default=256, ge=8)
-    checkpoint_every: int = Field(default=25, ge=1)
-    compute: Literal["auto", "float32", "bfloat16"] = "auto"
-
-
 class Task(Section):
     """One job of the model: its data, its prompt, its adapter's name."""
 
     name: str
     kind: Literal["classify", "generate"]
-    prompt: str = "{text}"
+    prompt: str | tuple[str, ...] = "{text}"
+    eval_prompt: str | None = None
     chat: bool = True
-    train: Path
+    train: Path | tuple[Path, ...] = ()
     test: Path
     choices: tuple[str, ...] | None = None
+    ranking: Literal["sum", "mean"] | None = None
+    shots: int = Field(default=0, ge=0)
+    mixture: tuple[str, ...] = ()
     max_new_tokens: int = Field(default=32, ge=1)
     overrides: dict[str, Any] = Field(default_factory=dict, alias="training")
 
@@ -90,12 +91,55 @@ class Task(Section):
             raise ValueError("a task's name is letters, digits, '.', '_' and '-', and not 'none'")
         return value
 
-    @field_validator("prompt")
+    @field_validator("prompt", "train", mode="before")
     @classmethod
-    def _prompt(cls, value: str) -> str:
-        if value.count("{text}") != 1:
+    def _one_or_several(cls, value: Any) -> Any:
+        several = isinstance(value, list | tuple) and value and all(isinstance(v, str | Path) for v in value)
+        if not several and not isinstance(value, str | Path):
+            raise ValueError("a string, or a list of strings")
+        return tuple(value) if several else value
+
+    @field_validator("prompt", "eval_prompt")
+    @classmethod
+    def _prompt(cls, value: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+        if any(prompt.count("{text}") != 1 for prompt in _several(value)):
             raise ValueError("a prompt holds {text} exactly once")
         return value
+
+    @field_validator("overrides")
+    @classmethod
+    def _known(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for key in value:
+            if key not in Train.model_fields:
+                raise ValueError(f"unknown key {key!r}{_nearest(key, list(Train.model_fields))}")
+        return value
+
+    @model_validator(mode="after")
+    def _whole(self) -> Task:
+        if not self.train and not self.mixture:
+            raise ValueError(f"task {self.name!r} needs 'train', its examples, or 'mixture', the tasks whose examples it trains on")
+        if self.kind == "generate" and self.ranking is not None:
+            raise ValueError(f"task {self.name!r} generates: 'ranking' is for choices")
+        return self
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """Those that are drawn from in training."""
+        return _several(self.prompt)
+
+    @property
+    def question(self) -> str:
+        """The prompt of the bundle."""
+        return self.eval_prompt or self.prompts[0]
+
+    @property
+    def train_files(self) -> tuple[Path, ...]:
+        return _several(self.train)
+
+
+def _several(value: Any) -> tuple[Any, ...]:
+    """What stands for one or several, as several."""
+    return () if value is None else value if isinstance(value, tuple) else (value,)
 
 
 class Export(Section):
@@ -147,11 +191,27 @@ class Build(Section):
             raise ValueError(f"mode 'merged' needs merge_task (--task), one of {', '.join(names)}")
         for task in self.task:
             self.training_of(task)
+            self._check_mixture(task)
         return self
 
+    def _check_mixture(self, task: Task) -> None:
+        """A mixture is made of other tasks that have examples of their own."""
+        others = {t.name: t for t in self.task if t.name != task.name}
+        for name in task.mixture:
+            if name not in others:
+                raise ValueError(f"the mixture of {task.name!r} names {name!r}{_nearest(name, sorted(others))}")
+            if others[name].mixture:
+                raise ValueError(
+                    f"the mixture of {task.name!r} names {name!r}, which is a mixture itself; name the tasks that it is made of"
+                )
+
     def training_of(self, task: Task) -> Train:
-        """The [train] table with the task's own [task.training] keys laid over it."""
-        return Train.model_validate({**self.train.model_dump(), **task.overrides})
+        """The [train] table with the task's own [task.training] keys laid over it, and the preset under both."""
+        return Train.model_validate({**self.train.model_dump(exclude_unset=True), **task.overrides})
+
+    def ranking_of(self, task: Task) -> Literal["sum", "mean"]:
+        """How the task's choices are ranked: as it says, else as its preset's losses train."""
+        return task.ranking or RANKING.get(self.training_of(task).preset, "sum")
 
     @property
     def output_folder(self) -> Path:
@@ -185,13 +245,31 @@ def read_build(path: Path, **overrides: Any) -> Build:
         build = Build.model_validate(document)
     except ValidationError as error:
         raise ConfigError(f"{path}: " + "; ".join(_complaint(e, text) for e in error.errors())) from error
-    here = path.parent
-    tasks = tuple(t.model_copy(update={"train": here / t.train, "test": here / t.test}) for t in build.task)
+    return _beside(build, path.parent)
+
+
+def _beside(build: Build, here: Path) -> Build:
+    """The build with the paths of its data taken relative to `here`."""
+    tasks = tuple(
+        t.model_copy(update={"train": _there(t.train, here), "test": here / t.test, "overrides": _placed(t.overrides, here)})
+        for t in build.task
+    )
+    train = build.train.model_copy(update=_placed(build.train.model_dump(exclude_unset=True), here))
     model = here / build.base.model
     text = build.base.calibration
     found = {"model": str(model)} if model.exists() else {}
     base = build.base.model_copy(update=found | ({} if text in ("own", "none") else {"calibration": str(here / text)}))
-    return build.model_copy(update={"task": tasks, "base": base})
+    return build.model_copy(update={"task": tasks, "base": base, "train": train})
+
+
+def _there(train: Path | tuple[Path, ...], here: Path) -> Path | tuple[Path, ...]:
+    return here / train if isinstance(train, Path) else tuple(here / file for file in train)
+
+
+def _placed(training: dict[str, Any], here: Path) -> dict[str, Any]:
+    """Keys of a training table with its two paths relative to `here`."""
+    paths = {k: here / training[k] for k in ("validation", "init_adapter") if isinstance(training.get(k), str | Path)}
+    return training | paths
 
 
 def _complaint(error: Any, text: str) -> str:
@@ -205,13 +283,17 @@ def _complaint(error: Any, text: str) -> str:
         else ""
     )
     if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(key, _keys_beside(location), n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]!r}?" if near else f"; known here: {', '.join(_keys_beside(location))}"
-        return f"unknown key {dotted!r}{where}{hint}"
+        return f"unknown key {dotted!r}{where}{_nearest(key, _keys_beside(location))}"
     if error["type"] == "missing":
         return f"{dotted!r} is missing"
     message = error["msg"].removeprefix("Value error, ")
     return f"{dotted}{where}: {message}" if dotted else message
+
+
+def _nearest(key: str, known: list[str]) -> str:
+    """The nearest of `known`, or all of them, as the end of a complaint."""
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else f"; known here: {', '.join(known)}"
 
 
 def _keys_beside(location: list[str]) -> list[str]:

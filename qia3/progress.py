@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -11,14 +12,20 @@ T = TypeVar("T")
 LINES = 8  # of a long run, where stderr is a file and no bar can be drawn
 
 
+def is_main() -> bool:
+    """Whether this process speaks and writes: of several that share a run (`accelerate launch`) the first."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def say(text: str) -> None:
     """One line on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    if is_main():
+        print(text, file=sys.stderr, flush=True)
 
 
 def bar(items: list[T], title: str) -> Iterable[T]:
     """Wraps a list in a progress bar on stderr, where that is a terminal."""
-    if not sys.stderr.isatty():
+    if not sys.stderr.isatty() or not is_main():
         return items
     from rich.console import Console
     from rich.progress import track
@@ -29,7 +36,7 @@ def bar(items: list[T], title: str) -> Iterable[T]:
 @contextmanager
 def counting(title: str, total: int, unit: str) -> Iterator[Callable[[int, str], None]]:
     """Hands out a function that is told how many of `total` are done, with a note: a bar on a terminal, else a line now and then."""
-    if not sys.stderr.isatty():
+    if not sys.stderr.isatty() or not is_main():
         yield _lines(title, total, unit)
         return
     from rich.console import Console

@@ -17,7 +17,7 @@ from torch import nn
 from qia3 import __version__
 from qia3.base.frozen import BaseModel
 from qia3.base.modules import Int4Linear
-from qia3.config import Build
+from qia3.config import Build, Task
 from qia3.footprint.measure import measure
 from qia3.footprint.seal import seal
 from qia3.graph.export import export_decoder
@@ -31,19 +31,21 @@ from qia3.ia3.roles import Roles
 from qia3.ia3.vectors import Scaled, detach, fold, set_vectors
 from qia3.layout import DATA, GRAPH
 from qia3.progress import bar, say
+from qia3.recipe import Train
 from qia3.runtime.adapters import AdapterBank
 from qia3.runtime.bundle import FORMAT, Bundle
 from qia3.runtime.engine import Engine
 from qia3.runtime.evaluate import evaluate
+from qia3.runtime.examples import Example
 from qia3.targets import load_target
 from qia3.train.prompts import wrapping
 from qia3.train.task import Trained
 
 PACKAGES = ("torch", "transformers", "onnxruntime", "onnx-ir", "onnx", "numpy", "peft", "tokenizers")
-Pairs = Mapping[str, Sequence[tuple[str, str]]]
+Tests = Mapping[str, Sequence[Example]]
 
 
-def publish(plan: Build, base: BaseModel, roles: Roles, scaled: dict[str, Scaled], trained: Sequence[Trained], tests: Pairs) -> Path:
+def publish(plan: Build, base: BaseModel, roles: Roles, scaled: dict[str, Scaled], trained: Sequence[Trained], tests: Tests) -> Path:
     """Writes the bundle of `plan` and returns its folder."""
     target = load_target(plan.export.target)
     linears = _linears(base.model, roles)
@@ -149,6 +151,7 @@ def _manifest(
                 "kind": t.task.kind,
                 "prompt": t.prompt,
                 "choices": None if t.choices is None else list(t.choices),
+                "ranking": t.ranking,
                 "max_new_tokens": t.task.max_new_tokens,
                 "end": t.wrapping.end,
             }
@@ -163,7 +166,7 @@ def _as_asked(plan: Build) -> dict[str, Any]:
     """The build file's content, without the build machine's folders."""
     content = plan.model_dump(mode="json", by_alias=True, exclude={"output"})
     content["base"] |= {"model": _reference(plan.base.model), "calibration": _reference(plan.base.calibration)}
-    return content | {"task": [_task_as_asked(t) for t in plan.task]}
+    return content | {"train": _names(plan.train.model_dump(mode="json"), plan.train), "task": [_task_as_asked(t) for t in plan.task]}
 
 
 def _reference(model: str) -> str:
@@ -171,9 +174,17 @@ def _reference(model: str) -> str:
     return Path(model).name if Path(model).exists() else model
 
 
-def _task_as_asked(task: Any) -> dict[str, Any]:
+def _task_as_asked(task: Task) -> dict[str, Any]:
     """A task without the build machine's folders."""
-    return dict(task.model_dump(mode="json", by_alias=True)) | {"train": task.train.name, "test": task.test.name}
+    content = dict(task.model_dump(mode="json", by_alias=True))
+    files = [file.name for file in task.train_files]
+    training = {k: v.name if isinstance(v, Path) else v for k, v in task.overrides.items()}
+    return content | {"train": files[0] if isinstance(task.train, Path) else files, "test": task.test.name, "training": training}
+
+
+def _names(content: dict[str, Any], train: Train) -> dict[str, Any]:
+    """A training table with names of files instead of their paths."""
+    return content | {k: v.name for k in ("validation", "init_adapter") if isinstance(v := getattr(train, k), Path)}
 
 
 def _versions() -> dict[str, str]:
@@ -187,7 +198,7 @@ def _versions() -> dict[str, str]:
 
 
 def _parity(
-    plan: Build, base: BaseModel, scaled: Mapping[str, Scaled], trained: Sequence[Trained], tests: Pairs, graph: ir.Model, folder: Path
+    plan: Build, base: BaseModel, scaled: Mapping[str, Scaled], trained: Sequence[Trained], tests: Tests, graph: ir.Model, folder: Path
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Law 4, for the base alone and for each adapter (merged: for the folded model), on prompts of the tasks' own test sentences."""
     exact_path = (folder / GRAPH).with_name("exact.onnx")  # beside the weight file that it shares
@@ -214,9 +225,9 @@ def _parity(
     return results
 
 
-def _prompts(plan: Build, base: BaseModel, trained: Sequence[Trained], tests: Pairs) -> list[list[int]]:
+def _prompts(plan: Build, base: BaseModel, trained: Sequence[Trained], tests: Tests) -> list[list[int]]:
     """Prompts in turn from each task's test sentences."""
-    texts = [t.prompt.replace("{text}", text) for t in trained for text, _ in tests[t.task.name][: plan.parity.prompts]]
+    texts = [t.prompt.replace("{text}", e.text) for t in trained for e in tests[t.task.name][: plan.parity.prompts]]
     step = max(1, len(texts) // plan.parity.prompts)
     return [base.tokenizer.encode(text, add_special_tokens=False) for text in texts[::step][: plan.parity.prompts]]
 

@@ -25,8 +25,14 @@ from qia3.graph.forced import torch_logits
 from qia3.ia3.roles import find_roles
 from qia3.ia3.vectors import attach, set_vectors
 from qia3.runtime.adapters import AdapterBank
+from qia3.runtime.answer import prompt_of
 from qia3.runtime.bundle import Bundle
 from qia3.runtime.engine import Engine
+from qia3.runtime.score import rank
+from qia3.train.evaluate import rank_trees
+from qia3.train.probe import packs
+from qia3.train.schedule import Collator
+from qia3.train.trees import Tree
 
 ROOT = Path(__file__).parents[1]
 QUANTISED = ("codes", "scales", "zero_points", "embedding_codes", "embedding_scales", "embedding_zero_points")
@@ -384,3 +390,21 @@ def test_a_changed_byte_is_refused(place, tmp_path, capsys):
     (bundle / "onnx/model_q4.onnx_data").write_bytes(data)
     for words in (["run", bundle, "hi", "--adapter", "none"], ["report", bundle], ["bench", bundle], ["devices", bundle]):
         assert "onnx/model_q4.onnx_data has changed" in complaint(capsys, *words)
+
+
+@pytest.mark.parametrize("by", ["sum", "mean"])
+def test_torch_and_onnx_runtime_rank_alike(place, by):
+    """The bundle's graph is at accuracy_level 0."""
+    base, scaled = loaded(place)
+    engine = Engine(Bundle.open(place / "side"))
+    bank, task = AdapterBank(engine.bundle), engine.bundle.tasks["topics"]
+    set_vectors(scaled, {n: v.reshape(-1) for n, v in bank.vectors("topics").items()})
+    examples = [e for texts in SAID.values() for e in texts]
+    answers = tuple(tuple(engine.encode(c + task.end)) for c in task.choices)
+    trees = [Tree(tuple(prompt_of(engine, task, text)), answers) for text in examples]
+    found = rank_trees(base.model, trees, Collator(packs(base.model, 40), 512, 96), by)
+    theirs = [rank(engine, tree.prompt, answers, bank.vectors("topics"), by) for tree in trees]
+    for one, other in zip(found.scores, theirs, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-3)
+        assert one.argmax() == other.argmax()
+    assert found.accuracy == np.mean([s.argmax() == 0 for s in theirs])

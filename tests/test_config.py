@@ -59,6 +59,72 @@ def test_a_good_file_is_read_with_defaults_and_paths_beside_it(tmp_path):
     assert commands.prompt == "{text}"
 
 
+def preset(text, **given):
+    keys = "".join(f"{k} = {v}\n" for k, v in given.items())
+    return GOOD.replace("steps = 50\n", f'preset = "{text}"\n{keys}')
+
+
+def test_without_a_preset_the_keys_have_their_defaults(tmp_path):
+    training = read(tmp_path, GOOD.replace("steps = 50", "")).train
+    assert (training.steps, training.batch_size, training.learning_rate, training.warmup_steps) == (120, 8, 1e-2, 10)
+    assert (training.optimizer, training.losses, training.ranked) == ("adamw", ("lm",), False)
+
+
+def test_the_t_few_preset_is_the_papers_recipe(tmp_path):
+    plan = read(tmp_path, preset("t-few"))
+    intents, commands = plan.task
+    training = plan.training_of(intents)
+    assert (training.steps, training.batch_size, training.learning_rate, training.warmup_steps) == (1000, 8, 3e-3, 60)
+    assert (training.optimizer, training.ranked) == ("adafactor", True)
+    assert training.losses == ("lm", "unlikelihood", "length-normalised")
+    assert plan.training_of(commands).steps == 70
+    assert plan.training_of(commands).learning_rate == 3e-3
+    assert plan.ranking_of(intents) == "mean"
+    assert read(tmp_path, GOOD).ranking_of(intents) == "sum"
+
+
+def test_keys_that_are_given_win_over_the_preset_wherever_they_stand(tmp_path):
+    plan = read(tmp_path, preset("t-few", steps=30, losses='["lm"]').replace('kind = "classify"', 'kind = "classify"\nranking = "sum"'))
+    assert [plan.training_of(t).steps for t in plan.task] == [30, 70]
+    assert (plan.train.losses, plan.train.optimizer, plan.ranking_of(plan.task[0])) == (("lm",), "adafactor", "sum")
+    other = read(tmp_path, preset("t-few", learning_rate=0.5).replace("steps = 70", 'preset = "short"'))
+    commands = other.training_of(other.task[1])
+    assert (commands.steps, commands.optimizer, commands.learning_rate) == (96, "adamw", 0.5)
+    assert read(tmp_path, preset("t-few"), **{"train.steps": 9}).train.steps == 9
+
+
+def test_several_prompts_and_files_and_the_prompt_of_the_bundle(tmp_path):
+    text = GOOD.replace('prompt = "Which? {text}"', 'prompt = ["Which? {text}", "{text} Which?"]').replace(
+        '"train.jsonl"', '["a.jsonl", "b.jsonl"]'
+    )
+    first, second = read(tmp_path, text).task
+    assert first.prompts == ("Which? {text}", "{text} Which?")
+    assert first.question == "Which? {text}"
+    assert first.train_files == (tmp_path / "a.jsonl", tmp_path / "b.jsonl")
+    assert (second.prompts, second.train_files) == (("{text}",), (tmp_path / "c-train.jsonl",))
+    assert read(tmp_path, text.replace("train =", 'eval_prompt = "Say: {text}"\ntrain =', 1)).task[0].question == "Say: {text}"
+
+
+def test_a_mixture_names_other_tasks_and_needs_no_file_of_its_own(tmp_path):
+    mixed = GOOD + '[[task]]\nname = "general"\nkind = "classify"\nmixture = ["intents", "commands"]\nshots = 2\ntest = "g.jsonl"\n'
+    task = read(tmp_path, mixed).task[2]
+    assert (task.mixture, task.train_files, task.shots) == (("intents", "commands"), (), 2)
+    assert "did you mean 'commands'?" in complaint(tmp_path, mixed.replace('"intents", "commands"', '"comands"'))
+    assert "known here: commands, intents" in complaint(tmp_path, mixed.replace('"intents", "commands"', '"zzz"'))
+    assert "which is a mixture itself" in complaint(
+        tmp_path, mixed + mixed[len(GOOD) :].replace("general", "more").replace('"intents"', '"general"')
+    )
+    assert "needs 'train'" in complaint(tmp_path, mixed.replace('mixture = ["intents", "commands"]\n', ""))
+
+
+def test_paths_in_training_tables_are_beside_the_file(tmp_path):
+    plan = read(tmp_path, preset("short", validation='"held.jsonl"', init_adapter='"start"').replace("steps = 70", "validation = 0.25"))
+    assert (plan.train.validation, plan.train.init_adapter) == (tmp_path / "held.jsonl", tmp_path / "start")
+    intents, commands = (plan.training_of(t) for t in plan.task)
+    assert (intents.validation, commands.validation) == (tmp_path / "held.jsonl", 0.25)
+    assert (intents.steps, commands.init_adapter) == (96, tmp_path / "start")
+
+
 def test_command_line_values_win_and_none_is_skipped(tmp_path):
     values = {"export.mode": "merged", "export.merge_task": "commands", "seed": 7, "train.steps": None, "output": "there"}
     plan = read(tmp_path, GOOD, **values)
@@ -101,7 +167,22 @@ def test_an_unknown_key_with_no_near_one_lists_those_known(tmp_path):
         ('name = "two"', 'name = "a b"', "letters, digits"),
         ("steps = 50", "steps = 0", "train.steps"),
         ("steps = 70", "steps = -1", "steps"),
-        ("steps = 70", "stepz = 70", "stepz"),
+        ("steps = 70", "stepz = 70", "unknown key 'stepz'; did you mean 'steps'?"),
+        ("steps = 70", "learning_rat = 70", "did you mean 'learning_rate'?"),
+        ("steps = 50", 'preset = "tfew"', "train.preset"),
+        ("steps = 50", 'optimizer = "sgd"', "train.optimizer"),
+        ("steps = 50", 'losses = ["lm", "nll"]', "train.losses"),
+        ("steps = 50", 'losses = ["lm", "lm"]', "each loss is named once"),
+        ("steps = 50", "losses = []", "train.losses"),
+        ("steps = 50", "accumulate = 3", "a batch of 8 cannot be computed in 3 equal parts"),
+        ("steps = 70", "accumulate = 3", "a batch of 8 cannot be computed in 3 equal parts"),
+        ("steps = 50", "validation = 1.5", "a fraction is between 0 and 1"),
+        ('prompt = "Which? {text}"', 'prompt = ["{text}", "Which?"]', "holds {text} exactly once"),
+        ('prompt = "Which? {text}"', "prompt = []", "a string, or a list of strings"),
+        ('prompt = "Which? {text}"', "prompt = 3", "a string, or a list of strings"),
+        ('prompt = "Which? {text}"', 'eval_prompt = "Which?"', "holds {text} exactly once"),
+        ('train = "train.jsonl"', "train = [1]", "a string, or a list of strings"),
+        ('kind = "generate"', 'kind = "generate"\nranking = "mean"', "'ranking' is for choices"),
         ('kind = "generate"', 'kind = "write"', "kind"),
         ('model = "smollm2-135m-instruct"', "block_size = 48", "'base.model' is missing"),
         ('model = "smollm2-135m-instruct"', 'model = "m"\nblock_size = 48', "block_size"),

@@ -14,8 +14,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ROOMS = [p for room in ("grids", "footprint", "runtime") for p in (ROOT / "qia3" / room).rglob("*.py")]
 LIGHT_MODULES = [
-    *("qia3", "qia3.cli", "qia3.config", "qia3.console", "qia3.errors", "qia3.layout", "qia3.profiles", "qia3.progress", "qia3.storage"),
-    "qia3.targets",
+    *("qia3", "qia3.cli", "qia3.config", "qia3.console", "qia3.errors", "qia3.layout", "qia3.profiles", "qia3.progress", "qia3.recipe"),
+    *("qia3.storage", "qia3.targets"),
     *sorted(".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for p in ROOMS),
 ]
 BLOCK = """

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from qia3.runtime.adapters import AdapterBank
 from qia3.runtime.answer import Answer, answer, classify_batch, task_of
 from qia3.runtime.bundle import Bundle
 from qia3.runtime.engine import Engine
-from qia3.runtime.evaluate import evaluate, token_f1
+from qia3.runtime.evaluate import corpus_chrf, evaluate, token_f1
 from qia3.runtime.examples import Example, read_examples
 from qia3.runtime.score import rank
 
@@ -93,12 +94,55 @@ def test_evaluation_of_classification(engine, tmp_path):
     assert evaluate(engine, bank, tmp_path / "a.jsonl", "none", "lamps").adapter == "none"
 
 
+def test_a_task_says_how_its_choices_are_ranked(tmp_path):
+    tasks = {how: tiny.TASKS["lamps"] | {"ranking": how} for how in ("sum", "mean")} | {"old": tiny.TASKS["lamps"]}
+    bare = Engine(Bundle.open(tiny.write_bundle(tmp_path / "bundle", tasks=tasks)), threads=1)
+    tokens = [bare.encode(c + tiny.END) for c in tiny.CHOICES]
+    sums = rank(bare, bare.encode("Topic of the hall?"), tokens, {})
+    for task, expected in (("sum", sums), ("mean", sums / [len(t) for t in tokens]), ("old", sums)):
+        found = answer(bare, None, "the hall", task=task)
+        shares = np.exp(expected - expected.max())
+        np.testing.assert_allclose(list(found.scores.values()), shares / shares.sum(), atol=1e-5)
+        assert found.label == tiny.CHOICES[int(np.argmax(expected))]
+
+
+def test_a_text_s_own_choices_are_ranked_instead_of_the_task_s(engine, tmp_path):
+    bank, task = AdapterBank(engine.bundle), task_of(engine, "lamps")
+    own = [["a door", "lock it", "x"], None, ["lights", "off"]]
+    found = classify_batch(engine, task, bank.vectors("lamps"), ["the hall"] * 3, own)
+    for given, said in zip(own, found, strict=True):
+        scores = rank(
+            engine,
+            engine.encode("Topic of the hall?"),
+            [engine.encode(c + tiny.END) for c in given or tiny.CHOICES],
+            bank.vectors("lamps"),
+        )
+        assert said.label == (given or tiny.CHOICES)[int(np.argmax(scores))]
+        assert list(said.scores) == list(given or tiny.CHOICES)
+    best = found[0].label
+    rows = [{"text": "the hall", "label": best, "choices": own[0]}, {"text": "the hall", "label": found[1].label}]
+    assert evaluate(engine, bank, lines(tmp_path / "a.jsonl", *rows), "lamps").accuracy == 1
+
+
+def test_a_task_without_choices_needs_them_with_each_text(tmp_path):
+    bare = Engine(Bundle.open(tiny.write_bundle(tmp_path / "bundle", tasks={"quiz": tiny.TASKS["lamps"] | {"choices": None}})), threads=1)
+    bank, task = AdapterBank(bare.bundle), task_of(bare, "none", "quiz")
+    with pytest.raises(ConfigError, match="every text brings its own"):
+        classify_batch(bare, task, {}, ["x"])
+    assert set(classify_batch(bare, task, {}, ["x"], [["a", "b"]])[0].scores) == {"a", "b"}
+    file = lines(tmp_path / "a.jsonl", {"text": "x", "label": "a", "choices": ["a", "b"]})
+    assert evaluate(bare, bank, file, None, "quiz").labels is None
+    with pytest.raises(DataError, match="line 2: 'choices' is missing: this task has none"):
+        evaluate(bare, bank, lines(file, {"text": "x", "label": "a", "choices": ["a", "b"]}, {"text": "x", "label": "a"}), None, "quiz")
+
+
 def test_evaluation_of_generation(engine, tmp_path):
     said = "".join(answer(engine, "echo", "hello"))
     file = lines(tmp_path / "a.jsonl", {"text": "hello", "target": f"  {said.upper()} "}, {"text": "hello", "target": "something else"})
     found = evaluate(engine, AdapterBank(engine.bundle), file, "echo")
     assert (found.kind, found.n, found.accuracy, found.labels) == ("generate", 2, 0.5, None)
     assert found.f1 >= 0.5
+    assert found.chrf == corpus_chrf([said, said], [f"  {said.upper()} ", "something else"])
 
 
 def test_evaluation_of_a_merged_bundle_names_its_task(tmp_path):
@@ -116,6 +160,30 @@ def test_token_f1():
     assert token_f1("", "x") == token_f1("y", "x") == 0
 
 
+def slow_chrf(answers, expected):
+    """chrF2 from its definition: per n the matches over all answers, F of each n's precision and recall, averaged."""
+    scores = []
+    for n in range(1, 7):
+        grams = [
+            [Counter(t[i : i + n] for i in range(len(t) - n + 1)) for t in ("".join(s.split()) for s in side)]
+            for side in (answers, expected)
+        ]
+        said, wanted = (sum(sum(g.values()) for g in side) for side in grams)
+        shared = sum(sum((a & b).values()) for a, b in zip(*grams, strict=True))
+        if said and wanted:
+            precision, recall = shared / said, shared / wanted
+            scores.append(5 * precision * recall / (4 * precision + recall) if shared else 0.0)
+    return 100 * sum(scores) / len(scores)
+
+
+def test_chrf_is_its_definition_and_is_left_out_without_its_library(monkeypatch):
+    answers, expected = ["lights | hall | off", "lock the door", "musik"], ["lights | hall | on", "lock a door", "music please"]
+    assert corpus_chrf(answers, expected) == pytest.approx(slow_chrf(answers, expected), abs=0.01)
+    assert corpus_chrf(expected, expected) == 100
+    monkeypatch.setitem(sys.modules, "sacrebleu.metrics", None)
+    assert corpus_chrf(answers, expected) is None
+
+
 GOOD = {"text": "dim the hall", "label": "lights"}
 
 
@@ -123,7 +191,12 @@ def test_examples_are_read(tmp_path):
     file = tmp_path / "a.jsonl"
     file.write_bytes(b'\xef\xbb\xbf{"text": "a\xe2\x80\xa8b\xc2\x85c", "label": "lock"}\r\n\n  \n{"text": "d", "label": "lock", "id": 3}')
     assert read_examples(file, "classify", ["lock"]) == [Example("a\u2028b\u0085c", "lock"), Example("d", "lock")]
-    assert read_examples(lines(file, {"text": "a", "target": "b"}), "generate") == [Example("a", "b")]
+    assert read_examples(lines(file, {"text": "a", "target": "b", "choices": 7}), "generate") == [Example("a", "b")]
+    own = {"text": "a", "label": "b", "choices": ["c", "b"]}
+    assert read_examples(lines(file, own, GOOD), "classify", ["lights"]) == [
+        Example("a", "b", ("c", "b")),
+        Example("dim the hall", "lights"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -137,6 +210,13 @@ def test_examples_are_read(tmp_path):
         ({"text": "  ", "label": "lights"}, "line 2: 'text' is missing, empty"),
         ({"text": "a", "label": 3}, "line 2: 'label' is missing, empty or no text"),
         ({"text": "a", "label": "Lights"}, "line 2: label 'Lights' is not one of lights, lock"),
+        ({"text": "a", "label": "x", "choices": ["y", "z"]}, "line 2: label 'x' is not one of y, z"),
+        ({"text": "a", "label": "y", "choices": ["y"]}, "line 2: 'choices' needs two answers or more, all different; it has 'y'"),
+        ({"text": "a", "label": "y", "choices": ["y", "y", "z"]}, "line 2: 'choices' needs two answers"),
+        ({"text": "a", "label": "y", "choices": []}, "line 2: 'choices' needs two answers or more, all different; it has none"),
+        ({"text": "a", "label": "y", "choices": "yz"}, "line 2: 'choices' is a list of texts"),
+        ({"text": "a", "label": "y", "choices": ["y", " "]}, "line 2: 'choices' is a list of texts, none of them empty"),
+        ({"text": "a", "label": "y", "choices": ["y", 3]}, "line 2: 'choices' is a list of texts"),
         ('{"text": "\\ud83d", "label": "lock"}', "line 2: 'text' holds half of a surrogate pair"),
     ],
 )

@@ -52,6 +52,13 @@ def test_the_trie_equals_the_numpy_model(engine, bank):
         assert found == pytest.approx(expected, abs=1e-3)
 
 
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_the_mean_divides_by_each_choices_own_tokens(engine, bank, prompt):
+    vectors = bank.vectors("lamps")
+    expected = [total / len(c) for total, c in zip(slow(engine, prompt, CHOICES, vectors), CHOICES, strict=True)]
+    np.testing.assert_allclose(rank(engine, prompt, CHOICES, vectors, "mean"), expected, atol=1e-4)
+
+
 @pytest.mark.parametrize("max_rows", [1, 2, 3, 5, 100])
 def test_scores_do_not_depend_on_how_many_rows_go_at_once(engine, bank, monkeypatch, max_rows):
     whole = rank(engine, PROMPTS[0], CHOICES, bank.vectors("lamps"))

@@ -12,18 +12,45 @@ from tiny import tiny
 
 from qia3.base.load import fingerprint
 from qia3.base.quantise import quantise_model
-from qia3.config import Train
 from qia3.errors import Interrupted
 from qia3.ia3.roles import find_roles
 from qia3.ia3.vectors import attach, get_vectors, set_vectors
-from qia3.train import run as run_module
+from qia3.recipe import Train
+from qia3.runtime.examples import Example
+from qia3.train import callbacks
+from qia3.train.batches import padded
+from qia3.train.callbacks import read_log
 from qia3.train.compute import choose_compute
-from qia3.train.prompts import Sequences, encode, wrapping
-from qia3.train.run import IGNORE, VectorModel, train_vectors
+from qia3.train.examples import Examples, Source
+from qia3.train.model import VectorModel
+from qia3.train.prompts import wrapping
+from qia3.train.run import train_vectors
+from qia3.train.schedule import order
+from qia3.train.trees import Tree
 
 PROMPTS = tuple(tuple(np.random.default_rng(i).integers(3, 101, 4 + i % 5).tolist()) for i in range(16))
-SEQUENCES = Sequences(PROMPTS, tuple((5 + p[0] % 4, 2) for p in PROMPTS))
+TREES = [Tree(p, ((5 + p[0] % 4, 2), (9, 10, 2)), 0) for p in PROMPTS]
 SETTINGS = Train(steps=12, batch_size=4, learning_rate=2e-2, warmup_steps=2, checkpoint_every=4, compute="float32")
+
+
+class Fixed:
+    """Examples that are trees already. A draw may turn their answers round, as a drawn prompt changes a tree."""
+
+    def __init__(self, trees, drawn=False):
+        self.trees, self.drawn = trees, drawn
+
+    def __len__(self):
+        return len(self.trees)
+
+    def longest_path(self):
+        return max(t.longest_path for t in self.trees)
+
+    def tree(self, index, draw=None):
+        tree = self.trees[index]
+        return Tree(draw.choice([tree.prompt, tree.prompt[::-1]]), tree.answers, tree.right) if self.drawn and draw else tree
+
+
+EXAMPLES = Fixed(TREES, drawn=True)
 
 
 def adapted(family="llama"):
@@ -34,20 +61,24 @@ def adapted(family="llama"):
 
 @torch.no_grad()
 def loss(model, scaled):
-    return float(VectorModel(model, scaled)(**run_module._collate(run_module._rows(SEQUENCES)))["loss"])
+    return float(VectorModel(model, scaled)(**padded(TREES))["loss"])
 
 
-def test_the_loss_is_the_mean_cross_entropy_of_the_answers_tokens():
-    model, scaled = adapted()
-    rows = [{"prompt": (5, 6, 7), "answer": (8, 2)}, {"prompt": (9, 10, 11, 12, 13), "answer": (14, 15, 2)}]
-    batch = run_module._collate(rows)
-    assert (batch["labels"] == IGNORE).sum() == 1
-    loss = VectorModel(model, scaled)(**batch)["loss"]
-    logs = []
-    for r in rows:
-        logits = model(input_ids=torch.tensor([r["prompt"] + r["answer"]])).logits[0].log_softmax(-1)
-        logs += [logits[len(r["prompt"]) - 1 + i, t] for i, t in enumerate(r["answer"])]
-    torch.testing.assert_close(loss, -torch.stack(logs).mean(), rtol=1e-5, atol=1e-5)
+def log(folder):
+    """The numbers of a run that do not depend on the clock."""
+    return [{k: v for k, v in e.items() if k not in ("seconds", "examples_per_second")} for e in read_log(folder / "log.jsonl")]
+
+
+def stopping_at(step):
+    """Interruption.on_step_end, with a SIGINT to ourselves after that step."""
+    original = callbacks.Interruption.on_step_end
+
+    def stop(self, args, state, control, **rest):
+        if state.global_step == step and not self.raised:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(self, args, state, control, **rest)
+
+    return stop
 
 
 @pytest.mark.parametrize("compute", ["float32", "bfloat16"])
@@ -55,7 +86,7 @@ def test_the_loss_falls_and_the_base_stays_frozen(compute, tmp_path):
     model, scaled = adapted("qwen3")
     before = fingerprint(model.model.embed_tokens)
     settings = SETTINGS.model_copy(update={"steps": 40, "compute": compute, "learning_rate": 5e-2})
-    record = train_vectors(model, scaled, SEQUENCES, settings, 0, tmp_path, "t")
+    record = train_vectors(model, scaled, EXAMPLES, settings, 0, tmp_path, "t")
     vectors = get_vectors(scaled)
     set_vectors(scaled, None)
     first = loss(model, scaled)
@@ -69,7 +100,7 @@ def test_the_loss_falls_and_the_base_stays_frozen(compute, tmp_path):
 
 def test_what_is_saved_is_what_the_forward_pass_saw(tmp_path):
     model, scaled = adapted()
-    train_vectors(model, scaled, SEQUENCES, SETTINGS, 0, tmp_path, "t")
+    train_vectors(model, scaled, EXAMPLES, SETTINGS, 0, tmp_path, "t")
     for layer in scaled.values():
         offset = layer.vector().detach() - 1
         assert torch.equal(offset.to(torch.bfloat16).float() + 1, layer.vector().detach())
@@ -78,34 +109,123 @@ def test_what_is_saved_is_what_the_forward_pass_saw(tmp_path):
 
 def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(tmp_path, monkeypatch):
     model, scaled = adapted()
-    train_vectors(model, scaled, SEQUENCES, SETTINGS, 3, tmp_path / "whole", "t")
+    train_vectors(model, scaled, EXAMPLES, SETTINGS, 3, tmp_path / "whole", "t")
     whole = get_vectors(scaled)
 
-    original = run_module._Interruption.on_step_end
-
-    def stop_at_six(self, args, state, control, **rest):
-        if state.global_step == 6 and not self.raised:
-            os.kill(os.getpid(), signal.SIGINT)
-        return original(self, args, state, control, **rest)
-
-    monkeypatch.setattr(run_module._Interruption, "on_step_end", stop_at_six)
+    monkeypatch.setattr(callbacks.Interruption, "on_step_end", stopping_at(6))
     with pytest.raises(Interrupted, match="step 6 of 12"):
-        train_vectors(model, scaled, SEQUENCES, SETTINGS, 3, tmp_path / "parts", "t")
+        train_vectors(model, scaled, EXAMPLES, SETTINGS, 3, tmp_path / "parts", "t")
     monkeypatch.undo()
     for step, state in ((9, None), (10, ""), (11, '{"epoch": 1,')):  # as a kill in the middle of saving leaves them
-        (tmp_path / "parts" / f"checkpoint-{step}").mkdir()
+        (tmp_path / "parts" / "checkpoints" / f"checkpoint-{step}").mkdir()
         if state is not None:
-            (tmp_path / "parts" / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
-    train_vectors(model, scaled, SEQUENCES, SETTINGS, 3, tmp_path / "parts", "t")
+            (tmp_path / "parts" / "checkpoints" / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
+    train_vectors(model, scaled, EXAMPLES, SETTINGS, 3, tmp_path / "parts", "t")
+    assert log(tmp_path / "parts") == log(tmp_path / "whole")
     for name, vector in get_vectors(scaled).items():
         np.testing.assert_array_equal(vector, whole[name])
+
+
+RANKED = SETTINGS.model_copy(update={"losses": ("lm", "unlikelihood", "length-normalised"), "steps": 6, "batch_size": 8})
+
+
+@pytest.mark.parametrize("change", [{"accumulate": 2}, {"accumulate": 8}, {"gradient_checkpointing": True}, {"row_tokens": 8}])
+def test_how_a_step_is_computed_does_not_change_what_is_trained(tmp_path, change):
+    runs = []
+    for name, settings in (("plain", RANKED), ("other", RANKED.model_copy(update=change))):
+        model, scaled = adapted()
+        train_vectors(model, scaled, EXAMPLES, settings, 0, tmp_path / name, "t")
+        assert not any(getattr(m, "gradient_checkpointing", False) for m in model.modules())
+        runs.append((log(tmp_path / name), get_vectors(scaled)))
+    for one, other in zip(*(entries for entries, _ in runs), strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
+        assert one == pytest.approx(other, rel=1e-4)
+    for name, vector in runs[0][1].items():  # a bfloat16 offset may round to its neighbour
+        np.testing.assert_allclose(runs[1][1][name], vector, atol=1e-3)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
+def test_the_log_has_a_line_a_step_with_the_losses_and_the_rate(tmp_path, optimizer):
+    model, scaled = adapted()
+    settings = RANKED.model_copy(update={"optimizer": optimizer, "steps": 8, "warmup_steps": 3})
+    record = train_vectors(model, scaled, EXAMPLES, settings, 0, tmp_path, "t")
+    entries = read_log(tmp_path / "log.jsonl")
+    assert [e["step"] for e in entries] == list(range(1, 9))
+    np.testing.assert_allclose([e["learning_rate"] for e in entries], [2e-2 * x for x in (0, 1 / 3, 2 / 3, 1, 0.8, 0.6, 0.4, 0.2)])
+    for e in entries:
+        assert e["loss"] == pytest.approx(e["lm"] + e["unlikelihood"] + e["length-normalised"])
+        assert e["examples_per_second"] == pytest.approx(8 / e["seconds"], rel=0.2)
+    assert record.final_loss == pytest.approx(np.mean([e["loss"] for e in entries[-2:]]))
+    assert record.packed
+    assert record.state_bytes["optimizer"] == {"adamw": 8, "adafactor": 4}[optimizer] * record.parameters
+
+
+def test_the_first_step_s_loss_is_that_of_its_examples(tmp_path):
+    model, scaled = adapted()
+    examples = Fixed(TREES)
+    train_vectors(model, scaled, examples, SETTINGS, 5, tmp_path, "t")
+    set_vectors(scaled, None)
+    first = [TREES[i] for i in order(16, 48, 5)[:4]]
+    assert read_log(tmp_path / "log.jsonl")[0]["loss"] == pytest.approx(
+        float(VectorModel(model, scaled)(**padded(first))["loss"].detach()), rel=1e-5
+    )
+
+
+def test_every_example_comes_once_before_any_comes_again():
+    rounds = order(7, 30, 0)
+    for start in (0, 7, 14, 21):
+        assert sorted(rounds[start : start + 7]) == list(range(7))
+    assert list(rounds[:7]) != list(rounds[7:14])
+
+
+def test_validation_keeps_the_best_state_and_stops(tmp_path):
+    """Validation calls right what training makes unlikely, so its loss goes up."""
+    model, scaled = adapted()
+    other = Fixed([Tree(t.prompt, (t.answers[1][:2],)) for t in TREES[:6]])
+    settings = RANKED.model_copy(update={"steps": 60, "checkpoint_every": 3, "patience": 2, "learning_rate": 5e-2})
+    record = train_vectors(model, scaled, EXAMPLES, settings, 0, tmp_path, "t", other)
+    assert record.steps == record.best_step + 2 * 3 < 60
+    found = float(VectorModel(model, scaled)(**padded(other.trees))["loss"].detach())
+    assert found == pytest.approx(record.validation_loss, rel=1e-5)
+
+
+def test_a_run_with_validation_goes_on_as_if_it_had_not_stopped(tmp_path, monkeypatch):
+    model, scaled = adapted()
+    settings = SETTINGS.model_copy(update={"steps": 13, "checkpoint_every": 3, "patience": 4})
+    whole = train_vectors(model, scaled, EXAMPLES, settings, 0, tmp_path / "whole", "t", Fixed(TREES[:3]))
+    vectors = get_vectors(scaled)
+    monkeypatch.setattr(callbacks.Interruption, "on_step_end", stopping_at(8))
+    with pytest.raises(Interrupted):
+        train_vectors(model, scaled, EXAMPLES, settings, 0, tmp_path / "parts", "t", Fixed(TREES[:3]))
+    monkeypatch.undo()
+    parts = train_vectors(model, scaled, EXAMPLES, settings, 0, tmp_path / "parts", "t", Fixed(TREES[:3]))
+    assert (parts.best_step, parts.validation_loss, parts.steps) == (whole.best_step, whole.validation_loss, whole.steps)
+    for name, vector in get_vectors(scaled).items():
+        np.testing.assert_array_equal(vector, vectors[name])
+
+
+def test_training_starts_from_given_vectors(tmp_path):
+    model, scaled = adapted()
+    train_vectors(model, scaled, EXAMPLES, SETTINGS, 0, tmp_path / "first", "t")
+    start = get_vectors(scaled)
+    settings = SETTINGS.model_copy(update={"steps": 1, "learning_rate": 1e-9, "warmup_steps": 0})
+    train_vectors(model, scaled, Fixed(TREES), settings, 0, tmp_path / "second", "t", start=start)
+    for name, vector in get_vectors(scaled).items():
+        np.testing.assert_array_equal(vector, start[name])
+
+
+def test_a_model_that_cannot_pack_is_trained_with_a_row_for_each_answer(tmp_path, capsys):
+    model, scaled = adapted("mistral")  # its window of 7 is shorter than the examples
+    record = train_vectors(model, scaled, EXAMPLES, SETTINGS, 0, tmp_path, "t")
+    assert not record.packed
+    assert "MistralForCausalLM does not compute the same with several answers in one row" in capsys.readouterr().err
 
 
 def test_seeds_decide_the_run(tmp_path):
     model, scaled = adapted()
     results = []
     for i, seed in enumerate((0, 0, 1)):
-        train_vectors(model, scaled, SEQUENCES, SETTINGS, seed, tmp_path / str(i), "t")
+        train_vectors(model, scaled, EXAMPLES, SETTINGS, seed, tmp_path / str(i), "t")
         results.append(np.concatenate(list(get_vectors(scaled).values())))
     np.testing.assert_array_equal(results[0], results[1])
     assert (results[0] != results[2]).any()
@@ -134,7 +254,8 @@ class Letters:
 def test_a_long_prompt_loses_its_beginning_and_never_the_answer():
     wrap = wrapping(Letters(), None, chat=True)
     assert (wrap.prefix, wrap.suffix, wrap.end, wrap.stop_tokens) == ("<U:", ";A:", ".", (46,))
-    found = encode(Letters(), "<U:{text};A:", ".", [("abcdefgh", "yes")], max_length=8)
-    assert "".join(map(chr, found.prompts[0])) == "h;A:"
-    assert "".join(map(chr, found.answers[0])) == "yes."
+    source = Source(("{text}",), "{text}", wrap, (Example("abcdefgh", "yes"),), None)
+    tree = Examples(Letters(), [source], max_length=8).tree(0)
+    assert "".join(map(chr, tree.prompt)) == "h;A:"
+    assert "".join(map(chr, tree.answers[0])) == "yes."
     assert wrapping(Letters(), None, chat=False).prefix == "<"

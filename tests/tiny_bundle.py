@@ -194,16 +194,18 @@ def write_adapter(path: Path, vectors: dict[str, np.ndarray], model_version: int
     adapter.export_adapter(str(path))
 
 
-def write_bundle(folder: Path, mode: str = "side", all_logits: bool = False, required: bool = False, level: int = 0) -> Path:
+def write_bundle(
+    folder: Path, mode: str = "side", all_logits: bool = False, required: bool = False, level: int = 0, tasks: dict | None = None
+) -> Path:
     """A sealed bundle with the adapters lamps (seed 1) and echo (seed 2); merged: a graph that has no places for vectors.
 
     `required`: the graph has no default for its vectors.
     """
+    (folder / GRAPH).parent.mkdir(parents=True)
     words = tokenizer()
     words.save(str(folder / "tokenizer.json"))
-    (folder / GRAPH).parent.mkdir()
     write_graph(folder / GRAPH, weights(words.get_vocab_size()), level, side=mode == "side", all_logits=all_logits, required=required)
-    tasks = TASKS if mode == "side" else {"lamps": TASKS["lamps"]}
+    tasks = (tasks or TASKS) if mode == "side" else {"lamps": TASKS["lamps"]}
     if mode == "side":
         for seed, name in enumerate(tasks, 1):
             write_adapter(folder / "adapters" / f"{name}.onnx_adapter", random_vectors(seed))

@@ -95,6 +95,16 @@ def set_vectors(scaled: Mapping[str, Scaled], vectors: Mapping[str, NDArray[np.f
             layer.delta.copy_(offset if layer.rows is None else offset[layer.rows])
 
 
+def start_vectors(scaled: Mapping[str, Scaled], vectors: Mapping[str, NDArray[np.float32]] | None) -> int:
+    """Makes the layers ready to train, in bfloat16, from `vectors` or from ones. Returns how many numbers train. Raises AdapterError."""
+    set_vectors(scaled, vectors)
+    for layer in scaled.values():
+        layer.precision = torch.bfloat16
+        layer.delta.requires_grad_(True)
+        layer.delta.grad = None
+    return sum(layer.delta.numel() for layer in scaled.values())
+
+
 def check_vectors(sites: Iterable[Site], vectors: Mapping[str, NDArray[np.float32]]) -> None:
     """Every vector must have a site and its shape, and be one where the site does not train. A site without a vector is left at one."""
     by_name = {site.name: site for site in sites}

@@ -23,7 +23,7 @@ NONE = "none"
 
 def load_adapter(path: Path, bundle: Bundle) -> Vectors:
     """The tensors of an .onnx_adapter, float32 [1, 1, d] by input name. Raises AdapterError for another base and with every bad tensor."""
-    base, tensors = _read(path)
+    base, tensors = read_adapter(path)
     if base != bundle.base_version:
         raise AdapterError(f"{path} was trained on another base ({base:07x}…, this bundle's is {bundle.fingerprint[:7]}…)")
     if bad := _misfits(tensors, bundle.vectors):
@@ -31,8 +31,8 @@ def load_adapter(path: Path, bundle: Bundle) -> Vectors:
     return tensors
 
 
-def _read(path: Path) -> tuple[int, Vectors]:
-    """Model version and tensors."""
+def read_adapter(path: Path) -> tuple[int, Vectors]:
+    """Model version and tensors of any .onnx_adapter. Raises AdapterError."""
     if not path.is_file():
         raise AdapterError(f"there is no adapter file {path}")
     try:

@@ -51,18 +51,26 @@ def task_of(engine: Engine, adapter: str | None, task: str | None = None) -> Tas
     return bundle.tasks[name]
 
 
-def classify(engine: Engine, task: Task, vectors: Mapping[str, Floats], text: str) -> Answer:
-    """Ranks the task's choices."""
-    return classify_batch(engine, task, vectors, [text])[0]
+def classify(engine: Engine, task: Task, vectors: Mapping[str, Floats], text: str, choices: Sequence[str] | None = None) -> Answer:
+    """Ranks the choices of this text, by default the task's."""
+    return classify_batch(engine, task, vectors, [text], [choices])[0]
 
 
-def classify_batch(engine: Engine, task: Task, vectors: Mapping[str, Floats], texts: Sequence[str]) -> list[Answer]:
-    """Ranks the task's choices for several texts at once. Vectors are [1, 1, d] for all of them or [texts, 1, d]."""
-    if not task.choices:
-        raise ConfigError(f"task {task.name!r} has no choices to rank; it generates text")
-    choices = [engine.encode(choice + task.end) for choice in task.choices]
+def classify_batch(
+    engine: Engine,
+    task: Task,
+    vectors: Mapping[str, Floats],
+    texts: Sequence[str],
+    choices: Sequence[Sequence[str] | None] | None = None,
+) -> list[Answer]:
+    """Ranks each text's own choices; None, for one text or for all, means the task's. Vectors are [1, 1, d] for all texts or [texts, 1, d]."""
+    own = [given or task.choices or () for given in choices or [None] * len(texts)]
+    if not all(own):
+        reason = "it generates text" if task.kind == "generate" else "every text brings its own (run: --choice A --choice B)"
+        raise ConfigError(f"task {task.name!r} has no choices to rank; {reason}")
+    tokens = [[engine.encode(choice + task.end) for choice in given] for given in own]
     prompts = [prompt_of(engine, task, text) for text in texts]
-    return [_chosen(task.choices, scores) for scores in rank_batch(engine, prompts, [choices] * len(prompts), vectors)]
+    return [_chosen(given, scores) for given, scores in zip(own, rank_batch(engine, prompts, tokens, vectors, task.ranking), strict=True)]
 
 
 def reply(engine: Engine, task: Task, vectors: Mapping[str, Floats], text: str, max_new_tokens: int | None = None) -> Iterator[str]:

@@ -33,6 +33,7 @@ class Task:
     choices: tuple[str, ...] | None
     max_new_tokens: int
     end: str
+    ranking: str = "sum"  # or "mean": how choices of different lengths compare (qia3.runtime.score)
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ class Bundle:
 
 def _task(name: str, task: Mapping[str, Any]) -> Task:
     choices = None if task["choices"] is None else tuple(task["choices"])
-    return Task(name, task["kind"], task["prompt"], choices, int(task["max_new_tokens"]), task["end"])
+    return Task(name, task["kind"], task["prompt"], choices, int(task["max_new_tokens"]), task["end"], task.get("ranking", "sum"))
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

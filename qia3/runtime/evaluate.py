@@ -1,10 +1,14 @@
-"""Scores a file of examples. Classification: the ranked label is the right one. Generation: exact match after normalising, and token F1."""
+"""Scores a file of examples. Classification: the ranked label is the right one. Generation: exact match after normalising, token F1, and chrF.
+
+chrF (Popović 2015) is an F-score over character n-grams, so a near miss in a word counts for something. It comes from sacrebleu, which is what
+published figures are made with, and is left out where that is not installed: a device needs no more than numpy to be scored.
+"""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +25,9 @@ Track = Callable[[list[Example]], Iterable[Example]]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`labels` gives per label how many there were and how many were right; `f1` is None for classification, `labels` for generation."""
+    """`labels` gives per label how many there were and how many were right; `f1` (0 to 1) and `chrf` (0 to 100, as sacrebleu
+    gives it for a whole file) are None for classification, `labels` where the task has no choices of its own.
+    """
 
     adapter: str
     task: str
@@ -29,6 +35,7 @@ class Evaluation:
     n: int
     accuracy: float
     f1: float | None
+    chrf: float | None
     labels: dict[str, dict[str, int]] | None
     seconds: float
     examples_per_second: float
@@ -45,7 +52,7 @@ def evaluate(
     Raises DataError naming the line.
     """
     chosen = _task(engine, adapter, task)
-    examples = read_examples(path, chosen.kind, chosen.choices)
+    examples = read_examples(path, chosen.kind, chosen.choices or ())
     vectors = bank.vectors(adapter)
     started = time.perf_counter()
     answers = [_answer(engine, chosen, vectors, e) for e in track(examples)]
@@ -60,7 +67,8 @@ def evaluate(
         n=len(examples),
         accuracy=sum(right) / len(examples),
         f1=sum(scores) / len(scores) if generation else None,
-        labels=None if generation else _by_label(examples, right),
+        chrf=corpus_chrf(answers, [e.answer for e in examples]) if generation else None,
+        labels=_by_label(examples, right) if chosen.choices else None,
         seconds=round(seconds, 2),
         examples_per_second=round(len(examples) / seconds, 2),
     )
@@ -73,6 +81,15 @@ def token_f1(answer: str, expected: str) -> float:
     return 2 * shared / (len(said) + len(wanted)) if shared else 0.0
 
 
+def corpus_chrf(answers: Sequence[str], expected: Sequence[str]) -> float | None:
+    """chrF2 of all answers together, 0 to 100; None without sacrebleu."""
+    try:
+        from sacrebleu.metrics import CHRF
+    except ModuleNotFoundError:
+        return None
+    return round(float(CHRF().corpus_score(list(answers), [list(expected)]).score), 2)
+
+
 def _task(engine: Engine, adapter: str | None, task: str | None) -> Task:
     """With no adapter and one task only, that task's prompt is meant."""
     tasks = list(engine.bundle.tasks)
@@ -83,7 +100,7 @@ def _task(engine: Engine, adapter: str | None, task: str | None) -> Task:
 
 def _answer(engine: Engine, task: Task, vectors: dict[str, Floats], example: Example) -> str:
     if task.kind == "classify":
-        return classify(engine, task, vectors, example.text).label
+        return classify(engine, task, vectors, example.text, example.choices).label
     return "".join(reply(engine, task, vectors, example.text))
 
 

@@ -3,6 +3,10 @@ r"""Files of examples: JSON Lines, one object a line, read the same way for trai
     classify   {"text": "it's freezing in here", "label": "temperature"}
     generate   {"text": "kill the lights upstairs", "target": "lights | upstairs | off"}
 
+A question whose answers are its own brings them along; a line without them is asked with the task's:
+
+    classify   {"text": "What melts at 0 °C?", "label": "ice", "choices": ["iron", "ice", "salt"]}
+
 Lines end at \n (or \r\n) and nowhere else: U+2028 and its kin, at which str.splitlines cuts too, are legal inside a JSON string.
 """
 
@@ -12,6 +16,7 @@ import json
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from qia3.errors import DataError
 
@@ -21,14 +26,18 @@ SHOWN = 5  # complaints in one message
 
 @dataclass(frozen=True)
 class Example:
-    """What is said and what should come back."""
+    """What is said and what should come back; `choices` are the answers to this one alone, None where the task's hold."""
 
     text: str
     answer: str
+    choices: tuple[str, ...] | None = None
 
 
 def read_examples(path: Path, kind: str, choices: Collection[str] | None = None) -> list[Example]:
-    """Raises DataError with the file and each bad line: not JSON, a missing key, a label that is not one of `choices`; or no example."""
+    """Raises DataError with the file and each bad line: not JSON, a missing key, a label that is not one of the choices; or no example.
+
+    `choices` hold for lines without their own. None: not known yet, any label will do. An empty one: the task has none, each line needs its own.
+    """
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
@@ -60,9 +69,26 @@ def _example(line: str, where: str, key: str, choices: Collection[str] | None) -
             return f"{where}: {name!r} is missing, empty or no text; the line has {', '.join(map(repr, row)) or 'no keys'}"
         if not _encodes(row[name]):
             return f"{where}: {name!r} holds half of a surrogate pair, which is no character"
-    if key == "label" and choices and row[key] not in choices:
-        return f"{where}: label {row[key]!r} is not one of {', '.join(choices)}"
-    return Example(row["text"], row[key])
+    own = _own_choices(row.get("choices")) if key == "label" else None
+    if isinstance(own, str):
+        return f"{where}: {own}"
+    allowed = choices if own is None else own
+    if key == "label" and allowed is not None and row[key] not in allowed:
+        if not allowed:
+            return f"{where}: 'choices' is missing: this task has none, so each line brings its own"
+        return f"{where}: label {row[key]!r} is not one of {', '.join(allowed)}"
+    return Example(row["text"], row[key], own)
+
+
+def _own_choices(given: Any) -> tuple[str, ...] | str | None:
+    """A line's own choices, what is wrong with them, or None."""
+    if given is None:
+        return None
+    if not isinstance(given, list) or not all(isinstance(c, str) and c.strip() and _encodes(c) for c in given):
+        return "'choices' is a list of texts, none of them empty"
+    if len(set(given)) < 2 or len(set(given)) < len(given):
+        return f"'choices' needs two answers or more, all different; it has {', '.join(map(repr, given)) or 'none'}"
+    return tuple(given)
 
 
 def _encodes(text: str) -> bool:

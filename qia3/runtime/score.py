@@ -1,10 +1,12 @@
 """Ranking a fixed set of answers: the log-probability of each answer after the prompt, its end token included.
 
-    score(c) = log p(c | prompt) = sum_i log p(c_i | prompt, c_0 .. c_{i-1})          in nats
+    sum     score(c) = log p(c | prompt) = sum_i log p(c_i | prompt, c_0 .. c_{i-1})          in nats
+    mean    score(c) / number of tokens of c
 
-The sum, because it is what the language-modelling loss trains, and because the end token makes answers of different lengths comparable.
-The mean a token favours long answers, whose later tokens are certain once the first is out: on home-intents the base calls 186 of 240
-sentences "locks" (three tokens) by the mean, and scores 26 % instead of 35 % (benchmarks/LOG.md).
+A task says which. The sum is what the language-modelling loss trains, and the end token makes answers of different lengths comparable. The mean is
+what the length-normalised loss trains (qia3.train.losses), and wrong for a model that was not trained with it: it favours long answers, whose
+later tokens are certain once the first is out. On home-intents the base calls 186 of 240 sentences "locks" (three tokens) by the mean, and
+scores 26 % instead of 35 % (benchmarks/LOG.md).
 
 The graph gives logits for the last position only, so the answers are walked as a trie: the prompt is run once, and then one batched step a
 depth over the distinct prefixes. Eight answers of one token and an end cost one prompt and one step of eight rows:
@@ -34,15 +36,19 @@ Path = tuple[int, tuple[int, ...]]  # row of the prompt, tokens after it
 Scores = NDArray[np.float64]
 
 
-def rank(engine: Engine, prompt: Sequence[int], choices: Sequence[Sequence[int]], vectors: Mapping[str, Floats]) -> Scores:
+def rank(engine: Engine, prompt: Sequence[int], choices: Sequence[Sequence[int]], vectors: Mapping[str, Floats], by: str = "sum") -> Scores:
     """Scores [choices] of one prompt; the highest is the answer."""
-    return rank_batch(engine, [prompt], [choices], vectors)[0]
+    return rank_batch(engine, [prompt], [choices], vectors, by)[0]
 
 
 def rank_batch(
-    engine: Engine, prompts: Sequence[Sequence[int]], choices: Sequence[Sequence[Sequence[int]]], vectors: Mapping[str, Floats]
+    engine: Engine,
+    prompts: Sequence[Sequence[int]],
+    choices: Sequence[Sequence[Sequence[int]]],
+    vectors: Mapping[str, Floats],
+    by: str = "sum",
 ) -> list[Scores]:
-    """Scores of each prompt's own choices. Vectors are [1, 1, d] for all prompts or [prompts, 1, d]."""
+    """Scores of each prompt's own choices, by their "sum" or their "mean". Vectors are [1, 1, d] for all prompts or [prompts, 1, d]."""
     if any(not len(c) for row in choices for c in row) or not all(choices):
         raise QIA3Error("there is nothing to rank: a prompt has no choices, or a choice has no tokens")
     paths = sorted({(row, tuple(c)) for row, cs in enumerate(choices) for c in cs})
@@ -50,7 +56,7 @@ def rank_batch(
     found: dict[Path, float] = {}
     for start in range(0, len(paths), MAX_ROWS):  # neighbours share prefixes, so cutting the sorted list costs few of them
         found |= _walk(engine, paths[start : start + MAX_ROWS], logits, cache, vectors)
-    return [np.array([found[row, tuple(c)] for c in cs]) for row, cs in enumerate(choices)]
+    return [np.array([found[row, tuple(c)] / (len(c) if by == "mean" else 1) for c in cs]) for row, cs in enumerate(choices)]
 
 
 def _walk(engine: Engine, paths: Sequence[Path], logits: Floats, cache: Cache, vectors: Mapping[str, Floats]) -> dict[Path, float]:

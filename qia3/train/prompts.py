@@ -1,10 +1,12 @@
-"""From a task's words to token ids. The prompt that trains is stored in the bundle and is the prompt that the device fills in.
+r"""From a task's words to token ids. The prompt that trains is stored in the bundle and is the prompt that the device fills in.
 
 A chat base's template is rendered once, around a mark, at build time: what stands before the mark and after it is all that the device needs,
 so it runs no template engine. The answer starts right after the prompt and ends with the token that ends a turn:
 
     <|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n  +  lights  +  <|im_end|>
     prefix                  suffix                                 answer     end
+
+Demonstrations, where a task shows some, stand in the user's turn before the question: "Which? lamp on lights\n\nWhich? play a song music\n\n".
 """
 
 from __future__ import annotations
@@ -24,14 +26,6 @@ class Wrapping:
     suffix: str
     end: str
     stop_tokens: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Sequences:
-    """Token ids of one task's examples: prompts and answers, the end token included."""
-
-    prompts: tuple[tuple[int, ...], ...]
-    answers: tuple[tuple[int, ...], ...]
 
 
 def wrapping(tokenizer: Any, generation_config: Any, chat: bool) -> Wrapping:
@@ -63,13 +57,11 @@ def _render(tokenizer: Any) -> str:
     raise ValueError("the base's chat template changes the user's words; set chat = false for this task")
 
 
-def encode(tokenizer: Any, prompt: str, end: str, pairs: Sequence[tuple[str, str]], max_length: int) -> Sequences:
-    """Token ids of (text, answer) pairs. Prompt, answer and end are encoded apart, as the device encodes them; a long prompt loses its
-    beginning, never the answer."""
-    prompts, answers = [], []
-    for text, answer in pairs:
-        target = tokenizer.encode(answer + end, add_special_tokens=False)[:max_length]
-        ids = tokenizer.encode(prompt.replace("{text}", text), add_special_tokens=False)
-        prompts.append(tuple(ids[len(ids) + len(target) - max_length :] if len(ids) + len(target) > max_length else ids))
-        answers.append(tuple(target))
-    return Sequences(tuple(prompts), tuple(answers))
+def ask(wrap: Wrapping, prompt: str, shown: Sequence[str] = ()) -> str:
+    """The whole prompt, still holding {text}: demonstrations, then the question, inside the base's chat template."""
+    return f"{wrap.prefix}{''.join(shown)}{prompt}{wrap.suffix}"
+
+
+def demonstration(prompt: str, text: str, answer: str) -> str:
+    """One example as it stands in a prompt before the question."""
+    return f"{prompt.replace('{text}', text)} {answer}\n\n"

@@ -1,8 +1,8 @@
 """One training run: the vectors of one task, on a frozen base, by transformers' Trainer.
 
-The Trainer brings progress, logs, seeds, checkpoints and resuming. It is handed a module whose state_dict is the vectors alone, so a
-checkpoint is a few hundred kilobytes. Rows are padded on the left, which puts all answers at the end: the head then runs on the last few
-positions only (`logits_to_keep`), and the loss is the cross-entropy of the answer's tokens, averaged over the batch's answer tokens.
+The Trainer brings checkpoints, resuming, the schedule of the learning rate, accumulation and several processes. It is handed a module whose
+state_dict is the vectors alone (qia3.train.model), so a checkpoint is a few hundred kilobytes, and slots in a fixed order (qia3.train.schedule),
+so that it never shuffles: whatever way a run is cut, in time, in parts of a batch or over processes, it gives the same losses.
 
 Ctrl-C and SIGTERM end the run after the step in hand with a checkpoint; kill -9 leaves the last one. The same command goes on from there.
 """
@@ -11,34 +11,41 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
-from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from torch import Tensor
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from qia3.config import Train
-from qia3.errors import Interrupted
-from qia3.ia3.vectors import Scaled, set_vectors
-from qia3.progress import counting, say
+from qia3.errors import ConfigError, Interrupted
+from qia3.ia3.vectors import Scaled, Vectors, start_vectors
+from qia3.progress import counting, is_main, say
+from qia3.recipe import Train
+from qia3.train import processes
+from qia3.train.adafactor import Adafactor
+from qia3.train.batches import count
+from qia3.train.callbacks import Interruption, Log, Patience
 from qia3.train.compute import choose_compute, set_compute
-from qia3.train.prompts import Sequences
+from qia3.train.examples import Examples
+from qia3.train.model import VectorModel
+from qia3.train.probe import packs
+from qia3.train.schedule import Collator, Schedule
 
-IGNORE = -100
 STATE_FILE = "trainer_state.json"  # the Trainer writes it last: a checkpoint without it was cut short
+CHECKPOINTS, LOG = "checkpoints", "log.jsonl"
 
 
 @dataclass(frozen=True)
 class Record:
-    """What a run was and cost. `state_bytes`: float32 master copy, float32 gradients, Adam's two float32 moments, of the vectors."""
+    """What a run was and cost. `state_bytes`: float32 master copy, float32 gradients, the optimiser's float32 moments, of the vectors.
+
+    `final_loss` is a mean over the last steps. With validation, the vectors are those of `best_step`, whose loss is `validation_loss`.
+    """
 
     parameters: int
     steps: int
@@ -47,76 +54,92 @@ class Record:
     examples: int
     compute: str
     state_bytes: Mapping[str, int]
+    packed: bool = False
+    best_step: int | None = None
+    validation_loss: float | None = None
 
 
-class VectorModel(nn.Module):
-    """The adapted model as the Trainer sees it: forward gives the loss, the state is the vectors."""
+class VectorTrainer(Trainer):  # type: ignore[misc]
+    """Hands the losses' parts to the log, and evaluates on whole validation sets."""
 
-    def __init__(self, model: PreTrainedModel, scaled: Mapping[str, Scaled]) -> None:
-        super().__init__()
-        self.model, self.scaled = model, dict(scaled)
+    def __init__(self, log: Log, validation: Examples | None, **rest: Any) -> None:
+        self.log_file, self.validation = log, validation
+        super().__init__(eval_dataset=None if validation is None else range(len(validation)), **rest)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        # labels [B, A]: the last A tokens of each row, IGNORE before the answer. Position t of the logits predicts token t + 1.
-        keep = labels.shape[1] + 1
-        out = self.model(
-            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False, logits_to_keep=keep
-        )
-        logits = out.logits[:, -keep:-1].float()
-        return {"loss": F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE)}
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+        out = model(**inputs)
+        self.log_file.parts.append(out["parts"])
+        return (out["loss"], out) if return_outputs else out["loss"]
 
-    def state_dict(self, *_: Any, **__: Any) -> dict[str, Tensor]:  # type: ignore[override]
-        return {name: layer.delta.detach() for name, layer in self.scaled.items()}
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        with torch.no_grad():
-            for name, layer in self.scaled.items():
-                layer.delta.copy_(state_dict[name])
-        return torch.nn.modules.module._IncompatibleKeys([], [])
-
-    def named_parameters(self, *_: Any, **__: Any) -> Iterator[tuple[str, nn.Parameter]]:
-        return ((name, layer.delta) for name, layer in self.scaled.items())
+    @torch.no_grad()
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """The validation loss, the same in every process, and the same however it is cut into batches."""
+        assert self.validation is not None
+        self.model.eval()
+        trees = [self.validation.tree(i) for i in range(len(self.validation))]
+        size, totals = self.args.train_batch_size, count(trees)
+        parts: list[Tensor] = []
+        for start in range(0, len(trees), size):
+            batch = self.data_collator.lay_out(trees[start : start + size], totals)
+            parts.append(self.model(**{name: tensor.to(self.args.device) for name, tensor in batch.items()})["loss"])
+        metrics = {"eval_loss": float(torch.stack(parts).sum())}
+        self.log(metrics)
+        self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)  # changes the control in place
+        return metrics
 
 
 def train_vectors(
-    model: PreTrainedModel, scaled: Mapping[str, Scaled], sequences: Sequences, settings: Train, seed: int, folder: Path, title: str
+    model: PreTrainedModel,
+    scaled: Mapping[str, Scaled],
+    examples: Examples,
+    settings: Train,
+    seed: int,
+    folder: Path,
+    title: str,
+    validation: Examples | None = None,
+    start: Vectors | None = None,
 ) -> Record:
-    """Trains `scaled` from ones (or from the last checkpoint in `folder`) and leaves the result in it. Raises Interrupted."""
-    dtype = choose_compute(settings.compute)
-    set_vectors(scaled, None)
-    for layer in scaled.values():
-        layer.delta.requires_grad_(True)
-    set_compute(model, model.get_output_embeddings(), dtype)
-    flag = _Interruption()
-    trainer = Trainer(
-        model=VectorModel(model, scaled),
-        args=_arguments(settings, seed, folder),
-        train_dataset=_rows(sequences),
-        data_collator=_collate,
-        callbacks=[flag],
-    )
-    trainer.remove_callback(PrinterCallback)
-    started = time.perf_counter()
-    try:
-        say(f"training {title}: {sum(s.delta.numel() for s in scaled.values()):,} parameters, {settings.steps} steps, {dtype}")
-        with flag.listening(), counting(title, settings.steps, "steps") as tell:
-            trainer.add_callback(_Progress(tell))
-            result = trainer.train(resume_from_checkpoint=_last_whole_checkpoint(folder))
-    finally:
-        set_compute(model, None, None)
-    if flag.raised and trainer.state.global_step < settings.steps:
-        raise Interrupted(f"stopped at step {trainer.state.global_step} of {settings.steps} ({title}); run the same command to go on")
-    count = sum(s.delta.numel() for s in scaled.values())
-    state = {"master": 4 * count, "gradients": 4 * count, "optimizer": 8 * count}
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    """Trains `scaled` from `start` (None: ones), or from the last checkpoint in `folder`, and leaves the result in it. Raises Interrupted."""
+    dtype, arguments = choose_compute(settings.compute), _arguments(settings, seed, folder / CHECKPOINTS, validation is not None)
+    parameters = start_vectors(scaled, start)
+    vectors = processes.sharing(VectorModel(model, scaled, settings.losses)).to(arguments.device)
+    lays_out = Collator(packs(model, examples.longest_path()), settings.row_tokens, model.config.get_text_config().hidden_size)
+    if not lays_out.packs:
+        say(f"{title}: {type(model).__name__} does not compute the same with several answers in one row; each gets a row of its own")
+    say(f"training {title}: {parameters:,} parameters, {settings.steps} steps, {dtype}")
+    flag = Interruption()
+    with _computing(model, dtype, settings), flag.listening(), counting(title, settings.steps, "steps") as tell:
+        log = Log(folder / LOG, settings.losses, settings.batch_size, tell)
+        trainer = VectorTrainer(
+            log,
+            validation,
+            model=vectors,
+            args=arguments,
+            train_dataset=Schedule(examples, settings.steps, settings.batch_size, seed),
+            data_collator=lays_out,
+            callbacks=[flag, log, *([] if validation is None else [Patience(settings.patience)])],
+            optimizers=(_optimizer(scaled, settings), None),
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train(resume_from_checkpoint=_last_whole_checkpoint(folder / CHECKPOINTS))
+    done = trainer.state.global_step
+    if flag.raised and done < settings.steps:
+        raise Interrupted(f"stopped at step {done} of {settings.steps} ({title}); run the same command to go on")
     return Record(
-        count,
-        settings.steps,
-        round(time.perf_counter() - started, 1),
-        float(losses[-1] if losses else result.training_loss),
-        len(sequences.prompts),
-        str(dtype).removeprefix("torch."),
-        state,
+        parameters=parameters,
+        steps=done,
+        seconds=round(sum(entry["seconds"] for entry in log.entries), 1),
+        final_loss=log.recent(max(1, min(10, settings.steps // 4))),
+        examples=len(examples),
+        compute=str(dtype).removeprefix("torch."),
+        state_bytes={
+            "master": 4 * parameters,
+            "gradients": 4 * parameters,
+            "optimizer": (8 if settings.optimizer == "adamw" else 4) * parameters,
+        },
+        packed=lays_out.packs,
+        best_step=trainer.state.best_global_step,
+        validation_loss=trainer.state.best_metric,
     )
 
 
@@ -130,11 +153,47 @@ def read_record(path: Path) -> Record:
     return Record(**json.loads(path.read_text()))
 
 
-def _arguments(settings: Train, seed: int, folder: Path) -> TrainingArguments:
+@contextmanager
+def _computing(model: PreTrainedModel, dtype: torch.dtype, settings: Train) -> Iterator[None]:
+    """The model as training runs it, and as it was afterwards."""
+    set_compute(model, model.get_output_embeddings(), dtype)
+    if settings.gradient_checkpointing:
+        _switch(model, "enable", {"use_reentrant": False})
+    try:
+        yield
+    finally:
+        set_compute(model, None, None)
+        model.eval()
+        if settings.gradient_checkpointing:
+            _switch(model, "disable")
+
+
+def _switch(model: PreTrainedModel, how: str, *given: Any) -> None:
+    """Checkpointing of activations, by the name that this version of transformers has for it."""
+    new, old = f"activation_checkpointing_{how}", f"gradient_checkpointing_{how}"
+    getattr(model, new if hasattr(model, new) else old)(*given)
+
+
+def _optimizer(scaled: Mapping[str, Scaled], settings: Train) -> Adafactor | None:
+    """None is the Trainer's own AdamW."""
+    return Adafactor([s.delta for s in scaled.values()], settings.learning_rate) if settings.optimizer == "adafactor" else None
+
+
+def _arguments(settings: Train, seed: int, folder: Path, validates: bool) -> TrainingArguments:
+    """Raises ConfigError if a step's batch cannot be shared out evenly."""
+    shares = settings.accumulate * processes.count()
+    if settings.batch_size % shares:
+        raise ConfigError(
+            f"a batch of {settings.batch_size} cannot be shared by {processes.count()} processes in {settings.accumulate} parts each; "
+            f"make batch_size a multiple of {shares}"
+        )
+    cpu = not torch.cuda.is_available()
     return TrainingArguments(
         output_dir=str(folder),
         max_steps=settings.steps,
-        per_device_train_batch_size=settings.batch_size,
+        per_device_train_batch_size=settings.batch_size // shares,
+        gradient_accumulation_steps=settings.accumulate,
+        train_sampling_strategy="sequential",
         learning_rate=settings.learning_rate,
         warmup_steps=min(settings.warmup_steps, settings.steps // 2),
         lr_scheduler_type="linear",
@@ -143,83 +202,31 @@ def _arguments(settings: Train, seed: int, folder: Path) -> TrainingArguments:
         max_grad_norm=1.0,
         save_steps=settings.checkpoint_every,
         save_total_limit=2,
-        logging_steps=max(1, min(10, settings.steps // 4)),
+        eval_strategy="steps" if validates else "no",
+        eval_steps=settings.checkpoint_every,
+        load_best_model_at_end=validates,
+        metric_for_best_model="eval_loss" if validates else None,
+        greater_is_better=False if validates else None,
+        logging_strategy="no",
         report_to=[],
         disable_tqdm=True,
         seed=seed,
         remove_unused_columns=False,
         dataloader_pin_memory=False,
-        use_cpu=not torch.cuda.is_available(),
+        use_cpu=cpu,
+        ddp_backend="gloo" if cpu and processes.count() > 1 else None,
+        ddp_find_unused_parameters=False,
     )
-
-
-def _rows(sequences: Sequences) -> list[dict[str, tuple[int, ...]]]:
-    return [{"prompt": p, "answer": a} for p, a in zip(sequences.prompts, sequences.answers, strict=True)]
-
-
-def _collate(rows: list[dict[str, tuple[int, ...]]]) -> dict[str, Tensor]:
-    """Left-padded ids, mask and positions [B, S]; labels [B, A] of the longest answer."""
-    whole = [(*r["prompt"], *r["answer"]) for r in rows]
-    length, answer = max(map(len, whole)), max(len(r["answer"]) for r in rows)
-    ids = torch.tensor([(0,) * (length - len(w)) + w for w in whole])
-    mask = torch.tensor([[0] * (length - len(w)) + [1] * len(w) for w in whole])
-    labels = torch.tensor([(IGNORE,) * (answer - len(r["answer"])) + r["answer"] for r in rows])
-    return {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp_min(0), "labels": labels}
 
 
 def _last_whole_checkpoint(folder: Path) -> str | None:
     """The newest checkpoint that was written to its end; torn ones are removed."""
-    while folder.is_dir() and (last := get_last_checkpoint(str(folder))) is not None:
+    while is_main() and folder.is_dir() and (last := get_last_checkpoint(str(folder))) is not None:
         try:
             json.loads((Path(last) / STATE_FILE).read_text(encoding="utf-8"))
-            return str(last)
+            break
         except (OSError, ValueError):
             shutil.rmtree(last)
-    return None
-
-
-class _Progress(TrainerCallback):  # type: ignore[misc]
-    """Tells how far the run is, with the latest logged loss."""
-
-    def __init__(self, tell: Callable[[int, str], None]) -> None:
-        self.tell, self.note = tell, ""
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        if logs and "loss" in logs:
-            self.note = f"loss {float(logs['loss']):.3g}"
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.tell(state.global_step, self.note)
-
-
-class _Interruption(TrainerCallback):  # type: ignore[misc]
-    """Turns the first SIGINT or SIGTERM into a checkpoint and a stop; the second one acts as usual."""
-
-    def __init__(self) -> None:
-        self.raised = False
-
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        previous: dict[signal.Signals, Any] = {}
-
-        def note(number: int, _: Any) -> None:
-            self.raised = True
-            say("\nstopping after this step, with a checkpoint (once more to stop at once)")
-            for name, handler in previous.items():
-                signal.signal(name, handler)
-
-        try:
-            for name in (signal.SIGINT, signal.SIGTERM):
-                previous[name] = signal.signal(name, note)
-        except ValueError:  # not the main thread: nothing to listen to
-            previous = {}
-        try:
-            yield
-        finally:
-            for name, handler in previous.items():
-                signal.signal(name, handler)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
-        if self.raised:
-            control.should_save = control.should_training_stop = True
-        return control
+    processes.wait()
+    found = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    return None if found is None else str(found)

@@ -1,7 +1,8 @@
 """A task's training, kept in its work folder: skipped when it is done, resumed when it was interrupted, begun anew when the plan changed.
 
-WORK/TASK/key          what was asked for: base, data, prompt, settings and seed, as a SHA-256
+WORK/TASK/key          what was asked for: base, data, prompts, settings and seed, as a SHA-256
 WORK/TASK/checkpoints  the Trainer's
+WORK/TASK/log.jsonl    a line a step
 WORK/TASK/adapter      the vectors, a PEFT checkpoint
 WORK/TASK/record.json  what the run cost; written last, so its presence means done
 """
@@ -10,20 +11,39 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 from qia3.base.frozen import BaseModel
-from qia3.config import Task, Train
+from qia3.config import Task
 from qia3.errors import ConfigError
 from qia3.ia3.peft import read_peft, write_peft
 from qia3.ia3.vectors import Scaled, Vectors, get_vectors
-from qia3.progress import say
+from qia3.progress import is_main, say
+from qia3.recipe import Train
 from qia3.storage import writing
-from qia3.train.prompts import Wrapping, encode, wrapping
-from qia3.train.run import Record, read_record, train_vectors, write_record
+from qia3.train import processes
+from qia3.train.data import Data
+from qia3.train.examples import Examples, Source
+from qia3.train.prompts import Wrapping, ask, wrapping
+from qia3.train.run import CHECKPOINTS, Record, read_record, train_vectors, write_record
+from qia3.train.start import digest, read_start
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that decides one adapter. `mixed`: the other tasks whose examples it trains on, too."""
+
+    task: Task
+    data: Data
+    settings: Train
+    seed: int
+    ranking: Literal["sum", "mean"]
+    mixed: tuple[tuple[Task, Data], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -34,66 +54,86 @@ class Trained:
     prompt: str
     wrapping: Wrapping
     choices: tuple[str, ...] | None
+    ranking: str
     vectors: Vectors
     record: Record
 
 
-def full_prompt(base: BaseModel, task: Task) -> tuple[str, Wrapping]:
-    """The task's prompt inside the base's chat template, still holding {text}."""
-    wrap = wrapping(base.tokenizer, base.model.generation_config, task.chat)
-    return f"{wrap.prefix}{task.prompt}{wrap.suffix}", wrap
-
-
-def train_task(
-    base: BaseModel,
-    scaled: Mapping[str, Scaled],
-    task: Task,
-    settings: Train,
-    seed: int,
-    pairs: Sequence[tuple[str, str]],
-    choices: tuple[str, ...] | None,
-    folder: Path,
-) -> Trained:
-    """Trains one adapter, or takes it from `folder` when the same plan was finished there. `pairs` are (text, answer)."""
-    prompt, wrap = full_prompt(base, task)
-    key = _key(base, prompt, settings, seed, pairs)
+def train_task(base: BaseModel, scaled: Mapping[str, Scaled], job: Job, folder: Path) -> Trained:
+    """Trains one adapter, or takes it from `folder` when the same plan was finished there."""
+    name, settings, sources = job.task.name, job.settings, _sources(base, job)
+    sites = [s.site for s in scaled.values()]
+    start = None if settings.init_adapter is None else read_start(settings.init_adapter, sites, base.fingerprint)
+    key = _key(base, job, sources, start)
     if _is_done(folder, key):
-        say(f"{task.name}: trained before with the same plan, kept ({folder})")
-        return load_task(base, scaled, task, choices, folder)
-    sequences = encode(base.tokenizer, prompt, wrap.end, pairs, settings.max_length)
+        say(f"{name}: trained before with the same plan, kept ({folder})")
+        return load_task(base, scaled, job, folder)
+    examples, validation = (
+        Examples(base.tokenizer, [s for s in given if s.examples], settings.max_length, settings.ranked, job.task.shots)
+        for given in (sources, [_source(base, job.task, job.data, held_back=True)])
+    )
     with writing(folder):
         _prepare(folder, key)
-        record = train_vectors(base.model, scaled, sequences, settings, seed, folder / "checkpoints", task.name)
+        record = train_vectors(
+            base.model, scaled, examples, settings, job.seed, folder, name, validation if len(validation) else None, start
+        )
         vectors = get_vectors(scaled)
-        write_peft(folder / "adapter", vectors, [s.site for s in scaled.values()], base.reference, base.fingerprint)
-        write_record(record, folder / "record.json")
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    return Trained(task, prompt, wrap, choices, vectors, record)
+        if is_main():
+            write_peft(folder / "adapter", vectors, sites, base.reference, base.fingerprint)
+            write_record(record, folder / "record.json")
+            shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+        processes.wait()
+    return _trained(base, job, vectors, record)
 
 
-def load_task(base: BaseModel, scaled: Mapping[str, Scaled], task: Task, choices: tuple[str, ...] | None, folder: Path) -> Trained:
+def load_task(base: BaseModel, scaled: Mapping[str, Scaled], job: Job, folder: Path) -> Trained:
     """A finished task from its work folder. Raises ConfigError when it is not there."""
     if not (folder / "record.json").is_file():
-        raise ConfigError(f"task {task.name!r} is not trained yet: nothing in {folder}; run `qia3 train` first, or `qia3 build` for both")
-    prompt, wrap = full_prompt(base, task)
+        raise ConfigError(
+            f"task {job.task.name!r} is not trained yet: nothing in {folder}; run `qia3 train` first, or `qia3 build` for both"
+        )
     vectors = read_peft(folder / "adapter", [s.site for s in scaled.values()], base.fingerprint)
-    return Trained(task, prompt, wrap, choices, vectors, read_record(folder / "record.json"))
+    return _trained(base, job, vectors, read_record(folder / "record.json"))
 
 
-def _key(base: BaseModel, prompt: str, settings: Train, seed: int, pairs: Sequence[tuple[str, str]]) -> str:
-    # checkpoint_every changes when the state is saved, not what is trained
-    what = [base.fingerprint, prompt, settings.model_dump(exclude={"checkpoint_every"}), seed, list(pairs)]
+def _trained(base: BaseModel, job: Job, vectors: Vectors, record: Record) -> Trained:
+    """The prompt that the device fills in has its demonstrations in it, the same ones for every question."""
+    own = _source(base, job.task, job.data)
+    shown = own.demonstrations(own.question, job.task.shots, random.Random(job.seed))
+    return Trained(job.task, ask(own.wrap, own.question, shown), own.wrap, job.data.choices, job.ranking, vectors, record)
+
+
+def _sources(base: BaseModel, job: Job) -> list[Source]:
+    """The task's own examples and those that are mixed in."""
+    return [_source(base, job.task, job.data), *(_source(base, task, data) for task, data in job.mixed)]
+
+
+def _source(base: BaseModel, task: Task, data: Data, held_back: bool = False) -> Source:
+    wrap = wrapping(base.tokenizer, base.model.generation_config, task.chat)
+    return Source(task.prompts, task.question, wrap, data.validation if held_back else data.train, data.choices)
+
+
+def _key(base: BaseModel, job: Job, sources: list[Source], start: Vectors | None) -> str:
+    # when the state is saved is not what is trained, unless the best of what was saved is kept; what the two files hold is keyed, not their names
+    left_out = {"validation", "init_adapter"} | (set() if job.data.validation else {"checkpoint_every"})
+    settings = job.settings.model_dump(mode="json", exclude=left_out)
+    held_back = [asdict(e) for e in job.data.validation]
+    what = [base.fingerprint, [asdict(s) for s in sources], held_back, job.task.shots, settings, job.seed, digest(start)]
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
 def _is_done(folder: Path, key: str) -> bool:
-    return (folder / "record.json").is_file() and (folder / "key").is_file() and (folder / "key").read_text().strip() == key
+    done = (folder / "record.json").is_file() and (folder / "key").is_file() and (folder / "key").read_text().strip() == key
+    processes.wait()  # nobody writes before all have looked
+    return done
 
 
 def _prepare(folder: Path, key: str) -> None:
     """Keeps checkpoints of the same plan, clears those of another."""
-    same = (folder / "key").is_file() and (folder / "key").read_text().strip() == key
-    if not same:
-        shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "key").write_text(key + "\n")
+    if is_main():
+        same = (folder / "key").is_file() and (folder / "key").read_text().strip() == key
+        if not same:
+            shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "key").write_text(key + "\n")
+    processes.wait()

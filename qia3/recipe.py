@@ -1,0 +1,86 @@
+"""How vectors are trained: the keys of a build file's [train] table, and the presets that fill them.
+
+`short` is what the demo uses. `t-few` is the recipe of Liu et al. 2022 (arXiv:2205.05638): Adafactor at 3e-3, up in 60 steps and then down to
+zero in a straight line, 1000 steps of 8 examples, and three losses (qia3.train.losses). Its tasks are ranked by the mean log-probability a
+token, which is what the third loss trains. The paper's code differs from its text in places; where they differ the text is followed here,
+but for one: Adafactor scales its steps by the size of the parameters (`scale_parameter`), which only the code says.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+
+class Section(BaseModel):
+    """A part of the build file: unknown keys are refused, values cannot change afterwards."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # what the demo uses
+    "short": {"steps": 96, "batch_size": 8, "learning_rate": 2e-2, "warmup_steps": 10, "optimizer": "adamw", "losses": ("lm",)},
+    # Liu et al. 2022, arXiv:2205.05638, section 3 and appendix; github.com/r-three/t-few, configs/t03b.json and ia3.json
+    "t-few": {
+        "steps": 1000,
+        "batch_size": 8,
+        "learning_rate": 3e-3,
+        "warmup_steps": 60,
+        "optimizer": "adafactor",
+        "losses": ("lm", "unlikelihood", "length-normalised"),
+    },
+}
+RANKING: dict[str | None, Literal["sum", "mean"]] = {"t-few": "mean"}  # what a preset's tasks are ranked by; else the sum
+
+
+class Train(Section):
+    """How the vectors are trained. `steps` are optimiser updates; `compute` is the matrix type, the vectors are always bfloat16."""
+
+    preset: Literal["short", "t-few"] | None = None
+    steps: int = Field(default=120, ge=1)
+    batch_size: int = Field(default=8, ge=1)
+    accumulate: int = Field(default=1, ge=1)
+    learning_rate: float = Field(default=1e-2, gt=0)
+    warmup_steps: int = Field(default=10, ge=0)
+    optimizer: Literal["adamw", "adafactor"] = "adamw"
+    losses: tuple[Literal["lm", "unlikelihood", "length-normalised"], ...] = Field(default=("lm",), min_length=1)
+    max_length: int = Field(default=256, ge=8)
+    row_tokens: int = Field(default=512, ge=8)
+    gradient_checkpointing: bool = False
+    checkpoint_every: int = Field(default=25, ge=1)
+    validation: float | Path | None = None
+    patience: int = Field(default=3, ge=1)
+    init_adapter: Path | None = None
+    compute: Literal["auto", "float32", "bfloat16"] = "auto"
+
+    @field_validator("losses")
+    @classmethod
+    def _each_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("each loss is named once")
+        return value
+
+    @field_validator("validation")
+    @classmethod
+    def _fraction(cls, value: float | Path | None) -> float | Path | None:
+        if isinstance(value, float) and not 0 < value < 1:
+            raise ValueError("a fraction is between 0 and 1; or name a file")
+        return value
+
+    @model_validator(mode="after")
+    def _whole(self) -> Train:
+        """Lays the preset under the keys that were given, which stay the only ones that count as given."""
+        for key, value in PRESETS.get(self.preset or "", {}).items():
+            if key not in self.model_fields_set:
+                self.__dict__[key] = value
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"a batch of {self.batch_size} cannot be computed in {self.accumulate} equal parts (accumulate)")
+        return self
+
+    @property
+    def ranked(self) -> bool:
+        """Whether a loss needs the wrong answers."""
+        return set(self.losses) != {"lm"}

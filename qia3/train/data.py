@@ -1,0 +1,54 @@
+"""A task's examples, read and checked before anything is loaded, so that a bad line costs no time."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from qia3.config import Task
+from qia3.errors import ConfigError
+from qia3.recipe import Train
+from qia3.runtime.examples import Example, read_examples
+
+
+@dataclass(frozen=True)
+class Data:
+    """Examples of one task. `choices` hold for those without their own; None where every example brings its own, and for generation.
+
+    `validation` is held back from training: to stop at the best state.
+    """
+
+    train: tuple[Example, ...]
+    test: tuple[Example, ...]
+    choices: tuple[str, ...] | None
+    validation: tuple[Example, ...] = ()
+
+
+def read_task(task: Task, settings: Train | None = None) -> Data:
+    """Reads and checks the files of a task. Raises DataError with the file and the line, ConfigError if nothing is left to train or validate on."""
+    read = [example for file in task.train_files for example in read_examples(file, task.kind, task.choices)]
+    choices = task.choices or tuple(sorted({e.answer for e in read if e.choices is None}))
+    test = read_examples(task.test, task.kind, choices)
+    held_back: Sequence[Example] = ()
+    match settings.validation if settings else None:
+        case float(fraction):
+            read, held_back = split(read, fraction, task.name)
+        case Path() as file:
+            held_back = read_examples(file, task.kind, choices)
+    return Data(tuple(read), tuple(test), choices or None if task.kind == "classify" else None, tuple(held_back))
+
+
+def split(examples: Sequence[Example], fraction: float, name: str) -> tuple[list[Example], list[Example]]:
+    """To train on and to validate on. The text's hash decides: a text stays on its side whatever is added to the file."""
+    kept: tuple[list[Example], list[Example]] = ([], [])
+    for example in examples:
+        draw = int.from_bytes(hashlib.sha256(example.text.encode()).digest()[:8], "big") / 2**64
+        kept[draw < fraction].append(example)
+    if not kept[0] or not kept[1]:
+        raise ConfigError(
+            f"validation = {fraction:g} leaves task {name!r} {len(kept[0])} examples to train on and {len(kept[1])} to validate on, of "
+            f"{len(examples)}; change the fraction or name a file"
+        )
+    return kept

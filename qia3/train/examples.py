@@ -1,0 +1,88 @@
+"""What one adapter is trained on: the examples of one or more tasks, each turned into a tree of tokens whenever its turn comes.
+
+A task may have several prompts, of which one is drawn each time, and may show `shots` other examples before the question, drawn too. The draw
+takes a random generator of the step's own, so step 700 is the same whether the run began at 0 or at 690.
+
+The device encodes prompt, answer and end apart, and so does this. What is longer than `max_length` loses demonstrations first, then the beginning
+of the prompt, never the answer.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from qia3.runtime.examples import Example
+from qia3.train.prompts import Wrapping, ask, demonstration
+from qia3.train.trees import Tree
+
+KEPT = 1 << 14  # texts whose tokens are kept
+
+
+@dataclass(frozen=True)
+class Source:
+    """Examples of one task. `prompts` hold {text} once; `question` is the one that is not drawn: for validation and for the bundle."""
+
+    prompts: tuple[str, ...]
+    question: str
+    wrap: Wrapping
+    examples: tuple[Example, ...]
+    choices: tuple[str, ...] | None
+
+    def demonstrations(self, prompt: str, count: int, draw: random.Random, without: int | None = None) -> list[str]:
+        """`count` examples, or as many as there are, drawn without the one that is asked. A text that holds {text} cannot be shown."""
+        able = [i for i, e in enumerate(self.examples) if i != without and "{text}" not in e.text + e.answer]
+        picked = draw.sample(able, min(count, len(able)))
+        return [demonstration(prompt, self.examples[i].text, self.examples[i].answer) for i in picked]
+
+
+class Examples:
+    """All examples of an adapter's training, by index. `ranked`: wrong answers are encoded too, for the losses that need them."""
+
+    def __init__(self, tokenizer: Any, sources: Sequence[Source], max_length: int, ranked: bool = False, shots: int = 0) -> None:
+        self.sources, self.max_length, self.ranked, self.shots = sources, max_length, ranked, shots
+        self.places = [(source, i) for source in sources for i in range(len(source.examples))]
+        self.tokens = lru_cache(KEPT)(lambda text: tuple(tokenizer.encode(text, add_special_tokens=False)))
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def tree(self, index: int, draw: random.Random | None = None) -> Tree:
+        """The example's tree, with a drawn prompt and drawn demonstrations; without `draw`, with the question and the same ones each time."""
+        source, place = self.places[index]
+        prompt = source.question if draw is None else draw.choice(source.prompts)
+        shown = source.demonstrations(prompt, self.shots, draw or random.Random(place), place) if self.shots else []
+        example = source.examples[place]
+        answers, right = self._answers(source, example)
+        room = max(1, self.max_length - max(map(len, answers)))
+        ids = self._prompt(source.wrap, prompt, example.text, shown, room)
+        return Tree(ids[-room:], answers, right)
+
+    def longest_path(self) -> int:
+        """Tokens of the longest tree's longest path, at most; with demonstrations, the limit."""
+        if self.shots:
+            return self.max_length
+        longest = 1
+        for source, place in self.places:
+            example = source.examples[place]
+            answer = max(len(a) for a in self._answers(source, example)[0])
+            prompt = max(len(self._prompt(source.wrap, p, example.text, [], self.max_length)) for p in {*source.prompts, source.question})
+            longest = max(longest, prompt + answer)
+        return min(longest, self.max_length)
+
+    def _answers(self, source: Source, example: Example) -> tuple[tuple[tuple[int, ...], ...], int]:
+        """Tokens of the answers, and which is right."""
+        choices = (example.choices or source.choices) if self.ranked else None
+        texts = choices or (example.answer,)
+        return tuple(self.tokens(text + source.wrap.end)[: self.max_length] for text in texts), texts.index(example.answer)
+
+    def _prompt(self, wrap: Wrapping, prompt: str, text: str, shown: Sequence[str], room: int) -> tuple[int, ...]:
+        """With as many demonstrations as fit in `room`."""
+        for first in range(len(shown) + 1):
+            ids = self.tokens(ask(wrap, prompt.replace("{text}", text), shown[first:]))
+            if len(ids) <= room:
+                break
+        return ids

@@ -1,0 +1,94 @@
+"""The adapted model as a trainer sees it: a batch goes in, losses come out, and its state is the vectors alone.
+
+The head is the largest layer of a small model, and almost all of its work would be thrown away: only the slots that predict an answer's token
+matter. So the slots are gathered before the head, by a hook on it. What a family does to logits afterwards (a scale, a soft cap) stays where it
+is in the model's own code, for it works entry by entry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from qia3.ia3.vectors import Scaled
+from qia3.train.batches import Batch, tree_mask
+from qia3.train.losses import LANGUAGE_MODELLING, Answers, Totals, losses
+
+
+class VectorModel(nn.Module):
+    """forward takes a batch (qia3.train.batches) and gives the loss and its parts; state_dict is the vectors' offsets from one."""
+
+    def __init__(self, model: PreTrainedModel, scaled: Mapping[str, Scaled], names: Sequence[str] = (LANGUAGE_MODELLING,)) -> None:
+        super().__init__()
+        self.model, self.scaled, self.names = model, dict(scaled), tuple(names)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        places: Tensor,
+        read: Tensor,
+        targets: Tensor,
+        answer: Tensor,
+        example: Tensor,
+        right: Tensor,
+        totals: Tensor,
+        position_ids: Tensor | None = None,
+        tree: Tensor | None = None,
+        branch: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        logits = answer_logits(self.model, input_ids, places, position_ids, tree, branch)
+        answers = Answers(log_probabilities(logits, read, targets), answer, example, right)
+        parts = losses(answers, Totals(*totals.tolist()), self.names)
+        return {"loss": parts.sum(), "parts": parts.detach()}
+
+    def state_dict(self, *_: Any, **__: Any) -> dict[str, Tensor]:  # type: ignore[override]
+        return {name: layer.delta.detach() for name, layer in self.scaled.items()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        with torch.no_grad():
+            for name, layer in self.scaled.items():
+                layer.delta.copy_(state_dict[name])
+        return torch.nn.modules.module._IncompatibleKeys([], [])
+
+    def named_parameters(self, *_: Any, **__: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        return ((name, layer.delta) for name, layer in self.scaled.items())
+
+
+def answer_logits(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    places: Tensor,
+    position_ids: Tensor | None = None,
+    tree: Tensor | None = None,
+    branch: Tensor | None = None,
+) -> Tensor:
+    """Logits float32 [P, V] at `places` of the rows input_ids [R, L]."""
+
+    def gather(_: nn.Module, hidden: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (hidden[0].flatten(0, 1)[places][None], *hidden[1:])  # [R, L, h] -> [1, P, h]
+
+    mask = None if tree is None or branch is None else tree_mask(tree, branch, model.dtype)
+    hook = model.get_output_embeddings().register_forward_pre_hook(gather)
+    try:
+        out = model(input_ids=input_ids, attention_mask=mask, position_ids=position_ids, use_cache=False)
+    finally:
+        hook.remove()
+    logits: Tensor = out.logits[0].float()
+    return logits
+
+
+def log_probabilities(logits: Tensor, read: Tensor, targets: Tensor) -> Tensor:
+    """log p of each target [T] from logits [P, V], of which `read` picks the slot: one normaliser for each slot."""
+    return logits[read, targets] - logits.logsumexp(-1)[read]
+
+
+def read_logits(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """Logits [T, V] of a batch's predicted tokens, answer after answer."""
+    batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+    places = {name: batch.get(name) for name in ("position_ids", "tree", "branch")}
+    logits = answer_logits(model, batch["input_ids"], batch["places"], **places)
+    return logits[batch["read"][batch["answer"].argsort(stable=True)]]

@@ -1,0 +1,146 @@
+"""From examples to trees: drawn prompts, demonstrations, wrong answers, what is cut; held-back examples; and the draws of a schedule."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import pytest
+
+from qia3.config import Task
+from qia3.errors import ConfigError, DataError
+from qia3.recipe import Train
+from qia3.runtime.examples import Example
+from qia3.train.batches import count
+from qia3.train.data import read_task, split
+from qia3.train.examples import Examples, Source
+from qia3.train.prompts import Wrapping
+from qia3.train.schedule import Collator, Schedule
+
+WRAP = Wrapping("<", ">", ".", (46,))
+SAID = tuple(Example(f"t{i}", "ab"[i % 2]) for i in range(6))
+
+
+class Letters:
+    """One token a letter."""
+
+    def encode(self, text, add_special_tokens=True):
+        assert not add_special_tokens
+        return [ord(c) for c in text]
+
+
+def text(tokens) -> str:
+    return "".join(map(chr, tokens))
+
+
+def made(*sources, max_length=200, **rest) -> Examples:
+    return Examples(Letters(), sources or (source(),), max_length, **rest)
+
+
+def source(prompts=("Q {text}", "{text}?"), question="Q {text}", examples=SAID, choices=("a", "b")) -> Source:
+    return Source(prompts, question, WRAP, examples, choices)
+
+
+def test_a_prompt_is_drawn_each_time_and_the_question_stands_where_nothing_is_drawn():
+    seen = Counter(text(made().tree(3, random.Random(i)).prompt) for i in range(200))
+    assert set(seen) == {"<Q t3>", "<t3?>"}
+    assert min(seen.values()) > 60
+    assert text(made().tree(3).prompt) == "<Q t3>"
+    assert made().tree(3, random.Random(7)) == made().tree(3, random.Random(7))
+
+
+def test_wrong_answers_come_along_where_a_loss_needs_them():
+    assert [text(a) for a in made().tree(1).answers] == ["b."]
+    ranked = made(ranked=True).tree(1)
+    assert ([text(a) for a in ranked.answers], ranked.right) == (["a.", "b."], 1)
+    own = made(source(examples=(Example("x", "yes", ("no", "yes", "maybe")),)), ranked=True).tree(0)
+    assert ([text(a) for a in own.answers], own.right) == (["no.", "yes.", "maybe."], 1)
+    assert len(made(source(choices=None), ranked=True).tree(0).answers) == 1  # generation
+
+
+def test_a_mixture_asks_each_example_in_its_own_task_s_words():
+    other = source(("Do: {text}",), "Do: {text}", (Example("u", "v"),), None)
+    mixed = made(source(), other, ranked=True)
+    assert len(mixed) == 7
+    assert text(mixed.tree(6).prompt) == "<Do: u>"
+    assert [len(mixed.tree(i).answers) for i in (0, 6)] == [2, 1]
+
+
+def test_demonstrations_are_other_examples_of_the_same_task():
+    other = source(("Do: {text}",), "Do: {text}", (Example("u", "v"), Example("w", "x")), None)
+    mixed = made(source(("Q {text}",)), other, shots=2)
+    for i in range(50):
+        first, second, asked = text(mixed.tree(2, random.Random(i)).prompt).removeprefix("<").split("\n\n")
+        assert asked == "Q t2>"
+        shown = {first, second}
+        assert len(shown) == 2
+        assert shown < {f"Q {e.text} {e.answer}" for e in SAID if e.text != "t2"}
+    assert text(mixed.tree(6).prompt) == "<Do: w x\n\nDo: u>"  # its task has but one other
+    assert mixed.tree(2) == mixed.tree(2)
+
+
+def test_a_text_with_the_placeholder_in_it_is_asked_but_not_shown():
+    odd = source(examples=(*SAID[:2], Example("say {text}", "a")))
+    assert text(made(odd).tree(2).prompt) == "<Q say {text}>"
+    assert all("{text}" not in shown for i in range(50) for shown in odd.demonstrations("Q {text}", 2, random.Random(i)))
+
+
+def test_what_is_too_long_loses_demonstrations_then_its_beginning_and_never_the_answer():
+    one = len("Q t0 a\n\n")
+    whole = made(shots=3).tree(2)
+    assert text(whole.prompt).count("\n\n") == 3
+    for limit, shown in ((whole.longest_path, 3), (whole.longest_path - 1, 2), (len("<Q t2>a.") + one - 1, 0), (len("<Q t2>a."), 0)):
+        tree = made(shots=3, max_length=limit).tree(2)
+        assert text(tree.prompt).count("\n\n") == shown
+        assert text(tree.prompt).endswith("Q t2>")
+        assert tree.longest_path <= limit
+    assert text(made(shots=3, max_length=5).tree(2).prompt) == "t2>"
+    assert text(made(shots=3, max_length=5).tree(2).answers[0]) == "a."
+
+
+def test_the_longest_path_is_that_of_any_prompt_that_may_be_drawn():
+    long = made(source(("{text}", "a longer prompt {text}"), "{text}", choices=("a", "b", "bcd")), ranked=True)
+    assert long.longest_path() == len("<a longer prompt t0>bcd.")
+    assert long.longest_path() == max(long.tree(0, random.Random(i)).longest_path for i in range(20))
+    assert made(shots=1, max_length=77).longest_path() == 77
+
+
+def test_a_schedule_s_slots_do_not_depend_on_where_it_begins():
+    run = Schedule(made(ranked=True, shots=1), steps=5, batch=4, seed=3)
+    again = Schedule(made(ranked=True, shots=1), steps=5, batch=4, seed=3)
+    assert len(run) == 20
+    slots = [run[i] for i in range(20)]
+    assert [again[i] for i in reversed(range(20))] == slots[::-1]
+    assert [Schedule(made(ranked=True, shots=1), 5, 4, 4)[i] for i in range(20)] != slots
+    assert slots[5].totals == count([s.tree for s in slots[4:8]])
+
+
+def test_parts_of_a_step_average_to_the_step():
+    run = Schedule(made(ranked=True), steps=2, batch=4, seed=0)
+    slots = [run[i] for i in range(4)]
+    whole = Collator(True, 64, 96)(slots)["totals"]
+    part = Collator(False, 64, 96)(slots[:1])["totals"]
+    assert (part * 4).tolist() == whole.tolist()
+
+
+def test_the_split_follows_the_text(tmp_path):
+    many = [Example(f"text {i}", "ab"[i % 2]) for i in range(400)]
+    train, held = split(many, 0.25, "t")
+    assert 70 < len(held) < 130
+    assert sorted(e.text for e in train + held) == sorted(e.text for e in many)
+    more = split([*many, *many, Example("new", "a")], 0.25, "t")[1]
+    assert {e.text for e in held} <= {e.text for e in more} <= {e.text for e in held} | {"new"}
+    with pytest.raises(ConfigError, match=r"leaves task 't' . examples to train on and . to validate on, of 1"):
+        split(many[:1], 0.5, "t")
+
+
+def test_several_files_and_a_file_for_validation(tmp_path):
+    for name, label in (("a", "x"), ("b", "y"), ("v", "x"), ("w", "z")):
+        (tmp_path / f"{name}.jsonl").write_text(f'{{"text": "{name}", "label": "{label}"}}\n')
+    files = {k: tmp_path / f"{k}.jsonl" for k in "abvw"}
+    task = Task(name="t", kind="classify", train=(files["a"], files["b"]), test=files["v"])
+    data = read_task(task, Train(validation=files["v"]))
+    assert [e.text for e in data.train] == ["a", "b"]
+    assert (data.choices, [e.text for e in data.validation]) == (("x", "y"), ["v"])
+    with pytest.raises(DataError, match=r"w.jsonl, line 1: label 'z' is not one of x, y"):
+        read_task(task, Train(validation=files["w"]))

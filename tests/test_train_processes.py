@@ -1,0 +1,66 @@
+"""Several processes train what one does: the same batch, shared out; gradients averaged over gloo on CPUs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_build import write_build
+
+ROOT = Path(__file__).parents[1]
+# --multi_gpu is accelerate's way to ask for torch's launcher, and the only one that starts processes where there are CPUs alone
+LAUNCH = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+
+
+def train(folder: Path, output: str, processes: int, *changes: str, verb: str = "train") -> subprocess.CompletedProcess[str]:
+    launched = [] if processes == 1 else [*LAUNCH, "--num_processes", str(processes), "--main_process_port", "0"]
+    words = [sys.executable, *launched, "-m", "qia3", verb, str(folder / "qia3.toml"), "--output", str(folder / output), *changes]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(words, capture_output=True, text=True, env=environment, cwd=folder, timeout=600)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("processes")
+    file = write_build(folder)
+    text = file.read_text().replace('compute = "float32"', 'compute = "float32"\nlosses = ["lm", "unlikelihood", "length-normalised"]')
+    file.write_text(text.replace("steps = 8", "steps = 6\nvalidation = 0.5"))
+    return folder
+
+
+def losses(folder: Path, task: str) -> list[float]:
+    return [json.loads(line)["loss"] for line in (folder / task / "log.jsonl").read_text().splitlines()]
+
+
+def test_two_processes_give_the_loss_of_one(place):
+    one, two = train(place, "one", 1), train(place, "two", 2)
+    assert one.returncode == 0, one.stderr
+    assert two.returncode == 0, two.stderr
+    for task in ("topics", "commands"):
+        ours, theirs = (losses(place / f"{n}.work", task) for n in ("two", "one"))
+        assert ours[:2] == pytest.approx(theirs[:2], rel=1e-6)  # before and after the first update
+        assert ours == pytest.approx(theirs, rel=2e-4)  # sums in another order may round an offset to the other bfloat16
+        records = [json.loads((place / f"{n}.work" / task / "record.json").read_text()) for n in ("one", "two")]
+        assert records[0]["validation_loss"] == pytest.approx(records[1]["validation_loss"], rel=1e-4)
+    assert two.stdout == one.stdout.replace("one.work", "two.work")  # one of them speaks
+    assert two.stderr.count("training topics") == 1
+    assert "Warning" not in two.stderr
+    again = train(place, "two", 2)
+    assert again.returncode == 0, again.stderr
+    assert again.stderr.count("trained before with the same plan") == 2
+
+
+def test_a_batch_that_cannot_be_shared_is_told(place):
+    told = train(place, "three", 3)
+    assert told.returncode != 0
+    assert "a batch of 4 cannot be shared by 3 processes in 1 parts each; make batch_size a multiple of 3" in told.stderr
+
+
+def test_building_in_several_processes_is_refused(place):
+    told = train(place, "four", 2, verb="build")
+    assert told.returncode != 0
+    assert "only `qia3 train` runs in several processes" in told.stderr
