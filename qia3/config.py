@@ -17,11 +17,11 @@
     learning_rate = 1e-2             # its peak: up over warmup_steps, then down to zero
     optimizer = "adamw"              # or "adafactor"
     losses = ["lm"]                  # and "unlikelihood", "length-normalised"
-    gradient_checkpointing = false   # less memory, a third more time
+    gradient_checkpointing = false   # true: less memory, one forward pass more a step
     row_tokens = 512                 # where prompts are packed: tokens in one row, at most
     validation = 0.1                 # held back by a hash of the text; or a file. The best checkpoint is kept
     patience = 3                     # stop after so many checkpoints without a better validation loss
-    init_adapter = "general"         # start from a PEFT folder or an .onnx_adapter instead of from ones
+    init_adapter = "general.onnx_adapter"  # start from a PEFT folder or an .onnx_adapter instead of from ones
 
     [[task]]
     name = "home-intents"

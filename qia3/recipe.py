@@ -23,7 +23,7 @@ class Section(BaseModel):
 PRESETS: dict[str, dict[str, Any]] = {
     # what the demo uses
     "short": {"steps": 96, "batch_size": 8, "learning_rate": 2e-2, "warmup_steps": 10, "optimizer": "adamw", "losses": ("lm",)},
-    # Liu et al. 2022, arXiv:2205.05638, section 3 and appendix; github.com/r-three/t-few, configs/t03b.json and ia3.json
+    # Liu et al. 2022, arXiv:2205.05638, section 3; scale_parameter from github.com/r-three/t-few
     "t-few": {
         "steps": 1000,
         "batch_size": 8,

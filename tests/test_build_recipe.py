@@ -26,6 +26,7 @@ steps = 4
 batch_size = 4
 checkpoint_every = 2
 compute = "float32"
+validation = 0.4
 [[task]]
 name = "topics"
 kind = "classify"
@@ -39,7 +40,7 @@ name = "quiz"
 kind = "classify"
 train = "quiz.jsonl"
 test = "quiz-test.jsonl"
-training = { validation = 0.5, losses = ["length-normalised"] }
+training = { losses = ["length-normalised"] }
 ranking = "sum"
 [[task]]
 name = "general"
@@ -86,7 +87,7 @@ def test_the_bundle_s_tasks_are_what_was_asked_for(place):
     assert (
         manifest["training"]["general"]["examples"] == manifest["training"]["topics"]["examples"] + manifest["training"]["quiz"]["examples"]
     )
-    assert manifest["training"]["quiz"]["best_step"] in (2, 4)
+    assert all(manifest["training"][name]["best_step"] in (2, 4) for name in ("topics", "quiz", "general"))
     assert manifest["config"]["task"][0]["train"] == ["topics-a.jsonl", "topics-b.jsonl"]
     assert str(place) not in json.dumps(manifest)
 
@@ -111,7 +112,7 @@ def test_one_adapter_serves_another_task_s_prompt(place, capsys):
 def test_training_starts_from_an_adapter_in_either_form(place, tmp_path, capsys, form):
     start = place / "out" / "adapters" / form
     slow = (place / "qia3.toml").read_text().replace("steps = 4", "steps = 1\nlearning_rate = 1e-12")
-    (place / "slow.toml").write_text(slow.replace("losses", "learning_rate = 1e-12, losses"))
+    (place / "slow.toml").write_text(slow)
     assert qia3(capsys, "train", place / "slow.toml", "--output", tmp_path / "o", "--init-adapter", start)[0] == 0
     expected = AdapterBank(Bundle.open(place / "out")).vectors("topics")
     _, tensors, _ = open_peft(tmp_path / "o.work" / "general" / "adapter")

@@ -33,7 +33,7 @@ def read_task(task: Task, settings: Train | None = None) -> Data:
     test = read_examples(task.test, task.kind, choices)
     held_back: Sequence[Example] = ()
     match settings.validation if settings else None:
-        case float(fraction):
+        case float(fraction) if task.train_files:  # a mixture validates on what its tasks hold back
             read, held_back = split(read, fraction, task.name)
         case Path() as file:
             held_back = read_examples(file, task.kind, choices)

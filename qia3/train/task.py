@@ -70,7 +70,7 @@ def train_task(base: BaseModel, scaled: Mapping[str, Scaled], job: Job, folder: 
         return load_task(base, scaled, job, folder)
     examples, validation = (
         Examples(base.tokenizer, [s for s in given if s.examples], settings.max_length, settings.ranked, job.task.shots)
-        for given in (sources, [_source(base, job.task, job.data, held_back=True)])
+        for given in (sources, _sources(base, job, held_back=True))
     )
     with writing(folder):
         _prepare(folder, key)
@@ -103,9 +103,9 @@ def _trained(base: BaseModel, job: Job, vectors: Vectors, record: Record) -> Tra
     return Trained(job.task, ask(own.wrap, own.question, shown), own.wrap, job.data.choices, job.ranking, vectors, record)
 
 
-def _sources(base: BaseModel, job: Job) -> list[Source]:
-    """The task's own examples and those that are mixed in."""
-    return [_source(base, job.task, job.data), *(_source(base, task, data) for task, data in job.mixed)]
+def _sources(base: BaseModel, job: Job, held_back: bool = False) -> list[Source]:
+    """The task's own examples and those that are mixed in: to train on, or to validate on."""
+    return [_source(base, task, data, held_back) for task, data in ((job.task, job.data), *job.mixed)]
 
 
 def _source(base: BaseModel, task: Task, data: Data, held_back: bool = False) -> Source:
@@ -115,9 +115,9 @@ def _source(base: BaseModel, task: Task, data: Data, held_back: bool = False) ->
 
 def _key(base: BaseModel, job: Job, sources: list[Source], start: Vectors | None) -> str:
     # when the state is saved is not what is trained, unless the best of what was saved is kept; what the two files hold is keyed, not their names
-    left_out = {"validation", "init_adapter"} | (set() if job.data.validation else {"checkpoint_every"})
+    held_back = [asdict(e) for data in (job.data, *(data for _, data in job.mixed)) for e in data.validation]
+    left_out = {"validation", "init_adapter"} | (set() if held_back else {"checkpoint_every"})
     settings = job.settings.model_dump(mode="json", exclude=left_out)
-    held_back = [asdict(e) for e in job.data.validation]
     what = [base.fingerprint, [asdict(s) for s in sources], held_back, job.task.shots, settings, job.seed, digest(start)]
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
