@@ -12,6 +12,7 @@ What is there already is kept. llama.cpp's files of SmolLM2 are requantised from
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -145,13 +146,15 @@ def main() -> None:
     place.mkdir(parents=True, exist_ok=True)
     if not (place / "float" / "config.json").exists():
         write_float(kind, place / "float")
+    if kind == "llama1b":
+        os.environ["QIA3_CACHE"] = str(place / "cache")  # random weights are nobody's base
     for block in asked.blocks:
         if not (place / f"merged-{block}").exists():
             write_qia3("smollm2-135m-instruct" if kind == "smollm2" else "float", place, block)
     if not (place / "genai" / "model.onnx").exists():
         write_genai(place / "float", place / "genai")
-    source = resolve("smollm2-135m-instruct")
-    f16 = Path(source.name) / str(source.gguf_file) if kind == "smollm2" else place / "f16.gguf"
+    source = resolve("smollm2-135m-instruct") if kind == "smollm2" else None
+    f16 = Path(source.name) / str(source.gguf_file) if source else place / "f16.gguf"
     if not f16.exists():
         write_f16_gguf(place / "float", f16)
     for name, format_ in (("q4_0.gguf", "Q4_0"), ("q4_k_m.gguf", "Q4_K_M")):

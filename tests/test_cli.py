@@ -185,7 +185,7 @@ def test_the_traceback_is_there_when_asked_for(monkeypatch):
 
 
 def test_options_reach_the_plan(build_file):
-    plan = cli._plan(build_file, Path("there"), 3, 5, "merged", "t", "ort-exact")
+    plan = cli._plan(build_file, Path("there"), 3, 5, None, "merged", "t", "ort-exact")
     assert (plan.output_folder, plan.seed, plan.train.steps) == (Path("there"), 3, 5)
     assert (plan.export.mode, plan.export.merge_task, plan.export.target) == ("merged", "t", "ort-exact")
 

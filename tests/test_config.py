@@ -55,7 +55,7 @@ def test_a_good_file_is_read_with_defaults_and_paths_beside_it(tmp_path):
     assert (plan.training_of(intents).steps, plan.training_of(commands).steps) == (50, 70)
     assert plan.training_of(commands).batch_size == plan.train.batch_size
     assert plan.output_folder == Path("dist/two")
-    assert (plan.export.mode, plan.export.target, plan.base.block_size) == ("side", "ort-cpu", 32)
+    assert (plan.export.mode, plan.export.target, plan.base.block_size) == ("side", "ort-cpu", 64)
     assert commands.prompt == "{text}"
 
 

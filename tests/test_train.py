@@ -138,7 +138,7 @@ def test_how_a_step_is_computed_does_not_change_what_is_trained(tmp_path, change
         assert not any(getattr(m, "gradient_checkpointing", False) for m in model.modules())
         runs.append((log(tmp_path / name), get_vectors(scaled)))
     for one, other in zip(*(entries for entries, _ in runs), strict=True):
-        assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
+        assert one["loss"] == pytest.approx(other["loss"], rel=5e-5)
         assert one == pytest.approx(other, rel=1e-4)
     for name, vector in runs[0][1].items():  # a bfloat16 offset may round to its neighbour
         np.testing.assert_allclose(runs[1][1][name], vector, atol=1e-3)
