@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +35,26 @@ def writing(folder: Path) -> Iterator[None]:
         if isinstance(error, OSError) and code in CLOSED:
             raise StorageError(f"cannot write {error.filename or folder}: {error.strerror}") from error
         raise
+
+
+@contextmanager
+def made_once(target: Path) -> Iterator[Path]:
+    """A scratch folder beside `target` that becomes it when the block ends well, unless another process was first; whole or absent.
+
+    Raises StorageError as `writing` does.
+    """
+    with writing(target.parent):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f"{target.name}."))
+        try:
+            yield scratch
+            try:
+                scratch.rename(target)
+            except OSError:  # not empty: another process has renamed its own in the meantime
+                if not target.is_dir():
+                    raise
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _free_bytes(folder: Path) -> int:

@@ -65,3 +65,12 @@ def test_torn_packed_weights_are_one_clear_line(bundle, tmp_path):
     (folder / packed.PACKED).write_bytes(b"torn")
     with pytest.raises(BundleError, match="cannot load"):
         Engine(bundle, packed=tmp_path)
+
+
+def test_a_graph_that_cannot_be_packed_is_one_clear_line_and_leaves_nothing(tmp_path):
+    broken = Bundle.open(tiny.write_bundle(tmp_path / "bundle"), verify=False)
+    (broken.path / broken.graph).write_bytes(b"torn")
+    with pytest.raises(BundleError, match="cannot pack") as caught:
+        Engine(broken, packed=tmp_path / "kept")
+    assert "\n" not in str(caught.value)
+    assert list((tmp_path / "kept").iterdir()) == []

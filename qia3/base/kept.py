@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -26,26 +25,21 @@ from qia3.base.frozen import BaseModel, fingerprint
 from qia3.base.modules import Int4Embedding, Int4Linear, Int4Weight
 from qia3.errors import BaseModelError
 from qia3.grids.int4 import Int4
+from qia3.storage import made_once
 
 WEIGHTS, FACTS = "model.safetensors", "base.json"
-FORMAT = 1
 
 
 def keep(base: BaseModel, folder: Path) -> None:
-    """Writes the base to `folder`, unless another process did so first."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{folder.name}."))
-    try:
+    """Writes the base to `folder`, unless another process did so first. Raises StorageError."""
+    if not (folder / FACTS).exists():
+        shutil.rmtree(folder, ignore_errors=True)
+    with made_once(folder) as scratch:
         save_file(_tensors(base.model), scratch / WEIGHTS)
         base.model.config.save_pretrained(scratch)
         base.model.generation_config.save_pretrained(scratch)
         base.tokenizer.save_pretrained(scratch)
         (scratch / FACTS).write_text(json.dumps(_facts(base), indent=1) + "\n", encoding="utf-8")
-        if not (folder / FACTS).exists():
-            shutil.rmtree(folder, ignore_errors=True)
-            scratch.rename(folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def open_kept(folder: Path, reference: str) -> BaseModel:
@@ -79,7 +73,7 @@ def _facts(base: BaseModel) -> dict[str, Any]:
             if isinstance(module, Int4Embedding):
                 modules[name]["scale"] = module.scale
     taken = {k: getattr(base, k) for k in ("fingerprint", "block_size", "symmetric", "parameters", "calibration")}
-    return {"format": FORMAT, "reference": Path(base.reference).name, **taken, "modules": modules}
+    return {"reference": Path(base.reference).name, **taken, "modules": modules}
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -14,15 +14,14 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-import shutil
-import tempfile
 from pathlib import Path
 
 import onnxruntime as ort
 
+from qia3.errors import BundleError, QIA3Error
 from qia3.layout import graph_files
 from qia3.runtime.bundle import Bundle, read_manifest
-from qia3.storage import writing
+from qia3.storage import made_once
 
 PACKED = "model.onnx"
 SETTINGS = {
@@ -33,22 +32,21 @@ SETTINGS = {
 
 
 def packed_graph(bundle: Bundle, options: ort.SessionOptions, folder: Path) -> Path:
-    """The packed graph of `bundle` in `folder`, made by a session with `options` if it is not there. Raises StorageError."""
+    """The packed graph of `bundle` in `folder`, made by a session with `options` if it is not there. Raises StorageError,
+    and BundleError where ONNX Runtime cannot load the graph."""
     place = folder / _key(bundle)
     if (place / PACKED).is_file():
         return place / PACKED
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(dir=folder, prefix=f"{place.name}."))
-        try:
+    try:
+        with made_once(place) as scratch:
             options.optimized_model_filepath = str(scratch / PACKED)
             for name, value in SETTINGS.items():
                 options.add_session_config_entry(name, value)
             ort.InferenceSession(str(bundle.path / bundle.graph), options, providers=["CPUExecutionProvider"])
-            if not place.exists():
-                scratch.rename(place)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+    except QIA3Error:
+        raise
+    except Exception as error:  # onnxruntime raises its own types, without a common base
+        raise BundleError(f"ONNX Runtime cannot pack {bundle.path / bundle.graph}: {str(error).splitlines()[0]}") from error
     return place / PACKED
 
 
