@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -278,7 +279,8 @@ def test_a_folder_that_is_no_bundle_is_not_replaced(place, tmp_path, capsys):
 
 def start(*arguments: object) -> subprocess.Popen[str]:
     words = [sys.executable, "-m", "qia3", *map(str, arguments)]
-    return subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell starts what runs in its background with SIGINT ignored
+    return subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
 
 
 def wait_for(running: subprocess.Popen[str], pattern: str, folder: Path) -> None:
