@@ -18,7 +18,7 @@ from qia3.base.modules import Int4Linear, Int4Weight
 from qia3.base.quantise import _bias, _replace, float_weight, quantise_model
 from qia3.errors import BaseModelError
 from qia3.grids import int4
-from qia3.grids.calibrated import DAMPING, damp, quantise_calibrated
+from qia3.grids.calibrated import DAMPING, Seen, damp, quantise_calibrated
 
 
 def correlated(inputs: int, seed: int = 0) -> np.ndarray:
@@ -51,7 +51,7 @@ def conditional_rounding(weight: np.ndarray, moment: np.ndarray, grid: int4.Int4
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_each_error_is_made_good_by_the_inputs_that_follow(symmetric):
     weight, moment = np.random.default_rng(1).normal(size=(5, 48)).astype(np.float32), correlated(48)
-    grid = quantise_calibrated(weight, moment, 16, symmetric)
+    grid = quantise_calibrated(weight, Seen(moment), 16, symmetric)
     same = np.isclose(int4.dequantise(grid), conditional_rounding(weight, moment, grid), atol=1e-5)
     assert (
         same.mean() > 0.98
@@ -62,7 +62,7 @@ def test_each_error_is_made_good_by_the_inputs_that_follow(symmetric):
 @pytest.mark.parametrize("block", [16, 64])
 def test_outputs_are_nearer_than_by_rounding_weights_alone(block, inputs):
     weight, moment = np.random.default_rng(2).normal(size=(9, inputs)).astype(np.float32), correlated(inputs)
-    calibrated, alone = quantise_calibrated(weight, moment, block), int4.quantise(weight, block)
+    calibrated, alone = quantise_calibrated(weight, Seen(moment), block), int4.quantise(weight, block)
     assert output_error(weight, calibrated, moment) < 0.6 * output_error(weight, alone, moment)
     assert calibrated.codes.shape == alone.codes.shape
     assert calibrated.inputs == inputs
@@ -70,7 +70,7 @@ def test_outputs_are_nearer_than_by_rounding_weights_alone(block, inputs):
 
 def test_inputs_that_do_not_correlate_are_rounded_alone():
     weight = np.random.default_rng(3).normal(size=(7, 64)).astype(np.float32)
-    grid = quantise_calibrated(weight, np.eye(64, dtype=np.float32), 32)
+    grid = quantise_calibrated(weight, Seen(np.eye(64, dtype=np.float32)), 32)
     block = np.repeat(np.arange(2), 32)
     nearest = np.abs(weight - int4.dequantise(grid)) <= np.abs(grid.scales[:, block]) / 2 + 1e-6
     _, zeros = int4.unpack(grid)
@@ -81,15 +81,15 @@ def test_inputs_that_do_not_correlate_are_rounded_alone():
 def test_inputs_that_were_always_zero_do_no_harm():
     weight, moment = np.random.default_rng(4).normal(size=(3, 32)).astype(np.float32), correlated(32)
     moment[5], moment[:, 5] = 0, 0
-    assert np.isfinite(int4.dequantise(quantise_calibrated(weight, moment, 16))).all()
-    assert np.isfinite(int4.dequantise(quantise_calibrated(weight, np.zeros_like(moment), 16))).all()
+    assert np.isfinite(int4.dequantise(quantise_calibrated(weight, Seen(moment), 16))).all()
+    assert np.isfinite(int4.dequantise(quantise_calibrated(weight, Seen(np.zeros_like(moment)), 16))).all()
     assert damp(moment)[5, 5] == pytest.approx(1 + DAMPING * np.where(moment.diagonal() > 0, moment.diagonal(), 1).mean())
 
 
 @pytest.mark.parametrize("bad", [np.full((32, 32), np.nan, np.float32), np.eye(31, dtype=np.float32)])
 def test_a_moment_that_cannot_be_one_is_refused(bad):
     with pytest.raises(ValueError, match=r"second moment is finite and \[32, 32\]"):
-        quantise_calibrated(np.ones((2, 32), np.float32), bad, 16)
+        quantise_calibrated(np.ones((2, 32), np.float32), Seen(bad), 16)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3_text"])
@@ -111,7 +111,7 @@ def test_moments_are_of_what_the_layers_see_when_those_before_are_quantised(fami
     with torch.no_grad():
         model(input_ids=windows)
     handle.remove()
-    np.testing.assert_allclose(moment, (seen[0].T @ seen[0]).numpy(), rtol=1e-3, atol=1e-3 * float(moment.max()))
+    np.testing.assert_allclose(moment.moment, (seen[0].T @ seen[0]).numpy(), rtol=1e-3, atol=1e-3 * float(moment.moment.max()))
     assert len(stack) == 2
 
 
@@ -218,3 +218,32 @@ def test_a_base_is_made_once(tmp_path, monkeypatch, tiny_folder):
     assert again.fingerprint == first.fingerprint
     with pytest.raises(TypeError):
         load.load_base(str(tiny_folder), 64, False, "own")
+
+
+def test_a_text_that_is_not_there_is_told_before_anything_is_loaded(tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(load, "_open", None)  # calling it would fail
+    with pytest.raises(BaseModelError, match="cannot read the calibration text"):
+        load.load_base(str(tiny_folder), 32, False, str(tmp_path / "nothing.txt"))
+
+
+def test_layers_on_the_same_inputs_share_what_follows_from_them():
+    model = tiny("llama")
+    moments = Moments(model, ids(2, 20))
+    q, k, o = (moments.of(f"model.layers.0.self_attn.{name}") for name in ("q_proj", "k_proj", "o_proj"))
+    assert q is k
+    assert q is not o
+
+
+def test_of_two_processes_that_keep_a_base_at_once_one_wins(base, tmp_path, monkeypatch):
+    """The second finds nothing, writes, and finds the first one's folder in its place."""
+    whole = kept._facts
+
+    def facts(model):
+        monkeypatch.setattr(kept, "_facts", whole)
+        kept.keep(base, tmp_path / "base")  # the other process, in the meantime
+        return whole(model)
+
+    monkeypatch.setattr(kept, "_facts", facts)
+    kept.keep(base, tmp_path / "base")
+    assert [p.name for p in tmp_path.iterdir()] == ["base"]
+    assert kept.open_kept(tmp_path / "base", "tiny").fingerprint == base.fingerprint

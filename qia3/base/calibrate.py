@@ -18,18 +18,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 from transformers.pytorch_utils import Conv1D
 
 from qia3.base.modules import Int4Weight
 from qia3.errors import BaseModelError
+from qia3.grids.calibrated import Seen
 
 ROWS, LENGTH, AT_ONCE = 32, 256, 8
-Moment = NDArray[np.float32]
 
 
 class _Enough(Exception):
@@ -44,22 +42,21 @@ class Moments:
         self.path, self.stack = layer_stack(model)
         self.extra = _recorded(model, self.stack, windows[:1])
         self.hidden = list(_seen_by(model, self.stack[0], windows, AT_ONCE))
-        self.at, self.known = -1, dict[str, Moment]()
+        self.at, self.known = -1, dict[str, Seen]()
         for parameter in model.parameters():  # the layers below run in float32, and so do the norms between them
             if parameter.dim() < 2:
                 parameter.data = parameter.data.float()
 
-    def of(self, name: str) -> Moment | None:
-        """Sum of x x^T [K, K] float32 over the layer's inputs, or None where it got none."""
+    def of(self, name: str) -> Seen | None:
+        """What the layer's inputs were, or None where it got none."""
         index = self._index(name)
         while index is not None and self.at < index:
             self._advance()
         return self.known.get(name)
 
-    def of_head(self, head: nn.Module) -> Moment:
+    def of_head(self, head: nn.Module) -> Seen:
         """The same for the head, when everything before it is quantised. All windows at once: each weight is dequantised once, and not kept."""
-        moment: Moment = _square(next(_seen_by(self.model, head, self.windows, len(self.windows)))).numpy()
-        return moment
+        return Seen(_square(next(_seen_by(self.model, head, self.windows, len(self.windows)))).numpy())
 
     def _index(self, name: str) -> int | None:
         start = f"{self.path}."
@@ -100,13 +97,18 @@ def window_length(model: Any) -> int:
     return min(LENGTH, getattr(model.config.get_text_config(), "max_position_embeddings", None) or LENGTH)
 
 
-def read_windows(tokenizer: Any, path: Path, length: int) -> Tensor:
-    """[up to ROWS, length] of the text in `path`, evenly spread over it. Raises BaseModelError."""
+def read_text(path: Path) -> str:
+    """A text to calibrate on. Raises BaseModelError."""
     try:
-        ids = tokenizer.encode(path.read_text(encoding="utf-8"), add_special_tokens=False)
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else error.strerror
         raise BaseModelError(f"cannot read the calibration text {path}: {reason}") from error
+
+
+def read_windows(tokenizer: Any, path: Path, length: int) -> Tensor:
+    """[up to ROWS, length] of the text in `path`, evenly spread over it. Raises BaseModelError."""
+    ids = tokenizer.encode(read_text(path), add_special_tokens=False)
     whole = torch.tensor(ids[: len(ids) // length * length]).view(-1, length)
     if not len(whole):
         raise BaseModelError(f"the calibration text {path} has {len(ids)} tokens; {length} are the least, {ROWS * length} are used")
@@ -167,7 +169,7 @@ def _seen_by(model: Any, module: nn.Module, windows: Tensor, at_once: int) -> It
 
 
 @contextmanager
-def _gathering(linears: dict[str, nn.Module]) -> Iterator[dict[str, Moment]]:
+def _gathering(linears: dict[str, nn.Module]) -> Iterator[dict[str, Seen]]:
     """Sums x x^T of every linear layer that runs meanwhile. Layers that follow each other on one input (q, k, v) share one sum."""
     sums: dict[str, Tensor] = {}
     owner: dict[str, str] = {}
@@ -183,13 +185,14 @@ def _gathering(linears: dict[str, nn.Module]) -> Iterator[dict[str, Moment]]:
         return add
 
     handles = [module.register_forward_pre_hook(hook(name)) for name, module in linears.items()]
-    known: dict[str, Moment] = {}
+    known: dict[str, Seen] = {}
     try:
         yield known
     finally:
         for handle in handles:
             handle.remove()
-        known.update({name: sums[first].numpy() for name, first in owner.items()})
+        seen = {first: Seen(total.numpy()) for first, total in sums.items()}
+        known.update({name: seen[first] for name, first in owner.items()})
 
 
 def _square(x: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from qia3.base.calibrate import own_windows, read_windows, window_length
+from qia3.base.calibrate import own_windows, read_text, read_windows, window_length
 from qia3.base.frozen import BaseModel, fingerprint
 from qia3.base.kept import FACTS, keep, open_kept
 from qia3.base.processor import has_fast
@@ -25,7 +25,6 @@ from qia3.base.quantise import quantise_model
 from qia3.base.sources import Source, cache_folder, resolve
 from qia3.errors import BaseModelError
 from qia3.progress import say
-from qia3.storage import writing
 
 RECIPE = 1  # raised whenever the same source and settings give other codes
 LEAST_KEPT = 10_000_000  # parameters; a smaller base is made as fast as it is read
@@ -46,7 +45,8 @@ def load_base(
     `calibration`: "own" for text that the model makes itself, "none", or the path of a text. Raises BaseModelError with one clear line.
     """
     source = resolve(reference)
-    folder = _kept_folder(source, block_size, symmetric, calibration)
+    text = _named(calibration)
+    folder = _kept_folder(source, block_size, symmetric, text)
     if folder is not None and (folder / FACTS).is_file():
         say(f"the base was quantised before: {folder}")
         with _quiet():
@@ -58,11 +58,11 @@ def load_base(
         windows = _windows(model, tokenizer, calibration, track)
         say("quantising" + ("" if windows is None else f", each layer for the inputs it gets ({windows.numel():,} tokens)"))
         quantise_model(model, block_size, symmetric, lambda names: track(names, "quantising"), windows)
-        base = BaseModel(reference, model, tokenizer, fingerprint(model), block_size, symmetric, parameters, _named(calibration, windows))
+        named = "none" if windows is None else text
+        base = BaseModel(reference, model, tokenizer, fingerprint(model), block_size, symmetric, parameters, named)
         if folder is None or parameters < LEAST_KEPT:
             return base
-        with writing(folder):
-            keep(base, folder)
+        keep(base, folder)
         return open_kept(folder, reference)
 
 
@@ -82,25 +82,18 @@ def _windows(model: Any, tokenizer: Any, calibration: str, track: Track) -> Tens
     return own_windows(model, length, lambda steps: track(list(steps), "sampling text"))
 
 
-def _named(calibration: str, windows: Tensor | None) -> str:
-    """For the manifest: "none", "own", or the SHA-256 of the text."""
-    if windows is None:
-        return "none"
-    return calibration if calibration == "own" else f"text {_sha256(Path(calibration))}"
+def _named(calibration: str) -> str:
+    """For the manifest: "none", "own", or the SHA-256 of the text. Raises BaseModelError where there is no such text."""
+    return calibration if calibration in ("own", "none") else f"text {hashlib.sha256(read_text(Path(calibration)).encode()).hexdigest()}"
 
 
-def _kept_folder(source: Source, block_size: int, symmetric: bool, calibration: str) -> Path | None:
+def _kept_folder(source: Source, block_size: int, symmetric: bool, text: str) -> Path | None:
     """Where this very base is kept: by what it is made from and how. None for a hub's models, whose files are not known before they load."""
     identity = source.identity()
     if identity is None:
         return None
-    text = calibration if calibration in ("own", "none") else _sha256(Path(calibration)) if Path(calibration).is_file() else None
     key = json.dumps([identity, block_size, symmetric, text, RECIPE])
     return cache_folder() / "bases" / hashlib.sha256(key.encode()).hexdigest()[:16]
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _free_memory() -> int:

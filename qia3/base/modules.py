@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qia3.grids import int4
-from qia3.grids.calibrated import quantise_calibrated
+from qia3.grids.calibrated import Seen, quantise_calibrated
 
 
 class Int4Weight(nn.Module):
@@ -35,12 +34,12 @@ class Int4Weight(nn.Module):
         self._dense: Tensor | None = None
 
     @classmethod
-    def from_float(cls, weight: Tensor, block_size: int, symmetric: bool, moment: NDArray[np.float32] | None = None) -> Int4Weight:
-        """Quantises a float weight [N, K]; for the inputs it will get, where their second moment [K, K] is known."""
+    def from_float(cls, weight: Tensor, block_size: int, symmetric: bool, seen: Seen | None = None) -> Int4Weight:
+        """Quantises a float weight [N, K]; for the inputs it will get, where they are known."""
         dense = np.ascontiguousarray(weight.detach().float().cpu().numpy())
-        if moment is None:
+        if seen is None:
             return cls(int4.quantise(dense, block_size, symmetric))
-        return cls(quantise_calibrated(dense, moment, block_size, symmetric))
+        return cls(quantise_calibrated(dense, seen, block_size, symmetric))
 
     @property
     def grid(self) -> int4.Int4:

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from qia3.base.calibrate import Moment, Moments
+from qia3.base.calibrate import Moments
 from qia3.base.modules import Int4Embedding, Int4Linear, Int4Weight
 from qia3.errors import BaseModelError
+from qia3.grids.calibrated import Seen
 from qia3.grids.int4 import BLOCK_SIZES, block_for
 
 Track = Callable[[list[str]], Iterable[str]]
@@ -31,11 +32,11 @@ class Grid:
     block_size: int
     symmetric: bool
 
-    def store(self, name: str, weight: Tensor, moment: Moment | None) -> Int4Weight:
+    def store(self, name: str, weight: Tensor, seen: Seen | None) -> Int4Weight:
         """A float weight [N, K] on it. Raises BaseModelError."""
         try:
             block = block_for(weight.shape[1], self.block_size, self.symmetric)
-            return Int4Weight.from_float(weight, block, self.symmetric, moment)
+            return Int4Weight.from_float(weight, block, self.symmetric, seen)
         except ValueError as error:
             raise BaseModelError(f"cannot quantise {name}: {error}") from error
 
@@ -51,8 +52,8 @@ def quantise_model(
     names = [n for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and not (tied and m is head)]
     for name in track(names):
         layer = model.get_submodule(name)
-        moment = None if moments is None else moments.of_head(layer) if layer is head else moments.of(name)
-        _replace(model, layer, Int4Linear(grid.store(name, float_weight(layer), moment), _bias(layer)))
+        seen = None if moments is None else moments.of_head(layer) if layer is head else moments.of(name)
+        _replace(model, layer, Int4Linear(grid.store(name, float_weight(layer), seen), _bias(layer)))
     if isinstance(embedding, nn.Embedding):
         _quantise_embedding(model, embedding, head if tied else None, grid, moments)
     for tensor in (*model.parameters(), *model.buffers()):  # not model.float(): transformers refuses it for a model read from GGUF
@@ -73,12 +74,12 @@ def _quantise_embedding(
 ) -> None:
     divisors = [b for b in BLOCK_SIZES if embedding.embedding_dim % b == 0 and b <= grid.block_size]
     scale = _embedding_scale(embedding)
-    moment = None if moments is None or tied_head is None else moments.of_head(tied_head)
+    seen = None if moments is None or tied_head is None else moments.of_head(tied_head)
     if not divisors or scale is None:
         if tied_head is not None:
-            _replace(model, tied_head, Int4Linear(grid.store("head", float_weight(tied_head), moment), _bias(tied_head)))
+            _replace(model, tied_head, Int4Linear(grid.store("head", float_weight(tied_head), seen), _bias(tied_head)))
         return
-    store = Grid(divisors[-1], grid.symmetric).store("embedding", embedding.weight, moment)
+    store = Grid(divisors[-1], grid.symmetric).store("embedding", embedding.weight, seen)
     _replace(model, embedding, Int4Embedding(store, torch.float32, None if scale == 1 else scale))
     if tied_head is not None:
         _replace(model, tied_head, Int4Linear(store, _bias(tied_head)))

@@ -18,6 +18,9 @@ Source: GPTQ, Frantar et al. 2022 (arXiv:2210.17323), algorithm 1, inputs in the
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -27,17 +30,36 @@ DAMPING = 0.01
 ROWS = 4096  # at a time, which bounds the working copy
 
 
-def quantise_calibrated(weight: Floats, moment: NDArray[np.floating], block_size: int, symmetric: bool = False) -> Int4:
-    """weight [N, K] float32, moment [K, K] the mean (or sum) of x x^T over the layer's inputs -> Int4.
+@dataclass(frozen=True)
+class Seen:
+    """What a layer's inputs were: `moment` [K, K], the mean (or sum) of x x^T.
+
+    Layers on the same inputs (q, k, v) share one, and what follows from it is worked out once.
+    """
+
+    moment: NDArray[np.floating]
+
+    @cached_property
+    def damped(self) -> NDArray[np.float64]:
+        """H, safe to invert."""
+        return damp(self.moment)
+
+    @cached_property
+    def factor(self) -> Floats:
+        """U, float32 [K, K]. Raises ValueError where H is not positive definite."""
+        return inverse_factor(self.damped)
+
+
+def quantise_calibrated(weight: Floats, seen: Seen, block_size: int, symmetric: bool = False) -> Int4:
+    """weight [N, K] float32 -> Int4, for the inputs that were seen.
 
     Raises ValueError on a bad block size, a weight or a moment that is not finite, or shapes that do not fit.
     """
     check(weight, block_size)
     outputs, inputs = weight.shape
-    if moment.shape != (inputs, inputs) or not np.isfinite(moment).all():
-        raise ValueError(f"the inputs' second moment is finite and [{inputs}, {inputs}], not {list(moment.shape)}")
-    damped = damp(moment)
-    factor, importance = inverse_factor(damped), damped.diagonal().astype(np.float32)
+    if seen.moment.shape != (inputs, inputs) or not np.isfinite(seen.moment).all():
+        raise ValueError(f"the inputs' second moment is finite and [{inputs}, {inputs}], not {list(seen.moment.shape)}")
+    factor, importance = seen.factor, seen.damped.diagonal().astype(np.float32)
     blocks = -(-inputs // block_size)
     steps = np.zeros((outputs, blocks * block_size), np.float32)
     scales, zeros = np.empty((outputs, blocks), np.float32), np.empty((outputs, blocks), np.float32)

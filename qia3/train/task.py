@@ -123,16 +123,20 @@ def _key(base: BaseModel, job: Job, sources: list[Source], start: Vectors | None
 
 
 def _is_done(folder: Path, key: str) -> bool:
-    done = (folder / "record.json").is_file() and (folder / "key").is_file() and (folder / "key").read_text().strip() == key
+    done = (folder / "record.json").is_file() and _is_of(folder, key)
     processes.wait()  # nobody writes before all have looked
     return done
+
+
+def _is_of(folder: Path, key: str) -> bool:
+    """Whether what lies there is of the plan with this key."""
+    return (folder / "key").is_file() and (folder / "key").read_text().strip() == key
 
 
 def _prepare(folder: Path, key: str) -> None:
     """Keeps checkpoints of the same plan, clears those of another."""
     if is_main():
-        same = (folder / "key").is_file() and (folder / "key").read_text().strip() == key
-        if not same:
+        if not _is_of(folder, key):
             shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "key").write_text(key + "\n")
