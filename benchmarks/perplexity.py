@@ -23,8 +23,8 @@ import torch
 from texts import articles
 
 from qia3.base.load import _open, _quiet, load_base
-from qia3.base.modules import Int4Weight
 from qia3.base.sources import resolve
+from qia3.base.weights import GridWeight
 from qia3.footprint.bits import bits_each
 
 WINDOW, CONTEXT = 256, 32
@@ -54,7 +54,7 @@ def grid(model: str, asked: str, text: Path, windows: list[list[int]]) -> tuple[
     calibration, block, *rest = asked.split(":")
     started = time.perf_counter()
     base = load_base(model, int(block), "symmetric" in rest, str(text) if calibration == "editorials" else calibration)
-    stores = [m for m in base.model.modules() if isinstance(m, Int4Weight)]
+    stores = [m for m in base.model.modules() if isinstance(m, GridWeight)]
     facts = {
         "grid": f"int4 {asked}",
         "seconds": round(time.perf_counter() - started, 1),

@@ -16,7 +16,7 @@ from torch import nn
 
 from qia3 import __version__
 from qia3.base.frozen import BaseModel
-from qia3.base.modules import Int4Linear
+from qia3.base.modules import GridLinear
 from qia3.config import Build, Task
 from qia3.footprint.measure import measure
 from qia3.footprint.seal import seal
@@ -83,7 +83,7 @@ def _vocabulary(model: Any) -> list[str]:
 
 def _linears(model: nn.Module, roles: Roles) -> list[dict[str, Any]]:
     """Every linear layer with its shape and role."""
-    plain = {name.replace(".base", ""): m for name, m in model.named_modules() if isinstance(m, Int4Linear)}
+    plain = {name.replace(".base", ""): m for name, m in model.named_modules() if isinstance(m, GridLinear)}
     return [
         {"name": n, "inputs": m.in_features, "outputs": m.out_features, "role": roles.linears.get(n, "other"), "bits": 4}
         for n, m in plain.items()

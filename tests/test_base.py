@@ -13,8 +13,9 @@ from transformers.pytorch_utils import Conv1D
 
 from qia3.base import sources
 from qia3.base.load import load_base
-from qia3.base.modules import Int4Embedding, Int4Linear, Int4Weight
+from qia3.base.modules import GridEmbedding, GridLinear
 from qia3.base.quantise import float_weight, quantise_model
+from qia3.base.weights import Int4Weight
 from qia3.errors import BaseModelError
 from qia3.grids import int4
 
@@ -26,11 +27,11 @@ def test_modules_dequantise_as_the_grid_does(block, symmetric):
     store = Int4Weight.from_float(weight, block, symmetric)
     np.testing.assert_array_equal(store.dense(torch.float32).numpy(), int4.dequantise(store.grid))
     rows = torch.tensor([[3, 0], [6, 3]])
-    np.testing.assert_array_equal(Int4Embedding(store, torch.float32)(rows).numpy(), int4.dequantise(store.grid)[rows.numpy()])
+    np.testing.assert_array_equal(GridEmbedding(store, torch.float32)(rows).numpy(), int4.dequantise(store.grid)[rows.numpy()])
 
 
 def test_holding_the_dense_weight_changes_no_value():
-    layer = Int4Linear(Int4Weight.from_float(torch.randn(7, 64), 32, False), torch.randn(7))
+    layer = GridLinear(Int4Weight.from_float(torch.randn(7, 64), 32, False), torch.randn(7))
     x = torch.randn(3, 64)
     before = layer(x)
     layer.store.hold_dense(torch.float32)
@@ -48,7 +49,7 @@ def test_the_quantised_model_is_the_float_model_on_dequantised_weights(family):
             if isinstance(layer, nn.Linear | Conv1D):
                 float_weight(layer).copy_(model.get_submodule(name).weight)
         embedding = model.get_input_embeddings()
-        if isinstance(embedding, Int4Embedding):
+        if isinstance(embedding, GridEmbedding):
             reference.get_input_embeddings().weight.copy_(embedding.weight)
     torch.testing.assert_close(model(input_ids=ids()).logits, reference(input_ids=ids()).logits, rtol=1e-4, atol=1e-4)
     assert not any(p.requires_grad for p in model.parameters())

@@ -14,8 +14,9 @@ from transformers.pytorch_utils import Conv1D
 from qia3.base import kept, load
 from qia3.base.calibrate import Moments, layer_stack, own_windows, read_windows, window_length
 from qia3.base.frozen import BaseModel, fingerprint
-from qia3.base.modules import Int4Linear, Int4Weight
+from qia3.base.modules import GridLinear
 from qia3.base.quantise import _bias, _replace, float_weight, quantise_model
+from qia3.base.weights import Int4Weight
 from qia3.errors import BaseModelError
 from qia3.grids import int4
 from qia3.grids.calibrated import DAMPING, Seen, damp, quantise_calibrated
@@ -105,7 +106,7 @@ def test_moments_are_of_what_the_layers_see_when_those_before_are_quantised(fami
         if name.startswith(f"{path}.1."):
             break
         layer = model.get_submodule(name)
-        _replace(model, layer, Int4Linear(Int4Weight.from_float(float_weight(layer), 32, False, moment), _bias(layer)))
+        _replace(model, layer, GridLinear(Int4Weight.from_float(float_weight(layer), 32, False, moment), _bias(layer)))
     seen = []
     handle = model.get_submodule(name).register_forward_pre_hook(lambda _, args: seen.append(args[0].reshape(-1, args[0].shape[-1])))
     with torch.no_grad():

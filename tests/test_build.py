@@ -21,7 +21,7 @@ from transformers import MambaConfig, MambaForCausalLM
 
 from qia3 import cli
 from qia3.base.load import load_base
-from qia3.base.modules import Int4Weight
+from qia3.base.weights import GridWeight
 from qia3.graph.forced import torch_logits
 from qia3.ia3.roles import find_roles
 from qia3.ia3.vectors import attach, set_vectors
@@ -124,7 +124,7 @@ def test_law_1_what_is_trained_is_what_ships(place):
     base, _ = loaded(place)
     assert base.fingerprint == Bundle.open(place / "side").fingerprint
     trained = {
-        hashlib.sha256(b.numpy().tobytes()).hexdigest() for m in base.model.modules() if isinstance(m, Int4Weight) for b in m.buffers()
+        hashlib.sha256(b.numpy().tobytes()).hexdigest() for m in base.model.modules() if isinstance(m, GridWeight) for b in m.buffers()
     }
     assert {hashlib.sha256(data).hexdigest() for part, data in tensors(place / "side").values() if part in QUANTISED} == trained
 

@@ -13,8 +13,8 @@ import torch
 from onnx_ir.passes import PreconditionError
 from tiny import DECODERS, GATED, ids, random_vectors, tiny
 
-from qia3.base.modules import Int4Weight
 from qia3.base.quantise import quantise_model
+from qia3.base.weights import GridWeight
 from qia3.graph.export import export_decoder
 from qia3.graph.external import write_graph
 from qia3.graph.forced import OrtDecoder, torch_logits
@@ -181,7 +181,7 @@ def test_what_is_trained_is_what_ships(tmp_path):
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **SHAPE, tie_word_embeddings=True)).eval()
     quantise_model(model, 32, symmetric=False)
     attach(model, find_roles(model).sites)
-    trained = {hashlib.sha256(t.numpy().tobytes()).hexdigest() for m in model.modules() if isinstance(m, Int4Weight) for t in m.buffers()}
+    trained = {hashlib.sha256(t.numpy().tobytes()).hexdigest() for m in model.modules() if isinstance(m, GridWeight) for t in m.buffers()}
     regions = write_graph(export_decoder(model, 4, 48, "last"), tmp_path, ["model.embed_tokens", "lm_head"])
     data = (tmp_path / DATA).read_bytes()
     shipped = []

@@ -16,7 +16,7 @@ from test_runtime_answer import without_torch
 
 from qia3 import cli
 from qia3.base.load import load_base
-from qia3.base.modules import Int4Weight
+from qia3.base.weights import GridWeight
 from qia3.graph.export import export_decoder
 from qia3.graph.external import write_graph
 from qia3.graph.forced import OrtDecoder
@@ -73,7 +73,7 @@ def test_parity_with_torch(report):
 def test_what_was_trained_is_what_ships_and_merged_is_side(bundle, tmp_path):
     """Laws 1 and 2 at full size: bytes by SHA-256, logits within 1e-3 at accuracy_level 0."""
     base = load_base("smollm2-135m-instruct", 64, False, "own")
-    stores = [m for m in base.model.modules() if isinstance(m, Int4Weight)]
+    stores = [m for m in base.model.modules() if isinstance(m, GridWeight)]
     shipped = tensors(bundle)
     assert {hashlib.sha256(b.numpy().tobytes()).hexdigest() for s in stores for b in s.buffers()} == {
         hashlib.sha256(data).hexdigest() for part, data in shipped.values() if part in QUANTISED

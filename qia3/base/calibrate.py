@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 from transformers.pytorch_utils import Conv1D
 
-from qia3.base.modules import Int4Weight
+from qia3.base.weights import GridWeight
 from qia3.errors import BaseModelError
 from qia3.grids.calibrated import Seen
 
@@ -204,7 +204,7 @@ def _square(x: Tensor) -> Tensor:
 @contextmanager
 def _dense(module: nn.Module) -> Iterator[None]:
     """Keeps the dequantised weights inside `module` while it runs."""
-    stores = [m for m in module.modules() if isinstance(m, Int4Weight)]
+    stores = [m for m in module.modules() if isinstance(m, GridWeight)]
     for store in stores:
         store.hold_dense(torch.float32)
     try:

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from qia3.base.frozen import BaseModel, fingerprint
-from qia3.base.modules import Int4Embedding, Int4Linear, Int4Weight
+from qia3.base.modules import GridEmbedding, GridLinear
+from qia3.base.weights import KINDS, GridWeight
 from qia3.errors import BaseModelError
-from qia3.grids.int4 import Int4
 from qia3.storage import made_once
 
 WEIGHTS, FACTS = "model.safetensors", "base.json"
@@ -67,10 +67,10 @@ def _facts(base: BaseModel) -> dict[str, Any]:
     stores: dict[int, str] = {}
     modules = {}
     for name, module in base.model.named_modules(remove_duplicate=False):
-        if isinstance(module, Int4Linear | Int4Embedding):
+        if isinstance(module, GridLinear | GridEmbedding):
             first = stores.setdefault(id(module.store), name)  # a tied head names the embedding's bytes
-            modules[name] = {"store": first, "inputs": module.store.inputs}
-            if isinstance(module, Int4Embedding):
+            modules[name] = {"store": first, "inputs": module.store.inputs, "kind": module.store.kind}
+            if isinstance(module, GridEmbedding):
                 modules[name]["scale"] = module.scale
     taken = {k: getattr(base, k) for k in ("fingerprint", "block_size", "symmetric", "parameters", "calibration")}
     return {"reference": Path(base.reference).name, **taken, "modules": modules}
@@ -83,19 +83,19 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _put_modules(model: nn.Module, modules: dict[str, dict[str, Any]], tensors: dict[str, Tensor]) -> None:
-    stores: dict[str, Int4Weight] = {}
+    stores: dict[str, GridWeight] = {}
     for name, facts in sorted(modules.items(), key=lambda item: item[1]["store"] != item[0]):  # owners first
         first = facts["store"]
         if first not in stores:
-            codes, scales = (tensors[f"{first}.store.{part}"].numpy() for part in ("codes", "scales"))
-            zeros = tensors.get(f"{first}.store.zero_points")
-            stores[first] = Int4Weight(Int4(codes, scales, None if zeros is None else zeros.numpy(), facts["inputs"]))
+            start = f"{first}.store."
+            own = {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
+            stores[first] = KINDS[facts.get("kind", "int4")].from_tensors(own, facts["inputs"])
         parent, _, child = name.rpartition(".")
         new: nn.Module
         if "scale" in facts:
-            new = Int4Embedding(stores[first], torch.float32, facts["scale"])
+            new = GridEmbedding(stores[first], torch.float32, facts["scale"])
         else:
-            new = Int4Linear(stores[first], tensors.get(f"{name}.bias"))
+            new = GridLinear(stores[first], tensors.get(f"{name}.bias"))
         setattr(model.get_submodule(parent), child, new)
 
 

@@ -1,6 +1,6 @@
 """Turns a float transformers model into a frozen 4-bit one, layer by layer: every float layer is released as its 4-bit form appears.
 
-Linear layers (transformers' Conv1D among them) become Int4Linear, the token embedding Int4Embedding; a head tied to the embedding points
+Linear layers (transformers' Conv1D among them) become GridLinear, the token embedding GridEmbedding; a head tied to the embedding points
 at the same bytes. Norms, biases and learned positions stay float32. An embedding's rows are looked up by GatherBlockQuantized, whose rows
 are not padded, so its block is the largest one, up to the one asked for, that divides the hidden size.
 
@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from qia3.base.calibrate import Moments
-from qia3.base.modules import Int4Embedding, Int4Linear, Int4Weight
+from qia3.base.modules import GridEmbedding, GridLinear
+from qia3.base.weights import Int4Weight
 from qia3.errors import BaseModelError
 from qia3.grids.calibrated import Seen
 from qia3.grids.int4 import BLOCK_SIZES, block_for
@@ -53,7 +54,7 @@ def quantise_model(
     for name in track(names):
         layer = model.get_submodule(name)
         seen = None if moments is None else moments.of_head(layer) if layer is head else moments.of(name)
-        _replace(model, layer, Int4Linear(grid.store(name, float_weight(layer), seen), _bias(layer)))
+        _replace(model, layer, GridLinear(grid.store(name, float_weight(layer), seen), _bias(layer)))
     if isinstance(embedding, nn.Embedding):
         _quantise_embedding(model, embedding, head if tied else None, grid, moments)
     for tensor in (*model.parameters(), *model.buffers()):  # not model.float(): transformers refuses it for a model read from GGUF
@@ -77,12 +78,12 @@ def _quantise_embedding(
     seen = None if moments is None or tied_head is None else moments.of_head(tied_head)
     if not divisors or scale is None:
         if tied_head is not None:
-            _replace(model, tied_head, Int4Linear(grid.store("head", float_weight(tied_head), seen), _bias(tied_head)))
+            _replace(model, tied_head, GridLinear(grid.store("head", float_weight(tied_head), seen), _bias(tied_head)))
         return
     store = Grid(divisors[-1], grid.symmetric).store("embedding", embedding.weight, seen)
-    _replace(model, embedding, Int4Embedding(store, torch.float32, None if scale == 1 else scale))
+    _replace(model, embedding, GridEmbedding(store, torch.float32, None if scale == 1 else scale))
     if tied_head is not None:
-        _replace(model, tied_head, Int4Linear(store, _bias(tied_head)))
+        _replace(model, tied_head, GridLinear(store, _bias(tied_head)))
 
 
 @torch.no_grad()

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.onnx.ops import symbolic_multi_out
 from transformers import AttentionInterface, PreTrainedModel
 
-from qia3.base.modules import Int4Embedding, Int4Linear
-from qia3.graph.leaves import GatherBlockQuantized, Inputs, LastPosition, MatMulNBits, RMSNorm, ScaledLeaf
+from qia3.base.modules import GridEmbedding, GridLinear
+from qia3.graph.leaves import Inputs, LastPosition, RMSNorm, ScaledLeaf, lookup, product
 from qia3.graph.rotary import rotary_tables, without_rotation
 from qia3.ia3.roles import attention
 from qia3.ia3.vectors import Scaled
@@ -126,8 +126,8 @@ def _swap(model: PreTrainedModel, inputs: Inputs, accuracy_level: int, logits: s
 def _leaf(module: nn.Module, inputs: Inputs, accuracy_level: int) -> nn.Module | None:
     if isinstance(module, Scaled):
         return ScaledLeaf(module, _leaf(module.base, inputs, accuracy_level) or module.base, inputs)
-    if isinstance(module, Int4Linear):
-        return MatMulNBits(module, accuracy_level)
-    if isinstance(module, Int4Embedding):
-        return GatherBlockQuantized(module)
+    if isinstance(module, GridLinear):
+        return product(module, accuracy_level)
+    if isinstance(module, GridEmbedding):
+        return lookup(module)
     return RMSNorm.matching(module) if "Norm" in type(module).__name__ else None

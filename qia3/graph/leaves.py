@@ -4,8 +4,8 @@
 leaf is made from the module it stands for (`from_base` in spirit) and points at the same buffers, so the bytes that trained are the
 initializers of the graph:
 
-    Int4Linear    -> com.microsoft::MatMulNBits(x, codes, scales[, zero points][, bias])
-    Int4Embedding -> com.microsoft::GatherBlockQuantized(codes [V, H/2], ids, scales[, zero points])
+    GridLinear    -> com.microsoft::MatMulNBits(x, codes, scales[, zero points][, bias])
+    GridEmbedding -> com.microsoft::GatherBlockQuantized(codes [V, H/2], ids, scales[, zero points])
     Scaled        -> Mul by a graph input [rows, 1, d], beside the layer's own operator
     RMSNorm       -> SimplifiedLayerNormalization, where a numeric check shows the module is one
 
@@ -21,7 +21,9 @@ import torch
 from torch import Tensor, nn
 from torch.onnx.ops import symbolic
 
-from qia3.base.modules import Int4Embedding, Int4Linear
+from qia3.base.modules import GridEmbedding, GridLinear
+from qia3.base.weights import Int4Weight
+from qia3.errors import BaseModelError
 from qia3.ia3.vectors import Scaled
 
 Attributes = dict[str, int | float | str | bool | Sequence[int] | Sequence[float] | Sequence[str] | Sequence[bool]]
@@ -43,12 +45,11 @@ class Inputs:
 class MatMulNBits(nn.Module):
     """codes uint8 [N, B, block/2], scales float32 [N, B], zero points uint8 [N, ceil(B/2)]."""
 
-    def __init__(self, linear: Int4Linear, accuracy_level: int) -> None:
+    def __init__(self, store: Int4Weight, bias: Tensor | None, accuracy_level: int) -> None:
         super().__init__()
-        store = linear.store
         self.codes, self.scales = nn.Buffer(store.codes), nn.Buffer(store.scales)
         self.zero_points = None if store.zero_points is None else nn.Buffer(store.zero_points)
-        self.bias = None if linear.bias is None else nn.Buffer(linear.bias)
+        self.bias = None if bias is None else nn.Buffer(bias)
         self.outputs = store.outputs
         self.attributes: Attributes = {
             "K": store.inputs,
@@ -72,13 +73,12 @@ class MatMulNBits(nn.Module):
 class GatherBlockQuantized(nn.Module):
     """Rows of the table at `ids`. Its codes are the head's bytes in another shape; the writer stores them once."""
 
-    def __init__(self, embedding: Int4Embedding) -> None:
+    def __init__(self, store: Int4Weight, scale: float | None) -> None:
         super().__init__()
-        store = embedding.store
         self.codes = nn.Buffer(store.codes.view(store.outputs, -1))
         self.scales = nn.Buffer(store.scales)
         self.zero_points = None if store.zero_points is None else nn.Buffer(store.zero_points)
-        self.size, self.scale = embedding.embedding_dim, embedding.scale
+        self.size, self.scale = store.inputs, scale
         self.attributes: Attributes = {"bits": 4, "block_size": store.block_size, "gather_axis": 0, "quantize_axis": 1}
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -152,3 +152,17 @@ class RMSNorm(nn.Module):
             if isinstance(seen, Tensor) and torch.allclose(normal * candidate, seen, rtol=1e-4, atol=1e-5):
                 return cls(candidate.clone(), epsilon)
         return None
+
+
+def product(linear: GridLinear, accuracy_level: int) -> nn.Module:
+    """The leaf that multiplies by a weight of this grid. Raises BaseModelError where there is none."""
+    if isinstance(linear.store, Int4Weight):
+        return MatMulNBits(linear.store, linear.bias, accuracy_level)
+    raise BaseModelError(f"no operator multiplies by weights on the {linear.store.kind} grid")
+
+
+def lookup(embedding: GridEmbedding) -> nn.Module:
+    """The leaf that looks rows up in a table on this grid. Raises BaseModelError where there is none."""
+    if isinstance(embedding.store, Int4Weight):
+        return GatherBlockQuantized(embedding.store, embedding.scale)
+    raise BaseModelError(f"no operator looks rows up on the {embedding.store.kind} grid")

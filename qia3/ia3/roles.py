@@ -25,13 +25,13 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from qia3.base.modules import Int4Linear
+from qia3.base.modules import GridLinear
 from qia3.errors import BaseModelError
 
 Role = Literal["query", "key", "value", "qkv", "feed_forward"]
 Placement = Literal["output", "input"]
 PROBE = "qia3_probe"
-LINEAR = (nn.Linear, Conv1D, Int4Linear)
+LINEAR = (nn.Linear, Conv1D, GridLinear)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from qia3.base.modules import Int4Linear
+from qia3.base.modules import GridLinear
 from qia3.errors import AdapterError
 from qia3.ia3.roles import Site
 
@@ -123,13 +123,13 @@ def check_vectors(sites: Iterable[Site], vectors: Mapping[str, NDArray[np.float3
 
 def fold(scaled: Mapping[str, Scaled]) -> None:
     """Multiplies each vector into its layer's scales (and bias) and sets it to one. Refused whole if a vector has nowhere to fold."""
-    stuck = [n for n, s in scaled.items() if s.site.placement == "input" or not isinstance(s.base, Int4Linear)]
+    stuck = [n for n, s in scaled.items() if s.site.placement == "input" or not isinstance(s.base, GridLinear)]
     if stuck:
         raise AdapterError(
             f"{len(stuck)} vectors cannot be folded into 4-bit weights, because an activation function stands between them and the rows "
             f"they would scale; keep them at the side (mode 'side'): {', '.join(stuck)}"
         )
     for layer in scaled.values():
-        assert isinstance(layer.base, Int4Linear)
+        assert isinstance(layer.base, GridLinear)
         layer.base.fold(layer.vector().detach())
     set_vectors(scaled, None)

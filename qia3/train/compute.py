@@ -8,8 +8,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from qia3.base.modules import Int4Linear, Int4Weight
+from qia3.base.modules import GridLinear
 from qia3.base.processor import has_fast
+from qia3.base.weights import GridWeight
 
 
 def choose_compute(asked: str) -> torch.dtype:
@@ -21,9 +22,9 @@ def choose_compute(asked: str) -> torch.dtype:
 
 def set_compute(model: nn.Module, head: nn.Module | None, dtype: torch.dtype | None) -> None:
     """Makes every linear layer multiply in `dtype` and keep its dequantised weight; the head stays float32, so that losses are. None undoes it."""
-    head_store = head.store if isinstance(head, Int4Linear) else None
+    head_store = head.store if isinstance(head, GridLinear) else None
     for store in model.modules():
-        if isinstance(store, Int4Weight):
+        if isinstance(store, GridWeight):
             kept = torch.float32 if store is head_store and dtype is not None else dtype
             store.compute = kept
             store.hold_dense(kept)

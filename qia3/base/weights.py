@@ -1,0 +1,124 @@
+"""A frozen base's 4-bit weights as torch modules. They hold their grid's own bytes (qia3.grids), so what trains is what ships.
+
+A `GridWeight` owns the bytes of one weight and knows their arithmetic; layers (modules.py) point at one. Every grid is a subclass: its buffers are
+the tensors of the grid's layout, by the names that they have in the graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from qia3.grids import int4
+from qia3.grids.calibrated import Seen, quantise_calibrated
+
+
+class GridWeight(nn.Module):
+    """[outputs, inputs] on a grid. `compute` is the type that products run in, None for that of their input.
+
+    `hold_dense` keeps the dequantised weight between calls, which trades 4 bytes a weight (2 in bfloat16) for time and changes no value.
+    """
+
+    kind: ClassVar[str]
+    outputs: int
+    inputs: int
+    block_size: int
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.compute: torch.dtype | None = None
+        self._dense: Tensor | None = None
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor], inputs: int) -> GridWeight:
+        """From its buffers by name."""
+        raise NotImplementedError
+
+    @property
+    def grid(self) -> Any:
+        """The same bytes as numpy arrays, without a copy on a CPU."""
+        raise NotImplementedError
+
+    def rows(self, index: Tensor | slice, dtype: torch.dtype) -> Tensor:
+        """Dequantised rows [..., K] in `dtype`; the arithmetic is float32, then rounded once."""
+        raise NotImplementedError
+
+    def _scaled(self, vector: np.ndarray[Any, Any]) -> Tensor:
+        """The scales with row n times vector[n]."""
+        raise NotImplementedError
+
+    def dense(self, dtype: torch.dtype) -> Tensor:
+        """The whole weight [N, K] in `dtype`."""
+        if self._dense is not None and self._dense.dtype == dtype:
+            return self._dense
+        return self.rows(slice(None), dtype)
+
+    def hold_dense(self, dtype: torch.dtype | None) -> None:
+        """Keeps the dequantised weight in `dtype` until called with None."""
+        self._dense = None
+        if dtype is not None:
+            self._dense = self.rows(slice(None), dtype)
+
+    def fold(self, vector: Tensor) -> None:
+        """Multiplies output row n by vector[n], float32 [N]: one multiply on the scales. Raises ValueError where the grid has no such scales."""
+        scales = self._scaled(vector.detach().float().cpu().numpy())
+        self._dense = None
+        self.scales = scales
+
+
+class Int4Weight(GridWeight):
+    """Codes uint8 [N, B, block/2], scales float32 [N, B], zero points uint8 [N, ceil(B/2)] or None."""
+
+    kind = "int4"
+    codes: Tensor
+    scales: Tensor
+    zero_points: Tensor | None
+
+    def __init__(self, weight: int4.Int4) -> None:
+        super().__init__()
+        self.inputs, self.outputs, self.block_size = weight.inputs, weight.outputs, weight.block_size
+        self.register_buffer("codes", torch.from_numpy(weight.codes))
+        self.register_buffer("scales", torch.from_numpy(weight.scales))
+        self.register_buffer("zero_points", None if weight.zero_points is None else torch.from_numpy(weight.zero_points))
+
+    @classmethod
+    def from_float(cls, weight: Tensor, block_size: int, symmetric: bool, seen: Seen | None = None) -> Int4Weight:
+        """Quantises a float weight [N, K]; for the inputs it will get, where they are known."""
+        dense = np.ascontiguousarray(weight.detach().float().cpu().numpy())
+        if seen is None:
+            return cls(int4.quantise(dense, block_size, symmetric))
+        return cls(quantise_calibrated(dense, seen, block_size, symmetric))
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor], inputs: int) -> Int4Weight:
+        zeros = tensors.get("zero_points")
+        return cls(int4.Int4(tensors["codes"].numpy(), tensors["scales"].numpy(), None if zeros is None else zeros.numpy(), inputs))
+
+    @property
+    def grid(self) -> int4.Int4:
+        zeros = None if self.zero_points is None else self.zero_points.cpu().numpy()
+        return int4.Int4(self.codes.cpu().numpy(), self.scales.cpu().numpy(), zeros, self.inputs)
+
+    def rows(self, index: Tensor | slice, dtype: torch.dtype) -> Tensor:
+        codes, scales = self.codes[index], self.scales[index]
+        nibbles = torch.stack((codes & 15, codes >> 4), dim=-1).flatten(-2)  # [..., B, block]
+        zeros = self._zeros(index, codes)
+        dense = (nibbles.float() - zeros.unsqueeze(-1)) * scales.unsqueeze(-1)
+        return dense.flatten(-2)[..., : self.inputs].to(dtype)
+
+    def _zeros(self, index: Tensor | slice, codes: Tensor) -> Tensor:
+        """Zero points as float32 [..., B]."""
+        if self.zero_points is None:
+            return torch.full(codes.shape[:-1], float(int4.SYMMETRIC_ZERO), device=codes.device)
+        packed = self.zero_points[index]
+        return torch.stack((packed & 15, packed >> 4), dim=-1).flatten(-2)[..., : codes.shape[-2]].float()
+
+    def _scaled(self, vector: np.ndarray[Any, Any]) -> Tensor:
+        return torch.from_numpy(int4.fold(self.grid, vector).scales).to(self.codes.device)
+
+
+KINDS: dict[str, type[GridWeight]] = {weight.kind: weight for weight in (Int4Weight,)}
