@@ -23,11 +23,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 
 from qia3.base.frozen import BaseModel, fingerprint
 from qia3.base.modules import GridEmbedding, GridLinear
-from qia3.base.weights import KINDS, GridWeight
+from qia3.base.nf4 import Nf4Weight
+from qia3.base.weights import GridWeight, Int4Weight
 from qia3.errors import BaseModelError
 from qia3.storage import made_once
 
 WEIGHTS, FACTS = "model.safetensors", "base.json"
+KINDS: dict[str, type[GridWeight]] = {weight.kind: weight for weight in (Int4Weight, Nf4Weight)}
 
 
 def keep(base: BaseModel, folder: Path) -> None:
@@ -69,7 +71,7 @@ def _facts(base: BaseModel) -> dict[str, Any]:
     for name, module in base.model.named_modules(remove_duplicate=False):
         if isinstance(module, GridLinear | GridEmbedding):
             first = stores.setdefault(id(module.store), name)  # a tied head names the embedding's bytes
-            modules[name] = {"store": first, "inputs": module.store.inputs, "kind": module.store.kind}
+            modules[name] = {"store": first, "inputs": module.store.inputs, "kind": module.store.kind, "block": module.store.block_size}
             if isinstance(module, GridEmbedding):
                 modules[name]["scale"] = module.scale
     taken = {k: getattr(base, k) for k in ("fingerprint", "block_size", "symmetric", "parameters", "calibration")}
@@ -89,7 +91,7 @@ def _put_modules(model: nn.Module, modules: dict[str, dict[str, Any]], tensors: 
         if first not in stores:
             start = f"{first}.store."
             own = {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
-            stores[first] = KINDS[facts.get("kind", "int4")].from_tensors(own, facts["inputs"])
+            stores[first] = KINDS[facts["kind"]].from_tensors(own, facts["inputs"], facts["block"])
         parent, _, child = name.rpartition(".")
         new: nn.Module
         if "scale" in facts:

@@ -26,7 +26,7 @@ from qia3.base.sources import Source, cache_folder, resolve
 from qia3.errors import BaseModelError
 from qia3.progress import say
 
-RECIPE = 1  # raised whenever the same source and settings give other codes
+RECIPE = 2  # raised whenever the same source and settings give other codes
 LEAST_KEPT = 10_000_000  # parameters; a smaller base is made as fast as it is read
 T = TypeVar("T")
 

@@ -4,6 +4,8 @@ Linear layers (transformers' Conv1D among them) become GridLinear, the token emb
 at the same bytes. Norms, biases and learned positions stay float32. An embedding's rows are looked up by GatherBlockQuantized, whose rows
 are not padded, so its block is the largest one, up to the one asked for, that divides the hidden size.
 
+On NF4 the embedding and the head stay as they are, which is what bitsandbytes does, and what an adapter trained there expects.
+
 With `windows` of token ids every layer is rounded for the inputs it gets (calibrate.py, grids/calibrated.py); without, for its weights alone.
 """
 
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +21,8 @@ from transformers.pytorch_utils import Conv1D
 
 from qia3.base.calibrate import Moments
 from qia3.base.modules import GridEmbedding, GridLinear
-from qia3.base.weights import Int4Weight
+from qia3.base.nf4 import Nf4Weight
+from qia3.base.weights import GridWeight, Int4Weight
 from qia3.errors import BaseModelError
 from qia3.grids.calibrated import Seen
 from qia3.grids.int4 import BLOCK_SIZES, block_for
@@ -28,14 +32,17 @@ Track = Callable[[list[str]], Iterable[str]]
 
 @dataclass(frozen=True)
 class Grid:
-    """The grid that is asked for; a layer gets the block up to `block_size` in which it takes the fewest bytes."""
+    """The grid that is asked for; on int4 a layer gets the block up to `block_size` in which it takes the fewest bytes."""
 
     block_size: int
     symmetric: bool
+    format: Literal["int4", "nf4"] = "int4"
 
-    def store(self, name: str, weight: Tensor, seen: Seen | None) -> Int4Weight:
+    def store(self, name: str, weight: Tensor, seen: Seen | None) -> GridWeight:
         """A float weight [N, K] on it. Raises BaseModelError."""
         try:
+            if self.format == "nf4":
+                return Nf4Weight.from_float(weight, self.block_size)
             block = block_for(weight.shape[1], self.block_size, self.symmetric)
             return Int4Weight.from_float(weight, block, self.symmetric, seen)
         except ValueError as error:
@@ -43,19 +50,26 @@ class Grid:
 
 
 def quantise_model(
-    model: nn.Module, block_size: int, symmetric: bool, track: Track = lambda names: names, windows: Tensor | None = None
+    model: nn.Module,
+    block_size: int,
+    symmetric: bool,
+    track: Track = lambda names: names,
+    windows: Tensor | None = None,
+    format: Literal["int4", "nf4"] = "int4",
 ) -> None:
     """Replaces the layers of `model` in place. `track` wraps the list of layer names (a progress bar); windows [rows, length] of token ids."""
     moments = None if windows is None else Moments(model, windows)
-    grid = Grid(block_size, symmetric)
+    grid = Grid(block_size, symmetric, format)
+    ends = format == "int4"  # whether embedding and head are quantised, too
     embedding, head = _get(model, "get_input_embeddings"), _get(model, "get_output_embeddings")
     tied = embedding is not None and head is not None and head.weight is embedding.weight
-    names = [n for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and not (tied and m is head)]
+    kept = head if tied or not ends else None
+    names = [n for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and m is not kept]
     for name in track(names):
         layer = model.get_submodule(name)
         seen = None if moments is None else moments.of_head(layer) if layer is head else moments.of(name)
         _replace(model, layer, GridLinear(grid.store(name, float_weight(layer), seen), _bias(layer)))
-    if isinstance(embedding, nn.Embedding):
+    if ends and isinstance(embedding, nn.Embedding):
         _quantise_embedding(model, embedding, head if tied else None, grid, moments)
     for tensor in (*model.parameters(), *model.buffers()):  # not model.float(): transformers refuses it for a model read from GGUF
         if tensor.is_floating_point():

@@ -34,7 +34,7 @@ class GridWeight(nn.Module):
         self._dense: Tensor | None = None
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor], inputs: int) -> GridWeight:
+    def from_tensors(cls, tensors: Mapping[str, Tensor], inputs: int, block_size: int) -> GridWeight:
         """From its buffers by name."""
         raise NotImplementedError
 
@@ -94,7 +94,7 @@ class Int4Weight(GridWeight):
         return cls(quantise_calibrated(dense, seen, block_size, symmetric))
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor], inputs: int) -> Int4Weight:
+    def from_tensors(cls, tensors: Mapping[str, Tensor], inputs: int, block_size: int) -> Int4Weight:
         zeros = tensors.get("zero_points")
         return cls(int4.Int4(tensors["codes"].numpy(), tensors["scales"].numpy(), None if zeros is None else zeros.numpy(), inputs))
 
@@ -119,6 +119,3 @@ class Int4Weight(GridWeight):
 
     def _scaled(self, vector: np.ndarray[Any, Any]) -> Tensor:
         return torch.from_numpy(int4.fold(self.grid, vector).scales).to(self.codes.device)
-
-
-KINDS: dict[str, type[GridWeight]] = {weight.kind: weight for weight in (Int4Weight,)}

@@ -1,0 +1,56 @@
+"""A weight on the NF4 grid as a torch module: bitsandbytes' bytes (qia3.grids.nf4), without bitsandbytes.
+
+On a CPU bitsandbytes dequantises in every forward pass and repacks what it was given for some processors; this holds the bytes as they were, and
+the dequantised weight where there is memory for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qia3.base.weights import GridWeight
+from qia3.grids import nf4
+
+
+class Nf4Weight(GridWeight):
+    """Codes uint8 [N K / 2], scales float32 [N K / block]; flat, since a block may cross from a row into the next."""
+
+    kind = "nf4"
+    codes: Tensor
+    scales: Tensor
+
+    def __init__(self, weight: nf4.Nf4) -> None:
+        super().__init__()
+        self.inputs, self.outputs, self.block_size = weight.inputs, weight.outputs, weight.block_size
+        self.register_buffer("codes", torch.from_numpy(weight.codes))
+        self.register_buffer("scales", torch.from_numpy(weight.scales))
+        self.register_buffer("levels", torch.from_numpy(nf4.LEVELS), persistent=False)
+
+    @classmethod
+    def from_float(cls, weight: Tensor, block_size: int) -> Nf4Weight:
+        """The nearest levels of a float weight [N, K]."""
+        return cls(nf4.quantise(np.ascontiguousarray(weight.detach().float().cpu().numpy()), block_size))
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor], inputs: int, block_size: int) -> Nf4Weight:
+        codes, scales = tensors["codes"].numpy(), tensors["scales"].numpy()
+        return cls(nf4.Nf4(codes, scales, block_size, 2 * len(codes) // inputs, inputs))
+
+    @property
+    def grid(self) -> nf4.Nf4:
+        return nf4.Nf4(self.codes.cpu().numpy(), self.scales.cpu().numpy(), self.block_size, self.outputs, self.inputs)
+
+    def rows(self, index: Tensor | slice, dtype: torch.dtype) -> Tensor:
+        levels = self.levels
+        assert isinstance(levels, Tensor)
+        codes = torch.stack((self.codes >> 4, self.codes & 15), dim=-1).flatten()[: self.outputs * self.inputs]
+        scales = self.scales.repeat_interleave(self.block_size)[: len(codes)]
+        return (levels[codes.int()] * scales).view(self.outputs, self.inputs)[index].to(dtype)
+
+    def _scaled(self, vector: np.ndarray[Any, Any]) -> Tensor:
+        return torch.from_numpy(nf4.fold(self.grid, vector).scales).to(self.codes.device)
