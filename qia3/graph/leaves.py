@@ -22,11 +22,14 @@ from torch import Tensor, nn
 from torch.onnx.ops import symbolic
 
 from qia3.base.modules import GridEmbedding, GridLinear
+from qia3.base.nf4 import Nf4Weight
 from qia3.base.weights import Int4Weight
 from qia3.errors import BaseModelError
 from qia3.ia3.vectors import Scaled
 
 Attributes = dict[str, int | float | str | bool | Sequence[int] | Sequence[float] | Sequence[str] | Sequence[bool]]
+
+NF4 = 1  # MatMulBnb4's quant_type
 
 
 @dataclass
@@ -68,6 +71,23 @@ class MatMulNBits(nn.Module):
             "com.microsoft::MatMulNBits", inputs, self.attributes, dtype=x.dtype, shape=(*x.shape[:-1], self.outputs), version=1
         )
         return out
+
+
+class MatMulBnb4(nn.Module):
+    """codes uint8 [N K / 2], scales float32 [N K / block]: bitsandbytes' own layout, so the operator takes the bytes as they are."""
+
+    def __init__(self, store: Nf4Weight, bias: Tensor | None) -> None:
+        super().__init__()
+        self.codes, self.scales = nn.Buffer(store.codes), nn.Buffer(store.scales)
+        self.bias = None if bias is None else nn.Buffer(bias)
+        self.outputs = store.outputs
+        self.attributes: Attributes = {"K": store.inputs, "N": store.outputs, "block_size": store.block_size, "quant_type": NF4}
+
+    def forward(self, x: Tensor) -> Tensor:
+        # x [..., K] -> [..., N]
+        inputs, shape = (x, self.codes, self.scales), (*x.shape[:-1], self.outputs)
+        out: Tensor = symbolic("com.microsoft::MatMulBnb4", inputs, self.attributes, dtype=x.dtype, shape=shape, version=1)
+        return out if self.bias is None else out + self.bias
 
 
 class GatherBlockQuantized(nn.Module):
@@ -158,6 +178,8 @@ def product(linear: GridLinear, accuracy_level: int) -> nn.Module:
     """The leaf that multiplies by a weight of this grid. Raises BaseModelError where there is none."""
     if isinstance(linear.store, Int4Weight):
         return MatMulNBits(linear.store, linear.bias, accuracy_level)
+    if isinstance(linear.store, Nf4Weight):
+        return MatMulBnb4(linear.store, linear.bias)
     raise BaseModelError(f"no operator multiplies by weights on the {linear.store.kind} grid")
 
 

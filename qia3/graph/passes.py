@@ -80,19 +80,19 @@ class ModuleNames(InPlacePass):  # type: ignore[misc]
 
 
 class ConstantWeights(InPlacePass):  # type: ignore[misc]
-    """Changes nothing: codes, scales and zero points of every MatMulNBits are constant initializers, or the export stops."""
+    """Changes nothing: codes, scales and zero points of every 4-bit product are constant initializers, or the export stops."""
 
     def call(self, model: ir.Model) -> PassResult:
         inputs = {v.name for v in model.graph.inputs}
         bad = [
             f"{node.name}: {value.name}"
             for node in model.graph
-            if node.op_type == "MatMulNBits"
+            if node.op_type in ("MatMulNBits", "MatMulBnb4")
             for value in node.inputs[1:4]
             if value is not None and (value.name in inputs or value.name not in model.graph.initializers)
         ]
         if bad:
-            raise PreconditionError(f"MatMulNBits weights that are not constant initializers: {bad}")
+            raise PreconditionError(f"4-bit weights that are not constant initializers: {bad}")
         return PassResult(model, modified=False)
 
 

@@ -11,7 +11,8 @@ Worked example, N = 1, K = 4:   W = [-0.5, 0.0, 0.25, 0.125]    s = 0.5    W / s
 nearest levels -1, 0, 0.4407, 0.2461 are numbers 0, 7, 12, 10           bytes: 0x07 (q0 q1), 0xCA (q2 q3)
 
 Level 7 is zero, so zeros stay zeros. A level is chosen by the midpoints between neighbours, in float32, as bitsandbytes does; equal bit for bit
-to its CPU code (tests/test_grids_nf4.py).
+to its CPU code (tests/test_grids_nf4.py). Its AVX-512 dequantiser (0.50) lets every row begin a block of its own: where K is no multiple of the
+block its weights are wrong there, and right in its plain code, on GPUs and here.
 
 Folding. Where K is a multiple of the block, no block crosses from a row into the next, and multiplying row n by l[n] multiplies the scales of that
 row's K / block blocks: the codes stay what they were. Where it is not, a block belongs to two rows, and no folding is exact: `fold` refuses.

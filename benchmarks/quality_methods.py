@@ -1,0 +1,371 @@
+"""The methods of benchmarks/quality.py: how each trains on a drawn set of examples, and how it answers the test set.
+
+Every method sees the same trees of tokens in the same order, the same loss (language modelling on the right answer), AdamW, the same steps, a rise
+over 10 steps and a straight fall to zero, and products in bfloat16, so only the method differs; its learning rate is its own (quality.py --sweep).
+Answers are ranked by their summed log-probability, in float32.
+
+zero-shot        float32 weights, the question alone                        zero-shot-int4   our 4-bit base on ONNX Runtime as shipped
+in-context-16    float32 weights, 16 of the examples before the question
+ia3-float32      PEFT's IA³ on float32 weights                               qia3-int4        ours on the 4-bit base: side, merged on ONNX Runtime
+lora-r1, lora-r8 PEFT's LoRA on the queries and values, float32 weights      qia3-nf4         ours on bitsandbytes' NF4 codes, in torch
+lora-r8-nf4      the same on weights that are NF4: unmerged, and merged: added, and rounded to NF4 again
+full             every weight, float32
+
+NF4 weights of the LoRA are held as the float32 numbers that they mean, which changes no value: what bitsandbytes computes, without its time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import json
+import resource
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import IA3Config, LoraConfig, get_peft_model
+from quality_tasks import Split
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from qia3.base.load import load_base
+from qia3.base.quantise import quantise_model
+from qia3.grids import nf4
+from qia3.ia3.roles import find_roles
+from qia3.ia3.vectors import attach, get_vectors, set_vectors
+from qia3.recipe import Train
+from qia3.runtime.answer import classify_batch
+from qia3.runtime.bundle import Bundle, Task
+from qia3.runtime.engine import Engine
+from qia3.runtime.examples import Example
+from qia3.train.evaluate import rank_trees
+from qia3.train.examples import Examples, Source
+from qia3.train.model import VectorModel
+from qia3.train.prompts import ask, wrapping
+from qia3.train.run import train_vectors
+from qia3.train.schedule import Collator, Schedule
+
+BATCH, WARMUP, MAX_LENGTH, ROW_TOKENS, ROWS = 8, 10, 256, 512, 8
+MODEL = "smollm2-135m-instruct"
+LORA = {"target_modules": ["q_proj", "v_proj"], "lora_dropout": 0.0}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training run: what it is drawn from, and how it is trained."""
+
+    split: Split
+    n: int
+    seed: int
+    steps: int
+    rate: float
+    development: bool = False
+
+    @property
+    def asked(self) -> Sequence[Example]:
+        return self.split.development if self.development else self.split.test
+
+
+@dataclass(frozen=True)
+class Training:
+    """`loss` is the mean over the last steps, `peak_mib` the resident peak of the process while it trained, the libraries in it."""
+
+    loss: float
+    peak_mib: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Found:
+    """Accuracy by variant; bytes that a task adds on a device, by variant; what training cost, where there was any."""
+
+    accuracy: dict[str, float]
+    bytes: dict[str, int]
+    training: Training | None = None
+
+
+class Methods:
+    """Loads what a method needs when it is first asked for."""
+
+    def __init__(self, floats: Path, bundle: Path, merged: Path) -> None:
+        self.floats, self.places = floats, {"side": bundle, "merged": merged}
+
+    def run(self, method: str, cell: Cell) -> Found:
+        return getattr(self, method.replace("-", "_"))(cell)
+
+    # --- without training
+
+    def zero_shot(self, cell: Cell) -> Found:
+        return Found({"zero-shot": self.ranked(self.float_model(), cell)}, {"zero-shot": 0})
+
+    def zero_shot_int4(self, cell: Cell) -> Found:
+        return Found({"zero-shot-int4": self.shipped(self.engine("side"), {}, cell)}, {"zero-shot-int4": 0})
+
+    def in_context_16(self, cell: Cell) -> Found:
+        """The same 16 examples before every question, their keys and values computed once."""
+        model, shown = self.float_model(), cell.split.draw(16, cell.seed)
+        prompt = cell.split.task.prompt
+        text = "".join(f"{prompt.replace('{text}', e.text)} {e.answer}\n\n" for e in shown)
+        right = in_context_right(model, self.tokenizer, self.wrap, text, prompt, cell.asked)
+        return Found({"in-context-16": right}, {"in-context-16": 0})
+
+    # --- trained
+
+    def ia3_float32(self, cell: Cell) -> Found:
+        config = IA3Config(target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"], task_type="CAUSAL_LM")
+        return self.by_peft("ia3-float32", config, self.float_model(), cell)
+
+    def lora_r1(self, cell: Cell) -> Found:
+        return self.by_peft("lora-r1", LoraConfig(r=1, lora_alpha=2, task_type="CAUSAL_LM", **LORA), self.float_model(), cell)
+
+    def lora_r8(self, cell: Cell) -> Found:
+        return self.by_peft("lora-r8", LoraConfig(r=8, lora_alpha=16, task_type="CAUSAL_LM", **LORA), self.float_model(), cell)
+
+    def lora_r8_nf4(self, cell: Cell) -> Found:
+        model = self.float_model()
+        linears = [m for n, m in model.named_modules() if isinstance(m, nn.Linear) and n != "lm_head"]
+        for layer in linears:
+            layer.weight.data = on_nf4(layer.weight.data)
+        peft = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, task_type="CAUSAL_LM", **LORA))
+        training = self.train_plain(peft.get_base_model(), cell)
+        accuracy = {"lora-r8-nf4": self.ranked(peft.get_base_model(), cell)}
+        size = saved_bytes(peft)
+        merged = peft.merge_and_unload()
+        for layer in linears:  # plain layers again, whose weights the merge changed where LoRA was
+            layer.weight.data = on_nf4(layer.weight.data)
+        accuracy["lora-r8-nf4-merged"] = self.ranked(merged, cell)
+        whole = sum(int(layer.weight.numel() * nf4.bits_per_weight(64) / 8) for layer in linears)
+        return Found(accuracy, {"lora-r8-nf4": size, "lora-r8-nf4-merged": whole}, training)
+
+    def full(self, cell: Cell) -> Found:
+        model = self.float_model()
+        model.requires_grad_(True)
+        training = self.train_plain(model, cell)
+        return Found({"full": self.ranked(model, cell)}, {"full": sum(4 * p.numel() for p in model.parameters())}, training)
+
+    def qia3_int4(self, cell: Cell) -> Found:
+        base = load_base(MODEL, 64, False, "own")
+        assert base.fingerprint == Bundle.open(self.places["side"], verify=False).fingerprint, (
+            "the bundle is of another base: build it again"
+        )
+        scaled = attach(base.model, find_roles(base.model).sites)
+        training = self.train_ours(base.model, scaled, cell)
+        vectors = get_vectors(scaled)
+        size = next((self.places["side"] / "adapters").glob("*.onnx_adapter")).stat().st_size
+        if cell.development:  # for choosing learning rates torch will do
+            return Found({"qia3-int4-side": self.ranked(base.model, cell)}, {"qia3-int4-side": size}, training)
+        fed = {name: vector.reshape(1, 1, -1) for name, vector in vectors.items()}
+        accuracy = {"qia3-int4-side": self.shipped(self.engine("side"), fed, cell)}
+        stores = {name: layer.base.store.scales.numpy() for name, layer in scaled.items()}
+        with merged_bundle(self.places["merged"], stores, vectors) as folder:
+            engine = Engine(Bundle.open(folder, verify=False))
+            accuracy["qia3-int4-merged"] = self.shipped(engine, {}, cell)
+        return Found(accuracy, {"qia3-int4-side": size, "qia3-int4-merged": self.weight_bytes()}, training)
+
+    def qia3_nf4(self, cell: Cell) -> Found:
+        model = self.float_model()
+        quantise_model(model, 64, symmetric=True, format="nf4")
+        scaled = attach(model, find_roles(model).sites)
+        training = self.train_ours(model, scaled, cell)
+        set_vectors(scaled, get_vectors(scaled))
+        size = next((self.places["side"] / "adapters").glob("*.onnx_adapter")).stat().st_size
+        return Found({"qia3-nf4": self.ranked(model, cell)}, {"qia3-nf4": size}, training)
+
+    # --- what they share
+
+    def by_peft(self, name: str, config: Any, model: Any, cell: Cell) -> Found:
+        peft = get_peft_model(model, config)
+        training = self.train_plain(peft.get_base_model(), cell)
+        return Found({name: self.ranked(peft.get_base_model(), cell)}, {name: saved_bytes(peft)}, training)
+
+    def examples(self, examples: Sequence[Example], cell: Cell, ranked: bool) -> Examples:
+        prompt = cell.split.task.prompt
+        source = Source((prompt,), prompt, self.wrap, tuple(examples), cell.split.choices)
+        return Examples(self.tokenizer, [source], MAX_LENGTH, ranked)
+
+    def train_ours(self, model: Any, scaled: Any, cell: Cell) -> Training:
+        settings = Train(steps=cell.steps, batch_size=BATCH, learning_rate=cell.rate, warmup_steps=WARMUP, checkpoint_every=10**6)
+        with tempfile.TemporaryDirectory() as folder:
+            drawn = self.examples(cell.split.draw(cell.n, cell.seed), cell, ranked=False)
+            title = f"{cell.split.task.name}, n {cell.n}, seed {cell.seed}"
+            with peak() as reached:
+                record = train_vectors(model, scaled, drawn, settings, cell.seed, Path(folder), title)
+        return Training(record.final_loss, reached[0], record.seconds)
+
+    def train_plain(self, model: Any, cell: Cell) -> Training:
+        """The same run for a model whose own parameters train, products in bfloat16 by autocast, the head in float32."""
+        torch.manual_seed(cell.seed)
+        head = model.get_output_embeddings()
+        model.set_output_embeddings(InFloat32(head))
+        slots = Schedule(self.examples(cell.split.draw(cell.n, cell.seed), cell, ranked=False), cell.steps, BATCH, cell.seed)
+        collate = Collator(True, ROW_TOKENS, model.config.hidden_size)
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        optimiser = torch.optim.AdamW(parameters, cell.rate, weight_decay=0.0)
+        rise = partial(slope, steps=cell.steps)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, rise)
+        losses, started = [], time.perf_counter()
+        wrapped = VectorModel(model, {})
+        with peak() as reached:
+            for step in range(cell.steps):
+                batch = collate([slots[i] for i in range(step * BATCH, (step + 1) * BATCH)])
+                with torch.autocast("cpu", dtype=torch.bfloat16):
+                    loss = wrapped(**batch)["loss"]
+                loss.backward()
+                nn.utils.clip_grad_norm_(parameters, 1.0)
+                optimiser.step()
+                schedule.step()
+                optimiser.zero_grad()
+                losses.append(float(loss.detach()))
+        model.set_output_embeddings(head)
+        return Training(float(np.mean(losses[-10:])), reached[0], round(time.perf_counter() - started, 1))
+
+    def ranked(self, model: Any, cell: Cell) -> float:
+        """Accuracy in torch, float32."""
+        asked = self.examples(cell.asked, cell, ranked=True)
+        trees = [asked.tree(i) for i in range(len(asked))]
+        return rank_trees(model.eval(), trees, Collator(True, ROW_TOKENS, model.config.hidden_size)).accuracy
+
+    def shipped(self, engine: Engine, vectors: Any, cell: Cell) -> float:
+        """Accuracy through ONNX Runtime, int8 activations and all."""
+        job = Task("task", "classify", ask(self.wrap, cell.split.task.prompt), cell.split.choices, 32, self.wrap.end)
+        right = 0
+        for start in range(0, len(cell.asked), ROWS):
+            rows = cell.asked[start : start + ROWS]
+            answers = classify_batch(engine, job, vectors, [e.text for e in rows], [e.choices for e in rows])
+            right += sum(a.label == e.answer for a, e in zip(answers, rows, strict=True))
+        return right / len(cell.asked)
+
+    def float_model(self) -> Any:
+        return AutoModelForCausalLM.from_pretrained(self.floats, dtype=torch.float32).eval().requires_grad_(False)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        return AutoTokenizer.from_pretrained(self.floats)
+
+    @cached_property
+    def wrap(self) -> Any:
+        return wrapping(self.tokenizer, None, chat=True)
+
+    @cached_property
+    def engines(self) -> dict[str, Engine]:
+        return {}
+
+    def engine(self, mode: str) -> Engine:
+        if mode not in self.engines:
+            self.engines[mode] = Engine(Bundle.open(self.places[mode]))
+        return self.engines[mode]
+
+    def weight_bytes(self) -> int:
+        return sum(t["bytes"] for t in json.loads((self.places["merged"] / "manifest.json").read_text())["tensors"])
+
+
+class InFloat32(nn.Module):
+    """A head that autocast leaves alone, so that losses are float32's."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, hidden: torch.Tensor) -> Any:
+        with torch.autocast("cpu", enabled=False):
+            return self.inner(hidden.float())
+
+
+def slope(step: int, steps: int) -> float:
+    """Up over WARMUP steps, then down to zero, as transformers' linear schedule."""
+    warmup = min(WARMUP, steps // 2)
+    return (step + 1) / warmup if step + 1 < warmup else max(0.0, (steps - step) / max(1, steps - warmup))
+
+
+def on_nf4(weight: torch.Tensor) -> torch.Tensor:
+    return torch.from_numpy(nf4.dequantise(nf4.quantise(weight.float().numpy())))
+
+
+def saved_bytes(peft: Any) -> int:
+    """Of the adapter's file."""
+    with tempfile.TemporaryDirectory() as folder:
+        peft.save_pretrained(folder)
+        return (Path(folder) / "adapter_model.safetensors").stat().st_size
+
+
+@contextlib.contextmanager
+def merged_bundle(bundle: Path, scales: dict[str, np.ndarray], vectors: dict[str, np.ndarray]) -> Iterator[Path]:
+    """The merged bundle with other vectors in its scales. Folding touches scales only (law 2), so no export is needed for it."""
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    with tempfile.TemporaryDirectory(dir=bundle.parent) as scratch:
+        folder = Path(scratch) / "merged"
+        folder.mkdir()
+        for file in bundle.iterdir():
+            if file.name != "onnx":
+                (folder / file.name).symlink_to(file.resolve())
+        (folder / "onnx").mkdir()
+        (folder / manifest["graph"]["file"]).write_bytes((bundle / manifest["graph"]["file"]).read_bytes())
+        data = bytearray((bundle / manifest["graph"]["data"]).read_bytes())
+        places = scale_places(manifest)
+        for name, vector in vectors.items():
+            folded = (scales[name] * vector[:, None]).astype(np.float32).tobytes()
+            start, size = places[name.removesuffix(".ia3_l") + ".scales"]
+            assert size == len(folded), name
+            data[start : start + size] = folded
+        (folder / manifest["graph"]["data"]).write_bytes(data)
+        yield folder
+
+
+def scale_places(manifest: dict[str, Any]) -> dict[str, tuple[int, int]]:
+    """Offset and bytes of every layer's scales in the weight file."""
+    places = {}
+    for region in manifest["tensors"]:
+        start = region["offset"]
+        for name, size in region["packed"] or [(region["name"], region["bytes"])]:
+            places[name] = (start, size)
+            start += size
+    return places
+
+
+@torch.inference_mode()
+def in_context_right(model: Any, tokenizer: Any, wrap: Any, shown: str, prompt: str, asked: Sequence[Example]) -> float:
+    """Accuracy with `shown` before every question; its keys and values are computed once and cut back to after each."""
+
+    def encode(text: str) -> list[int]:
+        return tokenizer.encode(text, add_special_tokens=False)
+
+    start = encode(wrap.prefix + shown)
+    cache = model(input_ids=torch.tensor([start]), use_cache=True).past_key_values
+    right = 0
+    for example in asked:
+        question = encode(prompt.replace("{text}", example.text) + wrap.suffix)
+        first = model(input_ids=torch.tensor([question]), past_key_values=cache, use_cache=True).logits[0, -1].log_softmax(-1)
+        scores = {}
+        for choice in example.choices or ():
+            tokens = encode(choice + wrap.end)
+            score = float(first[tokens[0]])
+            if len(tokens) > 1:
+                rest = model(input_ids=torch.tensor([tokens[:-1]]), past_key_values=cache, use_cache=True).logits[0].log_softmax(-1)
+                score += sum(float(rest[i, token]) for i, token in enumerate(tokens[1:]))
+                cache.crop(len(start) + len(question))
+            scores[choice] = score
+        cache.crop(len(start))
+        right += max(scores, key=scores.get) == example.answer
+    return right / len(asked)
+
+
+@contextlib.contextmanager
+def peak() -> Iterator[list[int]]:
+    """Peak resident MiB of the process within; Linux lets the mark be taken back."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+    reached = [0]
+    yield reached
+    status = Path("/proc/self/status")
+    line = next((row for row in status.read_text().splitlines() if row.startswith("VmHWM")), "") if status.exists() else ""
+    reached[0] = int(line.split()[1]) // 1024 if line else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
