@@ -38,6 +38,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from qia3.base.load import load_base
 from qia3.base.quantise import quantise_model
+from qia3.base.weights import GridWeight
 from qia3.grids import nf4
 from qia3.ia3.roles import find_roles
 from qia3.ia3.vectors import attach, get_vectors, set_vectors
@@ -229,6 +230,9 @@ class Methods:
 
     def ranked(self, model: Any, cell: Cell) -> float:
         """Accuracy in torch, float32."""
+        for weight in model.modules():
+            if isinstance(weight, GridWeight):
+                weight.hold_dense(torch.float32)
         asked = self.examples(cell.asked, cell, ranked=True)
         trees = [asked.tree(i) for i in range(len(asked))]
         return rank_trees(model.eval(), trees, Collator(True, ROW_TOKENS, model.config.hidden_size)).accuracy
