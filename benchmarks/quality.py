@@ -43,12 +43,13 @@ RATES: dict[str, float | None] = {
     "qia3-nf4": 1e-2,
     "lora-r8-nf4": 1e-3,
     "full": 5e-5,
+    "blocks-int4": 1e-2,
 }
 SWEEP = {
-    "qia3-int4": (5e-3, 1e-2, 2e-2),
-    "lora-r8": (1e-3, 2e-3, 4e-3),
-    "lora-r1": (2e-3, 5e-3, 1e-2),
-    "full": (2e-5, 5e-5, 1e-4),
+    "qia3-int4": (5e-3, 1e-2, 2e-2, 4e-2),
+    "lora-r8": (1e-3, 2e-3, 4e-3, 8e-3),
+    "lora-r1": (4e-3, 1e-2, 2e-2),
+    "full": (5e-5, 1e-4, 2e-4),
 }
 SEEDLESS = ("zero-shot", "zero-shot-int4")
 VARIANTS = (
@@ -64,6 +65,7 @@ VARIANTS = (
     "lora-r8-nf4",
     "lora-r8-nf4-merged",
     "full",
+    "blocks-int4",
 )
 
 
@@ -140,7 +142,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, nargs="+", default=[64], choices=sorted(STEPS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--tasks", nargs="+", default=list(CORE), choices=sorted(BY_NAME))
-    parser.add_argument("--methods", nargs="+", default=list(RATES), choices=sorted(RATES))
+    parser.add_argument("--methods", nargs="+", default=[m for m in RATES if m != "blocks-int4"], choices=sorted(RATES))
     parser.add_argument("--sweep", action="store_true", help="learning rates, scored on the development sets, seed 100")
     parser.add_argument("--table", action="store_true", help="print what was found so far")
     parser.add_argument("--float", type=Path, default=Path("dist/quality/float"), help="the float32 model (made if it is not there)")

@@ -10,6 +10,7 @@ ia3-float32      PEFT's IA³ on float32 weights                               qi
 lora-r1, lora-r8 PEFT's LoRA on the queries and values, float32 weights      qia3-nf4         ours on bitsandbytes' NF4 codes, in torch
 lora-r8-nf4      the same on weights that are NF4: unmerged, and merged: added, and rounded to NF4 again
 full             every weight, float32
+blocks-int4      one number for each row and block of the layers that IA³ scales, in place of one for each row: nine times as many, still in the scales
 
 NF4 weights of the LoRA are held as the float32 numbers that they mean, which changes no value: what bitsandbytes computes, without its time.
 """
@@ -171,6 +172,19 @@ class Methods:
             accuracy["qia3-int4-merged"] = self.shipped(engine, {}, cell)
         return Found(accuracy, {"qia3-int4-side": size, "qia3-int4-merged": self.weight_bytes()}, training)
 
+    def blocks_int4(self, cell: Cell) -> Found:
+        """As PEQA trains scales, on IA³'s layers; it folds exactly too, but only into one task's own copy of the weights."""
+        model = load_base(MODEL, 64, False, "own").model
+        for site in find_roles(model).sites:
+            parent, _, child = site.module.rpartition(".")
+            setattr(model.get_submodule(parent), child, BlockScaled(model.get_submodule(site.module)))
+        for weight in model.modules():
+            if isinstance(weight, GridWeight):
+                weight.hold_dense(torch.float32)
+        training = self.train_plain(model, cell)
+        count = sum(m.delta.numel() for m in model.modules() if isinstance(m, BlockScaled))
+        return Found({"blocks-int4": self.ranked(model, cell)}, {"blocks-int4": 4 * count}, training)
+
     def qia3_nf4(self, cell: Cell) -> Found:
         model = self.float_model()
         quantise_model(model, 64, symmetric=True, format="nf4")
@@ -269,6 +283,19 @@ class Methods:
 
     def weight_bytes(self) -> int:
         return sum(t["bytes"] for t in json.loads((self.places["merged"] / "manifest.json").read_text())["tensors"])
+
+
+class BlockScaled(nn.Module):
+    """A layer on the int4 grid whose scales s[n, b] become (1 + delta[n, b]) s[n, b]."""
+
+    def __init__(self, base: Any) -> None:
+        super().__init__()
+        self.base, self.weight = base, base.weight
+        self.delta = nn.Parameter(torch.zeros(base.store.scales.shape))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        factors = (1 + self.delta.bfloat16().float()).repeat_interleave(self.base.store.block_size, 1)[:, : self.base.in_features]
+        return nn.functional.linear(x, self.base.store.dense(torch.float32) * factors, self.base.bias)
 
 
 class InFloat32(nn.Module):
