@@ -10,7 +10,7 @@ ia3-float32      PEFT's IA³ on float32 weights                               qi
 lora-r1, lora-r8 PEFT's LoRA on the queries and values, float32 weights      qia3-nf4         ours on bitsandbytes' NF4 codes, in torch
 lora-r8-nf4      the same on weights that are NF4: unmerged, and merged: added, and rounded to NF4 again
 full             every weight, float32
-blocks-int4      one number for each row and block of the layers that IA³ scales, in place of one for each row: nine times as many, still in the scales
+blocks-int4      one number for each row and block of the layers that IA³ scales, in place of one for each row: nine times as many
 
 NF4 weights of the LoRA are held as the float32 numbers that they mean, which changes no value: what bitsandbytes computes, without its time.
 """
