@@ -24,6 +24,7 @@ class GridWeight(nn.Module):
     """
 
     kind: ClassVar[str]
+    bits: ClassVar[int]  # of a code
     outputs: int
     inputs: int
     block_size: int
@@ -73,7 +74,7 @@ class GridWeight(nn.Module):
 class Int4Weight(GridWeight):
     """Codes uint8 [N, B, block/2], scales float32 [N, B], zero points uint8 [N, ceil(B/2)] or None."""
 
-    kind = "int4"
+    kind, bits = "int4", 4
     codes: Tensor
     scales: Tensor
     zero_points: Tensor | None
@@ -119,6 +120,3 @@ class Int4Weight(GridWeight):
 
     def _scaled(self, vector: np.ndarray[Any, Any]) -> Tensor:
         return torch.from_numpy(int4.fold(self.grid, vector).scales).to(self.codes.device)
-
-
-KINDS: dict[str, type[GridWeight]] = {weight.kind: weight for weight in (Int4Weight,)}
