@@ -5,8 +5,9 @@
 
 Text: editorial articles (texts.py), cut into windows of 256 tokens; each window's first 32 tokens are context only. Our grids and GGUF files
 are dequantised and computed by torch in float32, so it is the weights alone; what int8 activations add is in each bundle's parity section. An
-ONNX folder of onnxruntime-genai's builder runs as it is. A grid is CALIBRATION:BLOCK, with ":symmetric" after it if asked; a calibration is
-"own", "none", or "editorials" for articles of the same newspaper that are not scored.
+ONNX folder of onnxruntime-genai's builder runs as it is. A grid is CALIBRATION:BLOCK, with ":symmetric" after it if asked, and ":head8",
+":down8" and so on for layers that are kept at 8 bits; a calibration is "own", "none", or "editorials" for articles of the same newspaper
+that are not scored.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from qia3.base.load import _open, _quiet, load_base
 from qia3.base.sources import resolve
 from qia3.base.weights import GridWeight
 from qia3.footprint.bits import bits_each
+from qia3.ia3.eight_bit import eight_bit
 
 WINDOW, CONTEXT = 256, 32
 
@@ -53,7 +55,9 @@ def compared(found: torch.Tensor, reference: torch.Tensor, tokens: torch.Tensor)
 def grid(model: str, asked: str, text: Path, windows: list[list[int]]) -> tuple[dict[str, Any], torch.Tensor]:
     calibration, block, *rest = asked.split(":")
     started = time.perf_counter()
-    base = load_base(model, int(block), "symmetric" in rest, str(text) if calibration == "editorials" else calibration)
+    roles = tuple(word.removesuffix("8") for word in rest if word.endswith("8"))
+    told = str(text) if calibration == "editorials" else calibration
+    base = load_base(model, int(block), "symmetric" in rest, told, eight_bit=eight_bit(roles))
     stores = [m for m in base.model.modules() if isinstance(m, GridWeight)]
     facts = {
         "grid": f"int4 {asked}",

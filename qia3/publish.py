@@ -85,7 +85,7 @@ def _linears(model: nn.Module, roles: Roles) -> list[dict[str, Any]]:
     """Every linear layer with its shape and role."""
     plain = {name.replace(".base", ""): m for name, m in model.named_modules() if isinstance(m, GridLinear)}
     return [
-        {"name": n, "inputs": m.in_features, "outputs": m.out_features, "role": roles.linears.get(n, "other"), "bits": 4}
+        {"name": n, "inputs": m.in_features, "outputs": m.out_features, "role": roles.linears.get(n, "other"), "bits": m.store.bits}
         for n, m in plain.items()
     ]
 
@@ -116,7 +116,8 @@ def _manifest(
             "fingerprint": base.fingerprint,
             "model_type": config.model_type,
             "parameters": base.parameters,
-            "grid": {"format": "int4", "block_size": base.block_size, "symmetric": base.symmetric, "calibration": base.calibration},
+            "grid": {"format": "int4", "block_size": base.block_size, "symmetric": base.symmetric, "calibration": base.calibration}
+            | ({"eight_bit": list(base.eight_bit)} if base.eight_bit else {}),
         },
         "architecture": {
             "layers": config.num_hidden_layers,

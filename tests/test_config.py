@@ -152,6 +152,20 @@ def test_an_unknown_key_is_named_with_the_nearest_right_one(tmp_path, wrong, rig
     assert f"(line {line})" in said
 
 
+@pytest.mark.parametrize(
+    ("roles", "said"), [('["heads"]', "no layers are called 'heads'; did you mean 'head'"), ('["x"]', "known here: head, ")]
+)
+def test_an_unknown_role_is_named_with_the_nearest_right_one(tmp_path, roles, said):
+    told = complaint(tmp_path, GOOD.replace("[train]", f"eight_bit = {roles}\n[train]", 1))
+    assert "base.eight_bit (line 6): no layers" in told
+    assert said in told
+
+
+def test_roles_at_eight_bits_are_in_order_and_named_once(tmp_path):
+    text = GOOD.replace("[train]", 'eight_bit = ["head", "down", "head"]\n[train]', 1)
+    assert read(tmp_path, text).base.eight_bit == ("down", "head")
+
+
 def test_an_unknown_key_with_no_near_one_lists_those_known(tmp_path):
     assert "known here: model, block_size, symmetric" in complaint(tmp_path, GOOD.replace("[base]", "[base]\nzzz = 1"))
 

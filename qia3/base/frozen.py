@@ -22,6 +22,7 @@ class BaseModel:
     symmetric: bool
     parameters: int
     calibration: str = "none"
+    eight_bit: tuple[str, ...] = ()  # roles of the layers that are at 8 bits
 
 
 def fingerprint(model: nn.Module) -> str:

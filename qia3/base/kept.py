@@ -22,14 +22,13 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from qia3.base.frozen import BaseModel, fingerprint
+from qia3.base.kinds import KINDS
 from qia3.base.modules import GridEmbedding, GridLinear
-from qia3.base.nf4 import Nf4Weight
-from qia3.base.weights import GridWeight, Int4Weight
+from qia3.base.weights import GridWeight
 from qia3.errors import BaseModelError
 from qia3.storage import made_once
 
 WEIGHTS, FACTS = "model.safetensors", "base.json"
-KINDS: dict[str, type[GridWeight]] = {weight.kind: weight for weight in (Int4Weight, Nf4Weight)}
 
 
 def keep(base: BaseModel, folder: Path) -> None:
@@ -62,7 +61,8 @@ def open_kept(folder: Path, reference: str) -> BaseModel:
     model.eval().requires_grad_(False)
     if (found := fingerprint(model)) != facts["fingerprint"]:
         raise BaseModelError(f"the kept base {folder} has changed since it was written; delete it, and it is made again")
-    return BaseModel(reference, model, tokenizer, found, facts["block_size"], facts["symmetric"], facts["parameters"], facts["calibration"])
+    asked = facts["block_size"], facts["symmetric"], facts["parameters"], facts["calibration"], tuple(facts.get("eight_bit", ()))
+    return BaseModel(reference, model, tokenizer, found, *asked)
 
 
 def _facts(base: BaseModel) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def _facts(base: BaseModel) -> dict[str, Any]:
             modules[name] = {"store": first, "inputs": module.store.inputs, "kind": module.store.kind, "block": module.store.block_size}
             if isinstance(module, GridEmbedding):
                 modules[name]["scale"] = module.scale
-    taken = {k: getattr(base, k) for k in ("fingerprint", "block_size", "symmetric", "parameters", "calibration")}
+    taken = {k: getattr(base, k) for k in ("fingerprint", "block_size", "symmetric", "parameters", "calibration", "eight_bit")}
     return {"reference": Path(base.reference).name, **taken, "modules": modules}
 
 

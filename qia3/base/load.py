@@ -21,7 +21,7 @@ from qia3.base.calibrate import own_windows, read_text, read_windows, window_len
 from qia3.base.frozen import BaseModel, fingerprint
 from qia3.base.kept import FACTS, keep, open_kept
 from qia3.base.processor import has_fast
-from qia3.base.quantise import quantise_model
+from qia3.base.quantise import ALL_AT_FOUR, EightBit, quantise_model
 from qia3.base.sources import Source, cache_folder, resolve
 from qia3.errors import BaseModelError
 from qia3.progress import say
@@ -38,15 +38,21 @@ class Track(Protocol):
 
 
 def load_base(
-    reference: str, block_size: int, symmetric: bool, calibration: str = "none", track: Track = lambda items, title: items
+    reference: str,
+    block_size: int,
+    symmetric: bool,
+    calibration: str = "none",
+    track: Track = lambda items, title: items,
+    eight_bit: EightBit = ALL_AT_FOUR,
 ) -> BaseModel:
     """Finds, loads and quantises a causal language model, or takes it as it was kept when it was made before.
 
-    `calibration`: "own" for text that the model makes itself, "none", or the path of a text. Raises BaseModelError with one clear line.
+    `calibration`: "own" for text that the model makes itself, "none", or the path of a text. `eight_bit`: layers that are kept at 8 bits.
+    Raises BaseModelError with one clear line.
     """
     source = resolve(reference)
     text = _named(calibration)
-    folder = _kept_folder(source, block_size, symmetric, text)
+    folder = _kept_folder(source, block_size, symmetric, text, eight_bit.roles)
     if folder is not None and (folder / FACTS).is_file():
         say(f"the base was quantised before: {folder}")
         with _quiet():
@@ -55,11 +61,12 @@ def load_base(
         model, tokenizer = _open(source)
         parameters = sum(p.numel() for p in model.parameters())
         model.eval()
+        at_eight = eight_bit.find(model)
         windows = _windows(model, tokenizer, calibration, track)
         say("quantising" + ("" if windows is None else f", each layer for the inputs it gets ({windows.numel():,} tokens)"))
-        quantise_model(model, block_size, symmetric, lambda names: track(names, "quantising"), windows)
+        quantise_model(model, block_size, symmetric, lambda names: track(names, "quantising"), windows, at_eight)
         named = "none" if windows is None else text
-        base = BaseModel(reference, model, tokenizer, fingerprint(model), block_size, symmetric, parameters, named)
+        base = BaseModel(reference, model, tokenizer, fingerprint(model), block_size, symmetric, parameters, named, eight_bit.roles)
         if folder is None or parameters < LEAST_KEPT:
             return base
         keep(base, folder)
@@ -87,12 +94,12 @@ def _named(calibration: str) -> str:
     return calibration if calibration in ("own", "none") else f"text {hashlib.sha256(read_text(Path(calibration)).encode()).hexdigest()}"
 
 
-def _kept_folder(source: Source, block_size: int, symmetric: bool, text: str) -> Path | None:
+def _kept_folder(source: Source, block_size: int, symmetric: bool, text: str, eight_bit: tuple[str, ...]) -> Path | None:
     """Where this very base is kept: by what it is made from and how. None for a hub's models, whose files are not known before they load."""
     identity = source.identity()
     if identity is None:
         return None
-    key = json.dumps([identity, block_size, symmetric, text, RECIPE])
+    key = json.dumps([identity, block_size, symmetric, text, RECIPE, *([eight_bit] if eight_bit else [])])
     return cache_folder() / "bases" / hashlib.sha256(key.encode()).hexdigest()[:16]
 
 

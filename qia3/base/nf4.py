@@ -20,7 +20,7 @@ from qia3.grids import nf4
 class Nf4Weight(GridWeight):
     """Codes uint8 [N K / 2], scales float32 [N K / block]; flat, since a block may cross from a row into the next."""
 
-    kind = "nf4"
+    kind, bits = "nf4", 4
     codes: Tensor
     scales: Tensor
 

@@ -4,15 +4,16 @@ Linear layers (transformers' Conv1D among them) become GridLinear, the token emb
 at the same bytes. Norms, biases and learned positions stay float32. An embedding's rows are looked up by GatherBlockQuantized, whose rows
 are not padded, so its block is the largest one, up to the one asked for, that divides the hidden size.
 
-On NF4 the embedding and the head stay as they are, which is what bitsandbytes does, and what an adapter trained there expects.
+With `windows` of token ids every 4-bit layer is rounded for the inputs it gets (calibrate.py, grids/calibrated.py); without, for its weights alone.
+Layers that are named as such are kept at 8 bits and rounded to nearest, which loses too little to be made good.
 
-With `windows` of token ids every layer is rounded for the inputs it gets (calibrate.py, grids/calibrated.py); without, for its weights alone.
+On NF4 the embedding and the head stay as they are, which is what bitsandbytes does, and what an adapter trained there expects.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -20,10 +21,12 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from qia3.base.calibrate import Moments
+from qia3.base.int8 import Int8Weight
 from qia3.base.modules import GridEmbedding, GridLinear
 from qia3.base.nf4 import Nf4Weight
 from qia3.base.weights import GridWeight, Int4Weight
 from qia3.errors import BaseModelError
+from qia3.grids import int8
 from qia3.grids.calibrated import Seen
 from qia3.grids.int4 import BLOCK_SIZES, block_for
 
@@ -31,16 +34,33 @@ Track = Callable[[list[str]], Iterable[str]]
 
 
 @dataclass(frozen=True)
+class EightBit:
+    """Layers to keep at 8 bits: their roles as they were asked for, and what finds the layers' names in a float model."""
+
+    roles: tuple[str, ...] = ()
+    find: Callable[[nn.Module], frozenset[str]] = lambda model: frozenset()
+
+
+ALL_AT_FOUR = EightBit()
+
+
+@dataclass(frozen=True)
 class Grid:
-    """The grid that is asked for; on int4 a layer gets the block up to `block_size` in which it takes the fewest bytes."""
+    """The grid that is asked for; on int4 a layer gets the block up to `block_size` in which it takes the fewest bytes.
+
+    `eight_bit` names the layers that have 8 bits a code; they are rounded to nearest, whatever their inputs.
+    """
 
     block_size: int
     symmetric: bool
+    eight_bit: frozenset[str] = frozenset()
     format: Literal["int4", "nf4"] = "int4"
 
     def store(self, name: str, weight: Tensor, seen: Seen | None) -> GridWeight:
         """A float weight [N, K] on it. Raises BaseModelError."""
         try:
+            if name in self.eight_bit:
+                return Int8Weight.from_float(weight, int8.block_for(weight.shape[1], self.block_size, self.symmetric), self.symmetric)
             if self.format == "nf4":
                 return Nf4Weight.from_float(weight, self.block_size)
             block = block_for(weight.shape[1], self.block_size, self.symmetric)
@@ -55,11 +75,15 @@ def quantise_model(
     symmetric: bool,
     track: Track = lambda names: names,
     windows: Tensor | None = None,
+    eight_bit: frozenset[str] = frozenset(),
     format: Literal["int4", "nf4"] = "int4",
 ) -> None:
-    """Replaces the layers of `model` in place. `track` wraps the list of layer names (a progress bar); windows [rows, length] of token ids."""
+    """Replaces the layers of `model` in place. `track` wraps the list of layer names (a progress bar); windows [rows, length] of token ids.
+
+    `eight_bit` names layers; a head that is tied to the embedding stands for both.
+    """
     moments = None if windows is None else Moments(model, windows)
-    grid = Grid(block_size, symmetric, format)
+    grid = Grid(block_size, symmetric, eight_bit, format)
     ends = format == "int4"  # whether embedding and head are quantised, too
     embedding, head = _get(model, "get_input_embeddings"), _get(model, "get_output_embeddings")
     tied = embedding is not None and head is not None and head.weight is embedding.weight
@@ -67,7 +91,7 @@ def quantise_model(
     names = [n for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and m is not kept]
     for name in track(names):
         layer = model.get_submodule(name)
-        seen = None if moments is None else moments.of_head(layer) if layer is head else moments.of(name)
+        seen = None if moments is None or name in eight_bit else moments.of_head(layer) if layer is head else moments.of(name)
         _replace(model, layer, GridLinear(grid.store(name, float_weight(layer), seen), _bias(layer)))
     if ends and isinstance(embedding, nn.Embedding):
         _quantise_embedding(model, embedding, head if tied else None, grid, moments)
@@ -89,12 +113,13 @@ def _quantise_embedding(
 ) -> None:
     divisors = [b for b in BLOCK_SIZES if embedding.embedding_dim % b == 0 and b <= grid.block_size]
     scale = _embedding_scale(embedding)
-    seen = None if moments is None or tied_head is None else moments.of_head(tied_head)
+    name = "embedding" if tied_head is None else next(n for n, m in model.named_modules() if m is tied_head)
+    seen = None if moments is None or tied_head is None or name in grid.eight_bit else moments.of_head(tied_head)
     if not divisors or scale is None:
         if tied_head is not None:
-            _replace(model, tied_head, GridLinear(grid.store("head", float_weight(tied_head), seen), _bias(tied_head)))
+            _replace(model, tied_head, GridLinear(grid.store(name, float_weight(tied_head), seen), _bias(tied_head)))
         return
-    store = Grid(divisors[-1], grid.symmetric).store("embedding", embedding.weight, seen)
+    store = replace(grid, block_size=divisors[-1]).store(name, embedding.weight, seen)
     _replace(model, embedding, GridEmbedding(store, torch.float32, None if scale == 1 else scale))
     if tied_head is not None:
         _replace(model, tied_head, GridLinear(store, _bias(tied_head)))

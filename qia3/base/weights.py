@@ -24,6 +24,7 @@ class GridWeight(nn.Module):
     """
 
     kind: ClassVar[str]
+    bits: ClassVar[int]  # of a code
     outputs: int
     inputs: int
     block_size: int
@@ -73,7 +74,7 @@ class GridWeight(nn.Module):
 class Int4Weight(GridWeight):
     """Codes uint8 [N, B, block/2], scales float32 [N, B], zero points uint8 [N, ceil(B/2)] or None."""
 
-    kind = "int4"
+    kind, bits = "int4", 4
     codes: Tensor
     scales: Tensor
     zero_points: Tensor | None

@@ -29,8 +29,8 @@ TOKENIZER = ("tokenizer", "special_tokens", "vocab", "merges", "added_tokens", "
 class Account:
     """Bytes by part, in the order of TENSORS and FILES, empty parts left out.
 
-    `tied`: the embedding and the head are one tensor, counted once. `bits_per_weight` is what the 4-bit regions on disk take for each of
-    their `quantised_weights`; `grid_bits_per_weight` is the grid's arithmetic for the same layers.
+    `tied`: the embedding and the head are one tensor, counted once. `bits_per_weight` is what the regions on a grid (4-bit layers, and those
+    kept at 8) take on disk for each of their `quantised_weights`; `grid_bits_per_weight` is the grids' arithmetic for the same layers.
     """
 
     parts: dict[str, int]
@@ -64,7 +64,7 @@ def account(folder: Path, manifest: Mapping[str, Any], sealed: Mapping[str, int]
         parts[part_of(name)] = parts.get(part_of(name), 0) + size
     order = {part: i for i, part in enumerate((*TENSORS, *FILES))}
     grid, shapes = manifest["base"]["grid"], stored_shapes(manifest)
-    arithmetic = sum(grid_bytes(shape, grid["block_size"], grid["symmetric"]) for shape in shapes)
+    arithmetic = sum(grid_bytes(shape, grid) for shape in shapes)
     return Account(
         parts={part: parts[part] for part in sorted(parts, key=lambda p: order.get(p, len(order))) if parts[part]},
         tied=bool(manifest["architecture"]["tied_embedding"]),

@@ -8,6 +8,9 @@ MatMulNBits packs its weights when a model is loaded. Of N rows in B blocks of b
     float32     N K/2 codes, 4 N B scales                          4 + 32/b        4 + 32/b
     kleidiai    N K/2 codes, 2 N B bfloat16 scales, 4 N B kept     4 + 48/b        4 + 16/b
 
+A layer at 8 bits is the same with N K codes under x64-int8 (measured, and as fast as 4 bits a byte, or faster). Under float32 there is no
+kernel for it: nothing is packed, and at each use all of it is dequantised, 4 N K bytes that are held meanwhile, written and read again.
+
 x64-int8: x64 at accuracy_level 4, measured with onnxruntime 1.32. float32: accuracy_level 0 and 1, and ARM without KleidiAI. kleidiai:
 ARM with dot products, symmetric grid, whole blocks of a multiple of 32. The ARM rows were read in the sources (sqnbitgemm_kernel_avx_common.h,
 qnbitgemm_kernel_neon.cpp) and have not run. Zero points are counted with what stays mapped from the file.
@@ -19,18 +22,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from qia3.footprint.bits import embedding_shape, grid_bytes, linear_shapes
-from qia3.grids.int4 import block_for
+from qia3.footprint.bits import Shape, embedding_shape, grid_bytes, linear_shapes
 
 KEPT_PARTS = ("zero_points", "norms_and_biases", "rotary", "other")
 
 
 class Blocks(NamedTuple):
-    """A layer's rows, the size of its blocks and how many of them a row has."""
+    """A layer's rows, the size of its blocks, how many of them a row has, and the bits of a code."""
 
     rows: int
     size: int
     each: int
+    bits: int
+
+    @property
+    def codes(self) -> int:
+        """Bytes of a block's codes."""
+        return self.size * self.bits // 8
 
 
 @dataclass(frozen=True)
@@ -44,11 +52,15 @@ class KernelBytes:
 def kernel_bytes(manifest: Mapping[str, Any]) -> dict[str, KernelBytes]:
     """By kernel. `kleidiai` is there only where the grid lets it run."""
     grid, shapes = manifest["base"]["grid"], linear_shapes(manifest)
-    layers = [Blocks(n, block := block_for(k, grid["block_size"], grid["symmetric"]), -(-k // block)) for n, k in shapes]
-    found = {"x64-int8": _x64_int8(layers), "float32": _scaled(layers, 4, 4)}
-    if grid["symmetric"] and all(b.size % 32 == 0 and k == b.size * b.each for b, (_, k) in zip(layers, shapes, strict=True)):
+    layers = [Blocks(s.outputs, block := s.block(grid), -(-s.inputs // block), s.bits) for s in shapes]
+    found = {"x64-int8": _x64_int8(layers), "float32": _float32(layers)}
+    if grid["symmetric"] and all(_runs_on_kleidiai(b, s) for b, s in zip(layers, shapes, strict=True)):
         found["kleidiai"] = _scaled(layers, 6, 2)
     return found
+
+
+def _runs_on_kleidiai(blocks: Blocks, shape: Shape) -> bool:
+    return blocks.bits == 4 and blocks.size % 32 == 0 and shape.inputs == blocks.size * blocks.each
 
 
 def kernel_here(manifest: Mapping[str, Any]) -> str:
@@ -57,10 +69,14 @@ def kernel_here(manifest: Mapping[str, Any]) -> str:
 
 
 def mapped_bytes(manifest: Mapping[str, Any], parts: Mapping[str, int]) -> int:
-    """Bytes that stay mapped from the file, at most: an embedding that is looked up (beside the packed copy of a tied head), and the rest."""
+    """Bytes that stay mapped from the file, at most: an embedding that is looked up (beside the packed copy of a tied head), layers that are
+    not packed, and the rest."""
     grid, embedding = manifest["base"]["grid"], embedding_shape(manifest)
-    table = grid_bytes(embedding, grid["block_size"], grid["symmetric"]) if embedding else 0
-    return table + sum(parts.get(part, 0) for part in KEPT_PARTS)
+    found = [embedding] if embedding else []
+    if kernel_here(manifest) == "float32":
+        unpacked = [s for s in linear_shapes(manifest) if s.bits == 8]
+        found += [s for s in unpacked if not (manifest["architecture"]["tied_embedding"] and s == embedding)]
+    return sum(grid_bytes(shape, grid) for shape in found) + sum(parts.get(part, 0) for part in KEPT_PARTS)
 
 
 def kv_cache_bytes(manifest: Mapping[str, Any], positions: int) -> int:
@@ -70,10 +86,18 @@ def kv_cache_bytes(manifest: Mapping[str, Any], positions: int) -> int:
 
 
 def _x64_int8(layers: list[Blocks]) -> KernelBytes:
-    read = sum(b.rows * b.each * (b.size // 2 + 4) + 4 * b.each * 16 * -(-b.rows // 16) for b in layers)
+    read = sum(b.rows * b.each * (b.codes + 4) + 4 * b.each * 16 * -(-b.rows // 16) for b in layers)
     return KernelBytes(read + sum(4 * b.rows * b.each for b in layers), read)
+
+
+def _float32(layers: list[Blocks]) -> KernelBytes:
+    """4-bit layers as they are; of the others the largest one's floats, and at each use codes, scales, and the floats twice."""
+    four, eight = _scaled([b for b in layers if b.bits == 4], 4, 4), [b for b in layers if b.bits == 8]
+    dense = [4 * b.rows * b.each * b.size for b in eight]
+    streamed = _scaled(eight, 4, 4).streamed_bytes + 2 * sum(dense)
+    return KernelBytes(four.held_bytes + max(dense, default=0), four.streamed_bytes + streamed)
 
 
 def _scaled(layers: list[Blocks], held: int, streamed: int) -> KernelBytes:
     """Codes, and `held` or `streamed` bytes of scales a block."""
-    return KernelBytes(*(sum(b.rows * b.each * (b.size // 2 + scale) for b in layers) for scale in (held, streamed)))
+    return KernelBytes(*(sum(b.rows * b.each * (b.codes + scale) for b in layers) for scale in (held, streamed)))

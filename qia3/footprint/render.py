@@ -28,6 +28,7 @@ PARTS = {
     "reports_and_manifest": "this report and the manifest",
     "other_files": "other files",
 }
+BOTH = {"codes": "codes, 4 bits and 8", "zero_points": "zero points (one a block)"}  # where some layers are at 8 bits
 
 
 def markdown(report: Report) -> str:
@@ -42,9 +43,16 @@ def _title(report: Report) -> str:
     mode = "vectors at the side" if report.mode == "side" else f"merged with {report.merged_task}"
     return (
         f"# {report.name}\n\nBase {base['reference']} ({base['model_type']}, {base['parameters']:,} parameters) on the {grid['format']} grid, "
-        f"{symmetry}, block {grid['block_size']}; {mode}; target {report.graph['target']} (accuracy_level {report.graph['accuracy_level']}). "
+        f"{symmetry}, block {grid['block_size']}{_eight_bit(report)}; {mode}; "
+        f"target {report.graph['target']} (accuracy_level {report.graph['accuracy_level']}). "
         f"Fingerprint {base['fingerprint'][:16]}."
     )
+
+
+def _eight_bit(report: Report) -> str:
+    """Which layers are at 8 bits; empty where none are."""
+    roles = report.base["grid"].get("eight_bit")
+    return f", {' and '.join(roles)} at 8 bits" if roles else ""
 
 
 def _tasks(report: Report) -> str:
@@ -102,11 +110,13 @@ def _measured(report: Report) -> str:
 
 def _bytes(report: Report) -> str:
     total = report.account.total
-    rows = [[PARTS.get(p, p), f"{n:,}", percent(n / total)] for p, n in report.account.parts.items()]
+    names = PARTS | (BOTH if _eight_bit(report) else {})
+    rows = [[names.get(p, p), f"{n:,}", percent(n / total)] for p, n in report.account.parts.items()]
     rows.append(["total on disk", f"{total:,}", percent(1.0)])
     tied = "The embedding and the head are one tensor, stored and counted once. " if report.account.tied else ""
     bits, grid = report.account.bits_per_weight, report.account.grid_bits_per_weight
-    note = f"{tied}The 4-bit layers take {bits:.3f} bits a weight; the grid's arithmetic gives {grid:.3f}."
+    layers = "The layers, at 4 and at 8 bits," if _eight_bit(report) else "The 4-bit layers"
+    note = f"{tied}{layers} take {bits:.3f} bits a weight; the grid's arithmetic gives {grid:.3f}."
     return f"## Bytes on disk\n\n{note}\n\n" + table(["part", "bytes", "share"], rows)
 
 

@@ -5,7 +5,7 @@ leaf is made from the module it stands for (`from_base` in spirit) and points at
 initializers of the graph:
 
     GridLinear    -> com.microsoft::MatMulNBits(x, codes, scales[, zero points][, bias])
-    GridEmbedding -> com.microsoft::GatherBlockQuantized(codes [V, H/2], ids, scales[, zero points])
+    GridEmbedding -> com.microsoft::GatherBlockQuantized(codes [V, H/2] (8 bits: [V, H]), ids, scales[, zero points])
     Scaled        -> Mul by a graph input [rows, 1, d], beside the layer's own operator
     RMSNorm       -> SimplifiedLayerNormalization, where a numeric check shows the module is one
 
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.onnx.ops import symbolic
 
+from qia3.base.int8 import Int8Weight
 from qia3.base.modules import GridEmbedding, GridLinear
 from qia3.base.nf4 import Nf4Weight
 from qia3.base.weights import Int4Weight
@@ -46,9 +47,9 @@ class Inputs:
 
 
 class MatMulNBits(nn.Module):
-    """codes uint8 [N, B, block/2], scales float32 [N, B], zero points uint8 [N, ceil(B/2)]."""
+    """codes uint8 [N, B, block/2], scales float32 [N, B], zero points uint8 [N, ceil(B/2)]; at 8 bits [N, B, block] and [N, B]."""
 
-    def __init__(self, store: Int4Weight, bias: Tensor | None, accuracy_level: int) -> None:
+    def __init__(self, store: Int4Weight | Int8Weight, bias: Tensor | None, accuracy_level: int) -> None:
         super().__init__()
         self.codes, self.scales = nn.Buffer(store.codes), nn.Buffer(store.scales)
         self.zero_points = None if store.zero_points is None else nn.Buffer(store.zero_points)
@@ -57,7 +58,7 @@ class MatMulNBits(nn.Module):
         self.attributes: Attributes = {
             "K": store.inputs,
             "N": store.outputs,
-            "bits": 4,
+            "bits": store.bits,
             "block_size": store.block_size,
             "accuracy_level": accuracy_level,
         }
@@ -93,13 +94,13 @@ class MatMulBnb4(nn.Module):
 class GatherBlockQuantized(nn.Module):
     """Rows of the table at `ids`. Its codes are the head's bytes in another shape; the writer stores them once."""
 
-    def __init__(self, store: Int4Weight, scale: float | None) -> None:
+    def __init__(self, store: Int4Weight | Int8Weight, scale: float | None) -> None:
         super().__init__()
         self.codes = nn.Buffer(store.codes.view(store.outputs, -1))
         self.scales = nn.Buffer(store.scales)
         self.zero_points = None if store.zero_points is None else nn.Buffer(store.zero_points)
         self.size, self.scale = store.inputs, scale
-        self.attributes: Attributes = {"bits": 4, "block_size": store.block_size, "gather_axis": 0, "quantize_axis": 1}
+        self.attributes: Attributes = {"bits": store.bits, "block_size": store.block_size, "gather_axis": 0, "quantize_axis": 1}
 
     def forward(self, ids: Tensor) -> Tensor:
         # ids [B, S] -> [B, S, H]
@@ -176,7 +177,7 @@ class RMSNorm(nn.Module):
 
 def product(linear: GridLinear, accuracy_level: int) -> nn.Module:
     """The leaf that multiplies by a weight of this grid. Raises BaseModelError where there is none."""
-    if isinstance(linear.store, Int4Weight):
+    if isinstance(linear.store, Int4Weight | Int8Weight):
         return MatMulNBits(linear.store, linear.bias, accuracy_level)
     if isinstance(linear.store, Nf4Weight):
         return MatMulBnb4(linear.store, linear.bias)
@@ -185,6 +186,6 @@ def product(linear: GridLinear, accuracy_level: int) -> nn.Module:
 
 def lookup(embedding: GridEmbedding) -> nn.Module:
     """The leaf that looks rows up in a table on this grid. Raises BaseModelError where there is none."""
-    if isinstance(embedding.store, Int4Weight):
+    if isinstance(embedding.store, Int4Weight | Int8Weight):
         return GatherBlockQuantized(embedding.store, embedding.scale)
     raise BaseModelError(f"no operator looks rows up on the {embedding.store.kind} grid")

@@ -1,0 +1,110 @@
+"""The int8 grid: unsigned 8-bit codes, a scale and a zero point per block of inputs. For the few layers whose rounding costs most.
+
+The int4 grid (int4.py) with a byte for each code, in the layout that ONNX Runtime's MatMulNBits has for bits = 8:
+
+    W[n, i] = (q[n, i] - z[n, b]) * s[n, b],    b = i // block,    q, z in 0..255
+
+    codes        uint8   [N, B, block]     one code a byte
+    scales       float32 [N, B]
+    zero points  uint8   [N, B]            one a block; absent on a symmetric grid, where z = 128
+
+The last block of a row is filled up with codes equal to its zero point. Worked example, N = 1, K = 4, shown for a block of 4:
+
+    W = [-0.5, 0.0, 1.0, 2.05]     s = (2.05 + 0.5) / 255 = 0.01     z = round(0.5 / 0.01) = 50
+    q = [0, 50, 150, 255]          bytes: 0x00, 0x32, 0x96, 0xFF     zero points: 0x32
+
+Rounding is to nearest on [min(W, 0), max(W, 0)], symmetric on [-max |W|, max |W|] with the codes 1 to 255. Nothing is searched and nothing
+calibrated: a step is a 17th of what it is at 4 bits, and what rounding costs falls with its square, to about a 290th.
+
+Folding is as on int4: row n times l[n] is the row's scales times l[n], and nothing else changes.
+
+Source of the layout: docs/ContribOperators.md of ONNX Runtime, com.microsoft.MatMulNBits and com.microsoft.GatherBlockQuantized.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from qia3.grids.int4 import BLOCK_SIZES, Bytes, Floats, check
+
+SYMMETRIC_ZERO = 128
+
+
+@dataclass(frozen=True)
+class Int8:
+    """A weight on the grid. `inputs` is K, which the padded codes no longer tell."""
+
+    codes: Bytes  # [N, B, block]
+    scales: Floats  # [N, B]
+    zero_points: Bytes | None  # [N, B]
+    inputs: int
+
+    @property
+    def outputs(self) -> int:
+        return int(self.codes.shape[0])
+
+    @property
+    def block_size(self) -> int:
+        return int(self.codes.shape[2])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of codes, scales and zero points."""
+        return self.codes.nbytes + self.scales.nbytes + (0 if self.zero_points is None else self.zero_points.nbytes)
+
+
+def bits_per_weight(block_size: int, symmetric: bool) -> float:
+    """The grid's arithmetic for rows of whole blocks: 8 bits, a float32 scale and an 8-bit zero point per block."""
+    return 8 + 32 / block_size + (0 if symmetric else 8 / block_size)
+
+
+def row_bytes(inputs: int, block: int, symmetric: bool) -> int:
+    """Bytes of one row of codes, scales and zero points."""
+    return -(-inputs // block) * (block + 4 + (0 if symmetric else 1))
+
+
+def block_for(inputs: int, at_most: int, symmetric: bool = False) -> int:
+    """The block, up to `at_most`, in which a row of `inputs` takes the fewest bytes: 64 for 576 and at most 128, which would fill up to 640."""
+    return min((b for b in BLOCK_SIZES if b <= at_most), key=lambda block: (row_bytes(inputs, block, symmetric), block))
+
+
+def quantise(weight: Floats, block_size: int, symmetric: bool = False) -> Int8:
+    """Round to nearest. weight [N, K] float32 -> Int8.
+
+    Raises ValueError on a bad block size or a weight that is not finite.
+    """
+    check(weight, block_size)
+    outputs, inputs = weight.shape
+    blocks = -(-inputs // block_size)
+    wide = np.pad(weight.astype(np.float32, copy=False), ((0, 0), (0, blocks * block_size - inputs))).reshape(outputs, blocks, block_size)
+    scales, zeros = _range(wide, symmetric)
+    steps = np.rint(np.divide(wide, scales[..., None], out=np.zeros_like(wide), where=scales[..., None] != 0))
+    codes = np.clip(steps + zeros[..., None], 0, 255).astype(np.uint8)
+    return Int8(codes, scales, None if symmetric else zeros.astype(np.uint8), inputs)
+
+
+def _range(blocks: Floats, symmetric: bool) -> tuple[Floats, Floats]:
+    """Scales and zero points [N, B] of blocks [N, B, block]; a block of zeros gets scale 0."""
+    low, high = np.minimum(blocks.min(axis=-1), 0), np.maximum(blocks.max(axis=-1), 0)
+    if symmetric:
+        scales = (np.maximum(high, -low) / np.float32(127)).astype(np.float32)
+        return scales, np.full_like(scales, SYMMETRIC_ZERO)
+    scales = (high / np.float32(255) - low / np.float32(255)).astype(np.float32)  # not high - low, which may be more than float32 holds
+    zeros = np.rint(np.divide(-low, scales, out=np.zeros_like(scales), where=scales != 0))
+    return scales, np.clip(zeros, 0, 255)
+
+
+def dequantise(weight: Int8) -> Floats:
+    """float32 [N, K]."""
+    zeros = np.float32(SYMMETRIC_ZERO) if weight.zero_points is None else weight.zero_points.astype(np.float32)[..., None]
+    dense: Floats = (weight.codes.astype(np.float32) - zeros) * weight.scales[..., None]
+    return dense.reshape(weight.outputs, -1)[:, : weight.inputs]
+
+
+def fold(weight: Int8, vector: Floats) -> Int8:
+    """Multiplies output row n by vector[n] (shape [N]): one multiply on the scales. Codes and zero points are the same objects."""
+    if vector.shape != (weight.outputs,):
+        raise ValueError(f"the vector has shape {vector.shape}, the weight {weight.outputs} output rows")
+    return replace(weight, scales=weight.scales * vector.astype(np.float32)[:, None])

@@ -1,0 +1,98 @@
+"""Layers kept at 8 bits: found by role in every family, quantised beside 4-bit ones, and kept."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from tiny import DECODERS, ids, tiny
+from tiny_build import write_base
+
+from qia3.base import load
+from qia3.base.int8 import Int8Weight
+from qia3.base.load import load_base
+from qia3.base.modules import GridEmbedding, GridLinear
+from qia3.base.quantise import float_weight, quantise_model
+from qia3.base.weights import GridWeight, Int4Weight
+from qia3.config import EIGHT_BIT
+from qia3.errors import BaseModelError
+from qia3.grids import int8
+from qia3.ia3.eight_bit import MEANS, eight_bit
+from qia3.ia3.roles import Roles, find_roles
+
+
+@pytest.mark.parametrize(("block", "symmetric"), list(itertools.product((16, 32, 128), (False, True))))
+def test_modules_dequantise_as_the_grid_does(block, symmetric):
+    store = Int8Weight.from_float(torch.randn(7, 50), block, symmetric)
+    np.testing.assert_array_equal(store.dense(torch.float32).numpy(), int8.dequantise(store.grid))
+    rows = torch.tensor([[3, 0], [6, 3]])
+    np.testing.assert_array_equal(GridEmbedding(store, torch.float32)(rows).numpy(), int8.dequantise(store.grid)[rows.numpy()])
+    layer, x = GridLinear(store, torch.randn(7)), torch.randn(3, 50)
+    before, vector = layer(x), torch.linspace(-2, 2, 7)
+    layer.fold(vector)
+    torch.testing.assert_close(layer(x), before * vector)
+
+
+@pytest.mark.parametrize("family", DECODERS)
+def test_roles_are_found_in_the_float_model_and_those_layers_are_at_eight_bits(family):
+    model = tiny(family)
+    names = eight_bit(("head", "down", "value")).find(model)
+    quantise_model(model, 32, symmetric=False, eight_bit=names)
+    roles = find_roles(model).linears
+    for name, layer in model.named_modules():
+        if isinstance(layer, GridLinear):
+            assert layer.store.bits == (8 if roles[name] in ("head", "feed_forward_down", "value", "qkv") else 4), name
+    assert len({roles[n] for n in names}) == 3
+
+
+def test_the_names_of_a_build_file_are_those_that_are_known_here():
+    assert set(EIGHT_BIT) == set(MEANS)
+
+
+def test_a_role_that_a_model_has_no_layer_of_is_told(monkeypatch):
+    roles = Roles((), (), {"out": "head", "a": "attention_output", "b": "feed_forward"})
+    monkeypatch.setattr("qia3.ia3.eight_bit.find_roles", lambda model: roles)
+    with pytest.raises(BaseModelError, match='no layer of the role "key" in eight_bit; it has: head, output, up'):
+        eight_bit(("up", "key")).find(tiny("llama"))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_tied_embedding_is_at_eight_bits_with_its_head_and_another_stays_at_four(tied, tmp_path):
+    base = load_base(str(write_base(tmp_path / "base", tied=tied)), 16, False, eight_bit=eight_bit(("head",)))
+    embedding, head = base.model.get_input_embeddings().store, base.model.get_output_embeddings().store
+    assert isinstance(head, Int8Weight)
+    assert (embedding is head) is tied
+    assert tied or isinstance(embedding, Int4Weight)
+    assert base.eight_bit == ("head",)
+
+
+def test_what_is_calibrated_is_four_bit_layers_and_the_others_are_rounded_to_nearest():
+    model, reference = tiny("llama"), tiny("llama")
+    names = eight_bit(("head", "down", "query")).find(model)
+    quantise_model(model, 32, symmetric=False, windows=ids(4, 16), eight_bit=names)
+    plain = tiny("llama")
+    quantise_model(plain, 32, symmetric=False)
+    for name, layer in model.named_modules():
+        if isinstance(layer, GridLinear) and name in names:
+            weight = float_weight(reference.get_submodule(name)).detach().numpy()
+            np.testing.assert_array_equal(layer.store.codes.numpy(), int8.quantise(weight, 32).codes)
+        elif isinstance(layer, GridLinear):
+            assert not torch.equal(layer.store.codes, plain.get_submodule(name).store.codes)
+    assert torch.isfinite(model(input_ids=ids()).logits).all()
+
+
+def test_a_kept_base_has_its_eight_bit_layers_and_another_choice_is_another_base(tmp_path, monkeypatch):
+    monkeypatch.setenv("QIA3_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(load, "LEAST_KEPT", 0)
+    folder = str(write_base(tmp_path / "base"))
+    made = load_base(folder, 16, False, eight_bit=eight_bit(("down", "head")))
+    again = load_base(folder, 16, False, eight_bit=eight_bit(("head", "down")))
+    other = load_base(folder, 16, False)
+    assert len(list((tmp_path / "cache" / "bases").iterdir())) == 2
+    assert made.fingerprint == again.fingerprint != other.fingerprint
+    assert (made.eight_bit, again.eight_bit, other.eight_bit) == (("down", "head"), ("down", "head"), ())
+    kinds = [{n: type(m) for n, m in b.model.named_modules() if isinstance(m, GridWeight)} for b in (made, again)]
+    assert kinds[0] == kinds[1]
+    torch.testing.assert_close(again.model(input_ids=ids()).logits, made.model(input_ids=ids()).logits)

@@ -1,0 +1,133 @@
+"""The whole road with the head and the down projections at 8 bits: graphs, and bundles with vectors at the side and in the scales."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from test_build import QUANTISED, qia3, tensors
+from test_graph import fed
+from tiny import ids, random_vectors, tiny
+from tiny_build import write_build
+
+from qia3 import cli
+from qia3.base.load import load_base
+from qia3.base.quantise import quantise_model
+from qia3.base.weights import GridWeight
+from qia3.graph.export import export_decoder
+from qia3.graph.external import write_graph
+from qia3.graph.forced import OrtDecoder, torch_logits
+from qia3.ia3.eight_bit import eight_bit
+from qia3.ia3.roles import find_roles
+from qia3.ia3.vectors import attach, detach, fold, set_vectors
+from qia3.layout import GRAPH
+from qia3.runtime.adapters import AdapterBank
+from qia3.runtime.bundle import Bundle
+from qia3.runtime.engine import Engine
+
+ROLES = ("head", "down")
+
+
+def exported(family: str, folder: Path, roles: tuple[str, ...], symmetric: bool = False, folded: bool = False):
+    model = tiny(family)
+    quantise_model(model, 32, symmetric, eight_bit=eight_bit(roles).find(model))
+    scaled = attach(model, find_roles(model).sites)
+    vectors = random_vectors(scaled)
+    set_vectors(scaled, vectors)
+    if folded:
+        fold(scaled)
+        detach(model, scaled)
+    folder.mkdir(exist_ok=True)
+    write_graph(export_decoder(model, 0, 48, "last"), folder, ["model.embed_tokens", "lm_head"])
+    return model, vectors
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize(
+    ("family", "roles"), [("llama", ROLES), ("llama", ("value", "up")), ("gemma3_text", ROLES), ("gpt2", ("value", "down"))]
+)
+def test_the_graph_is_the_model(family, roles, symmetric, tmp_path):
+    model, vectors = exported(family, tmp_path, roles, symmetric)
+    prompt, forced = ids(1, 11)[0].tolist(), [7, 9, 11]
+    found = OrtDecoder(tmp_path / GRAPH, model.config).logits(prompt, forced, fed(vectors))
+    np.testing.assert_allclose(found, torch_logits(model, prompt, forced), atol=1e-3)
+
+
+def test_vectors_fold_into_layers_at_eight_bits(tmp_path):
+    model, vectors = exported("llama", tmp_path / "side", ("key", "value", "up"))
+    exported("llama", tmp_path / "merged", ("key", "value", "up"), folded=True)
+    side, merged = (OrtDecoder(tmp_path / mode / GRAPH, model.config) for mode in ("side", "merged"))
+    prompt = ids(1, 11)[0].tolist()
+    np.testing.assert_allclose(merged.logits(prompt, [7, 9], {}), side.logits(prompt, [7, 9], fed(vectors)), atol=1e-3)
+
+
+@pytest.mark.parametrize(("roles", "products"), [(("query", "key", "value"), 5), (("value",), 7)])
+def test_projections_are_packed_where_all_three_have_the_same_bits(roles, products, tmp_path):
+    exported("llama", tmp_path, roles)
+    counts = Counter(n.op_type for n in ir.load(tmp_path / GRAPH).graph)
+    assert counts["MatMulNBits"] == 2 * products + 1
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """Bundles `side` and `merged` of one training, with their build file."""
+    folder = tmp_path_factory.mktemp("build")
+    file = write_build(folder, steps=4)
+    file.write_text(file.read_text(encoding="utf-8").replace("[train]", f"eight_bit = {json.dumps(ROLES)}\n[train]"), encoding="utf-8")
+    for mode, options in (("side", []), ("merged", ["--mode", "merged", "--task", "topics"])):
+        if mode == "merged":
+            shutil.copytree(folder / "side.work", folder / "merged.work")
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["build", str(file), "--output", str(folder / mode), *options])
+        assert ended.value.code == 0
+    return folder
+
+
+def base_of(place: Path):
+    return load_base(str(place / "base"), 16, False, eight_bit=eight_bit(ROLES))
+
+
+@pytest.mark.parametrize("mode", ["side", "merged"])
+def test_law_1_what_is_trained_is_what_ships(place, mode):
+    """Merged, the folded layers have other scales and nothing else."""
+    base = base_of(place)
+    assert base.fingerprint == Bundle.open(place / mode).fingerprint
+    trained = {
+        hashlib.sha256(b.numpy().tobytes()).hexdigest() for m in base.model.modules() if isinstance(m, GridWeight) for b in m.buffers()
+    }
+    shipped = {hashlib.sha256(data).hexdigest(): name for name, (part, data) in tensors(place / mode).items() if part in QUANTISED}
+    new = {shipped[digest] for digest in shipped.keys() - trained}
+    assert all(name.endswith(".scales") for name in new)
+    assert len(new) == len(trained - shipped.keys()) == (0 if mode == "side" else 6)
+
+
+@pytest.mark.parametrize("mode", ["side", "merged"])
+def test_law_5_bytes_add_up_and_are_the_grids_arithmetic(place, mode, capsys):
+    code, out, _ = qia3(capsys, "report", place / mode, "--json")
+    account = json.loads(out)["account"]
+    assert code == 0
+    assert account["total"] == sum(f.stat().st_size for f in (place / mode).rglob("*") if f.is_file())
+    assert account["bits_per_weight"] == account["grid_bits_per_weight"] > 7.2  # 6.5 at 4 bits, blocks of 16
+    bits = {(entry["role"], entry["bits"]) for entry in json.loads((place / mode / "manifest.json").read_text())["linears"]}
+    assert {role for role, n in bits if n == 8} == {"head", "feed_forward_down"}
+    text = (place / mode / "report.md").read_text(encoding="utf-8")
+    assert "block 16, down and head at 8 bits" in text
+    assert "4-bit codes" not in text
+
+
+def test_parity_was_checked_at_level_0_and_the_runtime_agrees(place):
+    manifest = json.loads((place / "side" / "manifest.json").read_text())
+    assert all(case["exact"]["max_difference"] < 1e-3 for case in manifest["parity"].values())
+    side, merged = Bundle.open(place / "side"), Bundle.open(place / "merged")
+    rows = [Engine(side).encode("turn the lights off"), Engine(side).encode("lock up")]
+    ours, _ = Engine(side).prefill(rows, AdapterBank(side).vectors("topics"))
+    theirs, _ = Engine(merged).prefill(rows, {})
+    np.testing.assert_allclose(theirs, ours, atol=1e-3)
+    plain, _ = Engine(side).prefill(rows[:1], {})
+    np.testing.assert_allclose(plain, torch_logits(base_of(place).model, rows[0], []), atol=1e-3)
