@@ -13,7 +13,7 @@ import pytest
 
 from qia3.errors import BundleError
 from qia3.footprint.account import account, part_of
-from qia3.footprint.bits import grid_bytes
+from qia3.footprint.bits import grid_bytes, on_grid
 from qia3.grids.int4 import bits_per_weight, block_for, quantise
 
 LAYERS, HIDDEN, KEYS, INNER, VOCABULARY, BLOCK = 2, 96, 24, 160, 70, 32
@@ -190,10 +190,10 @@ def test_every_file_that_is_not_as_listed_is_named(tmp_path):
 )
 def test_grid_arithmetic_is_what_the_quantiser_writes(inputs, block, symmetric):
     weight = np.random.default_rng(inputs).standard_normal((5, inputs), np.float32)
-    assert grid_bytes((5, inputs), block, symmetric) == quantise(weight, block_for(inputs, block, symmetric), symmetric).nbytes
+    assert grid_bytes(on_grid(5, inputs, block, symmetric)) == quantise(weight, block_for(inputs, block, symmetric), symmetric).nbytes
 
 
 @pytest.mark.parametrize(("block", "symmetric"), list(itertools.product((16, 32, 64, 128, 256), (False, True))))
 def test_whole_even_rows_take_the_published_bits(block, symmetric):
-    assert grid_bytes((7, 4 * block), block, symmetric) * 8 / (7 * 4 * block) == bits_per_weight(block, symmetric)
+    assert grid_bytes(on_grid(7, 4 * block, block, symmetric)) * 8 / (7 * 4 * block) == bits_per_weight(block, symmetric)
     assert bits_per_weight(32, False) == 5.125

@@ -28,6 +28,7 @@ from qia3.errors import BaseModelError
 from qia3.storage import made_once
 
 WEIGHTS, FACTS = "model.safetensors", "base.json"
+TAKEN = ("block_size", "symmetric", "parameters", "calibration", "codes")
 
 
 def keep(base: BaseModel, folder: Path) -> None:
@@ -60,7 +61,7 @@ def open_kept(folder: Path, reference: str) -> BaseModel:
     model.eval().requires_grad_(False)
     if (found := fingerprint(model)) != facts["fingerprint"]:
         raise BaseModelError(f"the kept base {folder} has changed since it was written; delete it, and it is made again")
-    return BaseModel(reference, model, tokenizer, found, facts["block_size"], facts["symmetric"], facts["parameters"], facts["calibration"])
+    return BaseModel(reference, model, tokenizer, found, **{k: facts[k] for k in TAKEN})
 
 
 def _facts(base: BaseModel) -> dict[str, Any]:
@@ -72,8 +73,8 @@ def _facts(base: BaseModel) -> dict[str, Any]:
             modules[name] = {"store": first, "inputs": module.store.inputs, "kind": module.store.kind}
             if isinstance(module, GridEmbedding):
                 modules[name]["scale"] = module.scale
-    taken = {k: getattr(base, k) for k in ("fingerprint", "block_size", "symmetric", "parameters", "calibration")}
-    return {"reference": Path(base.reference).name, **taken, "modules": modules}
+    taken = {k: getattr(base, k) for k in TAKEN}
+    return {"reference": Path(base.reference).name, "fingerprint": base.fingerprint, **taken, "modules": modules}
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

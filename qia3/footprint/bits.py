@@ -8,29 +8,47 @@ A row of K inputs in blocks of b has B = ceil(K / b) blocks and takes
 
 so a weight takes 4 + 32/b + 4/b bits (symmetric: 4 + 32/b) where b divides K and B is even, and a little more elsewhere. K = 576, b = 32:
 B = 18, 288 + 72 + 9 = 369 bytes a row, 5.125 bits a weight.
+
+Which block a layer has stands beside it in the manifest, because a base may keep the codes that it came with (GPTQ, AWQ, Q4_0). Where it does not
+stand there (bundles from before), it is the one up to the base's block size in which the layer's rows take the fewest bytes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from qia3.grids.int4 import block_for
 
-Shape = tuple[int, int]  # outputs, inputs
+
+class Shape(NamedTuple):
+    """A layer on the grid."""
+
+    outputs: int
+    inputs: int
+    block: int
+    symmetric: bool
+
+    @property
+    def blocks(self) -> int:
+        """Of a row."""
+        return -(-self.inputs // self.block)
 
 
-def grid_bytes(shape: Shape, block_size: int, symmetric: bool) -> int:
-    """Bytes of codes, scales and zero points of one layer, in the block that its rows get where `block_size` is the largest."""
-    outputs, inputs = shape
-    block = block_for(inputs, block_size, symmetric)
-    blocks = -(-inputs // block)
-    return outputs * (blocks * block // 2 + 4 * blocks + (0 if symmetric else -(-blocks // 2)))
+def grid_bytes(shape: Shape) -> int:
+    """Bytes of codes, scales and zero points of one layer."""
+    zero_points = 0 if shape.symmetric else -(-shape.blocks // 2)
+    return shape.outputs * (shape.blocks * shape.block // 2 + 4 * shape.blocks + zero_points)
+
+
+def on_grid(outputs: int, inputs: int, at_most: int, symmetric: bool) -> Shape:
+    """In the block that rows get where `at_most` is the largest."""
+    return Shape(outputs, inputs, block_for(inputs, at_most, symmetric), symmetric)
 
 
 def linear_shapes(manifest: Mapping[str, Any]) -> list[Shape]:
     """Every linear layer, the head among them."""
-    return [(layer["outputs"], layer["inputs"]) for layer in manifest["linears"]]
+    return [_stored(manifest, layer["outputs"], layer["inputs"], layer) for layer in manifest["linears"]]
 
 
 def embedding_shape(manifest: Mapping[str, Any]) -> Shape | None:
@@ -38,7 +56,10 @@ def embedding_shape(manifest: Mapping[str, Any]) -> Shape | None:
     regions = sum(t["part"] == "embedding_codes" for t in manifest["tensors"])
     head = any(layer["role"] == "head" for layer in manifest["linears"])
     looked_up = bool(regions) and (manifest["architecture"]["tied_embedding"] or not head or regions > 1)
-    return (manifest["architecture"]["vocab_size"], manifest["architecture"]["hidden_size"]) if looked_up else None
+    if not looked_up:
+        return None
+    architecture, own = manifest["architecture"], manifest["base"]["grid"].get("embedding") or {}
+    return _stored(manifest, architecture["vocab_size"], architecture["hidden_size"], own)
 
 
 def stored_shapes(manifest: Mapping[str, Any]) -> list[Shape]:
@@ -49,7 +70,15 @@ def stored_shapes(manifest: Mapping[str, Any]) -> list[Shape]:
 
 
 def weight_count(shapes: list[Shape]) -> int:
-    return sum(outputs * inputs for outputs, inputs in shapes)
+    return sum(shape.outputs * shape.inputs for shape in shapes)
+
+
+def _stored(manifest: Mapping[str, Any], outputs: int, inputs: int, own: Mapping[str, Any]) -> Shape:
+    """On the grid that a layer's own entry names, else on the base's."""
+    grid = manifest["base"]["grid"]
+    if "block_size" in own:
+        return Shape(outputs, inputs, own["block_size"], own["symmetric"])
+    return on_grid(outputs, inputs, grid["block_size"], grid["symmetric"])
 
 
 def bits_each(bytes_: int, weights: int) -> float:

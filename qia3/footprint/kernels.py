@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from qia3.footprint.bits import embedding_shape, grid_bytes, linear_shapes
-from qia3.grids.int4 import block_for
 
 KEPT_PARTS = ("zero_points", "norms_and_biases", "rotary", "other")
 
@@ -43,10 +42,10 @@ class KernelBytes:
 
 def kernel_bytes(manifest: Mapping[str, Any]) -> dict[str, KernelBytes]:
     """By kernel. `kleidiai` is there only where the grid lets it run."""
-    grid, shapes = manifest["base"]["grid"], linear_shapes(manifest)
-    layers = [Blocks(n, block := block_for(k, grid["block_size"], grid["symmetric"]), -(-k // block)) for n, k in shapes]
+    shapes = linear_shapes(manifest)
+    layers = [Blocks(s.outputs, s.block, s.blocks) for s in shapes]
     found = {"x64-int8": _x64_int8(layers), "float32": _scaled(layers, 4, 4)}
-    if grid["symmetric"] and all(b.size % 32 == 0 and k == b.size * b.each for b, (_, k) in zip(layers, shapes, strict=True)):
+    if all(s.symmetric and s.block % 32 == 0 and s.inputs == s.block * s.blocks for s in shapes):
         found["kleidiai"] = _scaled(layers, 6, 2)
     return found
 
@@ -58,8 +57,8 @@ def kernel_here(manifest: Mapping[str, Any]) -> str:
 
 def mapped_bytes(manifest: Mapping[str, Any], parts: Mapping[str, int]) -> int:
     """Bytes that stay mapped from the file, at most: an embedding that is looked up (beside the packed copy of a tied head), and the rest."""
-    grid, embedding = manifest["base"]["grid"], embedding_shape(manifest)
-    table = grid_bytes(embedding, grid["block_size"], grid["symmetric"]) if embedding else 0
+    embedding = embedding_shape(manifest)
+    table = grid_bytes(embedding) if embedding else 0
     return table + sum(parts.get(part, 0) for part in KEPT_PARTS)
 
 
