@@ -16,7 +16,8 @@ from torch import nn
 
 from qia3 import __version__
 from qia3.base.frozen import BaseModel
-from qia3.base.modules import GridLinear
+from qia3.base.modules import GridEmbedding, GridLinear
+from qia3.base.weights import GridWeight
 from qia3.config import Build, Task
 from qia3.footprint.measure import measure
 from qia3.footprint.seal import seal
@@ -85,9 +86,15 @@ def _linears(model: nn.Module, roles: Roles) -> list[dict[str, Any]]:
     """Every linear layer with its shape and role."""
     plain = {name.replace(".base", ""): m for name, m in model.named_modules() if isinstance(m, GridLinear)}
     return [
-        {"name": n, "inputs": m.in_features, "outputs": m.out_features, "role": roles.linears.get(n, "other"), "bits": m.store.bits}
+        {"name": n, "inputs": m.in_features, "outputs": m.out_features, "role": roles.linears.get(n, "other"), **_grid(m.store)}
         for n, m in plain.items()
     ]
+
+
+def _grid(store: GridWeight) -> dict[str, Any]:
+    """What a layer's bytes are on, which may be another grid than the one asked for."""
+    symmetric = getattr(store, "zero_points", None) is None
+    return {"bits": store.bits, "format": store.kind, "block_size": store.block_size, "symmetric": symmetric}
 
 
 def _manifest(
@@ -116,7 +123,14 @@ def _manifest(
             "fingerprint": base.fingerprint,
             "model_type": config.model_type,
             "parameters": base.parameters,
-            "grid": {"format": "int4", "block_size": base.block_size, "symmetric": base.symmetric, "calibration": base.calibration}
+            "grid": {
+                "format": "int4",
+                "block_size": base.block_size,
+                "symmetric": base.symmetric,
+                "calibration": base.calibration,
+                "codes": base.codes,
+                "embedding": _grid(embedding.store) if isinstance(embedding, GridEmbedding) else None,
+            }
             | ({"eight_bit": list(base.eight_bit)} if base.eight_bit else {}),
         },
         "architecture": {

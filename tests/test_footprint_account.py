@@ -13,8 +13,8 @@ import pytest
 
 from qia3.errors import BundleError
 from qia3.footprint.account import account, part_of
-from qia3.footprint.bits import Shape, grid_bytes
-from qia3.grids import int8
+from qia3.footprint.bits import Shape, grid_bytes, on_grid
+from qia3.grids import int8, nf4
 from qia3.grids.int4 import bits_per_weight, block_for, quantise
 
 LAYERS, HIDDEN, KEYS, INNER, VOCABULARY, BLOCK = 2, 96, 24, 160, 70, 32
@@ -190,14 +190,15 @@ def test_every_file_that_is_not_as_listed_is_named(tmp_path):
     ("inputs", "block", "symmetric"), list(itertools.product((32, 33, 96, 160, 257), (16, 32, 64, 128), (False, True)))
 )
 def test_grid_arithmetic_is_what_the_quantiser_writes(inputs, block, symmetric):
-    weight, grid = np.random.default_rng(inputs).standard_normal((5, inputs), np.float32), {"block_size": block, "symmetric": symmetric}
-    assert grid_bytes(Shape(5, inputs), grid) == quantise(weight, block_for(inputs, block, symmetric), symmetric).nbytes
-    assert grid_bytes(Shape(5, inputs, 8), grid) == int8.quantise(weight, int8.block_for(inputs, block, symmetric), symmetric).nbytes
+    weight = np.random.default_rng(inputs).standard_normal((5, inputs), np.float32)
+    assert grid_bytes(on_grid(5, inputs, block, symmetric)) == quantise(weight, block_for(inputs, block, symmetric), symmetric).nbytes
+    at_eight = int8.quantise(weight, int8.block_for(inputs, block, symmetric), symmetric)
+    assert grid_bytes(on_grid(5, inputs, block, symmetric, "int8")) == at_eight.nbytes
+    assert grid_bytes(Shape(5, inputs, 32, True, "nf4")) == nf4.quantise(weight, 32).nbytes
 
 
 @pytest.mark.parametrize(("block", "symmetric"), list(itertools.product((16, 32, 64, 128, 256), (False, True))))
 def test_whole_even_rows_take_the_published_bits(block, symmetric):
-    grid = {"block_size": block, "symmetric": symmetric}
-    assert grid_bytes(Shape(7, 4 * block), grid) * 8 / (7 * 4 * block) == bits_per_weight(block, symmetric)
-    assert grid_bytes(Shape(7, 4 * block, 8), grid) * 8 / (7 * 4 * block) == int8.bits_per_weight(block, symmetric)
+    assert grid_bytes(on_grid(7, 4 * block, block, symmetric)) * 8 / (7 * 4 * block) == bits_per_weight(block, symmetric)
+    assert grid_bytes(on_grid(7, 4 * block, block, symmetric, "int8")) * 8 / (7 * 4 * block) == int8.bits_per_weight(block, symmetric)
     assert (bits_per_weight(32, False), int8.bits_per_weight(32, False)) == (5.125, 9.25)

@@ -12,7 +12,10 @@ from torch import nn
 
 @dataclass(frozen=True)
 class BaseModel:
-    """A frozen 4-bit model. `fingerprint` is the SHA-256 over the name, type, shape and bytes of each of its tensors."""
+    """A frozen 4-bit model. `fingerprint` is the SHA-256 over the name, type, shape and bytes of each of its tensors.
+
+    `codes`: "own", or the checkpoint format that the layers' codes came in ("gptq", "gptq_v2", "awq", "q4_0"); block size and symmetry are theirs.
+    """
 
     reference: str
     model: Any
@@ -23,6 +26,7 @@ class BaseModel:
     parameters: int
     calibration: str = "none"
     eight_bit: tuple[str, ...] = ()  # roles of the layers that are at 8 bits
+    codes: str = "own"
 
 
 def fingerprint(model: nn.Module) -> str:

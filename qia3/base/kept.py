@@ -29,6 +29,7 @@ from qia3.errors import BaseModelError
 from qia3.storage import made_once
 
 WEIGHTS, FACTS = "model.safetensors", "base.json"
+TAKEN = ("block_size", "symmetric", "parameters", "calibration", "eight_bit", "codes")
 
 
 def keep(base: BaseModel, folder: Path) -> None:
@@ -61,8 +62,8 @@ def open_kept(folder: Path, reference: str) -> BaseModel:
     model.eval().requires_grad_(False)
     if (found := fingerprint(model)) != facts["fingerprint"]:
         raise BaseModelError(f"the kept base {folder} has changed since it was written; delete it, and it is made again")
-    asked = facts["block_size"], facts["symmetric"], facts["parameters"], facts["calibration"], tuple(facts.get("eight_bit", ()))
-    return BaseModel(reference, model, tokenizer, found, *asked)
+    taken: dict[str, Any] = {k: tuple(v) if isinstance(v := facts[k], list) else v for k in TAKEN}
+    return BaseModel(reference, model, tokenizer, found, **taken)
 
 
 def _facts(base: BaseModel) -> dict[str, Any]:
@@ -74,8 +75,8 @@ def _facts(base: BaseModel) -> dict[str, Any]:
             modules[name] = {"store": first, "inputs": module.store.inputs, "kind": module.store.kind, "block": module.store.block_size}
             if isinstance(module, GridEmbedding):
                 modules[name]["scale"] = module.scale
-    taken = {k: getattr(base, k) for k in ("fingerprint", "block_size", "symmetric", "parameters", "calibration", "eight_bit")}
-    return {"reference": Path(base.reference).name, **taken, "modules": modules}
+    taken = {k: getattr(base, k) for k in TAKEN}
+    return {"reference": Path(base.reference).name, "fingerprint": base.fingerprint, **taken, "modules": modules}
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

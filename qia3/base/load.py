@@ -19,9 +19,12 @@ from transformers.utils import logging as transformers_logging
 
 from qia3.base.calibrate import own_windows, read_text, read_windows, window_length
 from qia3.base.frozen import BaseModel, fingerprint
+from qia3.base.gguf_codes import keep_q4_0
+from qia3.base.given import Given, parameters
 from qia3.base.kept import FACTS, keep, open_kept
 from qia3.base.processor import has_fast
 from qia3.base.quantise import ALL_AT_FOUR, EightBit, quantise_model
+from qia3.base.quantised import open_quantised
 from qia3.base.sources import Source, cache_folder, resolve
 from qia3.errors import BaseModelError
 from qia3.progress import say
@@ -58,16 +61,22 @@ def load_base(
         with _quiet():
             return open_kept(folder, reference)
     with _quiet():
-        model, tokenizer = _open(source)
-        parameters = sum(p.numel() for p in model.parameters())
+        model, tokenizer, given = _open(source)
+        count = parameters(model)
         model.eval()
         at_eight = eight_bit.find(model)
-        windows = _windows(model, tokenizer, calibration, track)
+        if given is not None:
+            say(
+                f"{given.layers} layers keep their {given.codes} codes, block {given.block_size}; the rest is quantised without calibration"
+            )
+        windows = _windows(model, tokenizer, "none" if given else calibration, track)
         say("quantising" + ("" if windows is None else f", each layer for the inputs it gets ({windows.numel():,} tokens)"))
         quantise_model(model, block_size, symmetric, lambda names: track(names, "quantising"), windows, at_eight)
         named = "none" if windows is None else text
-        base = BaseModel(reference, model, tokenizer, fingerprint(model), block_size, symmetric, parameters, named, eight_bit.roles)
-        if folder is None or parameters < LEAST_KEPT:
+        grid = (block_size, symmetric) if given is None else (given.block_size, given.symmetric)
+        codes = "own" if given is None else given.codes
+        base = BaseModel(reference, model, tokenizer, fingerprint(model), *grid, count, named, eight_bit.roles, codes)
+        if folder is None or count < LEAST_KEPT:
             return base
         keep(base, folder)
         return open_kept(folder, reference)
@@ -108,20 +117,25 @@ def _free_memory() -> int:
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if "SC_AVPHYS_PAGES" in os.sysconf_names else 2**62
 
 
-def _open(source: Source) -> tuple[Any, Any]:
-    """The float model and its tokenizer, weights as safetensors or GGUF only."""
+def _open(source: Source) -> tuple[Any, Any, Given | None]:
+    """The float model and its tokenizer, weights as safetensors or GGUF only; and what codes it keeps where it came with some."""
     extra = {} if source.gguf_file is None else {"gguf_file": source.gguf_file}
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.name, **extra)
         # a GGUF file is dequantised to float32; other weights are read in the type they are stored in
         dtype = torch.float32 if source.gguf_file else "auto"
-        model = AutoModelForCausalLM.from_pretrained(source.name, dtype=dtype, use_safetensors=True if not extra else None, **extra)
+        model, given = open_quantised(source) or (
+            AutoModelForCausalLM.from_pretrained(source.name, dtype=dtype, use_safetensors=True if not extra else None, **extra),
+            None,
+        )
+        if source.gguf_file:
+            given = keep_q4_0(model, Path(source.name) / source.gguf_file)
     except Exception as error:  # transformers raises many types; the user needs one line
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise BaseModelError(f"cannot load the base model {source.reference!r}: {reason}") from error
     if not getattr(tokenizer, "is_fast", False):
         raise BaseModelError(f"the tokenizer of {source.reference!r} has no tokenizer.json form, which the device runtime needs")
-    return model, tokenizer
+    return model, tokenizer, given
 
 
 @contextmanager

@@ -63,8 +63,8 @@ def account(folder: Path, manifest: Mapping[str, Any], sealed: Mapping[str, int]
     for name, size in sizes.items():
         parts[part_of(name)] = parts.get(part_of(name), 0) + size
     order = {part: i for i, part in enumerate((*TENSORS, *FILES))}
-    grid, shapes = manifest["base"]["grid"], stored_shapes(manifest)
-    arithmetic = sum(grid_bytes(shape, grid) for shape in shapes)
+    shapes = stored_shapes(manifest)
+    arithmetic = sum(grid_bytes(shape) for shape in shapes)
     return Account(
         parts={part: parts[part] for part in sorted(parts, key=lambda p: order.get(p, len(order))) if parts[part]},
         tied=bool(manifest["architecture"]["tied_embedding"]),

@@ -8,7 +8,12 @@ A row of K inputs in blocks of b has B = ceil(K / b) blocks and takes
     zero points  ceil(B / 2)  a half byte a block, an odd one rounded up    B       a byte a block
 
 with no zero points on a symmetric grid. So a weight takes 4 + 32/b + 4/b bits (symmetric: 4 + 32/b) where b divides K and B is even, and a
-little more elsewhere; at 8 bits 8 + 32/b + 8/b. K = 576, b = 32: B = 18, 288 + 72 + 9 = 369 bytes a row, 5.125 bits a weight.
+little more elsewhere; at 8 bits 8 + 32/b + 8/b. K = 576, b = 32: B = 18, 288 + 72 + 9 = 369 bytes a row, 5.125 bits a weight. On NF4 a weight
+of N rows takes ceil(N K / 2) bytes of codes and 4 ceil(N K / b) of scales.
+
+Which grid and block a layer has stands beside it in the manifest: a base may keep the codes that it came with (GPTQ, AWQ, Q4_0, NF4), and some
+layers may be at 8 bits. Where it does not stand there (bundles from before), it is the one up to the base's block size in which the layer's rows
+take the fewest bytes.
 """
 
 from __future__ import annotations
@@ -20,40 +25,56 @@ from qia3.grids import int4, int8
 
 
 class Shape(NamedTuple):
-    """A layer's shape and the bits of its codes."""
+    """A layer on a grid."""
 
     outputs: int
     inputs: int
-    bits: int = 4
+    block: int
+    symmetric: bool
+    format: str = "int4"
 
-    def block(self, grid: Mapping[str, Any]) -> int:
-        """The block that its rows get on the manifest's grid, whose block is the largest there is."""
-        chosen = int4.block_for if self.bits == 4 else int8.block_for
-        return chosen(self.inputs, grid["block_size"], grid["symmetric"])
+    @property
+    def blocks(self) -> int:
+        """Of a row."""
+        return -(-self.inputs // self.block)
+
+    @property
+    def bits(self) -> int:
+        """Of a code."""
+        return 8 if self.format == "int8" else 4
 
 
-def grid_bytes(shape: Shape, grid: Mapping[str, Any]) -> int:
+def grid_bytes(shape: Shape) -> int:
     """Bytes of codes, scales and zero points of one layer."""
-    block = shape.block(grid)
-    if shape.bits == 8:
-        return shape.outputs * int8.row_bytes(shape.inputs, block, grid["symmetric"])
-    blocks = -(-shape.inputs // block)
-    return shape.outputs * (blocks * block // 2 + 4 * blocks + (0 if grid["symmetric"] else -(-blocks // 2)))
+    if shape.format == "nf4":
+        entries = shape.outputs * shape.inputs
+        return -(-entries // 2) + 4 * -(-entries // shape.block)
+    if shape.format == "int8":
+        return shape.outputs * int8.row_bytes(shape.inputs, shape.block, shape.symmetric)
+    zero_points = 0 if shape.symmetric else -(-shape.blocks // 2)
+    return shape.outputs * (shape.blocks * shape.block // 2 + 4 * shape.blocks + zero_points)
+
+
+def on_grid(outputs: int, inputs: int, at_most: int, symmetric: bool, format: str = "int4") -> Shape:
+    """In the block that rows get where `at_most` is the largest."""
+    chosen = int8.block_for if format == "int8" else int4.block_for
+    return Shape(outputs, inputs, chosen(inputs, at_most, symmetric), symmetric, format)
 
 
 def linear_shapes(manifest: Mapping[str, Any]) -> list[Shape]:
     """Every linear layer, the head among them."""
-    return [Shape(layer["outputs"], layer["inputs"], layer["bits"]) for layer in manifest["linears"]]
+    return [_stored(manifest, layer["outputs"], layer["inputs"], layer) for layer in manifest["linears"]]
 
 
 def embedding_shape(manifest: Mapping[str, Any]) -> Shape | None:
     """The embedding that is looked up on the grid, whether or not it is the head as well; None where there is none."""
     regions = sum(t["part"] == "embedding_codes" for t in manifest["tensors"])
-    heads = [layer["bits"] for layer in manifest["linears"] if layer["role"] == "head"]
-    tied = manifest["architecture"]["tied_embedding"]
-    looked_up = bool(regions) and (tied or not heads or regions > 1)
-    shape = manifest["architecture"]["vocab_size"], manifest["architecture"]["hidden_size"]
-    return Shape(*shape, heads[0] if tied and heads else 4) if looked_up else None
+    head = any(layer["role"] == "head" for layer in manifest["linears"])
+    looked_up = bool(regions) and (manifest["architecture"]["tied_embedding"] or not head or regions > 1)
+    if not looked_up:
+        return None
+    architecture, own = manifest["architecture"], manifest["base"]["grid"].get("embedding") or {}
+    return _stored(manifest, architecture["vocab_size"], architecture["hidden_size"], own)
 
 
 def stored_shapes(manifest: Mapping[str, Any]) -> list[Shape]:
@@ -65,6 +86,14 @@ def stored_shapes(manifest: Mapping[str, Any]) -> list[Shape]:
 
 def weight_count(shapes: list[Shape]) -> int:
     return sum(shape.outputs * shape.inputs for shape in shapes)
+
+
+def _stored(manifest: Mapping[str, Any], outputs: int, inputs: int, own: Mapping[str, Any]) -> Shape:
+    """On the grid that a layer's own entry names, else on the base's."""
+    grid = manifest["base"]["grid"]
+    if "block_size" in own:
+        return Shape(outputs, inputs, own["block_size"], own["symmetric"], own["format"])
+    return on_grid(outputs, inputs, grid["block_size"], grid["symmetric"])
 
 
 def bits_each(bytes_: int, weights: int) -> float:

@@ -51,16 +51,16 @@ class KernelBytes:
 
 def kernel_bytes(manifest: Mapping[str, Any]) -> dict[str, KernelBytes]:
     """By kernel. `kleidiai` is there only where the grid lets it run."""
-    grid, shapes = manifest["base"]["grid"], linear_shapes(manifest)
-    layers = [Blocks(s.outputs, block := s.block(grid), -(-s.inputs // block), s.bits) for s in shapes]
+    shapes = linear_shapes(manifest)
+    layers = [Blocks(s.outputs, s.block, s.blocks, s.bits) for s in shapes]
     found = {"x64-int8": _x64_int8(layers), "float32": _float32(layers)}
-    if grid["symmetric"] and all(_runs_on_kleidiai(b, s) for b, s in zip(layers, shapes, strict=True)):
+    if all(_runs_on_kleidiai(s) for s in shapes):
         found["kleidiai"] = _scaled(layers, 6, 2)
     return found
 
 
-def _runs_on_kleidiai(blocks: Blocks, shape: Shape) -> bool:
-    return blocks.bits == 4 and blocks.size % 32 == 0 and shape.inputs == blocks.size * blocks.each
+def _runs_on_kleidiai(shape: Shape) -> bool:
+    return shape.symmetric and shape.format == "int4" and shape.block % 32 == 0 and shape.inputs == shape.block * shape.blocks
 
 
 def kernel_here(manifest: Mapping[str, Any]) -> str:
@@ -71,12 +71,12 @@ def kernel_here(manifest: Mapping[str, Any]) -> str:
 def mapped_bytes(manifest: Mapping[str, Any], parts: Mapping[str, int]) -> int:
     """Bytes that stay mapped from the file, at most: an embedding that is looked up (beside the packed copy of a tied head), layers that are
     not packed, and the rest."""
-    grid, embedding = manifest["base"]["grid"], embedding_shape(manifest)
+    embedding = embedding_shape(manifest)
     found = [embedding] if embedding else []
     if kernel_here(manifest) == "float32":
         unpacked = [s for s in linear_shapes(manifest) if s.bits == 8]
         found += [s for s in unpacked if not (manifest["architecture"]["tied_embedding"] and s == embedding)]
-    return sum(grid_bytes(shape, grid) for shape in found) + sum(parts.get(part, 0) for part in KEPT_PARTS)
+    return sum(map(grid_bytes, found)) + sum(parts.get(part, 0) for part in KEPT_PARTS)
 
 
 def kv_cache_bytes(manifest: Mapping[str, Any], positions: int) -> int:

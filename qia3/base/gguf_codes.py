@@ -1,0 +1,80 @@
+"""Keeps the codes of a GGUF file's Q4_0 layers.
+
+transformers reads the file as it reads every GGUF: dequantised. Then each linear layer whose tensor is Q4_0 in the file gets the file's codes back.
+The tensor is found by gguf's own table of names (model.layers.0.self_attn.q_proj <-> blk.0.attn_q). Its rows may be in another order: files of
+the llama architecture have the rows of each head's rotary pairs side by side, x0 y0 x1 y1 .., where transformers has x0 x1 .. y0 y1 ...
+
+Nothing about names or orders is taken on trust: codes are kept only where, dequantised, they are equal to the weight that transformers
+made, entry by entry. (q - 8) * d is exact in float32, 4 bits by 11, so equal is what they have to be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from qia3.base.given import Given, put
+from qia3.base.modules import GridLinear
+from qia3.base.quantise import float_weight
+from qia3.base.weights import Int4Weight
+from qia3.grids.int4 import Int4, dequantise
+from qia3.grids.q4_0 import rows, unpack_q4_0
+
+
+def keep_q4_0(model: Any, path: Path) -> Given | None:
+    """Puts the file's codes in place of the float layers made from them. None where the file has no such layers."""
+    raws = _q4_0_tensors(path)
+    if not raws:
+        return None
+    name_of = _names(path, model)
+    embedding = model.get_input_embeddings()
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, nn.Linear | Conv1D) and layer.weight is not embedding.weight and name_of(name) in raws:
+            kept = _same(unpack_q4_0(raws[name_of(name)]), layer, model.config.get_text_config())
+            if kept is not None:
+                put(model, name, GridLinear(Int4Weight(kept), layer.bias))
+    return Given.in_model("q4_0", model) if any(isinstance(m, GridLinear) for m in model.modules()) else None
+
+
+def _q4_0_tensors(path: Path) -> dict[str, NDArray[np.uint8]]:
+    """Name in the file -> raw bytes [rows, 18 blocks], mapped and not yet read."""
+    import gguf
+
+    found = gguf.GGUFReader(str(path)).tensors
+    return {t.name: t.data for t in found if t.tensor_type == gguf.GGMLQuantizationType.Q4_0 and t.data.ndim == 2}
+
+
+def _names(path: Path, model: Any) -> Any:
+    """Module name in transformers -> tensor name in the file."""
+    import gguf
+
+    field = gguf.GGUFReader(str(path)).fields["general.architecture"]
+    architecture = next((arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == field.contents()), gguf.MODEL_ARCH.LLAMA)
+    table = gguf.get_tensor_name_map(architecture, model.config.get_text_config().num_hidden_layers)
+    return lambda name: f"{table.get_name(name)}.weight"
+
+
+def _same(weight: Int4, layer: nn.Module, config: Any) -> Int4 | None:
+    """The codes in the order of rows in which they are the layer's weight, or None where they are in none."""
+    wanted = float_weight(layer).detach().float().numpy()
+    if wanted.shape != (weight.outputs, weight.inputs):
+        return None
+    dense = dequantise(weight)
+    for order in _orders(weight.outputs, config):
+        if np.array_equal(dense[order], wanted):
+            return rows(weight, order)
+    return None
+
+
+def _orders(count: int, config: Any) -> Iterator[NDArray[np.int64]]:
+    """Rows as they are, and with each head's pairs taken apart."""
+    yield np.arange(count)
+    for heads in (config.num_attention_heads, getattr(config, "num_key_value_heads", None)):
+        if heads and count % (2 * heads) == 0:
+            yield np.arange(count).reshape(heads, -1, 2).swapaxes(1, 2).reshape(-1)

@@ -1,0 +1,154 @@
+"""Opens a GPTQ or AWQ checkpoint with its own codes: config.json and safetensors to a model whose quantised layers are GridLinear already.
+
+    config.json          the architecture, and `quantization_config`, which is dropped: transformers' own quantisers are not used
+    *.safetensors        NAME.qweight, NAME.qzeros, NAME.scales (NAME.g_idx, NAME.bias) of each quantised layer; the rest by its name, in float
+
+The model is first built without memory (on torch's meta device), and every tensor that it needs is held against the list of those that the
+files have: names, types, shapes. Then it is built again, with memory for buffers alone, and filled. Layers that the file leaves in float
+(embedding, head, norms) are filled as they are, for quantise.py to go on from.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+from transformers.pytorch_utils import Conv1D
+
+from qia3.base.given import Given, put
+from qia3.base.layouts import FLOATS, TYPES, Layout, read_layout
+from qia3.base.modules import GridLinear
+from qia3.base.sources import Source
+from qia3.base.tensors import Place, Tensors
+from qia3.base.weights import Int4Weight
+from qia3.errors import BaseModelError
+
+WANTED = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]  # of a hub's model
+MARK = ".qweight"
+
+
+def open_quantised(source: Source) -> tuple[Any, Given] | None:
+    """The model with given codes, and what they are; None for a source that is not quantised. Raises BaseModelError."""
+    if source.gguf_file is not None:
+        return None
+    config = AutoConfig.from_pretrained(source.name)
+    settings = _settings(config, Path(source.name))
+    if settings is None:
+        return None
+    layout = read_layout(settings)
+    tensors = Tensors(_folder(source.name))
+    check(_built(config, tensors, torch.device("meta")), layout, tensors.places)
+    model = _built(config, tensors, init_empty_weights(include_buffers=False))
+    _fill(model, layout, tensors)
+    if (tensors.folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(tensors.folder)
+    return model.eval().requires_grad_(False), Given.in_model(layout.codes, model)
+
+
+def check(model: nn.Module, layout: Layout, places: Mapping[str, Place]) -> None:
+    """Raises BaseModelError that names tensors which are missing, of another type or shape, or have no place in the model."""
+    needed = dict(_needed(model, layout, places))
+    wrong = [f"{name} is missing" for name, _ in needed.items() if name not in places]
+    for name, (types, shape) in needed.items():
+        if name in places and (places[name].dtype not in types or places[name].shape != shape):
+            wrong.append(f"{name} is {places[name].dtype} {list(places[name].shape)} and should be {types[0]} {list(shape)}")
+    wrong += [f"{name} has no place in the model" for name in places if name not in needed and not _is_idle(model, name)]
+    if wrong:
+        rest = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise BaseModelError(f"the weights do not fit config.json: {'; '.join(wrong[:3])}{rest}")
+
+
+def _needed(model: nn.Module, layout: Layout, places: Mapping[str, Place]) -> Iterator[tuple[str, tuple[tuple[str, ...], tuple[int, ...]]]]:
+    """Name, possible types and shape of each tensor that fills the model."""
+    layers = [name.removesuffix(MARK) for name in places if name.endswith(MARK)]
+    if not layers:
+        raise BaseModelError("config.json says that weights are quantised, but the files hold none that are")
+    for name in layers:
+        inputs, outputs = _size(model, name)
+        try:
+            shapes = layout.shapes(inputs, outputs)
+        except ValueError as error:
+            raise BaseModelError(f"cannot keep the codes of {name}: {error}") from error
+        shapes |= {k: s for k, s in (("g_idx", (inputs,)), ("bias", (outputs,))) if f"{name}.{k}" in places}
+        yield from ((f"{name}.{kind}", (TYPES[kind], shape)) for kind, shape in shapes.items())
+    tied = _tied(model)
+    for name, tensor in model.state_dict().items():
+        if name.rpartition(".")[0] not in layers and not (name in tied and name not in places):
+            yield name, (FLOATS, tuple(tensor.shape))
+    for name in layers:
+        if f"{name}.bias" not in places and getattr(model.get_submodule(name), "bias", None) is not None:
+            raise BaseModelError(f"the weights do not fit config.json: {name}.bias is missing")
+
+
+def _size(model: nn.Module, name: str) -> tuple[int, int]:
+    """Inputs and outputs of the linear layer of this name."""
+    try:
+        layer = model.get_submodule(name)
+    except AttributeError:
+        layer = None
+    if isinstance(layer, nn.Linear):
+        return layer.in_features, layer.out_features
+    if isinstance(layer, Conv1D):
+        return int(layer.nx), int(layer.nf)
+    raise BaseModelError(f"the weights do not fit config.json: {name}{MARK} has no linear layer in the model")
+
+
+def _fill(model: Any, layout: Layout, tensors: Tensors) -> None:
+    """Every tensor in its place."""
+    for name in [n.removesuffix(MARK) for n in tensors.places if n.endswith(MARK)]:
+        found = {kind: tensors.read(f"{name}.{kind}") for kind in TYPES if f"{name}.{kind}" in tensors.places}
+        try:
+            put(model, name, GridLinear(Int4Weight(layout.unpack(found)), found.get("bias")))
+        except ValueError as error:
+            raise BaseModelError(f"cannot keep the codes of {name}: {error}") from error
+    for prefix, module in model.named_modules():
+        for child, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+            name = f"{prefix}.{child}" if prefix else child
+            if name in tensors.places and isinstance(tensor, nn.Parameter):
+                setattr(module, child, nn.Parameter(tensors.read(name), requires_grad=False))
+            elif name in tensors.places and not isinstance(module, GridLinear) and child not in module._non_persistent_buffers_set:
+                module._buffers[child] = tensors.read(name).to(tensor.dtype)
+    model.tie_weights()
+
+
+def _tied(model: Any) -> set[str]:
+    """Names that share another one's tensor and need not be in the file."""
+    return set(getattr(model, "_tied_weights_keys", None) or ()) if model.config.get_text_config().tie_word_embeddings else set()
+
+
+def _is_idle(model: nn.Module, name: str) -> bool:
+    """What files hold and models work out for themselves: rotary tables, masks, groups of a layer that has none."""
+    return name in dict(model.named_buffers()) or name.endswith(("rotary_emb.inv_freq", ".masked_bias", ".attn.bias"))
+
+
+def _built(config: Any, tensors: Tensors, place: AbstractContextManager[Any] | torch.device) -> Any:
+    layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
+    if layers > len(tensors.places):  # before memory is taken for them
+        raise BaseModelError(f"the weights do not fit config.json: {layers} layers, and {len(tensors.places)} tensors in all")
+    with place:
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+
+
+def _settings(config: Any, folder: Path) -> dict[str, Any] | None:
+    """`quantization_config`, taken out of the config; older files of AutoGPTQ have it beside config.json only."""
+    settings = config.__dict__.pop("quantization_config", None)
+    older = folder / "quantize_config.json"
+    if settings is None and older.is_file():
+        settings = json.loads(older.read_text(encoding="utf-8"))
+    return None if settings is None else dict(settings if isinstance(settings, Mapping) else settings.to_dict())
+
+
+def _folder(name: str) -> Path:
+    """A local folder, or a hub's files fetched to one."""
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(name, allow_patterns=WANTED))
