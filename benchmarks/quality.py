@@ -46,7 +46,7 @@ RATES: dict[str, float | None] = {
     "blocks-int4": 1e-2,
 }
 SWEEP = {
-    "qia3-int4": (5e-3, 1e-2, 2e-2, 4e-2),
+    "qia3-int4": (5e-3, 1e-2, 2e-2, 4e-2, 8e-2),
     "lora-r8": (1e-3, 2e-3, 4e-3, 8e-3),
     "lora-r1": (4e-3, 1e-2, 2e-2),
     "full": (5e-5, 1e-4, 2e-4),

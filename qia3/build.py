@@ -78,9 +78,9 @@ def _alone(jobs: list[Job]) -> list[Job]:
 def load(plan: Build) -> tuple[BaseModel, Roles, dict[str, Scaled]]:
     """The 4-bit base with vectors of ones on it."""
     at_eight = f", {' and '.join(plan.base.eight_bit)} at 8 bits" if plan.base.eight_bit else ""
-    say(f"loading {plan.base.model} on the int4 grid, block {plan.base.block_size}{at_eight}")
+    say(f"loading {plan.base.model} on the {plan.base.grid} grid, block {plan.base.block_size}{at_eight}")
     asked = plan.base
-    base = load_base(asked.model, asked.block_size, asked.symmetric, asked.calibration, bar, eight_bit(asked.eight_bit))
+    base = load_base(asked.model, asked.block_size, asked.symmetric, asked.calibration, bar, eight_bit(asked.eight_bit), asked.grid)
     if base.model.config.is_encoder_decoder:
         raise BaseModelError(f"{plan.base.model} is an encoder-decoder; this version exports decoders")
     roles = find_roles(base.model)

@@ -5,6 +5,7 @@
 
     [base]
     model = "smollm2-135m-instruct"  # an alias, a folder, a .gguf file or a hub id
+    grid = "int4"                    # or "nf4": bitsandbytes' codes, for adapters and bases from there (targets: "nf4-exact" or any other)
     block_size = 64                  # at most 16, 32, 64, 128 or 256 inputs share one scale: smaller is better, larger and slower
     symmetric = false                # true: no zero points, codes around 8
     calibration = "own"              # round for the inputs that layers get: on text the model makes ("own"), on a text file, or not ("none")
@@ -38,6 +39,7 @@
     [export]
     target = "ort-cpu"               # see `qia3 targets`
     mode = "side"                    # or "merged", with merge_task
+    recode = "int8"                  # or "int4": what a base on NF4 ships as, but for the target nf4-exact
 
 Paths of data are relative to the build file; `output` is relative to the current folder.
 """
@@ -64,6 +66,7 @@ class Base(Section):
     """The base model and the grid its weights are stored on."""
 
     model: str
+    grid: Literal["int4", "nf4"] = "int4"
     block_size: Literal[16, 32, 64, 128, 256] = 64
     symmetric: bool = False
     calibration: str = "own"
@@ -76,6 +79,12 @@ class Base(Section):
             if role not in EIGHT_BIT:
                 raise ValueError(f"no layers are called {role!r}{_nearest(role, list(EIGHT_BIT))}")
         return tuple(sorted(set(value)))
+
+    @model_validator(mode="after")
+    def _whole(self) -> Base:
+        if self.grid == "nf4" and (self.block_size == 16 or self.eight_bit):
+            raise ValueError("on the nf4 grid a block is 32 or more, and no layers are at 8 bits")
+        return self
 
 
 class Task(Section):
@@ -162,6 +171,7 @@ class Export(Section):
     logits: Literal["last", "all"] = "last"
     context_length: int = Field(default=2048, ge=16)
     query_vectors: bool = False
+    recode: Literal["int8", "int4"] = "int8"
 
 
 class Parity(Section):

@@ -33,6 +33,7 @@ from qia3.ia3.vectors import Scaled, detach, fold, set_vectors
 from qia3.layout import DATA, GRAPH
 from qia3.progress import bar, say
 from qia3.recipe import Train
+from qia3.recoding import recode_base
 from qia3.runtime.adapters import AdapterBank
 from qia3.runtime.bundle import FORMAT, Bundle
 from qia3.runtime.engine import Engine
@@ -49,6 +50,7 @@ Tests = Mapping[str, Sequence[Example]]
 def publish(plan: Build, base: BaseModel, roles: Roles, scaled: dict[str, Scaled], trained: Sequence[Trained], tests: Tests) -> Path:
     """Writes the bundle of `plan` and returns its folder."""
     target = load_target(plan.export.target)
+    drift = None if base.format != "nf4" or target.nf4 == "exact" else _recoded(plan, base, scaled, trained, tests)
     linears = _linears(base.model, roles)
     if plan.export.mode == "merged":
         chosen = next(t for t in trained if t.task.name == plan.export.merge_task)
@@ -61,6 +63,8 @@ def publish(plan: Build, base: BaseModel, roles: Roles, scaled: dict[str, Scaled
         graph = export_decoder(base.model, target.accuracy_level, _positions(plan, base), plan.export.logits, target.vectors == "required")
         regions = write_graph(graph, folder, _vocabulary(base.model))
         manifest = _manifest(plan, base, scaled, trained, linears, regions, target.accuracy_level)
+        if drift is not None:
+            manifest["base"]["drift"] = drift
         say("comparing torch and ONNX Runtime")
         manifest["parity"] = _parity(plan, base, scaled, trained, tests, graph, folder)
         _write_files(plan, base, scaled, trained, folder, manifest)
@@ -124,7 +128,7 @@ def _manifest(
             "model_type": config.model_type,
             "parameters": base.parameters,
             "grid": {
-                "format": "int4",
+                "format": base.format,
                 "block_size": base.block_size,
                 "symmetric": base.symmetric,
                 "calibration": base.calibration,
@@ -238,6 +242,13 @@ def _parity(
         results[name] = {kind: a.to_dict() for kind, a in agreement.items()}
     exact_path.unlink()
     return results
+
+
+def _recoded(plan: Build, base: BaseModel, scaled: Mapping[str, Scaled], trained: Sequence[Trained], tests: Tests) -> dict[str, Any]:
+    """The base on the grid that it ships on; what that changes for the base and for each adapter."""
+    vectors = {"none": {}, **{t.task.name: t.vectors for t in trained}}
+    prompts = {"none": _prompts(plan, base, trained, tests), **{t.task.name: _prompts(plan, base, [t], tests) for t in trained}}
+    return recode_base(base, scaled, vectors, prompts, plan.export.recode, plan.parity.decode_steps)
 
 
 def _prompts(plan: Build, base: BaseModel, trained: Sequence[Trained], tests: Tests) -> list[list[int]]:

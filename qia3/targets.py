@@ -3,6 +3,7 @@
     description    = "..."    one line, shown by `qia3 targets`
     accuracy_level = 4        MatMulNBits: 4 rounds activations to int8 (fast), 1 and 0 compute in float32 (exact, slow)
     vectors        = "..."    "optional" (default): inputs with a default of ones; "required": plain inputs, for loaders that feed no others
+    nf4            = "..."    a base on NF4: "recode" (default) writes it as int8 or int4, as the build asks; "exact" keeps its codes (MatMulBnb4)
     note           = "..."    what to know before choosing it
     tested_on      = ["..."]  machines it ran on; an empty list means that it was read from sources and never run
 
@@ -29,6 +30,7 @@ class Target(BaseModel):
     description: str
     accuracy_level: Literal[0, 1, 4]
     vectors: Literal["optional", "required"] = "optional"
+    nf4: Literal["recode", "exact"] = "recode"
     note: str = ""
     tested_on: tuple[str, ...] = ()
 

@@ -14,6 +14,7 @@ from torch import nn
 from qia3.base.modules import GridLinear
 from qia3.base.nf4 import Nf4Weight
 from qia3.base.quantise import quantise_model
+from qia3.errors import AdapterError
 from qia3.graph.export import export_decoder
 from qia3.graph.external import write_graph
 from qia3.graph.forced import OrtDecoder, torch_logits
@@ -91,5 +92,5 @@ def test_folding_is_exact_where_rows_are_whole_blocks_and_refused_elsewhere(tmp_
     assert {n.replace(".base.", "."): t.tolist() for n, t in codes.items()} == {n: t.tolist() for n, t in folded.items()}
     wide = on_nf4("llama", 64)  # 96 inputs are a block and a half
     scaled = attach(wide, find_roles(wide).sites)
-    with pytest.raises(ValueError, match="a scale belongs to two rows"):
+    with pytest.raises(AdapterError, match="a scale belongs to two rows"):
         fold(scaled)

@@ -27,6 +27,7 @@ class BaseModel:
     calibration: str = "none"
     eight_bit: tuple[str, ...] = ()  # roles of the layers that are at 8 bits
     codes: str = "own"
+    format: str = "int4"  # the grid of its linear layers
 
 
 def fingerprint(model: nn.Module) -> str:

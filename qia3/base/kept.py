@@ -29,7 +29,7 @@ from qia3.errors import BaseModelError
 from qia3.storage import made_once
 
 WEIGHTS, FACTS = "model.safetensors", "base.json"
-TAKEN = ("block_size", "symmetric", "parameters", "calibration", "eight_bit", "codes")
+TAKEN = ("block_size", "symmetric", "parameters", "calibration", "eight_bit", "codes", "format")
 
 
 def keep(base: BaseModel, folder: Path) -> None:

@@ -23,7 +23,7 @@ from qia3.base.gguf_codes import keep_q4_0
 from qia3.base.given import Given, parameters
 from qia3.base.kept import FACTS, keep, open_kept
 from qia3.base.processor import has_fast
-from qia3.base.quantise import ALL_AT_FOUR, EightBit, quantise_model
+from qia3.base.quantise import ALL_AT_FOUR, EightBit, Format, quantise_model
 from qia3.base.quantised import open_quantised
 from qia3.base.sources import Source, cache_folder, resolve
 from qia3.errors import BaseModelError
@@ -47,15 +47,17 @@ def load_base(
     calibration: str = "none",
     track: Track = lambda items, title: items,
     eight_bit: EightBit = ALL_AT_FOUR,
+    format: Format = "int4",
 ) -> BaseModel:
     """Finds, loads and quantises a causal language model, or takes it as it was kept when it was made before.
 
     `calibration`: "own" for text that the model makes itself, "none", or the path of a text. `eight_bit`: layers that are kept at 8 bits.
+    `format` "nf4" is bitsandbytes' grid, which is not calibrated: its codes are the nearest ones, as there.
     Raises BaseModelError with one clear line.
     """
     source = resolve(reference)
     text = _named(calibration)
-    folder = _kept_folder(source, block_size, symmetric, text, eight_bit.roles)
+    folder = _kept_folder(source, block_size, symmetric, text, eight_bit.roles, format)
     if folder is not None and (folder / FACTS).is_file():
         say(f"the base was quantised before: {folder}")
         with _quiet():
@@ -69,13 +71,13 @@ def load_base(
             say(
                 f"{given.layers} layers keep their {given.codes} codes, block {given.block_size}; the rest is quantised without calibration"
             )
-        windows = _windows(model, tokenizer, "none" if given else calibration, track)
+        windows = _windows(model, tokenizer, "none" if given or format == "nf4" else calibration, track)
         say("quantising" + ("" if windows is None else f", each layer for the inputs it gets ({windows.numel():,} tokens)"))
-        quantise_model(model, block_size, symmetric, lambda names: track(names, "quantising"), windows, at_eight)
+        quantise_model(model, block_size, symmetric, lambda names: track(names, "quantising"), windows, at_eight, format)
         named = "none" if windows is None else text
         grid = (block_size, symmetric) if given is None else (given.block_size, given.symmetric)
         codes = "own" if given is None else given.codes
-        base = BaseModel(reference, model, tokenizer, fingerprint(model), *grid, count, named, eight_bit.roles, codes)
+        base = BaseModel(reference, model, tokenizer, fingerprint(model), *grid, count, named, eight_bit.roles, codes, format)
         if folder is None or count < LEAST_KEPT:
             return base
         keep(base, folder)
@@ -103,12 +105,14 @@ def _named(calibration: str) -> str:
     return calibration if calibration in ("own", "none") else f"text {hashlib.sha256(read_text(Path(calibration)).encode()).hexdigest()}"
 
 
-def _kept_folder(source: Source, block_size: int, symmetric: bool, text: str, eight_bit: tuple[str, ...]) -> Path | None:
+def _kept_folder(source: Source, block_size: int, symmetric: bool, text: str, eight_bit: tuple[str, ...], format: Format) -> Path | None:
     """Where this very base is kept: by what it is made from and how. None for a hub's models, whose files are not known before they load."""
     identity = source.identity()
     if identity is None:
         return None
-    key = json.dumps([identity, block_size, symmetric, text, RECIPE, *([eight_bit] if eight_bit else [])])
+    key = json.dumps(
+        [identity, block_size, symmetric, text, RECIPE, *([eight_bit] if eight_bit else []), *([format] if format != "int4" else [])]
+    )
     return cache_folder() / "bases" / hashlib.sha256(key.encode()).hexdigest()[:16]
 
 

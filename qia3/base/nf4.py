@@ -45,6 +45,10 @@ class Nf4Weight(GridWeight):
     def grid(self) -> nf4.Nf4:
         return nf4.Nf4(self.codes.cpu().numpy(), self.scales.cpu().numpy(), self.block_size, self.outputs, self.inputs)
 
+    @property
+    def folds(self) -> bool:
+        return self.inputs % self.block_size == 0
+
     def rows(self, index: Tensor | slice, dtype: torch.dtype) -> Tensor:
         levels = self.levels
         assert isinstance(levels, Tensor)

@@ -31,6 +31,7 @@ from qia3.grids.calibrated import Seen
 from qia3.grids.int4 import BLOCK_SIZES, block_for
 
 Track = Callable[[list[str]], Iterable[str]]
+Format = Literal["int4", "nf4"]
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Grid:
     block_size: int
     symmetric: bool
     eight_bit: frozenset[str] = frozenset()
-    format: Literal["int4", "nf4"] = "int4"
+    format: Format = "int4"
 
     def store(self, name: str, weight: Tensor, seen: Seen | None) -> GridWeight:
         """A float weight [N, K] on it. Raises BaseModelError."""
@@ -76,7 +77,7 @@ def quantise_model(
     track: Track = lambda names: names,
     windows: Tensor | None = None,
     eight_bit: frozenset[str] = frozenset(),
-    format: Literal["int4", "nf4"] = "int4",
+    format: Format = "int4",
 ) -> None:
     """Replaces the layers of `model` in place. `track` wraps the list of layer names (a progress bar); windows [rows, length] of token ids.
 

@@ -44,6 +44,11 @@ class GridWeight(nn.Module):
         """The same bytes as numpy arrays, without a copy on a CPU."""
         raise NotImplementedError
 
+    @property
+    def folds(self) -> bool:
+        """Whether a scale belongs to one row only."""
+        return True
+
     def rows(self, index: Tensor | slice, dtype: torch.dtype) -> Tensor:
         """Dequantised rows [..., K] in `dtype`; the arithmetic is float32, then rounded once."""
         raise NotImplementedError
@@ -65,7 +70,7 @@ class GridWeight(nn.Module):
             self._dense = self.rows(slice(None), dtype)
 
     def fold(self, vector: Tensor) -> None:
-        """Multiplies output row n by vector[n], float32 [N]: one multiply on the scales. Raises ValueError where the grid has no such scales."""
+        """Multiplies output row n by vector[n], float32 [N]: one multiply on the scales. Raises ValueError where it does not fold."""
         scales = self._scaled(vector.detach().float().cpu().numpy())
         self._dense = None
         self.scales = scales

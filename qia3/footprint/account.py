@@ -19,7 +19,7 @@ from qia3.layout import graph_files
 MANIFEST = "manifest.json"
 SEALED = ("report.md", "report.json", MANIFEST)
 QUANTISED = ("codes", "scales", "zero_points", "embedding_codes", "embedding_scales", "embedding_zero_points")
-TENSORS = (*QUANTISED, "norms_and_biases", "rotary", "other", "padding")
+TENSORS = (*QUANTISED, "embedding_weights", "norms_and_biases", "rotary", "other", "padding")
 WEIGHTS = (*TENSORS, "graph")
 FILES = ("graph", "tokenizer", "vectors", "peft_checkpoints", "configs", "reports_and_manifest", "other_files")
 TOKENIZER = ("tokenizer", "special_tokens", "vocab", "merges", "added_tokens", "chat_template", "spiece")

@@ -9,7 +9,8 @@ MatMulNBits packs its weights when a model is loaded. Of N rows in B blocks of b
     kleidiai    N K/2 codes, 2 N B bfloat16 scales, 4 N B kept     4 + 48/b        4 + 16/b
 
 A layer at 8 bits is the same with N K codes under x64-int8 (measured, and as fast as 4 bits a byte, or faster). Under float32 there is no
-kernel for it: nothing is packed, and at each use all of it is dequantised, 4 N K bytes that are held meanwhile, written and read again.
+kernel for it: nothing is packed, and at each use all of it is dequantised, 4 N K bytes that are held meanwhile, written and read again. So it is
+for NF4 (MatMulBnb4), read in the sources (matmul_bnb4.cc).
 
 x64-int8: x64 at accuracy_level 4, measured with onnxruntime 1.32. float32: accuracy_level 0 and 1, and ARM without KleidiAI. kleidiai:
 ARM with dot products, symmetric grid, whole blocks of a multiple of 32. The ARM rows were read in the sources (sqnbitgemm_kernel_avx_common.h,
@@ -24,16 +25,17 @@ from typing import Any, NamedTuple
 
 from qia3.footprint.bits import Shape, embedding_shape, grid_bytes, linear_shapes
 
-KEPT_PARTS = ("zero_points", "norms_and_biases", "rotary", "other")
+KEPT_PARTS = ("zero_points", "embedding_weights", "norms_and_biases", "rotary", "other")
 
 
 class Blocks(NamedTuple):
-    """A layer's rows, the size of its blocks, how many of them a row has, and the bits of a code."""
+    """A layer's rows, the size of its blocks, how many of them a row has, the bits of a code, and whether they are int4's."""
 
     rows: int
     size: int
     each: int
     bits: int
+    packs: bool
 
     @property
     def codes(self) -> int:
@@ -52,7 +54,7 @@ class KernelBytes:
 def kernel_bytes(manifest: Mapping[str, Any]) -> dict[str, KernelBytes]:
     """By kernel. `kleidiai` is there only where the grid lets it run."""
     shapes = linear_shapes(manifest)
-    layers = [Blocks(s.outputs, s.block, s.blocks, s.bits) for s in shapes]
+    layers = [Blocks(s.outputs, s.block, s.blocks, s.bits, s.format == "int4") for s in shapes]
     found = {"x64-int8": _x64_int8(layers), "float32": _float32(layers)}
     if all(_runs_on_kleidiai(s) for s in shapes):
         found["kleidiai"] = _scaled(layers, 6, 2)
@@ -74,7 +76,7 @@ def mapped_bytes(manifest: Mapping[str, Any], parts: Mapping[str, int]) -> int:
     embedding = embedding_shape(manifest)
     found = [embedding] if embedding else []
     if kernel_here(manifest) == "float32":
-        unpacked = [s for s in linear_shapes(manifest) if s.bits == 8]
+        unpacked = [s for s in linear_shapes(manifest) if s.format != "int4"]
         found += [s for s in unpacked if not (manifest["architecture"]["tied_embedding"] and s == embedding)]
     return sum(map(grid_bytes, found)) + sum(parts.get(part, 0) for part in KEPT_PARTS)
 
@@ -91,10 +93,10 @@ def _x64_int8(layers: list[Blocks]) -> KernelBytes:
 
 
 def _float32(layers: list[Blocks]) -> KernelBytes:
-    """4-bit layers as they are; of the others the largest one's floats, and at each use codes, scales, and the floats twice."""
-    four, eight = _scaled([b for b in layers if b.bits == 4], 4, 4), [b for b in layers if b.bits == 8]
-    dense = [4 * b.rows * b.each * b.size for b in eight]
-    streamed = _scaled(eight, 4, 4).streamed_bytes + 2 * sum(dense)
+    """int4 layers as they are; of the others the largest one's floats, and at each use codes, scales, and the floats twice."""
+    four, others = _scaled([b for b in layers if b.packs], 4, 4), [b for b in layers if not b.packs]
+    dense = [4 * b.rows * b.each * b.size for b in others]
+    streamed = _scaled(others, 4, 4).streamed_bytes + 2 * sum(dense)
     return KernelBytes(four.held_bytes + max(dense, default=0), four.streamed_bytes + streamed)
 
 

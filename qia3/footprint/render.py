@@ -16,6 +16,7 @@ PARTS = {
     "embedding_codes": "embedding and head: codes",
     "embedding_scales": "embedding and head: scales",
     "embedding_zero_points": "embedding and head: zero points",
+    "embedding_weights": "embedding and head: float32",
     "norms_and_biases": "norms and biases",
     "rotary": "rotary tables",
     "other": "other tensors",
@@ -33,17 +34,19 @@ BOTH = {"codes": "codes, 4 bits and 8", "zero_points": "zero points (one a block
 
 def markdown(report: Report) -> str:
     """The whole report."""
-    sections = (_title, _tasks, _parity, _measured, _bytes, _adapters, _systems, _claim)
-    return "\n\n".join(section(report) for section in sections) + "\n"
+    sections = (_title, _tasks, _parity, _drift, _measured, _bytes, _adapters, _systems, _claim)
+    return "\n\n".join(text for section in sections if (text := section(report))) + "\n"
 
 
 def _title(report: Report) -> str:
     base, grid = report.base, report.base["grid"]
     symmetry = "symmetric" if grid["symmetric"] else "asymmetric"
     mode = "vectors at the side" if report.mode == "side" else f"merged with {report.merged_task}"
+    drift = base.get("drift")
+    shipped = f", shipped as {drift['format']}" if drift else ""
     return (
         f"# {report.name}\n\nBase {base['reference']} ({base['model_type']}, {base['parameters']:,} parameters) on the {grid['format']} grid, "
-        f"{symmetry}, block {grid['block_size']}{_eight_bit(report)}; {mode}; "
+        f"{symmetry}, block {grid['block_size']}{_eight_bit(report)}{shipped}; {mode}; "
         f"target {report.graph['target']} (accuracy_level {report.graph['accuracy_level']}). "
         f"Fingerprint {base['fingerprint'][:16]}."
     )
@@ -87,6 +90,21 @@ def _parity(report: Report) -> str:
     head = ["adapter", "graph", "max difference", "KL (nats)", "same top token", "positions"]
     note = "`exact` is the graph at accuracy_level 0, `shipped` as it is in this bundle. Differences are of logits."
     return f"## Parity with torch\n\n{note}\n\n" + table(head, rows, left=(0, 1))
+
+
+def _drift(report: Report) -> str:
+    """What a base on NF4 lost on its way to another grid; empty where it took none."""
+    drift = report.base.get("drift")
+    if not drift:
+        return ""
+    logits = drift["logits"].items()
+    rows = [[name, f"{a['max_difference']:.2g}", f"{a['kl']:.2g}", percent(a["top1"]), str(a["positions"])] for name, a in logits]
+    note = (
+        f"{drift['layers']} layers moved from NF4 to {drift['format']} (blocks of {drift['block_size']} at most): their weights by "
+        f"{percent(drift['relative_rms'])} of their size, those of {drift['worst_layer']} by {percent(drift['worst_relative_rms'])} "
+        "(root mean squares). In torch, before against after:"
+    )
+    return f"## Drift\n\n{note}\n\n" + table(["adapter", "max difference", "KL (nats)", "same top token", "positions"], rows)
 
 
 def _measured(report: Report) -> str:

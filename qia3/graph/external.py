@@ -68,9 +68,11 @@ def write_graph(model: ir.Model, folder: Path, vocabulary_modules: Collection[st
 def _part(name: str, vocabulary_modules: Collection[str]) -> str:
     """The footprint's part for an initializer, from the module it belongs to."""
     kind = name.rpartition(".")[2]
+    vocabulary = any(name.startswith(f"{module}.") for module in vocabulary_modules)
     if kind in KINDS:
-        vocabulary = any(name.startswith(f"{module}.") for module in vocabulary_modules)
         return f"embedding_{kind}" if vocabulary else kind
+    if vocabulary and kind == "weight":
+        return "embedding_weights"
     if name in ("cos", "sin"):
         return "rotary"
     return "norms_and_biases" if kind in ("weight", "bias") else "other"

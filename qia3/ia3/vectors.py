@@ -129,6 +129,12 @@ def fold(scaled: Mapping[str, Scaled]) -> None:
             f"{len(stuck)} vectors cannot be folded into 4-bit weights, because an activation function stands between them and the rows "
             f"they would scale; keep them at the side (mode 'side'): {', '.join(stuck)}"
         )
+    uneven = [n for n, s in scaled.items() if isinstance(s.base, GridLinear) and not s.base.store.folds]
+    if uneven:
+        raise AdapterError(
+            f"{len(uneven)} vectors cannot be folded: rows of these layers are no whole blocks, so a scale belongs to two rows; "
+            f"keep them at the side (mode 'side'), or ship on another grid: {', '.join(uneven)}"
+        )
     for layer in scaled.values():
         assert isinstance(layer.base, GridLinear)
         layer.base.fold(layer.vector().detach())
