@@ -145,7 +145,7 @@ def _manifest(
             "hidden_size": config.hidden_size,
             "vocab_size": config.vocab_size,
             "context_length": _positions(plan, base),
-            "tied_embedding": getattr(embedding, "store", embedding) is getattr(head, "store", head),
+            "tied_embedding": head is not None and _bytes_of(embedding) is _bytes_of(head),
         },
         "linears": linears,
         "graph": {
@@ -179,6 +179,11 @@ def _manifest(
         "training": {t.task.name: vars(t.record) for t in trained},
         "config": _as_asked(plan),
     }
+
+
+def _bytes_of(module: nn.Module) -> object:
+    """What a layer points at: its weight on a grid, or its float weight."""
+    return getattr(module, "store", None) or getattr(module, "weight", module)
 
 
 def _as_asked(plan: Build) -> dict[str, Any]:

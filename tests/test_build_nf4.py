@@ -66,6 +66,9 @@ def test_the_exact_bundle_ships_the_bytes_that_trained(place):
     trained = {t.numpy().tobytes() for m in base.model.modules() if isinstance(m, GridLinear) for t in (m.store.codes, m.store.scales)}
     assert {data for part, data in tensors(place / "exact").values() if part in ("codes", "scales")} == trained
     assert {layer["format"] for layer in manifest(place / "exact")["linears"]} == {"nf4"}
+    report = json.loads((place / "exact" / "report.json").read_text(encoding="utf-8"))
+    assert report["account"]["tied"]  # the float embedding is the head, and is there once
+    assert report["account"]["parts"]["embedding_weights"] == base.model.lm_head.weight.numel() * 4
 
 
 def test_the_exact_bundle_is_the_model_with_its_adapter(place):
