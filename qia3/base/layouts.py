@@ -2,6 +2,7 @@
 
     {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": true, "desc_act": false, "checkpoint_format": "gptq" or "gptq_v2"}
     {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": true, "version": "gemm"}
+    {"quant_method": "bitsandbytes", "load_in_4bit": true, "bnb_4bit_quant_type": "nf4"}                      (bnb.py)
 
 Only what is said of the bits, the groups and the packing is believed; whether zero points are 8 and groups are in order is seen in the tensors.
 """
@@ -10,34 +11,61 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor
 
+from qia3.base.bnb import BnbLayout, Need
+from qia3.base.tensors import Tensors
+from qia3.base.weights import GridWeight, Int4Weight
 from qia3.errors import BaseModelError
 from qia3.grids import awq, gptq
 from qia3.grids.grouped import block_of, group_inputs
 from qia3.grids.int4 import Int4
 
-READ = "4-bit GPTQ (checkpoint_format gptq or gptq_v2), 4-bit AWQ (version gemm), GGUF files, and float weights in safetensors"
+READ = "4-bit GPTQ (checkpoint_format gptq or gptq_v2), 4-bit AWQ (version gemm), bitsandbytes NF4, GGUF files, and float weights in safetensors"
 FLOATS = ("F16", "BF16", "F32")
 TYPES: dict[str, tuple[str, ...]] = {"qweight": ("I32",), "qzeros": ("I32",), "scales": FLOATS, "g_idx": ("I32",), "bias": FLOATS}
 
 
+class Layout(Protocol):
+    """`codes` is what the base says that it keeps; `mark` ends the name of a tensor by which a quantised layer is known."""
+
+    @property
+    def codes(self) -> str: ...
+
+    @property
+    def mark(self) -> str: ...
+
+    def needs(self, name: str, inputs: int, outputs: int, tensors: Tensors) -> dict[str, Need]:
+        """What is there for a layer, by what follows its name. Raises ValueError where it cannot be in this layout or not on our grid."""
+
+    def weight(self, name: str, tensors: Tensors) -> GridWeight:
+        """A layer with its codes. Raises ValueError."""
+
+
 @dataclass(frozen=True)
-class Layout:
-    """`codes` is "gptq", "gptq_v2" or "awq"; group_size -1 is a group a row. `sorted_by_activation` is what the file says."""
+class Words:
+    """GPTQ and AWQ: codes packed into int32 words. `codes` is "gptq", "gptq_v2" or "awq"; group_size -1 is a group a row.
+
+    `sorted_by_activation` is what the file says.
+    """
 
     codes: str
     group_size: int
     sorted_by_activation: bool = False
+    mark: str = ".qweight"
 
-    def shapes(self, inputs: int, outputs: int) -> dict[str, tuple[int, ...]]:
-        """What is there for a layer. Raises ValueError where it cannot be in this layout or not on our grid."""
+    def needs(self, name: str, inputs: int, outputs: int, tensors: Tensors) -> dict[str, Need]:
         block_of(group_inputs(self.group_size, inputs))
-        shapes = awq.shapes if self.codes == "awq" else gptq.shapes
-        return shapes(inputs, outputs, self.group_size)
+        shapes = (awq.shapes if self.codes == "awq" else gptq.shapes)(inputs, outputs, self.group_size)
+        if f"{name}.g_idx" in tensors.places:
+            shapes["g_idx"] = (inputs,)
+        return {kind: (TYPES[kind], shape) for kind, shape in shapes.items()}
+
+    def weight(self, name: str, tensors: Tensors) -> GridWeight:
+        return Int4Weight(self.unpack({kind: tensors.read(f"{name}.{kind}") for kind in TYPES if f"{name}.{kind}" in tensors.places}))
 
     def unpack(self, tensors: Mapping[str, Tensor]) -> Int4:
         """A layer's codes. Raises ValueError."""
@@ -60,6 +88,8 @@ def read_layout(settings: Mapping[str, Any]) -> Layout:
     """Raises BaseModelError, naming what is read, for any other layout."""
     method = str(settings.get("quant_method", "gptq")).lower()
     bits, group = settings.get("bits", settings.get("w_bit")), settings.get("group_size", settings.get("q_group_size"))
+    if method == "bitsandbytes":
+        return _bitsandbytes(settings)
     if method not in ("gptq", "awq"):
         raise _refused(f"its weights are quantised by {method!r}")
     key = "version" if method == "awq" else "checkpoint_format"
@@ -70,7 +100,15 @@ def read_layout(settings: Mapping[str, Any]) -> Layout:
         raise _refused(f"its {method.upper()} weights have {bits!r} bits")
     if not isinstance(group, int) or isinstance(group, bool) or not (group == -1 or group > 0):
         raise _refused(f"its group_size is {group!r}")
-    return Layout("awq" if method == "awq" else packing, group, bool(settings.get("desc_act")))
+    return Words("awq" if method == "awq" else packing, group, bool(settings.get("desc_act")))
+
+
+def _bitsandbytes(settings: Mapping[str, Any]) -> BnbLayout:
+    kind, storage = settings.get("bnb_4bit_quant_type"), settings.get("bnb_4bit_quant_storage") or "uint8"
+    if not settings.get("load_in_4bit") or kind != "nf4" or storage != "uint8":
+        what = f"{kind} stored as {storage}" if settings.get("load_in_4bit") else "8 bits"
+        raise _refused(f"its weights are quantised by bitsandbytes to {what}")
+    return BnbLayout()
 
 
 def _refused(what: str) -> BaseModelError:

@@ -66,6 +66,8 @@ def load_base(
         model, tokenizer, given = _open(source)
         count = parameters(model)
         model.eval()
+        if given is not None:
+            format = "nf4" if given.codes == "nf4" else "int4"
         at_eight = eight_bit.find(model)
         if given is not None:
             say(

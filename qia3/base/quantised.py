@@ -1,7 +1,7 @@
-"""Opens a GPTQ or AWQ checkpoint with its own codes: config.json and safetensors to a model whose quantised layers are GridLinear already.
+"""Opens a checkpoint that others quantised (GPTQ, AWQ, bitsandbytes NF4) with its own codes: to a model whose layers are GridLinear already.
 
     config.json          the architecture, and `quantization_config`, which is dropped: transformers' own quantisers are not used
-    *.safetensors        NAME.qweight, NAME.qzeros, NAME.scales (NAME.g_idx, NAME.bias) of each quantised layer; the rest by its name, in float
+    *.safetensors        what a layout has for each quantised layer (layouts.py, bnb.py), NAME.bias; the rest by its name, in float
 
 The model is first built without memory (on torch's meta device), and every tensor that it needs is held against the list of those that the
 files have: names, types, shapes. Then it is built again, with memory for buffers alone, and filled. Layers that the file leaves in float
@@ -22,16 +22,15 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from transformers.pytorch_utils import Conv1D
 
+from qia3.base.bnb import Need
 from qia3.base.given import Given, put
-from qia3.base.layouts import FLOATS, TYPES, Layout, read_layout
+from qia3.base.layouts import FLOATS, Layout, read_layout
 from qia3.base.modules import GridLinear
 from qia3.base.sources import Source
-from qia3.base.tensors import Place, Tensors
-from qia3.base.weights import Int4Weight
+from qia3.base.tensors import Tensors
 from qia3.errors import BaseModelError
 
 WANTED = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]  # of a hub's model
-MARK = ".qweight"
 
 
 def open_quantised(source: Source) -> tuple[Any, Given] | None:
@@ -44,7 +43,7 @@ def open_quantised(source: Source) -> tuple[Any, Given] | None:
         return None
     layout = read_layout(settings)
     tensors = Tensors(_folder(source.name))
-    check(_built(config, tensors, torch.device("meta")), layout, tensors.places)
+    check(_built(config, tensors, torch.device("meta")), layout, tensors)
     model = _built(config, tensors, init_empty_weights(include_buffers=False))
     _fill(model, layout, tensors)
     if (tensors.folder / "generation_config.json").is_file():
@@ -52,9 +51,10 @@ def open_quantised(source: Source) -> tuple[Any, Given] | None:
     return model.eval().requires_grad_(False), Given.in_model(layout.codes, model)
 
 
-def check(model: nn.Module, layout: Layout, places: Mapping[str, Place]) -> None:
+def check(model: nn.Module, layout: Layout, tensors: Tensors) -> None:
     """Raises BaseModelError that names tensors which are missing, of another type or shape, or have no place in the model."""
-    needed = dict(_needed(model, layout, places))
+    places = tensors.places
+    needed = dict(_needed(model, layout, tensors))
     wrong = [f"{name} is missing" for name, _ in needed.items() if name not in places]
     for name, (types, shape) in needed.items():
         if name in places and (places[name].dtype not in types or places[name].shape != shape):
@@ -65,19 +65,21 @@ def check(model: nn.Module, layout: Layout, places: Mapping[str, Place]) -> None
         raise BaseModelError(f"the weights do not fit config.json: {'; '.join(wrong[:3])}{rest}")
 
 
-def _needed(model: nn.Module, layout: Layout, places: Mapping[str, Place]) -> Iterator[tuple[str, tuple[tuple[str, ...], tuple[int, ...]]]]:
+def _needed(model: nn.Module, layout: Layout, tensors: Tensors) -> Iterator[tuple[str, Need]]:
     """Name, possible types and shape of each tensor that fills the model."""
-    layers = [name.removesuffix(MARK) for name in places if name.endswith(MARK)]
+    places, mark = tensors.places, layout.mark
+    layers = [name.removesuffix(mark) for name in places if name.endswith(mark)]
     if not layers:
         raise BaseModelError("config.json says that weights are quantised, but the files hold none that are")
     for name in layers:
-        inputs, outputs = _size(model, name)
+        inputs, outputs = _size(model, name, mark)
         try:
-            shapes = layout.shapes(inputs, outputs)
+            needs = layout.needs(name, inputs, outputs, tensors)
         except ValueError as error:
             raise BaseModelError(f"cannot keep the codes of {name}: {error}") from error
-        shapes |= {k: s for k, s in (("g_idx", (inputs,)), ("bias", (outputs,))) if f"{name}.{k}" in places}
-        yield from ((f"{name}.{kind}", (TYPES[kind], shape)) for kind, shape in shapes.items())
+        if f"{name}.bias" in places:
+            needs["bias"] = FLOATS, (outputs,)
+        yield from ((f"{name}.{kind}", need) for kind, need in needs.items())
     tied = _tied(model)
     for name, tensor in model.state_dict().items():
         if name.rpartition(".")[0] not in layers and not (name in tied and name not in places):
@@ -87,7 +89,7 @@ def _needed(model: nn.Module, layout: Layout, places: Mapping[str, Place]) -> It
             raise BaseModelError(f"the weights do not fit config.json: {name}.bias is missing")
 
 
-def _size(model: nn.Module, name: str) -> tuple[int, int]:
+def _size(model: nn.Module, name: str, mark: str) -> tuple[int, int]:
     """Inputs and outputs of the linear layer of this name."""
     try:
         layer = model.get_submodule(name)
@@ -97,15 +99,15 @@ def _size(model: nn.Module, name: str) -> tuple[int, int]:
         return layer.in_features, layer.out_features
     if isinstance(layer, Conv1D):
         return int(layer.nx), int(layer.nf)
-    raise BaseModelError(f"the weights do not fit config.json: {name}{MARK} has no linear layer in the model")
+    raise BaseModelError(f"the weights do not fit config.json: {name}{mark} has no linear layer in the model")
 
 
 def _fill(model: Any, layout: Layout, tensors: Tensors) -> None:
     """Every tensor in its place."""
-    for name in [n.removesuffix(MARK) for n in tensors.places if n.endswith(MARK)]:
-        found = {kind: tensors.read(f"{name}.{kind}") for kind in TYPES if f"{name}.{kind}" in tensors.places}
+    for name in [n.removesuffix(layout.mark) for n in tensors.places if n.endswith(layout.mark)]:
+        bias = tensors.read(f"{name}.bias") if f"{name}.bias" in tensors.places else None
         try:
-            put(model, name, GridLinear(Int4Weight(layout.unpack(found)), found.get("bias")))
+            put(model, name, GridLinear(layout.weight(name, tensors), bias))
         except ValueError as error:
             raise BaseModelError(f"cannot keep the codes of {name}: {error}") from error
     for prefix, module in model.named_modules():

@@ -1,0 +1,99 @@
+"""A layer of a checkpoint that bitsandbytes serialised in NF4 (`save_pretrained` of a model loaded with BitsAndBytesConfig).
+
+    NAME.weight                                        uint8 [N K / 2, 1]     codes, two a byte, the even entry high
+    NAME.weight.absmax                                 float32 [N K / block], or uint8 where the scales are quantised themselves
+    NAME.weight.quant_map                              float32 [16]           the levels
+    NAME.weight.nested_absmax, .nested_quant_map       float32 [ceil(m / 256)], [256]: for m doubly quantised scales
+    NAME.weight.quant_state.bitsandbytes__nf4          uint8 [...]            JSON:
+
+    {"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": [N, K],
+     "nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": 0.0321}
+
+Scales are read before anything runs (bitsandbytes repacks in place on some processors), and doubly quantised ones become plain float32
+(grids/nf4.py), since a fold has nowhere else to go. Source: bitsandbytes 0.50, functional.py, QuantState.as_dict and from_dict.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import numpy as np
+
+from qia3.base.nf4 import Nf4Weight
+from qia3.base.tensors import Tensors
+from qia3.grids import nf4
+
+STATE = ".weight.quant_state.bitsandbytes__nf4"
+LARGEST_STATE = 1 << 16  # bytes of JSON
+Need = tuple[tuple[str, ...], tuple[int, ...]]  # possible types, shape
+
+
+@dataclass(frozen=True)
+class State:
+    """What the JSON says, as far as it is used. `nested_block` None: plain scales."""
+
+    block_size: int
+    shape: tuple[int, int]
+    nested_block: int | None
+    offset: float
+
+
+@dataclass(frozen=True)
+class BnbLayout:
+    """`codes` is what the base says that it keeps; `mark` is the tensor by which a quantised layer is known."""
+
+    codes: str = "nf4"
+    mark: str = STATE
+
+    def needs(self, name: str, inputs: int, outputs: int, tensors: Tensors) -> dict[str, Need]:
+        """Tensors of a layer by what follows its name. Raises ValueError where they cannot be."""
+        state = read_state(name, tensors)
+        if state.shape != (outputs, inputs):
+            raise ValueError(f"its shape is {list(state.shape)}, the model's layer has {outputs} outputs of {inputs} inputs")
+        entries = inputs * outputs
+        scales = -(-entries // state.block_size)
+        found: dict[str, Need] = {
+            "weight": (("U8",), (-(-entries // 2), 1)),
+            "weight.absmax": (("F32",) if state.nested_block is None else ("U8",), (scales,)),
+            "weight.quant_map": (("F32",), (16,)),
+            STATE.removeprefix("."): (("U8",), tensors.places[name + STATE].shape),
+        }
+        if state.nested_block is not None:
+            found["weight.nested_absmax"] = (("F32",), (-(-scales // state.nested_block),))
+            found["weight.nested_quant_map"] = (("F32",), (256,))
+        return found
+
+    def weight(self, name: str, tensors: Tensors) -> Nf4Weight:
+        """The layer's bytes, its scales plain. Raises ValueError."""
+        state = read_state(name, tensors)
+        if not np.array_equal(tensors.read(f"{name}.weight.quant_map").numpy(), nf4.LEVELS):
+            raise ValueError("its levels are not NF4's")
+        scales = tensors.read(f"{name}.weight.absmax").numpy()
+        if state.nested_block is not None:
+            levels, wide = (tensors.read(f"{name}.weight.nested_{kind}").numpy() for kind in ("quant_map", "absmax"))
+            scales = nf4.unnest(scales, levels, wide, state.offset, state.nested_block)
+        if not np.isfinite(scales).all():
+            raise ValueError("its scales hold NaN or infinity")
+        return Nf4Weight(nf4.Nf4(tensors.read(f"{name}.weight").numpy().reshape(-1), scales, state.block_size, *state.shape))
+
+
+def read_state(name: str, tensors: Tensors) -> State:
+    """Raises ValueError on one that is damaged or of another kind."""
+    place = tensors.places[name + STATE]
+    if place.dtype != "U8" or len(place.shape) != 1 or place.shape[0] > LARGEST_STATE:
+        raise ValueError("its quant_state is no JSON text")
+    try:
+        found = json.loads(tensors.read(name + STATE).numpy().tobytes())
+        kind, block, shape = found["quant_type"], found["blocksize"], found["shape"]
+        nested = found.get("nested_blocksize")
+        offset = float(found.get("nested_offset") or 0.0)
+    except (ValueError, KeyError, TypeError, RecursionError, AttributeError) as error:
+        raise ValueError(f"its quant_state is damaged ({error})") from error
+    if kind != "nf4" or block not in nf4.BLOCK_SIZES:
+        raise ValueError(f"it is {kind!r} in blocks of {block!r}; NF4 in blocks of {', '.join(map(str, nf4.BLOCK_SIZES))} is read")
+    if not (isinstance(shape, list) and len(shape) == 2 and all(type(n) is int and n > 0 for n in shape)):
+        raise ValueError(f"its shape is {shape!r}")
+    if (nested is not None and not (type(nested) is int and 0 < nested <= 1 << 20)) or not np.isfinite(offset):
+        raise ValueError("the block of its nested scales, or what they are moved by, cannot be")
+    return State(block, (shape[0], shape[1]), nested, offset)
