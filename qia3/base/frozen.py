@@ -6,8 +6,9 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
+
+from qia3.base.shards import raw
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ def fingerprint(model: nn.Module) -> str:
     """SHA-256 (64 hex digits) of every tensor of the frozen base. Taken before vectors are added."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
-        data = tensor.detach().cpu().contiguous()
+        data = tensor.detach().cpu()
         digest.update(f"{name}|{data.dtype}|{tuple(data.shape)}|".encode())
-        digest.update(data.reshape(-1).view(torch.uint8).numpy().tobytes() if data.dim() else repr(data.item()).encode())
+        digest.update(raw(data) if data.dim() else repr(data.item()).encode())
     return digest.hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import logging
@@ -22,7 +23,8 @@ from qia3.base.frozen import BaseModel, fingerprint
 from qia3.base.kept import FACTS, keep, open_kept
 from qia3.base.processor import has_fast
 from qia3.base.quantise import quantise_model
-from qia3.base.sources import Source, cache_folder, resolve
+from qia3.base.sources import Source, cache_folder, check_weights, resolve
+from qia3.base.streaming import open_stream
 from qia3.errors import BaseModelError
 from qia3.progress import say
 
@@ -52,18 +54,33 @@ def load_base(
         with _quiet():
             return open_kept(folder, reference)
     with _quiet():
-        model, tokenizer = _open(source)
-        parameters = sum(p.numel() for p in model.parameters())
-        model.eval()
-        windows = _windows(model, tokenizer, calibration, track)
-        say("quantising" + ("" if windows is None else f", each layer for the inputs it gets ({windows.numel():,} tokens)"))
-        quantise_model(model, block_size, symmetric, lambda names: track(names, "quantising"), windows)
-        named = "none" if windows is None else text
-        base = BaseModel(reference, model, tokenizer, fingerprint(model), block_size, symmetric, parameters, named)
-        if folder is None or parameters < LEAST_KEPT:
+        base = _make(source, block_size, symmetric, calibration, text, track)
+        if folder is None or base.parameters < LEAST_KEPT:
             return base
         keep(base, folder)
+        del base  # the same bytes are not held twice
+        gc.collect()
         return open_kept(folder, reference)
+
+
+def _make(source: Source, block_size: int, symmetric: bool, calibration: str, text: str, track: Track) -> BaseModel:
+    """Streams the weights from the files where it can; calibrating needs the whole float model."""
+    files = check_weights(source)
+    tokenizer = _tokenizer(source)
+    stream = open_stream(Path(source.name), files) if files is not None and calibration == "none" else None
+    model = _float_model(source) if stream is None else stream.model
+    parameters = sum(p.numel() for p in model.parameters())
+    model.eval()
+    windows = _windows(model, tokenizer, calibration, track)
+    say("quantising" + ("" if windows is None else f", each layer for the inputs it gets ({windows.numel():,} tokens)"))
+
+    def layers(names: list[str]) -> Iterable[str]:
+        tracked = track(names, "quantising")
+        return tracked if stream is None else stream.layers(tracked)
+
+    quantise_model(model, block_size, symmetric, layers, windows)
+    named = "none" if windows is None else text
+    return BaseModel(source.reference, model, tokenizer, fingerprint(model), block_size, symmetric, parameters, named)
 
 
 def _windows(model: Any, tokenizer: Any, calibration: str, track: Track) -> Tensor | None:
@@ -101,20 +118,33 @@ def _free_memory() -> int:
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if "SC_AVPHYS_PAGES" in os.sysconf_names else 2**62
 
 
-def _open(source: Source) -> tuple[Any, Any]:
-    """The float model and its tokenizer, weights as safetensors or GGUF only."""
-    extra = {} if source.gguf_file is None else {"gguf_file": source.gguf_file}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source.name, **extra)
-        # a GGUF file is dequantised to float32; other weights are read in the type they are stored in
-        dtype = torch.float32 if source.gguf_file else "auto"
-        model = AutoModelForCausalLM.from_pretrained(source.name, dtype=dtype, use_safetensors=True if not extra else None, **extra)
-    except Exception as error:  # transformers raises many types; the user needs one line
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise BaseModelError(f"cannot load the base model {source.reference!r}: {reason}") from error
+def _tokenizer(source: Source) -> Any:
+    with _told(source):
+        tokenizer = AutoTokenizer.from_pretrained(source.name, **_gguf(source))
     if not getattr(tokenizer, "is_fast", False):
         raise BaseModelError(f"the tokenizer of {source.reference!r} has no tokenizer.json form, which the device runtime needs")
-    return model, tokenizer
+    return tokenizer
+
+
+def _float_model(source: Source) -> Any:
+    """By transformers, from safetensors or GGUF only. A GGUF file is dequantised to float32; other weights keep the type they are stored in."""
+    dtype, safe = (torch.float32, None) if source.gguf_file else ("auto", True)
+    with _told(source):
+        return AutoModelForCausalLM.from_pretrained(source.name, dtype=dtype, use_safetensors=safe, **_gguf(source))
+
+
+def _gguf(source: Source) -> dict[str, str]:
+    return {} if source.gguf_file is None else {"gguf_file": source.gguf_file}
+
+
+@contextmanager
+def _told(source: Source) -> Iterator[None]:
+    """transformers raises many types; the user needs one line."""
+    try:
+        yield
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise BaseModelError(f"cannot load the base model {source.reference!r}: {reason}") from error
 
 
 @contextmanager

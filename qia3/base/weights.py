@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from qia3.grids import int4
 from qia3.grids.calibrated import Seen, quantise_calibrated
 
+AT_ONCE = 1 << 22  # entries of a weight that are float32 at a time
+
 
 class GridWeight(nn.Module):
     """[outputs, inputs] on a grid. `compute` is the type that products run in, None for that of their input.
@@ -87,11 +89,11 @@ class Int4Weight(GridWeight):
 
     @classmethod
     def from_float(cls, weight: Tensor, block_size: int, symmetric: bool, seen: Seen | None = None) -> Int4Weight:
-        """Quantises a float weight [N, K]; for the inputs it will get, where they are known."""
-        dense = np.ascontiguousarray(weight.detach().float().cpu().numpy())
+        """Quantises a float weight [N, K]; for the inputs it will get, where they are known. Without, some rows at a time: no copy is whole."""
         if seen is None:
-            return cls(int4.quantise(dense, block_size, symmetric))
-        return cls(quantise_calibrated(dense, seen, block_size, symmetric))
+            rows = weight.detach().split(max(1, AT_ONCE // weight.shape[1]))
+            return cls(int4.joined([int4.quantise(_floats(part), block_size, symmetric) for part in rows]))
+        return cls(quantise_calibrated(_floats(weight.detach()), seen, block_size, symmetric))
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], inputs: int) -> Int4Weight:
@@ -119,6 +121,10 @@ class Int4Weight(GridWeight):
 
     def _scaled(self, vector: np.ndarray[Any, Any]) -> Tensor:
         return torch.from_numpy(int4.fold(self.grid, vector).scales).to(self.codes.device)
+
+
+def _floats(weight: Tensor) -> int4.Floats:
+    return np.ascontiguousarray(weight.float().cpu().numpy())
 
 
 KINDS: dict[str, type[GridWeight]] = {weight.kind: weight for weight in (Int4Weight,)}
