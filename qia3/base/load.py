@@ -6,7 +6,6 @@ import gc
 import hashlib
 import json
 import logging
-import os
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 from qia3.base.calibrate import own_windows, read_text, read_windows, window_length
 from qia3.base.frozen import BaseModel, fingerprint
 from qia3.base.kept import FACTS, keep, open_kept
+from qia3.base.memory import available_bytes
 from qia3.base.processor import has_fast
 from qia3.base.quantise import quantise_model
 from qia3.base.sources import Source, cache_folder, check_weights, resolve
@@ -91,7 +91,7 @@ def _windows(model: Any, tokenizer: Any, calibration: str, track: Track) -> Tens
     if calibration != "own":
         return read_windows(tokenizer, Path(calibration), length)
     if not has_fast(dtype := next(model.parameters()).dtype):
-        if 4 * model.num_parameters() > _free_memory():
+        if 4 * model.num_parameters() > available_bytes():
             say(f"not calibrated: sampling from {dtype} weights needs them in float32, which do not fit; give a text (calibration = PATH)")
             return None
         model.float()
@@ -111,11 +111,6 @@ def _kept_folder(source: Source, block_size: int, symmetric: bool, text: str) ->
         return None
     key = json.dumps([identity, block_size, symmetric, text, RECIPE])
     return cache_folder() / "bases" / hashlib.sha256(key.encode()).hexdigest()[:16]
-
-
-def _free_memory() -> int:
-    """Bytes that are not in use, as far as the system tells."""
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if "SC_AVPHYS_PAGES" in os.sysconf_names else 2**62
 
 
 def _tokenizer(source: Source) -> Any:
