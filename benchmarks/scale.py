@@ -9,7 +9,7 @@ graph     the ONNX graph traced, passed and written with its data
 export    `qia3 export`: graph, parity of one prompt, evaluation, measurement: whatever a build does
 
 Peak is VmHWM: all that was resident at once, libraries included, pages of mapped files as well (which the system can take back). "libraries" is
-what was resident before anything was loaded. A layer is counted in bfloat16, as it is stored.
+what was resident after a tiny model had been loaded, before the real one. A layer is counted in bfloat16, as it is stored.
 """
 
 from __future__ import annotations
@@ -72,7 +72,15 @@ max_difference = 1e-1
 
 
 def config(shape: str) -> LlamaConfig:
-    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim")
+    names = (
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+    )
     sizes = dict(zip((*names, "tie_word_embeddings"), SHAPES[shape], strict=True))
     return LlamaConfig(**sizes, max_position_embeddings=2048, bos_token_id=1, eos_token_id=0, pad_token_id=0, dtype="bfloat16")
 
@@ -86,22 +94,24 @@ def write_float(shape: str, folder: Path) -> None:
     for name in names:
         parts = name.split(".")
         shards.setdefault(parts[2] if parts[1] == "layers" else "rest", []).append(name)
-    generator, where = torch.Generator().manual_seed(0), {}
+    random, where = Random(), dict[str, str]()
     folder.mkdir(parents=True)
     for i, own in enumerate(shards.values(), 1):
         file = f"model-{i:05}-of-{len(shards):05}.safetensors"
-        tensors = {n: _random(names[n], generator) for n in own}
-        save_file(tensors, folder / file)
+        save_file({n: random[names[n]].clone() for n in own}, folder / file)
         where |= dict.fromkeys(own, file)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
     config(shape).save_pretrained(folder)
     _tokenizer().save_pretrained(folder)
 
 
-def _random(shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
-    if len(shape) == 1:
-        return torch.ones(shape, dtype=torch.bfloat16)
-    return torch.empty(shape, dtype=torch.bfloat16).normal_(0, shape[1] ** -0.5, generator=generator)
+class Random(dict[torch.Size, torch.Tensor]):
+    """Weights by shape: made once, and the same for all layers, which neither time nor memory can tell."""
+
+    def __missing__(self, shape: torch.Size) -> torch.Tensor:
+        made = torch.empty(shape, dtype=torch.bfloat16).normal_(0, shape[-1] ** -0.5, generator=torch.Generator().manual_seed(0))
+        self[shape] = torch.ones_like(made) if len(shape) == 1 else made
+        return self[shape]
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:
@@ -118,9 +128,19 @@ def write_plan(place: Path) -> None:
     (place / "qia3.toml").write_text(PLAN)
 
 
+def warm(place: Path) -> None:
+    """A tiny model through the same code, so that the libraries it needs are loaded before anything is measured."""
+    with tempfile.TemporaryDirectory(dir=place) as folder:
+        small = LlamaConfig(vocab_size=258, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=1)
+        LlamaForCausalLM(small).save_pretrained(folder)
+        _tokenizer().save_pretrained(folder)
+        load_base(folder, BLOCK, False)
+
+
 def run_stage(stage: str, place: Path) -> None:
     """In this process; prints what it took."""
     plan = read_build(place / "qia3.toml")
+    warm(place)
     before, started = resident(), time.perf_counter()
     if stage == "quantise":
         load_base(str(place / "float"), BLOCK, False)

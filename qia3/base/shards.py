@@ -84,7 +84,7 @@ def file_entries(file: Path) -> dict[str, Entry]:
 def read(entry: Entry) -> Tensor:
     """One tensor, in the type it is stored in. Raises BaseModelError where the file has been cut since it was checked."""
     tensor = torch.empty(entry.shape, dtype=entry.dtype)
-    left = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+    left = tensor.reshape(-1).view(torch.uint8).numpy().data
     try:
         with entry.file.open("rb", buffering=0) as opened:
             opened.seek(entry.start)
@@ -99,7 +99,7 @@ def read(entry: Entry) -> Tensor:
 
 def raw(tensor: Tensor) -> memoryview:
     """The bytes of a tensor on a CPU, without a copy where it is contiguous."""
-    return memoryview(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def _laid_out(file: Path, header: Any, data: int, size: int) -> dict[str, Entry]:

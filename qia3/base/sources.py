@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qia3.base.gguf_file import check_gguf
 from qia3.base.shards import Entry, entries
 from qia3.errors import BaseModelError
 from qia3.progress import say
@@ -85,19 +86,6 @@ def resolve(reference: str) -> Source:
     return Source(reference, reference)
 
 
-def check_gguf(path: Path) -> None:
-    """Opens the file's index and compares its tensors' extents with the file's length. Raises BaseModelError on a broken or cut file."""
-    import gguf
-
-    try:
-        reader = gguf.GGUFReader(str(path))
-        end = max(int(t.data_offset) + int(t.n_bytes) for t in reader.tensors)
-    except Exception as error:  # the reader raises many types on a damaged file
-        raise BaseModelError(f"{path} is not a whole GGUF file ({error}); fetch it again") from error
-    if end > path.stat().st_size:
-        raise BaseModelError(f"{path} is cut short: its index needs {end} bytes, the file has {path.stat().st_size}; fetch it again")
-
-
 def check_weights(source: Source) -> dict[str, Entry] | None:
     """Where each tensor of a local folder lies, every extent checked; None for a GGUF file and for a hub id. Raises BaseModelError.
 
@@ -108,7 +96,9 @@ def check_weights(source: Source) -> dict[str, Entry] | None:
         return None
     found = entries(folder)
     if found is None:
-        raise BaseModelError(f"{folder} holds no model.safetensors; other formats (pickled .bin files) are never opened: convert them first")
+        raise BaseModelError(
+            f"{folder} holds no model.safetensors; other formats (pickled .bin files) are never opened: convert them first"
+        )
     if (folder / "adapter_config.json").exists():
         raise BaseModelError(f"{folder} holds an adapter (adapter_config.json); merge it into its base first, or take that file away")
     if "transformers_weights" in (config := read_config(folder)):

@@ -33,7 +33,7 @@ class Stream:
 
     model: Any
     dtype: torch.dtype
-    sources: Mapping[Place, tuple[Entry, tuple[Place, ...]]]
+    sources: dict[Place, tuple[Entry, tuple[Place, ...]]]
 
     def layers(self, names: Iterable[str]) -> Iterator[str]:
         """`names` of modules: each is filled when it is asked for, and emptied when the next one is; after the last, all others are filled."""
@@ -44,6 +44,7 @@ class Stream:
             layer._parameters.clear()  # quantised by now, and somebody may still hold the empty layer
         for module in self.model.modules():
             self._fill(module)
+        self.sources.clear()  # it holds the modules that are replaced from here on: the embedding
 
     def _fill(self, module: nn.Module) -> None:
         """The float type is the model's, as transformers has it, whatever type the file has."""
