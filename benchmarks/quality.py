@@ -49,7 +49,7 @@ SWEEP = {
     "qia3-int4": (5e-3, 1e-2, 2e-2, 4e-2, 8e-2),
     "lora-r8": (1e-3, 2e-3, 4e-3, 8e-3),
     "lora-r1": (4e-3, 1e-2, 2e-2),
-    "full": (5e-5, 1e-4, 2e-4),
+    "full": (5e-5, 1e-4),
 }
 SEEDLESS = ("zero-shot", "zero-shot-int4")
 VARIANTS = (

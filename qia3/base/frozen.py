@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
+
+from qia3.base.shards import raw
 
 
 @dataclass(frozen=True)
@@ -32,9 +34,19 @@ class BaseModel:
 
 def fingerprint(model: nn.Module) -> str:
     """SHA-256 (64 hex digits) of every tensor of the frozen base. Taken before vectors are added."""
+    return _digest(model.state_dict())
+
+
+def tables(model: nn.Module) -> str:
+    """The same of what is computed from the configuration and belongs to no state (rotary tables)."""
+    state = model.state_dict()
+    return _digest({name: buffer for name, buffer in model.named_buffers() if name not in state})
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        data = tensor.detach().cpu().contiguous()
+    for name, tensor in sorted(tensors.items()):
+        data = tensor.detach().cpu()
         digest.update(f"{name}|{data.dtype}|{tuple(data.shape)}|".encode())
-        digest.update(data.reshape(-1).view(torch.uint8).numpy().tobytes() if data.dim() else repr(data.item()).encode())
+        digest.update(raw(data) if data.dim() else repr(data.item()).encode())
     return digest.hexdigest()

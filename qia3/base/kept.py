@@ -3,6 +3,7 @@
 FOLDER/model.safetensors     every tensor of the 4-bit model, by its name in it; those that transformers does not save (rotary tables) too
 FOLDER/base.json             which modules are 4-bit and how, the fingerprint, what the base was made from
 FOLDER/config.json, ...      transformers' configuration and the tokenizer
+FOLDER/base.sha256           of all of them but the weights, whose fingerprint is in base.json
 
 Calibrated rounding adds up floats, and another processor or another number of threads adds them in another order: the codes may differ in a few
 places, and with them the fingerprint. So what is kept is what all builds share. A folder is whole or absent; torn or changed, it is refused.
@@ -10,26 +11,27 @@ places, and with them the fingerprint. So what is kept is what all builds share.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from qia3.base.frozen import BaseModel, fingerprint
+from qia3.base.frozen import BaseModel, fingerprint, tables
 from qia3.base.kinds import KINDS
 from qia3.base.modules import GridEmbedding, GridLinear
+from qia3.base.shards import file_entries
 from qia3.base.weights import GridWeight
 from qia3.errors import BaseModelError
 from qia3.storage import made_once
 
-WEIGHTS, FACTS = "model.safetensors", "base.json"
-TAKEN = ("block_size", "symmetric", "parameters", "calibration", "eight_bit", "codes", "format")
+WEIGHTS, FACTS, SEAL = "model.safetensors", "base.json", "base.sha256"
+TAKEN = ("fingerprint", "block_size", "symmetric", "parameters", "calibration", "eight_bit", "codes", "format")
 
 
 def keep(base: BaseModel, folder: Path) -> None:
@@ -42,12 +44,17 @@ def keep(base: BaseModel, folder: Path) -> None:
         base.model.generation_config.save_pretrained(scratch)
         base.tokenizer.save_pretrained(scratch)
         (scratch / FACTS).write_text(json.dumps(_facts(base), indent=1) + "\n", encoding="utf-8")
+        (scratch / SEAL).write_bytes(_seal(scratch).encode())
 
 
 def open_kept(folder: Path, reference: str) -> BaseModel:
     """The base as it was kept. Raises BaseModelError where it is torn or changed."""
+    changed = BaseModelError(f"the kept base {folder} has changed since it was written; delete it, and it is made again")
+    if (folder / SEAL).is_file() and (folder / SEAL).read_bytes() != _seal(folder).encode():
+        raise changed
     try:
         facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        file_entries(folder / WEIGHTS)  # every extent is checked before the file is mapped
         tensors = load_file(folder / WEIGHTS)
         config, tokenizer = AutoConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
         with torch.device("meta"):
@@ -55,15 +62,23 @@ def open_kept(folder: Path, reference: str) -> BaseModel:
         _put_modules(model, facts["modules"], tensors)
         _put_tensors(model, tensors)
         model.generation_config = GenerationConfig.from_pretrained(folder)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise BaseModelError(
-            f"the kept base {folder} cannot be read ({str(error).splitlines()[0]}); delete it, and it is made again"
-        ) from error
+        taken: dict[str, Any] = {name: tuple(v) if isinstance(v := facts[name], list) else v for name in TAKEN}
+        base = BaseModel(reference, model, tokenizer, **taken)
+    except Exception as error:  # a damaged file makes transformers and json raise many types
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise BaseModelError(f"the kept base {folder} cannot be read ({reason}); delete it, and it is made again") from error
     model.eval().requires_grad_(False)
-    if (found := fingerprint(model)) != facts["fingerprint"]:
-        raise BaseModelError(f"the kept base {folder} has changed since it was written; delete it, and it is made again")
-    taken: dict[str, Any] = {k: tuple(v) if isinstance(v := facts[k], list) else v for k in TAKEN}
-    return BaseModel(reference, model, tokenizer, found, **taken)
+    if fingerprint(model) != base.fingerprint or facts.get("tables", tables(model)) != tables(model):
+        raise changed
+    return base
+
+
+def _seal(folder: Path) -> str:
+    """SHA-256 of every file but the weights, which the fingerprint is for."""
+    digest = hashlib.sha256()
+    for file in sorted(f for f in folder.iterdir() if f.is_file() and f.name not in (WEIGHTS, SEAL)):
+        digest.update(f"{file.name}|{file.stat().st_size}|".encode() + file.read_bytes())
+    return digest.hexdigest()
 
 
 def _facts(base: BaseModel) -> dict[str, Any]:
@@ -75,8 +90,8 @@ def _facts(base: BaseModel) -> dict[str, Any]:
             modules[name] = {"store": first, "inputs": module.store.inputs, "kind": module.store.kind, "block": module.store.block_size}
             if isinstance(module, GridEmbedding):
                 modules[name]["scale"] = module.scale
-    taken = {k: getattr(base, k) for k in TAKEN}
-    return {"reference": Path(base.reference).name, "fingerprint": base.fingerprint, **taken, "modules": modules}
+    taken = {name: getattr(base, name) for name in TAKEN}
+    return {"reference": Path(base.reference).name, **taken, "tables": tables(base.model), "modules": modules}
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

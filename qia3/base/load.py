@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import logging
-import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -22,14 +23,16 @@ from qia3.base.frozen import BaseModel, fingerprint
 from qia3.base.gguf_codes import keep_q4_0
 from qia3.base.given import Given, parameters
 from qia3.base.kept import FACTS, keep, open_kept
+from qia3.base.memory import available_bytes
 from qia3.base.processor import has_fast
 from qia3.base.quantise import ALL_AT_FOUR, EightBit, Format, quantise_model
 from qia3.base.quantised import open_quantised
-from qia3.base.sources import Source, cache_folder, resolve
+from qia3.base.sources import Source, cache_folder, check_weights, resolve
+from qia3.base.streaming import open_stream
 from qia3.errors import BaseModelError
 from qia3.progress import say
 
-RECIPE = 2  # raised whenever the same source and settings give other codes
+RECIPE = 3  # raised whenever the same source and settings give other codes
 LEAST_KEPT = 10_000_000  # parameters; a smaller base is made as fast as it is read
 T = TypeVar("T")
 
@@ -38,6 +41,18 @@ class Track(Protocol):
     """Wraps the items of a long loop, whose title is given (a progress bar)."""
 
     def __call__(self, items: list[T], title: str) -> Iterable[T]: ...
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a base is to be. `text` names the calibration's text in the manifest."""
+
+    block_size: int
+    symmetric: bool
+    calibration: str
+    text: str
+    eight_bit: EightBit
+    format: Format
 
 
 def load_base(
@@ -56,34 +71,68 @@ def load_base(
     Raises BaseModelError with one clear line.
     """
     source = resolve(reference)
-    text = _named(calibration)
-    folder = _kept_folder(source, block_size, symmetric, text, eight_bit.roles, format)
+    asked = Asked(block_size, symmetric, calibration, _named(calibration), eight_bit, format)
+    folder = _kept_folder(source, asked)
     if folder is not None and (folder / FACTS).is_file():
         say(f"the base was quantised before: {folder}")
         with _quiet():
             return open_kept(folder, reference)
     with _quiet():
-        model, tokenizer, given = _open(source)
-        count = parameters(model)
-        model.eval()
-        if given is not None:
-            format = "nf4" if given.codes == "nf4" else "int4"
-        at_eight = eight_bit.find(model)
-        if given is not None:
-            say(
-                f"{given.layers} layers keep their {given.codes} codes, block {given.block_size}; the rest is quantised without calibration"
-            )
-        windows = _windows(model, tokenizer, "none" if given or format == "nf4" else calibration, track)
-        say("quantising" + ("" if windows is None else f", each layer for the inputs it gets ({windows.numel():,} tokens)"))
-        quantise_model(model, block_size, symmetric, lambda names: track(names, "quantising"), windows, at_eight, format)
-        named = "none" if windows is None else text
-        grid = (block_size, symmetric) if given is None else (given.block_size, given.symmetric)
-        codes = "own" if given is None else given.codes
-        base = BaseModel(reference, model, tokenizer, fingerprint(model), *grid, count, named, eight_bit.roles, codes, format)
-        if folder is None or count < LEAST_KEPT:
+        base = _make(source, asked, track)
+        if folder is None or base.parameters < LEAST_KEPT:
             return base
         keep(base, folder)
+        del base  # the same bytes are not held twice
+        gc.collect()
         return open_kept(folder, reference)
+
+
+def _make(source: Source, asked: Asked, track: Track) -> BaseModel:
+    """With the codes that it came with; else streamed from the files where it can be: calibrating needs the whole float model."""
+    files = check_weights(source)
+    tokenizer = _tokenizer(source)
+    with _told(source):
+        model, given = open_quantised(source) or (None, None)
+    if model is not None and given is not None:
+        return _quantised(source, model, tokenizer, replace(asked, calibration="none", text="none"), track, given)
+    plain = (asked.calibration == "none" or asked.format == "nf4") and not asked.eight_bit.roles
+    stream = open_stream(Path(source.name), files) if files is not None and plain else None
+    if stream is not None:
+        return _quantised(source, stream.model, tokenizer, asked, track, None, stream.layers)
+    model = _float_model(source)
+    with _told(source):
+        given = keep_q4_0(model, Path(source.name) / source.gguf_file) if source.gguf_file else None
+    if given is not None:
+        asked = replace(asked, calibration="none", text="none")
+    return _quantised(source, model, tokenizer, asked, track, given)
+
+
+def _quantised(
+    source: Source,
+    model: Any,
+    tokenizer: Any,
+    asked: Asked,
+    track: Track,
+    given: Given | None,
+    layers: Callable[[Iterable[str]], Iterable[str]] = lambda names: names,
+) -> BaseModel:
+    """`given`: the codes that some of its layers have already. `layers` fills what is streamed, one after the other."""
+    count, format = parameters(model), asked.format
+    model.eval()
+    if given is not None:
+        format = "nf4" if given.codes == "nf4" else "int4"
+        rest = "stays float" if format == "nf4" else "is quantised without calibration"
+        say(f"{given.layers} layers keep their {given.codes} codes, block {given.block_size}; the rest {rest}")
+    at_eight = asked.eight_bit.find(model) if asked.eight_bit.roles else frozenset()
+    windows = None if format == "nf4" else _windows(model, tokenizer, asked.calibration, track)
+    say("quantising" + ("" if windows is None else f", each layer for the inputs it gets ({windows.numel():,} tokens)"))
+    each = lambda names: layers(track(names, "quantising"))  # noqa: E731 (it is handed on once)
+    quantise_model(model, asked.block_size, asked.symmetric, each, windows, at_eight, format)
+    text = "none" if windows is None else asked.text
+    grid = (asked.block_size, asked.symmetric) if given is None else (given.block_size, given.symmetric)
+    codes = "own" if given is None else given.codes
+    roles = asked.eight_bit.roles
+    return BaseModel(source.reference, model, tokenizer, fingerprint(model), *grid, count, text, roles, codes, format)
 
 
 def _windows(model: Any, tokenizer: Any, calibration: str, track: Track) -> Tensor | None:
@@ -94,7 +143,7 @@ def _windows(model: Any, tokenizer: Any, calibration: str, track: Track) -> Tens
     if calibration != "own":
         return read_windows(tokenizer, Path(calibration), length)
     if not has_fast(dtype := next(model.parameters()).dtype):
-        if 4 * model.num_parameters() > _free_memory():
+        if 4 * model.num_parameters() > available_bytes():
             say(f"not calibrated: sampling from {dtype} weights needs them in float32, which do not fit; give a text (calibration = PATH)")
             return None
         model.float()
@@ -107,41 +156,43 @@ def _named(calibration: str) -> str:
     return calibration if calibration in ("own", "none") else f"text {hashlib.sha256(read_text(Path(calibration)).encode()).hexdigest()}"
 
 
-def _kept_folder(source: Source, block_size: int, symmetric: bool, text: str, eight_bit: tuple[str, ...], format: Format) -> Path | None:
+def _kept_folder(source: Source, asked: Asked) -> Path | None:
     """Where this very base is kept: by what it is made from and how. None for a hub's models, whose files are not known before they load."""
     identity = source.identity()
     if identity is None:
         return None
-    key = json.dumps(
-        [identity, block_size, symmetric, text, RECIPE, *([eight_bit] if eight_bit else []), *([format] if format != "int4" else [])]
-    )
+    rare = [*([asked.eight_bit.roles] if asked.eight_bit.roles else []), *([asked.format] if asked.format != "int4" else [])]
+    key = json.dumps([identity, asked.block_size, asked.symmetric, asked.text, RECIPE, *rare])
     return cache_folder() / "bases" / hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
-def _free_memory() -> int:
-    """Bytes that are not in use, as far as the system tells."""
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if "SC_AVPHYS_PAGES" in os.sysconf_names else 2**62
-
-
-def _open(source: Source) -> tuple[Any, Any, Given | None]:
-    """The float model and its tokenizer, weights as safetensors or GGUF only; and what codes it keeps where it came with some."""
-    extra = {} if source.gguf_file is None else {"gguf_file": source.gguf_file}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source.name, **extra)
-        # a GGUF file is dequantised to float32; other weights are read in the type they are stored in
-        dtype = torch.float32 if source.gguf_file else "auto"
-        model, given = open_quantised(source) or (
-            AutoModelForCausalLM.from_pretrained(source.name, dtype=dtype, use_safetensors=True if not extra else None, **extra),
-            None,
-        )
-        if source.gguf_file:
-            given = keep_q4_0(model, Path(source.name) / source.gguf_file)
-    except Exception as error:  # transformers raises many types; the user needs one line
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise BaseModelError(f"cannot load the base model {source.reference!r}: {reason}") from error
+def _tokenizer(source: Source) -> Any:
+    with _told(source):
+        tokenizer = AutoTokenizer.from_pretrained(source.name, **_gguf(source))
     if not getattr(tokenizer, "is_fast", False):
         raise BaseModelError(f"the tokenizer of {source.reference!r} has no tokenizer.json form, which the device runtime needs")
-    return model, tokenizer, given
+    return tokenizer
+
+
+def _float_model(source: Source) -> Any:
+    """By transformers, from safetensors or GGUF only. A GGUF file is dequantised to float32; other weights keep the type they are stored in."""
+    dtype, safe = (torch.float32, None) if source.gguf_file else ("auto", True)
+    with _told(source):
+        return AutoModelForCausalLM.from_pretrained(source.name, dtype=dtype, use_safetensors=safe, **_gguf(source))
+
+
+def _gguf(source: Source) -> dict[str, str]:
+    return {} if source.gguf_file is None else {"gguf_file": source.gguf_file}
+
+
+@contextmanager
+def _told(source: Source) -> Iterator[None]:
+    """transformers raises many types; the user needs one line."""
+    try:
+        yield
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise BaseModelError(f"cannot load the base model {source.reference!r}: {reason}") from error
 
 
 @contextmanager

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from qia3.base.product import product
 from qia3.base.weights import GridWeight
 
 
@@ -32,7 +32,7 @@ class GridLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         # x [..., K] -> [..., N]
         dtype = self.store.compute or x.dtype
-        return F.linear(x.to(dtype), self.store.dense(dtype), None if self.bias is None else self.bias.to(dtype)).to(x.dtype)
+        return product(x.to(dtype), self.store, None if self.bias is None else self.bias.to(dtype)).to(x.dtype)
 
     def fold(self, vector: Tensor) -> None:
         """Output row n times vector[n], scales and bias alike."""

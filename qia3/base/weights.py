@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from qia3.grids import int4
 from qia3.grids.calibrated import Seen, quantise_calibrated
 
+AT_ONCE = 1 << 18  # entries of a weight that are float32 at a time: what a processor's cache holds, and no holes in the heap
+
 
 class GridWeight(nn.Module):
     """[outputs, inputs] on a grid. `compute` is the type that products run in, None for that of their input.
@@ -59,15 +61,27 @@ class GridWeight(nn.Module):
 
     def dense(self, dtype: torch.dtype) -> Tensor:
         """The whole weight [N, K] in `dtype`."""
-        if self._dense is not None and self._dense.dtype == dtype:
-            return self._dense
-        return self.rows(slice(None), dtype)
+        return self._dense if self._dense is not None and self.holds(dtype) else self._dequantised(dtype)
+
+    def holds(self, dtype: torch.dtype) -> bool:
+        """Whether `dense` has it ready."""
+        return self._dense is not None and self._dense.dtype == dtype
+
+    def _dequantised(self, dtype: torch.dtype) -> Tensor:
+        """On a CPU some rows at a time: what they go through on the way stays in its cache, which is 3 to 7 times faster, and small."""
+        device = next(self.buffers()).device
+        if device.type != "cpu":
+            return self.rows(slice(None), dtype)
+        whole, step = torch.empty(self.outputs, self.inputs, dtype=dtype), max(1, AT_ONCE // self.inputs)
+        for start in range(0, self.outputs, step):
+            whole[start : start + step] = self.rows(slice(start, start + step), dtype)
+        return whole
 
     def hold_dense(self, dtype: torch.dtype | None) -> None:
         """Keeps the dequantised weight in `dtype` until called with None."""
         self._dense = None
         if dtype is not None:
-            self._dense = self.rows(slice(None), dtype)
+            self._dense = self._dequantised(dtype)
 
     def fold(self, vector: Tensor) -> None:
         """Multiplies output row n by vector[n], float32 [N]: one multiply on the scales. Raises ValueError where it does not fold."""
@@ -93,11 +107,11 @@ class Int4Weight(GridWeight):
 
     @classmethod
     def from_float(cls, weight: Tensor, block_size: int, symmetric: bool, seen: Seen | None = None) -> Int4Weight:
-        """Quantises a float weight [N, K]; for the inputs it will get, where they are known."""
-        dense = np.ascontiguousarray(weight.detach().float().cpu().numpy())
+        """Quantises a float weight [N, K]; for the inputs it will get, where they are known. Without, some rows at a time: no copy is whole."""
         if seen is None:
-            return cls(int4.quantise(dense, block_size, symmetric))
-        return cls(quantise_calibrated(dense, seen, block_size, symmetric))
+            rows = torch.split(weight.detach(), max(1, AT_ONCE // weight.shape[1]))
+            return cls(int4.joined([int4.quantise(_floats(part), block_size, symmetric) for part in rows]))
+        return cls(quantise_calibrated(_floats(weight.detach()), seen, block_size, symmetric))
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], inputs: int, block_size: int) -> Int4Weight:
@@ -125,3 +139,7 @@ class Int4Weight(GridWeight):
 
     def _scaled(self, vector: np.ndarray[Any, Any]) -> Tensor:
         return torch.from_numpy(int4.fold(self.grid, vector).scales).to(self.codes.device)
+
+
+def _floats(weight: Tensor) -> int4.Floats:
+    return np.ascontiguousarray(weight.float().cpu().numpy())

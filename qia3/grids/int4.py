@@ -30,6 +30,7 @@ Source of the layout: docs/ContribOperators.md of ONNX Runtime, com.microsoft.Ma
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -113,6 +114,15 @@ def quantise(weight: Floats, block_size: int, symmetric: bool = False) -> Int4:
         steps[part], scales[part], zeros[part] = choose(flat[part], importance, symmetric)
     shape = (outputs, blocks)
     return assemble(steps.reshape(*shape, block_size), scales.reshape(shape), zeros.reshape(shape), inputs, symmetric)
+
+
+def joined(parts: Sequence[Int4]) -> Int4:
+    """The rows of several weights on one grid, one after the other."""
+    if len(parts) == 1:
+        return parts[0]
+    zeros = [p.zero_points for p in parts if p.zero_points is not None]
+    codes, scales = np.concatenate([p.codes for p in parts]), np.concatenate([p.scales for p in parts])
+    return Int4(codes, scales, np.concatenate(zeros) if zeros else None, parts[0].inputs)
 
 
 def check(weight: Floats, block_size: int) -> None:

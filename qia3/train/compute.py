@@ -8,9 +8,12 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from qia3.base.memory import available_bytes
 from qia3.base.modules import GridLinear
 from qia3.base.processor import has_fast
-from qia3.base.weights import GridWeight
+from qia3.train import processes
+
+SHARE = 0.5
 
 
 def choose_compute(asked: str) -> torch.dtype:
@@ -20,11 +23,20 @@ def choose_compute(asked: str) -> torch.dtype:
     return torch.bfloat16 if has_fast(torch.bfloat16) else torch.float32
 
 
-def set_compute(model: nn.Module, head: nn.Module | None, dtype: torch.dtype | None) -> None:
-    """Makes every linear layer multiply in `dtype` and keep its dequantised weight; the head stays float32, so that losses are. None undoes it."""
-    head_store = head.store if isinstance(head, GridLinear) else None
-    for store in model.modules():
-        if isinstance(store, GridWeight):
-            kept = torch.float32 if store is head_store and dtype is not None else dtype
-            store.compute = kept
-            store.hold_dense(kept)
+def set_compute(model: nn.Module, head: nn.Module | None, dtype: torch.dtype | None) -> str:
+    """Makes every linear layer multiply in `dtype`; the head stays float32, so that losses are. None undoes it.
+
+    The dequantised weights are held where they take up to SHARE of the free memory; else each product makes its own, and once more in the
+    backward pass (qia3.base.product). Returns a line that says which.
+    """
+    kinds = {m.store: torch.float32 if m is head and dtype is not None else dtype for m in model.modules() if isinstance(m, GridLinear)}
+    needed = sum(store.outputs * store.inputs * kind.itemsize for store, kind in kinds.items() if kind is not None)
+    free = available_bytes(next(model.parameters()).device) // processes.count()
+    holds = needed <= SHARE * free
+    for store, kind in kinds.items():
+        store.compute = kind
+        store.hold_dense(kind if holds else None)
+    size, room = f"{needed / 2**30:.2f} GiB", f"{free / 2**30:.2f} GiB free"
+    return (
+        f"weights are dequantised once and held ({size}, {room})" if holds else f"weights are dequantised in each product ({size}, {room})"
+    )

@@ -156,7 +156,7 @@ def read_record(path: Path) -> Record:
 @contextmanager
 def _computing(model: PreTrainedModel, dtype: torch.dtype, settings: Train) -> Iterator[None]:
     """The model as training runs it, and as it was afterwards."""
-    set_compute(model, model.get_output_embeddings(), dtype)
+    say(set_compute(model, model.get_output_embeddings(), dtype))
     if settings.gradient_checkpointing:
         _switch(model, "enable", {"use_reentrant": False})
     try:

@@ -1,0 +1,40 @@
+"""How much memory there is to take: what the system says is available, and what a container's limit leaves."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+MEMINFO = Path("/proc/meminfo")
+GROUP = Path("/sys/fs/cgroup")  # a container's own, version 2
+
+
+def available_bytes(device: torch.device | None = None) -> int:
+    """Bytes that can be taken without another program losing its own: of a GPU's memory, or of the machine's.
+
+    Files in the page cache count as available, since the system drops them when memory is asked for.
+    """
+    if device is not None and device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return min(_machine(), _container())
+
+
+def _machine() -> int:
+    if MEMINFO.is_file():
+        lines = dict(line.split(":", 1) for line in MEMINFO.read_text().splitlines() if ":" in line)
+        if "MemAvailable" in lines:
+            return int(lines["MemAvailable"].split()[0]) * 1024
+    names = os.sysconf_names if hasattr(os, "sysconf_names") else {}
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if "SC_AVPHYS_PAGES" in names else 1 << 62
+
+
+def _container() -> int:
+    """The limit, less what is used; without one (or without a container) more than there is."""
+    try:
+        limit, used = (GROUP / "memory.max").read_text().strip(), int((GROUP / "memory.current").read_text())
+        cached = next(line for line in (GROUP / "memory.stat").read_text().splitlines() if line.startswith("inactive_file "))
+        return 1 << 62 if limit == "max" else int(limit) - used + int(cached.split()[1])
+    except (OSError, ValueError, StopIteration):
+        return 1 << 62

@@ -1,0 +1,114 @@
+"""A model folder made 4-bit without ever being in memory as floats: a model of shapes alone is filled and quantised layer by layer.
+
+    shapes  ->  layer 1: read, quantised, released  ->  layer 2  ->  ...  ->  what is left is read: norms, biases, the embedding
+
+So the peak is the 4-bit size and one tensor. Buffers (rotary tables) are computed as the model's own code does it; only parameters are empty.
+
+It is taken where loading is nothing but copying: every parameter stands in the files under its own name, or under one that it is tied to.
+Where transformers renames, fuses or converts (experts in one tensor, 8-bit files, parts kept in float32), the model is loaded by transformers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+from transformers.conversion_mapping import get_model_conversion_mapping
+
+from qia3.base.shards import Entry, read
+
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+Place = tuple[nn.Module, str]
+
+
+@dataclass(frozen=True)
+class Stream:
+    """`model` has no parameters yet; `sources` tells for each place of a parameter where its bytes are, and all places that share it."""
+
+    model: Any
+    dtype: torch.dtype
+    sources: dict[Place, tuple[Entry, tuple[Place, ...]]]
+
+    def layers(self, names: Iterable[str]) -> Iterator[str]:
+        """`names` of modules: each is filled when it is asked for, and emptied when the next one is; after the last, all others are filled."""
+        for name in names:
+            layer = self.model.get_submodule(name)
+            self._fill(layer)
+            yield name
+            layer._parameters.clear()  # quantised by now, and somebody may still hold the empty layer
+        for module in self.model.modules():
+            self._fill(module)
+        self.sources.clear()  # it holds the modules that are replaced from here on: the embedding
+
+    def _fill(self, module: nn.Module) -> None:
+        """The float type is the model's, as transformers has it, whatever type the file has."""
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter.is_meta:
+                entry, places = self.sources[module, name]
+                filled = nn.Parameter(read(entry).to(self.dtype), requires_grad=False)
+                for holder, attribute in places:
+                    holder._parameters[attribute] = filled
+
+
+def open_stream(folder: Path, found: Mapping[str, Entry]) -> Stream | None:
+    """The empty model of a folder whose files hold `found`; None where transformers would do more than copy, or cannot read it either."""
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        dtype = _dtype(config, found)
+        if dtype is None or getattr(config, "quantization_config", None) is not None:
+            return None
+        with init_empty_weights(include_buffers=False):
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        model.tie_weights()  # every assignment under init_empty_weights makes a parameter of its own
+        sources = _sources(model, found)
+        if sources is None or _converted(model, dtype):
+            return None
+        model.generation_config = _generation(folder)
+    except Exception:  # transformers raises many types; it is asked to load the folder by itself then, and what it says is told
+        return None
+    return Stream(model, dtype, sources)
+
+
+def _dtype(config: Any, found: Mapping[str, Entry]) -> torch.dtype | None:
+    """The configuration's type, else the files' only one: as transformers chooses it."""
+    kinds = {entry.dtype for entry in found.values() if entry.dtype.is_floating_point}
+    chosen = config.dtype or (next(iter(kinds)) if len(kinds) == 1 else None)
+    return chosen if chosen in FLOATS else None
+
+
+def _converted(model: Any, dtype: torch.dtype) -> bool:
+    """Whether transformers changes anything on the way from file to parameter, or keeps a part of the model in another type."""
+    apart = model._keep_in_fp32_modules or model._keep_in_fp32_modules_strict
+    return bool(get_model_conversion_mapping(model, add_legacy=False)) or bool(apart and dtype != torch.float32)
+
+
+def _sources(model: nn.Module, found: Mapping[str, Entry]) -> dict[Place, tuple[Entry, tuple[Place, ...]]] | None:
+    """None if a parameter is in no file, in two that might differ, or in one of another shape; or if a buffer belongs to the state, too."""
+    names: dict[nn.Parameter, list[tuple[str, Place]]] = {}
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                names.setdefault(parameter, []).append((f"{prefix}.{name}" if prefix else name, (module, name)))
+    sources: dict[Place, tuple[Entry, tuple[Place, ...]]] = {}
+    for parameter, seen in names.items():
+        own = [found[name] for name, _ in seen if name in found]
+        if len(own) != 1 or own[0].shape != tuple(parameter.shape) or own[0].dtype not in FLOATS:
+            return None
+        places = tuple(place for _, place in seen)
+        sources |= dict.fromkeys(places, (own[0], places))
+    state = {name for seen in names.values() for name, _ in seen}
+    return sources if set(model.state_dict()) <= state else None
+
+
+def _generation(folder: Path) -> GenerationConfig:
+    """As transformers finds it: a file of its own, else what config.json says."""
+    try:
+        return GenerationConfig.from_pretrained(folder)
+    except OSError:
+        return GenerationConfig.from_pretrained(folder, config_file_name="config.json", _from_model_config=True)

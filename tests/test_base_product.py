@@ -1,0 +1,118 @@
+"""Products whose dequantised weight is not kept: the same values and gradients, and nothing of a weight's size between forward and backward."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from test_train import EXAMPLES, SETTINGS, TREES, adapted
+from torch.autograd.graph import saved_tensors_hooks
+
+from qia3.base import memory
+from qia3.base.modules import GridLinear
+from qia3.base.weights import GridWeight, Int4Weight
+from qia3.grids import int4
+from qia3.ia3.vectors import get_vectors, start_vectors
+from qia3.train import compute
+from qia3.train.batches import padded
+from qia3.train.compute import set_compute
+from qia3.train.model import VectorModel
+from qia3.train.run import train_vectors
+
+
+def free(monkeypatch, amount):
+    monkeypatch.setattr(compute, "available_bytes", lambda device=None: amount)
+
+
+def gradients(model, scaled):
+    """The loss and every vector's gradient, and what autograd saved for them."""
+    saved: list[torch.Tensor] = []
+    start_vectors(scaled, None)
+    with saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        loss = VectorModel(model, scaled)(**padded(TREES))["loss"]
+    loss.backward()
+    return float(loss.detach()), {n: s.delta.grad.clone() for n, s in scaled.items()}, saved
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2", "phi3"])
+def test_a_weight_dequantised_twice_gives_the_values_and_gradients_of_one_that_is_held(family, dtype, monkeypatch):
+    model, scaled = adapted(family)
+    results = []
+    for room in (1 << 40, 0):
+        free(monkeypatch, room)
+        set_compute(model, model.get_output_embeddings(), dtype)
+        assert all(m.store.holds(m.store.compute) == bool(room) for m in model.modules() if isinstance(m, GridLinear))
+        results.append(gradients(model, scaled)[:2])
+    (held_loss, held), (loss, found) = results
+    assert loss == pytest.approx(held_loss, abs=1e-6)
+    for name in held:
+        torch.testing.assert_close(found[name], held[name], rtol=1e-6, atol=1e-6)
+    assert max(float(g.abs().max()) for g in held.values()) > 1e-3
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_no_dequantised_weight_lives_between_forward_and_backward(family, monkeypatch):
+    model, scaled = adapted(family)
+    stores = [m for m in model.modules() if isinstance(m, GridWeight)]
+    shapes = {s for store in stores for s in ((store.outputs, store.inputs), (store.inputs, store.outputs))}
+    free(monkeypatch, 0)
+    set_compute(model, model.get_output_embeddings(), torch.float32)
+    assert not [t.shape for t in gradients(model, scaled)[2] if tuple(t.shape) in shapes]
+    free(monkeypatch, 1 << 40)
+    set_compute(model, model.get_output_embeddings(), torch.float32)
+    kept = {store._dense.untyped_storage().data_ptr() for store in stores if store._dense is not None}
+    weights = [t for t in gradients(model, scaled)[2] if tuple(t.shape) in shapes]
+    assert weights
+    assert {t.untyped_storage().data_ptr() for t in weights} <= kept  # torch keeps what is held anyway
+
+
+def test_a_frozen_product_keeps_its_weight_and_not_its_input():
+    """What the choice above rests on: for grad_x = grad_y W torch needs W; a vector on the output keeps the output, y * l."""
+    x, weight, vector = torch.randn(5, 32, requires_grad=True), torch.randn(7, 32), torch.randn(7, requires_grad=True)
+    saved: list[torch.Tensor] = []
+    with saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        y = torch.nn.functional.linear(x, weight)
+        assert [t.untyped_storage().data_ptr() for t in saved] == [weight.untyped_storage().data_ptr()]
+        saved.clear()
+        _ = y * vector
+    assert {tuple(t.shape) for t in saved} == {(5, 7), (7,)}
+
+
+def test_training_says_which_way_was_taken_and_gives_the_same_vectors(tmp_path, monkeypatch, capsys):
+    results = []
+    for room, said in ((1 << 40, "dequantised once and held"), (0, "dequantised in each product")):
+        free(monkeypatch, room)
+        model, scaled = adapted()
+        train_vectors(model, scaled, EXAMPLES, SETTINGS.model_copy(update={"steps": 3}), 0, tmp_path / str(room), "t")
+        assert said in capsys.readouterr().err
+        results.append(get_vectors(scaled))
+    for name, vector in results[0].items():
+        np.testing.assert_allclose(results[1][name], vector, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(7, 50), (2000, 300), (3, 600_000)])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_rows_at_a_time_are_the_rows_at_once(shape, symmetric):
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0)).bfloat16()
+    store, whole = Int4Weight.from_float(weight, 64, symmetric), int4.quantise(weight.float().numpy(), 64, symmetric)
+    for name in ("codes", "scales", "zero_points"):
+        np.testing.assert_array_equal(getattr(store.grid, name), getattr(whole, name))
+    assert torch.equal(store.dense(torch.bfloat16), store.rows(slice(None), torch.bfloat16))
+
+
+def test_available_memory_is_the_least_of_the_machine_and_its_container(tmp_path, monkeypatch):
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal: 16000 kB\nMemFree: 1000 kB\nMemAvailable: 9000 kB\n")
+    monkeypatch.setattr(memory, "MEMINFO", meminfo)
+    monkeypatch.setattr(memory, "GROUP", tmp_path)
+    assert memory.available_bytes() == 9000 * 1024  # no container
+    for name, content in {
+        "memory.max": "6000000\n",
+        "memory.current": "5000000\n",
+        "memory.stat": "anon 7\ninactive_file 300000\n",
+    }.items():
+        (tmp_path / name).write_text(content)
+    assert memory.available_bytes() == 1_300_000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory.available_bytes() == 9000 * 1024
