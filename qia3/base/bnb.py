@@ -19,14 +19,16 @@ import json
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from qia3.base.nf4 import Nf4Weight
 from qia3.base.tensors import Tensors
 from qia3.grids import nf4
 
 STATE = ".weight.quant_state.bitsandbytes__nf4"
+BYTES, FLOAT = (torch.uint8,), (torch.float32,)
 LARGEST_STATE = 1 << 16  # bytes of JSON
-Need = tuple[tuple[str, ...], tuple[int, ...]]  # possible types, shape
+Need = tuple[tuple[torch.dtype, ...], tuple[int, ...]]  # possible types, shape
 
 
 @dataclass(frozen=True)
@@ -54,14 +56,14 @@ class BnbLayout:
         entries = inputs * outputs
         scales = -(-entries // state.block_size)
         found: dict[str, Need] = {
-            "weight": (("U8",), (-(-entries // 2), 1)),
-            "weight.absmax": (("F32",) if state.nested_block is None else ("U8",), (scales,)),
-            "weight.quant_map": (("F32",), (16,)),
-            STATE.removeprefix("."): (("U8",), tensors.places[name + STATE].shape),
+            "weight": (BYTES, (-(-entries // 2), 1)),
+            "weight.absmax": (FLOAT if state.nested_block is None else BYTES, (scales,)),
+            "weight.quant_map": (FLOAT, (16,)),
+            STATE.removeprefix("."): (BYTES, tensors.places[name + STATE].shape),
         }
         if state.nested_block is not None:
-            found["weight.nested_absmax"] = (("F32",), (-(-scales // state.nested_block),))
-            found["weight.nested_quant_map"] = (("F32",), (256,))
+            found["weight.nested_absmax"] = (FLOAT, (-(-scales // state.nested_block),))
+            found["weight.nested_quant_map"] = (FLOAT, (256,))
         return found
 
     def weight(self, name: str, tensors: Tensors) -> Nf4Weight:
@@ -81,7 +83,7 @@ class BnbLayout:
 def read_state(name: str, tensors: Tensors) -> State:
     """Raises ValueError on one that is damaged or of another kind."""
     place = tensors.places[name + STATE]
-    if place.dtype != "U8" or len(place.shape) != 1 or place.shape[0] > LARGEST_STATE:
+    if place.dtype != torch.uint8 or len(place.shape) != 1 or place.shape[0] > LARGEST_STATE:
         raise ValueError("its quant_state is no JSON text")
     try:
         found = json.loads(tensors.read(name + STATE).numpy().tobytes())

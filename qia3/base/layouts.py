@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from qia3.base.bnb import BnbLayout, Need
@@ -25,8 +26,9 @@ from qia3.grids.grouped import block_of, group_inputs
 from qia3.grids.int4 import Int4
 
 READ = "4-bit GPTQ (checkpoint_format gptq or gptq_v2), 4-bit AWQ (version gemm), bitsandbytes NF4, GGUF files, and float weights in safetensors"
-FLOATS = ("F16", "BF16", "F32")
-TYPES: dict[str, tuple[str, ...]] = {"qweight": ("I32",), "qzeros": ("I32",), "scales": FLOATS, "g_idx": ("I32",), "bias": FLOATS}
+FLOATS = (torch.float16, torch.bfloat16, torch.float32)
+WORDS = (torch.int32,)
+TYPES = {"qweight": WORDS, "qzeros": WORDS, "scales": FLOATS, "g_idx": WORDS, "bias": FLOATS}
 
 
 class Layout(Protocol):

@@ -27,7 +27,7 @@ from qia3.base.given import Given, put
 from qia3.base.layouts import FLOATS, Layout, read_layout
 from qia3.base.modules import GridLinear
 from qia3.base.sources import Source
-from qia3.base.tensors import Tensors
+from qia3.base.tensors import Tensors, kind
 from qia3.errors import BaseModelError
 
 WANTED = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]  # of a hub's model
@@ -58,7 +58,8 @@ def check(model: nn.Module, layout: Layout, tensors: Tensors) -> None:
     wrong = [f"{name} is missing" for name, _ in needed.items() if name not in places]
     for name, (types, shape) in needed.items():
         if name in places and (places[name].dtype not in types or places[name].shape != shape):
-            wrong.append(f"{name} is {places[name].dtype} {list(places[name].shape)} and should be {types[0]} {list(shape)}")
+            wanted = str(types[0]).removeprefix("torch.")
+            wrong.append(f"{name} is {kind(places[name])} {list(places[name].shape)} and should be {wanted} {list(shape)}")
     wrong += [f"{name} has no place in the model" for name in places if name not in needed and not _is_idle(model, name)]
     if wrong:
         rest = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
