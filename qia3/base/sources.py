@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qia3.base.gguf_header import check_header
 from qia3.errors import BaseModelError
 from qia3.progress import say
 
@@ -88,6 +89,7 @@ def check_gguf(path: Path) -> None:
     import gguf
 
     try:
+        check_header(path)
         reader = gguf.GGUFReader(str(path))
         end = max(int(t.data_offset) + int(t.n_bytes) for t in reader.tensors)
     except Exception as error:  # the reader raises many types on a damaged file
