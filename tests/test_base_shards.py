@@ -213,7 +213,7 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), r"pickled \.bin files\) are never opened"),
+        (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), "such files are pickles and are not opened"),
         (lambda f: (f / "adapter_config.json").write_text('{"base_model_name_or_path": "somewhere/else"}'), "holds an adapter"),
         (lambda f: edit(f, transformers_weights="adapter_model.bin"), "weights of its own"),
         (lambda f: edit(f, num_hidden_layers=10**9), "asks for 1000000000 layers, and the files hold"),

@@ -79,8 +79,11 @@ def configure(folder: Path, **changes: object) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
-def write_q4_0(folder: Path, family: str = "llama", others: str = "Q8_0", tied: bool = True) -> tuple[Path, dict[str, Int4]]:
-    """A GGUF file as llama.cpp's converter and quantiser make it: Q4_0 layers, rotary rows in its order, the embedding in another format."""
+def write_gguf(folder: Path, family: str = "llama", layers: str = "Q4_0", tied: bool = True) -> tuple[Path, dict[str, Int4]]:
+    """A GGUF file as llama.cpp's converter and quantiser make it: rotary rows in its order, layers in one format, the embedding in Q8_0.
+
+    In another format than Q4_0 the layers hold what the codes are worth, rounded again.
+    """
     write_base(folder, family, tied=tied)
     model, words = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     config, writer = model.config, gguf.GGUFWriter(str(folder / "model.gguf"), family)
@@ -91,10 +94,12 @@ def write_q4_0(folder: Path, family: str = "llama", others: str = "Q8_0", tied: 
         module, _, kind = name.rpartition(".")
         place = f"{names.get_name(module)}.{kind}"
         if kind == "weight" and module in wrote:
-            raw = pack_q4_0(rows(wrote[module], rotary_order(module, config) if family == "llama" else np.arange(wrote[module].outputs)))
-            writer.add_tensor(place, raw, raw_dtype=gguf.GGMLQuantizationType.Q4_0)
+            weight = rows(wrote[module], rotary_order(module, config) if family == "llama" else np.arange(wrote[module].outputs))
+            format_ = gguf.GGMLQuantizationType[layers]
+            raw = pack_q4_0(weight) if layers == "Q4_0" else gguf.quants.quantize(int4.dequantise(weight), format_)
+            writer.add_tensor(place, raw, raw_dtype=format_)
         elif tensor.dim() == 2 and not (tied and name == "lm_head.weight"):
-            format_ = gguf.GGMLQuantizationType[others]
+            format_ = gguf.GGMLQuantizationType.Q8_0
             writer.add_tensor(place, gguf.quants.quantize(tensor.numpy(), format_), raw_dtype=format_)
         elif tensor.dim() == 1:
             writer.add_tensor(place, tensor.numpy())

@@ -10,10 +10,11 @@ made, entry by entry. (q - 8) * d is exact in float32, 4 bits by 11, so equal is
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
@@ -28,35 +29,27 @@ from qia3.grids.q4_0 import rows, unpack_q4_0
 
 
 def keep_q4_0(model: Any, path: Path) -> Given | None:
-    """Puts the file's codes in place of the float layers made from them. None where the file has no such layers."""
-    raws = _q4_0_tensors(path)
-    if not raws:
+    """Puts the file's codes in place of the float layers made from them. None, and nothing changed, where most weights have other formats."""
+    reader = gguf.GGUFReader(str(path))
+    raws = {t.name: t.data for t in reader.tensors if t.tensor_type == gguf.GGMLQuantizationType.Q4_0 and t.data.ndim == 2}
+    embedding = model.get_input_embeddings().weight
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and m.weight is not embedding}
+    place = _places(reader, model.config.get_text_config().num_hidden_layers)
+    ours = [name for name in layers if place(name) in raws]
+    if 2 * sum(layers[name].weight.numel() for name in ours) <= sum(layer.weight.numel() for layer in layers.values()):
         return None
-    name_of = _names(path, model)
-    embedding = model.get_input_embeddings()
-    for name, layer in list(model.named_modules()):
-        if isinstance(layer, nn.Linear | Conv1D) and layer.weight is not embedding.weight and name_of(name) in raws:
-            kept = _same(unpack_q4_0(raws[name_of(name)]), layer, model.config.get_text_config())
-            if kept is not None:
-                put(model, name, GridLinear(Int4Weight(kept), layer.bias))
+    for name in ours:
+        kept = _same(unpack_q4_0(raws[place(name)]), layers[name], model.config.get_text_config())
+        if kept is not None:
+            put(model, name, GridLinear(Int4Weight(kept), layers[name].bias))
     return Given.in_model("q4_0", model) if any(isinstance(m, GridLinear) for m in model.modules()) else None
 
 
-def _q4_0_tensors(path: Path) -> dict[str, NDArray[np.uint8]]:
-    """Name in the file -> raw bytes [rows, 18 blocks], mapped and not yet read."""
-    import gguf
-
-    found = gguf.GGUFReader(str(path)).tensors
-    return {t.name: t.data for t in found if t.tensor_type == gguf.GGMLQuantizationType.Q4_0 and t.data.ndim == 2}
-
-
-def _names(path: Path, model: Any) -> Any:
+def _places(reader: Any, blocks: int) -> Callable[[str], str]:
     """Module name in transformers -> tensor name in the file."""
-    import gguf
-
-    field = gguf.GGUFReader(str(path)).fields["general.architecture"]
-    architecture = next((arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == field.contents()), gguf.MODEL_ARCH.LLAMA)
-    table = gguf.get_tensor_name_map(architecture, model.config.get_text_config().num_hidden_layers)
+    architecture = reader.fields["general.architecture"].contents()
+    known = next((arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture), gguf.MODEL_ARCH.LLAMA)
+    table = gguf.get_tensor_name_map(known, blocks)
     return lambda name: f"{table.get_name(name)}.weight"
 
 

@@ -8,7 +8,9 @@
 A string is u64 length and its bytes; numbers have the low byte first. Worked example, the entry "a" = 5 as u32 (type 4), 17 bytes:
 01 00 00 00 00 00 00 00  61  04 00 00 00  05 00 00 00.
 
-The reader that loads the file afterwards makes several Python objects for each element of an array, so their number is bounded, too.
+The reader that loads the file afterwards makes several Python objects for each element of an array, so their number is bounded, too. And a model is
+built by the sizes that entries name: one with a changed block_count would have billions of layers. So there are no more layers than tensors, and
+nothing is wider than the widest of them.
 
 Source: docs/gguf.md of github.com/ggml-org/ggml.
 """
@@ -26,6 +28,9 @@ VERSIONS = (2, 3)
 ALIGNMENT = 32
 STRING, ARRAY = 8, 9
 FIXED = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # bytes by type
+WHOLE = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 10: "Q", 11: "q"}  # whole numbers
+LAYERS = b".block_count"
+WIDTHS = (".embedding_length", ".feed_forward_length", ".vocab_size", "head_count", ".head_count_kv", ".key_length", ".value_length")
 MOST_DIMENSIONS = 4
 LONGEST_NAME = 1 << 16  # bytes
 MOST_ELEMENTS = 1 << 22  # of all arrays together: three times the largest vocabularies with their merges
@@ -49,7 +54,7 @@ class _Walk:
     """A position in the file that moves forward. Every method raises ValueError where the file ends too early."""
 
     def __init__(self, data: mmap.mmap) -> None:
-        self.data, self.size, self.at, self.elements = data, len(data), 0, 0
+        self.data, self.size, self.at, self.elements, self.widest = data, len(data), 0, 0, 0
 
     def check(self) -> None:
         if self.take(4) != b"GGUF":
@@ -57,16 +62,18 @@ class _Walk:
         version, tensors, entries = self.u32(), self.u64(), self.u64()
         if version not in VERSIONS:
             raise ValueError(f"version {version} is not one of {VERSIONS}")
-        alignment = ALIGNMENT
+        numbers: dict[bytes, int] = {}
         for _ in range(entries):
             name, kind = self.string(), self.u32()
             start = self.at
             self.skip(kind)
-            if name == b"general.alignment" and kind == 4:
-                alignment = struct.unpack_from("<I", self.data, start)[0]
-        if alignment == 0 or alignment & (alignment - 1):
+            if kind in WHOLE:
+                numbers[name] = struct.unpack_from(f"<{WHOLE[kind]}", self.data, start)[0]
+        alignment = numbers.get(b"general.alignment", ALIGNMENT)
+        if alignment <= 0 or alignment & (alignment - 1):
             raise ValueError(f"its alignment is {alignment}")
         extents = [self.tensor() for _ in range(tensors)]
+        _check_sizes(numbers, len(extents), self.widest)
         self.lay_out(extents, self.at + -self.at % alignment)
 
     def lay_out(self, extents: list[tuple[int, int, bytes]], start: int) -> None:
@@ -87,6 +94,7 @@ class _Walk:
         if dimensions > MOST_DIMENSIONS:
             raise ValueError(f"tensor {_text(name)} has {dimensions} dimensions")
         shape = [self.u64() for _ in range(dimensions)]
+        self.widest = max(self.widest, *shape, 0)
         nbytes = _bytes(name, shape, self.u32())
         return self.u64(), nbytes, name
 
@@ -132,6 +140,14 @@ class _Walk:
         if count > self.size - self.at:
             raise ValueError(f"it is cut short: {count} bytes at byte {self.at}, the file has {self.size}")
         self.at += count
+
+
+def _check_sizes(numbers: dict[bytes, int], tensors: int, widest: int) -> None:
+    """Raises ValueError where an entry names a size that the tensors cannot have."""
+    for name, value in numbers.items():
+        most = tensors if name.endswith(LAYERS) else widest if name.decode("utf-8", "replace").endswith(WIDTHS) else None
+        if most is not None and not 0 <= value <= most:
+            raise ValueError(f"{_text(name)} is {value}, and its tensors allow {most}")
 
 
 def _bytes(name: bytes, shape: list[int], kind: int) -> int:

@@ -19,6 +19,7 @@ from typing import Any
 
 from qia3.base.gguf_file import check_gguf
 from qia3.base.shards import Entry, entries
+from qia3.base.tensors import missing
 from qia3.errors import BaseModelError
 from qia3.progress import say
 
@@ -96,9 +97,7 @@ def check_weights(source: Source) -> dict[str, Entry] | None:
         return None
     found = entries(folder)
     if found is None:
-        raise BaseModelError(
-            f"{folder} holds no model.safetensors; other formats (pickled .bin files) are never opened: convert them first"
-        )
+        raise BaseModelError(missing(folder))
     if (folder / "adapter_config.json").exists():
         raise BaseModelError(f"{folder} holds an adapter (adapter_config.json); merge it into its base first, or take that file away")
     if "transformers_weights" in (config := read_config(folder)):

@@ -16,7 +16,7 @@ class Tensors:
     def __init__(self, folder: Path) -> None:
         found = entries(folder)
         if found is None:
-            raise BaseModelError(_missing(folder))
+            raise BaseModelError(missing(folder))
         self.folder, self.places = folder, found
 
     def read(self, name: str) -> Tensor:
@@ -29,7 +29,8 @@ def kind(entry: Entry) -> str:
     return str(entry.dtype).removeprefix("torch.")
 
 
-def _missing(folder: Path) -> str:
+def missing(folder: Path) -> str:
+    """What is said of a folder without safetensors."""
     pickled = sorted(folder.glob("*.bin")) + sorted(folder.glob("*.pt"))
     if pickled:
         return f"{folder} holds {pickled[0].name} and no {FILE}: such files are pickles and are not opened; take a model with safetensors"
