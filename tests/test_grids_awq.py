@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from safetensors.numpy import load_file
@@ -64,6 +64,7 @@ def test_packing_again_gives_the_files_tensors(symmetric):
         np.testing.assert_array_equal(ours, theirs)
 
 
+@settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_unpacking_undoes_packing(data):
     """Codes, zero points and scales, of any layer on the grid."""

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from safetensors.numpy import load_file
 
 from qia3.grids.gptq import STORED_BELOW, is_plain, pack_gptq, shapes, unpack_gptq
 from qia3.grids.grouped import block_of, group_inputs
-from qia3.grids.int4 import Int4, dequantise, pack_nibbles, unpack
+from qia3.grids.int4 import Int4, dequantise, pack_nibbles, unpack, unpack_nibbles
 
 FOREIGN = Path(__file__).parent / "golden" / "foreign.safetensors"
 FORMATS = sorted(STORED_BELOW)
@@ -81,6 +81,7 @@ def test_packing_again_gives_the_files_tensors(name, symmetric):
         np.testing.assert_array_equal(ours, theirs)
 
 
+@settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_unpacking_undoes_packing(data):
     """Codes, zero points and scales, of any layer on the grid."""
@@ -94,6 +95,12 @@ def test_unpacking_undoes_packing(data):
     for ours, theirs in zip(unpack(again), unpack(weight), strict=True):
         np.testing.assert_array_equal(ours, theirs)
     np.testing.assert_array_equal(again.scales, scales)
+
+
+def test_a_short_last_block_is_filled_up_with_its_zero_point():
+    weight = unpack_gptq(*random_layer(160, 24, 64, 1), 64, "gptq")
+    codes, zeros = unpack_nibbles(weight.codes, 64), unpack(weight)[1]
+    assert (codes[:, 2, 32:] == zeros[:, 2, None]).all()
 
 
 def test_long_groups_become_blocks_with_the_same_scale():
