@@ -199,5 +199,5 @@ def test_grid_arithmetic_is_what_the_quantiser_writes(inputs, block, symmetric):
 def test_whole_even_rows_take_the_published_bits(block, symmetric):
     grid = {"block_size": block, "symmetric": symmetric}
     assert grid_bytes(Shape(7, 4 * block), grid) * 8 / (7 * 4 * block) == bits_per_weight(block, symmetric)
-    assert grid_bytes(Shape(7, 4 * block, 8), grid) * 8 / (7 * 4 * block) == int8.bits_per_weight(block, symmetric)
+    assert grid_bytes(Shape(7, 4 * block, 8), grid) * 8 / (7 * 4 * block) == int8.bits_per_weight(max(block, 64), symmetric)
     assert (bits_per_weight(32, False), int8.bits_per_weight(32, False)) == (5.125, 9.25)
