@@ -6,7 +6,7 @@
 Text: editorial articles (texts.py), cut into windows of 256 tokens; each window's first 32 tokens are context only. Our grids and GGUF files
 are dequantised and computed by torch in float32, so it is the weights alone; what int8 activations add is in each bundle's parity section. An
 ONNX folder of onnxruntime-genai's builder runs as it is. A grid is CALIBRATION:BLOCK, with ":symmetric" after it if asked, and ":head8",
-":down8" and so on for layers that are kept at 8 bits; a calibration is "own", "none", or "editorials" for articles of the same newspaper
+":down8@0-2,11" and so on for layers that are kept at 8 bits; a calibration is "own", "none", or "editorials" for articles of the same newspaper
 that are not scored.
 """
 
@@ -55,7 +55,7 @@ def compared(found: torch.Tensor, reference: torch.Tensor, tokens: torch.Tensor)
 def grid(model: str, asked: str, text: Path, windows: list[list[int]]) -> tuple[dict[str, Any], torch.Tensor]:
     calibration, block, *rest = asked.split(":")
     started = time.perf_counter()
-    roles = tuple(word.removesuffix("8") for word in rest if word.endswith("8"))
+    roles = tuple(word.replace("8", "", 1) for word in rest if "8" in word)  # down8@0-2,11 for down@0-2,11
     told = str(text) if calibration == "editorials" else calibration
     base = load_base(model, int(block), "symmetric" in rest, told, eight_bit=eight_bit(roles))
     stores = [m for m in base.model.modules() if isinstance(m, GridWeight)]

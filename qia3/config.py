@@ -9,7 +9,7 @@
     block_size = 64                  # at most 16, 32, 64, 128 or 256 inputs share one scale: smaller is better, larger and slower
     symmetric = false                # true: no zero points, codes around 8
     calibration = "own"              # round for the inputs that layers get: on text the model makes ("own"), on a text file, or not ("none")
-    eight_bit = ["head", "down"]     # layers kept at 8 bits; also "query", "key", "value", "output", "up". Default: none
+    eight_bit = ["value", "down@0-2,11"]  # layers kept at 8 bits; also "head", "query", "key", "output", "up". Default: none
 
     [train]                          # defaults for every task; a task may override any of them under [task.training]
     preset = "t-few"                 # or "short"; keys that stand beside it win. Without: steps 120, AdamW at 1e-2, the lm loss
@@ -58,6 +58,7 @@ from qia3.errors import ConfigError
 from qia3.recipe import RANKING, Section
 from qia3.recipe import Train as Train
 
+LAYERS = re.compile(r"^\d+(-\d+)?(,\d+(-\d+)?)*$")
 EIGHT_BIT = ("head", "query", "key", "value", "output", "up", "down")
 NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
 
@@ -75,9 +76,12 @@ class Base(Section):
     @field_validator("eight_bit")
     @classmethod
     def _roles(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for role in value:
+        for asked in value:
+            role, at, layers = asked.partition("@")
             if role not in EIGHT_BIT:
                 raise ValueError(f"no layers are called {role!r}{_nearest(role, list(EIGHT_BIT))}")
+            if at and not LAYERS.match(layers):
+                raise ValueError(f"{asked!r}: after '@' stand layers, such as 0-2,11")
         return tuple(sorted(set(value)))
 
     @model_validator(mode="after")

@@ -52,6 +52,8 @@ def publish(plan: Build, base: BaseModel, roles: Roles, scaled: dict[str, Scaled
     target = load_target(plan.export.target)
     drift = None if base.format != "nf4" or target.nf4 == "exact" else _recoded(plan, base, scaled, trained, tests)
     linears = _linears(base.model, roles)
+    if base.eight_bit and target.accuracy_level != 4:
+        say(f"ONNX Runtime has no fast product of 8-bit weights at accuracy_level {target.accuracy_level}: this bundle will be slow")
     if plan.export.mode == "merged":
         chosen = next(t for t in trained if t.task.name == plan.export.merge_task)
         trained = [chosen]

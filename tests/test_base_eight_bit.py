@@ -58,6 +58,18 @@ def test_a_role_that_a_model_has_no_layer_of_is_told(monkeypatch):
         eight_bit(("up", "key")).find(tiny("llama"))
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_role_may_be_named_in_some_layers_only(family):
+    every = eight_bit(("down",)).find(tiny(family))
+    assert len(every) == 2
+    parts = [eight_bit((f"down@{n}",)).find(tiny(family)) for n in ("0", "1", "0-1", "1,0")]
+    assert parts[0] | parts[1] == parts[2] == parts[3] == every
+    assert all(".0." in name for name in parts[0])
+    for asked, said in (("down@1-3", '"down" in layer 2, 3; it is in layers 0 to 1'), ("head@0", "it is in no numbered layer")):
+        with pytest.raises(BaseModelError, match=said):
+            eight_bit((asked,)).find(tiny(family))
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_tied_embedding_is_at_eight_bits_with_its_head_and_another_stays_at_four(tied, tmp_path):
     base = load_base(str(write_base(tmp_path / "base", tied=tied)), 16, False, eight_bit=eight_bit(("head",)))

@@ -153,12 +153,23 @@ def test_an_unknown_key_is_named_with_the_nearest_right_one(tmp_path, wrong, rig
 
 
 @pytest.mark.parametrize(
-    ("roles", "said"), [('["heads"]', "no layers are called 'heads'; did you mean 'head'"), ('["x"]', "known here: head, ")]
+    ("roles", "said"),
+    [
+        ('["heads"]', "no layers are called 'heads'; did you mean 'head'"),
+        ('["x"]', "known here: head, "),
+        ('["heda@1"]', "did you mean 'head'"),
+    ],
 )
 def test_an_unknown_role_is_named_with_the_nearest_right_one(tmp_path, roles, said):
     told = complaint(tmp_path, GOOD.replace("[train]", f"eight_bit = {roles}\n[train]", 1))
     assert "base.eight_bit (line 6): no layers" in told
     assert said in told
+
+
+@pytest.mark.parametrize("layers", ["", "1-", "a", "1;2", "1,", "-1"])
+def test_layers_at_eight_bits_are_numbers(tmp_path, layers):
+    told = complaint(tmp_path, GOOD.replace("[train]", f'eight_bit = ["down@{layers}"]\n[train]', 1))
+    assert f"'down@{layers}': after '@' stand layers, such as 0-2,11" in told
 
 
 def test_roles_at_eight_bits_are_in_order_and_named_once(tmp_path):

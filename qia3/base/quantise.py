@@ -112,9 +112,10 @@ def float_weight(layer: nn.Module) -> Tensor:
 def _quantise_embedding(
     model: nn.Module, embedding: nn.Embedding, tied_head: nn.Module | None, grid: Grid, moments: Moments | None
 ) -> None:
-    divisors = [b for b in BLOCK_SIZES if embedding.embedding_dim % b == 0 and b <= grid.block_size]
-    scale = _embedding_scale(embedding)
     name = "embedding" if tied_head is None else next(n for n, m in model.named_modules() if m is tied_head)
+    at_most = max(grid.block_size, int8.LEAST_BLOCK) if name in grid.eight_bit else grid.block_size
+    divisors = [b for b in BLOCK_SIZES if embedding.embedding_dim % b == 0 and b <= at_most]
+    scale = _embedding_scale(embedding)
     seen = None if moments is None or tied_head is None or name in grid.eight_bit else moments.of_head(tied_head)
     if not divisors or scale is None:
         if tied_head is not None:

@@ -9,8 +9,9 @@ MatMulNBits packs its weights when a model is loaded. Of N rows in B blocks of b
     kleidiai    N K/2 codes, 2 N B bfloat16 scales, 4 N B kept     4 + 48/b        4 + 16/b
 
 A layer at 8 bits is the same with N K codes under x64-int8 (measured, and as fast as 4 bits a byte, or faster). Under float32 there is no
-kernel for it: nothing is packed, and at each use all of it is dequantised, 4 N K bytes that are held meanwhile, written and read again. So it is
-for NF4 (MatMulBnb4), read in the sources (matmul_bnb4.cc).
+kernel for it: nothing is packed, and at each use all of it is dequantised, 4 N K bytes that are held meanwhile, written and read again.
+(64-bit ARM has a kernel at accuracy_level 4 since onnxruntime 1.23, pull request 25110; it has not run here.) So it is for NF4 (MatMulBnb4), read
+in the sources (matmul_bnb4.cc).
 
 x64-int8: x64 at accuracy_level 4, measured with onnxruntime 1.32. float32: accuracy_level 0 and 1, and ARM without KleidiAI. kleidiai:
 ARM with dot products, symmetric grid, whole blocks of a multiple of 32. The ARM rows were read in the sources (sqnbitgemm_kernel_avx_common.h,
