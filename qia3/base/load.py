@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 from qia3.base.calibrate import own_windows, read_text, read_windows, window_length
 from qia3.base.frozen import BaseModel, fingerprint
 from qia3.base.kept import FACTS, keep, open_kept
-from qia3.base.memory import available_bytes
+from qia3.base.memory import available_bytes, give_back
 from qia3.base.processor import has_fast
 from qia3.base.quantise import quantise_model
 from qia3.base.sources import Source, cache_folder, check_weights, resolve
@@ -60,6 +60,7 @@ def load_base(
         keep(base, folder)
         del base  # the same bytes are not held twice
         gc.collect()
+        give_back()
         return open_kept(folder, reference)
 
 
