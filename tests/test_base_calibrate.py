@@ -222,7 +222,7 @@ def test_a_base_is_made_once(tmp_path, monkeypatch, tiny_folder):
 
 
 def test_a_text_that_is_not_there_is_told_before_anything_is_loaded(tiny_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(load, "_open", None)  # calling it would fail
+    monkeypatch.setattr(load, "_make", None)  # calling it would fail
     with pytest.raises(BaseModelError, match="cannot read the calibration text"):
         load.load_base(str(tiny_folder), 32, False, str(tmp_path / "nothing.txt"))
 

@@ -23,7 +23,7 @@ from qia3.base.frozen import BaseModel, fingerprint
 from qia3.base.gguf_codes import keep_q4_0
 from qia3.base.given import Given, parameters
 from qia3.base.kept import FACTS, keep, open_kept
-from qia3.base.memory import available_bytes
+from qia3.base.memory import available_bytes, give_back
 from qia3.base.processor import has_fast
 from qia3.base.quantise import ALL_AT_FOUR, EightBit, Format, quantise_model
 from qia3.base.quantised import open_quantised
@@ -84,6 +84,7 @@ def load_base(
         keep(base, folder)
         del base  # the same bytes are not held twice
         gc.collect()
+        give_back()
         return open_kept(folder, reference)
 
 

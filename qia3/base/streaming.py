@@ -21,6 +21,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from transformers.conversion_mapping import get_model_conversion_mapping
 
+from qia3.base.memory import give_back
 from qia3.base.shards import Entry, read
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -42,6 +43,7 @@ class Stream:
             self._fill(layer)
             yield name
             layer._parameters.clear()  # quantised by now, and somebody may still hold the empty layer
+            give_back()
         for module in self.model.modules():
             self._fill(module)
         self.sources.clear()  # it holds the modules that are replaced from here on: the embedding
