@@ -221,6 +221,14 @@ def test_a_base_is_made_once(tmp_path, monkeypatch, tiny_folder):
         load.load_base(str(tiny_folder), 64, False, "own")
 
 
+def test_a_base_that_cannot_be_kept_is_there_all_the_same(tmp_path, monkeypatch, tiny_folder, capsys):
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    monkeypatch.setenv("QIA3_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(load, "LEAST_KEPT", 0)
+    assert load.load_base(str(tiny_folder), 32, False).fingerprint
+    assert "not kept" in capsys.readouterr().err
+
+
 def test_a_text_that_is_not_there_is_told_before_anything_is_loaded(tiny_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(load, "_make", None)  # calling it would fail
     with pytest.raises(BaseModelError, match="cannot read the calibration text"):

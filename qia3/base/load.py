@@ -29,7 +29,7 @@ from qia3.base.quantise import ALL_AT_FOUR, EightBit, Format, quantise_model
 from qia3.base.quantised import open_quantised
 from qia3.base.sources import Source, cache_folder, check_weights, resolve
 from qia3.base.streaming import open_stream
-from qia3.errors import BaseModelError
+from qia3.errors import BaseModelError, StorageError
 from qia3.progress import say
 
 RECIPE = 3  # raised whenever the same source and settings give other codes
@@ -81,7 +81,11 @@ def load_base(
         base = _make(source, asked, track)
         if folder is None or base.parameters < LEAST_KEPT:
             return base
-        keep(base, folder)
+        try:
+            keep(base, folder)
+        except StorageError as error:  # minutes of work are not thrown away for it
+            say(f"this base is not kept, and the next build makes it again: {error}")
+            return base
         del base  # the same bytes are not held twice
         gc.collect()
         give_back()
