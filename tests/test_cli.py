@@ -194,7 +194,7 @@ def test_targets_as_text_and_as_json_say_the_same(capsys):
     _, text, _ = run(capsys, "targets")
     _, out, _ = run(capsys, "targets", "--json")
     found = json.loads(out)
-    assert [t["name"] for t in found] == target_names() == ["browser", "ort-arm", "ort-cpu", "ort-exact"]
+    assert [t["name"] for t in found] == target_names() == ["browser", "nf4-exact", "ort-arm", "ort-cpu", "ort-exact"]
     for target in found:
         assert target["description"] in text
         assert target["note"] in text

@@ -178,7 +178,7 @@ def test_roles_at_eight_bits_are_in_order_and_named_once(tmp_path):
 
 
 def test_an_unknown_key_with_no_near_one_lists_those_known(tmp_path):
-    assert "known here: model, block_size, symmetric" in complaint(tmp_path, GOOD.replace("[base]", "[base]\nzzz = 1"))
+    assert "known here: model, grid, block_size, symmetric" in complaint(tmp_path, GOOD.replace("[base]", "[base]\nzzz = 1"))
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,8 @@ def _stored(manifest: Mapping[str, Any], outputs: int, inputs: int, own: Mapping
     grid = manifest["base"]["grid"]
     if "block_size" in own:
         return Shape(outputs, inputs, own["block_size"], own["symmetric"], own["format"])
-    return on_grid(outputs, inputs, grid["block_size"], grid["symmetric"])
+    format = "int8" if own.get("bits") == 8 else "int4"
+    return on_grid(outputs, inputs, grid["block_size"], grid["symmetric"], format)
 
 
 def bits_each(bytes_: int, weights: int) -> float:
