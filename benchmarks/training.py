@@ -49,7 +49,7 @@ from qia3.train.prompts import wrapping
 from qia3.train.run import train_vectors
 from qia3.train.schedule import Schedule
 
-STEPS, WARM, BATCH, EXAMPLES = 10, 2, 8, 64
+STEPS, WARM, BATCH, EXAMPLES = 6, 2, 8, 64
 HOME = Path(__file__).parents[1] / "examples" / "home-intents"
 MEASURED = ("examples_per_second", "peak_mib")
 WORKLOADS = {"choices": "hotels", "intents": "intent", "lm": None}

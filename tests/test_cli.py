@@ -202,7 +202,13 @@ def test_targets_as_text_and_as_json_say_the_same(capsys):
 
 
 def test_levels_of_the_targets():
-    assert {name: load_target(name).accuracy_level for name in target_names()} == {"ort-cpu": 4, "ort-exact": 0, "ort-arm": 4, "browser": 4}
+    assert {name: load_target(name).accuracy_level for name in target_names()} == {
+        "ort-cpu": 4,
+        "ort-exact": 0,
+        "ort-arm": 4,
+        "browser": 4,
+        "nf4-exact": 0,
+    }
     assert load_target("ort-arm").tested_on == ()
 
 
