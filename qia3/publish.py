@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -25,7 +25,7 @@ from qia3.graph.export import export_decoder
 from qia3.graph.external import Region, write_graph
 from qia3.graph.folder import head_size, whole_or_absent, write_adapter, write_configs, write_tokenizer
 from qia3.graph.forced import OrtDecoder, torch_choices, torch_logits
-from qia3.graph.parity import check, compare
+from qia3.graph.parity import Agreement, check, compare
 from qia3.graph.passes import AccuracyLevel
 from qia3.ia3.peft import write_peft
 from qia3.ia3.roles import Roles
@@ -226,29 +226,50 @@ def _versions() -> dict[str, str]:
 def _parity(
     plan: Build, base: BaseModel, scaled: Mapping[str, Scaled], trained: Sequence[Trained], tests: Tests, graph: ir.Model, folder: Path
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Law 4, for the base alone and for each adapter (merged: for the folded model), on prompts of the tasks' own test sentences."""
+    """Law 4, for the base alone and for each adapter (merged: for the folded model), on prompts of the tasks' own test sentences.
+
+    The two graphs are opened one after the other: each session holds the weights packed in a form of its own.
+    """
     exact_path = (folder / GRAPH).with_name("exact.onnx")  # beside the weight file that it shares
     AccuracyLevel(0)(graph)
     ir.save(graph, exact_path)
-    config = base.model.config.get_text_config()
-    exact, shipped = OrtDecoder(exact_path, config), OrtDecoder(folder / GRAPH, config)
     side = plan.export.mode == "side"
-    cases: list[tuple[str, Trained | None]] = [*([("none", None)] if side else []), *((t.task.name, t) for t in trained)]
-    results = {}
-    for name, adapter in cases:
-        if side:
-            set_vectors(scaled, adapter.vectors if adapter else {})
-        vectors = {n: v.reshape(1, 1, -1) for n, v in adapter.vectors.items()} if adapter and side else {}
-        rows = []
-        for prompt in _prompts(plan, base, [adapter] if adapter else trained, tests):
-            forced = torch_choices(base.model, prompt, plan.parity.decode_steps)
-            rows.append((torch_logits(base.model, prompt, forced), *(d.logits(prompt, forced, vectors) for d in (exact, shipped))))
-        reference, at_zero, as_shipped = (np.concatenate(column) for column in zip(*rows, strict=True))
-        agreement = {"exact": compare(reference, at_zero), "shipped": compare(reference, as_shipped)}
+    adapters: dict[str, Trained | None] = {**({"none": None} if side else {}), **{t.task.name: t for t in trained}}
+    cases = {name: _case(plan, base, scaled, adapter, trained, tests) for name, adapter in adapters.items()}
+    found: dict[str, dict[str, Agreement]] = {name: {} for name in cases}
+    for kind, path in (("exact", exact_path), ("shipped", folder / GRAPH)):
+        decoder = OrtDecoder(path, base.model.config.get_text_config())
+        for name, case in cases.items():
+            found[name][kind] = case.compared(decoder)
+        del decoder
+    for name, agreement in found.items():
         check(agreement["exact"], agreement["shipped"], plan.parity, f"adapter {name}")
-        results[name] = {kind: a.to_dict() for kind, a in agreement.items()}
     exact_path.unlink()
-    return results
+    return {name: {kind: a.to_dict() for kind, a in agreement.items()} for name, agreement in found.items()}
+
+
+@dataclass(frozen=True)
+class _Case:
+    """Prompts with the tokens forced after each, the vectors to feed, and torch's logits [T, V] of them all."""
+
+    forced: Sequence[tuple[list[int], list[int]]]
+    vectors: Mapping[str, np.ndarray[Any, Any]]
+    reference: np.ndarray[Any, Any]
+
+    def compared(self, decoder: OrtDecoder) -> Agreement:
+        return compare(self.reference, np.concatenate([decoder.logits(*pair, self.vectors) for pair in self.forced]))
+
+
+def _case(
+    plan: Build, base: BaseModel, scaled: Mapping[str, Scaled], adapter: Trained | None, trained: Sequence[Trained], tests: Tests
+) -> _Case:
+    side = plan.export.mode == "side"
+    if side:
+        set_vectors(scaled, adapter.vectors if adapter else {})
+    prompts = _prompts(plan, base, [adapter] if adapter else trained, tests)
+    forced = [(prompt, torch_choices(base.model, prompt, plan.parity.decode_steps)) for prompt in prompts]
+    vectors = {n: v.reshape(1, 1, -1) for n, v in adapter.vectors.items()} if adapter and side else {}
+    return _Case(forced, vectors, np.concatenate([torch_logits(base.model, *pair) for pair in forced]))
 
 
 def _recoded(plan: Build, base: BaseModel, scaled: Mapping[str, Scaled], trained: Sequence[Trained], tests: Tests) -> dict[str, Any]:
