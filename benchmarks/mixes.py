@@ -3,7 +3,8 @@
     python benchmarks/mixes.py smollm2-135m-instruct 64 64:value 64:query:key:value 32 --rounds 21
 
 A mix is BLOCK:ROLE:ROLE@LAYERS, the roles as in a build file's `eight_bit`. Quality plays no part, so nothing is quantised: codes are drawn.
-All graphs are loaded in one process and asked in turn; what counts is the median of each round's ratio to the first mix.
+All graphs are loaded in one process and asked in turn. Times are of the CPU, all threads together, so that other work on the machine counts little;
+what counts is the median of each round's ratio to the first mix.
 """
 
 from __future__ import annotations
@@ -96,9 +97,9 @@ class Graph:
             "attention_mask": np.ones((1, past + tokens), np.int64),
             **dict.fromkeys(self.pasts, empty),
         }
-        start = time.perf_counter()
+        start = time.process_time()
         self.session.run(["logits"], feeds)
-        return time.perf_counter() - start
+        return time.process_time() - start
 
 
 def main() -> None:

@@ -105,7 +105,11 @@ def main() -> None:
     bits = 8 * sum(s.grid.nbytes for s in stores) / sum(s.inputs * s.outputs for s in stores)
     for limit in asked.bits:
         taken, spent, left = spend(sizes, bits, limit)
-        print(f"{spent:.2f} bits a weight leave {left:.3f}: {' '.join(taken)}")
+        chosen = {role: [n for n in taken if roles[n] == role] for role in dict.fromkeys(roles[n] for n in taken)}
+        layers_of = "; ".join(
+            f"{role} {','.join(n.split('.')[2] if n.count('.') > 2 else n for n in names)}" for role, names in chosen.items()
+        )
+        print(f"{spent:.2f} bits a weight leave {left:.3f}: {layers_of}")
 
 
 if __name__ == "__main__":
