@@ -64,7 +64,7 @@ def losses(base: Any, slots: Schedule, kind: str, rate: float) -> list[float]:
     parameters = [layer.delta.requires_grad_(True) for layer in scaled.values()]
     optimiser = torch.optim.AdamW(parameters, rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: slope(step, STEPS))
-    wrapped, collate, found = VectorModel(base.model, scaled), Collator(True, ROW_TOKENS, base.model.config.hidden_size), []
+    wrapped, collate, found = VectorModel(base.model, scaled), Collator(False, ROW_TOKENS, base.model.config.hidden_size), []
     for step in range(STEPS):
         loss = wrapped(**collate([slots[i] for i in range(step * BATCH, (step + 1) * BATCH)]))["loss"]
         loss.backward()
