@@ -1,4 +1,4 @@
-"""How fast mixes of 4 and 8 bits decode and read prompts, and what a session of them holds: one model's shapes, random codes, side vectors.
+"""How fast mixes of 4 and 8 bits decode and read prompts: one model's shapes, random codes, vectors at the side.
 
     python benchmarks/mixes.py smollm2-135m-instruct 64 64:value 64:query:key:value 32 --rounds 21
 
@@ -65,13 +65,8 @@ def model_of(config: Any, mix: str) -> Any:
     return model
 
 
-def anonymous_bytes() -> int:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
-    return int(line.split()[1]) * 1024
-
-
 class Graph:
-    """A mix's session, and what making it added to the process."""
+    """A mix's session."""
 
     def __init__(self, config: Any, mix: str, folder: Path, threads: int) -> None:
         model = model_of(config, mix)
@@ -84,9 +79,7 @@ class Graph:
         del model, graph, stores
         options = ort.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = threads, 3
-        before = anonymous_bytes()
         self.session = ort.InferenceSession(str(folder / GRAPH), options)
-        self.held_mib = (anonymous_bytes() - before) / 2**20
         self.pasts = [i.name for i in self.session.get_inputs() if i.name.startswith("past")]
         self.config = config
 
@@ -124,7 +117,7 @@ def main() -> None:
         for mix, rounds in found.items():
             cells = [f"{statistics.median(r[i] for r in rounds[1:]) * 1e3:.2f} ms" for i in range(2)]
             ratios = [statistics.median(a[i] / b[i] for a, b in zip(found[asked.mixes[0]][1:], rounds[1:], strict=True)) for i in range(2)]
-            facts = f"{graphs[mix].bits:.2f} bits, {graphs[mix].nodes} nodes, {graphs[mix].held_mib:.0f} MiB held"
+            facts = f"{graphs[mix].bits:.2f} bits, {graphs[mix].nodes} nodes"
             print(f"{mix:40} {facts}; a token {cells[0]}, x {ratios[0]:.2f}; prompt of 128 {cells[1]}, x {ratios[1]:.2f}")
 
 
