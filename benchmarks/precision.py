@@ -88,7 +88,8 @@ def draw(rows: list[dict[str, Any]]) -> None:
     for place, rate in zip(places, RATES, strict=True):
         for row in (r for r in rows if r["rate"] == rate):
             smooth = [statistics.mean(row["losses"][max(0, i - 7) : i + 1]) for i in range(STEPS)]
-            place.plot(range(1, STEPS + 1), smooth, label=row["kind"], linestyle=":" if row["kind"] == "float32" else "-", linewidth=2)
+            shown = {"color": "black", "linestyle": ":", "zorder": 3} if row["kind"] == "float32" else {}
+            place.plot(range(1, STEPS + 1), smooth, label=row["kind"], linewidth=2, **shown)
         place.set(title=f"AdamW at {rate:g}", xlabel="step", yscale="log")
         place.grid(alpha=0.3)
     places[0].set_ylabel("loss, mean of 8 steps (nats a token)")

@@ -44,7 +44,7 @@ TASKS = (
     RealTask("metaphors", "metaphor_boolean", "Is the second sentence a correct paraphrase of the first?\n{text}\nAnswer:"),
     RealTask("sports", "sports_understanding", "Is this statement plausible or implausible?\n{text}\nIt is"),
 )
-CORE = ("sentiment", "intent", "hotels", "units")
+CORE = ("sentiment", "intent", "hotels", "implicatures")
 BY_NAME = {task.name: task for task in TASKS}
 
 
