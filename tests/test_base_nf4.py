@@ -9,8 +9,10 @@ import pytest
 import torch
 from bitsandbytes.backends.default.ops import _dequantize_4bit_compute
 from tiny import ids, random_vectors, tiny
+from tiny_build import write_base
 from torch import nn
 
+from qia3.base import load
 from qia3.base.modules import GridLinear
 from qia3.base.nf4 import Nf4Weight
 from qia3.base.quantise import quantise_model
@@ -94,3 +96,18 @@ def test_folding_is_exact_where_rows_are_whole_blocks_and_refused_elsewhere(tmp_
     scaled = attach(wide, find_roles(wide).sites)
     with pytest.raises(AdapterError, match="a scale belongs to two rows"):
         fold(scaled)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_base_on_nf4_is_kept_and_read_as_it_is(tied, tmp_path, monkeypatch):
+    """Its embedding is float, and where the head is the same tensor it stays the same one."""
+    monkeypatch.setenv("QIA3_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(load, "LEAST_KEPT", 0)
+    folder = str(write_base(tmp_path / "base", tied=tied))
+    made = load.load_base(folder, 32, False, format="nf4")
+    monkeypatch.setattr(load, "quantise_model", None)  # calling it again would fail
+    read = load.load_base(folder, 32, False, format="nf4")
+    assert (read.fingerprint, read.format, read.block_size) == (made.fingerprint, "nf4", 32)
+    head, embedding = read.model.get_output_embeddings(), read.model.get_input_embeddings()
+    assert (head.weight is embedding.weight) == tied
+    torch.testing.assert_close(read.model(input_ids=ids()).logits, made.model(input_ids=ids()).logits)

@@ -117,13 +117,23 @@ def _put_modules(model: nn.Module, modules: dict[str, dict[str, Any]], tensors: 
         setattr(model.get_submodule(parent), child, new)
 
 
-def _put_tensors(model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Norms, biases and buffers in place of the empty ones. Raises KeyError with the name of one that is not there."""
+def _put_tensors(model: Any, tensors: dict[str, Tensor]) -> None:
+    """Norms, biases and buffers in place of the empty ones; a float head that is tied to the embedding was written once.
+
+    Raises KeyError with the name of one that is not there.
+    """
+    absent = []
     for prefix, module in model.named_modules():
         start = f"{prefix}." if prefix else ""
         for name, parameter in module.named_parameters(recurse=False):
-            if parameter.is_meta:
+            if parameter.is_meta and start + name in tensors:
                 setattr(module, name, nn.Parameter(tensors[start + name], requires_grad=False))
+            elif parameter.is_meta:
+                absent.append(start + name)
         for name, buffer in module.named_buffers(recurse=False):
             if buffer.is_meta:
                 module._buffers[name] = tensors[start + name]
+    if absent:
+        model.tie_weights()
+    if lost := [name for name in absent if model.get_parameter(name).is_meta]:
+        raise KeyError(lost[0])

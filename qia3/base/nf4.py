@@ -29,7 +29,6 @@ class Nf4Weight(GridWeight):
         self.inputs, self.outputs, self.block_size = weight.inputs, weight.outputs, weight.block_size
         self.register_buffer("codes", torch.from_numpy(weight.codes))
         self.register_buffer("scales", torch.from_numpy(weight.scales))
-        self.register_buffer("levels", torch.from_numpy(nf4.LEVELS), persistent=False)
 
     @classmethod
     def from_float(cls, weight: Tensor, block_size: int) -> Nf4Weight:
@@ -50,8 +49,7 @@ class Nf4Weight(GridWeight):
         return self.inputs % self.block_size == 0
 
     def rows(self, index: Tensor | slice, dtype: torch.dtype) -> Tensor:
-        levels = self.levels
-        assert isinstance(levels, Tensor)
+        levels = torch.from_numpy(nf4.LEVELS).to(self.codes.device)  # no buffer: every weight's would be the same memory
         codes = torch.stack((self.codes >> 4, self.codes & 15), dim=-1).flatten()[: self.outputs * self.inputs]
         scales = self.scales.repeat_interleave(self.block_size)[: len(codes)]
         return (levels[codes.int()] * scales).view(self.outputs, self.inputs)[index].to(dtype)
