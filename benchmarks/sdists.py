@@ -56,7 +56,8 @@ def _address(requirement: str) -> str:
     """Where pip would fetch the source archive from: it names the links that it passes over."""
     name, _, version = requirement.partition("==")
     command = [sys.executable, "-m", "pip", "download", "-vv", "--no-deps", "--no-cache-dir", "--only-binary", name, requirement]
-    told = subprocess.run(command, capture_output=True, text=True)
+    with tempfile.TemporaryDirectory() as scratch:  # where there is a wheel, pip fetches it on the way
+        told = subprocess.run([*command, "-d", scratch], capture_output=True, text=True)
     found = re.search(rf"(\S+/{re.escape(name)}-{re.escape(version)}\.tar\.gz)\b", told.stdout + told.stderr, re.IGNORECASE)
     if not found:
         raise SystemExit(f"pip finds no source archive of {requirement}: {(told.stderr.strip().splitlines() or ['no reason given'])[-1]}")

@@ -54,8 +54,9 @@ def test_the_model_is_the_one_that_bitsandbytes_makes(family):
     torch.testing.assert_close(ours(input_ids=ids()).logits, floats(input_ids=ids()).logits, rtol=1e-5, atol=1e-5)
 
 
-def test_rows_and_a_held_weight_are_the_grids_numbers():
-    store = Nf4Weight.from_float(torch.randn(7, 50), 32)
+@pytest.mark.parametrize("inputs", [50, 64, 96])
+def test_rows_and_a_held_weight_are_the_grids_numbers(inputs):
+    store = Nf4Weight.from_float(torch.randn(7, inputs), 32)
     dense = nf4.dequantise(store.grid)
     np.testing.assert_array_equal(store.dense(torch.float32).numpy(), dense)
     np.testing.assert_array_equal(store.rows(torch.tensor([3, 0, 6]), torch.float32).numpy(), dense[[3, 0, 6]])

@@ -46,13 +46,17 @@ class Nf4Weight(GridWeight):
 
     @property
     def folds(self) -> bool:
-        return self.inputs % self.block_size == 0
+        return self.grid.folds
 
     def rows(self, index: Tensor | slice, dtype: torch.dtype) -> Tensor:
         levels = torch.from_numpy(nf4.LEVELS).to(self.codes.device)  # no buffer: every weight's would be the same memory
-        codes = torch.stack((self.codes >> 4, self.codes & 15), dim=-1).flatten()[: self.outputs * self.inputs]
-        scales = self.scales.repeat_interleave(self.block_size)[: len(codes)]
-        return (levels[codes.int()] * scales).view(self.outputs, self.inputs)[index].to(dtype)
+        if self.folds and self.inputs % 2 == 0:  # rows are whole blocks and bytes: only those that are asked for are worked on
+            codes, scales = self.codes.view(self.outputs, -1)[index], self.scales.view(self.outputs, -1)[index]
+            steps = torch.stack((codes >> 4, codes & 15), dim=-1).flatten(-2)  # [..., K]
+            return (levels[steps.int()] * scales.repeat_interleave(self.block_size, -1)).to(dtype)
+        steps = torch.stack((self.codes >> 4, self.codes & 15), dim=-1).flatten()[: self.outputs * self.inputs]
+        scales = self.scales.repeat_interleave(self.block_size)[: len(steps)]
+        return (levels[steps.int()] * scales).view(self.outputs, self.inputs)[index].to(dtype)
 
     def _scaled(self, vector: np.ndarray[Any, Any]) -> Tensor:
         return torch.from_numpy(nf4.fold(self.grid, vector).scales).to(self.codes.device)
