@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from qia3.base import gguf_codes, kept, load, quantised
 from qia3.base.load import load_base
+from qia3.base.modules import GridLinear
 from qia3.build import load as load_plan
 from qia3.build import plan_jobs
 from qia3.config import read_build
@@ -27,6 +28,7 @@ from qia3.graph.export import export_decoder
 from qia3.graph.external import write_graph
 from qia3.graph.forced import OrtDecoder, torch_logits
 from qia3.grids.int4 import dequantise
+from qia3.ia3.eight_bit import eight_bit
 from qia3.ia3.vectors import detach, fold, set_vectors
 from qia3.layout import DATA, GRAPH
 from qia3.train.task import train_task
@@ -140,6 +142,18 @@ def test_a_given_base_is_the_model_with_its_codes_dequantised(source, family, tm
     assert base.symmetric is ("symmetric" in source or source == "q4_0")
     assert base.calibration == "none"
     assert source == "q4_0" or not hasattr(base.model.config, "quantization_config")
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_layers_whose_codes_are_kept_are_not_called_eight_bit_layers(source, tmp_path):
+    """The head, which these files have in float, can be; the rest has lost what 8 bits could hold."""
+    reference, wrote = write(source, tmp_path / "base", "llama")
+    first = "model.layers.0.self_attn.v_proj"
+    with pytest.raises(BaseModelError, match=rf"eight_bit names 2 layers that this base has in its own {source.split()[0]} codes.*{first}"):
+        load_base(reference, 16, False, eight_bit=eight_bit(("value", "head")))
+    base = load_base(reference, 16, False, eight_bit=eight_bit(("head",)))
+    assert base.eight_bit == ("head",)
+    assert {n for n, m in base.model.named_modules() if isinstance(m, GridLinear) and m.store.bits == 8} == {"lm_head"}
 
 
 def test_a_whole_bundle_says_what_it_is_made_of(tmp_path, capsys):

@@ -24,6 +24,7 @@ from qia3.base.gguf_codes import keep_q4_0
 from qia3.base.given import Given, parameters
 from qia3.base.kept import FACTS, keep, open_kept
 from qia3.base.memory import available_bytes, give_back
+from qia3.base.modules import GridLinear
 from qia3.base.processor import has_fast
 from qia3.base.quantise import ALL_AT_FOUR, EightBit, Format, quantise_model
 from qia3.base.quantised import open_quantised
@@ -128,7 +129,7 @@ def _quantised(
         format = "nf4" if given.codes == "nf4" else "int4"
         rest = "stays float" if format == "nf4" else "is quantised without calibration"
         say(f"{given.layers} layers keep their {given.codes} codes, block {given.block_size}; the rest {rest}")
-    at_eight = asked.eight_bit.find(model) if asked.eight_bit.roles else frozenset()
+    at_eight = _at_eight(model, asked.eight_bit, given)
     windows = None if format == "nf4" else _windows(model, tokenizer, asked.calibration, track)
     say("quantising" + ("" if windows is None else f", each layer for the inputs it gets ({windows.numel():,} tokens)"))
     each = lambda names: layers(track(names, "quantising"))  # noqa: E731 (it is handed on once)
@@ -138,6 +139,20 @@ def _quantised(
     codes = "own" if given is None else given.codes
     roles = asked.eight_bit.roles
     return BaseModel(source.reference, model, tokenizer, fingerprint(model), *grid, count, text, roles, codes, format)
+
+
+def _at_eight(model: Any, asked: EightBit, given: Given | None) -> frozenset[str]:
+    """Names of the layers to keep at 8 bits. Raises BaseModelError where one has 4-bit codes already: what was rounded does not come back."""
+    names = asked.find(model) if asked.roles else frozenset()
+    kept = sorted(name for name in names if isinstance(model.get_submodule(name), GridLinear))
+    if names and given is not None and given.codes == "nf4":
+        raise BaseModelError("this base is on NF4 already, where layers have their own codes or stay float; take eight_bit out of the build file")
+    if given is not None and kept:
+        raise BaseModelError(
+            f"eight_bit names {len(kept)} layers that this base has in its own {given.codes} codes, which are kept (the first is {kept[0]}); "
+            f'name only what it has in float (eight_bit = ["head"]), or take a base that is not quantised'
+        )
+    return names
 
 
 def _windows(model: Any, tokenizer: Any, calibration: str, track: Track) -> Tensor | None:
