@@ -57,8 +57,7 @@ def model_of(config: Any, mix: str) -> Any:
     head = model.lm_head
     for name, layer in [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)]:
         grid = GridLinear(drawn(layer.out_features, layer.in_features, int(block), 8 if name in eight else 4))
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, grid)
+        model.set_submodule(name, grid)
         if layer is head:
             model.set_input_embeddings(GridEmbedding(grid.store, torch.float32))
     attach(model, find_roles(model).sites)

@@ -57,8 +57,7 @@ def losses(base: Any, slots: Schedule, kind: str, rate: float) -> list[float]:
         detach(base.model, scaled)
         scaled = {site.name: Plain(base.model.get_submodule(site.module), site) for site in sites}
         for site in sites:
-            parent, _, child = site.module.rpartition(".")
-            setattr(base.model.get_submodule(parent), child, scaled[site.name])
+            base.model.set_submodule(site.module, scaled[site.name])
     for layer in scaled.values():
         layer.precision = torch.float32 if kind == "float32" else torch.bfloat16
     parameters = [layer.delta.requires_grad_(True) for layer in scaled.values()]

@@ -176,8 +176,7 @@ class Methods:
         """As PEQA trains scales, on IA³'s layers; it folds exactly too, but only into one task's own copy of the weights."""
         model = load_base(MODEL, 64, False, "own").model
         for site in find_roles(model).sites:
-            parent, _, child = site.module.rpartition(".")
-            setattr(model.get_submodule(parent), child, BlockScaled(model.get_submodule(site.module)))
+            model.set_submodule(site.module, BlockScaled(model.get_submodule(site.module)))
         for weight in model.modules():
             if isinstance(weight, GridWeight):
                 weight.hold_dense(torch.float32)

@@ -49,8 +49,7 @@ def moved_layers(model: nn.Module, rounded: nn.Module) -> dict[str, Moved]:
     for name, layer in [(n, m) for n, m in rounded.named_modules() if isinstance(m, GridLinear)]:
         base = model.get_submodule(name)
         found[name] = Moved(base, layer.weight - float_weight(base).detach())
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, found[name])
+        model.set_submodule(name, found[name])
     return found
 
 

@@ -147,7 +147,7 @@ def test_a_given_base_is_the_model_with_its_codes_dequantised(source, family, tm
 @pytest.mark.parametrize("source", SOURCES)
 def test_layers_whose_codes_are_kept_are_not_called_eight_bit_layers(source, tmp_path):
     """The head, which these files have in float, can be; the rest has lost what 8 bits could hold."""
-    reference, wrote = write(source, tmp_path / "base", "llama")
+    reference, _ = write(source, tmp_path / "base", "llama")
     first = "model.layers.0.self_attn.v_proj"
     with pytest.raises(BaseModelError, match=rf"eight_bit names 2 layers that this base has in its own {source.split()[0]} codes.*{first}"):
         load_base(reference, 16, False, eight_bit=eight_bit(("value", "head")))

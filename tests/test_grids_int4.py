@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from qia3.grids import int4
+from qia3.grids.blocks import BLOCK_SIZES
 
-grids = st.tuples(st.sampled_from(int4.BLOCK_SIZES), st.booleans())
+grids = st.tuples(st.sampled_from(BLOCK_SIZES), st.booleans())
 vectors = st.sampled_from([0.0, 1.0, -1.0, 0.5, -2.25, 1.0078125])
 
 

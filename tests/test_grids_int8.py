@@ -14,8 +14,9 @@ from hypothesis.extra import numpy as hnp
 from onnx import TensorProto, helper, numpy_helper
 
 from qia3.grids import int4, int8
+from qia3.grids.blocks import BLOCK_SIZES
 
-grids = st.tuples(st.sampled_from(int4.BLOCK_SIZES), st.booleans())
+grids = st.tuples(st.sampled_from(BLOCK_SIZES), st.booleans())
 vectors = st.sampled_from([0.0, 1.0, -1.0, 0.5, -2.25, 1.0078125])
 
 

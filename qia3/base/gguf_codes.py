@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from qia3.base.given import Given, put
+from qia3.base.given import Given
 from qia3.base.modules import GridLinear
 from qia3.base.quantise import float_weight
 from qia3.base.weights import Int4Weight
@@ -41,7 +41,7 @@ def keep_q4_0(model: Any, path: Path) -> Given | None:
     for name in ours:
         kept = _same(unpack_q4_0(raws[place(name)]), layers[name], model.config.get_text_config())
         if kept is not None:
-            put(model, name, GridLinear(Int4Weight(kept), layers[name].bias))
+            model.set_submodule(name, GridLinear(Int4Weight(kept), layers[name].bias))
     return Given.in_model("q4_0", model) if any(isinstance(m, GridLinear) for m in model.modules()) else None
 
 

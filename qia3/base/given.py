@@ -40,9 +40,3 @@ def parameters(model: nn.Module) -> int:
     stored = {id(m.store): m.in_features * m.out_features for m in layers}
     biases = sum(m.bias.numel() for m in layers if m.bias is not None)
     return sum(p.numel() for p in model.parameters()) + sum(stored.values()) + biases
-
-
-def put(model: nn.Module, name: str, module: nn.Module) -> None:
-    """`module` in place of the one of this name."""
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)

@@ -108,13 +108,12 @@ def _put_modules(model: nn.Module, modules: dict[str, dict[str, Any]], tensors: 
             start = f"{first}.store."
             own = {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
             stores[first] = KINDS[facts["kind"]].from_tensors(own, facts["inputs"], facts["block"])
-        parent, _, child = name.rpartition(".")
         new: nn.Module
         if "scale" in facts:
             new = GridEmbedding(stores[first], torch.float32, facts["scale"])
         else:
             new = GridLinear(stores[first], tensors.get(f"{name}.bias"))
-        setattr(model.get_submodule(parent), child, new)
+        model.set_submodule(name, new)
 
 
 def _put_tensors(model: Any, tensors: dict[str, Tensor]) -> None:

@@ -146,7 +146,9 @@ def _at_eight(model: Any, asked: EightBit, given: Given | None) -> frozenset[str
     names = asked.find(model) if asked.roles else frozenset()
     kept = sorted(name for name in names if isinstance(model.get_submodule(name), GridLinear))
     if names and given is not None and given.codes == "nf4":
-        raise BaseModelError("this base is on NF4 already, where layers have their own codes or stay float; take eight_bit out of the build file")
+        raise BaseModelError(
+            "this base is on NF4 already, where layers have their own codes or stay float; take eight_bit out of the build file"
+        )
     if given is not None and kept:
         raise BaseModelError(
             f"eight_bit names {len(kept)} layers that this base has in its own {given.codes} codes, which are kept (the first is {kept[0]}); "

@@ -7,7 +7,7 @@ the dequantised weight where there is memory for it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -36,7 +36,7 @@ class Nf4Weight(GridWeight):
         return cls(nf4.quantise(np.ascontiguousarray(weight.detach().float().cpu().numpy()), block_size))
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor], inputs: int, block_size: int) -> Nf4Weight:
+    def from_tensors(cls, tensors: Mapping[str, Tensor], inputs: int, block_size: int) -> Self:
         codes, scales = tensors["codes"].numpy(), tensors["scales"].numpy()
         return cls(nf4.Nf4(codes, scales, block_size, 2 * len(codes) // inputs, inputs))
 

@@ -27,8 +27,9 @@ from qia3.base.nf4 import Nf4Weight
 from qia3.base.weights import GridWeight, Int4Weight
 from qia3.errors import BaseModelError
 from qia3.grids import int8
+from qia3.grids.blocks import BLOCK_SIZES
 from qia3.grids.calibrated import Seen
-from qia3.grids.int4 import BLOCK_SIZES, block_for
+from qia3.grids.int4 import block_for
 
 Track = Callable[[list[str]], Iterable[str]]
 Format = Literal["int4", "nf4"]

@@ -23,7 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from transformers.pytorch_utils import Conv1D
 
 from qia3.base.bnb import Need
-from qia3.base.given import Given, put
+from qia3.base.given import Given
 from qia3.base.layouts import FLOATS, Layout, read_layout
 from qia3.base.modules import GridLinear
 from qia3.base.sources import Source
@@ -108,7 +108,7 @@ def _fill(model: Any, layout: Layout, tensors: Tensors) -> None:
     for name in [n.removesuffix(layout.mark) for n in tensors.places if n.endswith(layout.mark)]:
         bias = tensors.read(f"{name}.bias") if f"{name}.bias" in tensors.places else None
         try:
-            put(model, name, GridLinear(layout.weight(name, tensors), bias))
+            model.set_submodule(name, GridLinear(layout.weight(name, tensors), bias))
         except ValueError as error:
             raise BaseModelError(f"cannot keep the codes of {name}: {error}") from error
     for prefix, module in model.named_modules():

@@ -7,13 +7,14 @@ the tensors of the grid's layout, by the names that they have in the graph.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from qia3.grids import int4
+from qia3.grids.blocks import Blocks, Floats, fold
 from qia3.grids.calibrated import Seen, quantise_calibrated
 
 AT_ONCE = 1 << 18  # entries of a weight that are float32 at a time: what a processor's cache holds, and no holes in the heap
@@ -37,7 +38,7 @@ class GridWeight(nn.Module):
         self._dense: Tensor | None = None
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor], inputs: int, block_size: int) -> GridWeight:
+    def from_tensors(cls, tensors: Mapping[str, Tensor], inputs: int, block_size: int) -> Self:
         """From its buffers by name."""
         raise NotImplementedError
 
@@ -90,20 +91,39 @@ class GridWeight(nn.Module):
         self.scales = scales
 
 
-class Int4Weight(GridWeight):
-    """Codes uint8 [N, B, block/2], scales float32 [N, B], zero points uint8 [N, ceil(B/2)] or None."""
+class BlockWeight(GridWeight):
+    """On a grid with blocks of inputs (qia3.grids.blocks): codes uint8 [N, B, ...], scales float32 [N, B], zero points uint8 or None."""
 
-    kind, bits = "int4", 4
+    layout: ClassVar[type[Blocks]]
     codes: Tensor
     scales: Tensor
     zero_points: Tensor | None
 
-    def __init__(self, weight: int4.Int4) -> None:
+    def __init__(self, weight: Blocks) -> None:
         super().__init__()
         self.inputs, self.outputs, self.block_size = weight.inputs, weight.outputs, weight.block_size
         self.register_buffer("codes", torch.from_numpy(weight.codes))
         self.register_buffer("scales", torch.from_numpy(weight.scales))
         self.register_buffer("zero_points", None if weight.zero_points is None else torch.from_numpy(weight.zero_points))
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor], inputs: int, block_size: int) -> Self:
+        zeros = tensors.get("zero_points")
+        return cls(cls.layout(tensors["codes"].numpy(), tensors["scales"].numpy(), None if zeros is None else zeros.numpy(), inputs))
+
+    @property
+    def grid(self) -> Blocks:
+        zeros = None if self.zero_points is None else self.zero_points.cpu().numpy()
+        return self.layout(self.codes.cpu().numpy(), self.scales.cpu().numpy(), zeros, self.inputs)
+
+    def _scaled(self, vector: np.ndarray[Any, Any]) -> Tensor:
+        return torch.from_numpy(fold(self.grid, vector).scales).to(self.codes.device)
+
+
+class Int4Weight(BlockWeight):
+    """Codes uint8 [N, B, block/2], zero points uint8 [N, ceil(B/2)] or None."""
+
+    kind, bits, layout = "int4", 4, int4.Int4
 
     @classmethod
     def from_float(cls, weight: Tensor, block_size: int, symmetric: bool, seen: Seen | None = None) -> Int4Weight:
@@ -112,16 +132,6 @@ class Int4Weight(GridWeight):
             rows = torch.split(weight.detach(), max(1, AT_ONCE // weight.shape[1]))
             return cls(int4.joined([int4.quantise(_floats(part), block_size, symmetric) for part in rows]))
         return cls(quantise_calibrated(_floats(weight.detach()), seen, block_size, symmetric))
-
-    @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor], inputs: int, block_size: int) -> Int4Weight:
-        zeros = tensors.get("zero_points")
-        return cls(int4.Int4(tensors["codes"].numpy(), tensors["scales"].numpy(), None if zeros is None else zeros.numpy(), inputs))
-
-    @property
-    def grid(self) -> int4.Int4:
-        zeros = None if self.zero_points is None else self.zero_points.cpu().numpy()
-        return int4.Int4(self.codes.cpu().numpy(), self.scales.cpu().numpy(), zeros, self.inputs)
 
     def rows(self, index: Tensor | slice, dtype: torch.dtype) -> Tensor:
         codes, scales = self.codes[index], self.scales[index]
@@ -137,9 +147,6 @@ class Int4Weight(GridWeight):
         packed = self.zero_points[index]
         return torch.stack((packed & 15, packed >> 4), dim=-1).flatten(-2)[..., : codes.shape[-2]].float()
 
-    def _scaled(self, vector: np.ndarray[Any, Any]) -> Tensor:
-        return torch.from_numpy(int4.fold(self.grid, vector).scales).to(self.codes.device)
 
-
-def _floats(weight: Tensor) -> int4.Floats:
+def _floats(weight: Tensor) -> Floats:
     return np.ascontiguousarray(weight.float().cpu().numpy())

@@ -21,9 +21,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from qia3.grids.blocks import Bytes
 from qia3.grids.gptq import Words, as_bytes, as_words
 from qia3.grids.grouped import Halves, group_inputs, to_blocks
-from qia3.grids.int4 import Bytes, Int4, pack_nibbles, unpack, unpack_nibbles
+from qia3.grids.int4 import Int4, pack_nibbles, unpack, unpack_nibbles
 
 ORDER = [0, 2, 4, 6, 1, 3, 5, 7]  # the output that each nibble of a word belongs to
 

@@ -24,7 +24,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from qia3.grids.int4 import Floats, Int4, assemble, check, choose
+from qia3.grids.blocks import Floats, check
+from qia3.grids.int4 import Int4, assemble, choose
 
 DAMPING = 0.01
 ROWS = 4096  # at a time, which bounds the working copy

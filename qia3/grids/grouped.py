@@ -14,7 +14,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from qia3.grids.int4 import BLOCK_SIZES, SYMMETRIC_ZERO, Bytes, Int4, pack_nibbles
+from qia3.grids.blocks import BLOCK_SIZES, Bytes
+from qia3.grids.int4 import SYMMETRIC_ZERO, Int4, pack_nibbles
 
 Halves = NDArray[np.float16] | NDArray[np.float32]
 

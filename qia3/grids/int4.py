@@ -31,41 +31,23 @@ Source of the layout: docs/ContribOperators.md of ONNX Runtime, com.microsoft.Ma
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-BLOCK_SIZES = (16, 32, 64, 128, 256)
+from qia3.grids.blocks import BLOCK_SIZES, Blocks, Bytes, Floats, check
+from qia3.grids.blocks import fold as fold
+
 SYMMETRIC_ZERO = 8
 RANGES = (1.0, 1.05, 0.95, 0.9, 0.86, 0.82, 0.78, 0.74, 0.7)  # the full range first: it wins a tie
 CACHED_ENTRIES = 1 << 16  # of a weight at a time: what the processor's second cache holds with its copies
 
-Bytes = NDArray[np.uint8]
-Floats = NDArray[np.float32]
 
-
-@dataclass(frozen=True)
-class Int4:
-    """A weight on the grid. `inputs` is K, which the padded codes no longer tell."""
-
-    codes: Bytes  # [N, B, block / 2]
-    scales: Floats  # [N, B]
-    zero_points: Bytes | None  # [N, ceil(B / 2)]
-    inputs: int
-
-    @property
-    def outputs(self) -> int:
-        return int(self.codes.shape[0])
+class Int4(Blocks):
+    """Codes [N, B, block / 2], zero points [N, ceil(B / 2)]."""
 
     @property
     def block_size(self) -> int:
         return int(self.codes.shape[2]) * 2
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of codes, scales and zero points."""
-        return self.codes.nbytes + self.scales.nbytes + (0 if self.zero_points is None else self.zero_points.nbytes)
 
 
 def bits_per_weight(block_size: int, symmetric: bool) -> float:
@@ -123,14 +105,6 @@ def joined(parts: Sequence[Int4]) -> Int4:
     zeros = [p.zero_points for p in parts if p.zero_points is not None]
     codes, scales = np.concatenate([p.codes for p in parts]), np.concatenate([p.scales for p in parts])
     return Int4(codes, scales, np.concatenate(zeros) if zeros else None, parts[0].inputs)
-
-
-def check(weight: Floats, block_size: int) -> None:
-    """Raises ValueError on a bad block size or a weight that is not finite."""
-    if block_size not in BLOCK_SIZES:
-        raise ValueError(f"block_size is one of {BLOCK_SIZES}, not {block_size}")
-    if not np.isfinite(weight).all():
-        raise ValueError("the weight holds NaN or infinity")
 
 
 def choose(blocks: Floats, importance: Floats, symmetric: bool) -> tuple[Floats, Floats, Floats]:
@@ -204,10 +178,3 @@ def dequantise(weight: Int4) -> Floats:
     block = np.arange(weight.inputs) // weight.block_size
     result: Floats = (codes.astype(np.float32) - zeros.astype(np.float32)[:, block]) * weight.scales[:, block]
     return result
-
-
-def fold(weight: Int4, vector: Floats) -> Int4:
-    """Multiplies output row n by vector[n] (shape [N]): one multiply on the scales. Codes and zero points are the same objects."""
-    if vector.shape != (weight.outputs,):
-        raise ValueError(f"the vector has shape {vector.shape}, the weight {weight.outputs} output rows")
-    return replace(weight, scales=weight.scales * vector.astype(np.float32)[:, None])

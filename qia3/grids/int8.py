@@ -25,37 +25,21 @@ Source of the layout: docs/ContribOperators.md of ONNX Runtime, com.microsoft.Ma
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
 import numpy as np
 
-from qia3.grids.int4 import BLOCK_SIZES, Bytes, Floats, check
+from qia3.grids.blocks import BLOCK_SIZES, Blocks, Floats, check
+from qia3.grids.blocks import fold as fold
 
 SYMMETRIC_ZERO = 128
 LEAST_BLOCK = 64
 
 
-@dataclass(frozen=True)
-class Int8:
-    """A weight on the grid. `inputs` is K, which the padded codes no longer tell."""
-
-    codes: Bytes  # [N, B, block]
-    scales: Floats  # [N, B]
-    zero_points: Bytes | None  # [N, B]
-    inputs: int
-
-    @property
-    def outputs(self) -> int:
-        return int(self.codes.shape[0])
+class Int8(Blocks):
+    """Codes [N, B, block], zero points [N, B]."""
 
     @property
     def block_size(self) -> int:
         return int(self.codes.shape[2])
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of codes, scales and zero points."""
-        return self.codes.nbytes + self.scales.nbytes + (0 if self.zero_points is None else self.zero_points.nbytes)
 
 
 def bits_per_weight(block_size: int, symmetric: bool) -> float:
@@ -105,10 +89,3 @@ def dequantise(weight: Int8) -> Floats:
     zeros = np.float32(SYMMETRIC_ZERO) if weight.zero_points is None else weight.zero_points.astype(np.float32)[..., None]
     dense: Floats = (weight.codes.astype(np.float32) - zeros) * weight.scales[..., None]
     return dense.reshape(weight.outputs, -1)[:, : weight.inputs]
-
-
-def fold(weight: Int8, vector: Floats) -> Int8:
-    """Multiplies output row n by vector[n] (shape [N]): one multiply on the scales. Codes and zero points are the same objects."""
-    if vector.shape != (weight.outputs,):
-        raise ValueError(f"the vector has shape {vector.shape}, the weight {weight.outputs} output rows")
-    return replace(weight, scales=weight.scales * vector.astype(np.float32)[:, None])

@@ -19,7 +19,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from qia3.grids.int4 import SYMMETRIC_ZERO, Bytes, Int4, pack_nibbles, unpack
+from qia3.grids.blocks import Bytes
+from qia3.grids.int4 import SYMMETRIC_ZERO, Int4, pack_nibbles, unpack
 
 BLOCK, BLOCK_BYTES = 32, 18
 

@@ -60,21 +60,17 @@ class Scaled(nn.Module):
 
 def attach(model: nn.Module, sites: Iterable[Site]) -> dict[str, Scaled]:
     """Wraps the layers of `sites` in place; returns the wrappers by vector name, all ones."""
-    return {site.name: _wrap(model, site) for site in sites}
-
-
-def _wrap(model: nn.Module, site: Site) -> Scaled:
-    parent, _, child = site.module.rpartition(".")
-    scaled = Scaled(model.get_submodule(site.module), site)
-    setattr(model.get_submodule(parent), child, scaled)
+    scaled = {}
+    for site in sites:
+        scaled[site.name] = Scaled(model.get_submodule(site.module), site)
+        model.set_submodule(site.module, scaled[site.name])
     return scaled
 
 
 def detach(model: nn.Module, scaled: Mapping[str, Scaled]) -> None:
     """Takes the wrappers off again."""
     for layer in scaled.values():
-        parent, _, child = layer.site.module.rpartition(".")
-        setattr(model.get_submodule(parent), child, layer.base)
+        model.set_submodule(layer.site.module, layer.base)
 
 
 def get_vectors(scaled: Mapping[str, Scaled]) -> Vectors:
