@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from qia3.train.losses import NAMES, Answers, Totals, length_normalised, losses, unlikelihood
+from qia3.train.model import log_probabilities
 
 
 def probabilities(seed: int) -> list[list[list[float]]]:
@@ -96,3 +97,19 @@ def test_the_highest_scores_do_not_overflow():
     log_p = torch.tensor([-300.0, -900.0], requires_grad=True)
     answers = Answers(log_p, torch.tensor([0, 1]), torch.tensor([0, 0]), torch.tensor([False, True]))
     assert float(length_normalised(answers, 1).detach()) == pytest.approx(600)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_log_probabilities_and_their_gradient_are_those_of_log_softmax(seed):
+    """Slots that several tokens read, one that none reads, and a target that is asked for twice."""
+    torch.manual_seed(seed)
+    logits = (8 * torch.randn(5, 11, dtype=torch.float64)).requires_grad_()
+    read, targets = torch.tensor([0, 1, 1, 3, 4, 4]), torch.tensor([3, 0, 7, 10, 2, 2])
+    weight = torch.randn(6, dtype=torch.float64)
+    found = log_probabilities(logits, read, targets)
+    expected = logits.log_softmax(-1)[read, targets]
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(
+        torch.autograd.grad((weight * found.exp()).sum(), logits), torch.autograd.grad((weight * expected.exp()).sum(), logits)
+    )
+    assert torch.autograd.gradcheck(lambda z: log_probabilities(z, read, targets), (logits,))

@@ -83,7 +83,28 @@ def answer_logits(
 
 def log_probabilities(logits: Tensor, read: Tensor, targets: Tensor) -> Tensor:
     """log p of each target [T] from logits [P, V], of which `read` picks the slot: one normaliser for each slot."""
-    return logits[read, targets] - logits.logsumexp(-1)[read]
+    result: Tensor = _LogProbabilities.apply(logits, read, targets)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _LogProbabilities(torch.autograd.Function):
+    """log p = z[target] - log sum exp z, with d log p / dz = onehot(target) - softmax(z) written into one buffer.
+
+    torch's own backward of the two terms makes a [P, V] for each and a third for their sum, and [P, V] is the largest tensor of a step.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, read: Tensor, targets: Tensor) -> Tensor:
+        normaliser = logits.logsumexp(-1)
+        ctx.save_for_backward(logits, normaliser, read, targets)
+        return logits[read, targets] - normaliser[read]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        logits, normaliser, read, targets = ctx.saved_tensors
+        of_slot = grad.new_zeros(len(logits)).index_add(0, read, grad)
+        buffer = (logits - normaliser[:, None]).exp_().mul_(-of_slot[:, None])
+        return buffer.index_put_((read, targets), grad, accumulate=True), None, None
 
 
 def read_logits(model: PreTrainedModel, batch: Batch) -> Tensor:
