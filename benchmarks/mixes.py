@@ -23,8 +23,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from qia3.base.int8 import Int8Weight
-from qia3.base.load import _quiet
+from qia3.base.load import quiet
 from qia3.base.modules import GridEmbedding, GridLinear
+from qia3.base.quantise import Grid
 from qia3.base.sources import resolve
 from qia3.base.weights import GridWeight, Int4Weight
 from qia3.graph.export import export_decoder
@@ -53,7 +54,7 @@ def model_of(config: Any, mix: str) -> Any:
     """The model with layers on the mix's grids, and its vectors."""
     block, *roles = mix.split(":")
     model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
-    eight = eight_bit(tuple(roles)).find(model)
+    eight = eight_bit(roles).find(model, Grid(int(block), False), None).names
     head = model.lm_head
     for name, layer in [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)]:
         grid = GridLinear(drawn(layer.out_features, layer.in_features, int(block), 8 if name in eight else 4))
@@ -102,7 +103,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     asked = parser.parse_args()
     source = resolve(asked.model)
-    with _quiet(), tempfile.TemporaryDirectory() as scratch:
+    with quiet(), tempfile.TemporaryDirectory() as scratch:
         config = AutoConfig.from_pretrained(source.name, **({"gguf_file": source.gguf_file} if source.gguf_file else {}))
         graphs = {mix: Graph(config, mix, Path(scratch) / str(i), asked.threads) for i, mix in enumerate(asked.mixes)}
         found: dict[str, list[list[float]]] = {mix: [] for mix in graphs}

@@ -5,9 +5,9 @@
 
 Text: editorial articles (texts.py), cut into windows of 256 tokens; each window's first 32 tokens are context only. Our grids and GGUF files
 are dequantised and computed by torch in float32, so it is the weights alone; what int8 activations add is in each bundle's parity section. An
-ONNX folder of onnxruntime-genai's builder runs as it is. A grid is CALIBRATION:BLOCK, with ":symmetric" after it if asked, and ":head8",
-":down8@0-2,11" and so on for layers that are kept at 8 bits; a calibration is "own", "none", or "editorials" for articles of the same newspaper
-that are not scored.
+ONNX folder of onnxruntime-genai's builder runs as it is. A grid is CALIBRATION:BLOCK, with ":symmetric" after it if asked, ":head8",
+":down8@0-2,11" and so on for layers that are kept at 8 bits, or ":bits5.0" for those that `[base] bits` takes; a calibration is "own",
+"none", or "editorials" for articles of the same newspaper that are not scored.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from typing import Any
 import torch
 from texts import articles
 
-from qia3.base.load import _open, _quiet, load_base
-from qia3.base.sources import resolve
+from qia3.base.load import load_base, load_float
 from qia3.base.weights import GridWeight
 from qia3.footprint.bits import bits_each
-from qia3.ia3.eight_bit import eight_bit
+from qia3.ia3.eight_bit import Within, eight_bit
+from qia3.progress import bar
 
 WINDOW, CONTEXT = 256, 32
 
@@ -55,9 +55,10 @@ def compared(found: torch.Tensor, reference: torch.Tensor, tokens: torch.Tensor)
 def grid(model: str, asked: str, text: Path, windows: list[list[int]]) -> tuple[dict[str, Any], torch.Tensor]:
     calibration, block, *rest = asked.split(":")
     started = time.perf_counter()
-    roles = tuple(word.replace("8", "", 1) for word in rest if "8" in word)  # down8@0-2,11 for down@0-2,11
+    budget = next((float(word.removeprefix("bits")) for word in rest if word.startswith("bits")), None)
+    roles = tuple(word.replace("8", "", 1) for word in rest if "8" in word and budget is None)  # down8@0-2,11 for down@0-2,11
     told = str(text) if calibration == "editorials" else calibration
-    base = load_base(model, int(block), "symmetric" in rest, told, eight_bit=eight_bit(roles))
+    base = load_base(model, int(block), "symmetric" in rest, told, eight_bit=eight_bit(roles) if budget is None else Within(budget, bar))
     stores = [m for m in base.model.modules() if isinstance(m, GridWeight)]
     facts = {
         "grid": f"int4 {asked}",
@@ -74,8 +75,7 @@ def gguf_file(path: Path, windows: list[list[int]]) -> tuple[dict[str, Any], tor
 
     tensors = [t for t in gguf.GGUFReader(str(path)).tensors if len(t.shape) > 1]
     bits = bits_each(sum(int(t.n_bytes) for t in tensors), sum(int(t.n_elements) for t in tensors))
-    with _quiet():
-        model, _ = _open(resolve(str(path)))
+    model, _ = load_float(str(path))
     return {"grid": path.name, "bits_per_weight": bits}, log_probabilities(model.eval(), windows)[0]
 
 
@@ -108,8 +108,7 @@ def main() -> None:
     parser.add_argument("--gguf", nargs="+", default=[], type=Path)
     parser.add_argument("--onnx", nargs="+", default=[], type=Path)
     asked = parser.parse_args()
-    with _quiet():
-        model, tokenizer = _open(resolve(asked.model))
+    model, tokenizer = load_float(asked.model)
     everything = tokenizer.encode("\n\n".join(articles()))
     ids = everything[: asked.tokens]
     windows = [ids[i : i + WINDOW] for i in range(0, len(ids) - WINDOW + 1, WINDOW)]

@@ -11,7 +11,7 @@ from qia3.base.frozen import BaseModel
 from qia3.base.load import load_base
 from qia3.config import Build
 from qia3.errors import BaseModelError, ConfigError
-from qia3.ia3.eight_bit import eight_bit
+from qia3.ia3.eight_bit import Within, eight_bit
 from qia3.ia3.roles import Roles, Site, find_roles
 from qia3.ia3.vectors import Scaled, attach
 from qia3.progress import bar, say
@@ -77,10 +77,11 @@ def _alone(jobs: list[Job]) -> list[Job]:
 
 def load(plan: Build) -> tuple[BaseModel, Roles, dict[str, Scaled]]:
     """The 4-bit base with vectors of ones on it."""
-    at_eight = f", {' and '.join(plan.base.eight_bit)} at 8 bits" if plan.base.eight_bit else ""
-    say(f"loading {plan.base.model} on the {plan.base.grid} grid, block {plan.base.block_size}{at_eight}")
     asked = plan.base
-    base = load_base(asked.model, asked.block_size, asked.symmetric, asked.calibration, bar, eight_bit(asked.eight_bit), asked.grid)
+    budget = f", at most {asked.bits:g} bits a weight" if asked.bits else ""
+    say(f"loading {asked.model} on the {asked.grid} grid, block {asked.block_size}{budget}")
+    at_eight = Within(asked.bits, bar) if asked.bits else eight_bit(asked.eight_bit)
+    base = load_base(asked.model, asked.block_size, asked.symmetric, asked.calibration, bar, at_eight, asked.grid)
     if base.model.config.is_encoder_decoder:
         raise BaseModelError(f"{plan.base.model} is an encoder-decoder; this version exports decoders")
     roles = find_roles(base.model)

@@ -10,6 +10,7 @@
     symmetric = false                # true: no zero points, codes around 8
     calibration = "own"              # round for the inputs that layers get: on text the model makes ("own"), on a text file, or not ("none")
     eight_bit = ["value", "down@0-2,11"]  # layers kept at 8 bits; also "head", "query", "key", "output", "up". Default: none
+    bits = 5.0                       # or: those layers at 8 bits that help most, as long as a weight takes at most so many bits on average
 
     [train]                          # defaults for every task; a task may override any of them under [task.training]
     preset = "t-few"                 # or "short"; keys that stand beside it win. Without: steps 120, AdamW at 1e-2, the lm loss
@@ -72,6 +73,7 @@ class Base(Section):
     symmetric: bool = False
     calibration: str = "own"
     eight_bit: tuple[str, ...] = ()
+    bits: float | None = Field(default=None, ge=4, le=9)
 
     @field_validator("eight_bit")
     @classmethod
@@ -88,6 +90,8 @@ class Base(Section):
     def _whole(self) -> Base:
         if self.grid == "nf4" and (self.block_size == 16 or self.eight_bit):
             raise ValueError("on the nf4 grid a block is 32 or more, and no layers are at 8 bits")
+        if self.bits is not None and (self.grid == "nf4" or self.eight_bit or self.calibration == "none"):
+            raise ValueError('bits chooses the layers at 8 bits, by a text, on int4: not beside eight_bit, nf4 or calibration = "none"')
         return self
 
 

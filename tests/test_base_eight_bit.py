@@ -14,13 +14,15 @@ from qia3.base import load
 from qia3.base.int8 import Int8Weight
 from qia3.base.load import load_base
 from qia3.base.modules import GridEmbedding, GridLinear
-from qia3.base.quantise import float_weight, quantise_model
+from qia3.base.quantise import Grid, float_weight, quantise_model
 from qia3.base.weights import GridWeight, Int4Weight
 from qia3.config import EIGHT_BIT
 from qia3.errors import BaseModelError
 from qia3.grids import int8
 from qia3.ia3.eight_bit import MEANS, eight_bit
 from qia3.ia3.roles import Roles, find_roles
+
+GRID = Grid(32, symmetric=False)
 
 
 @pytest.mark.parametrize(("block", "symmetric"), list(itertools.product((16, 32, 128), (False, True))))
@@ -38,7 +40,7 @@ def test_modules_dequantise_as_the_grid_does(block, symmetric):
 @pytest.mark.parametrize("family", DECODERS)
 def test_roles_are_found_in_the_float_model_and_those_layers_are_at_eight_bits(family):
     model = tiny(family)
-    names = eight_bit(("head", "down", "value")).find(model)
+    names = eight_bit(("head", "down", "value")).find(model, GRID, None).names
     quantise_model(model, 32, symmetric=False, eight_bit=names)
     roles = find_roles(model).linears
     for name, layer in model.named_modules():
@@ -55,19 +57,19 @@ def test_a_role_that_a_model_has_no_layer_of_is_told(monkeypatch):
     roles = Roles((), (), {"out": "head", "a": "attention_output", "b": "feed_forward"})
     monkeypatch.setattr("qia3.ia3.eight_bit.find_roles", lambda model: roles)
     with pytest.raises(BaseModelError, match='no layer of the role "key" in eight_bit; it has: head, output, up'):
-        eight_bit(("up", "key")).find(tiny("llama"))
+        eight_bit(("up", "key")).find(tiny("llama"), GRID, None)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_a_role_may_be_named_in_some_layers_only(family):
-    every = eight_bit(("down",)).find(tiny(family))
+    every = eight_bit(("down",)).find(tiny(family), GRID, None).names
     assert len(every) == 2
-    parts = [eight_bit((f"down@{n}",)).find(tiny(family)) for n in ("0", "1", "0-1", "1,0")]
+    parts = [eight_bit((f"down@{n}",)).find(tiny(family), GRID, None).names for n in ("0", "1", "0-1", "1,0")]
     assert parts[0] | parts[1] == parts[2] == parts[3] == every
     assert all(".0." in name for name in parts[0])
     for asked, said in (("down@1-3", '"down" in layer 2, 3; it is in layers 0 to 1'), ("head@0", "it is in no numbered layer")):
         with pytest.raises(BaseModelError, match=said):
-            eight_bit((asked,)).find(tiny(family))
+            eight_bit((asked,)).find(tiny(family), GRID, None)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -82,7 +84,7 @@ def test_a_tied_embedding_is_at_eight_bits_with_its_head_and_another_stays_at_fo
 
 def test_what_is_calibrated_is_four_bit_layers_and_the_others_are_rounded_to_nearest():
     model, reference = tiny("llama"), tiny("llama")
-    names = eight_bit(("head", "down", "query")).find(model)
+    names = eight_bit(("head", "down", "query")).find(model, GRID, None).names
     quantise_model(model, 32, symmetric=False, windows=ids(4, 16), eight_bit=names)
     plain = tiny("llama")
     quantise_model(plain, 32, symmetric=False)

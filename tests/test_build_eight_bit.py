@@ -18,7 +18,7 @@ from tiny_build import write_build
 
 from qia3 import cli
 from qia3.base.load import load_base
-from qia3.base.quantise import quantise_model
+from qia3.base.quantise import Grid, quantise_model
 from qia3.base.weights import GridWeight
 from qia3.graph.export import export_decoder
 from qia3.graph.external import write_graph
@@ -36,7 +36,7 @@ ROLES = ("head", "down")
 
 def exported(family: str, folder: Path, roles: tuple[str, ...], symmetric: bool = False, folded: bool = False):
     model = tiny(family)
-    quantise_model(model, 32, symmetric, eight_bit=eight_bit(roles).find(model))
+    quantise_model(model, 32, symmetric, eight_bit=eight_bit(roles).find(model, Grid(32, symmetric), None).names)
     scaled = attach(model, find_roles(model).sites)
     vectors = random_vectors(scaled)
     set_vectors(scaled, vectors)

@@ -177,6 +177,13 @@ def test_roles_at_eight_bits_are_in_order_and_named_once(tmp_path):
     assert read(tmp_path, text).base.eight_bit == ("down", "head")
 
 
+@pytest.mark.parametrize("beside", ['eight_bit = ["head"]', 'grid = "nf4"', 'calibration = "none"'])
+def test_bits_choose_layers_by_a_text_and_nothing_else_does(tmp_path, beside):
+    assert read(tmp_path, GOOD.replace("[train]", "bits = 5.0\n[train]", 1)).base.bits == 5.0
+    told = complaint(tmp_path, GOOD.replace("[train]", f"bits = 5.0\n{beside}\n[train]", 1))
+    assert "bits chooses the layers at 8 bits" in told
+
+
 def test_an_unknown_key_with_no_near_one_lists_those_known(tmp_path):
     assert "known here: model, grid, block_size, symmetric" in complaint(tmp_path, GOOD.replace("[base]", "[base]\nzzz = 1"))
 

@@ -26,7 +26,7 @@ from qia3.base.kept import FACTS, keep, open_kept
 from qia3.base.memory import available_bytes, give_back
 from qia3.base.modules import GridLinear
 from qia3.base.processor import has_fast
-from qia3.base.quantise import ALL_AT_FOUR, EightBit, Format, quantise_model
+from qia3.base.quantise import AllAtFour, Chosen, EightBit, Format, Grid, quantise_model
 from qia3.base.quantised import open_quantised
 from qia3.base.sources import Source, cache_folder, check_weights, resolve
 from qia3.base.streaming import open_stream
@@ -35,6 +35,7 @@ from qia3.progress import say
 
 RECIPE = 3  # raised whenever the same source and settings give other codes
 LEAST_KEPT = 10_000_000  # parameters; a smaller base is made as fast as it is read
+ALL_AT_FOUR = AllAtFour()
 T = TypeVar("T")
 
 
@@ -76,9 +77,9 @@ def load_base(
     folder = _kept_folder(source, asked)
     if folder is not None and (folder / FACTS).is_file():
         say(f"the base was quantised before: {folder}")
-        with _quiet():
+        with quiet():
             return open_kept(folder, reference)
-    with _quiet():
+    with quiet():
         base = _make(source, asked, track)
         if folder is None or base.parameters < LEAST_KEPT:
             return base
@@ -93,6 +94,14 @@ def load_base(
         return open_kept(folder, reference)
 
 
+def load_float(reference: str) -> tuple[Any, Any]:
+    """The model that a base is made from, in the types of its files (GGUF: float32), and its tokenizer. Raises BaseModelError."""
+    source = resolve(reference)
+    check_weights(source)
+    with quiet():
+        return _float_model(source), _tokenizer(source)
+
+
 def _make(source: Source, asked: Asked, track: Track) -> BaseModel:
     """With the codes that it came with; else streamed from the files where it can be: calibrating needs the whole float model."""
     files = check_weights(source)
@@ -101,7 +110,7 @@ def _make(source: Source, asked: Asked, track: Track) -> BaseModel:
         model, given = open_quantised(source) or (None, None)
     if model is not None and given is not None:
         return _quantised(source, model, tokenizer, replace(asked, calibration="none", text="none"), track, given)
-    plain = (asked.calibration == "none" or asked.format == "nf4") and not asked.eight_bit.roles
+    plain = (asked.calibration == "none" or asked.format == "nf4") and not asked.eight_bit.asked
     stream = open_stream(Path(source.name), files) if files is not None and plain else None
     if stream is not None:
         return _quantised(source, stream.model, tokenizer, asked, track, None, stream.layers)
@@ -129,23 +138,22 @@ def _quantised(
         format = "nf4" if given.codes == "nf4" else "int4"
         rest = "stays float" if format == "nf4" else "is quantised without calibration"
         say(f"{given.layers} layers keep their {given.codes} codes, block {given.block_size}; the rest {rest}")
-    at_eight = _at_eight(model, asked.eight_bit, given)
     windows = None if format == "nf4" else _windows(model, tokenizer, asked.calibration, track)
+    at_eight = _at_eight(model, asked, given, windows)
     say("quantising" + ("" if windows is None else f", each layer for the inputs it gets ({windows.numel():,} tokens)"))
     each = lambda names: layers(track(names, "quantising"))  # noqa: E731 (it is handed on once)
-    quantise_model(model, asked.block_size, asked.symmetric, each, windows, at_eight, format)
+    quantise_model(model, asked.block_size, asked.symmetric, each, windows, at_eight.names, format)
     text = "none" if windows is None else asked.text
     grid = (asked.block_size, asked.symmetric) if given is None else (given.block_size, given.symmetric)
     codes = "own" if given is None else given.codes
-    roles = asked.eight_bit.roles
-    return BaseModel(source.reference, model, tokenizer, fingerprint(model), *grid, count, text, roles, codes, format)
+    return BaseModel(source.reference, model, tokenizer, fingerprint(model), *grid, count, text, at_eight.roles, codes, format)
 
 
-def _at_eight(model: Any, asked: EightBit, given: Given | None) -> frozenset[str]:
-    """Names of the layers to keep at 8 bits. Raises BaseModelError where one has 4-bit codes already: what was rounded does not come back."""
-    names = asked.find(model) if asked.roles else frozenset()
-    kept = sorted(name for name in names if isinstance(model.get_submodule(name), GridLinear))
-    if names and given is not None and given.codes == "nf4":
+def _at_eight(model: Any, asked: Asked, given: Given | None, windows: Tensor | None) -> Chosen:
+    """The layers to keep at 8 bits. Raises BaseModelError where one has 4-bit codes already: what was rounded does not come back."""
+    chosen = asked.eight_bit.find(model, Grid(asked.block_size, asked.symmetric), windows)
+    kept = sorted(name for name in chosen.names if isinstance(model.get_submodule(name), GridLinear))
+    if chosen.names and given is not None and given.codes == "nf4":
         raise BaseModelError(
             "this base is on NF4 already, where layers have their own codes or stay float; take eight_bit out of the build file"
         )
@@ -154,7 +162,9 @@ def _at_eight(model: Any, asked: EightBit, given: Given | None) -> frozenset[str
             f"eight_bit names {len(kept)} layers that this base has in its own {given.codes} codes, which are kept (the first is {kept[0]}); "
             f'name only what it has in float (eight_bit = ["head"]), or take a base that is not quantised'
         )
-    return names
+    if chosen.roles:
+        say(f"at 8 bits: {', '.join(chosen.roles)}")
+    return chosen
 
 
 def _windows(model: Any, tokenizer: Any, calibration: str, track: Track) -> Tensor | None:
@@ -183,7 +193,7 @@ def _kept_folder(source: Source, asked: Asked) -> Path | None:
     identity = source.identity()
     if identity is None:
         return None
-    rare = [*([asked.eight_bit.roles] if asked.eight_bit.roles else []), *([asked.format] if asked.format != "int4" else [])]
+    rare = [*([asked.eight_bit.asked] if asked.eight_bit.asked else []), *([asked.format] if asked.format != "int4" else [])]
     key = json.dumps([identity, asked.block_size, asked.symmetric, asked.text, RECIPE, *rare])
     return cache_folder() / "bases" / hashlib.sha256(key.encode()).hexdigest()[:16]
 
@@ -218,7 +228,7 @@ def _told(source: Source) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keeps transformers' own bars and notices off the screen while a model loads."""
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()

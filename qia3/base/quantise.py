@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -33,17 +33,6 @@ from qia3.grids.int4 import block_for
 
 Track = Callable[[list[str]], Iterable[str]]
 Format = Literal["int4", "nf4"]
-
-
-@dataclass(frozen=True)
-class EightBit:
-    """Layers to keep at 8 bits: their roles as they were asked for, and what finds the layers' names in a float model."""
-
-    roles: tuple[str, ...] = ()
-    find: Callable[[nn.Module], frozenset[str]] = lambda model: frozenset()
-
-
-ALL_AT_FOUR = EightBit()
 
 
 @dataclass(frozen=True)
@@ -69,6 +58,34 @@ class Grid:
             return Int4Weight.from_float(weight, block, self.symmetric, seen)
         except ValueError as error:
             raise BaseModelError(f"cannot quantise {name}: {error}") from error
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Layers that are kept at 8 bits: their names, and what a build file calls them."""
+
+    names: frozenset[str] = frozenset()
+    roles: tuple[str, ...] = ()
+
+
+class EightBit(Protocol):
+    """A choice of layers to keep at 8 bits (qia3.ia3.eight_bit)."""
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """What was asked for; nothing where all layers are to have 4 bits."""
+
+    def find(self, model: nn.Module, grid: Grid, windows: Tensor | None) -> Chosen:
+        """The layers in a float model that is about to be put on `grid`, calibrated on `windows`."""
+
+
+class AllAtFour:
+    """No layer at 8 bits."""
+
+    asked: tuple[str, ...] = ()
+
+    def find(self, model: nn.Module, grid: Grid, windows: Tensor | None) -> Chosen:
+        return Chosen()
 
 
 def quantise_model(

@@ -1,18 +1,26 @@
-"""Which layers a build keeps at 8 bits: roles by their names in a build file, found in the float model by what its layers do (roles.py).
+"""Which layers a build keeps at 8 bits: by their roles in a build file, or as many as fit into so many bits a weight.
 
     eight_bit = ["value", "head", "down@0-2,11,28-29"]      # all values, the head, the down projections of layers 0, 1, 2, 11, 28 and 29
+    bits = 5.0                                              # those that help most (qia3.base.sensitivity), named in the report in the same way
 
-"up" is all that leads into a feed-forward's inner activation, gate and up alike. A fused layer has every role of its parts: "value" means
-the whole of a fused q|k|v projection. A head that is tied to the embedding stands for both: they are one table.
+Roles are found in the float model by what its layers do (roles.py). "up" is all that leads into a feed-forward's inner activation, gate and up
+alike. A fused layer has every role of its parts: "value" means the whole of a fused q|k|v projection. A head that is tied to the embedding
+stands for both: they are one table.
 """
 
 from __future__ import annotations
 
 import re
-from functools import partial
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
-from qia3.base.quantise import EightBit
+from torch import Tensor
+
+from qia3.base.quantise import Chosen, Grid
+from qia3.base.sensitivity import Track, choose
 from qia3.errors import BaseModelError
 from qia3.ia3.roles import find_roles
 
@@ -28,15 +36,72 @@ MEANS = {
 }
 
 
-def eight_bit(asked: tuple[str, ...]) -> EightBit:
-    """The choice of a build file, for load_base."""
-    return EightBit(tuple(sorted(set(asked))), partial(_layers, asked))
+@dataclass(frozen=True)
+class Named:
+    """The roles of a build file, for load_base."""
+
+    asked: tuple[str, ...]
+
+    def find(self, model: Any, grid: Grid, windows: Tensor | None) -> Chosen:
+        """Raises BaseModelError where a part of it means no layer."""
+        roles = find_roles(model).linears
+        return Chosen(frozenset(name for one in self.asked for name in _meant(one, roles)), self.asked)
 
 
-def _layers(asked: tuple[str, ...], model: Any) -> frozenset[str]:
-    """Names of the model's layers that are meant. Raises BaseModelError where a part of it means none."""
-    roles = find_roles(model).linears
-    return frozenset(name for one in asked for name in _meant(one, roles))
+@dataclass(frozen=True)
+class Within:
+    """As many bits a weight, 4-bit layers among them, on average over the linear layers (and what is tied to them)."""
+
+    bits: float
+    track: Track
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        return (f"{self.bits:g} bits",)
+
+    def find(self, model: Any, grid: Grid, windows: Tensor | None) -> Chosen:
+        """Raises BaseModelError where there is no text, or where the bits are too few."""
+        if windows is None:
+            raise BaseModelError(
+                "bits chooses layers by what they do to a text, and this base is not calibrated on one; name layers with eight_bit"
+            )
+        groups = _groups(find_roles(model).linears)
+        chosen = choose(model, groups, grid, self.bits, windows, self.track)
+        return Chosen(frozenset(name for group in chosen for name in groups[group]), spelled(chosen, groups))
+
+
+def eight_bit(asked: Iterable[str]) -> Named:
+    """The choice of a build file by roles."""
+    return Named(tuple(sorted(set(asked))))
+
+
+def _groups(roles: dict[str, str]) -> dict[str, list[str]]:
+    """Layers by what a build file can name at the least: "head", "value@3"."""
+    groups = defaultdict(list)
+    for name, role in roles.items():
+        if meaning := next((asked for asked, means in MEANS.items() if role in means), None):
+            number = _number(name)
+            groups[meaning if number is None else f"{meaning}@{number}"].append(name)
+    return dict(groups)
+
+
+def spelled(chosen: Iterable[str], groups: Iterable[str]) -> tuple[str, ...]:
+    """Groups as a build file names them: "value@0", "value@1", "value@3" -> "value@0-1,3", or "value" where that is all of them."""
+    every, wanted = _numbered(groups), _numbered(chosen)
+    return tuple(sorted(role if wanted[role] == every[role] else f"{role}@{_ranges(wanted[role])}" for role in wanted))
+
+
+def _numbered(groups: Iterable[str]) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    for group in groups:
+        role, _, number = group.partition("@")
+        found.setdefault(role, []).extend([int(number)] if number else [])
+    return {role: sorted(numbers) for role, numbers in found.items()}
+
+
+def _ranges(numbers: list[int]) -> str:
+    runs = [[n for _, n in run] for _, run in groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0])]
+    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
 def _meant(asked: str, roles: dict[str, str]) -> list[str]:
