@@ -67,11 +67,26 @@ def test_vectors_fold_into_layers_at_eight_bits(tmp_path):
     np.testing.assert_allclose(merged.logits(prompt, [7, 9], {}), side.logits(prompt, [7, 9], fed(vectors)), atol=1e-3)
 
 
-@pytest.mark.parametrize(("roles", "products"), [(("query", "key", "value"), 5), (("value",), 7)])
-def test_projections_are_packed_where_all_three_have_the_same_bits(roles, products, tmp_path):
-    exported("llama", tmp_path, roles)
+@pytest.mark.parametrize(
+    ("roles", "products"),
+    [
+        ((), 5),
+        (("query", "key", "value"), 5),
+        (("value",), 6),
+        (("query",), 6),
+        (("query", "key"), 6),
+        (("key",), 7),
+        (("query", "value"), 7),
+    ],
+)
+@pytest.mark.parametrize("folded", [False, True])
+def test_projections_that_are_neighbours_of_the_same_bits_are_packed(roles, products, folded, tmp_path):
+    model, vectors = exported("llama", tmp_path, roles, folded=folded)
     counts = Counter(n.op_type for n in ir.load(tmp_path / GRAPH).graph)
     assert counts["MatMulNBits"] == 2 * products + 1
+    prompt = ids(1, 11)[0].tolist()
+    found = OrtDecoder(tmp_path / GRAPH, model.config).logits(prompt, [7, 9], {} if folded else fed(vectors))
+    np.testing.assert_allclose(found, torch_logits(model, prompt, [7, 9]), atol=1e-3)
 
 
 @pytest.fixture(scope="module")

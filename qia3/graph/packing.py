@@ -5,7 +5,9 @@
 Rows are blocks of their own on the grid, so the packed codes, scales and zero points are the three tensors' bytes one after the other: what
 was trained still ships byte for byte (law 1). GroupQueryAttention takes q|k|v in its first input. The vectors keep their names and shapes;
 in one run all of them have the same number of rows. Where something stands between projection and attention (norms on keys in Qwen3)
-nothing is packed.
+nothing is packed. Where one of the three is on a grid of its own (values at 8 bits), its two neighbours are packed and the results joined:
+
+    Concat(x [Wq; Wk]^T, x Wv^T)
 
 Operators: docs/ContribOperators.md of ONNX Runtime, com.microsoft.MatMulNBits and GroupQueryAttention.
 """
@@ -13,6 +15,8 @@ Operators: docs/ContribOperators.md of ONNX Runtime, com.microsoft.MatMulNBits a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -21,6 +25,7 @@ from onnx_ir.passes import InPlacePass, PassResult
 from qia3.graph.fusions import MICROSOFT, producer
 
 PACKED = "qia3.packed"  # on an initializer: the tensors it is made of, in order, with their bytes
+GRID = ("K", "bits", "block_size", "accuracy_level")
 KINDS = ("codes", "scales", "zero_points", None, "bias")  # inputs 1 to 5 of MatMulNBits; the fourth is an index that nobody uses
 
 
@@ -37,14 +42,17 @@ class Projection:
         return int(self.product.attributes["N"].as_int())
 
 
+Run = list[Projection]
+
+
 class PackAttention(InPlacePass):  # type: ignore[misc]
-    """Packs the three projections in front of every GroupQueryAttention that has them in plain form."""
+    """Packs the projections in front of every GroupQueryAttention that has them in plain form."""
 
     def call(self, model: ir.Model) -> PassResult:
-        found = [(a, parts) for a in model.graph if a.op_type == "GroupQueryAttention" and (parts := _projections(a))]
+        found = [(a, runs) for a in model.graph if a.op_type == "GroupQueryAttention" and len(runs := _runs(a)) in (1, 2)]
         ones: dict[int, ir.Value] = {}
-        for attention, parts in found:
-            _pack(model, attention, parts, ones)
+        for attention, runs in found:
+            _pack(model, attention, runs, ones)
         return PassResult(model, modified=bool(found))
 
     def ensures(self, model: ir.Model) -> None:
@@ -52,21 +60,17 @@ class PackAttention(InPlacePass):  # type: ignore[misc]
         assert len(names) == len(set(names))
 
 
-def _projections(attention: ir.Node) -> list[Projection] | None:
-    """The three, if they are of one input and one grid, and nobody else reads them."""
-    parts = [_projection(value) for value in attention.inputs[:3]]
-    if None in parts or len({id(p) for p in parts}) != 3:
-        return None
-    chosen = [p for p in parts if p is not None]
-    first = chosen[0].product
-    same = all(
-        p.product.inputs[0] is first.inputs[0]
-        and len(p.product.inputs) == len(first.inputs)
-        and [v is None for v in p.product.inputs] == [v is None for v in first.inputs]
-        and all(p.product.attributes[a].as_int() == first.attributes[a].as_int() for a in ("K", "bits", "block_size", "accuracy_level"))
-        for p in chosen
-    )
-    return chosen if same else None
+def _runs(attention: ir.Node) -> list[Run]:
+    """The three, neighbours on one grid together, if they are of one input and nobody else reads them; else nothing."""
+    parts = [p for value in attention.inputs[:3] if (p := _projection(value)) is not None]
+    if len({id(p.product) for p in parts}) != 3 or len({id(p.product.inputs[0]) for p in parts}) != 1:
+        return []
+    return [list(run) for _, run in groupby(parts, _grid)]
+
+
+def _grid(part: Projection) -> tuple[Any, ...]:
+    """What has to be the same for two products to be one."""
+    return *(part.product.attributes[a].as_int() for a in GRID), *(value is None for value in part.product.inputs)
 
 
 def _projection(value: ir.Value | None) -> Projection | None:
@@ -82,13 +86,18 @@ def _projection(value: ir.Value | None) -> Projection | None:
     return Projection(product, scaled, vector) if product is not None and single else None
 
 
-def _pack(model: ir.Model, attention: ir.Node, parts: list[Projection], ones: dict[int, ir.Value]) -> None:
-    first = parts[0].product
-    size = sum(p.outputs for p in parts)
-    weights = [None if kind is None else _concatenated(model, parts, i, kind) for i, kind in enumerate(KINDS, 1)][: len(first.inputs) - 1]
-    attributes = {a: first.attributes[a].as_int() for a in ("K", "bits", "block_size", "accuracy_level")} | {"N": size}
-    nodes = [ir.node("MatMulNBits", [first.inputs[0], *weights], attributes, domain=MICROSOFT)]
-    result = nodes[0].outputs[0]
+def _pack(model: ir.Model, attention: ir.Node, runs: list[Run], ones: dict[int, ir.Value]) -> None:
+    parts = [p for run in runs for p in run]
+    nodes: list[ir.Node] = []
+    letters = iter("qkv")
+    for run in runs:
+        first, name = run[0].product, "".join(next(letters) for _ in run)
+        weights = [None if kind is None else _concatenated(model, run, i, f"{name}_proj.{kind}") for i, kind in enumerate(KINDS, 1)]
+        attributes = {a: first.attributes[a].as_int() for a in GRID} | {"N": sum(p.outputs for p in run)}
+        nodes.append(ir.node("MatMulNBits", [first.inputs[0], *weights[: len(first.inputs) - 1]], attributes, domain=MICROSOFT))
+    if len(runs) > 1:
+        nodes.append(ir.node("Concat", [node.outputs[0] for node in nodes], {"axis": -1}))
+    result = nodes[-1].outputs[0]
     if any(p.vector is not None for p in parts):
         multiplier = _multiplier(model, parts, ones, nodes)
         nodes.append(ir.node("Mul", [result, multiplier]))
@@ -127,15 +136,17 @@ def _constant(model: ir.Model, name: str, array: np.ndarray) -> ir.Value:
     return model.graph.initializers[name]
 
 
-def _concatenated(model: ir.Model, parts: list[Projection], index: int, kind: str) -> ir.Value | None:
-    """One initializer of the three tensors' bytes one after the other, made when it is written."""
+def _concatenated(model: ir.Model, parts: Run, index: int, kind: str) -> ir.Value | None:
+    """One initializer of the tensors' bytes one after the other, made when it is written; a single tensor is itself."""
     if index >= len(parts[0].product.inputs) or parts[0].product.inputs[index] is None:
         return None
     values = [v for p in parts if (v := p.product.inputs[index]) is not None]
     tensors = [v.const_value for v in values if v.const_value is not None]
     assert len(tensors) == len(parts), "ConstantWeights runs first"
+    if len(values) == 1:
+        return values[0]
     shape = ir.Shape([sum(int(t.shape[0]) for t in tensors), *tensors[0].shape.numpy()[1:]])
-    name = f"{str(values[0].name).rpartition('.')[0].rpartition('.')[0]}.qkv_proj.{kind}"
+    name = f"{str(values[0].name).rpartition('.')[0].rpartition('.')[0]}.{kind}"
 
     def join() -> ir.Tensor:
         return ir.Tensor(np.concatenate([t.numpy() for t in tensors]))
