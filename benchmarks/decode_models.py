@@ -80,8 +80,8 @@ def write_float(kind: str, folder: Path) -> None:
     model.save_pretrained(folder)
 
 
-def write_genai(floats: Path, folder: Path) -> None:
-    options = ["block_size=32", "accuracy_level=4"]
+def write_genai(floats: Path, folder: Path, algorithm: str = "default") -> None:
+    options = ["block_size=32", "accuracy_level=4", f"algo_config={algorithm}"]
     command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-m", str(floats), "-i", str(floats), "-o", str(folder)]
     subprocess.run([*command, "-p", "int4", "-e", "cpu", "-c", str(folder / "cache"), "--extra_options", *options], check=True)
 
@@ -141,6 +141,7 @@ def main() -> None:
     parser.add_argument("kind", choices=("smollm2", "llama1b"))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--blocks", type=int, nargs="+", default=[32, 64, 128])
+    parser.add_argument("--builder", nargs="+", default=["default"], help="the builder's algorithms: default, k_quant, k_quant_mixed")
     asked = parser.parse_args()
     kind, place = asked.kind, asked.folder / asked.kind
     place.mkdir(parents=True, exist_ok=True)
@@ -151,8 +152,10 @@ def main() -> None:
     for block in asked.blocks:
         if not (place / f"merged-{block}").exists():
             write_qia3("smollm2-135m-instruct" if kind == "smollm2" else "float", place, block)
-    if not (place / "genai" / "model.onnx").exists():
-        write_genai(place / "float", place / "genai")
+    for algorithm in asked.builder:
+        folder = place / ("genai" if algorithm == "default" else f"genai-{algorithm}")
+        if not (folder / "model.onnx").exists():
+            write_genai(place / "float", folder, algorithm)
     source = resolve("smollm2-135m-instruct") if kind == "smollm2" else None
     f16 = Path(source.name) / str(source.gguf_file) if source else place / "f16.gguf"
     if not f16.exists():

@@ -5,9 +5,9 @@
 
 Text: editorial articles (texts.py), cut into windows of 256 tokens; each window's first 32 tokens are context only. Our grids and GGUF files
 are dequantised and computed by torch in float32, so it is the weights alone; what int8 activations add is in each bundle's parity section. An
-ONNX folder of onnxruntime-genai's builder runs as it is. A grid is CALIBRATION:BLOCK, with ":symmetric" after it if asked, ":head8",
-":down8@0-2,11" and so on for layers that are kept at 8 bits, or ":bits5.0" for those that `[base] bits` takes; a calibration is "own",
-"none", or "editorials" for articles of the same newspaper that are not scored.
+ONNX folder of onnxruntime-genai's builder is measured with float activations, and as it is. A grid is CALIBRATION:BLOCK, with ":symmetric"
+after it if asked, ":head8", ":down8@0-2,11" and so on for layers that are kept at 8 bits, or ":bits5.0" for those that `[base] bits` takes; a
+calibration is "own", "none", or "editorials" for articles of the same newspaper that are not scored.
 """
 
 from __future__ import annotations
@@ -79,11 +79,38 @@ def gguf_file(path: Path, windows: list[list[int]]) -> tuple[dict[str, Any], tor
     return {"grid": path.name, "bits_per_weight": bits}, log_probabilities(model.eval(), windows)[0]
 
 
-def onnx_folder(folder: Path, windows: list[list[int]]) -> tuple[dict[str, Any], torch.Tensor]:
+def onnx_bits(model: Any) -> float:
+    """Bits a weight of a graph's matrices: whatever MatMulNBits and the look-ups read, each tensor once."""
+    from onnx.helper import tensor_dtype_to_np_dtype
+
+    size = {i.name: math.prod(i.dims) * tensor_dtype_to_np_dtype(i.data_type).itemsize for i in model.graph.initializer}
+    read, weights = dict[str, int](), dict[str, int]()
+    for node in model.graph.node:
+        attributes = {a.name: a.i for a in node.attribute}
+        if node.op_type == "MatMulNBits":
+            read |= {name: size[name] for name in node.input[1:] if name}
+            weights[node.input[1]] = attributes["N"] * attributes["K"]
+        elif node.op_type in ("Gather", "GatherBlockQuantized") and size.get(node.input[0], 0) > 1 << 20 and node.input[0] not in weights:
+            read |= {name: size[name] for name in (node.input[0], *node.input[2:]) if name in size}
+            table = next(i for i in model.graph.initializer if i.name == node.input[0])
+            bits = attributes.get("bits", 4) if node.op_type == "GatherBlockQuantized" else 8 * size[table.name] // math.prod(table.dims)
+            weights[table.name] = 8 * size[table.name] // bits
+    return bits_each(sum(read.values()), sum(weights.values()))
+
+
+def onnx_folder(folder: Path, windows: list[list[int]], shipped: bool) -> tuple[dict[str, Any], torch.Tensor]:
+    """As it is, or with float activations: the weights alone, as of the others."""
     import numpy as np
+    import onnx
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(folder / "model.onnx"))
+    model = onnx.load(str(folder / "model.onnx"), load_external_data=False)
+    for attribute in (a for node in model.graph.node for a in node.attribute if a.name == "accuracy_level" and not shipped):
+        attribute.i = 0
+    file = folder / "measured.onnx"  # beside the weights that it names
+    onnx.save(model, str(file))
+    session = onnxruntime.InferenceSession(str(file))
+    file.unlink()
     shapes = {i.name: i.shape for i in session.get_inputs()}
     decoder = json.loads((folder / "genai_config.json").read_text())["model"]["decoder"]
     heads, size = decoder["num_key_value_heads"], decoder["head_size"]
@@ -97,7 +124,8 @@ def onnx_folder(folder: Path, windows: list[list[int]]) -> tuple[dict[str, Any],
         }
         logits = session.run(["logits"], feeds | {n: v for n, v in whole.items() if n in shapes})[0]
         rows.append(torch.from_numpy(logits[0, CONTEXT - 1 : -1]).float().log_softmax(-1).half())
-    return {"grid": f"{folder.name}, as shipped"}, torch.cat(rows)
+    how = "as shipped" if shipped else "accuracy level 0"
+    return {"grid": f"{folder.name}, {how}", "bits_per_weight": onnx_bits(model)}, torch.cat(rows)
 
 
 def main() -> None:
@@ -121,7 +149,8 @@ def main() -> None:
         for measure, places in (
             (lambda name: grid(asked.model, name, text, windows), asked.grid),
             (lambda path: gguf_file(path, windows), asked.gguf),
-            (lambda path: onnx_folder(path, windows), asked.onnx),
+            (lambda path: onnx_folder(path, windows, shipped=False), asked.onnx),
+            (lambda path: onnx_folder(path, windows, shipped=True), asked.onnx),
         ):
             for place in places:
                 facts, found = measure(place)
