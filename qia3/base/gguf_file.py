@@ -27,8 +27,8 @@ from qia3.errors import BaseModelError
 VERSIONS = (2, 3)
 ALIGNMENT = 32
 STRING, ARRAY = 8, 9
-FIXED = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # bytes by type
-WHOLE = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 10: "Q", 11: "q"}  # whole numbers
+WHOLE = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 10: "Q", 11: "q"}  # whole numbers, by struct's letters
+FIXED = {kind: struct.calcsize(f"<{letter}") for kind, letter in (WHOLE | {6: "f", 7: "?", 12: "d"}).items()}  # bytes by type
 LAYERS = b".block_count"
 WIDTHS = (".embedding_length", ".feed_forward_length", ".vocab_size", "head_count", ".head_count_kv", ".key_length", ".value_length")
 MOST_DIMENSIONS = 4

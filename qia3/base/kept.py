@@ -50,7 +50,7 @@ def keep(base: BaseModel, folder: Path) -> None:
 def open_kept(folder: Path, reference: str) -> BaseModel:
     """The base as it was kept. Raises BaseModelError where it is torn or changed."""
     changed = BaseModelError(f"the kept base {folder} has changed since it was written; delete it, and it is made again")
-    if (folder / SEAL).is_file() and (folder / SEAL).read_bytes() != _seal(folder).encode():
+    if not (folder / SEAL).is_file() or (folder / SEAL).read_bytes() != _seal(folder).encode():
         raise changed
     try:
         facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
@@ -68,7 +68,7 @@ def open_kept(folder: Path, reference: str) -> BaseModel:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise BaseModelError(f"the kept base {folder} cannot be read ({reason}); delete it, and it is made again") from error
     model.eval().requires_grad_(False)
-    if fingerprint(model) != base.fingerprint or facts.get("tables", tables(model)) != tables(model):
+    if fingerprint(model) != base.fingerprint or facts.get("tables") != tables(model):
         raise changed
     return base
 
