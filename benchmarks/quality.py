@@ -52,6 +52,16 @@ SWEEP = {
     "full": (5e-5, 1e-4),
 }
 SEEDLESS = ("zero-shot", "zero-shot-int4")
+PAIRS = (
+    ("IA³ merged into 4 bits, against LoRA r=8 on float32", "qia3-int4-merged", "lora-r8"),
+    ("IA³ merged into 4 bits, against the same vectors at the side", "qia3-int4-merged", "qia3-int4-side"),
+    ("LoRA r=8 merged into NF4, against the same unmerged", "lora-r8-nf4-merged", "lora-r8-nf4"),
+    ("IA³ on 4 bits, against IA³ on float32", "qia3-int4-side", "ia3-float32"),
+    ("LoRA r=8 on NF4, against LoRA r=8 on float32", "lora-r8-nf4", "lora-r8"),
+    ("IA³ on float32, against LoRA r=8 on float32", "ia3-float32", "lora-r8"),
+    ("IA³ on float32, against LoRA r=1 on float32", "ia3-float32", "lora-r1"),
+    ("full fine-tuning, against LoRA r=8", "full", "lora-r8"),
+)
 VARIANTS = (
     "zero-shot",
     "zero-shot-int4",
@@ -111,21 +121,35 @@ def measure(methods: Methods, row: dict[str, Any], development: bool) -> dict[st
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Median and quartiles over seeds, by task and number of examples; then the mean of the medians."""
+    """Median and quartiles over seeds, by task of the core and number of examples; the mean of the medians; then what differs from what."""
     lines = []
+    rows = [row for row in rows if row["task"] in CORE]
     for n in sorted({row["n"] for row in rows}):
-        tasks = [t for t in BY_NAME if t in CORE or any(row["task"] == t for row in rows)]
-        head = ["method", *tasks, "mean", "bytes a task", "peak MiB"]
+        head = ["method", *CORE, "mean", "bytes a task", "peak MiB"]
         lines += [f"\n{n} examples\n", f"| {' | '.join(head)} |", "|---|" + "---:|" * (len(head) - 1)]
         for variant in VARIANTS:
             of_variant = [row for row in rows if variant in row["accuracy"] and (row["n"] == n or RATES[row["method"]] is None)]
-            by_task = [[100 * row["accuracy"][variant] for row in of_variant if row["task"] == t] for t in tasks]
+            by_task = [[100 * row["accuracy"][variant] for row in of_variant if row["task"] == t] for t in CORE]
             cells = [spread(found) for found in by_task]
             mean = f"{statistics.mean(map(statistics.median, by_task)):.1f}" if all(by_task) else "not run"
             size = f"{max(row['bytes'][variant] for row in of_variant):,}" if of_variant else ""
             memory = f"{max(r['training']['peak_mib'] for r in of_variant):,}" if of_variant and of_variant[0]["training"] else ""
             lines.append(f"| {variant} | {' | '.join(cells)} | {mean} | {size} | {memory} |")
+        lines += ["\n| | points, mean of pairs of one task and seed | standard error | pairs |", "|---|---:|---:|---:|"]
+        lines += [differing(rows, n, ours, theirs, what) for what, ours, theirs in PAIRS]
     return "\n".join(lines)
+
+
+def differing(rows: list[dict[str, Any]], n: int, ours: str, theirs: str, what: str) -> str:
+    """How far two variants are apart where both were trained on the same examples."""
+    found = [
+        {(r["task"], r["seed"]): 100 * r["accuracy"][variant] for r in rows if r["n"] == n and variant in r["accuracy"]}
+        for variant in (ours, theirs)
+    ]
+    apart = [found[0][pair] - found[1][pair] for pair in found[0].keys() & found[1].keys()]
+    if len(apart) < 2:
+        return f"| {what} | not run | | {len(apart)} |"
+    return f"| {what} | {statistics.mean(apart):+.1f} | {statistics.stdev(apart) / len(apart) ** 0.5:.1f} | {len(apart)} |"
 
 
 def spread(found: list[float]) -> str:
