@@ -35,7 +35,7 @@ def rounded(model) -> dict:
     return {n: GRID.store(n, float_weight(model.get_submodule(n)).detach(), None) for n in find_roles(model).linears}
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3_text"])  # gpt2: tied; gemma3: tied and scaled
 def test_the_estimate_is_the_divergence_of_each_layer_alone(family):
     """Exact KL of a small step towards the rounded weight, over the square of the step: what the sampled scores estimate."""
     model, step, tokens = tiny(family), 0.02, ids(128, 32)
@@ -52,7 +52,7 @@ def divergence(model, layer, store, step: float, tokens) -> float:
     """Nats a position over step^2, every word of the vocabulary counted, in float64."""
     model.double()
     reference = model(input_ids=tokens).logits.log_softmax(-1)
-    kept, weight = layer.weight.clone(), float_weight(layer)
+    kept, weight = layer.weight.clone(), float_weight(layer)  # of a tied head the embedding, too: it is one tensor
     weight.lerp_(store.dense(torch.float64), step)
     moved = model(input_ids=tokens).logits.log_softmax(-1)
     layer.weight.copy_(kept)

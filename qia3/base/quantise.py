@@ -104,7 +104,7 @@ def quantise_model(
     moments = None if windows is None else Moments(model, windows)
     grid = Grid(block_size, symmetric, eight_bit, format)
     ends = format == "int4"  # whether embedding and head are quantised, too
-    embedding, head = _get(model, "get_input_embeddings"), _get(model, "get_output_embeddings")
+    embedding, head = get_module(model, "get_input_embeddings"), get_module(model, "get_output_embeddings")
     tied = embedding is not None and head is not None and head.weight is embedding.weight
     kept = head if tied or not ends else None
     names = [n for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and m is not kept]
@@ -133,7 +133,7 @@ def _quantise_embedding(
     name = "embedding" if tied_head is None else next(n for n, m in model.named_modules() if m is tied_head)
     at_most = max(grid.block_size, int8.LEAST_BLOCK) if name in grid.eight_bit else grid.block_size
     divisors = [b for b in BLOCK_SIZES if embedding.embedding_dim % b == 0 and b <= at_most]
-    scale = _embedding_scale(embedding)
+    scale = embedding_scale(embedding)
     seen = None if moments is None or tied_head is None or name in grid.eight_bit else moments.of_head(tied_head)
     if not divisors or scale is None:
         if tied_head is not None:
@@ -146,7 +146,7 @@ def _quantise_embedding(
 
 
 @torch.no_grad()
-def _embedding_scale(embedding: nn.Embedding) -> float | None:
+def embedding_scale(embedding: nn.Embedding) -> float | None:
     """The constant by which the module multiplies its rows (Gemma), or None when it does something else to them."""
     ids = torch.arange(min(4, embedding.num_embeddings), device=embedding.weight.device)
     rows, seen = embedding.weight[ids].float(), embedding(ids).float()
@@ -167,6 +167,7 @@ def _bias(layer: nn.Module) -> Tensor | None:
     return bias if isinstance(bias, Tensor) else None
 
 
-def _get(model: nn.Module, method: str) -> nn.Module | None:
+def get_module(model: nn.Module, method: str) -> nn.Module | None:
+    """What `get_input_embeddings` or `get_output_embeddings` gives, if it is a module."""
     found = getattr(model, method, lambda: None)()
     return found if isinstance(found, nn.Module) else None

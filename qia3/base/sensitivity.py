@@ -9,7 +9,8 @@ row of a batch has its own `a` in every layer, and one backward pass gives all o
 SmolLM2-135M, one role at a time, 0.272 for all of them and 0.256 together (benchmarks/LOG.md).
 
 D is what rounding to nearest would do, since the codes that calibration finds are not known yet. What is left of it at 8 bits is a 290th, and
-taken for nothing. Bits are spent where they take away most: groups of layers in the order of nats a byte, each if it still fits.
+taken for nothing. A head that is tied to the embedding moves it, too. Bits are spent where they take away most: groups of layers in the order
+of nats a byte, each if it still fits.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qia3.base.quantise import Grid, float_weight
+from qia3.base.quantise import Grid, embedding_scale, float_weight, get_module
 from qia3.base.weights import GridWeight
 from qia3.errors import BaseModelError
 from qia3.grids import int8
@@ -52,6 +53,21 @@ class Moved(nn.Module):
             moved = F.linear(x, self.rounded.dense(x.dtype), bias) - y
         a = self.a if x.dim() > 2 else self.a[:, 0].repeat_interleave(len(x) // len(self.a), 0)  # OPT lays its rows end to end
         return (y + a * moved).to(y.dtype)  # the product with `a` and its gradient are float32
+
+
+class MovedRows(nn.Module):
+    """The embedding that is tied to a moved head: one table, one `a`."""
+
+    def __init__(self, base: nn.Module, head: Moved, scale: float) -> None:
+        super().__init__()
+        self.base, self.scale = base, scale
+        self.head = [head]  # no submodule: it is the model's already
+
+    def forward(self, ids: Tensor) -> Tensor:
+        # ids [rows, L] -> [rows, L, H]
+        y: Tensor = self.base(ids)
+        moved = self.head[0].rounded.rows(ids, y.dtype) * self.scale - y
+        return (y + self.head[0].a * moved).to(y.dtype)
 
 
 def choose(
@@ -114,18 +130,30 @@ def spend(gains: Mapping[str, tuple[float, int]], spare: float) -> list[str]:
     return taken
 
 
+def _tied_rows(model: nn.Module, layers: Mapping[str, Moved]) -> dict[str, MovedRows]:
+    """The embedding by its name, where its table is the head's."""
+    embedding = get_module(model, "get_input_embeddings")
+    head = next((layer for layer in layers.values() if embedding is not None and layer.weight is embedding.weight), None)
+    scale = embedding_scale(embedding) if head is not None and isinstance(embedding, nn.Embedding) else None
+    if head is None or embedding is None or scale is None:
+        return {}
+    return {next(n for n, m in model.named_modules() if m is embedding): MovedRows(embedding, head, scale)}
+
+
 @contextmanager
 def _moved(model: nn.Module, rounded: Mapping[str, GridWeight]) -> Any:
     """The model with a Moved in the place of each layer, frozen, and as it was afterwards."""
     layers = {name: Moved(model.get_submodule(name), store) for name, store in rounded.items()}
+    modules: dict[str, nn.Module] = {**layers, **_tied_rows(model, layers)}
+    before = {name: model.get_submodule(name) for name in modules}
     trained = [p for p in model.parameters() if p.requires_grad]
     model.requires_grad_(False)
-    for name, layer in layers.items():
-        model.set_submodule(name, layer)
+    for name, module in modules.items():
+        model.set_submodule(name, module)
     try:
         yield layers
     finally:
-        for name, layer in layers.items():
-            model.set_submodule(name, layer.base)
+        for name, module in before.items():
+            model.set_submodule(name, module)
         for parameter in trained:
             parameter.requires_grad_(True)
