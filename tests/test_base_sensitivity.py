@@ -102,7 +102,7 @@ def test_what_costs_nothing_is_chosen_last():
     torch.nn.init.zeros_(model.model.layers[0].mlp.down_proj.weight)
     groups = _groups(find_roles(model).linears)
     assert len(groups["up@0"]) == 2
-    left_out = set(groups) - set(choose(model, groups, GRID, 9.0, ids(8, 32)))  # block 32 at 8 bits takes 9.25
+    left_out = set(groups) - set(choose(model, groups, rounded(model), GRID, 9.0, ids(8, 32)))  # block 32 at 8 bits takes 9.25
     assert {"up@0"} <= left_out <= {"up@0", "down@0"}
     nats = divergences(model, rounded(model), ids(8, 32), quiet)
     assert all(nats[name] == 0 for name in groups["up@0"])
@@ -126,6 +126,7 @@ def test_too_few_bits_are_told():
 def test_a_base_within_a_budget_is_the_base_with_those_layers_named(tmp_path, monkeypatch):
     """Both calibrated on the same text; kept, and found again without being made."""
     monkeypatch.setattr(load, "LEAST_KEPT", 0)
+    monkeypatch.setenv("QIA3_CACHE", str(tmp_path / "cache"))
     folder = str(write_base(tmp_path / "base"))
     made = load_base(folder, 16, False, "own", eight_bit=Within(7.0, quiet))
     assert made.eight_bit

@@ -8,9 +8,8 @@ Of a layer with weights W that are rounded to W + D, the divergence from the flo
 row of a batch has its own `a` in every layer, and one backward pass gives all of them. Parts add up where their errors are small: measured on
 SmolLM2-135M, one role at a time, 0.272 for all of them and 0.256 together (benchmarks/LOG.md).
 
-D is what rounding to nearest would do, since the codes that calibration finds are not known yet. What is left of it at 8 bits is a 290th, and
-taken for nothing. A head that is tied to the embedding moves it, too. Bits are spent where they take away most: groups of layers in the order
-of nats a byte, each if it still fits.
+What is left of D at 8 bits is a 290th, and taken for nothing. A head that is tied to the embedding moves it, too. Bits are spent where they take
+away most: groups of layers in the order of nats a byte, each if it still fits.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qia3.base.quantise import Grid, embedding_scale, float_weight, get_module
+from qia3.base.quantise import Grid, embedding_scale, get_module
 from qia3.base.weights import GridWeight
 from qia3.errors import BaseModelError
 from qia3.grids import int8
@@ -73,6 +72,7 @@ class MovedRows(nn.Module):
 def choose(
     model: nn.Module,
     groups: Mapping[str, Sequence[str]],
+    rounded: Mapping[str, GridWeight],
     grid: Grid,
     bits: float,
     windows: Tensor,
@@ -80,10 +80,9 @@ def choose(
 ) -> list[str]:
     """The groups of linear layers (names by the group's) to keep at 8 bits, so that all linear layers take at most `bits` a weight.
 
-    A float model and token ids [rows, length] to measure on. Raises BaseModelError where 4 bits alone take more.
+    A float model, the 4-bit form of each of its linear layers, token ids [rows, length] to measure on. Raises BaseModelError where 4 bits alone
+    take more.
     """
-    names = [n for n, m in model.named_modules() if any(n in group for group in groups.values()) and hasattr(m, "weight")]
-    rounded = {name: grid.store(name, float_weight(model.get_submodule(name)).detach(), None) for name in names}
     costs = {name: eight_bytes(store, grid) - store.grid.nbytes for name, store in rounded.items()}
     weights = sum(store.inputs * store.outputs for store in rounded.values())
     spare = bits * weights / 8 - sum(store.grid.nbytes for store in rounded.values())

@@ -10,19 +10,22 @@ stands for both: they are one table.
 
 from __future__ import annotations
 
+import copy
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
 from torch import Tensor
 
-from qia3.base.quantise import Chosen, Grid
-from qia3.base.sensitivity import Track, choose
+from qia3.base.modules import GridLinear
+from qia3.base.quantise import Chosen, Grid, quantise_model
+from qia3.base.sensitivity import choose
 from qia3.errors import BaseModelError
 from qia3.ia3.roles import find_roles
+from qia3.progress import say
 
 # a name in the build file (qia3.config.EIGHT_BIT): the roles of a model's layers that it means
 MEANS = {
@@ -53,7 +56,7 @@ class Within:
     """As many bits a weight, 4-bit layers among them, on average over the linear layers (and what is tied to them)."""
 
     bits: float
-    track: Track
+    track: Callable[[list[Any], str], Iterable[Any]]
 
     @property
     def asked(self) -> tuple[str, ...]:
@@ -66,7 +69,13 @@ class Within:
                 "bits chooses layers by what they do to a text, and this base is not calibrated on one; name layers with eight_bit"
             )
         groups = _groups(find_roles(model).linears)
-        chosen = choose(model, groups, grid, self.bits, windows, self.track)
+        say("quantising at 4 bits first, to see what that costs in each layer")
+        rounded = copy.deepcopy(
+            model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+        )  # layers of its own alone
+        quantise_model(rounded, grid.block_size, grid.symmetric, lambda names: self.track(names, "quantising"), windows)
+        stores = {name: layer.store for name, layer in rounded.named_modules() if isinstance(layer, GridLinear)}
+        chosen = choose(model, groups, stores, grid, self.bits, windows, self.track)
         return Chosen(frozenset(name for group in chosen for name in groups[group]), spelled(chosen, groups))
 
 
