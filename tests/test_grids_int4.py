@@ -3,22 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
+from test_grids_blocks import forms, weights
 
 from qia3.grids import int4
-from qia3.grids.blocks import BLOCK_SIZES
-
-grids = st.tuples(st.sampled_from(BLOCK_SIZES), st.booleans())
-vectors = st.sampled_from([0.0, 1.0, -1.0, 0.5, -2.25, 1.0078125])
-
-
-@st.composite
-def weights(draw):
-    n, k = draw(st.integers(1, 5)), draw(st.integers(1, 70))
-    return draw(hnp.arrays(np.float32, (n, k), elements=st.floats(-4, 4, width=32)))
 
 
 def oracle(w: int4.Int4) -> np.ndarray:
@@ -41,7 +29,7 @@ def test_worked_example():
 
 
 @settings(max_examples=60, deadline=None)
-@given(weights(), grids)
+@given(weights(), forms)
 def test_dequantise_equals_the_oracle(weight, grid):
     w = int4.quantise(weight, *grid)
     np.testing.assert_array_equal(int4.dequantise(w), oracle(w))
@@ -59,7 +47,7 @@ def nearest(row: np.ndarray, symmetric: bool) -> np.ndarray:
 
 
 @settings(max_examples=60, deadline=None)
-@given(weights(), grids)
+@given(weights(), forms)
 def test_no_block_is_worse_than_by_round_to_nearest(weight, grid):
     found = int4.dequantise(int4.quantise(weight, *grid)).astype(np.float64)
     for row, ours in zip(weight, found, strict=True):
@@ -86,25 +74,6 @@ def test_the_search_gains_on_weights_as_models_have_them():
     assert sum(map(error, weight.reshape(-1, 32), found.reshape(-1, 32), [32] * 1024)) < 0.95 * sum(
         map(error, weight.reshape(-1, 32), plain.reshape(-1, 32), [32] * 1024)
     )
-
-
-@settings(max_examples=60, deadline=None)
-@given(weights(), grids, st.lists(vectors, min_size=5, max_size=5), st.lists(vectors, min_size=5, max_size=5))
-def test_folding_touches_scales_only(weight, grid, first, second):
-    w = int4.quantise(weight, *grid)
-    a, b = np.array(first[: w.outputs], np.float32), np.array(second[: w.outputs], np.float32)
-    folded = int4.fold(w, a)
-    assert folded.codes is w.codes
-    assert folded.zero_points is w.zero_points
-    np.testing.assert_allclose(int4.dequantise(folded), int4.dequantise(w) * a[:, None], rtol=1e-6, atol=1e-30)
-    np.testing.assert_array_equal(int4.fold(w, np.ones_like(a)).scales, w.scales)
-    np.testing.assert_allclose(int4.fold(folded, b).scales, int4.fold(w, a * b).scales, rtol=1e-6, atol=1e-38)
-
-
-@pytest.mark.parametrize("values", [[np.nan], [np.inf]])
-def test_values_that_are_not_finite_are_refused(values):
-    with pytest.raises(ValueError, match="NaN or infinity"):
-        int4.quantise(np.array([values], np.float32), 32)
 
 
 def test_bytes_follow_the_arithmetic():

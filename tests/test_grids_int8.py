@@ -9,21 +9,10 @@ import onnx
 import onnxruntime as ort
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 from onnx import TensorProto, helper, numpy_helper
+from test_grids_blocks import forms, weights
 
 from qia3.grids import int4, int8
-from qia3.grids.blocks import BLOCK_SIZES
-
-grids = st.tuples(st.sampled_from(BLOCK_SIZES), st.booleans())
-vectors = st.sampled_from([0.0, 1.0, -1.0, 0.5, -2.25, 1.0078125])
-
-
-@st.composite
-def weights(draw):
-    n, k = draw(st.integers(1, 5)), draw(st.integers(1, 70))
-    return draw(hnp.arrays(np.float32, (n, k), elements=st.floats(-4, 4, width=32)))
 
 
 def oracle(w: int8.Int8) -> np.ndarray:
@@ -45,14 +34,14 @@ def test_worked_example():
 
 
 @settings(max_examples=60, deadline=None)
-@given(weights(), grids)
+@given(weights(), forms)
 def test_dequantise_equals_the_oracle(weight, grid):
     w = int8.quantise(weight, *grid)
     np.testing.assert_array_equal(int8.dequantise(w), oracle(w))
 
 
 @settings(max_examples=60, deadline=None)
-@given(weights(), grids)
+@given(weights(), forms)
 def test_no_weight_is_further_than_a_step_from_what_it_was(weight, grid):
     """Half a step is the rounding of W, at the ends another half that of the zero point; symmetric, half a step and no more."""
     w = int8.quantise(weight, *grid)
@@ -76,30 +65,6 @@ def test_rounding_costs_a_hundredth_of_what_the_best_four_bits_cost():
     for symmetric in (False, True):
         four, eight = (g.dequantise(g.quantise(weight, 64, symmetric)) for g in (int4, int8))
         assert ((eight - weight) ** 2).sum() < ((four - weight) ** 2).sum() / 100
-
-
-@settings(max_examples=60, deadline=None)
-@given(weights(), grids, st.lists(vectors, min_size=5, max_size=5), st.lists(vectors, min_size=5, max_size=5))
-def test_folding_touches_scales_only(weight, grid, first, second):
-    w = int8.quantise(weight, *grid)
-    a, b = np.array(first[: w.outputs], np.float32), np.array(second[: w.outputs], np.float32)
-    folded = int8.fold(w, a)
-    assert folded.codes is w.codes
-    assert folded.zero_points is w.zero_points
-    np.testing.assert_allclose(int8.dequantise(folded), int8.dequantise(w) * a[:, None], rtol=1e-6, atol=1e-30)
-    np.testing.assert_array_equal(int8.fold(w, np.ones_like(a)).scales, w.scales)
-    np.testing.assert_allclose(int8.fold(folded, b).scales, int8.fold(w, a * b).scales, rtol=1e-6, atol=1e-38)
-
-
-def test_a_vector_of_another_length_is_refused():
-    with pytest.raises(ValueError, match="3 output rows"):
-        int8.fold(int8.quantise(np.ones((3, 16), np.float32), 16), np.ones(4, np.float32))
-
-
-@pytest.mark.parametrize("values", [[np.nan], [np.inf]])
-def test_values_that_are_not_finite_are_refused(values):
-    with pytest.raises(ValueError, match="NaN or infinity"):
-        int8.quantise(np.array([values], np.float32), 32)
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
