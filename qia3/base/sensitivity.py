@@ -8,17 +8,20 @@ Of a layer with weights W that are rounded to W + D, the divergence from the flo
 row of a batch has its own `a` in every layer, and one backward pass gives all of them. Parts add up where their errors are small: measured on
 SmolLM2-135M, one role at a time, 0.272 for all of them and 0.256 together (benchmarks/LOG.md).
 
-What is left of D at 8 bits is a 290th, and taken for nothing. A head that is tied to the embedding moves it, too. Bits are spent where they take
-away most: groups of layers in the order of nats a byte, each if it still fits.
+What is left of D at 8 bits is a 290th, and taken for nothing. A head that is tied to the embedding moves it, too. Bits are spent on the groups
+of layers that together take away most.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -28,6 +31,7 @@ from qia3.errors import BaseModelError
 from qia3.grids import int8
 
 LENGTH, ROWS, TOKENS = 32, 16, 4096  # positions of a sequence, sequences at once, positions in all
+UNITS = 1 << 14  # that a budget is counted in
 
 Track = Callable[[list[Tensor], str], Iterable[Tensor]]
 
@@ -120,13 +124,25 @@ def divergences(model: Any, rounded: Mapping[str, GridWeight], windows: Tensor, 
 
 
 def spend(gains: Mapping[str, tuple[float, int]], spare: float) -> list[str]:
-    """From (nats, bytes) of each group: those that `spare` bytes buy, most nats a byte first."""
-    taken = []
-    for name, (_, cost) in sorted(gains.items(), key=lambda item: -item[1][0] / item[1][1]):
-        if cost <= spare:
-            taken.append(name)
-            spare -= cost
-    return taken
+    """From (nats, bytes) of each group: those that `spare` bytes buy with the most nats (0/1 knapsack, bytes rounded up to 1/UNITS of them).
+
+    By nats a byte alone, a head that just does not fit any more would leave its room to layers that are worth less.
+    """
+    unit = max(1, math.ceil(spare / UNITS))
+    room = int(spare // unit)
+    best, taken = np.zeros(room + 1), dict[str, NDArray[np.bool_]]()
+    for name, (nats, cost) in gains.items():
+        size = min(-(-cost // unit), room + 1)
+        taken[name] = np.zeros(room + 1, bool)
+        with_it = best[: room + 1 - size] + nats
+        taken[name][size:] = with_it > best[size:]
+        best[size:] = np.maximum(with_it, best[size:])
+    found: list[str] = []
+    for name in reversed(list(gains)):
+        if taken[name][room]:
+            found.append(name)
+            room -= -(-gains[name][1] // unit)
+    return found
 
 
 def _tied_rows(model: nn.Module, layers: Mapping[str, Moved]) -> dict[str, MovedRows]:
