@@ -44,6 +44,7 @@ RATES: dict[str, float | None] = {
     "lora-r8-nf4": 4e-3,
     "full": 5e-5,
     "blocks-int4": 1e-2,
+    "qia3-int4-values8": 4e-2,
 }
 SWEEP = {
     "qia3-int4": (5e-3, 1e-2, 2e-2, 4e-2, 8e-2),
@@ -51,6 +52,7 @@ SWEEP = {
     "lora-r1": (4e-3, 1e-2, 2e-2),
     "full": (5e-5, 1e-4),
 }
+EXTRA = ("blocks-int4", "qia3-int4-values8")  # asked for by name
 SEEDLESS = ("zero-shot", "zero-shot-int4")
 PAIRS = (
     ("IA³ merged into 4 bits, against LoRA r=8 on float32", "qia3-int4-merged", "lora-r8"),
@@ -76,6 +78,7 @@ VARIANTS = (
     "lora-r8-nf4-merged",
     "full",
     "blocks-int4",
+    "qia3-int4-values8",
 )
 
 
@@ -166,7 +169,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, nargs="+", default=[64], choices=sorted(STEPS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--tasks", nargs="+", default=list(CORE), choices=sorted(BY_NAME))
-    parser.add_argument("--methods", nargs="+", default=[m for m in RATES if m != "blocks-int4"], choices=sorted(RATES))
+    parser.add_argument("--methods", nargs="+", default=[m for m in RATES if m not in EXTRA], choices=sorted(RATES))
     parser.add_argument("--sweep", action="store_true", help="learning rates, scored on the development sets, seed 100")
     parser.add_argument("--table", action="store_true", help="print what was found so far")
     parser.add_argument("--float", type=Path, default=Path("dist/quality/float"), help="the float32 model (made if it is not there)")

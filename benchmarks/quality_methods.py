@@ -9,7 +9,7 @@ in-context-16    float32 weights, 16 of the examples before the question
 ia3-float32      PEFT's IA³ on float32 weights                               qia3-int4        ours on the 4-bit base: side, merged on ONNX Runtime
 lora-r1, lora-r8 PEFT's LoRA on the queries and values, float32 weights      qia3-nf4         ours on bitsandbytes' NF4 codes, in torch
 lora-r8-nf4      the same on weights that are NF4: unmerged, and merged: added, and rounded to NF4 again
-full             every weight, float32
+full             every weight, float32                                       qia3-int4-values8  with values at 8 bits, in torch
 blocks-int4      one number for each row and block of the layers that IA³ scales, in place of one for each row: nine times as many
 
 NF4 weights of the LoRA are held as the float32 numbers that they mean, which changes no value: what bitsandbytes computes, without its time.
@@ -41,6 +41,7 @@ from qia3.base.load import load_base
 from qia3.base.quantise import quantise_model
 from qia3.base.weights import GridWeight
 from qia3.grids import nf4
+from qia3.ia3.eight_bit import eight_bit
 from qia3.ia3.roles import find_roles
 from qia3.ia3.vectors import attach, get_vectors, set_vectors
 from qia3.recipe import Train
@@ -183,6 +184,13 @@ class Methods:
         training = self.train_plain(model, cell)
         count = sum(m.delta.numel() for m in model.modules() if isinstance(m, BlockScaled))
         return Found({"blocks-int4": self.ranked(model, cell)}, {"blocks-int4": 4 * count}, training)
+
+    def qia3_int4_values8(self, cell: Cell) -> Found:
+        base = load_base(MODEL, 64, False, "own", eight_bit=eight_bit(["value"]))
+        scaled = attach(base.model, find_roles(base.model).sites)
+        training = self.train_ours(base.model, scaled, cell)
+        size = next((self.places["side"] / "adapters").glob("*.onnx_adapter")).stat().st_size
+        return Found({"qia3-int4-values8": self.ranked(base.model, cell)}, {"qia3-int4-values8": size}, training)
 
     def qia3_nf4(self, cell: Cell) -> Found:
         model = self.float_model()
