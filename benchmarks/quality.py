@@ -58,10 +58,12 @@ PAIRS = (
     ("IA³ merged into 4 bits, against LoRA r=8 on float32", "qia3-int4-merged", "lora-r8"),
     ("IA³ merged into 4 bits, against the same vectors at the side", "qia3-int4-merged", "qia3-int4-side"),
     ("LoRA r=8 merged into NF4, against the same unmerged", "lora-r8-nf4-merged", "lora-r8-nf4"),
+    ("IA³ merged into 4 bits, against LoRA r=8 merged into NF4", "qia3-int4-merged", "lora-r8-nf4-merged"),
     ("IA³ on 4 bits, against IA³ on float32", "qia3-int4-side", "ia3-float32"),
     ("LoRA r=8 on NF4, against LoRA r=8 on float32", "lora-r8-nf4", "lora-r8"),
     ("IA³ on float32, against LoRA r=8 on float32", "ia3-float32", "lora-r8"),
     ("IA³ on float32, against LoRA r=1 on float32", "ia3-float32", "lora-r1"),
+    ("IA³ on 4 bits with values at 8, against without", "qia3-int4-values8", "qia3-int4-side"),
     ("full fine-tuning, against LoRA r=8", "full", "lora-r8"),
 )
 VARIANTS = (

@@ -388,9 +388,9 @@ def in_context_right(model: Any, tokenizer: Any, wrap: Any, shown: str, prompt: 
             if len(tokens) > 1:
                 rest = model(input_ids=torch.tensor([tokens[:-1]]), past_key_values=cache, use_cache=True).logits[0].log_softmax(-1)
                 score += sum(float(rest[i, token]) for i, token in enumerate(tokens[1:]))
-                cache.crop(len(start) + len(question))
+                cache.crop(1 - len(tokens))  # what the answer added
             scores[choice] = score
-        cache.crop(len(start))
+        cache.crop(-len(question))
         right += max(scores, key=scores.get) == example.answer
     return right / len(asked)
 
