@@ -151,6 +151,8 @@ def _quantised(
 
 def _at_eight(model: Any, asked: Asked, given: Given | None, windows: Tensor | None) -> Chosen:
     """The layers to keep at 8 bits. Raises BaseModelError where one has 4-bit codes already: what was rounded does not come back."""
+    if not asked.eight_bit.asked:  # a model that is streamed has no weights to find roles by
+        return Chosen()
     chosen = asked.eight_bit.find(model, Grid(asked.block_size, asked.symmetric), windows)
     kept = sorted(name for name in chosen.names if isinstance(model.get_submodule(name), GridLinear))
     if chosen.names and given is not None and given.codes == "nf4":
