@@ -104,6 +104,21 @@ def place(tmp_path_factory) -> Path:
     return folder
 
 
+def test_a_build_within_a_budget_says_what_it_chose(tmp_path, capsys):
+    """The manifest names the layers, and all of them together take no more bits than asked for."""
+    file = write_build(tmp_path, steps=1)
+    file.write_text(file.read_text(encoding="utf-8").replace('calibration = "none"', 'calibration = "own"\nbits = 8.0'), encoding="utf-8")
+    code, out, told = qia3(capsys, "build", file, "--output", tmp_path / "out")
+    assert code == 0, out + told
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text(encoding="utf-8"))
+    chosen = manifest["base"]["grid"]["eight_bit"]
+    assert chosen
+    assert f"at 8 bits: {', '.join(chosen)}" in told
+    weights = sum(layer["outputs"] * layer["inputs"] for layer in manifest["linears"])  # the embedding is tied to the head
+    size = sum(t["bytes"] for t in manifest["tensors"] if t["name"].rpartition(".")[2] in QUANTISED)
+    assert 7.0 < 8 * size / weights <= 8.0
+
+
 def base_of(place: Path):
     return load_base(str(place / "base"), 16, False, eight_bit=eight_bit(ROLES))
 

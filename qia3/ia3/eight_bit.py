@@ -66,13 +66,12 @@ class Within:
         """Raises BaseModelError where there is no text, or where the bits are too few."""
         if windows is None:
             raise BaseModelError(
-                "bits chooses layers by what they do to a text, and this base is not calibrated on one; name layers with eight_bit"
+                "bits chooses layers by what they do to a text, and this base is calibrated on none; name layers with eight_bit"
             )
         groups = _groups(find_roles(model).linears)
         say("quantising at 4 bits first, to see what that costs in each layer")
-        rounded = copy.deepcopy(
-            model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-        )  # layers of its own alone
+        shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+        rounded = copy.deepcopy(model, shared)  # layers of its own over the same weights
         quantise_model(rounded, grid.block_size, grid.symmetric, lambda names: self.track(names, "quantising"), windows)
         stores = {name: layer.store for name, layer in rounded.named_modules() if isinstance(layer, GridLinear)}
         chosen = choose(model, groups, stores, grid, self.bits, windows, self.track)
