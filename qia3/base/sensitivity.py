@@ -87,11 +87,12 @@ def choose(
     A float model, the 4-bit form of each of its linear layers, token ids [rows, length] to measure on. Raises BaseModelError where 4 bits alone
     take more.
     """
-    costs = {name: eight_bytes(store, grid) - store.grid.nbytes for name, store in rounded.items()}
+    four = {name: store.grid.nbytes for name, store in rounded.items()}
+    costs = {name: eight_bytes(store, grid) - four[name] for name, store in rounded.items()}
     weights = sum(store.inputs * store.outputs for store in rounded.values())
-    spare = bits * weights / 8 - sum(store.grid.nbytes for store in rounded.values())
+    spare = bits * weights / 8 - sum(four.values())
     if spare < 0:
-        least = 8 * sum(store.grid.nbytes for store in rounded.values()) / weights
+        least = 8 * sum(four.values()) / weights
         told = f"bits = {bits:g} is less than 4-bit codes take at block {grid.block_size}, {least:.2f} a weight"
         raise BaseModelError(f"{told}; give more, or a larger block_size")
     nats = divergences(model, rounded, windows, track)
