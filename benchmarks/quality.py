@@ -45,14 +45,16 @@ RATES: dict[str, float | None] = {
     "full": 5e-5,
     "blocks-int4": 1e-2,
     "qia3-int4-values8": 4e-2,
+    "qia3-int4-losses": 4e-2,
 }
 SWEEP = {
     "qia3-int4": (5e-3, 1e-2, 2e-2, 4e-2, 8e-2),
     "lora-r8": (1e-3, 2e-3, 4e-3, 8e-3),
     "lora-r1": (4e-3, 1e-2, 2e-2),
     "full": (5e-5, 1e-4),
+    "qia3-int4-losses": (1e-2, 2e-2, 4e-2),
 }
-EXTRA = ("blocks-int4", "qia3-int4-values8")  # asked for by name
+EXTRA = ("blocks-int4", "qia3-int4-values8", "qia3-int4-losses")  # asked for by name
 SEEDLESS = ("zero-shot", "zero-shot-int4")
 PAIRS = (
     ("IA³ merged into 4 bits, against LoRA r=8 on float32", "qia3-int4-merged", "lora-r8"),
@@ -65,6 +67,7 @@ PAIRS = (
     ("IA³ on float32, against LoRA r=1 on float32", "ia3-float32", "lora-r1"),
     ("IA³ on 4 bits with values at 8, against without", "qia3-int4-values8", "qia3-int4-side"),
     ("full fine-tuning, against LoRA r=8", "full", "lora-r8"),
+    ("IA³ on 4 bits with T-Few's losses, against without", "qia3-int4-losses", "qia3-int4-side"),
 )
 VARIANTS = (
     "zero-shot",
@@ -81,6 +84,8 @@ VARIANTS = (
     "full",
     "blocks-int4",
     "qia3-int4-values8",
+    "qia3-int4-losses",
+    "qia3-int4-losses-sum",
 )
 
 

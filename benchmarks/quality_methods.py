@@ -10,6 +10,7 @@ ia3-float32      PEFT's IA³ on float32 weights                               qi
 lora-r1, lora-r8 PEFT's LoRA on the queries and values, float32 weights      qia3-nf4         ours on bitsandbytes' NF4 codes, in torch
 lora-r8-nf4      the same on weights that are NF4: unmerged, and merged: added, and rounded to NF4 again
 full             every weight, float32                                       qia3-int4-values8  with values at 8 bits, in torch
+qia3-int4-losses ours with the three losses of T-Few over all answers, in torch; ranked by the mean a token, which they train, and by the sum
 blocks-int4      one number for each row and block of the layers that IA³ scales, in place of one for each row: nine times as many
 
 NF4 weights of the LoRA are held as the float32 numbers that they mean, which changes no value: what bitsandbytes computes, without its time.
@@ -51,6 +52,7 @@ from qia3.runtime.engine import Engine
 from qia3.runtime.examples import Example
 from qia3.train.evaluate import rank_trees
 from qia3.train.examples import Examples, Source
+from qia3.train.losses import LANGUAGE_MODELLING, NAMES
 from qia3.train.model import VectorModel
 from qia3.train.prompts import ask, wrapping
 from qia3.train.run import train_vectors
@@ -192,6 +194,14 @@ class Methods:
         size = next((self.places["side"] / "adapters").glob("*.onnx_adapter")).stat().st_size
         return Found({"qia3-int4-values8": self.ranked(base.model, cell)}, {"qia3-int4-values8": size}, training)
 
+    def qia3_int4_losses(self, cell: Cell) -> Found:
+        base = load_base(MODEL, 64, False, "own")
+        scaled = attach(base.model, find_roles(base.model).sites)
+        training = self.train_ours(base.model, scaled, cell, losses=NAMES)
+        size = next((self.places["side"] / "adapters").glob("*.onnx_adapter")).stat().st_size
+        accuracy = {f"qia3-int4-losses{end}": self.ranked(base.model, cell, by) for end, by in (("", "mean"), ("-sum", "sum"))}
+        return Found(accuracy, dict.fromkeys(accuracy, size), training)
+
     def qia3_nf4(self, cell: Cell) -> Found:
         model = self.float_model()
         quantise_model(model, 64, symmetric=True, format="nf4")
@@ -213,10 +223,12 @@ class Methods:
         source = Source((prompt,), prompt, self.wrap, tuple(examples), cell.split.choices)
         return Examples(self.tokenizer, [source], MAX_LENGTH, ranked)
 
-    def train_ours(self, model: Any, scaled: Any, cell: Cell) -> Training:
-        settings = Train(steps=cell.steps, batch_size=BATCH, learning_rate=cell.rate, warmup_steps=WARMUP, checkpoint_every=10**6)
+    def train_ours(self, model: Any, scaled: Any, cell: Cell, losses: tuple[str, ...] = (LANGUAGE_MODELLING,)) -> Training:
+        settings = Train(
+            steps=cell.steps, batch_size=BATCH, learning_rate=cell.rate, warmup_steps=WARMUP, losses=losses, checkpoint_every=10**6
+        )
         with tempfile.TemporaryDirectory() as folder:
-            drawn = self.examples(cell.split.draw(cell.n, cell.seed), cell, ranked=False)
+            drawn = self.examples(cell.split.draw(cell.n, cell.seed), cell, ranked=losses != (LANGUAGE_MODELLING,))
             title = f"{cell.split.task.name}, n {cell.n}, seed {cell.seed}"
             with peak() as reached:
                 record = train_vectors(model, scaled, drawn, settings, cell.seed, Path(folder), title)
@@ -249,14 +261,14 @@ class Methods:
         model.set_output_embeddings(head)
         return Training(float(np.mean(losses[-10:])), reached[0], round(time.perf_counter() - started, 1))
 
-    def ranked(self, model: Any, cell: Cell) -> float:
+    def ranked(self, model: Any, cell: Cell, by: str = "sum") -> float:
         """Accuracy in torch, float32."""
         for weight in model.modules():
             if isinstance(weight, GridWeight):
                 weight.hold_dense(torch.float32)
         asked = self.examples(cell.asked, cell, ranked=True)
         trees = [asked.tree(i) for i in range(len(asked))]
-        return rank_trees(model.eval(), trees, Collator(True, ROW_TOKENS, model.config.hidden_size)).accuracy
+        return rank_trees(model.eval(), trees, Collator(True, ROW_TOKENS, model.config.hidden_size), by).accuracy
 
     def shipped(self, engine: Engine, vectors: Any, cell: Cell) -> float:
         """Accuracy through ONNX Runtime, int8 activations and all."""

@@ -12,7 +12,8 @@ from qia3.base import memory
 from qia3.base.modules import GridLinear
 from qia3.base.weights import GridWeight, Int4Weight
 from qia3.grids import int4
-from qia3.ia3.vectors import get_vectors, start_vectors
+from qia3.ia3.roles import Site
+from qia3.ia3.vectors import Scaled, get_vectors, start_vectors
 from qia3.train import compute
 from qia3.train.batches import padded
 from qia3.train.compute import set_compute
@@ -116,3 +117,27 @@ def test_available_memory_is_the_least_of_the_machine_and_its_container(tmp_path
     assert memory.available_bytes() == 1_300_000
     (tmp_path / "memory.max").write_text("max\n")
     assert memory.available_bytes() == 9000 * 1024
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bias", [False, True])
+def test_what_a_vector_multiplies_is_kept_as_it_was_computed(dtype, bias):
+    """The gradients are torch's own, bit for bit, and a product in bfloat16 is saved as one."""
+    torch.manual_seed(0)
+    layer = GridLinear(Int4Weight.from_float(torch.randn(48, 64), 32, False), torch.randn(48) if bias else None)
+    layer.store.compute = dtype
+    layer.store.hold_dense(dtype)
+    scaled = Scaled(layer, Site("l", "value", "output", 48))
+    torch.nn.init.normal_(scaled.delta, std=0.1)
+    x, upstream = torch.randn(2, 5, 64), torch.randn(2, 5, 48)
+    found = []
+    for ours in (False, True):
+        given, saved = x.clone().requires_grad_(), list[torch.Tensor]()
+        scaled.delta.grad = None
+        with saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):  # noqa: B023
+            y = scaled(given) if ours else layer(given) * scaled.vector()
+        y.backward(upstream)
+        found.append((y.detach(), given.grad, scaled.delta.grad.clone()))
+        kept = [t.dtype for t in saved if tuple(t.shape) == (2, 5, 48)]
+        assert kept == [dtype if ours else torch.float32]
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))

@@ -31,8 +31,12 @@ class GridLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # x [..., K] -> [..., N]
+        return self.computed(x).to(x.dtype)
+
+    def computed(self, x: Tensor) -> Tensor:
+        """The same in the type that it was multiplied in."""
         dtype = self.store.compute or x.dtype
-        return product(x.to(dtype), self.store, None if self.bias is None else self.bias.to(dtype)).to(x.dtype)
+        return product(x.to(dtype), self.store, None if self.bias is None else self.bias.to(dtype))
 
     def fold(self, vector: Tensor) -> None:
         """Output row n times vector[n], scales and bias alike."""
