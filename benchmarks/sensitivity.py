@@ -12,9 +12,10 @@ import argparse
 import torch
 from texts import articles
 
+from qia3.base.calibrate import LENGTH, ROWS
 from qia3.base.load import load_base, load_float
 from qia3.base.modules import GridLinear
-from qia3.base.sensitivity import LENGTH, TOKENS, divergences
+from qia3.base.sensitivity import divergences
 from qia3.ia3.roles import find_roles
 from qia3.progress import bar
 
@@ -27,9 +28,9 @@ def main() -> None:
     calibration, block = asked.grid.split(":")
     base = load_base(asked.model, int(block), False, calibration).model
     model, tokenizer = load_float(asked.model)
-    ids = torch.tensor(tokenizer.encode("\n\n".join(articles()))[:TOKENS])
+    ids = torch.tensor(tokenizer.encode("\n\n".join(articles()))[: ROWS * LENGTH])
     stores = {name: layer.store for name, layer in base.named_modules() if isinstance(layer, GridLinear)}
-    nats = divergences(model.eval(), stores, ids[: len(ids) // LENGTH * LENGTH].view(-1, LENGTH), bar)
+    nats = divergences(model.eval(), stores, ids.view(-1, LENGTH), bar)
     roles = find_roles(base).linears
     for role in dict.fromkeys(roles.values()):
         parts = [nats[name] for name in stores if roles[name] == role]

@@ -6,7 +6,8 @@ Of a layer with weights W that are rounded to W + D, the divergence from the flo
 
 (the Fisher information along D). Positions of a sequence do not correlate, so a sequence's scores may be summed before they are squared; each
 row of a batch has its own `a` in every layer, and one backward pass gives all of them. Parts add up where their errors are small: measured on
-SmolLM2-135M, one role at a time, 0.272 for all of them and 0.256 together (benchmarks/LOG.md).
+SmolLM2-135M, one role at a time, 0.272 for all of them and 0.256 together (benchmarks/LOG.md). Sequences are as long as what is calibrated on:
+in short ones attention averages over few positions, and errors of the values look worse than they are, by four tenths at 32 positions.
 
 What is left of D at 8 bits is a 290th, and taken for nothing. A head that is tied to the embedding moves it, too. Bits are spent on the groups
 of layers that together take away most.
@@ -30,7 +31,7 @@ from qia3.base.weights import GridWeight
 from qia3.errors import BaseModelError
 from qia3.grids import int8
 
-LENGTH, ROWS, TOKENS = 32, 16, 4096  # positions of a sequence, sequences at once, positions in all
+AT_ONCE = 512  # positions, of whole sequences
 UNITS = 1 << 14  # that a budget is counted in
 
 Track = Callable[[list[Tensor], str], Iterable[Tensor]]
@@ -107,21 +108,18 @@ def eight_bytes(store: GridWeight, grid: Grid) -> int:
 
 
 def divergences(model: Any, rounded: Mapping[str, GridWeight], windows: Tensor, track: Track) -> dict[str, float]:
-    """Nats a position that each layer's rounding costs alone, on up to TOKENS of the windows, in sequences of LENGTH."""
-    length = min(LENGTH, windows.shape[1])
-    sequences = windows[:, : windows.shape[1] // length * length].reshape(-1, length)
-    sequences = sequences[torch.linspace(0, len(sequences) - 1, min(len(sequences), TOKENS // length)).long()]
+    """Nats a position that each layer's rounding costs alone, on windows [rows, length] of token ids."""
     generator = torch.Generator().manual_seed(0)
     with _moved(model, rounded) as layers:
         total = torch.zeros(len(layers))
-        for ids in track(list(torch.split(sequences, ROWS)), "finding the layers that 8 bits help most"):
+        for ids in track(list(torch.split(windows, max(1, AT_ONCE // windows.shape[1]))), "finding the layers that 8 bits help most"):
             for layer in layers.values():
                 layer.a = torch.zeros(len(ids), 1, 1, requires_grad=True)
             logits = model(input_ids=ids, use_cache=False).logits.float().flatten(0, 1)
             drawn = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator)[:, 0]
             scores = torch.autograd.grad(F.cross_entropy(logits, drawn, reduction="sum"), [layer.a for layer in layers.values()])
             total += torch.stack([score.square().sum() for score in scores])
-    return dict(zip(layers, (total / 2 / sequences.numel()).tolist(), strict=True))
+    return dict(zip(layers, (total / 2 / windows.numel()).tolist(), strict=True))
 
 
 def spend(gains: Mapping[str, tuple[float, int]], spare: float) -> list[str]:
