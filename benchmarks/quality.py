@@ -65,6 +65,7 @@ PAIRS = (
     ("LoRA r=8 on NF4, against LoRA r=8 on float32", "lora-r8-nf4", "lora-r8"),
     ("IA³ on float32, against LoRA r=8 on float32", "ia3-float32", "lora-r8"),
     ("IA³ on float32, against LoRA r=1 on float32", "ia3-float32", "lora-r1"),
+    ("IA³ on NF4, against LoRA r=8 on NF4", "qia3-nf4", "lora-r8-nf4"),
     ("IA³ on 4 bits with values at 8, against without", "qia3-int4-values8", "qia3-int4-side"),
     ("full fine-tuning, against LoRA r=8", "full", "lora-r8"),
     ("IA³ on 4 bits with T-Few's losses, against without", "qia3-int4-losses", "qia3-int4-side"),
