@@ -164,7 +164,7 @@ class Methods:
         scaled = attach(base.model, find_roles(base.model).sites)
         training = self.train_ours(base.model, scaled, cell)
         vectors = get_vectors(scaled)
-        size = next((self.places["side"] / "adapters").glob("*.onnx_adapter")).stat().st_size
+        size = self.adapter_bytes()
         if cell.development:  # for choosing learning rates torch will do
             return Found({"qia3-int4-side": self.ranked(base.model, cell)}, {"qia3-int4-side": size}, training)
         fed = {name: vector.reshape(1, 1, -1) for name, vector in vectors.items()}
@@ -191,14 +191,14 @@ class Methods:
         base = load_base(MODEL, 64, False, "own", eight_bit=eight_bit(["value"]))
         scaled = attach(base.model, find_roles(base.model).sites)
         training = self.train_ours(base.model, scaled, cell)
-        size = next((self.places["side"] / "adapters").glob("*.onnx_adapter")).stat().st_size
+        size = self.adapter_bytes()
         return Found({"qia3-int4-values8": self.ranked(base.model, cell)}, {"qia3-int4-values8": size}, training)
 
     def qia3_int4_losses(self, cell: Cell) -> Found:
         base = load_base(MODEL, 64, False, "own")
         scaled = attach(base.model, find_roles(base.model).sites)
         training = self.train_ours(base.model, scaled, cell, losses=NAMES)
-        size = next((self.places["side"] / "adapters").glob("*.onnx_adapter")).stat().st_size
+        size = self.adapter_bytes()
         accuracy = {f"qia3-int4-losses{end}": self.ranked(base.model, cell, by) for end, by in (("", "mean"), ("-sum", "sum"))}
         return Found(accuracy, dict.fromkeys(accuracy, size), training)
 
@@ -208,7 +208,7 @@ class Methods:
         scaled = attach(model, find_roles(model).sites)
         training = self.train_ours(model, scaled, cell)
         set_vectors(scaled, get_vectors(scaled))
-        size = next((self.places["side"] / "adapters").glob("*.onnx_adapter")).stat().st_size
+        size = self.adapter_bytes()
         return Found({"qia3-nf4": self.ranked(model, cell)}, {"qia3-nf4": size}, training)
 
     # --- what they share
@@ -299,6 +299,10 @@ class Methods:
         if mode not in self.engines:
             self.engines[mode] = Engine(Bundle.open(self.places[mode]))
         return self.engines[mode]
+
+    def adapter_bytes(self) -> int:
+        """Of a task's vectors on a device: a file of the same size whatever they hold."""
+        return next((self.places["side"] / "adapters").glob("*.onnx_adapter")).stat().st_size
 
     def weight_bytes(self) -> int:
         return sum(t["bytes"] for t in json.loads((self.places["merged"] / "manifest.json").read_text())["tensors"])

@@ -63,6 +63,16 @@ def divergence(model, layer, store, step: float, tokens) -> float:
     return float((reference.exp() * (reference - moved)).sum(-1).mean()) / step**2
 
 
+def test_windows_are_taken_whole_and_all_of_them():
+    """In short sequences attention averages over few positions, and values look worse than they are."""
+    model, tokens, seen = tiny("llama"), ids(20, 64), list[torch.Tensor]()
+    stores = rounded(model)
+    model.register_forward_pre_hook(lambda _, args, given: seen.append(given["input_ids"]), with_kwargs=True)
+    divergences(model, stores, tokens, quiet)
+    assert len(seen) > 1
+    assert torch.equal(torch.cat(seen), tokens)
+
+
 def test_the_model_is_left_as_it_was():
     model = tiny("llama")
     before = dict(model.named_modules())
