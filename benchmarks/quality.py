@@ -1,6 +1,6 @@
 """Accuracy on real tasks: ours and its rivals on equal terms, cell by cell, with the bytes and the memory that each costs.
 
-    make demo && qia3 export examples/home-intents/qia3.toml --mode merged --task home-intents --output dist/home-merged
+    make demo && qia3 export examples/home-intents/qia3.toml --mode merged --task home-intents --work dist/home-intents.work --output dist/home-merged
     python benchmarks/quality.py --n 64 --seeds 0 1 2                    # the core: four tasks, all methods
     python benchmarks/quality.py --sweep --tasks intent hotels           # learning rates, on the development sets
     python benchmarks/quality.py --table                                 # what is known so far, cells that were not run among it

@@ -26,7 +26,7 @@ def build(plan: Build) -> Path:
     """Everything: base, training, export, parity, measurement. Returns the bundle's folder."""
     jobs = _alone(plan_jobs(plan))
     base, roles, scaled = load(plan)
-    trained = [train_task(base, scaled, job, work_folder(plan) / job.task.name) for job in jobs]
+    trained = [train_task(base, scaled, job, plan.work_folder / job.task.name) for job in jobs]
     return publish(plan, base, roles, scaled, trained, _tests(jobs))
 
 
@@ -35,15 +35,15 @@ def train(plan: Build) -> Path:
     jobs = plan_jobs(plan)
     base, _, scaled = load(plan)
     for job in jobs:
-        train_task(base, scaled, job, work_folder(plan) / job.task.name)
-    return work_folder(plan)
+        train_task(base, scaled, job, plan.work_folder / job.task.name)
+    return plan.work_folder
 
 
 def export(plan: Build) -> Path:
     """The bundle from tasks that were trained before. Returns its folder."""
     jobs = _alone(plan_jobs(plan))
     base, roles, scaled = load(plan)
-    trained = [load_task(base, scaled, job, work_folder(plan) / job.task.name) for job in jobs]
+    trained = [load_task(base, scaled, job, plan.work_folder / job.task.name) for job in jobs]
     return publish(plan, base, roles, scaled, trained, _tests(jobs))
 
 
@@ -86,11 +86,6 @@ def load(plan: Build) -> tuple[BaseModel, Roles, dict[str, Scaled]]:
         raise BaseModelError(f"{plan.base.model} is an encoder-decoder; this version exports decoders")
     roles = find_roles(base.model)
     return base, roles, attach(base.model, _sites(plan, roles))
-
-
-def work_folder(plan: Build) -> Path:
-    """Where checkpoints and trained adapters are kept: beside the bundle."""
-    return plan.output_folder.with_name(plan.output_folder.name + ".work")
 
 
 def _sites(plan: Build, roles: Roles) -> tuple[Site, ...]:

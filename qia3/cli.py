@@ -52,6 +52,7 @@ def _together(*options: Option) -> Option:
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 training_options = _together(
     click.option("--output", type=FILE, help="The bundle's folder (default: dist/NAME)."),
+    click.option("--work", type=FILE, help="Where trained vectors and checkpoints are kept (default: OUTPUT.work)."),
     click.option("--seed", type=int, help="Instead of the build file's seed."),
     click.option("--steps", type=click.IntRange(min=1), help="Optimiser updates, instead of the build file's [train] steps."),
     click.option("--init-adapter", type=FILE, help="Start from this PEFT folder or .onnx_adapter, not from ones."),
@@ -90,6 +91,7 @@ def qia3() -> None:
 def build(
     file: Path,
     output: Path | None,
+    work: Path | None,
     seed: int | None,
     steps: int | None,
     init_adapter: Path | None,
@@ -103,11 +105,11 @@ def build(
     Quantises the base, trains each task, exports, checks parity and reports. FILE is TOML. A build that was stopped goes on
     from its last checkpoint.
     """
-    plan = _plan(file, output, seed, steps, init_adapter, mode, task, target)
+    plan = _plan(file, output, work, seed, steps, init_adapter, mode, task, target)
     with progress_on_stderr():
-        from qia3.build import build as work
+        from qia3.build import build as make
 
-        folder = work(plan)
+        folder = make(plan)
     _print_report(folder, as_json)
 
 
@@ -115,7 +117,9 @@ def build(
 @click.argument("file", type=FILE)
 @training_options
 @as_json
-def train(file: Path, output: Path | None, seed: int | None, steps: int | None, init_adapter: Path | None, as_json: bool) -> None:
+def train(
+    file: Path, output: Path | None, work: Path | None, seed: int | None, steps: int | None, init_adapter: Path | None, as_json: bool
+) -> None:
     """Train the vectors only.
 
     Every task in FILE is trained; `qia3 export` goes on from there. Training that was stopped goes on from its last checkpoint.
@@ -123,16 +127,21 @@ def train(file: Path, output: Path | None, seed: int | None, steps: int | None, 
     """
     from qia3.progress import is_main
 
-    plan = _plan(file, output, seed, steps, init_adapter)
+    plan = _plan(file, output, work, seed, steps, init_adapter)
     with progress_on_stderr():
-        from qia3.build import train as work
+        from qia3.build import train as make
 
-        folder = work(plan)
+        folder = make(plan)
     if is_main():
         print_result({"work": str(folder)}, f"trained vectors are in {folder}", as_json)
 
 
-@qia3.command(epilog=_example("qia3 export examples/home-intents/qia3.toml --target ort-exact"))
+@qia3.command(
+    epilog=_example(
+        "qia3 export examples/home-intents/qia3.toml --target ort-exact",
+        "qia3 export my.toml --mode merged --task intents --work dist/my.work --output dist/intents",
+    )
+)
 @click.argument("file", type=FILE)
 @training_options
 @export_options
@@ -140,6 +149,7 @@ def train(file: Path, output: Path | None, seed: int | None, steps: int | None, 
 def export(
     file: Path,
     output: Path | None,
+    work: Path | None,
     seed: int | None,
     steps: int | None,
     init_adapter: Path | None,
@@ -152,11 +162,11 @@ def export(
 
     Takes what `qia3 train` left and makes the graph, checks parity, reports and writes the bundle.
     """
-    plan = _plan(file, output, seed, steps, init_adapter, mode, task, target)
+    plan = _plan(file, output, work, seed, steps, init_adapter, mode, task, target)
     with progress_on_stderr():
-        from qia3.build import export as work
+        from qia3.build import export as make
 
-        folder = work(plan)
+        folder = make(plan)
     _print_report(folder, as_json)
 
 
@@ -343,6 +353,7 @@ def devices(bundle: Path | None, as_json: bool) -> None:
 def _plan(
     file: Path,
     output: Path | None,
+    work: Path | None,
     seed: int | None,
     steps: int | None,
     init_adapter: Path | None,
@@ -356,7 +367,8 @@ def _plan(
 
     overrides = {"export.mode": mode, "export.merge_task": task, "export.target": target, "train.steps": steps, "seed": seed}
     start = None if init_adapter is None else str(init_adapter.absolute())  # a path on the command line is relative to where one stands
-    plan = read_build(file, **overrides, **{"train.init_adapter": start}, output=None if output is None else str(output))
+    folders = {name: None if folder is None else str(folder) for name, folder in (("output", output), ("work", work))}
+    plan = read_build(file, **overrides, **{"train.init_adapter": start}, **folders)
     if task is not None and plan.export.mode != "merged":
         raise ConfigError("--task names the task to merge: it needs --mode merged")
     load_target(plan.export.target)

@@ -42,7 +42,8 @@
     mode = "side"                    # or "merged", with merge_task
     recode = "int8"                  # or "int4": what a base on NF4 ships as, but for the target nf4-exact
 
-Paths of data are relative to the build file; `output` is relative to the current folder.
+Paths of data are relative to the build file; `output`, the bundle's folder, and `work`, what was trained for it (default: OUTPUT.work), to the
+current folder.
 """
 
 from __future__ import annotations
@@ -198,6 +199,7 @@ class Build(Section):
     name: str
     seed: int = 0
     output: Path | None = None
+    work: Path | None = None
     base: Base
     train: Train = Train()
     task: tuple[Task, ...] = Field(min_length=1)
@@ -246,6 +248,11 @@ class Build(Section):
     def output_folder(self) -> Path:
         """Where the bundle goes."""
         return self.output if self.output is not None else Path("dist") / self.name
+
+    @property
+    def work_folder(self) -> Path:
+        """Where checkpoints and trained adapters are kept: beside the bundle, or where another bundle's are."""
+        return self.work if self.work is not None else self.output_folder.with_name(self.output_folder.name + ".work")
 
 
 def read_build(path: Path, **overrides: Any) -> Build:

@@ -89,11 +89,24 @@ def place(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def merged(place) -> Path:
     """The same with one task in the scales: nothing is trained again."""
-    words = ["build", place / "qia3.toml", "--output", place / "merged", "--mode", "merged", "--task", "topics"]
-    shutil.copytree(place / "side.work", place / "merged.work")
+    before = tree(place / "side.work")
+    words = [
+        "export",
+        place / "qia3.toml",
+        "--output",
+        place / "merged",
+        "--work",
+        place / "side.work",
+        "--mode",
+        "merged",
+        "--task",
+        "topics",
+    ]
     with pytest.raises(SystemExit) as ended:
         cli.main([str(w) for w in words])
     assert ended.value.code == 0
+    assert tree(place / "side.work") == before
+    assert not (place / "merged.work").exists()
     return place / "merged"
 
 

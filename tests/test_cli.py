@@ -185,8 +185,8 @@ def test_the_traceback_is_there_when_asked_for(monkeypatch):
 
 
 def test_options_reach_the_plan(build_file):
-    plan = cli._plan(build_file, Path("there"), 3, 5, None, "merged", "t", "ort-exact")
-    assert (plan.output_folder, plan.seed, plan.train.steps) == (Path("there"), 3, 5)
+    plan = cli._plan(build_file, Path("there"), Path("before.work"), 3, 5, None, "merged", "t", "ort-exact")
+    assert (plan.output_folder, plan.work_folder, plan.seed, plan.train.steps) == (Path("there"), Path("before.work"), 3, 5)
     assert (plan.export.mode, plan.export.merge_task, plan.export.target) == ("merged", "t", "ort-exact")
 
 

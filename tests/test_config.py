@@ -129,7 +129,7 @@ def test_command_line_values_win_and_none_is_skipped(tmp_path):
     values = {"export.mode": "merged", "export.merge_task": "commands", "seed": 7, "train.steps": None, "output": "there"}
     plan = read(tmp_path, GOOD, **values)
     assert (plan.export.mode, plan.export.merge_task, plan.seed, plan.train.steps) == ("merged", "commands", 7, 50)
-    assert plan.output_folder == Path("there")
+    assert (plan.output_folder, plan.work_folder) == (Path("there"), Path("there.work"))
 
 
 def test_a_model_folder_beside_the_file_is_found(tmp_path):

@@ -90,7 +90,8 @@ def load_task(base: BaseModel, scaled: Mapping[str, Scaled], job: Job, folder: P
     """A finished task from its work folder. Raises ConfigError when it is not there."""
     if not (folder / "record.json").is_file():
         raise ConfigError(
-            f"task {job.task.name!r} is not trained yet: nothing in {folder}; run `qia3 train` first, or `qia3 build` for both"
+            f"task {job.task.name!r} is not trained yet: nothing in {folder}; "
+            "run `qia3 train` first, or `qia3 build` for both, or name the folder where it was trained (--work)"
         )
     vectors = read_peft(folder / "adapter", [s.site for s in scaled.values()], base.fingerprint)
     return _trained(base, job, vectors, read_record(folder / "record.json"))
