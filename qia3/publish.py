@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import torch
 
 from qia3.base.frozen import BaseModel
 from qia3.config import Build
@@ -34,6 +35,7 @@ from qia3.runtime.engine import Engine
 from qia3.runtime.evaluate import evaluate
 from qia3.runtime.examples import Example
 from qia3.targets import load_target
+from qia3.train.compute import computing
 from qia3.train.task import Trained
 
 Tests = Mapping[str, Sequence[Example]]
@@ -88,7 +90,8 @@ def _parity(
     ir.save(graph, exact_path)
     side = plan.export.mode == "side"
     adapters: dict[str, Trained | None] = {**({"none": None} if side else {}), **{t.task.name: t for t in trained}}
-    cases = {name: _case(plan, base, scaled, adapter, trained, tests) for name, adapter in adapters.items()}
+    with computing(base.model, torch.float32):
+        cases = {name: _case(plan, base, scaled, adapter, trained, tests) for name, adapter in adapters.items()}
     found: dict[str, dict[str, Agreement]] = {name: {} for name in cases}
     for kind, path in (("exact", exact_path), ("shipped", folder / GRAPH)):
         decoder = OrtDecoder(path, base.model.config.get_text_config())

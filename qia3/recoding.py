@@ -12,6 +12,7 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+import torch
 
 from qia3.base.frozen import BaseModel
 from qia3.base.recode import Recoded, recode
@@ -19,6 +20,7 @@ from qia3.graph.forced import torch_choices, torch_logits
 from qia3.graph.parity import Floats, compare
 from qia3.ia3.vectors import Scaled, Vectors, set_vectors
 from qia3.progress import say
+from qia3.train.compute import computing
 
 Prompts = Mapping[str, Sequence[Sequence[int]]]
 
@@ -30,16 +32,18 @@ def recode_base(
     say(f"writing the NF4 base as {to}, and measuring what that changes")
     forced: dict[str, list[list[int]]] = {}
     before: dict[str, Floats] = {}
-    for name, own in vectors.items():
-        set_vectors(scaled, own)
-        forced[name] = [torch_choices(base.model, prompt, steps) for prompt in prompts[name]]
-        before[name] = _logits(base, prompts[name], forced[name])
+    with computing(base.model, torch.float32):
+        for name, own in vectors.items():
+            set_vectors(scaled, own)
+            forced[name] = [torch_choices(base.model, prompt, steps) for prompt in prompts[name]]
+            before[name] = _logits(base, prompts[name], forced[name])
     drift = recode(base.model, to, base.block_size)
     assert drift is not None, "a base on NF4 has layers on NF4"
     agreement = {}
-    for name, own in vectors.items():
-        set_vectors(scaled, own)
-        agreement[name] = compare(before[name], _logits(base, prompts[name], forced[name])).to_dict()
+    with computing(base.model, torch.float32):
+        for name, own in vectors.items():
+            set_vectors(scaled, own)
+            agreement[name] = compare(before[name], _logits(base, prompts[name], forced[name])).to_dict()
     return asdict(drift) | {"logits": agreement}
 
 

@@ -25,10 +25,14 @@ def torch_logits(model: Any, prompt: Sequence[int], forced: Sequence[int]) -> Fl
 
 def torch_choices(model: Any, prompt: Sequence[int], count: int) -> list[int]:
     """The `count` tokens that torch itself would choose after the prompt."""
-    ids = list(prompt)
-    for _ in range(count):
-        ids.append(int(torch_logits(model, ids, []).argmax()))
-    return ids[len(prompt) :]
+    chosen: list[int] = []
+    newest, cache = list(prompt), None
+    with torch.no_grad():
+        for _ in range(count):
+            out = model(input_ids=torch.tensor([newest]), past_key_values=cache, use_cache=True, logits_to_keep=1)
+            cache, newest = out.past_key_values, [int(out.logits[0, -1].argmax())]
+            chosen += newest
+    return chosen
 
 
 class OrtDecoder:

@@ -5,8 +5,12 @@ bfloat16 pays where the processor has instructions for it: 2.4 times float32, me
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from qia3.base.memory import available_bytes
 from qia3.base.modules import GridLinear
@@ -40,3 +44,12 @@ def set_compute(model: nn.Module, head: nn.Module | None, dtype: torch.dtype | N
     return (
         f"weights are dequantised once and held ({size}, {room})" if holds else f"weights are dequantised in each product ({size}, {room})"
     )
+
+
+@contextmanager
+def computing(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[str]:
+    """`set_compute` within, undone afterwards. Yields its line."""
+    try:
+        yield set_compute(model, model.get_output_embeddings(), dtype)
+    finally:
+        set_compute(model, None, None)

@@ -30,7 +30,7 @@ from qia3.train import processes
 from qia3.train.adafactor import Adafactor
 from qia3.train.batches import count
 from qia3.train.callbacks import Interruption, Log, Patience
-from qia3.train.compute import choose_compute, set_compute
+from qia3.train.compute import choose_compute, computing
 from qia3.train.examples import Examples
 from qia3.train.model import VectorModel
 from qia3.train.probe import packs
@@ -156,16 +156,16 @@ def read_record(path: Path) -> Record:
 @contextmanager
 def _computing(model: PreTrainedModel, dtype: torch.dtype, settings: Train) -> Iterator[None]:
     """The model as training runs it, and as it was afterwards."""
-    say(set_compute(model, model.get_output_embeddings(), dtype))
-    if settings.gradient_checkpointing:
-        _switch(model, "enable", {"use_reentrant": False})
-    try:
-        yield
-    finally:
-        set_compute(model, None, None)
-        model.eval()
+    with computing(model, dtype) as how:
+        say(how)
         if settings.gradient_checkpointing:
-            _switch(model, "disable")
+            _switch(model, "enable", {"use_reentrant": False})
+        try:
+            yield
+        finally:
+            model.eval()
+            if settings.gradient_checkpointing:
+                _switch(model, "disable")
 
 
 def _switch(model: PreTrainedModel, how: str, *given: Any) -> None:
