@@ -31,7 +31,7 @@ from qia3.base.weights import GridWeight, Int4Weight
 from qia3.graph.export import export_decoder
 from qia3.graph.external import write_graph
 from qia3.grids import int4, int8
-from qia3.ia3.eight_bit import eight_bit
+from qia3.ia3.mix import named
 from qia3.ia3.roles import find_roles
 from qia3.ia3.vectors import attach
 from qia3.layout import GRAPH
@@ -54,7 +54,7 @@ def model_of(config: Any, mix: str) -> Any:
     """The model with layers on the mix's grids, and its vectors."""
     block, *roles = mix.split(":")
     model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
-    eight = eight_bit(roles).find(model, Grid(int(block), False), None).names
+    eight = named(roles).find(model, Grid(int(block), False), None).own
     head = model.lm_head
     for name, layer in [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)]:
         grid = GridLinear(drawn(layer.out_features, layer.in_features, int(block), 8 if name in eight else 4))

@@ -26,7 +26,7 @@ from texts import articles
 from qia3.base.load import load_base, load_float
 from qia3.base.weights import GridWeight
 from qia3.footprint.bits import bits_each
-from qia3.ia3.eight_bit import Within, eight_bit
+from qia3.ia3.mix import Within, named
 from qia3.progress import bar
 
 WINDOW, CONTEXT = 256, 32
@@ -58,7 +58,7 @@ def grid(model: str, asked: str, text: Path, windows: list[list[int]]) -> tuple[
     budget = next((float(word.removeprefix("bits")) for word in rest if word.startswith("bits")), None)
     roles = tuple(word.replace("8", "", 1) for word in rest if "8" in word and budget is None)  # down8@0-2,11 for down@0-2,11
     told = str(text) if calibration == "editorials" else calibration
-    base = load_base(model, int(block), "symmetric" in rest, told, eight_bit=eight_bit(roles) if budget is None else Within(budget, bar))
+    base = load_base(model, int(block), "symmetric" in rest, told, mix=named(roles) if budget is None else Within(budget, bar))
     stores = [m for m in base.model.modules() if isinstance(m, GridWeight)]
     facts = {
         "grid": f"int4 {asked}",

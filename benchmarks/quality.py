@@ -53,6 +53,7 @@ SWEEP = {
     "lora-r1": (4e-3, 1e-2, 2e-2),
     "full": (5e-5, 1e-4),
     "qia3-int4-losses": (1e-2, 2e-2, 4e-2),
+    "blocks-int4": (5e-3, 1e-2, 2e-2),
 }
 EXTRA = ("blocks-int4", "qia3-int4-values8", "qia3-int4-losses")  # asked for by name
 SEEDLESS = ("zero-shot", "zero-shot-int4")

@@ -42,7 +42,7 @@ from qia3.base.load import load_base
 from qia3.base.quantise import quantise_model
 from qia3.base.weights import GridWeight
 from qia3.grids import nf4
-from qia3.ia3.eight_bit import eight_bit
+from qia3.ia3.mix import named
 from qia3.ia3.roles import find_roles
 from qia3.ia3.vectors import attach, get_vectors, set_vectors
 from qia3.recipe import Train
@@ -188,7 +188,7 @@ class Methods:
         return Found({"blocks-int4": self.ranked(model, cell)}, {"blocks-int4": 4 * count}, training)
 
     def qia3_int4_values8(self, cell: Cell) -> Found:
-        base = load_base(MODEL, 64, False, "own", eight_bit=eight_bit(["value"]))
+        base = load_base(MODEL, 64, False, "own", mix=named(["value"]))
         scaled = attach(base.model, find_roles(base.model).sites)
         training = self.train_ours(base.model, scaled, cell)
         size = self.adapter_bytes()

@@ -11,7 +11,7 @@ from qia3.base.frozen import BaseModel
 from qia3.base.load import load_base
 from qia3.config import Build
 from qia3.errors import BaseModelError, ConfigError
-from qia3.ia3.eight_bit import Within, eight_bit
+from qia3.ia3.mix import Within, named
 from qia3.ia3.roles import Roles, Site, find_roles
 from qia3.ia3.vectors import Scaled, attach
 from qia3.progress import bar, say
@@ -80,8 +80,8 @@ def load(plan: Build) -> tuple[BaseModel, Roles, dict[str, Scaled]]:
     asked = plan.base
     budget = f", at most {asked.bits:g} bits a weight" if asked.bits else ""
     say(f"loading {asked.model} on the {asked.grid} grid, block {asked.block_size}{budget}")
-    at_eight = Within(asked.bits, bar) if asked.bits else eight_bit(asked.eight_bit)
-    base = load_base(asked.model, asked.block_size, asked.symmetric, asked.calibration, bar, at_eight, asked.grid)
+    mix = Within(asked.bits, bar) if asked.bits else named(asked.eight_bit, asked.blocks.items())
+    base = load_base(asked.model, asked.block_size, asked.symmetric, asked.calibration, bar, mix, asked.grid)
     if base.model.config.is_encoder_decoder:
         raise BaseModelError(f"{plan.base.model} is an encoder-decoder; this version exports decoders")
     roles = find_roles(base.model)

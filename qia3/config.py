@@ -10,7 +10,8 @@
     symmetric = false                # true: no zero points, codes around 8
     calibration = "own"              # round for the inputs that layers get: on text the model makes ("own"), on a text file, or not ("none")
     eight_bit = ["value", "down@0-2,11"]  # layers kept at 8 bits; also "head", "query", "key", "output", "up". Default: none
-    bits = 5.0                       # or: those layers at 8 bits that help most, as long as a weight takes at most so many bits on average
+    blocks = { 32 = ["up@0-3"] }     # layers in blocks of another size; the same names. Default: none
+    bits = 5.0                       # or: those layers in blocks of 32 and at 8 bits that help most, while a weight takes so many bits at most
 
     [train]                          # defaults for every task; a task may override any of them under [task.training]
     preset = "t-few"                 # or "short"; keys that stand beside it win. Without: steps 120, AdamW at 1e-2, the lm loss
@@ -61,7 +62,7 @@ from qia3.recipe import RANKING, Section
 from qia3.recipe import Train as Train
 
 LAYERS = re.compile(r"^\d+(-\d+)?(,\d+(-\d+)?)*$")
-EIGHT_BIT = ("head", "query", "key", "value", "output", "up", "down")
+LAYER_ROLES = ("head", "query", "key", "value", "output", "up", "down")
 NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
 
 
@@ -74,26 +75,44 @@ class Base(Section):
     symmetric: bool = False
     calibration: str = "own"
     eight_bit: tuple[str, ...] = ()
+    blocks: dict[Literal[16, 32, 64, 128, 256], tuple[str, ...]] = Field(default_factory=dict)
     bits: float | None = Field(default=None, ge=4, le=9)
+
+    @field_validator("blocks", mode="before")
+    @classmethod
+    def _numbers(cls, value: Any) -> Any:
+        """A key of TOML is a string."""
+        return {int(k) if str(k).isdigit() else k: v for k, v in value.items()} if isinstance(value, dict) else value
 
     @field_validator("eight_bit")
     @classmethod
     def _roles(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for asked in value:
-            role, at, layers = asked.partition("@")
-            if role not in EIGHT_BIT:
-                raise ValueError(f"no layers are called {role!r}{_nearest(role, list(EIGHT_BIT))}")
-            if at and not LAYERS.match(layers):
-                raise ValueError(f"{asked!r}: after '@' stand layers, such as 0-2,11")
-        return tuple(sorted(set(value)))
+        return _layers(value)
+
+    @field_validator("blocks")
+    @classmethod
+    def _each(cls, value: dict[Any, tuple[str, ...]]) -> dict[Any, tuple[str, ...]]:
+        return {block: _layers(roles) for block, roles in sorted(value.items())}
 
     @model_validator(mode="after")
     def _whole(self) -> Base:
-        if self.grid == "nf4" and (self.block_size == 16 or self.eight_bit):
-            raise ValueError("on the nf4 grid a block is 32 or more, and no layers are at 8 bits")
-        if self.bits is not None and (self.grid == "nf4" or self.eight_bit or self.calibration == "none"):
-            raise ValueError('bits chooses the layers at 8 bits, by a text, on int4: not beside eight_bit, nf4 or calibration = "none"')
+        named = self.eight_bit or self.blocks
+        if self.grid == "nf4" and (self.block_size == 16 or named):
+            raise ValueError("on the nf4 grid a block is 32 or more, and all layers have the same (no eight_bit, no blocks)")
+        if self.bits is not None and (self.grid == "nf4" or named or self.calibration == "none"):
+            raise ValueError('bits chooses layers itself, by a text, on int4: not beside eight_bit, blocks, nf4 or calibration = "none"')
         return self
+
+
+def _layers(value: tuple[str, ...]) -> tuple[str, ...]:
+    """ROLE or ROLE@LAYERS, in order, each once. Raises ValueError."""
+    for asked in value:
+        role, at, layers = asked.partition("@")
+        if role not in LAYER_ROLES:
+            raise ValueError(f"no layers are called {role!r}{_nearest(role, list(LAYER_ROLES))}")
+        if at and not LAYERS.match(layers):
+            raise ValueError(f"{asked!r}: after '@' stand layers, such as 0-2,11")
+    return tuple(sorted(set(value)))
 
 
 class Task(Section):

@@ -84,7 +84,8 @@ def describe(
                 "codes": base.codes,
                 "embedding": _grid(embedding.store) if isinstance(embedding, GridEmbedding) else None,
             }
-            | ({"eight_bit": list(base.eight_bit)} if base.eight_bit else {}),
+            | ({"eight_bit": list(base.eight_bit)} if base.eight_bit else {})
+            | ({"blocks": dict(base.blocks)} if base.blocks else {}),
         },
         "architecture": {
             "layers": config.num_hidden_layers,

@@ -24,7 +24,7 @@ from qia3.base.modules import GridLinear
 from qia3.base.nf4 import Nf4Weight
 from qia3.errors import BaseModelError, QIA3Error
 from qia3.grids import nf4
-from qia3.ia3.eight_bit import eight_bit
+from qia3.ia3.mix import named
 
 
 def serialised(folder: Path, family: str = "llama", double: bool = False) -> Path:
@@ -113,7 +113,7 @@ def test_eight_bits_are_refused(tmp_path):
 @pytest.mark.parametrize("role", ["head", "value"])
 def test_layers_at_eight_bits_are_refused(role, tmp_path):
     with pytest.raises(BaseModelError, match="on NF4 already"):
-        load_base(str(serialised(tmp_path)), 64, False, eight_bit=eight_bit((role,)))
+        load_base(str(serialised(tmp_path)), 64, False, mix=named((role,)))
 
 
 def test_no_mutation_of_the_file_crashes_the_reader(tmp_path):

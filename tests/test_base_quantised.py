@@ -28,7 +28,7 @@ from qia3.graph.export import export_decoder
 from qia3.graph.external import write_graph
 from qia3.graph.forced import OrtDecoder, torch_logits
 from qia3.grids.int4 import dequantise
-from qia3.ia3.eight_bit import eight_bit
+from qia3.ia3.mix import named
 from qia3.ia3.vectors import detach, fold, set_vectors
 from qia3.layout import DATA, GRAPH
 from qia3.train.task import train_task
@@ -149,9 +149,11 @@ def test_layers_whose_codes_are_kept_are_not_called_eight_bit_layers(source, tmp
     """The head, which these files have in float, can be; the rest has lost what 8 bits could hold."""
     reference, _ = write(source, tmp_path / "base", "llama")
     first = "model.layers.0.self_attn.v_proj"
-    with pytest.raises(BaseModelError, match=rf"eight_bit names 2 layers that this base has in its own {source.split()[0]} codes.*{first}"):
-        load_base(reference, 16, False, eight_bit=eight_bit(("value", "head")))
-    base = load_base(reference, 16, False, eight_bit=eight_bit(("head",)))
+    with pytest.raises(
+        BaseModelError, match=rf"eight_bit or blocks names 2 layers that this base has in its own {source.split()[0]} codes.*{first}"
+    ):
+        load_base(reference, 16, False, mix=named(("value", "head")))
+    base = load_base(reference, 16, False, mix=named(("head",)))
     assert base.eight_bit == ("head",)
     assert {n for n, m in base.model.named_modules() if isinstance(m, GridLinear) and m.store.bits == 8} == {"lm_head"}
 

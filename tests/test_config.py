@@ -177,11 +177,31 @@ def test_roles_at_eight_bits_are_in_order_and_named_once(tmp_path):
     assert read(tmp_path, text).base.eight_bit == ("down", "head")
 
 
-@pytest.mark.parametrize("beside", ['eight_bit = ["head"]', 'grid = "nf4"', 'calibration = "none"'])
+def test_blocks_name_layers_as_eight_bits_do(tmp_path):
+    text = GOOD.replace("[train]", 'blocks = { 128 = ["down@1"], 32 = ["up", "key@0-1", "up"] }\n[train]', 1)
+    assert read(tmp_path, text).base.blocks == {32: ("key@0-1", "up"), 128: ("down@1",)}
+    assert list(read(tmp_path, text).base.blocks) == [32, 128]
+
+
+@pytest.mark.parametrize(
+    ("blocks", "said"),
+    [
+        ('{ 32 = ["heads"] }', "no layers are called 'heads'; did you mean 'head'"),
+        ('{ 32 = ["up@"] }', "'up@': after '@' stand layers"),
+        ('{ 48 = ["up"] }', "Input should be 16, 32, 64, 128 or 256"),
+        ('["up"]', "base.blocks (line 6)"),
+        ('{ short = ["up"] }', "Input should be 16, 32, 64, 128 or 256"),
+    ],
+)
+def test_blocks_that_are_none_are_told(tmp_path, blocks, said):
+    assert said in complaint(tmp_path, GOOD.replace("[train]", f"blocks = {blocks}\n[train]", 1))
+
+
+@pytest.mark.parametrize("beside", ['eight_bit = ["head"]', 'blocks = { 32 = ["up"] }', 'grid = "nf4"', 'calibration = "none"'])
 def test_bits_choose_layers_by_a_text_and_nothing_else_does(tmp_path, beside):
     assert read(tmp_path, GOOD.replace("[train]", "bits = 5.0\n[train]", 1)).base.bits == 5.0
     told = complaint(tmp_path, GOOD.replace("[train]", f"bits = 5.0\n{beside}\n[train]", 1))
-    assert "bits chooses the layers at 8 bits" in told
+    assert "bits chooses layers itself" in told
 
 
 def test_an_unknown_key_with_no_near_one_lists_those_known(tmp_path):

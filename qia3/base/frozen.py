@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ class BaseModel:
     parameters: int
     calibration: str = "none"
     eight_bit: tuple[str, ...] = ()  # roles of the layers that are at 8 bits
+    blocks: Mapping[str, list[str]] = field(default_factory=dict)  # by block size, of those in other blocks than `block_size`
     codes: str = "own"
     format: str = "int4"  # the grid of its linear layers
 

@@ -31,7 +31,7 @@ from qia3.errors import BaseModelError
 from qia3.storage import made_once
 
 WEIGHTS, FACTS, SEAL = "model.safetensors", "base.json", "base.sha256"
-TAKEN = ("fingerprint", "block_size", "symmetric", "parameters", "calibration", "eight_bit", "codes", "format")
+TAKEN = ("fingerprint", "block_size", "symmetric", "parameters", "calibration", "eight_bit", "blocks", "codes", "format")
 
 
 def keep(base: BaseModel, folder: Path) -> None:

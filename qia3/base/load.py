@@ -26,16 +26,16 @@ from qia3.base.kept import FACTS, keep, open_kept
 from qia3.base.memory import available_bytes, give_back
 from qia3.base.modules import GridLinear
 from qia3.base.processor import has_fast
-from qia3.base.quantise import AllAtFour, Chosen, EightBit, Format, Grid, quantise_model
+from qia3.base.quantise import Chosen, Format, Grid, Mix, Uniform, quantise_model
 from qia3.base.quantised import open_quantised
 from qia3.base.sources import Source, cache_folder, check_weights, resolve
 from qia3.base.streaming import open_stream
 from qia3.errors import BaseModelError, StorageError
 from qia3.progress import say
 
-RECIPE = 3  # raised whenever the same source and settings give other codes
+RECIPE = 4  # raised whenever the same source and settings give other codes
 LEAST_KEPT = 10_000_000  # parameters; a smaller base is made as fast as it is read
-ALL_AT_FOUR = AllAtFour()
+UNIFORM = Uniform()
 T = TypeVar("T")
 
 
@@ -53,7 +53,7 @@ class Asked:
     symmetric: bool
     calibration: str
     text: str
-    eight_bit: EightBit
+    mix: Mix
     format: Format
 
 
@@ -63,17 +63,17 @@ def load_base(
     symmetric: bool,
     calibration: str = "none",
     track: Track = lambda items, title: items,
-    eight_bit: EightBit = ALL_AT_FOUR,
+    mix: Mix = UNIFORM,
     format: Format = "int4",
 ) -> BaseModel:
     """Finds, loads and quantises a causal language model, or takes it as it was kept when it was made before.
 
-    `calibration`: "own" for text that the model makes itself, "none", or the path of a text. `eight_bit`: layers that are kept at 8 bits.
+    `calibration`: "own" for text that the model makes itself, "none", or the path of a text. `mix`: layers with shorter blocks or more bits.
     `format` "nf4" is bitsandbytes' grid, which is not calibrated: its codes are the nearest ones, as there.
     Raises BaseModelError with one clear line.
     """
     source = resolve(reference)
-    asked = Asked(block_size, symmetric, calibration, _named(calibration), eight_bit, format)
+    asked = Asked(block_size, symmetric, calibration, _named(calibration), mix, format)
     folder = _kept_folder(source, asked)
     if folder is not None and (folder / FACTS).is_file():
         say(f"the base was quantised before: {folder}")
@@ -110,7 +110,7 @@ def _make(source: Source, asked: Asked, track: Track) -> BaseModel:
         model, given = open_quantised(source) or (None, None)
     if model is not None and given is not None:
         return _quantised(source, model, tokenizer, replace(asked, calibration="none", text="none"), track, given)
-    plain = (asked.calibration == "none" or asked.format == "nf4") and not asked.eight_bit.asked
+    plain = (asked.calibration == "none" or asked.format == "nf4") and not asked.mix.asked
     stream = open_stream(Path(source.name), files) if files is not None and plain else None
     if stream is not None:
         return _quantised(source, stream.model, tokenizer, asked, track, None, stream.layers)
@@ -139,33 +139,36 @@ def _quantised(
         rest = "stays float" if format == "nf4" else "is quantised without calibration"
         say(f"{given.layers} layers keep their {given.codes} codes, block {given.block_size}; the rest {rest}")
     windows = None if format == "nf4" else _windows(model, tokenizer, asked.calibration, track)
-    at_eight = _at_eight(model, asked, given, windows)
+    chosen = _mixed(model, asked, given, windows)
     say("quantising" + ("" if windows is None else f", each layer for the inputs it gets ({windows.numel():,} tokens)"))
     each = lambda names: layers(track(names, "quantising"))  # noqa: E731 (it is handed on once)
-    quantise_model(model, asked.block_size, asked.symmetric, each, windows, at_eight.names, format)
+    quantise_model(model, asked.block_size, asked.symmetric, each, windows, chosen.own, format)
     text = "none" if windows is None else asked.text
     grid = (asked.block_size, asked.symmetric) if given is None else (given.block_size, given.symmetric)
     codes = "own" if given is None else given.codes
-    return BaseModel(source.reference, model, tokenizer, fingerprint(model), *grid, count, text, at_eight.roles, codes, format)
+    mix = (chosen.eight_bit, chosen.blocks)
+    return BaseModel(source.reference, model, tokenizer, fingerprint(model), *grid, count, text, *mix, codes, format)
 
 
-def _at_eight(model: Any, asked: Asked, given: Given | None, windows: Tensor | None) -> Chosen:
-    """The layers to keep at 8 bits. Raises BaseModelError where one has 4-bit codes already: what was rounded does not come back."""
-    if not asked.eight_bit.asked:  # a model that is streamed has no weights to find roles by
+def _mixed(model: Any, asked: Asked, given: Given | None, windows: Tensor | None) -> Chosen:
+    """The layers with a form of their own. Raises BaseModelError where one has its codes already: what was rounded does not come back."""
+    if not asked.mix.asked:  # a model that is streamed has no weights to find roles by
         return Chosen()
-    chosen = asked.eight_bit.find(model, Grid(asked.block_size, asked.symmetric), windows)
-    kept = sorted(name for name in chosen.names if isinstance(model.get_submodule(name), GridLinear))
-    if chosen.names and given is not None and given.codes == "nf4":
+    chosen = asked.mix.find(model, Grid(asked.block_size, asked.symmetric), windows)
+    kept = sorted(name for name in chosen.own if isinstance(model.get_submodule(name), GridLinear))
+    if chosen.own and given is not None and given.codes == "nf4":
         raise BaseModelError(
-            "this base is on NF4 already, where layers have their own codes or stay float; take eight_bit out of the build file"
+            "this base is on NF4 already, where layers have their own codes or stay float; take eight_bit and blocks out of the build file"
         )
     if given is not None and kept:
         raise BaseModelError(
-            f"eight_bit names {len(kept)} layers that this base has in its own {given.codes} codes, which are kept (the first is {kept[0]}); "
-            f'name only what it has in float (eight_bit = ["head"]), or take a base that is not quantised'
+            f"eight_bit or blocks names {len(kept)} layers that this base has in its own {given.codes} codes, which are kept "
+            f'(the first is {kept[0]}); name only what it has in float (eight_bit = ["head"]), or take a base that is not quantised'
         )
-    if chosen.roles:
-        say(f"at 8 bits: {', '.join(chosen.roles)}")
+    for block, roles in chosen.blocks.items():
+        say(f"in blocks of {block}: {', '.join(roles)}")
+    if chosen.eight_bit:
+        say(f"at 8 bits: {', '.join(chosen.eight_bit)}")
     return chosen
 
 
@@ -195,7 +198,7 @@ def _kept_folder(source: Source, asked: Asked) -> Path | None:
     identity = source.identity()
     if identity is None:
         return None
-    rare = [*([asked.eight_bit.asked] if asked.eight_bit.asked else []), *([asked.format] if asked.format != "int4" else [])]
+    rare = [*([asked.mix.asked] if asked.mix.asked else []), *([asked.format] if asked.format != "int4" else [])]
     key = json.dumps([identity, asked.block_size, asked.symmetric, asked.text, RECIPE, *rare])
     return cache_folder() / "bases" / hashlib.sha256(key.encode()).hexdigest()[:16]
 

@@ -5,15 +5,15 @@ at the same bytes. Norms, biases and learned positions stay float32. An embeddin
 are not padded, so its block is the largest one, up to the one asked for, that divides the hidden size.
 
 With `windows` of token ids every 4-bit layer is rounded for the inputs it gets (calibrate.py, grids/calibrated.py); without, for its weights alone.
-Layers that are named as such are kept at 8 bits and rounded to nearest, which loses too little to be made good.
+Layers may have a form of their own: shorter blocks, or 8 bits a code, which are rounded to nearest: that loses too little to be made good.
 
 On NF4 the embedding and the head stay as they are, which is what bitsandbytes does, and what an adapter trained there expects.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import torch
@@ -36,51 +36,65 @@ Format = Literal["int4", "nf4"]
 
 
 @dataclass(frozen=True)
-class Grid:
-    """The grid that is asked for; on int4 a layer gets the block up to `block_size` in which it takes the fewest bytes.
+class Form:
+    """How fine a layer's codes are: their bits, 4 or 8, and how many inputs share a scale at most."""
 
-    `eight_bit` names the layers that have 8 bits a code; they are rounded to nearest, whatever their inputs.
+    bits: int
+    block_size: int
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The grid that is asked for; on int4 a layer gets the block up to its form's in which it takes the fewest bytes.
+
+    `own` are the layers whose form is not 4 bits in blocks of `block_size`. At 8 bits they are rounded to nearest, whatever their inputs.
     """
 
     block_size: int
     symmetric: bool
-    eight_bit: frozenset[str] = frozenset()
+    own: Mapping[str, Form] = field(default_factory=dict)
     format: Format = "int4"
 
-    def store(self, name: str, weight: Tensor, seen: Seen | None) -> GridWeight:
-        """A float weight [N, K] on it. Raises BaseModelError."""
+    def form(self, name: str) -> Form:
+        """A layer's."""
+        return self.own.get(name, Form(4, self.block_size))
+
+    def store(self, name: str, weight: Tensor, seen: Seen | None, at_most: int | None = None) -> GridWeight:
+        """A float weight [N, K] on it, in blocks of `at_most` (default: its form's). Raises BaseModelError."""
+        form = self.form(name)
+        at_most = at_most or form.block_size
         try:
-            if name in self.eight_bit:
-                return Int8Weight.from_float(weight, int8.block_for(weight.shape[1], self.block_size, self.symmetric), self.symmetric)
             if self.format == "nf4":
-                return Nf4Weight.from_float(weight, self.block_size)
-            block = block_for(weight.shape[1], self.block_size, self.symmetric)
-            return Int4Weight.from_float(weight, block, self.symmetric, seen)
+                return Nf4Weight.from_float(weight, at_most)
+            if form.bits == 8:
+                return Int8Weight.from_float(weight, int8.block_for(weight.shape[1], at_most, self.symmetric), self.symmetric)
+            return Int4Weight.from_float(weight, block_for(weight.shape[1], at_most, self.symmetric), self.symmetric, seen)
         except ValueError as error:
             raise BaseModelError(f"cannot quantise {name}: {error}") from error
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """Layers that are kept at 8 bits: their names, and what a build file calls them."""
+    """Layers with a form of their own, by name; and as a build file names them: those at 8 bits, and those of each block."""
 
-    names: frozenset[str] = frozenset()
-    roles: tuple[str, ...] = ()
+    own: Mapping[str, Form] = field(default_factory=dict)
+    eight_bit: tuple[str, ...] = ()
+    blocks: Mapping[str, list[str]] = field(default_factory=dict)
 
 
-class EightBit(Protocol):
-    """A choice of layers to keep at 8 bits (qia3.ia3.eight_bit)."""
+class Mix(Protocol):
+    """A choice of layers with forms of their own (qia3.ia3.mix)."""
 
     @property
     def asked(self) -> tuple[str, ...]:
-        """What was asked for; nothing where all layers are to have 4 bits."""
+        """What was asked for; nothing where all layers are to have one form."""
 
     def find(self, model: nn.Module, grid: Grid, windows: Tensor | None) -> Chosen:
         """The layers in a float model that is about to be put on `grid`, calibrated on `windows`."""
 
 
-class AllAtFour:
-    """No layer at 8 bits."""
+class Uniform:
+    """One form for all layers."""
 
     asked: tuple[str, ...] = ()
 
@@ -94,15 +108,15 @@ def quantise_model(
     symmetric: bool,
     track: Track = lambda names: names,
     windows: Tensor | None = None,
-    eight_bit: frozenset[str] = frozenset(),
+    own: Mapping[str, Form] | None = None,
     format: Format = "int4",
 ) -> None:
     """Replaces the layers of `model` in place. `track` wraps the list of layer names (a progress bar); windows [rows, length] of token ids.
 
-    `eight_bit` names layers; a head that is tied to the embedding stands for both.
+    `own`: forms of layers by name; a head that is tied to the embedding stands for both.
     """
     moments = None if windows is None else Moments(model, windows)
-    grid = Grid(block_size, symmetric, eight_bit, format)
+    grid = Grid(block_size, symmetric, own or {}, format)
     ends = format == "int4"  # whether embedding and head are quantised, too
     embedding, head = get_module(model, "get_input_embeddings"), get_module(model, "get_output_embeddings")
     tied = embedding is not None and head is not None and head.weight is embedding.weight
@@ -110,7 +124,7 @@ def quantise_model(
     names = [n for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and m is not kept]
     for name in track(names):
         layer = model.get_submodule(name)
-        seen = None if moments is None or name in eight_bit else moments.of_head(layer) if layer is head else moments.of(name)
+        seen = None if moments is None or grid.form(name).bits == 8 else moments.of_head(layer) if layer is head else moments.of(name)
         _replace(model, layer, GridLinear(grid.store(name, float_weight(layer), seen), _bias(layer)))
     if ends and isinstance(embedding, nn.Embedding):
         _quantise_embedding(model, embedding, head if tied else None, grid, moments)
@@ -131,15 +145,16 @@ def _quantise_embedding(
     model: nn.Module, embedding: nn.Embedding, tied_head: nn.Module | None, grid: Grid, moments: Moments | None
 ) -> None:
     name = "embedding" if tied_head is None else next(n for n, m in model.named_modules() if m is tied_head)
-    at_most = max(grid.block_size, int8.LEAST_BLOCK) if name in grid.eight_bit else grid.block_size
+    form = grid.form(name)
+    at_most = max(form.block_size, int8.LEAST_BLOCK) if form.bits == 8 else form.block_size
     divisors = [b for b in BLOCK_SIZES if embedding.embedding_dim % b == 0 and b <= at_most]
     scale = embedding_scale(embedding)
-    seen = None if moments is None or tied_head is None or name in grid.eight_bit else moments.of_head(tied_head)
+    seen = None if moments is None or tied_head is None or form.bits == 8 else moments.of_head(tied_head)
     if not divisors or scale is None:
         if tied_head is not None:
             _replace(model, tied_head, GridLinear(grid.store(name, float_weight(tied_head), seen), _bias(tied_head)))
         return
-    store = replace(grid, block_size=divisors[-1]).store(name, embedding.weight, seen)
+    store = grid.store(name, embedding.weight, seen, divisors[-1])
     _replace(model, embedding, GridEmbedding(store, torch.float32, None if scale == 1 else scale))
     if tied_head is not None:
         _replace(model, tied_head, GridLinear(store, _bias(tied_head)))

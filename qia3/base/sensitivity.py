@@ -1,4 +1,4 @@
-"""Which layers' rounding costs most, and which of them to keep at 8 bits for so many bits a weight.
+"""Which layers' rounding costs most, and in which form to keep each for so many bits a weight: the plain blocks, shorter ones, or 8 bits.
 
 Of a layer with weights W that are rounded to W + D, the divergence from the float model is, to second order, that of the first step along D:
 
@@ -9,8 +9,13 @@ row of a batch has its own `a` in every layer, and one backward pass gives all o
 SmolLM2-135M, one role at a time, 0.272 for all of them and 0.256 together (benchmarks/LOG.md). Sequences are as long as what is calibrated on:
 in short ones attention averages over few positions, and errors of the values look worse than they are, by four tenths at 32 positions.
 
-What is left of D at 8 bits is a 290th, and taken for nothing. A head that is tied to the embedding moves it, too. Bits are spent on the groups
-of layers that together take away most.
+A squared score is as uncertain as it is large, and whoever picks the best of many uncertain figures picks those that flatter. So y is drawn DRAWS
+times for each sequence, which costs a backward pass each, and the plain form alone is measured so. What a shorter block leaves of its errors is
+a matter of the weights: their squared errors in both forms, rounded to nearest, have that ratio, which is much the same for all layers (0.66 from
+64 to 32, give or take a hundredth, on SmolLM2-135M). What 8 bits leave is a 290th, and taken for nothing.
+
+A head that is tied to the embedding moves it, too. Each group of layers gets one form, so that together they lose least within the budget (a
+knapsack with one item from each group; Kellerer, Pferschy and Pisinger 2004, chapter 11).
 """
 
 from __future__ import annotations
@@ -18,7 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -26,15 +31,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qia3.base.quantise import Grid, embedding_scale, get_module
+from qia3.base.quantise import Form, Grid, embedding_scale, float_weight, get_module
 from qia3.base.weights import GridWeight
 from qia3.errors import BaseModelError
-from qia3.grids import int8
+from qia3.grids import int4, int8
 
 AT_ONCE = 512  # positions, of whole sequences
+DRAWS = 4
+SAMPLED = 64  # rows of a layer
 UNITS = 1 << 14  # that a budget is counted in
 
 Track = Callable[[list[Tensor], str], Iterable[Tensor]]
+K = TypeVar("K")
 
 
 class Moved(nn.Module):
@@ -79,32 +87,51 @@ def choose(
     groups: Mapping[str, Sequence[str]],
     rounded: Mapping[str, GridWeight],
     grid: Grid,
+    short: int,
     bits: float,
     windows: Tensor,
     track: Track = lambda parts, title: parts,
-) -> list[str]:
-    """The groups of linear layers (names by the group's) to keep at 8 bits, so that all linear layers take at most `bits` a weight.
+) -> dict[str, Form]:
+    """The form of each group of linear layers (their names, by the group's), so that all linear layers take at most `bits` a weight.
 
-    A float model, the 4-bit form of each of its linear layers, token ids [rows, length] to measure on. Raises BaseModelError where 4 bits alone
-    take more.
+    A float model, each of its linear layers on `grid`, and token ids [rows, length] to measure on. The forms are the grid's own, blocks of
+    `short` where that is less, and 8 bits; layers of no group stay in the first. Raises BaseModelError where 4 bits alone take more.
     """
-    four = {name: store.grid.nbytes for name, store in rounded.items()}
-    costs = {name: eight_bytes(store, grid) - four[name] for name, store in rounded.items()}
+    forms = [Form(4, grid.block_size), *([Form(4, short)] if short < grid.block_size else []), Form(8, grid.block_size)]
+    size = {form: {name: nbytes(store, form, grid.symmetric) for name, store in rounded.items()} for form in forms}
+    plain = size[forms[0]]
     weights = sum(store.inputs * store.outputs for store in rounded.values())
-    spare = bits * weights / 8 - sum(four.values())
-    if spare < 0:
-        least = 8 * sum(four.values()) / weights
-        told = f"bits = {bits:g} is less than 4-bit codes take at block {grid.block_size}, {least:.2f} a weight"
+    if bits * weights < 8 * sum(plain.values()):
+        told = f"bits = {bits:g} is less than 4-bit codes take at block {grid.block_size}, {8 * sum(plain.values()) / weights:.2f} a weight"
         raise BaseModelError(f"{told}; give more, or a larger block_size")
     nats = divergences(model, rounded, windows, track)
-    gains = {group: (sum(nats[n] for n in members), sum(costs[n] for n in members)) for group, members in groups.items()}
-    return spend(gains, spare)
+    shares = {form: {name: _share(model.get_submodule(name), grid, form) for name in rounded} for form in forms}
+    options = {
+        group: {form: (sum(nats[n] * shares[form][n] for n in members), sum(size[form][n] for n in members)) for form in forms}
+        for group, members in groups.items()
+    }
+    fixed = sum(plain.values()) - sum(plain[n] for members in groups.values() for n in members)
+    return spend(options, bits * weights / 8 - fixed)
 
 
-def eight_bytes(store: GridWeight, grid: Grid) -> int:
-    """Of the same weight at 8 bits."""
-    block = int8.block_for(store.inputs, grid.block_size, grid.symmetric)
-    return store.outputs * int8.row_bytes(store.inputs, block, grid.symmetric)
+def nbytes(store: GridWeight, form: Form, symmetric: bool) -> int:
+    """Of the same weight in another form."""
+    codes: Any = int8 if form.bits == 8 else int4
+    return int(store.outputs * codes.row_bytes(store.inputs, codes.block_for(store.inputs, form.block_size, symmetric), symmetric))
+
+
+def _share(layer: nn.Module, grid: Grid, form: Form) -> float:
+    """How much of the squared error on `grid` is left in another form, on some of the layer's rows."""
+    plain = Form(4, grid.block_size)
+    if form == plain or form.bits == 8:
+        return float(form == plain)
+    weight = float_weight(layer)
+    rows = weight[:: max(1, len(weight) // SAMPLED)].detach().float()
+    errors = []
+    for one in (form, plain):
+        stored = Grid(one.block_size, grid.symmetric).store("", rows, None)
+        errors.append(float((stored.dense(torch.float32) - rows).square().sum()))
+    return errors[0] / errors[1] if errors[1] else 1.0
 
 
 def divergences(model: Any, rounded: Mapping[str, GridWeight], windows: Tensor, track: Track) -> dict[str, float]:
@@ -116,32 +143,39 @@ def divergences(model: Any, rounded: Mapping[str, GridWeight], windows: Tensor, 
             for layer in layers.values():
                 layer.a = torch.zeros(len(ids), 1, 1, requires_grad=True)
             logits = model(input_ids=ids, use_cache=False).logits.float().flatten(0, 1)
-            drawn = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator)[:, 0]
-            scores = torch.autograd.grad(F.cross_entropy(logits, drawn, reduction="sum"), [layer.a for layer in layers.values()])
-            total += torch.stack([score.square().sum() for score in scores])
-    return dict(zip(layers, (total / 2 / windows.numel()).tolist(), strict=True))
+            drawn = torch.multinomial(logits.detach().softmax(-1), DRAWS, replacement=True, generator=generator)
+            for y in drawn.T:
+                loss = F.cross_entropy(logits, y, reduction="sum")
+                scores = torch.autograd.grad(loss, [layer.a for layer in layers.values()], retain_graph=True)
+                total += torch.stack([score.square().sum() for score in scores])
+    return dict(zip(layers, (total / 2 / DRAWS / windows.numel()).tolist(), strict=True))
 
 
-def spend(gains: Mapping[str, tuple[float, int]], spare: float) -> list[str]:
-    """From (nats, bytes) of each group: those that `spare` bytes buy with the most nats (0/1 knapsack, bytes rounded up to 1/UNITS of them).
+def spend(options: Mapping[str, Mapping[K, tuple[float, int]]], budget: float) -> dict[str, K]:
+    """From (nats, bytes) of each group's options: one for each, which together cost the fewest nats within `budget` bytes.
 
-    By nats a byte alone, a head that just does not fit any more would leave its room to layers that are worth less.
+    What an option takes over its group's smallest is rounded up to 1/UNITS of what the smallest ones leave; those must fit. By nats a byte
+    alone, a head that just does not fit any more would leave its room to layers that are worth less.
     """
+    least = {group: min(size for _, size in forms.values()) for group, forms in options.items()}
+    spare = budget - sum(least.values())
     unit = max(1, math.ceil(spare / UNITS))
     room = int(spare // unit)
-    best, taken = np.zeros(room + 1), dict[str, NDArray[np.bool_]]()
-    for name, (nats, cost) in gains.items():
-        size = min(-(-cost // unit), room + 1)
-        taken[name] = np.zeros(room + 1, bool)
-        with_it = best[: room + 1 - size] + nats
-        taken[name][size:] = with_it > best[size:]
-        best[size:] = np.maximum(with_it, best[size:])
-    found: list[str] = []
-    for name in reversed(list(gains)):
-        if taken[name][room]:
-            found.append(name)
-            room -= -(-gains[name][1] // unit)
-    return found
+    fewest, taken = np.zeros(room + 1), dict[str, NDArray[np.int8]]()  # nats of the groups so far, by units that they may take
+    for group, forms in options.items():
+        before, fewest = fewest, np.full(room + 1, np.inf)
+        taken[group] = np.zeros(room + 1, np.int8)
+        for index, (nats, size) in enumerate(forms.values()):
+            over = min(-(-(size - least[group]) // unit), room + 1)
+            with_it = before[: room + 1 - over] + nats
+            better = with_it < fewest[over:]
+            fewest[over:][better], taken[group][over:][better] = with_it[better], index
+    chosen: dict[str, K] = {}
+    for group in reversed(list(options)):
+        form, (_, size) = list(options[group].items())[taken[group][room]]
+        chosen[group] = form
+        room -= -(-(size - least[group]) // unit)
+    return chosen
 
 
 def _tied_rows(model: nn.Module, layers: Mapping[str, Moved]) -> dict[str, MovedRows]:

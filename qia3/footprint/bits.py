@@ -51,8 +51,7 @@ def grid_bytes(shape: Shape) -> int:
         return -(-entries // 2) + 4 * -(-entries // shape.block)
     if shape.format == "int8":
         return shape.outputs * int8.row_bytes(shape.inputs, shape.block, shape.symmetric)
-    zero_points = 0 if shape.symmetric else -(-shape.blocks // 2)
-    return shape.outputs * (shape.blocks * shape.block // 2 + 4 * shape.blocks + zero_points)
+    return shape.outputs * int4.row_bytes(shape.inputs, shape.block, shape.symmetric)
 
 
 def on_grid(outputs: int, inputs: int, at_most: int, symmetric: bool, format: str = "int4") -> Shape:

@@ -46,7 +46,7 @@ def _title(report: Report) -> str:
     shipped = f", shipped as {drift['format']}" if drift else ""
     return (
         f"# {report.name}\n\nBase {base['reference']} ({base['model_type']}, {base['parameters']:,} parameters) on the {grid['format']} grid, "
-        f"{symmetry}, block {grid['block_size']}{_eight_bit(report)}{shipped}; {mode}; "
+        f"{symmetry}, block {grid['block_size']}{_blocks(report)}{_eight_bit(report)}{shipped}; {mode}; "
         f"target {report.graph['target']} (accuracy_level {report.graph['accuracy_level']}). "
         f"Fingerprint {base['fingerprint'][:16]}."
     )
@@ -56,6 +56,11 @@ def _eight_bit(report: Report) -> str:
     """Which layers are at 8 bits; empty where none are."""
     roles = report.base["grid"].get("eight_bit")
     return f", {' and '.join(roles)} at 8 bits" if roles else ""
+
+
+def _blocks(report: Report) -> str:
+    """Which layers are in other blocks; empty where none are."""
+    return "".join(f", {' and '.join(roles)} in blocks of {size}" for size, roles in report.base["grid"].get("blocks", {}).items())
 
 
 def _tasks(report: Report) -> str:

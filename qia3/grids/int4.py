@@ -55,14 +55,15 @@ def bits_per_weight(block_size: int, symmetric: bool) -> float:
     return 4 + 32 / block_size + (0 if symmetric else 4 / block_size)
 
 
+def row_bytes(inputs: int, block: int, symmetric: bool) -> int:
+    """Bytes of one row of codes, scales and zero points."""
+    blocks = -(-inputs // block)
+    return blocks * (block // 2 + 4) + (0 if symmetric else -(-blocks // 2))
+
+
 def block_for(inputs: int, at_most: int, symmetric: bool = False) -> int:
     """The block, up to `at_most`, in which a row of `inputs` takes the fewest bytes: 64 for 576 and at most 128, which would fill up to 640."""
-
-    def row(block: int) -> tuple[int, int]:
-        blocks = -(-inputs // block)
-        return blocks * (block // 2 + 4) + (0 if symmetric else -(-blocks // 2)), block
-
-    return min((b for b in BLOCK_SIZES if b <= at_most), key=row)
+    return min((b for b in BLOCK_SIZES if b <= at_most), key=lambda block: (row_bytes(inputs, block, symmetric), block))
 
 
 def pack_nibbles(values: Bytes) -> Bytes:

@@ -1,11 +1,14 @@
-"""Which layers a build keeps at 8 bits: by their roles in a build file, or as many as fit into so many bits a weight.
+"""Which layers of a build get more bits than the rest: by their roles in a build file, or as many as fit into so many bits a weight.
 
     eight_bit = ["value", "head", "down@0-2,11,28-29"]      # all values, the head, the down projections of layers 0, 1, 2, 11, 28 and 29
-    bits = 5.0                                              # those that help most (qia3.base.sensitivity), named in the report in the same way
+    blocks = { 32 = ["up@0-3"] }                            # shorter blocks (or longer ones) than the rest have
+    bits = 5.0                                              # what helps most (qia3.base.sensitivity), named in the report in the same way
 
 Roles are found in the float model by what its layers do (roles.py). "up" is all that leads into a feed-forward's inner activation, gate and up
 alike. A fused layer has every role of its parts: "value" means the whole of a fused q|k|v projection. A head that is tied to the embedding
 stands for both: they are one table.
+
+A budget is spent on three forms: the block that was asked for, blocks of 32, which ONNX Runtime's kernels still multiply fast, and 8 bits.
 """
 
 from __future__ import annotations
@@ -21,13 +24,13 @@ from typing import Any
 from torch import Tensor
 
 from qia3.base.modules import GridLinear
-from qia3.base.quantise import Chosen, Grid, quantise_model
+from qia3.base.quantise import Chosen, Form, Grid, quantise_model
 from qia3.base.sensitivity import choose
 from qia3.errors import BaseModelError
 from qia3.ia3.roles import find_roles
 from qia3.progress import say
 
-# a name in the build file (qia3.config.EIGHT_BIT): the roles of a model's layers that it means
+# a name in the build file (qia3.config.LAYER_ROLES): the roles of a model's layers that it means
 MEANS = {
     "head": {"head"},
     "query": {"query", "qkv"},
@@ -39,16 +42,33 @@ MEANS = {
 }
 
 
+SHORT = 32
+
+
 @dataclass(frozen=True)
 class Named:
-    """The roles of a build file, for load_base."""
+    """The roles of a build file, for load_base: those at 8 bits, and those of each block size."""
 
-    asked: tuple[str, ...]
+    eight_bit: tuple[str, ...]
+    blocks: tuple[tuple[int, tuple[str, ...]], ...] = ()
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        return (*self.eight_bit, *(f"{role}:{block}" for block, roles in self.blocks for role in roles))
 
     def find(self, model: Any, grid: Grid, windows: Tensor | None) -> Chosen:
-        """Raises BaseModelError where a part of it means no layer."""
-        roles = find_roles(model).linears
-        return Chosen(frozenset(name for one in self.asked for name in _meant(one, roles)), self.asked)
+        """Raises BaseModelError where a part of it means no layer, or two parts mean one."""
+        linears = find_roles(model).linears
+        own: dict[str, Form] = {}
+        for form, key, roles in (
+            (Form(8, grid.block_size), "eight_bit", self.eight_bit),
+            *((Form(4, b), "blocks", r) for b, r in self.blocks),
+        ):
+            named = {name for role in roles for name in _meant(role, linears, key)}
+            if twice := sorted(named & own.keys()):
+                raise BaseModelError(f"eight_bit and blocks name {len(twice)} layers twice (the first is {twice[0]}); name each once")
+            own |= dict.fromkeys(named, form)
+        return Chosen(own, self.eight_bit, {str(block): list(roles) for block, roles in self.blocks})
 
 
 @dataclass(frozen=True)
@@ -66,7 +86,7 @@ class Within:
         """Raises BaseModelError where there is no text, or where the bits are too few."""
         if windows is None:
             raise BaseModelError(
-                "bits chooses layers by what they do to a text, and this base is calibrated on none; name layers with eight_bit"
+                "bits chooses layers by what they do to a text, and this base is calibrated on none; name layers with eight_bit or blocks"
             )
         groups = _groups(find_roles(model).linears)
         say("quantising at 4 bits first, to see what that costs in each layer")
@@ -74,13 +94,19 @@ class Within:
         rounded = copy.deepcopy(model, shared)  # layers of its own over the same weights
         quantise_model(rounded, grid.block_size, grid.symmetric, lambda names: self.track(names, "quantising"), windows)
         stores = {name: layer.store for name, layer in rounded.named_modules() if isinstance(layer, GridLinear)}
-        chosen = choose(model, groups, stores, grid, self.bits, windows, self.track)
-        return Chosen(frozenset(name for group in chosen for name in groups[group]), spelled(chosen, groups))
+        forms = choose(model, groups, stores, grid, SHORT, self.bits, windows, self.track)
+        own = {group: form for group, form in forms.items() if form != Form(4, grid.block_size)}
+        eight, short = ([group for group, form in own.items() if form.bits == bits] for bits in (8, 4))
+        return Chosen(
+            {name: form for group, form in own.items() for name in groups[group]},
+            spelled(eight, groups),
+            {str(SHORT): list(spelled(short, groups))} if short else {},
+        )
 
 
-def eight_bit(asked: Iterable[str]) -> Named:
-    """The choice of a build file by roles."""
-    return Named(tuple(sorted(set(asked))))
+def named(eight_bit: Iterable[str], blocks: Iterable[tuple[int, Iterable[str]]] = ()) -> Named:
+    """The choice of a build file by roles; those of each block size."""
+    return Named(tuple(sorted(set(eight_bit))), tuple((block, tuple(sorted(set(roles)))) for block, roles in sorted(blocks) if roles))
 
 
 def _groups(roles: dict[str, str]) -> dict[str, list[str]]:
@@ -112,18 +138,18 @@ def _ranges(numbers: list[int]) -> str:
     return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
-def _meant(asked: str, roles: dict[str, str]) -> list[str]:
+def _meant(asked: str, roles: dict[str, str], key: str) -> list[str]:
     """Names of the layers that `ROLE` or `ROLE@LAYERS` means."""
     role, _, numbers = asked.partition("@")
     found = {name: _number(name) for name, given in roles.items() if given in MEANS[role]}
     if not found:
         known = [name for name, means in MEANS.items() if means & set(roles.values())]
-        raise BaseModelError(f'the model has no layer of the role "{role}" in eight_bit; it has: {", ".join(known)}')
+        raise BaseModelError(f'the model has no layer of the role "{role}" in {key}; it has: {", ".join(known)}')
     wanted = _numbers(numbers) if numbers else set(found.values())
     if missing := wanted - set(found.values()):
         there = sorted(n for n in found.values() if n is not None)
         has = f"it is in layers {there[0]} to {there[-1]}" if there else "it is in no numbered layer"
-        raise BaseModelError(f'eight_bit names "{role}" in layer {", ".join(map(str, sorted(missing, key=str)))}; {has}')
+        raise BaseModelError(f'{key} names "{role}" in layer {", ".join(map(str, sorted(missing, key=str)))}; {has}')
     return [name for name, number in found.items() if number in wanted]
 
 

@@ -16,10 +16,10 @@ from qia3.base.load import load_base
 from qia3.base.modules import GridEmbedding, GridLinear
 from qia3.base.quantise import Grid, float_weight, quantise_model
 from qia3.base.weights import GridWeight, Int4Weight
-from qia3.config import EIGHT_BIT
+from qia3.config import LAYER_ROLES
 from qia3.errors import BaseModelError
 from qia3.grids import int8
-from qia3.ia3.eight_bit import MEANS, eight_bit
+from qia3.ia3.mix import MEANS, named
 from qia3.ia3.roles import Roles, find_roles
 
 GRID = Grid(32, symmetric=False)
@@ -40,41 +40,66 @@ def test_modules_dequantise_as_the_grid_does(block, symmetric):
 @pytest.mark.parametrize("family", DECODERS)
 def test_roles_are_found_in_the_float_model_and_those_layers_are_at_eight_bits(family):
     model = tiny(family)
-    names = eight_bit(("head", "down", "value")).find(model, GRID, None).names
-    quantise_model(model, 32, symmetric=False, eight_bit=names)
+    own = named(("head", "down", "value")).find(model, GRID, None).own
+    quantise_model(model, 32, symmetric=False, own=own)
     roles = find_roles(model).linears
     for name, layer in model.named_modules():
         if isinstance(layer, GridLinear):
             assert layer.store.bits == (8 if roles[name] in ("head", "feed_forward_down", "value", "qkv") else 4), name
-    assert len({roles[n] for n in names}) == 3
+    assert len({roles[n] for n in own}) == 3
 
 
 def test_the_names_of_a_build_file_are_those_that_are_known_here():
-    assert set(EIGHT_BIT) == set(MEANS)
+    assert set(LAYER_ROLES) == set(MEANS)
 
 
 def test_a_role_that_a_model_has_no_layer_of_is_told(monkeypatch):
     roles = Roles((), (), {"out": "head", "a": "attention_output", "b": "feed_forward"})
-    monkeypatch.setattr("qia3.ia3.eight_bit.find_roles", lambda model: roles)
+    monkeypatch.setattr("qia3.ia3.mix.find_roles", lambda model: roles)
     with pytest.raises(BaseModelError, match='no layer of the role "key" in eight_bit; it has: head, output, up'):
-        eight_bit(("up", "key")).find(tiny("llama"), GRID, None)
+        named(("up", "key")).find(tiny("llama"), GRID, None)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_a_role_may_be_named_in_some_layers_only(family):
-    every = eight_bit(("down",)).find(tiny(family), GRID, None).names
+    every = named(("down",)).find(tiny(family), GRID, None).own.keys()
     assert len(every) == 2
-    parts = [eight_bit((f"down@{n}",)).find(tiny(family), GRID, None).names for n in ("0", "1", "0-1", "1,0")]
+    parts = [named((f"down@{n}",)).find(tiny(family), GRID, None).own.keys() for n in ("0", "1", "0-1", "1,0")]
     assert parts[0] | parts[1] == parts[2] == parts[3] == every
     assert all(".0." in name for name in parts[0])
     for asked, said in (("down@1-3", '"down" in layer 2, 3; it is in layers 0 to 1'), ("head@0", "it is in no numbered layer")):
         with pytest.raises(BaseModelError, match=said):
-            eight_bit((asked,)).find(tiny(family), GRID, None)
+            named((asked,)).find(tiny(family), GRID, None)
+
+
+def test_layers_may_be_in_other_blocks():
+    model = tiny("llama")
+    chosen = named(("head",), [(16, ("up@1", "down")), (32, ("key",))]).find(model, Grid(16, False), None)
+    assert chosen.blocks == {"16": ["down", "up@1"], "32": ["key"]}
+    quantise_model(model, 16, symmetric=False, own=chosen.own)
+    for name, layer in model.named_modules():
+        if isinstance(layer, GridLinear):
+            assert layer.store.block_size == (32 if "k_proj" in name or "head" in name else 16), name
+
+
+def test_a_layer_has_one_form():
+    with pytest.raises(BaseModelError, match=r"name 2 layers twice \(the first is model.layers.1.mlp.gate_proj\); name each once"):
+        named(("up@1",), [(16, ("up",))]).find(tiny("llama"), GRID, None)
+    with pytest.raises(BaseModelError, match='blocks names "up" in layer 2'):
+        named((), [(16, ("up@2",))]).find(tiny("llama"), GRID, None)
+
+
+@pytest.mark.parametrize("block", [16, 32])
+def test_a_tied_embedding_is_in_its_heads_blocks(block, tmp_path):
+    base = load_base(str(write_base(tmp_path / "base", tied=True)), 16, False, mix=named((), [(block, ("head",))]))
+    assert base.model.get_input_embeddings().store is base.model.get_output_embeddings().store
+    assert base.model.get_input_embeddings().store.block_size == block
+    assert base.blocks == {str(block): ["head"]}
 
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_tied_embedding_is_at_eight_bits_with_its_head_and_another_stays_at_four(tied, tmp_path):
-    base = load_base(str(write_base(tmp_path / "base", tied=tied)), 16, False, eight_bit=eight_bit(("head",)))
+    base = load_base(str(write_base(tmp_path / "base", tied=tied)), 16, False, mix=named(("head",)))
     embedding, head = base.model.get_input_embeddings().store, base.model.get_output_embeddings().store
     assert isinstance(head, Int8Weight)
     assert (embedding is head) is tied
@@ -84,12 +109,12 @@ def test_a_tied_embedding_is_at_eight_bits_with_its_head_and_another_stays_at_fo
 
 def test_what_is_calibrated_is_four_bit_layers_and_the_others_are_rounded_to_nearest():
     model, reference = tiny("llama"), tiny("llama")
-    names = eight_bit(("head", "down", "query")).find(model, GRID, None).names
-    quantise_model(model, 32, symmetric=False, windows=ids(4, 16), eight_bit=names)
+    own = named(("head", "down", "query")).find(model, GRID, None).own
+    quantise_model(model, 32, symmetric=False, windows=ids(4, 16), own=own)
     plain = tiny("llama")
     quantise_model(plain, 32, symmetric=False)
     for name, layer in model.named_modules():
-        if isinstance(layer, GridLinear) and name in names:
+        if isinstance(layer, GridLinear) and name in own:
             weight = float_weight(reference.get_submodule(name)).detach().numpy()
             np.testing.assert_array_equal(layer.store.codes.numpy(), int8.quantise(weight, 32).codes)
         elif isinstance(layer, GridLinear):
@@ -101,8 +126,8 @@ def test_a_kept_base_has_its_eight_bit_layers_and_another_choice_is_another_base
     monkeypatch.setenv("QIA3_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(load, "LEAST_KEPT", 0)
     folder = str(write_base(tmp_path / "base"))
-    made = load_base(folder, 16, False, eight_bit=eight_bit(("down", "head")))
-    again = load_base(folder, 16, False, eight_bit=eight_bit(("head", "down")))
+    made = load_base(folder, 16, False, mix=named(("down", "head")))
+    again = load_base(folder, 16, False, mix=named(("head", "down")))
     other = load_base(folder, 16, False)
     assert len(list((tmp_path / "cache" / "bases").iterdir())) == 2
     assert made.fingerprint == again.fingerprint != other.fingerprint

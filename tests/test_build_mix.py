@@ -1,10 +1,9 @@
-"""The whole road with the head and the down projections at 8 bits: graphs, and bundles with vectors at the side and in the scales."""
+"""The whole road with layers at 8 bits and in other blocks: graphs, and bundles with vectors at the side and in the scales."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from qia3.base.weights import GridWeight
 from qia3.graph.export import export_decoder
 from qia3.graph.external import write_graph
 from qia3.graph.forced import OrtDecoder, torch_logits
-from qia3.ia3.eight_bit import eight_bit
+from qia3.ia3.mix import named
 from qia3.ia3.roles import find_roles
 from qia3.ia3.vectors import attach, detach, fold, set_vectors
 from qia3.layout import GRAPH
@@ -32,11 +31,12 @@ from qia3.runtime.bundle import Bundle
 from qia3.runtime.engine import Engine
 
 ROLES = ("head", "down")
+BLOCKS = 'blocks = { 32 = ["value", "up@1"] }'
 
 
 def exported(family: str, folder: Path, roles: tuple[str, ...], symmetric: bool = False, folded: bool = False):
     model = tiny(family)
-    quantise_model(model, 32, symmetric, eight_bit=eight_bit(roles).find(model, Grid(32, symmetric), None).names)
+    quantise_model(model, 32, symmetric, own=named(roles).find(model, Grid(32, symmetric), None).own)
     scaled = attach(model, find_roles(model).sites)
     vectors = random_vectors(scaled)
     set_vectors(scaled, vectors)
@@ -94,10 +94,10 @@ def place(tmp_path_factory) -> Path:
     """Bundles `side` and `merged` of one training, with their build file."""
     folder = tmp_path_factory.mktemp("build")
     file = write_build(folder, steps=4)
-    file.write_text(file.read_text(encoding="utf-8").replace("[train]", f"eight_bit = {json.dumps(ROLES)}\n[train]"), encoding="utf-8")
-    for mode, options in (("side", []), ("merged", ["--mode", "merged", "--task", "topics"])):
-        if mode == "merged":
-            shutil.copytree(folder / "side.work", folder / "merged.work")
+    file.write_text(
+        file.read_text(encoding="utf-8").replace("[train]", f"eight_bit = {json.dumps(ROLES)}\n{BLOCKS}\n[train]"), encoding="utf-8"
+    )
+    for mode, options in (("side", []), ("merged", ["--mode", "merged", "--task", "topics", "--work", str(folder / "side.work")])):
         with pytest.raises(SystemExit) as ended:
             cli.main(["build", str(file), "--output", str(folder / mode), *options])
         assert ended.value.code == 0
@@ -120,7 +120,7 @@ def test_a_build_within_a_budget_says_what_it_chose(tmp_path, capsys):
 
 
 def base_of(place: Path):
-    return load_base(str(place / "base"), 16, False, eight_bit=eight_bit(ROLES))
+    return load_base(str(place / "base"), 16, False, mix=named(ROLES, [(32, ("value", "up@1"))]))
 
 
 @pytest.mark.parametrize("mode", ["side", "merged"])
@@ -143,11 +143,12 @@ def test_law_5_bytes_add_up_and_are_the_grids_arithmetic(place, mode, capsys):
     account = json.loads(out)["account"]
     assert code == 0
     assert account["total"] == sum(f.stat().st_size for f in (place / mode).rglob("*") if f.is_file())
-    assert account["bits_per_weight"] == account["grid_bits_per_weight"] > 7.2  # 6.5 at 4 bits, blocks of 16
-    bits = {(entry["role"], entry["bits"]) for entry in json.loads((place / mode / "manifest.json").read_text())["linears"]}
-    assert {role for role, n in bits if n == 8} == {"head", "feed_forward_down"}
+    assert account["bits_per_weight"] == account["grid_bits_per_weight"] > 7.0  # 6.5 at 4 bits, blocks of 16
+    linears = json.loads((place / mode / "manifest.json").read_text())["linears"]
+    assert {entry["role"] for entry in linears if entry["bits"] == 8} == {"head", "feed_forward_down"}
+    assert {e["role"] for e in linears if e["bits"] == 4 and e["block_size"] == 32} == {"value", "feed_forward", "feed_forward_up"}
     text = (place / mode / "report.md").read_text(encoding="utf-8")
-    assert "block 16, down and head at 8 bits" in text
+    assert "block 16, up@1 and value in blocks of 32, down and head at 8 bits" in text
     assert "4-bit codes" not in text
 
 
