@@ -199,7 +199,8 @@ def test_grid_arithmetic_is_what_the_quantiser_writes(inputs, block, symmetric):
 
 @pytest.mark.parametrize(("block", "symmetric"), list(itertools.product((16, 32, 64, 128, 256), (False, True))))
 def test_whole_even_rows_take_the_published_bits(block, symmetric):
-    assert grid_bytes(on_grid(7, 4 * block, block, symmetric)) * 8 / (7 * 4 * block) == bits_per_weight(block, symmetric)
-    at_eight = grid_bytes(on_grid(7, 4 * block, block, symmetric, "int8")) * 8 / (7 * 4 * block)
-    assert at_eight == int8.bits_per_weight(max(block, 64), symmetric)
+    weights = 7 * 8 * block
+    assert grid_bytes(on_grid(7, 8 * block, block, symmetric)) * 8 / weights == bits_per_weight(block, symmetric)
+    at_eight = grid_bytes(on_grid(7, 8 * block, block, symmetric, "int8")) * 8 / weights
+    assert at_eight == int8.bits_per_weight(max(block, 128), symmetric)
     assert (bits_per_weight(32, False), int8.bits_per_weight(32, False)) == (5.125, 9.25)

@@ -13,7 +13,7 @@ The last block of a row is filled up with codes equal to its zero point. Worked 
     W = [-0.5, 0.0, 1.0, 2.05]     s = (2.05 + 0.5) / 255 = 0.01     z = round(0.5 / 0.01) = 50
     q = [0, 50, 150, 255]          bytes: 0x00, 0x32, 0x96, 0xFF     zero points: 0x32
 
-A block is 64 at least, where it fits: a code is fine enough to share its scale with more weights than at 4 bits.
+A block is 128 at least, where it fits: a code is fine enough to share its scale with more weights than at 4 bits.
 
 Rounding is to nearest on [min(W, 0), max(W, 0)], symmetric on [-max |W|, max |W|] with the codes 1 to 255. Nothing is searched and nothing
 calibrated: a step is a 17th of what it is at 4 bits, and what rounding costs falls with its square, to about a 290th.
@@ -31,7 +31,7 @@ from qia3.grids.blocks import BLOCK_SIZES, Blocks, Floats, check
 from qia3.grids.blocks import fold as fold
 
 SYMMETRIC_ZERO = 128
-LEAST_BLOCK = 64
+LEAST_BLOCK = 128
 
 
 class Int8(Blocks):
@@ -53,7 +53,7 @@ def row_bytes(inputs: int, block: int, symmetric: bool) -> int:
 
 
 def block_for(inputs: int, at_most: int, symmetric: bool = False) -> int:
-    """The block, up to `at_most` or 64, in which a row of `inputs` takes the fewest bytes: 64 for 576 and at most 128, which would fill up to 640."""
+    """The block, up to `at_most` or 128, in which a row of `inputs` takes the fewest bytes: 64 for 576 and at most 128, which would fill up to 640."""
     blocks = (b for b in BLOCK_SIZES if b <= max(at_most, LEAST_BLOCK))
     return min(blocks, key=lambda block: (row_bytes(inputs, block, symmetric), block))
 
