@@ -50,6 +50,7 @@ from qia3.runtime.answer import classify_batch
 from qia3.runtime.bundle import Bundle, Task
 from qia3.runtime.engine import Engine
 from qia3.runtime.examples import Example
+from qia3.train.compute import computing
 from qia3.train.evaluate import rank_trees
 from qia3.train.examples import Examples, Source
 from qia3.train.losses import LANGUAGE_MODELLING, NAMES
@@ -180,10 +181,8 @@ class Methods:
         model = load_base(MODEL, 64, False, "own").model
         for site in find_roles(model).sites:
             model.set_submodule(site.module, BlockScaled(model.get_submodule(site.module)))
-        for weight in model.modules():
-            if isinstance(weight, GridWeight):
-                weight.hold_dense(torch.float32)
-        training = self.train_plain(model, cell)
+        with computing(model, torch.bfloat16):
+            training = self.train_plain(model, cell)
         count = sum(m.delta.numel() for m in model.modules() if isinstance(m, BlockScaled))
         return Found({"blocks-int4": self.ranked(model, cell)}, {"blocks-int4": 4 * count}, training)
 
@@ -315,10 +314,35 @@ class BlockScaled(nn.Module):
         super().__init__()
         self.base, self.weight = base, base.weight
         self.delta = nn.Parameter(torch.zeros(base.store.scales.shape))
+        assert base.bias is None
+        assert base.in_features == self.delta.shape[1] * base.store.block_size
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        factors = (1 + self.delta.bfloat16().float()).repeat_interleave(self.base.store.block_size, 1)[:, : self.base.in_features]
-        return nn.functional.linear(x, self.base.store.dense(torch.float32) * factors, self.base.bias)
+        return _BlockScaled.apply(
+            x, self.weight, self.delta.bfloat16().float(), x.dtype if not torch.is_autocast_enabled("cpu") else torch.bfloat16
+        )
+
+
+class _BlockScaled(torch.autograd.Function):
+    """x [..., K], weight [N, K], delta [N, B]: the weight is scaled in float32 and multiplied in `dtype`; it is scaled again on the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, delta: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        x = x.to(dtype)
+        ctx.weight, ctx.dtype = weight, dtype
+        ctx.save_for_backward(x, delta)
+        return x @ _BlockScaled.scaled(weight, delta).to(dtype).T
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, torch.Tensor, None]:
+        x, delta = ctx.saved_tensors
+        grad = grad.to(ctx.dtype)
+        of_weight = (grad.flatten(0, -2).T @ x.flatten(0, -2)).float() * ctx.weight
+        return grad @ _BlockScaled.scaled(ctx.weight, delta).to(ctx.dtype), None, of_weight.unflatten(1, (delta.shape[1], -1)).sum(-1), None
+
+    @staticmethod
+    def scaled(weight: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
+        return (weight.unflatten(1, (delta.shape[1], -1)) * (1 + delta)[..., None]).flatten(1)
 
 
 class InFloat32(nn.Module):

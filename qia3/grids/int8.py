@@ -53,7 +53,7 @@ def row_bytes(inputs: int, block: int, symmetric: bool) -> int:
 
 
 def block_for(inputs: int, at_most: int, symmetric: bool = False) -> int:
-    """The block, up to `at_most` or 128, in which a row of `inputs` takes the fewest bytes: 64 for 576 and at most 128, which would fill up to 640."""
+    """The block, up to `at_most` or 128, in which a row of `inputs` takes the fewest bytes: 64 for 576, which 128 would fill up to 640."""
     blocks = (b for b in BLOCK_SIZES if b <= max(at_most, LEAST_BLOCK))
     return min(blocks, key=lambda block: (row_bytes(inputs, block, symmetric), block))
 
