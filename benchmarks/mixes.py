@@ -1,8 +1,9 @@
-"""How fast mixes of 4 and 8 bits decode and read prompts: one model's shapes, random codes, vectors at the side.
+"""How fast mixes of 4 and 8 bits and of blocks decode and read prompts: one model's shapes, random codes, vectors at the side.
 
     python benchmarks/mixes.py smollm2-135m-instruct 64 64:value 64:query:key:value 32 --rounds 21
 
-A mix is BLOCK:ROLE:ROLE@LAYERS, the roles as in a build file's `eight_bit`. Quality plays no part, so nothing is quantised: codes are drawn.
+A mix is BLOCK:ROLE:ROLE@LAYERS/32: roles as in a build file's `eight_bit` or, with a block behind them, `blocks`; or the folder of a kept
+base, for its mix. Quality plays no part, so nothing is quantised: codes are drawn.
 All graphs are loaded in one process and asked in turn. Times are of the CPU, all threads together, so that other work on the machine counts little;
 what counts is the median of each round's ratio to the first mix.
 """
@@ -10,6 +11,7 @@ what counts is the median of each round's ratio to the first mix.
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import tempfile
 import time
@@ -25,7 +27,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from qia3.base.int8 import Int8Weight
 from qia3.base.load import quiet
 from qia3.base.modules import GridEmbedding, GridLinear
-from qia3.base.quantise import Grid
+from qia3.base.quantise import Form, Grid
 from qia3.base.sources import resolve
 from qia3.base.weights import GridWeight, Int4Weight
 from qia3.graph.export import export_decoder
@@ -39,10 +41,10 @@ from qia3.layout import GRAPH
 PAST = 64
 
 
-def drawn(outputs: int, inputs: int, block_size: int, bits: int) -> GridWeight:
+def drawn(outputs: int, inputs: int, form: Form) -> GridWeight:
     """A weight of this shape with random codes, in the block that the quantiser would give it."""
-    random = np.random.default_rng(outputs + inputs)
-    block = (int4 if bits == 4 else int8).block_for(inputs, block_size)
+    random, bits = np.random.default_rng(outputs + inputs), form.bits
+    block = (int4 if bits == 4 else int8).block_for(inputs, form.block_size)
     blocks = -(-inputs // block)
     codes = random.integers(0, 256, (outputs, blocks, block * bits // 8), np.uint8)
     scales = random.normal(size=(outputs, blocks)).astype(np.float32) / 2**bits / inputs**0.5
@@ -50,14 +52,26 @@ def drawn(outputs: int, inputs: int, block_size: int, bits: int) -> GridWeight:
     return Int8Weight(int8.Int8(codes, scales, zeros, inputs)) if bits == 8 else Int4Weight(int4.Int4(codes, scales, zeros, inputs))
 
 
+def asked_for(mix: str) -> tuple[int, list[str], dict[int, list[str]]]:
+    """The block, the roles at 8 bits, and those in other blocks."""
+    if (kept := Path(mix) / "base.json").is_file():
+        facts = json.loads(kept.read_text(encoding="utf-8"))
+        return facts["block_size"], facts["eight_bit"], {int(b): roles for b, roles in facts["blocks"].items()}
+    block, *words = mix.split(":")
+    blocks: dict[int, list[str]] = {}
+    for role, _, size in (word.partition("/") for word in words if "/" in word):
+        blocks.setdefault(int(size), []).append(role)
+    return int(block), [word for word in words if "/" not in word], blocks
+
+
 def model_of(config: Any, mix: str) -> Any:
     """The model with layers on the mix's grids, and its vectors."""
-    block, *roles = mix.split(":")
     model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
-    eight = named(roles).find(model, Grid(int(block), False), None).own
+    block, eight, blocks = asked_for(mix)
+    own = named(eight, blocks.items()).find(model, Grid(block, False), None).own
     head = model.lm_head
     for name, layer in [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)]:
-        grid = GridLinear(drawn(layer.out_features, layer.in_features, int(block), 8 if name in eight else 4))
+        grid = GridLinear(drawn(layer.out_features, layer.in_features, own.get(name, Form(4, block))))
         model.set_submodule(name, grid)
         if layer is head:
             model.set_input_embeddings(GridEmbedding(grid.store, torch.float32))

@@ -17,11 +17,12 @@ from qia3.base.quantise import quantise_model
 from qia3.base.weights import GridWeight
 from qia3.graph.export import export_decoder
 from qia3.graph.external import write_graph
-from qia3.graph.forced import OrtDecoder, torch_logits
+from qia3.graph.forced import OrtDecoder, torch_choices, torch_logits
 from qia3.graph.passes import ConstantWeights
 from qia3.ia3.roles import find_roles
 from qia3.ia3.vectors import attach, detach, fold, set_vectors
 from qia3.layout import DATA, GRAPH
+from qia3.train.compute import computing
 
 
 def exported(family, folder, *, symmetric=False, block=32, logits="last", folded=False, level=0):
@@ -50,6 +51,20 @@ def test_the_graph_is_the_model(family, tmp_path):
     np.testing.assert_allclose(decoder.logits(prompt, forced, fed(vectors)), torch_logits(model, prompt, forced), atol=2e-3, rtol=1e-3)
     set_vectors(scaled, {})
     np.testing.assert_allclose(decoder.logits(prompt, forced, {}), torch_logits(model, prompt, forced), atol=2e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("family", DECODERS)
+def test_tokens_are_chosen_with_a_cache_as_without(family):
+    """And with weights that are held dequantised, as parity is measured, which leaves nothing behind."""
+    model, prompt = tiny(family), ids(1, 11)[0].tolist()
+    quantise_model(model, 32, symmetric=False)
+    chosen: list[int] = []
+    for _ in range(4):
+        chosen.append(int(torch_logits(model, [*prompt, *chosen], []).argmax()))
+    assert torch_choices(model, prompt, 4) == chosen
+    with computing(model, torch.float32):
+        assert torch_choices(model, prompt, 4) == chosen
+    assert not any(store.holds(torch.float32) for store in model.modules() if isinstance(store, GridWeight))
 
 
 @pytest.mark.parametrize("family", GATED)

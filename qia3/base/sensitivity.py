@@ -9,7 +9,7 @@ row of a batch has its own `a` in every layer, and one backward pass gives all o
 SmolLM2-135M, one role at a time, 0.272 for all of them and 0.256 together (benchmarks/LOG.md). Sequences are as long as what is calibrated on:
 in short ones attention averages over few positions, and errors of the values look worse than they are, by four tenths at 32 positions.
 
-A squared score is as uncertain as it is large, and whoever picks the best of many uncertain figures picks those that flatter. So y is drawn DRAWS
+A squared score scatters by more than its own size, and whoever picks the best of many uncertain figures picks those that flatter. So y is drawn DRAWS
 times for each sequence, which costs a backward pass each, and the plain form alone is measured so. What a shorter block leaves of its errors is
 a matter of the weights: their squared errors in both forms, rounded to nearest, have that ratio, which is much the same for all layers (0.66 from
 64 to 32, give or take a hundredth, on SmolLM2-135M). What 8 bits leave is a 290th, and taken for nothing.
