@@ -138,7 +138,7 @@ def _bytes_of(module: nn.Module) -> object:
 
 def _as_asked(plan: Build) -> dict[str, Any]:
     """The build file's content, without the build machine's folders."""
-    content = plan.model_dump(mode="json", by_alias=True, exclude={"output"})
+    content = plan.model_dump(mode="json", by_alias=True, exclude={"output", "work"})
     content["base"] |= {"model": _reference(plan.base.model), "calibration": _reference(plan.base.calibration)}
     return content | {"train": _names(plan.train.model_dump(mode="json"), plan.train), "task": [_task_as_asked(t) for t in plan.task]}
 

@@ -90,23 +90,13 @@ def place(tmp_path_factory) -> Path:
 def merged(place) -> Path:
     """The same with one task in the scales: nothing is trained again."""
     before = tree(place / "side.work")
-    words = [
-        "export",
-        place / "qia3.toml",
-        "--output",
-        place / "merged",
-        "--work",
-        place / "side.work",
-        "--mode",
-        "merged",
-        "--task",
-        "topics",
-    ]
+    words = ["export", place / "qia3.toml", "--output", place / "merged", "--work", place / "side.work"]
     with pytest.raises(SystemExit) as ended:
-        cli.main([str(w) for w in words])
+        cli.main([*map(str, words), "--mode", "merged", "--task", "topics"])
     assert ended.value.code == 0
     assert tree(place / "side.work") == before
     assert not (place / "merged.work").exists()
+    assert str(place) not in (place / "merged" / "manifest.json").read_text()
     return place / "merged"
 
 
