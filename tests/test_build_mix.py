@@ -148,7 +148,7 @@ def test_law_5_bytes_add_up_and_are_the_grids_arithmetic(place, mode, capsys):
     assert {entry["role"] for entry in linears if entry["bits"] == 8} == {"head", "feed_forward_down"}
     assert {e["role"] for e in linears if e["bits"] == 4 and e["block_size"] == 32} == {"value", "feed_forward", "feed_forward_up"}
     text = (place / mode / "report.md").read_text(encoding="utf-8")
-    assert "block 16, up@1 and value in blocks of 32, down and head at 8 bits" in text
+    assert "In blocks of 32: up@1; value. At 8 bits: down; head." in text
     assert "4-bit codes" not in text
 
 

@@ -46,21 +46,21 @@ def _title(report: Report) -> str:
     shipped = f", shipped as {drift['format']}" if drift else ""
     return (
         f"# {report.name}\n\nBase {base['reference']} ({base['model_type']}, {base['parameters']:,} parameters) on the {grid['format']} grid, "
-        f"{symmetry}, block {grid['block_size']}{_blocks(report)}{_eight_bit(report)}{shipped}; {mode}; "
+        f"{symmetry}, block {grid['block_size']}{shipped}; {mode}; "
         f"target {report.graph['target']} (accuracy_level {report.graph['accuracy_level']}). "
-        f"Fingerprint {base['fingerprint'][:16]}."
+        f"Fingerprint {base['fingerprint'][:16]}.{_finer(report)}"
     )
 
 
-def _eight_bit(report: Report) -> str:
-    """Which layers are at 8 bits; empty where none are."""
-    roles = report.base["grid"].get("eight_bit")
-    return f", {' and '.join(roles)} at 8 bits" if roles else ""
+def _finer(report: Report) -> str:
+    """Which layers are in other blocks, and which at 8 bits; empty where none are."""
+    grid = report.base["grid"]
+    named = {f"In blocks of {size}": roles for size, roles in grid.get("blocks", {}).items()} | {"At 8 bits": grid.get("eight_bit", [])}
+    return "".join(f" {where}: {'; '.join(roles)}." for where, roles in named.items() if roles)
 
 
-def _blocks(report: Report) -> str:
-    """Which layers are in other blocks; empty where none are."""
-    return "".join(f", {' and '.join(roles)} in blocks of {size}" for size, roles in report.base["grid"].get("blocks", {}).items())
+def _has_eight_bit(report: Report) -> bool:
+    return bool(report.base["grid"].get("eight_bit"))
 
 
 def _tasks(report: Report) -> str:
@@ -133,12 +133,12 @@ def _measured(report: Report) -> str:
 
 def _bytes(report: Report) -> str:
     total = report.account.total
-    names = PARTS | (BOTH if _eight_bit(report) else {})
+    names = PARTS | (BOTH if _has_eight_bit(report) else {})
     rows = [[names.get(p, p), f"{n:,}", percent(n / total)] for p, n in report.account.parts.items()]
     rows.append(["total on disk", f"{total:,}", percent(1.0)])
     tied = "The embedding and the head are one tensor, stored and counted once. " if report.account.tied else ""
     bits, grid = report.account.bits_per_weight, report.account.grid_bits_per_weight
-    layers = "The layers, at 4 and at 8 bits," if _eight_bit(report) else "The 4-bit layers"
+    layers = "The layers, at 4 and at 8 bits," if _has_eight_bit(report) else "The 4-bit layers"
     note = f"{tied}{layers} take {bits:.3f} bits a weight; the grid's arithmetic gives {grid:.3f}."
     return f"## Bytes on disk\n\n{note}\n\n" + table(["part", "bytes", "share"], rows)
 
