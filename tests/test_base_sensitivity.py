@@ -101,13 +101,17 @@ def test_bits_are_spent_where_they_take_away_most(listed, spare):
     assert sum(options[group][form][0] for group, form in chosen.items()) == pytest.approx(fewest)
 
 
-def test_large_budgets_are_counted_in_parts_and_never_exceeded():
-    random = np.random.default_rng(0)
+@pytest.mark.parametrize(("units", "used"), [(1 << 14, 0.98), (1 << 9, 0.8)])
+@pytest.mark.parametrize("seed", range(3))
+def test_large_budgets_are_counted_in_parts_and_never_exceeded(units, used, seed, monkeypatch):
+    """Each group is rounded up to whole parts: the coarser they are, the more is left over."""
+    monkeypatch.setattr("qia3.base.sensitivity.UNITS", units)
+    random = np.random.default_rng(seed)
     options = {str(i): {form: (float(random.random()), int(random.integers(10**5, 10**7))) for form in range(3)} for i in range(200)}
     least, most = (sum(pick(size for _, size in forms.values()) for forms in options.values()) for pick in (min, max))
     budget = (2 * least + most) / 3
     chosen = spend(options, budget)
-    assert 0.98 * budget < sum(options[group][form][1] for group, form in chosen.items()) <= budget
+    assert used * budget < sum(options[group][form][1] for group, form in chosen.items()) <= budget
 
 
 def test_of_options_that_lose_the_same_the_first_is_taken():
