@@ -114,7 +114,7 @@ HELD = [(8192, 2048, 64, 19_922_944), (8192, 2048, 128, 18_350_080), (8200, 2000
 
 @pytest.mark.parametrize(("outputs", "inputs", "block", "measured"), HELD)
 def test_a_layer_at_eight_bits_holds_what_was_measured(outputs, inputs, block, measured):
-    linears = [layer("w", "head", inputs, outputs) | {"bits": 8}]
+    linears = [layer("w", "head", inputs, outputs) | {"bits": 8, "format": "int8", "block_size": block, "symmetric": True}]
     found = kernel_bytes({"base": {"grid": {"block_size": block, "symmetric": True}}, "linears": linears})
     assert found["x64-int8"].held_bytes == measured
     assert "kleidiai" not in found
