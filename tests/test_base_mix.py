@@ -1,4 +1,4 @@
-"""Layers kept at 8 bits: found by role in every family, quantised beside 4-bit ones, and kept."""
+"""Layers at 8 bits and in other blocks: found by role in every family, quantised beside the rest, and kept."""
 
 from __future__ import annotations
 

@@ -11,20 +11,15 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from test_build import QUANTISED, qia3, tensors
-from test_graph import fed
-from tiny import ids, random_vectors, tiny
+from test_graph import exported, fed
+from tiny import ids
 from tiny_build import write_build
 
 from qia3 import cli
 from qia3.base.load import load_base
-from qia3.base.quantise import Grid, quantise_model
 from qia3.base.weights import GridWeight
-from qia3.graph.export import export_decoder
-from qia3.graph.external import write_graph
 from qia3.graph.forced import OrtDecoder, torch_logits
 from qia3.ia3.mix import named
-from qia3.ia3.roles import find_roles
-from qia3.ia3.vectors import attach, detach, fold, set_vectors
 from qia3.layout import GRAPH
 from qia3.runtime.adapters import AdapterBank
 from qia3.runtime.bundle import Bundle
@@ -34,34 +29,20 @@ ROLES = ("head", "down")
 BLOCKS = 'blocks = { 32 = ["value", "up@1"] }'
 
 
-def exported(family: str, folder: Path, roles: tuple[str, ...], symmetric: bool = False, folded: bool = False):
-    model = tiny(family)
-    quantise_model(model, 32, symmetric, own=named(roles).find(model, Grid(32, symmetric), None).own)
-    scaled = attach(model, find_roles(model).sites)
-    vectors = random_vectors(scaled)
-    set_vectors(scaled, vectors)
-    if folded:
-        fold(scaled)
-        detach(model, scaled)
-    folder.mkdir(exist_ok=True)
-    write_graph(export_decoder(model, 0, 48, "last"), folder, ["model.embed_tokens", "lm_head"])
-    return model, vectors
-
-
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize(
     ("family", "roles"), [("llama", ROLES), ("llama", ("value", "up")), ("gemma3_text", ROLES), ("gpt2", ("value", "down"))]
 )
 def test_the_graph_is_the_model(family, roles, symmetric, tmp_path):
-    model, vectors = exported(family, tmp_path, roles, symmetric)
+    model, _, vectors, _ = exported(family, tmp_path, eight_bit=roles, symmetric=symmetric)
     prompt, forced = ids(1, 11)[0].tolist(), [7, 9, 11]
     found = OrtDecoder(tmp_path / GRAPH, model.config).logits(prompt, forced, fed(vectors))
     np.testing.assert_allclose(found, torch_logits(model, prompt, forced), atol=1e-3)
 
 
 def test_vectors_fold_into_layers_at_eight_bits(tmp_path):
-    model, vectors = exported("llama", tmp_path / "side", ("key", "value", "up"))
-    exported("llama", tmp_path / "merged", ("key", "value", "up"), folded=True)
+    model, _, vectors, _ = exported("llama", tmp_path / "side", eight_bit=("key", "value", "up"))
+    exported("llama", tmp_path / "merged", eight_bit=("key", "value", "up"), folded=True)
     side, merged = (OrtDecoder(tmp_path / mode / GRAPH, model.config) for mode in ("side", "merged"))
     prompt = ids(1, 11)[0].tolist()
     np.testing.assert_allclose(merged.logits(prompt, [7, 9], {}), side.logits(prompt, [7, 9], fed(vectors)), atol=1e-3)
@@ -81,7 +62,7 @@ def test_vectors_fold_into_layers_at_eight_bits(tmp_path):
 )
 @pytest.mark.parametrize("folded", [False, True])
 def test_projections_that_are_neighbours_of_the_same_bits_are_packed(roles, products, folded, tmp_path):
-    model, vectors = exported("llama", tmp_path, roles, folded=folded)
+    model, _, vectors, _ = exported("llama", tmp_path, eight_bit=roles, folded=folded)
     counts = Counter(n.op_type for n in ir.load(tmp_path / GRAPH).graph)
     assert counts["MatMulNBits"] == 2 * products + 1
     prompt = ids(1, 11)[0].tolist()

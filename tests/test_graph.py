@@ -13,21 +13,22 @@ import torch
 from onnx_ir.passes import PreconditionError
 from tiny import DECODERS, GATED, ids, random_vectors, tiny
 
-from qia3.base.quantise import quantise_model
+from qia3.base.quantise import Grid, quantise_model
 from qia3.base.weights import GridWeight
 from qia3.graph.export import export_decoder
 from qia3.graph.external import write_graph
 from qia3.graph.forced import OrtDecoder, torch_choices, torch_logits
 from qia3.graph.passes import ConstantWeights
+from qia3.ia3.mix import named
 from qia3.ia3.roles import find_roles
 from qia3.ia3.vectors import attach, detach, fold, set_vectors
 from qia3.layout import DATA, GRAPH
 from qia3.train.compute import computing
 
 
-def exported(family, folder, *, symmetric=False, block=32, logits="last", folded=False, level=0):
+def exported(family, folder, *, symmetric=False, block=32, logits="last", folded=False, level=0, eight_bit=()):
     model = tiny(family)
-    quantise_model(model, block, symmetric)
+    quantise_model(model, block, symmetric, own=named(eight_bit).find(model, Grid(block, symmetric), None).own)
     scaled = attach(model, find_roles(model).sites)
     vectors = random_vectors(scaled)
     set_vectors(scaled, vectors)
@@ -35,6 +36,7 @@ def exported(family, folder, *, symmetric=False, block=32, logits="last", folded
         fold(scaled)
         detach(model, scaled)
     graph = export_decoder(model, level, 48, logits)
+    folder.mkdir(exist_ok=True)
     regions = write_graph(graph, folder, ["model.embed_tokens", "lm_head"])
     return model, scaled, vectors, regions
 

@@ -40,9 +40,7 @@ MEANS = {
     "up": {"feed_forward", "feed_forward_up"},
     "down": {"feed_forward_down"},
 }
-
-
-SHORT = 32
+SHORT = 32  # inputs of a block
 
 
 @dataclass(frozen=True)
@@ -64,10 +62,10 @@ class Named:
             (Form(8, grid.block_size), "eight_bit", self.eight_bit),
             *((Form(4, b), "blocks", r) for b, r in self.blocks),
         ):
-            named = {name for role in roles for name in _meant(role, linears, key)}
-            if twice := sorted(named & own.keys()):
+            meant = {name for role in roles for name in _meant(role, linears, key)}
+            if twice := sorted(meant & own.keys()):
                 raise BaseModelError(f"eight_bit and blocks name {len(twice)} layers twice (the first is {twice[0]}); name each once")
-            own |= dict.fromkeys(named, form)
+            own |= dict.fromkeys(meant, form)
         return Chosen(own, self.eight_bit, {str(block): list(roles) for block, roles in self.blocks})
 
 
