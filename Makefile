@@ -22,8 +22,9 @@ demo: $(STAMP)
 	$(BIN)/qia3 build examples/home-intents/qia3.toml --output $(DEMO)
 	$(BIN)/qia3 run $(DEMO) "could you dim the hall a bit" --adapter home-intents
 
+# A worker a core, each file in one of them, for what a file's tests share takes longer to make than to use.
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 check: $(STAMP)
 	$(BIN)/ruff check

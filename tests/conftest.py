@@ -1,10 +1,17 @@
-"""Fixtures that fetch the real model; torch on two threads at most."""
+"""The real model as a fixture, and one core for each process that pytest-xdist starts."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+
+WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")  # gw0, gw1, ...
+if WORKER and hasattr(os, "sched_setaffinity"):
+    # torch, ONNX Runtime and what the tests start all count the cores that they may run on: with two each, two workers wait for one another
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(WORKER.removeprefix("gw")) % len(cores)]})
 
 
 @pytest.fixture(scope="session")
