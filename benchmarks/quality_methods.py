@@ -58,6 +58,7 @@ from qia3.train.model import VectorModel
 from qia3.train.prompts import ask, wrapping
 from qia3.train.run import train_vectors
 from qia3.train.schedule import Collator, Schedule
+from qia3.train.trees import Tree
 
 BATCH, WARMUP, MAX_LENGTH, ROW_TOKENS, ROWS = 8, 10, 256, 512, 8
 MODEL = "smollm2-135m-instruct"
@@ -198,7 +199,9 @@ class Methods:
         scaled = attach(base.model, find_roles(base.model).sites)
         training = self.train_ours(base.model, scaled, cell, losses=NAMES)
         size = self.adapter_bytes()
-        accuracy = {f"qia3-int4-losses{end}": self.ranked(base.model, cell, by) for end, by in (("", "mean"), ("-sum", "sum"))}
+        scores, trees = self.scores(base.model, cell)
+        by_mean = [s / [len(answer) for answer in tree.answers] for s, tree in zip(scores, trees, strict=True)]
+        accuracy = {"qia3-int4-losses": share_right(by_mean, trees), "qia3-int4-losses-sum": share_right(scores, trees)}
         return Found(accuracy, dict.fromkeys(accuracy, size), training)
 
     def qia3_nf4(self, cell: Cell) -> Found:
@@ -260,14 +263,18 @@ class Methods:
         model.set_output_embeddings(head)
         return Training(float(np.mean(losses[-10:])), reached[0], round(time.perf_counter() - started, 1))
 
-    def ranked(self, model: Any, cell: Cell, by: str = "sum") -> float:
+    def ranked(self, model: Any, cell: Cell) -> float:
         """Accuracy in torch, float32."""
+        return share_right(*self.scores(model, cell))
+
+    def scores(self, model: Any, cell: Cell) -> tuple[Sequence[np.ndarray], list[Tree]]:
+        """The summed log-probability of each answer of each question, and the questions."""
         for weight in model.modules():
             if isinstance(weight, GridWeight):
                 weight.hold_dense(torch.float32)
         asked = self.examples(cell.asked, cell, ranked=True)
         trees = [asked.tree(i) for i in range(len(asked))]
-        return rank_trees(model.eval(), trees, Collator(True, ROW_TOKENS, model.config.hidden_size), by).accuracy
+        return rank_trees(model.eval(), trees, Collator(True, ROW_TOKENS, model.config.hidden_size)).scores, trees
 
     def shipped(self, engine: Engine, vectors: Any, cell: Cell) -> float:
         """Accuracy through ONNX Runtime, int8 activations and all."""
@@ -361,6 +368,10 @@ def slope(step: int, steps: int) -> float:
     """Up over WARMUP steps, then down to zero, as transformers' linear schedule."""
     warmup = min(WARMUP, steps // 2)
     return (step + 1) / warmup if step + 1 < warmup else max(0.0, (steps - step) / max(1, steps - warmup))
+
+
+def share_right(scores: Sequence[np.ndarray], trees: Sequence[Tree]) -> float:
+    return float(np.mean([s.argmax() == tree.right for s, tree in zip(scores, trees, strict=True)]))
 
 
 def on_nf4(weight: torch.Tensor) -> torch.Tensor:
