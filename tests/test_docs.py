@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click
 import pytest
+import tiny_bundle
 from click.testing import CliRunner
 
 from qia3.cli import qia3
@@ -86,6 +87,16 @@ def test_the_readme_build_file_is_a_good_one(tmp_path):
     tomllib.loads(text)
     (tmp_path / "qia3.toml").write_text(text)
     assert read_build(tmp_path / "qia3.toml").task[0].name == "home-intents"
+
+
+def test_the_readme_s_python_runs(tmp_path, capsys, monkeypatch):
+    text = next(b for b in re.findall(r"```python\n(.*?)```", README, re.S) if "Engine(" in b)
+    tiny_bundle.write_bundle(tmp_path / "dist" / "home-intents", tasks={"home-intents": tiny_bundle.TASKS["lamps"]})
+    monkeypatch.chdir(tmp_path)
+    exec(compile(text, "README.md", "exec"), {})
+    first, second = capsys.readouterr().out.splitlines()
+    assert first in tiny_bundle.CHOICES
+    assert len(eval(second)) == 2
 
 
 def test_make_targets_of_the_readme_exist():

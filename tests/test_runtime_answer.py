@@ -17,7 +17,7 @@ from qia3.errors import AdapterError, ConfigError, DataError
 from qia3.footprint.measure import KEYS
 from qia3.runtime import bench as measuring
 from qia3.runtime.adapters import AdapterBank
-from qia3.runtime.answer import Answer, answer, classify_batch, task_of
+from qia3.runtime.answer import Answer, answer, classify, classify_batch, prepare, reply, task_of
 from qia3.runtime.bundle import Bundle
 from qia3.runtime.engine import Engine
 from qia3.runtime.evaluate import corpus_chrf, evaluate, token_f1
@@ -68,6 +68,32 @@ def test_texts_together_with_their_own_adapters_equal_texts_alone(engine):
         alone = answer(engine, name, text, task="lamps")
         assert found.label == alone.label
         np.testing.assert_allclose(list(found.scores.values()), list(alone.scores.values()), atol=2e-5)
+
+
+def test_a_prepared_task_gives_the_same_answers_and_runs_the_beginning_once(engine, monkeypatch):
+    other, bank = Engine(engine.bundle, threads=1), AdapterBank(engine.bundle)
+    run: list[int] = []
+    inner = other._run
+    monkeypatch.setattr(other, "_run", lambda tokens, *rest: run.append(tokens.shape[1]) or inner(tokens, *rest))
+    for name in ("lamps", "echo"):
+        prepare(other, task_of(other, name), bank.vectors(name))
+    assert [b.tokens for b in other.begun] == [tuple(engine.encode(text)) for text in ("Topic of", "Say:")]  # " the" is one token
+    for text in ("the hall", "off", ""):
+        run.clear()
+        found = classify(other, task_of(other, "lamps"), bank.vectors("lamps"), text)
+        assert run[0] == len(engine.encode(f"Topic of {text}?")) - len(engine.encode("Topic of"))
+        plain = answer(engine, "lamps", text)
+        assert found.label == plain.label
+        np.testing.assert_allclose(list(found.scores.values()), list(plain.scores.values()), atol=2e-5)
+        assert "".join(reply(other, task_of(other, "echo"), bank.vectors("echo"), text)) == "".join(answer(engine, "echo", text))
+
+
+def test_a_task_whose_prompts_have_nothing_in_common_is_prepared_in_vain(tmp_path):
+    bare = Engine(
+        Bundle.open(tiny.write_bundle(tmp_path / "bundle", tasks={"plain": tiny.TASKS["echo"] | {"prompt": "{text}"}})), threads=1
+    )
+    prepare(bare, task_of(bare, "none", "plain"), {})
+    assert bare.begun == []
 
 
 def test_wrong_names_are_told(engine):

@@ -127,6 +127,45 @@ def test_the_cache_grows_when_it_is_full(engine, room):
     np.testing.assert_allclose(logits, whole, **CLOSE)
 
 
+@pytest.mark.parametrize("room", [0, 3])
+def test_a_prompt_whose_beginning_was_run_is_the_prompt(bundle, bank, room, monkeypatch):
+    """And so is what follows, and the next prompt that begins so; with other vectors, alone or in a batch, nothing is taken over."""
+    engine, plain, row = Engine(bundle, threads=1), Engine(bundle, threads=1), ROWS[0]
+    for name in ("lamps", "echo"):
+        engine.begin(row[:3], bank.vectors(name))
+        engine.begin(row[:7], bank.vectors(name))
+        engine.begin(row[:7], bank.vectors(name))
+    assert [len(b.tokens) for b in engine.begun] == [3, 7, 3, 7]
+    run: list[int] = []
+    inner = engine._run
+    monkeypatch.setattr(engine, "_run", lambda tokens, *rest: run.append(tokens.shape[1]) or inner(tokens, *rest))
+    for prompt, name, rest in (
+        (row, "lamps", len(row) - 7),
+        (row, "echo", len(row) - 7),
+        (row, "lamps", len(row) - 7),  # the first did not write into what was kept
+        ([*row[:7], 99], "lamps", 1),
+        (row[:7], "lamps", 4),  # the logits of its last token are wanted
+        ([*row[:6], 99], "lamps", 4),
+        (row[:3], "lamps", 3),
+        (row, None, len(row)),
+    ):
+        run.clear()
+        found, cache = engine.prefill([prompt], bank.vectors(name), room)
+        assert run == [rest]
+        expected, other = plain.prefill([prompt], bank.vectors(name))
+        np.testing.assert_allclose(found, expected, **CLOSE)
+        for token in (40, 50, 60, 70):
+            found, cache = engine.step([token], cache, bank.vectors(name))
+            expected, other = plain.step([token], other, bank.vectors(name))
+            np.testing.assert_allclose(found, expected, **CLOSE)
+    run.clear()
+    together, _ = engine.prefill([row, row[:7]], bank.vectors("lamps"))
+    assert run == [len(row)]
+    np.testing.assert_allclose(together, plain.prefill([row, row[:7]], bank.vectors("lamps"))[0], **CLOSE)
+    with pytest.raises(QIA3Error, match="do not fit"):
+        engine.prefill([row * 5], bank.vectors("lamps"))
+
+
 def test_expanding_picks_and_repeats_rows(engine, bank):
     vectors, index = bank.rows(NAMES), [3, 0, 0, 1]
     _, cache = engine.prefill(ROWS, vectors)

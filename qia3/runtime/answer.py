@@ -1,7 +1,7 @@
 """One question, answered: classification ranks the task's choices, generation streams.
 
 `answer` is the whole of it. Its parts are there for those who ask often: `task_of` says whose prompt is used, `classify` and `reply` take
-vectors that were loaded once, and `classify_batch` gives every text its own.
+vectors that were loaded once, and `classify_batch` gives every text its own. `prepare` runs what a task's prompts all begin with, once.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from qia3.runtime.generate import generate, stream_text
 from qia3.runtime.score import Scores, rank_batch
 
 BASE_TOKENS = 128  # what the base alone may say
+OPENINGS = ("a", "the", "I", "What", "7", "?", "é")  # unlike each other, and most melt into a space before them
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,17 @@ def reply(engine: Engine, task: Task, vectors: Mapping[str, Floats], text: str, 
     limit = task.max_new_tokens if max_new_tokens is None else max_new_tokens
     tokens = generate(engine, prompt_of(engine, task, text), vectors, limit, engine.bundle.stop_tokens)
     return stream_text(engine.tokenizer, tokens)
+
+
+def prepare(engine: Engine, task: Task, vectors: Mapping[str, Floats]) -> None:
+    """Runs what the task's prompts begin with, so that each question after it, asked alone with these vectors, is run from its own words on.
+
+    A text whose first letters melt into the token before them is run whole, as it would have been.
+    """
+    columns = zip(*(prompt_of(engine, task, text) for text in OPENINGS), strict=False)
+    shared = [column[0] for column in takewhile(lambda column: len(set(column)) == 1, columns)]
+    if shared:
+        engine.begin(shared, vectors)
 
 
 def prompt_of(engine: Engine, task: Task, text: str) -> list[int]:

@@ -82,7 +82,11 @@ class Cache:
         capacity = self.buffers.capacity
         if positions > capacity:  # half as much again, so that the copies of a long text cost a constant a token
             capacity = min(max(positions, capacity + capacity // 2), limit)
-        return self._copy(np.arange(len(self.lengths)), capacity)
+        return self.copy(capacity)
+
+    def copy(self, capacity: int) -> Cache:
+        """On buffers of its own, with room for `capacity` positions, which are at least those that are used."""
+        return self._copy(np.arange(len(self.lengths)), max(capacity, int(self.lengths.max(initial=0))))
 
     def _copy(self, index: Lengths, capacity: int) -> Cache:
         lengths = self.lengths[index]

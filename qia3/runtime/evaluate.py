@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from qia3.runtime.adapters import NONE, AdapterBank
-from qia3.runtime.answer import classify, reply, task_of
+from qia3.runtime.answer import classify, prepare, reply, task_of
 from qia3.runtime.bundle import Task
 from qia3.runtime.cache import Floats
 from qia3.runtime.engine import Engine
@@ -55,6 +55,7 @@ def evaluate(
     examples = read_examples(path, chosen.kind, chosen.choices or ())
     vectors = bank.vectors(adapter)
     started = time.perf_counter()
+    prepare(engine, chosen, vectors)
     answers = [_answer(engine, chosen, vectors, e) for e in track(examples)]
     seconds = time.perf_counter() - started
     right = [_normal(a) == _normal(e.answer) for a, e in zip(answers, examples, strict=True)]
