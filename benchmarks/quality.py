@@ -46,16 +46,18 @@ RATES: dict[str, float | None] = {
     "blocks-int4": 1e-2,
     "qia3-int4-values8": 4e-2,
     "qia3-int4-losses": 4e-2,
+    "lora-r8-losses": 4e-3,
 }
 SWEEP = {
     "qia3-int4": (5e-3, 1e-2, 2e-2, 4e-2, 8e-2),
     "lora-r8": (1e-3, 2e-3, 4e-3, 8e-3),
     "lora-r1": (4e-3, 1e-2, 2e-2),
     "full": (5e-5, 1e-4),
-    "qia3-int4-losses": (1e-2, 2e-2, 4e-2),
+    "qia3-int4-losses": (1e-2, 2e-2, 4e-2, 8e-2),
+    "lora-r8-losses": (2e-3, 4e-3),
     "blocks-int4": (5e-3, 1e-2, 2e-2),
 }
-EXTRA = ("blocks-int4", "qia3-int4-values8", "qia3-int4-losses")  # asked for by name
+EXTRA = ("blocks-int4", "qia3-int4-values8", "qia3-int4-losses", "lora-r8-losses")  # asked for by name
 SEEDLESS = ("zero-shot", "zero-shot-int4")
 PAIRS = (
     ("IA³ merged into 4 bits, against LoRA r=8 on float32", "qia3-int4-merged", "lora-r8"),
@@ -70,6 +72,9 @@ PAIRS = (
     ("IA³ on 4 bits with values at 8, against without", "qia3-int4-values8", "qia3-int4-side"),
     ("full fine-tuning, against LoRA r=8", "full", "lora-r8"),
     ("IA³ on 4 bits with T-Few's losses, against without", "qia3-int4-losses", "qia3-int4-side"),
+    ("LoRA r=8 on float32 with T-Few's losses, against without", "lora-r8-losses", "lora-r8"),
+    ("IA³ on 4 bits with T-Few's losses, against LoRA r=8 on float32 with the same", "qia3-int4-losses", "lora-r8-losses"),
+    ("IA³ on 4 bits with T-Few's losses, against LoRA r=8 on float32 without", "qia3-int4-losses", "lora-r8"),
 )
 VARIANTS = (
     "zero-shot",
@@ -88,6 +93,8 @@ VARIANTS = (
     "qia3-int4-values8",
     "qia3-int4-losses",
     "qia3-int4-losses-sum",
+    "lora-r8-losses",
+    "lora-r8-losses-sum",
 )
 
 

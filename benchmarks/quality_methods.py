@@ -11,6 +11,7 @@ lora-r1, lora-r8 PEFT's LoRA on the queries and values, float32 weights      qia
 lora-r8-nf4      the same on weights that are NF4: unmerged, and merged: added, and rounded to NF4 again
 full             every weight, float32                                       qia3-int4-values8  with values at 8 bits, in torch
 qia3-int4-losses ours with the three losses of T-Few over all answers, in torch; ranked by the mean a token, which they train, and by the sum
+lora-r8-losses   the same for the LoRA on float32
 blocks-int4      one number for each row and block of the layers that IA³ scales, in place of one for each row: nine times as many
 
 NF4 weights of the LoRA are held as the float32 numbers that they mean, which changes no value: what bitsandbytes computes, without its time.
@@ -136,6 +137,12 @@ class Methods:
     def lora_r8(self, cell: Cell) -> Found:
         return self.by_peft("lora-r8", LoraConfig(r=8, lora_alpha=16, task_type="CAUSAL_LM", **LORA), self.float_model(), cell)
 
+    def lora_r8_losses(self, cell: Cell) -> Found:
+        peft = get_peft_model(self.float_model(), LoraConfig(r=8, lora_alpha=16, task_type="CAUSAL_LM", **LORA))
+        training = self.train_plain(peft.get_base_model(), cell, NAMES)
+        accuracy = self.by_both(peft.get_base_model(), cell, "lora-r8-losses")
+        return Found(accuracy, dict.fromkeys(accuracy, saved_bytes(peft)), training)
+
     def lora_r8_nf4(self, cell: Cell) -> Found:
         model = self.float_model()
         linears = [m for n, m in model.named_modules() if isinstance(m, nn.Linear) and n != "lm_head"]
@@ -199,9 +206,7 @@ class Methods:
         scaled = attach(base.model, find_roles(base.model).sites)
         training = self.train_ours(base.model, scaled, cell, losses=NAMES)
         size = self.adapter_bytes()
-        scores, trees = self.scores(base.model, cell)
-        by_mean = [s / [len(answer) for answer in tree.answers] for s, tree in zip(scores, trees, strict=True)]
-        accuracy = {"qia3-int4-losses": share_right(by_mean, trees), "qia3-int4-losses-sum": share_right(scores, trees)}
+        accuracy = self.by_both(base.model, cell, "qia3-int4-losses")
         return Found(accuracy, dict.fromkeys(accuracy, size), training)
 
     def qia3_nf4(self, cell: Cell) -> Found:
@@ -236,19 +241,20 @@ class Methods:
                 record = train_vectors(model, scaled, drawn, settings, cell.seed, Path(folder), title)
         return Training(record.final_loss, reached[0], record.seconds)
 
-    def train_plain(self, model: Any, cell: Cell) -> Training:
+    def train_plain(self, model: Any, cell: Cell, losses: tuple[str, ...] = (LANGUAGE_MODELLING,)) -> Training:
         """The same run for a model whose own parameters train, products in bfloat16 by autocast, the head in float32."""
         torch.manual_seed(cell.seed)
         head = model.get_output_embeddings()
         model.set_output_embeddings(InFloat32(head))
-        slots = Schedule(self.examples(cell.split.draw(cell.n, cell.seed), cell, ranked=False), cell.steps, BATCH, cell.seed)
+        drawn = self.examples(cell.split.draw(cell.n, cell.seed), cell, ranked=losses != (LANGUAGE_MODELLING,))
+        slots = Schedule(drawn, cell.steps, BATCH, cell.seed)
         collate = Collator(True, ROW_TOKENS, model.config.hidden_size)
         parameters = [p for p in model.parameters() if p.requires_grad]
         optimiser = torch.optim.AdamW(parameters, cell.rate, weight_decay=0.0)
         rise = partial(slope, steps=cell.steps)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, rise)
-        losses, started = [], time.perf_counter()
-        wrapped = VectorModel(model, {})
+        found, started = [], time.perf_counter()
+        wrapped = VectorModel(model, {}, losses)
         with peak() as reached:
             for step in range(cell.steps):
                 batch = collate([slots[i] for i in range(step * BATCH, (step + 1) * BATCH)])
@@ -259,13 +265,19 @@ class Methods:
                 optimiser.step()
                 schedule.step()
                 optimiser.zero_grad()
-                losses.append(float(loss.detach()))
+                found.append(float(loss.detach()))
         model.set_output_embeddings(head)
-        return Training(float(np.mean(losses[-10:])), reached[0], round(time.perf_counter() - started, 1))
+        return Training(float(np.mean(found[-10:])), reached[0], round(time.perf_counter() - started, 1))
 
     def ranked(self, model: Any, cell: Cell) -> float:
         """Accuracy in torch, float32."""
         return share_right(*self.scores(model, cell))
+
+    def by_both(self, model: Any, cell: Cell, name: str) -> dict[str, float]:
+        """Accuracy by the mean a token, which the third loss trains, and by the sum."""
+        scores, trees = self.scores(model, cell)
+        by_mean = [s / [len(answer) for answer in tree.answers] for s, tree in zip(scores, trees, strict=True)]
+        return {name: share_right(by_mean, trees), f"{name}-sum": share_right(scores, trees)}
 
     def scores(self, model: Any, cell: Cell) -> tuple[Sequence[np.ndarray], list[Tree]]:
         """The summed log-probability of each answer of each question, and the questions."""
