@@ -108,9 +108,11 @@ def onnx_folder(folder: Path, windows: list[list[int]], shipped: bool) -> tuple[
     for attribute in (a for node in model.graph.node for a in node.attribute if a.name == "accuracy_level" and not shipped):
         attribute.i = 0
     file = folder / "measured.onnx"  # beside the weights that it names
-    onnx.save(model, str(file))
-    session = onnxruntime.InferenceSession(str(file))
-    file.unlink()
+    try:
+        onnx.save(model, str(file))
+        session = onnxruntime.InferenceSession(str(file))
+    finally:
+        file.unlink(missing_ok=True)
     shapes = {i.name: i.shape for i in session.get_inputs()}
     decoder = json.loads((folder / "genai_config.json").read_text())["model"]["decoder"]
     heads, size = decoder["num_key_value_heads"], decoder["head_size"]
