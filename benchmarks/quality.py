@@ -47,6 +47,8 @@ RATES: dict[str, float | None] = {
     "qia3-int4-values8": 4e-2,
     "qia3-int4-losses": 4e-2,
     "lora-r8-losses": 4e-3,
+    "qia3-int4-unseen": None,
+    "qia3-int4-started": 4e-2,
 }
 SWEEP = {
     "qia3-int4": (5e-3, 1e-2, 2e-2, 4e-2, 8e-2),
@@ -55,10 +57,18 @@ SWEEP = {
     "full": (5e-5, 1e-4),
     "qia3-int4-losses": (1e-2, 2e-2, 4e-2, 8e-2),
     "lora-r8-losses": (2e-3, 4e-3),
+    "qia3-int4-started": (1e-2, 2e-2, 4e-2),
     "blocks-int4": (5e-3, 1e-2, 2e-2),
 }
-EXTRA = ("blocks-int4", "qia3-int4-values8", "qia3-int4-losses", "lora-r8-losses")  # asked for by name
-SEEDLESS = ("zero-shot", "zero-shot-int4")
+EXTRA = (
+    "blocks-int4",
+    "qia3-int4-values8",
+    "qia3-int4-losses",
+    "lora-r8-losses",
+    "qia3-int4-unseen",
+    "qia3-int4-started",
+)  # asked for by name
+SEEDLESS = ("zero-shot", "zero-shot-int4", "qia3-int4-unseen")
 PAIRS = (
     ("IA³ merged into 4 bits, against LoRA r=8 on float32", "qia3-int4-merged", "lora-r8"),
     ("IA³ merged into 4 bits, against the same vectors at the side", "qia3-int4-merged", "qia3-int4-side"),
@@ -72,6 +82,7 @@ PAIRS = (
     ("IA³ on 4 bits with values at 8, against without", "qia3-int4-values8", "qia3-int4-side"),
     ("full fine-tuning, against LoRA r=8", "full", "lora-r8"),
     ("IA³ on 4 bits with T-Few's losses, against without", "qia3-int4-losses", "qia3-int4-side"),
+    ("IA³ on 4 bits with T-Few's losses, started from other tasks, against from ones", "qia3-int4-started", "qia3-int4-losses"),
     ("LoRA r=8 on float32 with T-Few's losses, against without", "lora-r8-losses", "lora-r8"),
     ("IA³ on 4 bits with T-Few's losses, against LoRA r=8 on float32 with the same", "qia3-int4-losses", "lora-r8-losses"),
     ("IA³ on 4 bits with T-Few's losses, against LoRA r=8 on float32 without", "qia3-int4-losses", "lora-r8"),
@@ -95,6 +106,8 @@ VARIANTS = (
     "qia3-int4-losses-sum",
     "lora-r8-losses",
     "lora-r8-losses-sum",
+    "qia3-int4-unseen",
+    "qia3-int4-started",
 )
 
 

@@ -12,6 +12,8 @@ lora-r8-nf4      the same on weights that are NF4: unmerged, and merged: added, 
 full             every weight, float32                                       qia3-int4-values8  with values at 8 bits, in torch
 qia3-int4-losses ours with the three losses of T-Few over all answers, in torch; ranked by the mean a token, which they train, and by the sum
 lora-r8-losses   the same for the LoRA on float32
+qia3-int4-unseen vectors trained on 18 other tasks (quality_tasks.MIXTURE) with the three losses, and not on this one at all
+qia3-int4-started  trained on this one from there, with the three losses
 blocks-int4      one number for each row and block of the layers that IA³ scales, in place of one for each row: nine times as many
 
 NF4 weights of the LoRA are held as the float32 numbers that they mean, which changes no value: what bitsandbytes computes, without its time.
@@ -35,7 +37,8 @@ from typing import Any
 import numpy as np
 import torch
 from peft import IA3Config, LoraConfig, get_peft_model
-from quality_tasks import Split
+from quality_tasks import Split, mixture
+from safetensors.numpy import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -166,11 +169,10 @@ class Methods:
         return Found({"full": self.ranked(model, cell)}, {"full": sum(4 * p.numel() for p in model.parameters())}, training)
 
     def qia3_int4(self, cell: Cell) -> Found:
-        base = load_base(MODEL, 64, False, "own")
+        base, scaled = self.attached()
         assert base.fingerprint == Bundle.open(self.places["side"], verify=False).fingerprint, (
             "the bundle is of another base: build it again"
         )
-        scaled = attach(base.model, find_roles(base.model).sites)
         training = self.train_ours(base.model, scaled, cell)
         vectors = get_vectors(scaled)
         size = self.adapter_bytes()
@@ -202,12 +204,23 @@ class Methods:
         return Found({"qia3-int4-values8": self.ranked(base.model, cell)}, {"qia3-int4-values8": size}, training)
 
     def qia3_int4_losses(self, cell: Cell) -> Found:
-        base = load_base(MODEL, 64, False, "own")
-        scaled = attach(base.model, find_roles(base.model).sites)
+        base, scaled = self.attached()
         training = self.train_ours(base.model, scaled, cell, losses=NAMES)
-        size = self.adapter_bytes()
         accuracy = self.by_both(base.model, cell, "qia3-int4-losses")
-        return Found(accuracy, dict.fromkeys(accuracy, size), training)
+        return Found(accuracy, dict.fromkeys(accuracy, self.adapter_bytes()), training)
+
+    def qia3_int4_unseen(self, cell: Cell) -> Found:
+        base, scaled = self.attached()
+        set_vectors(scaled, self.start)
+        accuracy = self.by_both(base.model, cell, "qia3-int4-unseen")
+        return Found(accuracy, dict.fromkeys(accuracy, self.adapter_bytes()))
+
+    def qia3_int4_started(self, cell: Cell) -> Found:
+        start = self.start
+        base, scaled = self.attached()
+        training = self.train_ours(base.model, scaled, cell, losses=NAMES, start=start)
+        accuracy = self.by_both(base.model, cell, "qia3-int4-started")
+        return Found(accuracy, dict.fromkeys(accuracy, self.adapter_bytes()), training)
 
     def qia3_nf4(self, cell: Cell) -> Found:
         model = self.float_model()
@@ -220,6 +233,23 @@ class Methods:
 
     # --- what they share
 
+    def attached(self) -> tuple[Any, Any]:
+        base = load_base(MODEL, 64, False, "own")
+        return base, attach(base.model, find_roles(base.model).sites)
+
+    @cached_property
+    def start(self) -> dict[str, np.ndarray]:
+        """The vectors of the mixture, trained where they are not kept beside the float model, for this base."""
+        base, scaled = self.attached()
+        file = self.floats.parent / f"start-{base.fingerprint[:8]}.safetensors"
+        if not file.is_file():
+            sources = [Source((t.prompt, "{text}"), t.prompt, self.wrap, examples, None) for t, examples in mixture()]
+            drawn = Examples(self.tokenizer, sources, MAX_LENGTH, ranked=True)
+            settings = Train(steps=400, batch_size=BATCH, learning_rate=1e-2, warmup_steps=WARMUP, losses=NAMES, checkpoint_every=100)
+            train_vectors(base.model, scaled, drawn, settings, 0, self.floats.parent / "start.work", "the mixture")
+            save_file(get_vectors(scaled), str(file))
+        return load_file(str(file))
+
     def by_peft(self, name: str, config: Any, model: Any, cell: Cell) -> Found:
         peft = get_peft_model(model, config)
         training = self.train_plain(peft.get_base_model(), cell)
@@ -230,7 +260,9 @@ class Methods:
         source = Source((prompt,), prompt, self.wrap, tuple(examples), cell.split.choices)
         return Examples(self.tokenizer, [source], MAX_LENGTH, ranked)
 
-    def train_ours(self, model: Any, scaled: Any, cell: Cell, losses: tuple[str, ...] = (LANGUAGE_MODELLING,)) -> Training:
+    def train_ours(
+        self, model: Any, scaled: Any, cell: Cell, losses: tuple[str, ...] = (LANGUAGE_MODELLING,), start: Any = None
+    ) -> Training:
         settings = Train(
             steps=cell.steps, batch_size=BATCH, learning_rate=cell.rate, warmup_steps=WARMUP, losses=losses, checkpoint_every=10**6
         )
@@ -238,7 +270,7 @@ class Methods:
             drawn = self.examples(cell.split.draw(cell.n, cell.seed), cell, ranked=losses != (LANGUAGE_MODELLING,))
             title = f"{cell.split.task.name}, n {cell.n}, seed {cell.seed}"
             with peak() as reached:
-                record = train_vectors(model, scaled, drawn, settings, cell.seed, Path(folder), title)
+                record = train_vectors(model, scaled, drawn, settings, cell.seed, Path(folder), title, start=start)
         return Training(record.final_loss, reached[0], record.seconds)
 
     def train_plain(self, model: Any, cell: Cell, losses: tuple[str, ...] = (LANGUAGE_MODELLING,)) -> Training:

@@ -44,6 +44,26 @@ TASKS = (
     RealTask("metaphors", "metaphor_boolean", "Is the second sentence a correct paraphrase of the first?\n{text}\nAnswer:"),
     RealTask("sports", "sports_understanding", "Is this statement plausible or implausible?\n{text}\nIt is"),
 )
+# what vectors may be trained on before a task of CORE: other tasks, none of which is about sentiment, intents or implicature
+MIXTURE = (
+    *(task for task in TASKS if task.name in ("units", "metaphors", "sports")),
+    RealTask("support", "social_support", "Is this reply supportive, unsupportive or neutral?\n{text}\nIt is"),
+    RealTask("social", "social_iqa", "Answer the question.\n{text}"),
+    RealTask("nli", "presuppositions_as_nli", "Does the first sentence entail the second?\n{text}"),
+    RealTask("fever", "fact_checker/fever", "Check the claim.\n{text}"),
+    RealTask("pronouns", "disambiguation_qa", "What does the pronoun stand for?\n{text}"),
+    RealTask("goals", "goal_step_wikihow/goal_inference", "Complete the sentence.\n{text}"),
+    RealTask("strategy", "strategyqa", "Answer with yes or no.\n{text}"),
+    RealTask("claims", "vitaminc_fact_verification", "Is the claim true, false or neither?\n{text}"),
+    RealTask("misconceptions", "misconceptions", "Is this true (T) or false (F)?\n{text}"),
+    RealTask("sarcasm", "snarks", "Answer the question.\n{text}"),
+    RealTask("polarity", "entailed_polarity", "Answer with yes or no.\n{text}"),
+    RealTask("fallacies", "logical_fallacy_detection", "Is there a fallacy?\n{text}"),
+    RealTask("epistemic", "epistemic_reasoning", "Does the premise entail the hypothesis?\n{text}"),
+    RealTask("related", "phrase_relatedness", "Which of these is most related?\n{text}"),
+    RealTask("ethics", "simple_ethical_questions", "Answer the question.\n{text}"),
+)
+PER_TASK = 150
 CORE = ("sentiment", "intent", "hotels", "implicatures")
 BY_NAME = {task.name: task for task in TASKS}
 
@@ -75,6 +95,14 @@ def load(name: str) -> Split:
     return Split(task, tuple(examples[:test]), tuple(examples[test:development]), tuple(examples[development:]), fixed)
 
 
+def mixture() -> Iterator[tuple[RealTask, tuple[Example, ...]]]:
+    """The tasks of MIXTURE, with up to PER_TASK examples of each."""
+    for task in MIXTURE:
+        assert task.source is not None
+        examples = sorted({e.text: e for e in _bigbench(task.source)}.values(), key=lambda e: hashlib.sha256(e.text.encode()).digest())
+        yield task, tuple(examples[:PER_TASK])
+
+
 def _reviews() -> Iterator[Example]:
     for _, score, sentence in rows(REVIEWS):
         if float(score):
@@ -82,7 +110,7 @@ def _reviews() -> Iterator[Example]:
 
 
 def _bigbench(source: str) -> Iterator[Example]:
-    every = [f"bigbench/benchmark_tasks/{task.source}/task.json" for task in TASKS if task.source]
+    every = [f"bigbench/benchmark_tasks/{task.source}/task.json" for task in dict.fromkeys((*TASKS, *MIXTURE)) if task.source]
     place = dict(zip(every, members(BIGBENCH, SHA256, every), strict=True))[f"bigbench/benchmark_tasks/{source}/task.json"]
     for example in json.loads(place.read_text(encoding="utf-8"))["examples"]:
         scores = example["target_scores"]
