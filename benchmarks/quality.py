@@ -84,8 +84,8 @@ PAIRS = (
     ("IA³ on 4 bits with T-Few's losses, against without", "qia3-int4-losses", "qia3-int4-side"),
     ("IA³ on 4 bits with T-Few's losses, started from other tasks, against from ones", "qia3-int4-started", "qia3-int4-losses"),
     ("LoRA r=8 on float32 with T-Few's losses, against without", "lora-r8-losses", "lora-r8"),
-    ("IA³ on 4 bits with T-Few's losses, against LoRA r=8 on float32 with the same", "qia3-int4-losses", "lora-r8-losses"),
-    ("IA³ on 4 bits with T-Few's losses, against LoRA r=8 on float32 without", "qia3-int4-losses", "lora-r8"),
+    ("IA³ merged into 4 bits, with T-Few's losses, against LoRA r=8 on float32 with the same", "qia3-int4-losses-merged", "lora-r8-losses"),
+    ("IA³ merged into 4 bits, with T-Few's losses, against LoRA r=8 on float32 without", "qia3-int4-losses-merged", "lora-r8"),
 )
 VARIANTS = (
     "zero-shot",
@@ -104,6 +104,8 @@ VARIANTS = (
     "qia3-int4-values8",
     "qia3-int4-losses",
     "qia3-int4-losses-sum",
+    "qia3-int4-losses-side",
+    "qia3-int4-losses-merged",
     "lora-r8-losses",
     "lora-r8-losses-sum",
     "qia3-int4-unseen",

@@ -23,6 +23,7 @@ from qia3.runtime.bench import machine
 from qia3.runtime.bundle import Bundle
 from qia3.runtime.engine import Engine
 from qia3.runtime.evaluate import evaluate
+from qia3.train.losses import NAMES
 from qia3.train.task import train_task
 
 
@@ -45,6 +46,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rates", type=float, nargs="+", help="learning rates (default: the build file's)")
     parser.add_argument("--steps", type=int, help="optimiser updates (default: the build file's)")
+    parser.add_argument("--losses", nargs="+", choices=NAMES, help="what is trained (default: the build file's)")
     parser.add_argument("--work", type=Path, default=Path("dist/seeds.work"))
     asked = parser.parse_args()
 
@@ -60,12 +62,13 @@ def main() -> None:
     rates = asked.rates or [job.settings.learning_rate]
     found: dict[float, list[float]] = {rate: [] for rate in rates}
     for rate, seed in product(rates, asked.seeds):
-        settings = job.settings.model_copy(update={"learning_rate": rate})
-        folder = asked.work / f"{task.name}-{settings.steps}-{rate:g}-{seed}"
+        losses = tuple(asked.losses or job.settings.losses)
+        settings = job.settings.model_copy(update={"learning_rate": rate, "losses": losses})
+        folder = asked.work / f"{task.name}-{settings.steps}-{rate:g}-{'+'.join(losses)}-{seed}"
         trained = train_task(base, scaled, replace(job, settings=settings, seed=seed), folder)
         after = evaluate(engine, Given(engine.bundle, trained.vectors), task.test, task.name)
         found[rate].append(after.accuracy)
-        row = {"rate": rate, "steps": settings.steps, "seed": seed, "accuracy": round(after.accuracy, 4), "f1": after.f1}
+        row = {"rate": rate, "losses": losses, "steps": settings.steps, "seed": seed, "accuracy": round(after.accuracy, 4), "f1": after.f1}
         print(json.dumps(row | {"loss": round(trained.record.final_loss, 4), "seconds": trained.record.seconds}), flush=True)
     for rate, values in found.items():
         print(f"rate {rate:g}: median {statistics.median(values):.4f}, {min(values):.4f} to {max(values):.4f}, {len(values)} seeds")
