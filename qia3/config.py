@@ -14,13 +14,13 @@
     bits = 5.0                       # or: those layers in blocks of 32 and at 8 bits that help most, while a weight takes so many bits at most
 
     [train]                          # defaults for every task; a task may override any of them under [task.training]
-    preset = "t-few"                 # or "short"; keys that stand beside it win. Without: steps 120, AdamW at 1e-2, the lm loss
+    preset = "t-few"                 # or "short"; keys that stand beside it win. Without: what follows
     steps = 120                      # optimiser updates
     batch_size = 8                   # examples an update, over all processes and accumulated parts
     accumulate = 1                   # parts that a step's batch is computed in
-    learning_rate = 1e-2             # its peak: up over warmup_steps, then down to zero
+    learning_rate = 2e-2             # its peak: up over warmup_steps, then down to zero
     optimizer = "adamw"              # or "adafactor"
-    losses = ["lm"]                  # and "unlikelihood", "length-normalised"
+    losses = ["lm", "unlikelihood", "length-normalised"]  # T-Few's. ["lm"] takes no wrong answers: quicker, and less accurate. Generation: lm
     gradient_checkpointing = false   # true: less memory, one forward pass more a step
     row_tokens = 512                 # where prompts are packed: tokens in one row, at most
     validation = 0.1                 # held back by a hash of the text; or a file. The best checkpoint is kept
@@ -34,7 +34,7 @@
     eval_prompt = "Device: {text}"   # the bundle's, instead of the first
     train = "train.jsonl"            # or several. {"text": ..., "label": ..., and "choices": [...] if it has its own}; generate: "target"
     test = "test.jsonl"
-    ranking = "sum"                  # of log-probabilities, or their "mean" a token; default: what the preset's losses train
+    ranking = "sum"                  # of log-probabilities, or their "mean" a token; default: what the losses train
     shots = 0                        # demonstrations before the question, drawn from the task's other examples
     mixture = ["quiz", "commands"]   # train on these tasks' examples, with their prompts, too (or, without `train`, only)
 
@@ -58,7 +58,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from qia3.errors import ConfigError
-from qia3.recipe import RANKING, Section
+from qia3.recipe import Section
 from qia3.recipe import Train as Train
 
 LAYERS = re.compile(r"^\d+(-\d+)?(,\d+(-\d+)?)*$")
@@ -256,12 +256,14 @@ class Build(Section):
                 )
 
     def training_of(self, task: Task) -> Train:
-        """The [train] table with the task's own [task.training] keys laid over it, and the preset under both."""
-        return Train.model_validate({**self.train.model_dump(exclude_unset=True), **task.overrides})
+        """The [train] table with the task's own [task.training] keys laid over it, and the preset under both. Without choices: lm alone."""
+        settings = Train.model_validate({**self.train.model_dump(exclude_unset=True), **task.overrides})
+        kinds = {t.kind for t in self.task if t.name in (task.name, *task.mixture)}
+        return settings if "classify" in kinds else settings.model_copy(update={"losses": ("lm",)})
 
     def ranking_of(self, task: Task) -> Literal["sum", "mean"]:
-        """How the task's choices are ranked: as it says, else as its preset's losses train."""
-        return task.ranking or RANKING.get(self.training_of(task).preset, "sum")
+        """How the task's choices are ranked: as it says, else as its losses train."""
+        return task.ranking or self.training_of(task).ranking
 
     @property
     def output_folder(self) -> Path:

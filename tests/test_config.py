@@ -66,8 +66,25 @@ def preset(text, **given):
 
 def test_without_a_preset_the_keys_have_their_defaults(tmp_path):
     training = read(tmp_path, GOOD.replace("steps = 50", "")).train
-    assert (training.steps, training.batch_size, training.learning_rate, training.warmup_steps) == (120, 8, 1e-2, 10)
-    assert (training.optimizer, training.losses, training.ranked) == ("adamw", ("lm",), False)
+    assert (training.steps, training.batch_size, training.learning_rate, training.warmup_steps) == (120, 8, 2e-2, 10)
+    assert (training.optimizer, training.losses, training.ranked) == ("adamw", ("lm", "unlikelihood", "length-normalised"), True)
+
+
+def test_what_generates_has_no_answers_to_compare_and_trains_the_first_loss_alone(tmp_path):
+    for text in (GOOD, preset("t-few"), preset("short")):
+        plan = read(tmp_path, text)
+        intents, commands = plan.task
+        assert (plan.training_of(intents).losses, plan.training_of(commands).losses) == (plan.train.losses, ("lm",))
+    mixed = read(tmp_path, GOOD.replace('kind = "generate"', 'kind = "generate"\nmixture = ["intents"]'))
+    assert mixed.training_of(mixed.task[1]).losses == mixed.train.losses
+
+
+def test_a_task_is_ranked_as_its_losses_train_unless_it_says(tmp_path):
+    for losses, ranking in (('["lm"]', "sum"), ('["lm", "unlikelihood"]', "sum"), ('["lm", "length-normalised"]', "mean")):
+        plan = read(tmp_path, GOOD.replace("steps = 50", f"losses = {losses}"))
+        assert plan.ranking_of(plan.task[0]) == ranking
+        said = read(tmp_path, GOOD.replace("steps = 50", f"losses = {losses}").replace('"classify"', '"classify"\nranking = "sum"'))
+        assert said.ranking_of(said.task[0]) == "sum"
 
 
 def test_the_t_few_preset_is_the_papers_recipe(tmp_path):
@@ -80,7 +97,6 @@ def test_the_t_few_preset_is_the_papers_recipe(tmp_path):
     assert plan.training_of(commands).steps == 70
     assert plan.training_of(commands).learning_rate == 3e-3
     assert plan.ranking_of(intents) == "mean"
-    assert read(tmp_path, GOOD).ranking_of(intents) == "sum"
 
 
 def test_keys_that_are_given_win_over_the_preset_wherever_they_stand(tmp_path):

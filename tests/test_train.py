@@ -167,7 +167,7 @@ def test_the_first_step_s_loss_is_that_of_its_examples(tmp_path):
     set_vectors(scaled, None)
     first = [TREES[i] for i in order(16, 48, 5)[:4]]
     assert read_log(tmp_path / "log.jsonl")[0]["loss"] == pytest.approx(
-        float(VectorModel(model, scaled)(**padded(first))["loss"].detach()), rel=1e-5
+        float(VectorModel(model, scaled, SETTINGS.losses)(**padded(first))["loss"].detach()), rel=1e-5
     )
 
 
