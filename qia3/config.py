@@ -21,6 +21,7 @@
     learning_rate = 2e-2             # its peak: up over warmup_steps, then down to zero
     optimizer = "adamw"              # or "adafactor"
     losses = ["lm", "unlikelihood", "length-normalised"]  # T-Few's. ["lm"] takes no wrong answers: quicker, and less accurate. Generation: lm
+    answers = 16                     # of an example, compared in a step at most: the right one and others, drawn anew each time
     gradient_checkpointing = false   # true: less memory, one forward pass more a step
     row_tokens = 512                 # where prompts are packed: tokens in one row, at most
     validation = 0.1                 # held back by a hash of the text; or a file. The best checkpoint is kept

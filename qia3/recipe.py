@@ -33,6 +33,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "warmup_steps": 60,
         "optimizer": "adafactor",
         "losses": T_FEW,
+        "answers": 10_000,  # all of them
     },
 }
 
@@ -48,6 +49,7 @@ class Train(Section):
     warmup_steps: int = Field(default=10, ge=0)
     optimizer: Literal["adamw", "adafactor"] = "adamw"
     losses: tuple[Literal["lm", "unlikelihood", "length-normalised"], ...] = Field(default=T_FEW, min_length=1)
+    answers: int = Field(default=16, ge=2)
     max_length: int = Field(default=256, ge=8)
     row_tokens: int = Field(default=512, ge=8)
     gradient_checkpointing: bool = False

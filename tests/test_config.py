@@ -92,7 +92,7 @@ def test_the_t_few_preset_is_the_papers_recipe(tmp_path):
     intents, commands = plan.task
     training = plan.training_of(intents)
     assert (training.steps, training.batch_size, training.learning_rate, training.warmup_steps) == (1000, 8, 3e-3, 60)
-    assert (training.optimizer, training.ranked) == ("adafactor", True)
+    assert (training.optimizer, training.ranked, training.answers) == ("adafactor", True, 10_000)
     assert training.losses == ("lm", "unlikelihood", "length-normalised")
     assert plan.training_of(commands).steps == 70
     assert plan.training_of(commands).learning_rate == 3e-3

@@ -58,6 +58,25 @@ def test_wrong_answers_come_along_where_a_loss_needs_them():
     assert len(made(source(choices=None), ranked=True).tree(0).answers) == 1  # generation
 
 
+def test_of_many_answers_a_step_has_the_right_one_and_a_few_others_drawn_anew():
+    labels = tuple("abcdefghij")
+    many = source(examples=tuple(Example(f"t{i}", label) for i, label in enumerate(labels)), choices=labels)
+    few, seen = made(many, ranked=True, at_most=4), Counter()
+    for i in range(10):
+        for seed in range(30):
+            tree = few.tree(i, random.Random(seed))
+            said = [text(a) for a in tree.answers]
+            assert said[tree.right] == f"{labels[i]}."
+            assert len(set(said)) == len(said) == 4
+            assert said == sorted(said)  # in the task's own order
+            assert tree == few.tree(i, random.Random(seed))
+            seen.update(said)
+    assert min(seen.values()) > 60  # 30 as the right one, and a third of 270
+    assert len(few.tree(0).answers) == 10  # what is ranked has them all
+    assert [len(made(many, ranked=True, at_most=n).tree(0, random.Random(0)).answers) for n in (2, 10, 16, None)] == [2, 10, 10, 10]
+    assert made(many, ranked=True, at_most=16).tree(3, random.Random(1)) == made(many, ranked=True).tree(3, random.Random(1))
+
+
 def test_a_mixture_asks_each_example_in_its_own_task_s_words():
     other = source(("Do: {text}",), "Do: {text}", (Example("u", "v"),), None)
     mixed = made(source(), other, ranked=True)

@@ -3,6 +3,9 @@
 A task may have several prompts, of which one is drawn each time, and may show `shots` other examples before the question, drawn too. The draw
 takes a random generator of the step's own, so step 700 is the same whether the run began at 0 or at 690.
 
+Where wrong answers count, a step compares the right answer with at most `at_most` - 1 of them, drawn anew each time: what a step costs must not grow
+with a task's labels. What is ranked (validation, tests) has them all.
+
 The device encodes prompt, answer and end apart, and so does this. What is longer than `max_length` loses demonstrations first, then the beginning
 of the prompt, never the answer.
 """
@@ -40,10 +43,21 @@ class Source:
 
 
 class Examples:
-    """All examples of an adapter's training, by index. `ranked`: wrong answers are encoded too, for the losses that need them."""
+    """All examples of an adapter's training, by index. `ranked`: wrong answers are encoded too, for the losses that need them.
 
-    def __init__(self, tokenizer: Any, sources: Sequence[Source], max_length: int, ranked: bool = False, shots: int = 0) -> None:
-        self.sources, self.max_length, self.ranked, self.shots = sources, max_length, ranked, shots
+    `at_most`: answers of a tree that is drawn; None for all.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        sources: Sequence[Source],
+        max_length: int,
+        ranked: bool = False,
+        shots: int = 0,
+        at_most: int | None = None,
+    ) -> None:
+        self.sources, self.max_length, self.ranked, self.shots, self.at_most = sources, max_length, ranked, shots, at_most
         self.places = [(source, i) for source in sources for i in range(len(source.examples))]
         self.tokens = lru_cache(KEPT)(lambda text: tuple(tokenizer.encode(text, add_special_tokens=False)))
 
@@ -57,6 +71,10 @@ class Examples:
         shown = source.demonstrations(prompt, self.shots, draw or random.Random(place), place) if self.shots else []
         example = source.examples[place]
         answers, right = self._answers(source, example)
+        if draw is not None and self.at_most is not None and len(answers) > self.at_most:
+            wrong = draw.sample([i for i in range(len(answers)) if i != right], self.at_most - 1)
+            kept = sorted([right, *wrong])
+            answers, right = tuple(answers[i] for i in kept), kept.index(right)
         room = max(1, self.max_length - max(map(len, answers)))
         ids = self._prompt(source.wrap, prompt, example.text, shown, room)
         return Tree(ids[-room:], answers, right)

@@ -69,7 +69,7 @@ def train_task(base: BaseModel, scaled: Mapping[str, Scaled], job: Job, folder: 
         say(f"{name}: trained before with the same plan, kept ({folder})")
         return load_task(base, scaled, job, folder)
     examples, validation = (
-        Examples(base.tokenizer, [s for s in given if s.examples], settings.max_length, settings.ranked, job.task.shots)
+        Examples(base.tokenizer, [s for s in given if s.examples], settings.max_length, settings.ranked, job.task.shots, settings.answers)
         for given in (sources, _sources(base, job, held_back=True))
     )
     with writing(folder):
