@@ -116,6 +116,7 @@ def test_evaluation_of_classification(engine, tmp_path):
     assert sum(c["n"] for c in found.labels.values()) == 6
     assert sum(c["right"] for c in found.labels.values()) == 5
     assert found.examples_per_second > 0
+    assert engine.begun == []  # what was run once for the file is let go with it
     assert "f1" not in found.to_dict()
     assert evaluate(engine, bank, tmp_path / "a.jsonl", "none", "lamps").adapter == "none"
 

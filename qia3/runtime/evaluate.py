@@ -55,8 +55,10 @@ def evaluate(
     examples = read_examples(path, chosen.kind, chosen.choices or ())
     vectors = bank.vectors(adapter)
     started = time.perf_counter()
+    kept = list(engine.begun)
     prepare(engine, chosen, vectors)
     answers = [_answer(engine, chosen, vectors, e) for e in track(examples)]
+    engine.begun = kept
     seconds = time.perf_counter() - started
     right = [_normal(a) == _normal(e.answer) for a, e in zip(answers, examples, strict=True)]
     generation = chosen.kind == "generate"
