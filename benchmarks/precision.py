@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from quality_methods import BATCH, MODEL, ROW_TOKENS, slope
+from quality_methods import BATCH, MODEL, ROW_TOKENS
+from quality_parts import slope
 from quality_tasks import load
 from torch import Tensor, nn
 

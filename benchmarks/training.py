@@ -30,7 +30,8 @@ from typing import Any
 import torch
 from decode_models import write_float
 from peft import IA3Config, LoraConfig, get_peft_model, prepare_model_for_kbit_training
-from quality_methods import MODEL, peak
+from quality_methods import MODEL
+from quality_parts import peak
 from quality_tasks import load
 from torch import nn
 from torch.nn import functional as F
