@@ -24,7 +24,7 @@ demo: $(STAMP)
 
 # A worker a core, each file in one of them, for what a file's tests share takes longer to make than to use.
 test: check
-	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 check: $(STAMP)
 	$(BIN)/ruff check

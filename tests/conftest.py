@@ -14,6 +14,11 @@ if WORKER and hasattr(os, "sched_setaffinity"):
     os.sched_setaffinity(0, {cores[int(WORKER.removeprefix("gw")) % len(cores)]})
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The real model first: it is one file of minutes, and as the last one it would keep a single worker busy."""
+    items.sort(key=lambda item: item.get_closest_marker("real") is None)
+
+
 @pytest.fixture(scope="session")
 def real_gguf() -> Path:
     """SmolLM2-135M-Instruct, Q4_1."""
