@@ -125,12 +125,30 @@ def test_a_task_says_how_its_choices_are_ranked(tmp_path):
     tasks = {how: tiny.TASKS["lamps"] | {"ranking": how} for how in ("sum", "mean")} | {"old": tiny.TASKS["lamps"]}
     bare = Engine(Bundle.open(tiny.write_bundle(tmp_path / "bundle", tasks=tasks)), threads=1)
     tokens = [bare.encode(c + tiny.END) for c in tiny.CHOICES]
-    sums = rank(bare, bare.encode("Topic of the hall?"), tokens, {})
-    for task, expected in (("sum", sums), ("mean", sums / [len(t) for t in tokens]), ("old", sums)):
-        found = answer(bare, None, "the hall", task=task)
+    bank, prompt, lengths = AdapterBank(bare.bundle), bare.encode("Topic of the hall?"), [len(t) for t in tokens]
+    for task in tasks:
+        expected = rank(bare, prompt, tokens, bank.vectors(task)) / (lengths if task == "mean" else 1)
+        found = answer(bare, task, "the hall")
         shares = np.exp(expected - expected.max())
         np.testing.assert_allclose(list(found.scores.values()), shares / shares.sum(), atol=1e-5)
         assert found.label == tiny.CHOICES[int(np.argmax(expected))]
+
+
+def test_the_base_is_ranked_by_the_sum_whatever_was_trained_and_a_merged_bundle_as_its_task_says(tmp_path):
+    mean = {"lamps": tiny.TASKS["lamps"] | {"ranking": "mean"}}
+    bare = Engine(Bundle.open(tiny.write_bundle(tmp_path / "side", tasks=mean)), threads=1)
+    assert [task_of(bare, adapter, "lamps").ranking for adapter in (None, "none", "lamps")] == ["sum", "sum", "mean"]
+    tokens = [bare.encode(c + tiny.END) for c in tiny.CHOICES]
+    sums = rank(bare, bare.encode("Topic of the hall?"), tokens, {})
+    np.testing.assert_allclose(
+        list(answer(bare, None, "the hall", task="lamps").scores.values()), np.exp(sums) / np.exp(sums).sum(), atol=1e-5
+    )
+    folder = tiny.write_bundle(tmp_path / "merged", mode="merged")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["tasks"]["lamps"]["ranking"] = "mean"
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    merged = Engine(Bundle.open(folder), threads=1)
+    assert [task_of(merged, adapter, "lamps").ranking for adapter in (None, "lamps")] == ["mean", "mean"]
 
 
 def test_a_text_s_own_choices_are_ranked_instead_of_the_task_s(engine, tmp_path):

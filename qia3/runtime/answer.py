@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 
 import numpy as np
@@ -41,7 +41,7 @@ def answer(engine: Engine, adapter: str | None, text: str, task: str | None = No
 
 
 def task_of(engine: Engine, adapter: str | None, task: str | None = None) -> Task:
-    """The task whose prompt is used: `task`, else the adapter's own, else the base's plain prompt."""
+    """The task whose prompt is used: `task`, else the adapter's own, else the base's plain prompt. The base ranks choices by their sum."""
     bundle = engine.bundle
     name = task or adapter
     if name is None or name == NONE:
@@ -50,7 +50,9 @@ def task_of(engine: Engine, adapter: str | None, task: str | None = None) -> Tas
     if name not in bundle.tasks:
         near = sorted(bundle.tasks, key=lambda other: -difflib.SequenceMatcher(None, name, other).ratio())
         raise ConfigError(f"{bundle.path} has no task {name!r}; it has: {', '.join(near) or 'none'}")
-    return bundle.tasks[name]
+    found = bundle.tasks[name]
+    base = adapter in (None, NONE) and bundle.mode == "side"
+    return replace(found, ranking="sum") if base else found  # the mean is for vectors that were trained with it (score.py)
 
 
 def classify(engine: Engine, task: Task, vectors: Mapping[str, Floats], text: str, choices: Sequence[str] | None = None) -> Answer:
