@@ -134,10 +134,10 @@ def test_a_task_says_how_its_choices_are_ranked(tmp_path):
         assert found.label == tiny.CHOICES[int(np.argmax(expected))]
 
 
-def test_the_base_is_ranked_by_the_sum_whatever_was_trained_and_a_merged_bundle_as_its_task_says(tmp_path):
-    mean = {"lamps": tiny.TASKS["lamps"] | {"ranking": "mean"}}
+def test_choices_are_ranked_as_the_vectors_were_trained_and_the_base_s_by_the_sum(tmp_path):
+    mean = {"lamps": tiny.TASKS["lamps"] | {"ranking": "mean"}, "echo": tiny.TASKS["echo"]}
     bare = Engine(Bundle.open(tiny.write_bundle(tmp_path / "side", tasks=mean)), threads=1)
-    assert [task_of(bare, adapter, "lamps").ranking for adapter in (None, "none", "lamps")] == ["sum", "sum", "mean"]
+    assert [task_of(bare, adapter, "lamps").ranking for adapter in (None, "none", "echo", "lamps")] == ["sum", "sum", "sum", "mean"]
     tokens = [bare.encode(c + tiny.END) for c in tiny.CHOICES]
     sums = rank(bare, bare.encode("Topic of the hall?"), tokens, {})
     np.testing.assert_allclose(

@@ -41,7 +41,10 @@ def answer(engine: Engine, adapter: str | None, text: str, task: str | None = No
 
 
 def task_of(engine: Engine, adapter: str | None, task: str | None = None) -> Task:
-    """The task whose prompt is used: `task`, else the adapter's own, else the base's plain prompt. The base ranks choices by their sum."""
+    """The task whose prompt is used: `task`, else the adapter's own, else the base's plain prompt.
+
+    How choices are ranked is a matter of the vectors: as they were trained, so as the adapter's own task says; the base's by the sum.
+    """
     bundle = engine.bundle
     name = task or adapter
     if name is None or name == NONE:
@@ -50,9 +53,8 @@ def task_of(engine: Engine, adapter: str | None, task: str | None = None) -> Tas
     if name not in bundle.tasks:
         near = sorted(bundle.tasks, key=lambda other: -difflib.SequenceMatcher(None, name, other).ratio())
         raise ConfigError(f"{bundle.path} has no task {name!r}; it has: {', '.join(near) or 'none'}")
-    found = bundle.tasks[name]
-    base = adapter in (None, NONE) and bundle.mode == "side"
-    return replace(found, ranking="sum") if base else found  # the mean is for vectors that were trained with it (score.py)
+    trained = bundle.tasks.get((bundle.merged_task if bundle.mode == "merged" else adapter) or NONE)
+    return replace(bundle.tasks[name], ranking="sum" if trained is None else trained.ranking)
 
 
 def classify(engine: Engine, task: Task, vectors: Mapping[str, Floats], text: str, choices: Sequence[str] | None = None) -> Answer:

@@ -6,7 +6,8 @@
 A task says which. The sum is what the language-modelling loss trains, and the end token makes answers of different lengths comparable. The mean is
 what the length-normalised loss trains (qia3.train.losses), and wrong for a model that was not trained with it: it favours long answers, whose
 later tokens are certain once the first is out. On home-intents the base calls 186 of 240 sentences "locks" (three tokens) by the mean, and
-scores 26 % instead of 35 % (benchmarks/LOG.md). So the base, with no adapter, is ranked by the sum whatever its task says (answer.task_of).
+scores 26 % instead of 35 % (benchmarks/LOG.md). So the base, with no adapter, is ranked by the sum whatever its task says, and an adapter as
+its own task says, whosever prompt is asked (answer.task_of).
 
 The graph gives logits for the last position only, so the answers are walked as a trie: the prompt is run once, and then one batched step a
 depth over the distinct prefixes. Eight answers of one token and an end cost one prompt and one step of eight rows:
