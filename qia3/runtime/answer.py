@@ -53,7 +53,7 @@ def task_of(engine: Engine, adapter: str | None, task: str | None = None) -> Tas
     if name not in bundle.tasks:
         near = sorted(bundle.tasks, key=lambda other: -difflib.SequenceMatcher(None, name, other).ratio())
         raise ConfigError(f"{bundle.path} has no task {name!r}; it has: {', '.join(near) or 'none'}")
-    trained = bundle.tasks.get((bundle.merged_task if bundle.mode == "merged" else adapter) or NONE)
+    trained = bundle.tasks.get(bundle.merged_task or adapter or NONE)
     return replace(bundle.tasks[name], ranking="sum" if trained is None else trained.ranking)
 
 

@@ -36,8 +36,7 @@ class Buffers:
 
     def bound(self, vectors: Mapping[str, Floats]) -> bool:
         """Whether these very arrays went in last time."""
-        known = self.vectors
-        return self._binding is not None and known.keys() == vectors.keys() and all(known[n] is v for n, v in vectors.items())
+        return self._binding is not None and same_arrays(self.vectors, vectors)
 
     def binding(self, vectors: Mapping[str, Floats]) -> Any:
         """An IOBinding with vectors and cache bound; made anew only when the vectors are others than last time."""
@@ -51,6 +50,11 @@ class Buffers:
                 if name in self.arrays:
                     self._binding.bind_ortvalue_output(name.replace(PAST, PRESENT), value)
         return self._binding
+
+
+def same_arrays(known: Mapping[str, Floats], vectors: Mapping[str, Floats]) -> bool:
+    """Whether these are the very arrays that are known, not equal ones: it costs no look at what is in them."""
+    return known.keys() == vectors.keys() and all(known[name] is vector for name, vector in vectors.items())
 
 
 def ort_value(array: NDArray[Any]) -> ort.OrtValue:

@@ -27,7 +27,7 @@ from tokenizers import Tokenizer
 
 from qia3.errors import AdapterError, BundleError, QIA3Error
 from qia3.runtime.bundle import Bundle
-from qia3.runtime.cache import PAST, Buffers, Cache, Floats, Lengths, ort_value
+from qia3.runtime.cache import PAST, Buffers, Cache, Floats, Lengths, ort_value, same_arrays
 from qia3.runtime.packed import packed_graph
 
 ROOM = 32  # positions beyond the prompt that a new cache has room for
@@ -44,9 +44,8 @@ class Begun:
 
     def begins(self, row: Sequence[int], vectors: Mapping[str, Floats]) -> bool:
         """Whether a prompt goes on from here: with these very vectors, and at least one token more."""
-        known, count = self.vectors, len(self.tokens)
-        same = known.keys() == vectors.keys() and all(known[name] is vector for name, vector in vectors.items())
-        return same and len(row) > count and tuple(row[:count]) == self.tokens
+        count = len(self.tokens)
+        return len(row) > count and tuple(row[:count]) == self.tokens and same_arrays(self.vectors, vectors)
 
 
 class Engine:
@@ -89,9 +88,9 @@ class Engine:
         """Runs what prompts begin with. Those that are asked alone, with these very arrays, are only run from there on; answers stay the same.
 
         Kept in `begun`, which may be emptied, until the engine goes: a position takes what a position of the cache takes."""
-        _, cache = self.prefill([tokens], vectors, room=0)
-        self.begun = [b for b in self.begun if not (b.tokens == tuple(tokens) and b.begins([*tokens, 0], vectors))]
-        self.begun.append(Begun(tuple(tokens), dict(vectors), cache))
+        if not any(b.tokens == tuple(tokens) and same_arrays(b.vectors, vectors) for b in self.begun):
+            _, cache = self.prefill([tokens], vectors, room=0)
+            self.begun.append(Begun(tuple(tokens), dict(vectors), cache))
 
     def prefill(self, rows: Sequence[Sequence[int]], vectors: Mapping[str, Floats], room: int = ROOM) -> tuple[Floats, Cache]:
         """Logits float32 [rows, V] after each row's last token, and the cache, with room for `room` more positions before it has to grow."""
