@@ -111,15 +111,10 @@ def _batch(session, model, rows, steps, vectors):
 def test_a_prompt_in_two_pieces_is_the_prompt(family, tmp_path):
     """The second piece is several tokens after a past: where prompts begin alike, their beginning is run once (Engine.begin)."""
     model, _, vectors, _ = exported(family, tmp_path)
-    decoder, prompt = OrtDecoder(tmp_path / GRAPH, model.config), ids(1, 11).numpy()
-    whole = decoder.logits(prompt[0].tolist(), [], fed(vectors))
-    empty = np.zeros((1, decoder.heads, 0, decoder.size), np.float32)
-    cache = {n.replace("present", "past_key_values"): empty for n in decoder.outputs if n.startswith("present")}
-    for begin, end in ((0, 6), (6, 11)):
-        feeds = {"input_ids": prompt[:, begin:end], "attention_mask": np.ones((1, end), np.int64), **cache, **fed(vectors)}
-        out = dict(zip(decoder.outputs, decoder.session.run(None, feeds), strict=True))
-        cache = {n.replace("present", "past_key_values"): v for n, v in out.items() if n.startswith("present")}
-    np.testing.assert_allclose(out["logits"][:, -1], whole, atol=2e-5 * max(1, np.abs(whole).max()))
+    decoder, prompt = OrtDecoder(tmp_path / GRAPH, model.config), ids(1, 11)[0].tolist()
+    whole = decoder.after([prompt], fed(vectors))
+    pieces = decoder.after([prompt[:6], prompt[6:]], fed(vectors))
+    np.testing.assert_allclose(pieces[1:], whole, atol=2e-5 * max(1, np.abs(whole).max()))
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "phi3"])

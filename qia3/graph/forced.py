@@ -50,15 +50,17 @@ class OrtDecoder:
 
     def logits(self, prompt: Sequence[int], forced: Sequence[int], vectors: Mapping[str, NDArray[np.float32]]) -> Floats:
         """As torch_logits. `vectors` are [1, 1, d] by input name; none at all is the base."""
+        return self.after([prompt, *([token] for token in forced)], vectors)
+
+    def after(self, pieces: Sequence[Sequence[int]], vectors: Mapping[str, NDArray[np.float32]]) -> Floats:
+        """[len(pieces), V]: after the last token of each piece of one text, run one after the other."""
         empty = np.zeros((1, self.heads, 0, self.size), np.float32)
         cache = {f"past_key_values.{i}.{part}": empty for i in range(self.layers) for part in ("key", "value")}
-        seen, chunk = 0, list(prompt)
-        rows = []
-        for following in [*forced, None]:
-            seen += len(chunk)
-            feeds = {"input_ids": np.array([chunk], np.int64), "attention_mask": np.ones((1, seen), np.int64)}
+        seen, rows = 0, []
+        for piece in pieces:
+            seen += len(piece)
+            feeds = {"input_ids": np.array([piece], np.int64), "attention_mask": np.ones((1, seen), np.int64)}
             results = dict(zip(self.outputs, self.session.run(None, {**feeds, **cache, **self.ones, **vectors}), strict=True))
             rows.append(results["logits"][0, -1])
             cache = {name.replace("present", "past_key_values"): value for name, value in results.items() if name.startswith("present")}
-            chunk = [following]  # type: ignore[list-item]
         return np.stack(rows)
