@@ -21,7 +21,8 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-T_FEW: tuple[Literal["lm", "unlikelihood", "length-normalised"], ...] = ("lm", "unlikelihood", "length-normalised")
+Loss = Literal["lm", "unlikelihood", "length-normalised"]
+T_FEW: tuple[Loss, ...] = ("lm", "unlikelihood", "length-normalised")
 PRESETS: dict[str, dict[str, Any]] = {
     # what the demo uses
     "short": {"steps": 96, "batch_size": 8, "learning_rate": 2e-2, "warmup_steps": 10, "optimizer": "adamw", "losses": T_FEW},
@@ -48,7 +49,7 @@ class Train(Section):
     learning_rate: float = Field(default=2e-2, gt=0)
     warmup_steps: int = Field(default=10, ge=0)
     optimizer: Literal["adamw", "adafactor"] = "adamw"
-    losses: tuple[Literal["lm", "unlikelihood", "length-normalised"], ...] = Field(default=T_FEW, min_length=1)
+    losses: tuple[Loss, ...] = Field(default=T_FEW, min_length=1)
     answers: int = Field(default=16, ge=2)
     max_length: int = Field(default=256, ge=8)
     row_tokens: int = Field(default=512, ge=8)

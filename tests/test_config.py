@@ -242,6 +242,7 @@ def test_an_unknown_key_with_no_near_one_lists_those_known(tmp_path):
         ("steps = 50", 'losses = ["lm", "nll"]', "train.losses"),
         ("steps = 50", 'losses = ["lm", "lm"]', "each loss is named once"),
         ("steps = 50", "losses = []", "train.losses"),
+        ("steps = 50", "answers = 1", "train.answers"),
         ("steps = 50", "accumulate = 3", "a batch of 8 cannot be computed in 3 equal parts"),
         ("steps = 70", "accumulate = 3", "a batch of 8 cannot be computed in 3 equal parts"),
         ("steps = 50", "validation = 1.5", "a fraction is between 0 and 1"),
