@@ -75,7 +75,6 @@ from qia3.train.trees import Tree
 
 BATCH, MAX_LENGTH, ROW_TOKENS, ROWS = 8, 256, 512, 8
 MODEL = "smollm2-135m-instruct"
-LORA = {"target_modules": ["q_proj", "v_proj"], "lora_dropout": 0.0}
 
 
 @dataclass(frozen=True)
@@ -112,6 +111,10 @@ class Found:
     training: Training | None = None
 
 
+def lora(rank: int) -> LoraConfig:
+    return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=["q_proj", "v_proj"], lora_dropout=0.0, task_type="CAUSAL_LM")
+
+
 class Methods:
     """Loads what a method needs when it is first asked for."""
 
@@ -144,13 +147,13 @@ class Methods:
         return self.by_peft("ia3-float32", config, self.float_model(), cell)
 
     def lora_r1(self, cell: Cell) -> Found:
-        return self.by_peft("lora-r1", LoraConfig(r=1, lora_alpha=2, task_type="CAUSAL_LM", **LORA), self.float_model(), cell)
+        return self.by_peft("lora-r1", lora(1), self.float_model(), cell)
 
     def lora_r8(self, cell: Cell) -> Found:
-        return self.by_peft("lora-r8", LoraConfig(r=8, lora_alpha=16, task_type="CAUSAL_LM", **LORA), self.float_model(), cell)
+        return self.by_peft("lora-r8", lora(8), self.float_model(), cell)
 
     def lora_r8_losses(self, cell: Cell) -> Found:
-        peft = get_peft_model(self.float_model(), LoraConfig(r=8, lora_alpha=16, task_type="CAUSAL_LM", **LORA))
+        peft = get_peft_model(self.float_model(), lora(8))
         training = self.train_plain(peft.get_base_model(), cell, NAMES)
         accuracy = self.by_both(peft.get_base_model(), cell, "lora-r8-losses")
         return Found(accuracy, dict.fromkeys(accuracy, saved_bytes(peft)), training)
@@ -160,7 +163,7 @@ class Methods:
         linears = [m for n, m in model.named_modules() if isinstance(m, nn.Linear) and n != "lm_head"]
         for layer in linears:
             layer.weight.data = on_nf4(layer.weight.data)
-        peft = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, task_type="CAUSAL_LM", **LORA))
+        peft = get_peft_model(model, lora(8))
         training = self.train_plain(peft.get_base_model(), cell)
         accuracy = {"lora-r8-nf4": self.ranked(peft.get_base_model(), cell)}
         size = saved_bytes(peft)
