@@ -28,6 +28,7 @@ test: check
 
 check: $(STAMP)
 	$(BIN)/ruff check
+	$(BIN)/ruff format --check --quiet
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 

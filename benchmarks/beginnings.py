@@ -1,9 +1,11 @@
-"""What it saves to run once what a task's prompts begin with: questions a second, one at a time, with `prepare` and without.
+"""What it saves to run once what a task's prompts begin with: questions a second, one at a time, with `prepare` and
+without.
 
     python benchmarks/beginnings.py dist/home-intents examples/home-intents/test.jsonl --adapter home-intents --rounds 5
 
-Two engines over one bundle, both asked the same questions in turn; medians, and the median of the ratios. How many answers are the same is
-printed as well: at accuracy_level 4 each position's activations are rounded by themselves, so there is little that could make them differ.
+Two engines over one bundle, both asked the same questions in turn; medians, and the median of the ratios. How many
+answers are the same is printed as well: at accuracy_level 4 each position's activations are rounded by themselves, so
+there is little that could make them differ.
 """
 
 from __future__ import annotations
@@ -48,7 +50,9 @@ def main() -> None:
                 found[name].append(len(examples) / (time.perf_counter() - start))
     same = sum(a == b for a, b in zip(*answers.values(), strict=True))
     threads = ways["prepared"].threads
-    print(f"{machine()}, {threads} threads, {len(examples)} questions of {tokens:g} tokens (median), {begun} of them shared")
+    print(
+        f"{machine()}, {threads} threads, {len(examples)} questions of {tokens:g} tokens (median), {begun} of them shared"
+    )
     for name, values in found.items():
         ratio = statistics.median(v / w for v, w in zip(values, found["whole prompts"], strict=True))
         print(

@@ -4,14 +4,14 @@
     python benchmarks/decode_models.py smollm2 dist/bench           # makes every contender's model of the same weights
     python benchmarks/decode.py dist/bench/smollm2 --rounds 7 --json dist/bench/smollm2.json
 
-Each contender lives in a process of its own, loaded once. A round asks each of them in turn for pp128, pp512 (prompt tokens a second, no
-cache before) and tg128 (tokens a second, one at a time, after a prompt of one). Medians over rounds, the range beside them, and the median
-of each round's ratio to the best peer (the one with the best median): what the machine does from round to round falls out of it. Close
-differences want many short rounds: --tests tg32 --rounds 40.
-All greedy work is left out: a fixed token is fed, so that every contender does the same number of steps.
+Each contender lives in a process of its own, loaded once. A round asks each of them in turn for pp128, pp512 (prompt
+tokens a second, no cache before) and tg128 (tokens a second, one at a time, after a prompt of one). Medians over
+rounds, the range beside them, and the median of each round's ratio to the best peer (the one with the best median):
+what the machine does from round to round falls out of it. Close differences want many short rounds: --tests tg32
+--rounds 40. All greedy work is left out: a fixed token is fed, so that every contender does the same number of steps.
 
-Roofline: the bytes that a token streams (codes, scales and block sums, as qia3.footprint.kernels has them) over the read bandwidth that a
-process measures in the same rounds (a sum over 1 GiB by torch on the same threads).
+Roofline: the bytes that a token streams (codes, scales and block sums, as qia3.footprint.kernels has them) over the
+read bandwidth that a process measures in the same rounds (a sum over 1 GiB by torch on the same threads).
 """
 
 from __future__ import annotations
@@ -36,7 +36,12 @@ class Contender:
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
         command = [sys.executable, str(WORKER), *words, "--threads", str(threads)]
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=environment,
         )
         self.loaded = self.answer()
 
@@ -68,7 +73,11 @@ def contenders(folder: Path) -> dict[str, list[str]]:
         "llama.cpp Q4_K_M": ["llama", "q4_k_m.gguf"],
         "transformers float32 + PEFT IA³": ["peft", "float"],
     }
-    return {name: [kind, str(folder / place), *rest] for name, (kind, place, *rest) in known.items() if (folder / place).exists()}
+    return {
+        name: [kind, str(folder / place), *rest]
+        for name, (kind, place, *rest) in known.items()
+        if (folder / place).exists()
+    }
 
 
 def main() -> None:
@@ -78,7 +87,9 @@ def main() -> None:
     parser.add_argument("--tests", nargs="+", default=["pp128", "pp512", "tg128"])
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--only", nargs="+", help="contenders whose names hold one of these words")
-    parser.add_argument("--bundle", nargs="+", default=[], metavar="NAME=FOLDER", help="further QIA³ bundles, to compare graphs")
+    parser.add_argument(
+        "--bundle", nargs="+", default=[], metavar="NAME=FOLDER", help="further QIA³ bundles, to compare graphs"
+    )
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
 
@@ -122,7 +133,9 @@ def main() -> None:
 
 
 def text(result: dict[str, Any]) -> str:
-    """The table: median (low to high) of each test, its ratio to the best peer, memory at the end, time to the first token."""
+    """The table: median (low to high) of each test, its ratio to the best peer, memory at the end, time to the first
+    token.
+    """
     rows = result["contenders"]
     tests = next(iter(rows.values()))["tokens_per_second"]
     median = {n: {t: statistics.median(r["tokens_per_second"][t]) for t in tests} for n, r in rows.items()}

@@ -6,7 +6,8 @@
     float/      safetensors and tokenizer, for the builder and for transformers       side-B/, merged-B/   QIA³ bundles, B = 32, 64, 128
     genai/      onnxruntime-genai's builder: int4, block 32, accuracy level 4           q4_0.gguf, q4_k_m.gguf   llama.cpp
 
-What is there already is kept. llama.cpp's files of SmolLM2 are requantised from the Q4_1 file, which changes its quality and not its speed.
+What is there already is kept. llama.cpp's files of SmolLM2 are requantised from the Q4_1 file, which changes its
+quality and not its speed.
 """
 
 from __future__ import annotations
@@ -82,14 +83,28 @@ def write_float(kind: str, folder: Path) -> None:
 
 def write_genai(floats: Path, folder: Path, algorithm: str = "default") -> None:
     options = ["block_size=32", "accuracy_level=4", f"algo_config={algorithm}"]
-    command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-m", str(floats), "-i", str(floats), "-o", str(folder)]
-    subprocess.run([*command, "-p", "int4", "-e", "cpu", "-c", str(folder / "cache"), "--extra_options", *options], check=True)
+    command = [
+        sys.executable,
+        "-m",
+        "onnxruntime_genai.models.builder",
+        "-m",
+        str(floats),
+        "-i",
+        str(floats),
+        "-o",
+        str(folder),
+    ]
+    subprocess.run(
+        [*command, "-p", "int4", "-e", "cpu", "-c", str(folder / "cache"), "--extra_options", *options], check=True
+    )
 
 
 def write_qia3(reference: str, place: Path, block: int) -> None:
     lines = (EXAMPLE / "train.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     (place / "few.jsonl").write_text("".join(lines[:16]), encoding="utf-8")
-    calibration = "none" if reference == "float" else "own"  # random weights write no text worth rounding for, and speed is the same
+    calibration = (
+        "none" if reference == "float" else "own"
+    )  # random weights write no text worth rounding for, and speed is the same
     file = place / f"qia3-{block}.toml"
     file.write_text(BUILD.format(model=reference, block=block, calibration=calibration), encoding="utf-8")
     side, merged = place / f"side-{block}", place / f"merged-{block}"
@@ -100,7 +115,10 @@ def write_qia3(reference: str, place: Path, block: int) -> None:
 
 
 def write_f16_gguf(floats: Path, file: Path) -> None:
-    """Llama tensors under their GGUF names, without a tokenizer. Rotary order is not permuted: with random weights it is all one."""
+    """Llama tensors under their GGUF names, without a tokenizer.
+
+    Rotary order is not permuted: with random weights it is all one.
+    """
     import gguf
 
     model = AutoModelForCausalLM.from_pretrained(floats, dtype=torch.float16)
@@ -141,7 +159,9 @@ def main() -> None:
     parser.add_argument("kind", choices=("smollm2", "llama1b"))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--blocks", type=int, nargs="+", default=[32, 64, 128])
-    parser.add_argument("--builder", nargs="+", default=["default"], help="the builder's algorithms: default, k_quant, k_quant_mixed")
+    parser.add_argument(
+        "--builder", nargs="+", default=["default"], help="the builder's algorithms: default, k_quant, k_quant_mixed"
+    )
     asked = parser.parse_args()
     kind, place = asked.kind, asked.folder / asked.kind
     place.mkdir(parents=True, exist_ok=True)

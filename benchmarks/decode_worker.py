@@ -1,4 +1,6 @@
-"""One contender of benchmarks/decode.py: loads its model, then answers "pp128", "pp512", "tg128", "read" and "memory" with a line of JSON."""
+"""One contender of benchmarks/decode.py: loads its model, then answers "pp128", "pp512", "tg128", "read" and "memory"
+with a line of JSON.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,10 @@ def qia3(folder: Path, threads: int, adapter: str | None) -> tuple[Run, dict[str
             _, cache = engine.step([TOKEN], cache, vectors)
         return time.perf_counter() - start
 
-    return run, {"streamed_bytes": kernel_bytes(manifest)[kernel_here(manifest)].streamed_bytes, "versions": {"qia3": manifest["qia3"]}}
+    return run, {
+        "streamed_bytes": kernel_bytes(manifest)[kernel_here(manifest)].streamed_bytes,
+        "versions": {"qia3": manifest["qia3"]},
+    }
 
 
 def ort(folder: Path, threads: int, _: str | None) -> tuple[Run, dict[str, Any]]:
@@ -54,13 +59,19 @@ def ort(folder: Path, threads: int, _: str | None) -> tuple[Run, dict[str, Any]]
 
     def run(prompt: int, new: int) -> float:
         binding = session.io_binding()
-        held = {n: onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros((1, h, prompt + new, d), np.float32)) for n, (h, d) in caches.items()}
+        held = {
+            n: onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros((1, h, prompt + new, d), np.float32))
+            for n, (h, d) in caches.items()
+        }
         for name, value in held.items():
             binding.bind_ortvalue_input(name, value)
             binding.bind_ortvalue_output(name.replace("past_key_values", "present"), value)
 
         def step(tokens: int, total: int) -> None:
-            feeds = {"input_ids": np.full((1, tokens), TOKEN, np.int64), "attention_mask": np.ones((1, total), np.int64)}
+            feeds = {
+                "input_ids": np.full((1, tokens), TOKEN, np.int64),
+                "attention_mask": np.ones((1, total), np.int64),
+            }
             if "position_ids" in names:
                 feeds["position_ids"] = np.arange(total - tokens, total)[None]
             for name, array in feeds.items():
@@ -108,7 +119,9 @@ def genai(folder: Path, threads: int, _: str | None) -> tuple[Run, dict[str, Any
 def llama(file: Path, threads: int, _: str | None) -> tuple[Run, dict[str, Any]]:
     import llama_cpp
 
-    model = llama_cpp.Llama(str(file), n_ctx=1024, n_batch=512, n_threads=threads, n_threads_batch=threads, verbose=False)
+    model = llama_cpp.Llama(
+        str(file), n_ctx=1024, n_batch=512, n_threads=threads, n_threads_batch=threads, verbose=False
+    )
 
     def run(prompt: int, new: int) -> float:
         model.reset()
@@ -132,7 +145,9 @@ def peft(folder: Path, threads: int, _: str | None) -> tuple[Run, dict[str, Any]
 
     torch.set_num_threads(threads)
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    config = IA3Config(task_type="CAUSAL_LM", target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"])
+    config = IA3Config(
+        task_type="CAUSAL_LM", target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"]
+    )
     model = get_peft_model(base, config).eval()
 
     @torch.inference_mode()
@@ -146,7 +161,9 @@ def peft(folder: Path, threads: int, _: str | None) -> tuple[Run, dict[str, Any]
             out = model(input_ids=torch.tensor([[TOKEN]]), past_key_values=out.past_key_values, use_cache=True)
         return time.perf_counter() - start
 
-    return run, {"versions": {"torch": torch.__version__, "transformers": version("transformers"), "peft": version("peft")}}
+    return run, {
+        "versions": {"torch": torch.__version__, "transformers": version("transformers"), "peft": version("peft")}
+    }
 
 
 def bandwidth(_: Path, threads: int, __: str | None) -> tuple[Run, dict[str, Any]]:
@@ -187,7 +204,10 @@ def main() -> None:
             case "memory":
                 seen = resident()
                 print(
-                    json.dumps({"anonymous_bytes": seen["RssAnon"], "file_bytes": seen["RssFile"], "peak_bytes": seen["VmHWM"]}), flush=True
+                    json.dumps(
+                        {"anonymous_bytes": seen["RssAnon"], "file_bytes": seen["RssFile"], "peak_bytes": seen["VmHWM"]}
+                    ),
+                    flush=True,
                 )
             case "read":
                 print(json.dumps({"bytes_per_second": (1 << 30) / min(run(0, 0) for _ in range(3))}), flush=True)

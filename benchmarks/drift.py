@@ -1,10 +1,12 @@
-"""What a GGUF file's layers lose when they are encoded a second time, on our int4 grid; Q4_0 layers keep their codes and lose nothing.
+"""What a GGUF file's layers lose when they are encoded a second time, on our int4 grid; Q4_0 layers keep their codes
+and lose nothing.
 
     python benchmarks/drift.py smollm2-135m-instruct --blocks 32 64           # an alias or a .gguf file
     python benchmarks/drift.py smollm2-135m-instruct --write q4_0.gguf         # a copy of it whose linear layers are Q4_0, and no more
 
-For each format in the file: the error that re-encoding adds, as a share of the weights' own size, sqrt(sum (W' - W)^2 / sum W^2), and for Q4_0 how
-many of its tensors our reader gives back without any. The rounding that made the file is not counted. Layers are sampled evenly (--tensors).
+For each format in the file: the error that re-encoding adds, as a share of the weights' own size, sqrt(sum (W' - W)^2 /
+sum W^2), and for Q4_0 how many of its tensors our reader gives back without any. The rounding that made the file is not
+counted. Layers are sampled evenly (--tensors).
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     python benchmarks/export.py smollm2-135m-instruct
     python benchmarks/export.py dist/bench/llama1b/float --calibration none      # made by decode_models.py llama1b
 
-Peak is the process's highest resident memory from the moment the base is loaded; what torch and transformers hold before anything is loaded is
-given beside it, and taken off in the ratio to the written files.
+Peak is the process's highest resident memory from the moment the base is loaded; what torch and transformers hold
+before anything is loaded is given beside it, and taken off in the ratio to the written files.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
-"""How fast mixes of 4 and 8 bits and of blocks decode and read prompts: one model's shapes, random codes, vectors at the side.
+"""How fast mixes of 4 and 8 bits and of blocks decode and read prompts: one model's shapes, random codes, vectors at
+the side.
 
     python benchmarks/mixes.py smollm2-135m-instruct 64 64:value 64:query:key:value 32 --rounds 21
 
-A mix is BLOCK:ROLE:ROLE@LAYERS/32: roles as in a build file's `eight_bit` or, with a block behind them, `blocks`; or the folder of a kept
-base, for its mix. Quality plays no part, so nothing is quantised: codes are drawn.
-All graphs are loaded in one process and asked in turn. Times are of the CPU, all threads together, so that other work on the machine counts little;
-what counts is the median of each round's ratio to the first mix.
+A mix is BLOCK:ROLE:ROLE@LAYERS/32: roles as in a build file's `eight_bit` or, with a block behind them, `blocks`; or
+the folder of a kept base, for its mix. Quality plays no part, so nothing is quantised: codes are drawn. All graphs are
+loaded in one process and asked in turn. Times are of the CPU, all threads together, so that other work on the machine
+counts little; what counts is the median of each round's ratio to the first mix.
 """
 
 from __future__ import annotations
@@ -49,7 +50,11 @@ def drawn(outputs: int, inputs: int, form: Form) -> GridWeight:
     codes = random.integers(0, 256, (outputs, blocks, block * bits // 8), np.uint8)
     scales = random.normal(size=(outputs, blocks)).astype(np.float32) / 2**bits / inputs**0.5
     zeros = random.integers(0, 256, (outputs, blocks if bits == 8 else -(-blocks // 2)), np.uint8)
-    return Int8Weight(int8.Int8(codes, scales, zeros, inputs)) if bits == 8 else Int4Weight(int4.Int4(codes, scales, zeros, inputs))
+    return (
+        Int8Weight(int8.Int8(codes, scales, zeros, inputs))
+        if bits == 8
+        else Int4Weight(int4.Int4(codes, scales, zeros, inputs))
+    )
 
 
 def asked_for(mix: str) -> tuple[int, list[str], dict[int, list[str]]]:
@@ -118,7 +123,9 @@ def main() -> None:
     asked = parser.parse_args()
     source = resolve(asked.model)
     with quiet(), tempfile.TemporaryDirectory() as scratch:
-        config = AutoConfig.from_pretrained(source.name, **({"gguf_file": source.gguf_file} if source.gguf_file else {}))
+        config = AutoConfig.from_pretrained(
+            source.name, **({"gguf_file": source.gguf_file} if source.gguf_file else {})
+        )
         graphs = {mix: Graph(config, mix, Path(scratch) / str(i), asked.threads) for i, mix in enumerate(asked.mixes)}
         found: dict[str, list[list[float]]] = {mix: [] for mix in graphs}
         for _ in range(asked.rounds + 1):
@@ -130,9 +137,14 @@ def main() -> None:
         )
         for mix, rounds in found.items():
             cells = [f"{statistics.median(r[i] for r in rounds[1:]) * 1e3:.2f} ms" for i in range(2)]
-            ratios = [statistics.median(a[i] / b[i] for a, b in zip(found[asked.mixes[0]][1:], rounds[1:], strict=True)) for i in range(2)]
+            ratios = [
+                statistics.median(a[i] / b[i] for a, b in zip(found[asked.mixes[0]][1:], rounds[1:], strict=True))
+                for i in range(2)
+            ]
             facts = f"{graphs[mix].bits:.2f} bits, {graphs[mix].nodes} nodes"
-            print(f"{mix:40} {facts}; a token {cells[0]}, x {ratios[0]:.2f}; prompt of 128 {cells[1]}, x {ratios[1]:.2f}")
+            print(
+                f"{mix:40} {facts}; a token {cells[0]}, x {ratios[0]:.2f}; prompt of 128 {cells[1]}, x {ratios[1]:.2f}"
+            )
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
-"""What 4 bits cost in quality: perplexity, and KL divergence and top-1 agreement against the float model, beside the peers' files.
+"""What 4 bits cost in quality: perplexity, and KL divergence and top-1 agreement against the float model, beside the
+peers' files.
 
     python benchmarks/perplexity.py smollm2-135m-instruct --grid own:32 own:64 own:128 none:64
     python benchmarks/perplexity.py smollm2-135m-instruct --gguf dist/bench/smollm2/q4_k_m.gguf --onnx dist/bench/smollm2/genai
 
-Text: editorial articles (texts.py), cut into windows of 256 tokens; each window's first 32 tokens are context only. Our grids and GGUF files
-are dequantised and computed by torch in float32, so it is the weights alone; what int8 activations add is in each bundle's parity section. An
-ONNX folder of onnxruntime-genai's builder is measured with float activations, and as it is. A grid is CALIBRATION:BLOCK, with ":symmetric"
-after it if asked, ":head8", ":down8@0-2,11" and so on for layers that are kept at 8 bits, or ":bits5.0" for those that `[base] bits` takes; a
-calibration is "own", "none", or "editorials" for articles of the same newspaper that are not scored.
+Text: editorial articles (texts.py), cut into windows of 256 tokens; each window's first 32 tokens are context only. Our
+grids and GGUF files are dequantised and computed by torch in float32, so it is the weights alone; what int8 activations
+add is in each bundle's parity section. An ONNX folder of onnxruntime-genai's builder is measured with float
+activations, and as it is. A grid is CALIBRATION:BLOCK, with ":symmetric" after it if asked, ":head8", ":down8@0-2,11"
+and so on for layers that are kept at 8 bits, or ":bits5.0" for those that `[base] bits` takes; a calibration is "own",
+"none", or "editorials" for articles of the same newspaper that are not scored.
 """
 
 from __future__ import annotations
@@ -56,9 +58,13 @@ def grid(model: str, asked: str, text: Path, windows: list[list[int]]) -> tuple[
     calibration, block, *rest = asked.split(":")
     started = time.perf_counter()
     budget = next((float(word.removeprefix("bits")) for word in rest if word.startswith("bits")), None)
-    roles = tuple(word.replace("8", "", 1) for word in rest if "8" in word and budget is None)  # down8@0-2,11 for down@0-2,11
+    roles = tuple(
+        word.replace("8", "", 1) for word in rest if "8" in word and budget is None
+    )  # down8@0-2,11 for down@0-2,11
     told = str(text) if calibration == "editorials" else calibration
-    base = load_base(model, int(block), "symmetric" in rest, told, mix=named(roles) if budget is None else Within(budget, bar))
+    base = load_base(
+        model, int(block), "symmetric" in rest, told, mix=named(roles) if budget is None else Within(budget, bar)
+    )
     stores = [m for m in base.model.modules() if isinstance(m, GridWeight)]
     facts = {
         "grid": f"int4 {asked}",
@@ -90,10 +96,18 @@ def onnx_bits(model: Any) -> float:
         if node.op_type == "MatMulNBits":
             read |= {name: size[name] for name in node.input[1:] if name}
             weights[node.input[1]] = attributes["N"] * attributes["K"]
-        elif node.op_type in ("Gather", "GatherBlockQuantized") and size.get(node.input[0], 0) > 1 << 20 and node.input[0] not in weights:
+        elif (
+            node.op_type in ("Gather", "GatherBlockQuantized")
+            and size.get(node.input[0], 0) > 1 << 20
+            and node.input[0] not in weights
+        ):
             read |= {name: size[name] for name in (node.input[0], *node.input[2:]) if name in size}
             table = next(i for i in model.graph.initializer if i.name == node.input[0])
-            bits = attributes.get("bits", 4) if node.op_type == "GatherBlockQuantized" else 8 * size[table.name] // math.prod(table.dims)
+            bits = (
+                attributes.get("bits", 4)
+                if node.op_type == "GatherBlockQuantized"
+                else 8 * size[table.name] // math.prod(table.dims)
+            )
             weights[table.name] = 8 * size[table.name] // bits
     return bits_each(sum(read.values()), sum(weights.values()))
 
@@ -105,7 +119,9 @@ def onnx_folder(folder: Path, windows: list[list[int]], shipped: bool) -> tuple[
     import onnxruntime
 
     model = onnx.load(str(folder / "model.onnx"), load_external_data=False)
-    for attribute in (a for node in model.graph.node for a in node.attribute if a.name == "accuracy_level" and not shipped):
+    for attribute in (
+        a for node in model.graph.node for a in node.attribute if a.name == "accuracy_level" and not shipped
+    ):
         attribute.i = 0
     file = folder / "measured.onnx"  # beside the weights that it names
     try:
@@ -143,7 +159,9 @@ def main() -> None:
     ids = everything[: asked.tokens]
     windows = [ids[i : i + WINDOW] for i in range(0, len(ids) - WINDOW + 1, WINDOW)]
     reference, tokens = log_probabilities(model.eval(), windows)
-    print(json.dumps({"grid": "float32", "positions": len(tokens), **compared(reference, reference, tokens)}), flush=True)
+    print(
+        json.dumps({"grid": "float32", "positions": len(tokens), **compared(reference, reference, tokens)}), flush=True
+    )
     del model
     with tempfile.TemporaryDirectory() as scratch:
         text = Path(scratch) / "editorials.txt"

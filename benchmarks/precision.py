@@ -7,8 +7,9 @@ float32          l = 1 + delta, both in float32
 plain bfloat16   l itself is a bfloat16 parameter, and so are Adam's moments. Above one its step is 1/128: an update of 0.003 changes nothing.
 ours             the forward pass sees 1 + bfloat16(delta), and the optimiser moves a float32 delta (qia3/ia3/vectors.py)
 
-One task (intents, 64 examples), one seed, the same examples at every step, AdamW at 3e-3, T-Few's rate, and at 2e-2, the demo's. The base is the
-int4 one and products are in bfloat16 for all three, so that nothing but the vectors differs.
+One task (intents, 64 examples), one seed, the same examples at every step, AdamW at 3e-3, T-Few's rate, and at 2e-2,
+the demo's. The base is the int4 one and products are in bfloat16 for all three, so that nothing but the vectors
+differs.
 """
 
 from __future__ import annotations
@@ -64,7 +65,11 @@ def losses(base: Any, slots: Schedule, kind: str, rate: float) -> list[float]:
     parameters = [layer.delta.requires_grad_(True) for layer in scaled.values()]
     optimiser = torch.optim.AdamW(parameters, rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: slope(step, STEPS))
-    wrapped, collate, found = VectorModel(base.model, scaled), Collator(False, ROW_TOKENS, base.model.config.hidden_size), []
+    wrapped, collate, found = (
+        VectorModel(base.model, scaled),
+        Collator(False, ROW_TOKENS, base.model.config.hidden_size),
+        [],
+    )
     for step in range(STEPS):
         loss = wrapped(**collate([slots[i] for i in range(step * BATCH, (step + 1) * BATCH)]))["loss"]
         loss.backward()
@@ -102,19 +107,27 @@ def main() -> None:
     parser.add_argument("--draw", action="store_true")
     asked = parser.parse_args()
     rows = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
-    missing = [(k, r) for k, r in product(KINDS, RATES) if not any(row["kind"] == k and row["rate"] == r for row in rows)]
+    missing = [
+        (k, r) for k, r in product(KINDS, RATES) if not any(row["kind"] == k and row["rate"] == r for row in rows)
+    ]
     if missing and not asked.draw:
         base, split = load_base(MODEL, 64, False, "own"), load("intent")
         set_compute(base.model, base.model.get_output_embeddings(), torch.bfloat16)
         wrap, prompt = wrapping(base.tokenizer, None, chat=True), split.task.prompt
         slots = Schedule(
-            Examples(base.tokenizer, [Source((prompt,), prompt, wrap, split.draw(64, 0), split.choices)], 256), STEPS, BATCH, 0
+            Examples(base.tokenizer, [Source((prompt,), prompt, wrap, split.draw(64, 0), split.choices)], 256),
+            STEPS,
+            BATCH,
+            0,
         )
         for kind, rate in missing:
             rows.append({"kind": kind, "rate": rate, "losses": losses(base, slots, kind, rate)})
             with RESULTS.open("a", encoding="utf-8") as out:
                 out.write(json.dumps(rows[-1]) + "\n")
-            print(f"{kind} at {rate:g}: {statistics.mean(rows[-1]['losses'][-10:]):.4f} over the last ten steps", flush=True)
+            print(
+                f"{kind} at {rate:g}: {statistics.mean(rows[-1]['losses'][-10:]):.4f} over the last ten steps",
+                flush=True,
+            )
     draw(rows)
 
 

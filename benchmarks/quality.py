@@ -1,13 +1,15 @@
-"""Accuracy on real tasks: ours and its rivals on equal terms, cell by cell, with the bytes and the memory that each costs.
+"""Accuracy on real tasks: ours and its rivals on equal terms, cell by cell, with the bytes and the memory that each
+costs.
 
     make demo && qia3 export examples/home-intents/qia3.toml --mode merged --task home-intents --work dist/home-intents.work --output dist/home-merged
     python benchmarks/quality.py --n 64 --seeds 0 1 2                    # the core: four tasks, all methods
     python benchmarks/quality.py --sweep --tasks intent hotels           # learning rates, on the development sets
     python benchmarks/quality.py --table                                 # what is known so far, cells that were not run among it
 
-(The second line of the first command makes the merged bundle in the same way as any other; both are only the graphs that answers are read from.)
-Every run appends a line to benchmarks/results/quality.jsonl, or quality_sweep.jsonl, and is not repeated: the grid can be stopped and go on at any
-time. A training run of one method may give two cells (side and merged). Methods, data and their splits: quality_methods.py, quality_tasks.py.
+(The second line of the first command makes the merged bundle in the same way as any other; both are only the graphs
+that answers are read from.) Every run appends a line to benchmarks/results/quality.jsonl, or quality_sweep.jsonl, and
+is not repeated: the grid can be stopped and go on at any time. A training run of one method may give two cells (side
+and merged). Methods, data and their splits: quality_methods.py, quality_tasks.py.
 """
 
 from __future__ import annotations
@@ -82,10 +84,22 @@ PAIRS = (
     ("IA³ on 4 bits with values at 8, against without", "qia3-int4-values8", "qia3-int4-side"),
     ("full fine-tuning, against LoRA r=8", "full", "lora-r8"),
     ("IA³ on 4 bits with T-Few's losses, against without", "qia3-int4-losses", "qia3-int4-side"),
-    ("IA³ on 4 bits with T-Few's losses, started from other tasks, against from ones", "qia3-int4-started", "qia3-int4-losses"),
+    (
+        "IA³ on 4 bits with T-Few's losses, started from other tasks, against from ones",
+        "qia3-int4-started",
+        "qia3-int4-losses",
+    ),
     ("LoRA r=8 on float32 with T-Few's losses, against without", "lora-r8-losses", "lora-r8"),
-    ("IA³ merged into 4 bits, with T-Few's losses, against LoRA r=8 on float32 with the same", "qia3-int4-losses-merged", "lora-r8-losses"),
-    ("IA³ merged into 4 bits, with T-Few's losses, against LoRA r=8 on float32 without", "qia3-int4-losses-merged", "lora-r8"),
+    (
+        "IA³ merged into 4 bits, with T-Few's losses, against LoRA r=8 on float32 with the same",
+        "qia3-int4-losses-merged",
+        "lora-r8-losses",
+    ),
+    (
+        "IA³ merged into 4 bits, with T-Few's losses, against LoRA r=8 on float32 without",
+        "qia3-int4-losses-merged",
+        "lora-r8",
+    ),
 )
 VARIANTS = (
     "zero-shot",
@@ -125,7 +139,11 @@ def runs(asked: argparse.Namespace) -> Iterator[dict[str, Any]]:
 def key(row: dict[str, Any]) -> str:
     trained = RATES[row["method"]] is not None
     return json.dumps(
-        [row[k] for k in ("task", "method", *(("n", "steps", "rate") if trained else ()), "seed") if k != "seed" or not free(row)]
+        [
+            row[k]
+            for k in ("task", "method", *(("n", "steps", "rate") if trained else ()), "seed")
+            if k != "seed" or not free(row)
+        ]
     )
 
 
@@ -155,19 +173,27 @@ def measure(methods: Methods, row: dict[str, Any], development: bool) -> dict[st
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Median and quartiles over seeds, by task of the core and number of examples; the mean of the medians; then what differs from what."""
+    """Median and quartiles over seeds, by task of the core and number of examples; the mean of the medians; then what
+    differs from what.
+    """
     lines = []
     rows = [row for row in rows if row["task"] in CORE]
     for n in sorted({row["n"] for row in rows}):
         head = ["method", *CORE, "mean", "bytes a task", "peak MiB"]
         lines += [f"\n{n} examples\n", f"| {' | '.join(head)} |", "|---|" + "---:|" * (len(head) - 1)]
         for variant in VARIANTS:
-            of_variant = [row for row in rows if variant in row["accuracy"] and (row["n"] == n or RATES[row["method"]] is None)]
+            of_variant = [
+                row for row in rows if variant in row["accuracy"] and (row["n"] == n or RATES[row["method"]] is None)
+            ]
             by_task = [[100 * row["accuracy"][variant] for row in of_variant if row["task"] == t] for t in CORE]
             cells = [spread(found) for found in by_task]
             mean = f"{statistics.mean(map(statistics.median, by_task)):.1f}" if all(by_task) else "not run"
             size = f"{max(row['bytes'][variant] for row in of_variant):,}" if of_variant else ""
-            memory = f"{max(r['training']['peak_mib'] for r in of_variant):,}" if of_variant and of_variant[0]["training"] else ""
+            memory = (
+                f"{max(r['training']['peak_mib'] for r in of_variant):,}"
+                if of_variant and of_variant[0]["training"]
+                else ""
+            )
             lines.append(f"| {variant} | {' | '.join(cells)} | {mean} | {size} | {memory} |")
         lines += ["\n| | points, mean of pairs of one task and seed | standard error | pairs |", "|---|---:|---:|---:|"]
         lines += [differing(rows, n, ours, theirs, what) for what, ours, theirs in PAIRS]
@@ -183,7 +209,9 @@ def differing(rows: list[dict[str, Any]], n: int, ours: str, theirs: str, what: 
     apart = [found[0][pair] - found[1][pair] for pair in found[0].keys() & found[1].keys()]
     if len(apart) < 2:
         return f"| {what} | not run | | {len(apart)} |"
-    return f"| {what} | {statistics.mean(apart):+.1f} | {statistics.stdev(apart) / len(apart) ** 0.5:.1f} | {len(apart)} |"
+    return (
+        f"| {what} | {statistics.mean(apart):+.1f} | {statistics.stdev(apart) / len(apart) ** 0.5:.1f} | {len(apart)} |"
+    )
 
 
 def spread(found: list[float]) -> str:
@@ -203,7 +231,9 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=[m for m in RATES if m not in EXTRA], choices=sorted(RATES))
     parser.add_argument("--sweep", action="store_true", help="learning rates, scored on the development sets, seed 100")
     parser.add_argument("--table", action="store_true", help="print what was found so far")
-    parser.add_argument("--float", type=Path, default=Path("dist/quality/float"), help="the float32 model (made if it is not there)")
+    parser.add_argument(
+        "--float", type=Path, default=Path("dist/quality/float"), help="the float32 model (made if it is not there)"
+    )
     parser.add_argument("--bundle", type=Path, default=Path("dist/home-intents"))
     parser.add_argument("--merged", type=Path, default=Path("dist/home-merged"))
     asked = parser.parse_args()
@@ -223,7 +253,10 @@ def main() -> None:
         found = measure(methods, row, asked.sweep)
         with file.open("a", encoding="utf-8") as out:
             out.write(json.dumps(found) + "\n")
-        print({k: found[k] for k in ("task", "n", "seed", "method", "rate", "accuracy", "training", "seconds")}, flush=True)
+        print(
+            {k: found[k] for k in ("task", "n", "seed", "method", "rate", "accuracy", "training", "seconds")},
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """The methods of benchmarks/quality.py: how each trains on a drawn set of examples, and how it answers the test set.
 
-Every method sees the same trees of tokens in the same order, the same loss (language modelling on the right answer), AdamW, the same steps, a rise
-over 10 steps and a straight fall to zero, and products in bfloat16, so only the method differs; its learning rate is its own (quality.py --sweep).
-Answers are ranked by their summed log-probability, in float32.
+Every method sees the same trees of tokens in the same order, the same loss (language modelling on the right answer),
+AdamW, the same steps, a rise over 10 steps and a straight fall to zero, and products in bfloat16, so only the method
+differs; its learning rate is its own (quality.py --sweep). Answers are ranked by their summed log-probability, in
+float32.
 
 zero-shot        float32 weights, the question alone                        zero-shot-int4   our 4-bit base on ONNX Runtime as shipped
 in-context-16    float32 weights, 16 of the examples before the question
@@ -17,7 +18,8 @@ qia3-int4-unseen vectors trained on 18 other tasks (quality_tasks.MIXTURE) with 
 qia3-int4-started  trained on this one from there, with the three losses
 blocks-int4      one number for each row and block of the layers that IA³ scales, in place of one for each row: nine times as many
 
-NF4 weights of the LoRA are held as the float32 numbers that they mean, which changes no value: what bitsandbytes computes, without its time.
+NF4 weights of the LoRA are held as the float32 numbers that they mean, which changes no value: what bitsandbytes
+computes, without its time.
 """
 
 from __future__ import annotations
@@ -95,7 +97,9 @@ class Cell:
 
 @dataclass(frozen=True)
 class Training:
-    """`loss` is the mean over the last steps, `peak_mib` the resident peak of the process while it trained, the libraries in it."""
+    """`loss` is the mean over the last steps, `peak_mib` the resident peak of the process while it trained, the
+    libraries in it.
+    """
 
     loss: float
     peak_mib: int
@@ -112,7 +116,9 @@ class Found:
 
 
 def lora(rank: int) -> LoraConfig:
-    return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=["q_proj", "v_proj"], lora_dropout=0.0, task_type="CAUSAL_LM")
+    return LoraConfig(
+        r=rank, lora_alpha=2 * rank, target_modules=["q_proj", "v_proj"], lora_dropout=0.0, task_type="CAUSAL_LM"
+    )
 
 
 class Methods:
@@ -143,7 +149,9 @@ class Methods:
     # --- trained
 
     def ia3_float32(self, cell: Cell) -> Found:
-        config = IA3Config(target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"], task_type="CAUSAL_LM")
+        config = IA3Config(
+            target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"], task_type="CAUSAL_LM"
+        )
         return self.by_peft("ia3-float32", config, self.float_model(), cell)
 
     def lora_r1(self, cell: Cell) -> Found:
@@ -178,7 +186,9 @@ class Methods:
         model = self.float_model()
         model.requires_grad_(True)
         training = self.train_plain(model, cell)
-        return Found({"full": self.ranked(model, cell)}, {"full": sum(4 * p.numel() for p in model.parameters())}, training)
+        return Found(
+            {"full": self.ranked(model, cell)}, {"full": sum(4 * p.numel() for p in model.parameters())}, training
+        )
 
     def qia3_int4(self, cell: Cell) -> Found:
         base, scaled = self.attached()
@@ -190,7 +200,9 @@ class Methods:
         return Found(accuracy, {"qia3-int4-side": size, "qia3-int4-merged": self.weight_bytes()}, training)
 
     def blocks_int4(self, cell: Cell) -> Found:
-        """As PEQA trains scales, on IA³'s layers; it folds exactly too, but only into one task's own copy of the weights."""
+        """As PEQA trains scales, on IA³'s layers; it folds exactly too, but only into one task's own copy of the
+        weights.
+        """
         model = load_base(MODEL, 64, False, "own").model
         for site in find_roles(model).sites:
             model.set_submodule(site.module, BlockScaled(model.get_submodule(site.module)))
@@ -255,7 +267,9 @@ class Methods:
         if not file.is_file():
             sources = [Source((t.prompt, "{text}"), t.prompt, self.wrap, examples, None) for t, examples in mixture()]
             drawn = Examples(self.tokenizer, sources, MAX_LENGTH, ranked=True)
-            settings = Train(steps=400, batch_size=BATCH, learning_rate=1e-2, warmup_steps=WARMUP, losses=NAMES, checkpoint_every=100)
+            settings = Train(
+                steps=400, batch_size=BATCH, learning_rate=1e-2, warmup_steps=WARMUP, losses=NAMES, checkpoint_every=100
+            )
             train_vectors(base.model, scaled, drawn, settings, 0, self.floats.parent / "start.work", "the mixture")
             save_file(get_vectors(scaled), str(file))
         return load_file(str(file))
@@ -274,7 +288,12 @@ class Methods:
         self, model: Any, scaled: Any, cell: Cell, losses: tuple[str, ...] = (LANGUAGE_MODELLING,), start: Any = None
     ) -> Training:
         settings = Train(
-            steps=cell.steps, batch_size=BATCH, learning_rate=cell.rate, warmup_steps=WARMUP, losses=losses, checkpoint_every=10**6
+            steps=cell.steps,
+            batch_size=BATCH,
+            learning_rate=cell.rate,
+            warmup_steps=WARMUP,
+            losses=losses,
+            checkpoint_every=10**6,
         )
         with tempfile.TemporaryDirectory() as folder:
             drawn = self.examples(cell.split.draw(cell.n, cell.seed), cell, ranked=losses != (LANGUAGE_MODELLING,))
@@ -343,7 +362,9 @@ class Methods:
 
     def shipped(self, engine: Engine, vectors: Any, cell: Cell, ranking: str = "sum") -> float:
         """Accuracy through ONNX Runtime, int8 activations and all."""
-        job = Task("task", "classify", ask(self.wrap, cell.split.task.prompt), cell.split.choices, 32, self.wrap.end, ranking)
+        job = Task(
+            "task", "classify", ask(self.wrap, cell.split.task.prompt), cell.split.choices, 32, self.wrap.end, ranking
+        )
         right = 0
         for start in range(0, len(cell.asked), ROWS):
             rows = cell.asked[start : start + ROWS]

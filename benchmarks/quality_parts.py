@@ -1,4 +1,6 @@
-"""What quality_methods.py is made of: layers that train, a bundle with other vectors in its scales, examples in a prompt, a peak of memory."""
+"""What quality_methods.py is made of: layers that train, a bundle with other vectors in its scales, examples in a
+prompt, a peak of memory.
+"""
 
 from __future__ import annotations
 
@@ -35,15 +37,22 @@ class BlockScaled(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return _BlockScaled.apply(
-            x, self.weight, self.delta.bfloat16().float(), x.dtype if not torch.is_autocast_enabled("cpu") else torch.bfloat16
+            x,
+            self.weight,
+            self.delta.bfloat16().float(),
+            x.dtype if not torch.is_autocast_enabled("cpu") else torch.bfloat16,
         )
 
 
 class _BlockScaled(torch.autograd.Function):
-    """x [..., K], weight [N, K], delta [N, B]: the weight is scaled in float32 and multiplied in `dtype`; it is scaled again on the way back."""
+    """x [..., K], weight [N, K], delta [N, B]: the weight is scaled in float32 and multiplied in `dtype`; it is scaled
+    again on the way back.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, delta: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, delta: torch.Tensor, dtype: torch.dtype
+    ) -> torch.Tensor:
         x = x.to(dtype)
         ctx.weight, ctx.dtype = weight, dtype
         ctx.save_for_backward(x, delta)
@@ -54,7 +63,12 @@ class _BlockScaled(torch.autograd.Function):
         x, delta = ctx.saved_tensors
         grad = grad.to(ctx.dtype)
         of_weight = (grad.flatten(0, -2).T @ x.flatten(0, -2)).float() * ctx.weight
-        return grad @ _BlockScaled.scaled(ctx.weight, delta).to(ctx.dtype), None, of_weight.unflatten(1, (delta.shape[1], -1)).sum(-1), None
+        return (
+            grad @ _BlockScaled.scaled(ctx.weight, delta).to(ctx.dtype),
+            None,
+            of_weight.unflatten(1, (delta.shape[1], -1)).sum(-1),
+            None,
+        )
 
     @staticmethod
     def scaled(weight: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
@@ -96,7 +110,10 @@ def saved_bytes(peft: Any) -> int:
 
 @contextlib.contextmanager
 def merged_bundle(bundle: Path, scales: dict[str, np.ndarray], vectors: dict[str, np.ndarray]) -> Iterator[Path]:
-    """The merged bundle with other vectors in its scales. Folding touches scales only (law 2), so no export is needed for it."""
+    """The merged bundle with other vectors in its scales.
+
+    Folding touches scales only (law 2), so no export is needed for it.
+    """
     manifest = json.loads((bundle / "manifest.json").read_text())
     with tempfile.TemporaryDirectory(dir=bundle.parent) as scratch:
         folder = Path(scratch) / "merged"
@@ -140,13 +157,21 @@ def in_context_right(model: Any, tokenizer: Any, wrap: Any, shown: str, prompt: 
     right = 0
     for example in asked:
         question = encode(prompt.replace("{text}", example.text) + wrap.suffix)
-        first = model(input_ids=torch.tensor([question]), past_key_values=cache, use_cache=True).logits[0, -1].log_softmax(-1)
+        first = (
+            model(input_ids=torch.tensor([question]), past_key_values=cache, use_cache=True)
+            .logits[0, -1]
+            .log_softmax(-1)
+        )
         scores = {}
         for choice in example.choices or ():
             tokens = encode(choice + wrap.end)
             score = float(first[tokens[0]])
             if len(tokens) > 1:
-                rest = model(input_ids=torch.tensor([tokens[:-1]]), past_key_values=cache, use_cache=True).logits[0].log_softmax(-1)
+                rest = (
+                    model(input_ids=torch.tensor([tokens[:-1]]), past_key_values=cache, use_cache=True)
+                    .logits[0]
+                    .log_softmax(-1)
+                )
                 score += sum(float(rest[i, token]) for i, token in enumerate(tokens[1:]))
                 cache.crop(1 - len(tokens))  # what the answer added
             scores[choice] = score
@@ -165,5 +190,7 @@ def peak() -> Iterator[list[int]]:
     reached = [0]
     yield reached
     status = Path("/proc/self/status")
-    line = next((row for row in status.read_text().splitlines() if row.startswith("VmHWM")), "") if status.exists() else ""
+    line = (
+        next((row for row in status.read_text().splitlines() if row.startswith("VmHWM")), "") if status.exists() else ""
+    )
     reached[0] = int(line.split()[1]) // 1024 if line else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024

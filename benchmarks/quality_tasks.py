@@ -1,10 +1,12 @@
-"""The tasks of benchmarks/quality.py: real sentences with labels, split by hash, so that no sentence is ever on two sides.
+"""The tasks of benchmarks/quality.py: real sentences with labels, split by hash, so that no sentence is ever on two
+sides.
 
 sentiment     vaderSentiment 3.3.2 (MIT): sentences of product reviews, by the sign of their mean score; a score of zero is left out
 the others    bigbench 1.0.0 (Apache-2.0): JSON tasks with choices, more than 400 examples, short enough for a small model
 
-A task's examples, each text once, stand in the order of the SHA-256 of their text. The first 200 are the test set, the next 100 are for choosing
-learning rates, and training sets are drawn from the rest, so they do not depend on what else is drawn, and no choice was made on the test set.
+A task's examples, each text once, stand in the order of the SHA-256 of their text. The first 200 are the test set, the
+next 100 are for choosing learning rates, and training sets are drawn from the rest, so they do not depend on what else
+is drawn, and no choice was made on the test set.
 """
 
 from __future__ import annotations
@@ -38,13 +40,20 @@ class RealTask:
 TASKS = (
     RealTask("sentiment", None, "Is this sentence of a product review positive or negative?\n{text}\nIt is"),
     RealTask("intent", "intent_recognition", "Name the intent of the utterance.\n{text}\nIntent:"),
-    RealTask("hotels", "multiemo/hotels_sentence_en", "Is this opinion positive, negative, neutral or ambivalent?\n{text}\nIt is"),
+    RealTask(
+        "hotels",
+        "multiemo/hotels_sentence_en",
+        "Is this opinion positive, negative, neutral or ambivalent?\n{text}\nIt is",
+    ),
     RealTask("units", "unit_conversion/unit_identification", "Complete the sentence.\n{text}"),
     RealTask("implicatures", "implicatures", "Does Speaker 2's answer mean yes or no?\n{text}\nIt means"),
-    RealTask("metaphors", "metaphor_boolean", "Is the second sentence a correct paraphrase of the first?\n{text}\nAnswer:"),
+    RealTask(
+        "metaphors", "metaphor_boolean", "Is the second sentence a correct paraphrase of the first?\n{text}\nAnswer:"
+    ),
     RealTask("sports", "sports_understanding", "Is this statement plausible or implausible?\n{text}\nIt is"),
 )
-# what vectors may be trained on before a task of CORE: other tasks, none of which is about sentiment, intents or implicature
+# what vectors may be trained on before a task of CORE: other tasks, none of which is about sentiment, intents or
+# implicature
 MIXTURE = (
     *(task for task in TASKS if task.name in ("units", "metaphors", "sports")),
     RealTask("support", "social_support", "Is this reply supportive, unsupportive or neutral?\n{text}\nIt is"),
@@ -99,7 +108,9 @@ def mixture() -> Iterator[tuple[RealTask, tuple[Example, ...]]]:
     """The tasks of MIXTURE, with up to PER_TASK examples of each."""
     for task in MIXTURE:
         assert task.source is not None
-        examples = sorted({e.text: e for e in _bigbench(task.source)}.values(), key=lambda e: hashlib.sha256(e.text.encode()).digest())
+        examples = sorted(
+            {e.text: e for e in _bigbench(task.source)}.values(), key=lambda e: hashlib.sha256(e.text.encode()).digest()
+        )
         yield task, tuple(examples[:PER_TASK])
 
 
@@ -110,8 +121,12 @@ def _reviews() -> Iterator[Example]:
 
 
 def _bigbench(source: str) -> Iterator[Example]:
-    every = [f"bigbench/benchmark_tasks/{task.source}/task.json" for task in dict.fromkeys((*TASKS, *MIXTURE)) if task.source]
-    place = dict(zip(every, members(BIGBENCH, SHA256, every), strict=True))[f"bigbench/benchmark_tasks/{source}/task.json"]
+    every = [
+        f"bigbench/benchmark_tasks/{task.source}/task.json" for task in dict.fromkeys((*TASKS, *MIXTURE)) if task.source
+    ]
+    place = dict(zip(every, members(BIGBENCH, SHA256, every), strict=True))[
+        f"bigbench/benchmark_tasks/{source}/task.json"
+    ]
     for example in json.loads(place.read_text(encoding="utf-8"))["examples"]:
         scores = example["target_scores"]
         right = max(scores, key=scores.get)

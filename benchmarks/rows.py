@@ -1,9 +1,10 @@
-"""What it costs that every row of a batch has its own adapter: eight rows with one shared adapter beside eight rows with eight.
+"""What it costs that every row of a batch has its own adapter: eight rows with one shared adapter beside eight rows
+with eight.
 
     python benchmarks/rows.py dist/home-intents --rows 8 --rounds 15
 
-One engine, both ways in turn, medians and the median of the ratios. The vectors of the mixed batch are the bundle's adapters in turn, and
-the base (ones); nothing is switched between steps, as in a server whose rows stay for a while.
+One engine, both ways in turn, medians and the median of the ratios. The vectors of the mixed batch are the bundle's
+adapters in turn, and the base (ones); nothing is switched between steps, as in a server whose rows stay for a while.
 """
 
 from __future__ import annotations

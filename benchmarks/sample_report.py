@@ -19,7 +19,11 @@ def sample(report: str) -> str:
     title, *sections = re.split(r"^## ", report, flags=re.M)
     chosen = [s for s in sections if s.split("\n", 1)[0] in SHOWN]
     return "\n".join(
-        [title.split("\n", 1)[1].strip(), "", *(f"**{s.split(chr(10), 1)[0]}**\n{s.split(chr(10), 1)[1].rstrip()}\n" for s in chosen)]
+        [
+            title.split("\n", 1)[1].strip(),
+            "",
+            *(f"**{s.split(chr(10), 1)[0]}**\n{s.split(chr(10), 1)[1].rstrip()}\n" for s in chosen),
+        ]
     )
 
 

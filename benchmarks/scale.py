@@ -8,8 +8,9 @@ train     two steps of four examples, gradient checkpointing off: `qia3 train`
 graph     the ONNX graph traced, passed and written with its data
 export    `qia3 export`: graph, parity of one prompt, evaluation, measurement: whatever a build does
 
-Peak is VmHWM: all that was resident at once, libraries included, pages of mapped files as well (which the system can take back). "libraries" is
-what was resident after a tiny model had been loaded, before the real one. A layer is counted in bfloat16, as it is stored.
+Peak is VmHWM: all that was resident at once, libraries included, pages of mapped files as well (which the system can
+take back). "libraries" is what was resident after a tiny model had been loaded, before the real one. A layer is counted
+in bfloat16, as it is stored.
 """
 
 from __future__ import annotations
@@ -82,7 +83,9 @@ def config(shape: str) -> LlamaConfig:
         "head_dim",
     )
     sizes = dict(zip((*names, "tie_word_embeddings"), SHAPES[shape], strict=True))
-    return LlamaConfig(**sizes, max_position_embeddings=2048, bos_token_id=1, eos_token_id=0, pad_token_id=0, dtype="bfloat16")
+    return LlamaConfig(
+        **sizes, max_position_embeddings=2048, bos_token_id=1, eos_token_id=0, pad_token_id=0, dtype="bfloat16"
+    )
 
 
 def write_float(shape: str, folder: Path) -> None:
@@ -109,7 +112,9 @@ class Random(dict[torch.Size, torch.Tensor]):
     """Weights by shape: made once, and the same for all layers, which neither time nor memory can tell."""
 
     def __missing__(self, shape: torch.Size) -> torch.Tensor:
-        made = torch.empty(shape, dtype=torch.bfloat16).normal_(0, shape[-1] ** -0.5, generator=torch.Generator().manual_seed(0))
+        made = torch.empty(shape, dtype=torch.bfloat16).normal_(
+            0, shape[-1] ** -0.5, generator=torch.Generator().manual_seed(0)
+        )
         self[shape] = torch.ones_like(made) if len(shape) == 1 else made
         return self[shape]
 
@@ -131,7 +136,9 @@ def write_plan(place: Path) -> None:
 def warm(place: Path) -> None:
     """A tiny model through the same code, so that the libraries it needs are loaded before anything is measured."""
     with tempfile.TemporaryDirectory(dir=place) as folder:
-        small = LlamaConfig(vocab_size=258, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=1)
+        small = LlamaConfig(
+            vocab_size=258, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=1
+        )
         LlamaForCausalLM(small).save_pretrained(folder)
         _tokenizer().save_pretrained(folder)
         load_base(folder, BLOCK, False)
@@ -191,7 +198,11 @@ def sizes(shape: str, place: Path) -> dict[str, int]:
     layer = hidden * size * (2 * heads + 2 * key_heads) + 3 * hidden * inner + 2 * hidden
     kept = next((place / "cache" / "bases").glob("*/model.safetensors"), None)
     four_bit = kept.stat().st_size if kept else 0
-    return {"float": sum(f.stat().st_size for f in (place / "float").glob("*.safetensors")), "four_bit": four_bit, "layer": 2 * layer}
+    return {
+        "float": sum(f.stat().st_size for f in (place / "float").glob("*.safetensors")),
+        "four_bit": four_bit,
+        "layer": 2 * layer,
+    }
 
 
 def table(rows: list[dict]) -> str:
@@ -204,7 +215,9 @@ def table(rows: list[dict]) -> str:
         over = r["peak"] - r["libraries"]
         figures = [r["float"], r["four_bit"], r["four_bit"] + 2 * r["layer"], r["peak"], r["libraries"], over]
         cells = " | ".join(f"{f // mib:,}" for f in figures)
-        lines.append(f"| {r['shape']} | {r['stage']} | {cells} | {over / r['four_bit']:.2f} | {r['seconds']:,} | {r['cpu_seconds']:,} |")
+        lines.append(
+            f"| {r['shape']} | {r['stage']} | {cells} | {over / r['four_bit']:.2f} | {r['seconds']:,} | {r['cpu_seconds']:,} |"
+        )
     return "\n".join(lines)
 
 

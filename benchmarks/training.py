@@ -1,4 +1,5 @@
-"""Training speed and memory, ours against PEFT's under transformers' Trainer: same model, same examples, same steps, fresh processes in turn.
+"""Training speed and memory, ours against PEFT's under transformers' Trainer: same model, same examples, same steps,
+fresh processes in turn.
 
     python benchmarks/training.py --rounds 3
     python benchmarks/training.py --workloads choices --only qia3-int4 peft-ia3-float32 --rounds 5
@@ -10,8 +11,9 @@ Contenders  qia3-*    `qia3 train` as it is: int4 and NF4, products in the type 
             peft-*    PEFT on float32 weights, and on bitsandbytes NF4. Every answer is a row with its prompt before it, padded on the right to the
                       longest of the batch, which is how PEFT users have it; labels mask all but the answer. Losses are the same functions.
 
-Every process trains STEPS steps of 8 examples. Examples a second come from the steps after the first two; the peak is the process's resident one
-from the first step on, with weights and libraries in it. Rounds go through all contenders before the next, and ratios are of medians.
+Every process trains STEPS steps of 8 examples. Examples a second come from the steps after the first two; the peak is
+the process's resident one from the first step on, with weights and libraries in it. Rounds go through all contenders
+before the next, and ratios are of medians.
 """
 
 from __future__ import annotations
@@ -35,7 +37,14 @@ from quality_parts import peak
 from quality_tasks import load
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from qia3.base.load import load_base
 from qia3.base.quantise import quantise_model
@@ -69,7 +78,11 @@ def examples(tokenizer: Any, workload: str) -> Examples:
     task = WORKLOADS[workload]
     wrap = wrapping(tokenizer, None, chat=True)
     if task is None:
-        given, prompt, choices = tuple(read_examples(HOME / "commands-train.jsonl", "generate"))[:EXAMPLES], "{text}\nCommand:", None
+        given, prompt, choices = (
+            tuple(read_examples(HOME / "commands-train.jsonl", "generate"))[:EXAMPLES],
+            "{text}\nCommand:",
+            None,
+        )
     else:
         split = load(task)
         given, prompt, choices = split.draw(EXAMPLES, 0), split.task.prompt, split.choices
@@ -131,12 +144,16 @@ def by_peft(contender: str, floats: Path, workload: str) -> dict[str, float]:
     method, base = contender.removeprefix("peft-").split("-")
     if base == "nf4":
         config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
-        model = AutoModelForCausalLM.from_pretrained(floats, dtype=torch.float32, quantization_config=config, device_map="cpu")
+        model = AutoModelForCausalLM.from_pretrained(
+            floats, dtype=torch.float32, quantization_config=config, device_map="cpu"
+        )
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     else:
         model = AutoModelForCausalLM.from_pretrained(floats, dtype=torch.float32)
     if method == "ia3":
-        adapter: Any = IA3Config(target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"], task_type="CAUSAL_LM")
+        adapter: Any = IA3Config(
+            target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"], task_type="CAUSAL_LM"
+        )
     else:
         adapter = LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
     peft = get_peft_model(model, adapter)
@@ -158,7 +175,9 @@ def by_peft(contender: str, floats: Path, workload: str) -> dict[str, float]:
             train_sampling_strategy="sequential",
             dataloader_pin_memory=False,
         )
-        Trainer(model=Rows(peft, names), args=arguments, train_dataset=data, data_collator=collate, callbacks=[clock]).train()
+        Trainer(
+            model=Rows(peft, names), args=arguments, train_dataset=data, data_collator=collate, callbacks=[clock]
+        ).train()
     return {"examples_per_second": rate(clock.ends), "peak_mib": reached[0]}
 
 
@@ -167,7 +186,10 @@ def by_qia3(contender: str, floats: Path, workload: str) -> dict[str, float]:
         base = load_base(MODEL, 64, False, "own")
         model, tokenizer = base.model, base.tokenizer
     else:
-        model, tokenizer = AutoModelForCausalLM.from_pretrained(floats, dtype=torch.float32), AutoTokenizer.from_pretrained(floats)
+        model, tokenizer = (
+            AutoModelForCausalLM.from_pretrained(floats, dtype=torch.float32),
+            AutoTokenizer.from_pretrained(floats),
+        )
         quantise_model(model, 64, symmetric=True, format="nf4")
     scaled = attach(model, find_roles(model).sites)
     names = ("lm",) if WORKLOADS[workload] is None else NAMES
@@ -203,7 +225,15 @@ def main() -> None:
     if not (asked.float / "config.json").exists():
         write_float("smollm2", asked.float)
     print(
-        json.dumps({"machine": machine(), "torch": torch.__version__, "threads": torch.get_num_threads(), "steps": STEPS, "batch": BATCH})
+        json.dumps(
+            {
+                "machine": machine(),
+                "torch": torch.__version__,
+                "threads": torch.get_num_threads(),
+                "steps": STEPS,
+                "batch": BATCH,
+            }
+        )
     )
     found: dict[tuple[str, str], list[dict[str, float]]] = {}
     for _, workload, contender in product(range(asked.rounds), asked.workloads, asked.only):
@@ -211,16 +241,23 @@ def main() -> None:
         run = subprocess.run(command, capture_output=True, text=True)
         line = next((line for line in run.stdout.splitlines() if line.startswith("RESULT ")), None)
         if line is None:
-            print(f"{contender} on {workload} fails: {(run.stderr.strip().splitlines() or ['no reason'])[-1]}", flush=True)
+            print(
+                f"{contender} on {workload} fails: {(run.stderr.strip().splitlines() or ['no reason'])[-1]}", flush=True
+            )
             continue
         row = json.loads(line.removeprefix("RESULT "))
         found.setdefault((workload, contender), []).append(row)
         print(json.dumps(row), flush=True)
-    print("\n| workload | contender | examples/s | of PEFT IA³ float32 | peak MiB | of PEFT IA³ float32 |\n|---|---|---:|---:|---:|---:|")
+    print(
+        "\n| workload | contender | examples/s | of PEFT IA³ float32 | peak MiB | of PEFT IA³ float32 |\n|---|---|---:|---:|---:|---:|"
+    )
     for (workload, contender), rows in found.items():
         peer = found.get((workload, "peft-ia3-float32"), [])
         speed, memory = (statistics.median(row[k] for row in rows) for k in MEASURED)
-        ratios = [f"{statistics.median(r[k] for r in rows) / statistics.median(r[k] for r in peer):.2f}" if peer else "" for k in MEASURED]
+        ratios = [
+            f"{statistics.median(r[k] for r in rows) / statistics.median(r[k] for r in peer):.2f}" if peer else ""
+            for k in MEASURED
+        ]
         print(f"| {workload} | {contender} | {speed:.2f} | {ratios[0]} | {memory:.0f} | {ratios[1]} |")
 
 

@@ -1,1 +1,4 @@
-"""Device profiles, one TOML file each, every figure with its source: memory, bandwidth, cores. Read by `qia3.footprint.devices`."""
+"""Device profiles, one TOML file each, every figure with its source: memory, bandwidth, cores.
+
+Read by `qia3.footprint.devices`.
+"""

@@ -1,7 +1,8 @@
 """Adapters in and out of a finished bundle: look at one, take one out as a PEFT checkpoint, put one in.
 
-An adapter that is put in changes the bundle the way a build does: a new folder is made beside it, whole, and takes its place at the end. Big
-files are hard links to the old ones where the disk allows, so this costs no second copy of the weights.
+An adapter that is put in changes the bundle the way a build does: a new folder is made beside it, whole, and takes its
+place at the end. Big files are hard links to the old ones where the disk allows, so this costs no second copy of the
+weights.
 """
 
 from __future__ import annotations
@@ -30,7 +31,10 @@ REWRITTEN = ("report.md", "report.json", "manifest.json")
 
 
 def adapter_info(path: Path | str) -> dict[str, Any]:
-    """What an adapter holds: `path` is an .onnx_adapter, a PEFT folder, or BUNDLE:NAME. Per tensor its size, smallest, largest and mean entry."""
+    """What an adapter holds:
+
+    `path` is an .onnx_adapter, a PEFT folder, or BUNDLE:NAME. Per tensor its size, smallest, largest and mean entry.
+    """
     text = str(path)
     bundle, _, name = text.rpartition(":")
     place = Path(bundle) / "adapters" / f"{name}.onnx_adapter" if bundle and not Path(text).exists() else Path(text)
@@ -40,16 +44,22 @@ def adapter_info(path: Path | str) -> dict[str, Any]:
     return {
         "path": text,
         "base": base,
-        "bytes": sum(f.stat().st_size for f in place.rglob("*") if f.is_file()) if place.is_dir() else place.stat().st_size,
+        "bytes": sum(f.stat().st_size for f in place.rglob("*") if f.is_file())
+        if place.is_dir()
+        else place.stat().st_size,
         "parameters": sum(int(v.size) for v in vectors.values()),
         "tensors": {
-            n: {"size": int(v.size), "min": float(v.min()), "max": float(v.max()), "mean": float(v.mean())} for n, v in vectors.items()
+            n: {"size": int(v.size), "min": float(v.min()), "max": float(v.max()), "mean": float(v.mean())}
+            for n, v in vectors.items()
         },
     }
 
 
 def import_adapter(bundle: Path, folder: Path, name: str) -> Path:
-    """Puts a PEFT IA³ checkpoint into a side-mode bundle. Raises AdapterError; an adapter of that name is never overwritten."""
+    """Puts a PEFT IA³ checkpoint into a side-mode bundle.
+
+    Raises AdapterError; an adapter of that name is never overwritten.
+    """
     opened, manifest = Bundle.open(bundle), read_manifest(bundle)
     if manifest["mode"] != "side":
         raise AdapterError(f"{bundle} is merged: its graph has no places for vectors; build it with mode 'side'")
@@ -70,7 +80,10 @@ def import_adapter(bundle: Path, folder: Path, name: str) -> Path:
 
 
 def export_adapter(bundle: Path, name: str, folder: Path) -> Path:
-    """Takes an adapter out as a PEFT checkpoint, with its task beside it. Raises ConfigError if `folder` holds something."""
+    """Takes an adapter out as a PEFT checkpoint, with its task beside it.
+
+    Raises ConfigError if `folder` holds something.
+    """
     Bundle.open(bundle)
     manifest, place = read_manifest(bundle), bundle / "adapters" / name
     if not place.is_dir():
@@ -79,7 +92,9 @@ def export_adapter(bundle: Path, name: str, folder: Path) -> Path:
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"{folder} is not empty; choose another folder")
     shutil.copytree(place, folder, dirs_exist_ok=True)
-    (folder / TASK).write_text(json.dumps(manifest["tasks"][name], indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / TASK).write_text(
+        json.dumps(manifest["tasks"][name], indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
     return folder
 
 
@@ -87,7 +102,12 @@ def bundle_sites(manifest: Mapping[str, Any]) -> tuple[Site, ...]:
     """The places for vectors in a bundle's graph."""
     return tuple(
         Site(
-            v["name"].removesuffix(".ia3_l"), v["role"], v["placement"], v["size"], tuple(v["rows"]) if "rows" in v else None, v.get("down")
+            v["name"].removesuffix(".ia3_l"),
+            v["role"],
+            v["placement"],
+            v["size"],
+            tuple(v["rows"]) if "rows" in v else None,
+            v.get("down"),
         )
         for v in manifest["graph"]["vectors"]
     )

@@ -71,7 +71,9 @@ def _tests(jobs: list[Job]) -> dict[str, tuple[Example, ...]]:
 def _alone(jobs: list[Job]) -> list[Job]:
     """Publishing is for one process. Raises ConfigError in several."""
     if processes.count() > 1:
-        raise ConfigError("only `qia3 train` runs in several processes; run it with `accelerate launch`, then `qia3 export` by itself")
+        raise ConfigError(
+            "only `qia3 train` runs in several processes; run it with `accelerate launch`, then `qia3 export` by itself"
+        )
     return jobs
 
 

@@ -1,10 +1,11 @@
 """The `qia3` command: one function per verb.
 
-A verb reads its options, hands over to a room of the package and prints what comes back. Each imports what it needs when it runs, so that
-`qia3 --help` is quick and the verbs of a device (run, eval, bench, report) never meet torch.
+A verb reads its options, hands over to a room of the package and prints what comes back. Each imports what it needs
+when it runs, so that `qia3 --help` is quick and the verbs of a device (run, eval, bench, report) never meet torch.
 
-Results go to stdout, as text or, with --json, as JSON made from the same object; progress goes to stderr. What the user can mend ends in
-one line on stderr, `qia3: ...`, and exit code 2; Ctrl-C in 130. QIA3_TRACEBACK=1 in the environment shows the traceback instead.
+Results go to stdout, as text or, with --json, as JSON made from the same object; progress goes to stderr. What the user
+can mend ends in one line on stderr, `qia3: ...`, and exit code 2; Ctrl-C in 130. QIA3_TRACEBACK=1 in the environment
+shows the traceback instead.
 """
 
 from __future__ import annotations
@@ -54,11 +55,17 @@ training_options = _together(
     click.option("--output", type=FILE, help="The bundle's folder (default: dist/NAME)."),
     click.option("--work", type=FILE, help="Where trained vectors and checkpoints are kept (default: OUTPUT.work)."),
     click.option("--seed", type=int, help="Instead of the build file's seed."),
-    click.option("--steps", type=click.IntRange(min=1), help="Optimiser updates, instead of the build file's [train] steps."),
+    click.option(
+        "--steps", type=click.IntRange(min=1), help="Optimiser updates, instead of the build file's [train] steps."
+    ),
     click.option("--init-adapter", type=FILE, help="Start from this PEFT folder or .onnx_adapter, not from ones."),
 )
 export_options = _together(
-    click.option("--mode", type=click.Choice(["side", "merged"]), help="side: vectors are inputs; merged: one task's are in the scales."),
+    click.option(
+        "--mode",
+        type=click.Choice(["side", "merged"]),
+        help="side: vectors are inputs; merged: one task's are in the scales.",
+    ),
     click.option("--task", metavar="NAME", help="The task to merge (with --mode merged)."),
     click.option("--target", metavar="NAME", help="An export target; `qia3 targets` lists them."),
 )
@@ -83,7 +90,9 @@ def qia3() -> None:
     """4-bit language models, adapted to many tasks with IA³ vectors, shipped to small devices on ONNX Runtime."""
 
 
-@qia3.command(epilog=_example("qia3 build examples/home-intents/qia3.toml", "qia3 build my.toml --mode merged --task intents"))
+@qia3.command(
+    epilog=_example("qia3 build examples/home-intents/qia3.toml", "qia3 build my.toml --mode merged --task intents")
+)
 @click.argument("file", type=FILE)
 @training_options
 @export_options
@@ -102,8 +111,8 @@ def build(
 ) -> None:
     """Make a bundle out of a build file.
 
-    Quantises the base, trains each task, exports, checks parity and reports. FILE is TOML. A build that was stopped goes on
-    from its last checkpoint.
+    Quantises the base, trains each task, exports, checks parity and reports. FILE is TOML. A build that was stopped
+    goes on from its last checkpoint.
     """
     plan = _plan(file, output, work, seed, steps, init_adapter, mode, task, target)
     with progress_on_stderr():
@@ -118,12 +127,18 @@ def build(
 @training_options
 @as_json
 def train(
-    file: Path, output: Path | None, work: Path | None, seed: int | None, steps: int | None, init_adapter: Path | None, as_json: bool
+    file: Path,
+    output: Path | None,
+    work: Path | None,
+    seed: int | None,
+    steps: int | None,
+    init_adapter: Path | None,
+    as_json: bool,
 ) -> None:
     """Train the vectors only.
 
-    Every task in FILE is trained; `qia3 export` goes on from there. Training that was stopped goes on from its last checkpoint.
-    `accelerate launch --multi_gpu -m qia3 train FILE` does it in several processes.
+    Every task in FILE is trained; `qia3 export` goes on from there. Training that was stopped goes on from its last
+    checkpoint. `accelerate launch --multi_gpu -m qia3 train FILE` does it in several processes.
     """
     from qia3.progress import is_main
 
@@ -173,12 +188,25 @@ def export(
 @qia3.command(epilog=_example('qia3 run dist/home-intents "could you dim the hall a bit"'))
 @click.argument("bundle", type=FILE)
 @click.argument("text")
-@click.option("--adapter", metavar="NAME", help="Which vectors to use; 'none' is the base model. The only one, where there is one.")
+@click.option(
+    "--adapter",
+    metavar="NAME",
+    help="Which vectors to use; 'none' is the base model. The only one, where there is one.",
+)
 @click.option("--task", metavar="NAME", help="Whose prompt to use (default: the adapter's).")
 @click.option("--max-new-tokens", type=click.IntRange(min=1), help="At most so many tokens (default: the task's).")
-@click.option("--choice", "choices", multiple=True, metavar="ANSWER", help="An answer to rank, given once for each (default: the task's).")
 @click.option(
-    "--packed", type=FILE, metavar="FOLDER", help="Keep the weights there as this processor wants them, and map them: less memory held."
+    "--choice",
+    "choices",
+    multiple=True,
+    metavar="ANSWER",
+    help="An answer to rank, given once for each (default: the task's).",
+)
+@click.option(
+    "--packed",
+    type=FILE,
+    metavar="FOLDER",
+    help="Keep the weights there as this processor wants them, and map them: less memory held.",
 )
 @as_json
 def run(
@@ -219,7 +247,9 @@ def run(
     click.echo()
 
 
-@qia3.command(name="eval", epilog=_example("qia3 eval dist/home-intents examples/home-intents/test.jsonl --adapter home-intents"))
+@qia3.command(
+    name="eval", epilog=_example("qia3 eval dist/home-intents examples/home-intents/test.jsonl --adapter home-intents")
+)
 @click.argument("bundle", type=FILE)
 @click.argument("file", type=FILE)
 @click.option("--adapter", metavar="NAME", required=True, help="Which vectors to use; 'none' is the base model.")
@@ -277,7 +307,9 @@ def adapter() -> None:
     """Describe, import and export adapters."""
 
 
-@adapter.command(name="info", epilog=_example("qia3 adapter info dist/home-intents:home-intents", "qia3 adapter info my-peft-ia3"))
+@adapter.command(
+    name="info", epilog=_example("qia3 adapter info dist/home-intents:home-intents", "qia3 adapter info my-peft-ia3")
+)
 @click.argument("path")
 @as_json
 def adapter_info(path: str, as_json: bool) -> None:
@@ -325,9 +357,13 @@ def targets(as_json: bool) -> None:
 
     found = all_targets()
     tested = {t.name: ", ".join(t.tested_on) or "nothing yet" for t in found}
-    kinds = {t.name: f"accuracy_level {t.accuracy_level}; vectors {t.vectors}; tested on {tested[t.name]}" for t in found}
+    kinds = {
+        t.name: f"accuracy_level {t.accuracy_level}; vectors {t.vectors}; tested on {tested[t.name]}" for t in found
+    }
     lines = [(f"{t.name:<12}{t.description}", t.note, kinds[t.name]) for t in found]
-    print_result([t.model_dump(mode="json") for t in found], "\n".join(f"\n{'':12}".join(entry) for entry in lines), as_json)
+    print_result(
+        [t.model_dump(mode="json") for t in found], "\n".join(f"\n{'':12}".join(entry) for entry in lines), as_json
+    )
 
 
 @qia3.command(epilog=_example("qia3 devices", "qia3 devices dist/home-intents --json"))
@@ -365,8 +401,16 @@ def _plan(
     from qia3.config import read_build
     from qia3.targets import load_target
 
-    overrides = {"export.mode": mode, "export.merge_task": task, "export.target": target, "train.steps": steps, "seed": seed}
-    start = None if init_adapter is None else str(init_adapter.absolute())  # a path on the command line is relative to where one stands
+    overrides = {
+        "export.mode": mode,
+        "export.merge_task": task,
+        "export.target": target,
+        "train.steps": steps,
+        "seed": seed,
+    }
+    start = (
+        None if init_adapter is None else str(init_adapter.absolute())
+    )  # a path on the command line is relative to where one stands
     folders = {name: None if folder is None else str(folder) for name, folder in (("output", output), ("work", work))}
     plan = read_build(file, **overrides, **{"train.init_adapter": start}, **folders)
     if task is not None and plan.export.mode != "merged":

@@ -44,8 +44,8 @@
     mode = "side"                    # or "merged", with merge_task
     recode = "int8"                  # or "int4": what a base on NF4 ships as, but for the target nf4-exact
 
-Paths of data are relative to the build file; `output`, the bundle's folder, and `work`, what was trained for it (default: OUTPUT.work), to the
-current folder.
+Paths of data are relative to the build file; `output`, the bundle's folder, and `work`, what was trained for it
+(default: OUTPUT.work), to the current folder.
 """
 
 from __future__ import annotations
@@ -99,9 +99,13 @@ class Base(Section):
     def _whole(self) -> Base:
         named = self.eight_bit or self.blocks
         if self.grid == "nf4" and (self.block_size == 16 or named):
-            raise ValueError("on the nf4 grid a block is 32 or more, and all layers have the same (no eight_bit, no blocks)")
+            raise ValueError(
+                "on the nf4 grid a block is 32 or more, and all layers have the same (no eight_bit, no blocks)"
+            )
         if self.bits is not None and (self.grid == "nf4" or named or self.calibration == "none"):
-            raise ValueError('bits chooses layers itself, by a text, on int4: not beside eight_bit, blocks, nf4 or calibration = "none"')
+            raise ValueError(
+                'bits chooses layers itself, by a text, on int4: not beside eight_bit, blocks, nf4 or calibration = "none"'
+            )
         return self
 
 
@@ -166,7 +170,9 @@ class Task(Section):
     @model_validator(mode="after")
     def _whole(self) -> Task:
         if not self.train and not self.mixture:
-            raise ValueError(f"task {self.name!r} needs 'train', its examples, or 'mixture', the tasks whose examples it trains on")
+            raise ValueError(
+                f"task {self.name!r} needs 'train', its examples, or 'mixture', the tasks whose examples it trains on"
+            )
         if self.kind == "generate" and self.ranking is not None:
             raise ValueError(f"task {self.name!r} generates: 'ranking' is for choices")
         return self
@@ -192,7 +198,10 @@ def _several(value: Any) -> tuple[Any, ...]:
 
 
 class Export(Section):
-    """What the ONNX graph looks like. `query_vectors` adds places for vectors on the queries, which PEFT trains for some families."""
+    """What the ONNX graph looks like.
+
+    `query_vectors` adds places for vectors on the queries, which PEFT trains for some families.
+    """
 
     target: str = "ort-cpu"
     mode: Literal["side", "merged"] = "side"
@@ -204,7 +213,10 @@ class Export(Section):
 
 
 class Parity(Section):
-    """Limits of the gate. `max_difference` bounds |logit difference| at accuracy_level 0; the others the graph as shipped."""
+    """Limits of the gate.
+
+    `max_difference` bounds |logit difference| at accuracy_level 0; the others the graph as shipped.
+    """
 
     prompts: int = Field(default=8, ge=1)
     decode_steps: int = Field(default=4, ge=0)
@@ -257,7 +269,10 @@ class Build(Section):
                 )
 
     def training_of(self, task: Task) -> Train:
-        """The [train] table with the task's own [task.training] keys laid over it, and the preset under both. Without choices: lm alone."""
+        """The [train] table with the task's own [task.training] keys laid over it, and the preset under both.
+
+        Without choices: lm alone.
+        """
         settings = Train.model_validate({**self.train.model_dump(exclude_unset=True), **task.overrides})
         kinds = {t.kind for t in self.task if t.name in (task.name, *task.mixture)}
         return settings if "classify" in kinds else settings.model_copy(update={"losses": ("lm",)})
@@ -278,7 +293,9 @@ class Build(Section):
 
 
 def read_build(path: Path, **overrides: Any) -> Build:
-    """Reads a build file. `overrides` maps dotted keys ("export.mode") to values given at the command line; None is skipped.
+    """Reads a build file.
+
+    `overrides` maps dotted keys ("export.mode") to values given at the command line; None is skipped.
 
     Raises ConfigError with the file, the line (malformed TOML) or the key and the nearest right one.
     """
@@ -309,7 +326,9 @@ def read_build(path: Path, **overrides: Any) -> Build:
 def _beside(build: Build, here: Path) -> Build:
     """The build with the paths of its data taken relative to `here`."""
     tasks = tuple(
-        t.model_copy(update={"train": _there(t.train, here), "test": here / t.test, "overrides": _placed(t.overrides, here)})
+        t.model_copy(
+            update={"train": _there(t.train, here), "test": here / t.test, "overrides": _placed(t.overrides, here)}
+        )
         for t in build.task
     )
     train = build.train.model_copy(update=_placed(build.train.model_dump(exclude_unset=True), here))
@@ -336,7 +355,14 @@ def _complaint(error: Any, text: str) -> str:
     key = location[-1] if location else ""
     dotted = ".".join(str(part) for part in error["loc"])
     where = (
-        next((f" (line {i})" for i, line in enumerate(text.splitlines(), 1) if re.match(rf"\s*\[*{re.escape(key)}\b", line)), "")
+        next(
+            (
+                f" (line {i})"
+                for i, line in enumerate(text.splitlines(), 1)
+                if re.match(rf"\s*\[*{re.escape(key)}\b", line)
+            ),
+            "",
+        )
         if key
         else ""
     )

@@ -1,6 +1,8 @@
-"""How a command talks and ends: results on stdout, progress and complaints on stderr, one line and an exit code for whatever a user can mend.
+"""How a command talks and ends: results on stdout, progress and complaints on stderr, one line and an exit code for
+whatever a user can mend.
 
-0 done, 2 a mistake or a fault of the surroundings, 130 stopped by Ctrl-C or SIGTERM. A fault of ours keeps its traceback.
+0 done, 2 a mistake or a fault of the surroundings, 130 stopped by Ctrl-C or SIGTERM. A fault of ours keeps its
+traceback.
 """
 
 from __future__ import annotations
@@ -20,7 +22,18 @@ import click
 
 from qia3.errors import QIA3Error
 
-BUILD_PACKAGES = {"accelerate", "bitsandbytes", "gguf", "onnx", "onnx_ir", "onnxscript", "peft", "safetensors", "torch", "transformers"}
+BUILD_PACKAGES = {
+    "accelerate",
+    "bitsandbytes",
+    "gguf",
+    "onnx",
+    "onnx_ir",
+    "onnxscript",
+    "peft",
+    "safetensors",
+    "torch",
+    "transformers",
+}
 
 
 def print_result(value: Any, text: str, as_json: bool) -> None:
@@ -30,12 +43,17 @@ def print_result(value: Any, text: str, as_json: bool) -> None:
 
 def fact_lines(facts: dict[str, Any]) -> str:
     """One fact a line."""
-    shown = {key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for key, value in facts.items()}
+    shown = {
+        key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for key, value in facts.items()
+    }
     return "\n".join(f"{key.replace('_', ' ')}: {value}" for key, value in shown.items())
 
 
 def progress_on_stderr() -> contextlib.AbstractContextManager[Any]:
-    """What a build prints as it goes is not its result. The libraries' own bars and notices stay away: qia3.progress shows what matters."""
+    """What a build prints as it goes is not its result.
+
+    The libraries' own bars and notices stay away: qia3.progress shows what matters.
+    """
     os.environ.setdefault("TQDM_DISABLE", "1")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it names a package that nothing here needs
     return contextlib.redirect_stdout(sys.stderr)
@@ -63,7 +81,10 @@ def _complaint(error: BaseException) -> tuple[str, int] | None:
 
 @contextlib.contextmanager
 def _stopping_cleanly() -> Iterator[None]:
-    """SIGTERM ends a verb as Ctrl-C does, so that half-written folders are taken away. Training listens for itself meanwhile."""
+    """SIGTERM ends a verb as Ctrl-C does, so that half-written folders are taken away.
+
+    Training listens for itself meanwhile.
+    """
 
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt

@@ -3,8 +3,9 @@
     onnx/model_q4.onnx          transformers.js: the folder onnx/, the session "model", the suffix of dtype "q4"
     onnx/model_q4.onnx_data     transformers.js: the graph's own name and "_data"
 
-onnxruntime-genai reads the graph's place from genai_config.json and takes any, so one layout serves both. A reader does not know these names: it
-asks the manifest. tests/layout_rules.toml has the loaders' rules, each with the file it was read in.
+onnxruntime-genai reads the graph's place from genai_config.json and takes any, so one layout serves both. A reader does
+not know these names: it asks the manifest. tests/layout_rules.toml has the loaders' rules, each with the file it was
+read in.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ FORMAT_1 = ("model.onnx", "model.onnx.data")
 
 
 def graph_files(manifest: Mapping[str, Any]) -> tuple[str, str]:
-    """Graph and weight file of a bundle, as paths within its folder. Raises KeyError where the manifest does not say."""
+    """Graph and weight file of a bundle, as paths within its folder.
+
+    Raises KeyError where the manifest does not say.
+    """
     if manifest["format"] == 1:
         return FORMAT_1
     return manifest["graph"]["file"], manifest["graph"]["data"]

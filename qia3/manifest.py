@@ -1,4 +1,7 @@
-"""What a bundle says of itself: its manifest, made from the plan, the base and what was trained. No folder of the build machine is in it."""
+"""What a bundle says of itself: its manifest, made from the plan, the base and what was trained.
+
+No folder of the build machine is in it.
+"""
 
 from __future__ import annotations
 
@@ -31,14 +34,23 @@ PACKAGES = ("torch", "transformers", "onnxruntime", "onnx-ir", "onnx", "numpy", 
 
 def positions(plan: Build, base: BaseModel) -> int:
     """The context that the graph is made for: as the plan asks, within what the base was made for."""
-    return min(plan.export.context_length, getattr(base.model.config.get_text_config(), "max_position_embeddings", None) or 10**9)
+    return min(
+        plan.export.context_length,
+        getattr(base.model.config.get_text_config(), "max_position_embeddings", None) or 10**9,
+    )
 
 
 def linear_layers(model: nn.Module, roles: Roles) -> list[dict[str, Any]]:
     """Every linear layer with its shape and role."""
     plain = {name.replace(".base", ""): m for name, m in model.named_modules() if isinstance(m, GridLinear)}
     return [
-        {"name": n, "inputs": m.in_features, "outputs": m.out_features, "role": roles.linears.get(n, "other"), **_grid(m.store)}
+        {
+            "name": n,
+            "inputs": m.in_features,
+            "outputs": m.out_features,
+            "role": roles.linears.get(n, "other"),
+            **_grid(m.store),
+        }
         for n, m in plain.items()
     ]
 
@@ -105,7 +117,13 @@ def describe(
             "accuracy_level": accuracy_level,
             "logits": plan.export.logits,
             "vectors": [
-                {"name": n, "size": s.site.size, "role": s.site.role, "placement": s.site.placement, "down": s.site.down}
+                {
+                    "name": n,
+                    "size": s.site.size,
+                    "role": s.site.role,
+                    "placement": s.site.placement,
+                    "down": s.site.down,
+                }
                 | ({} if s.site.rows is None else {"rows": list(s.site.rows)})
                 for n, s in scaled.items()
             ]
@@ -140,7 +158,10 @@ def _as_asked(plan: Build) -> dict[str, Any]:
     """The build file's content, without the build machine's folders."""
     content = plan.model_dump(mode="json", by_alias=True, exclude={"output", "work"})
     content["base"] |= {"model": _reference(plan.base.model), "calibration": _reference(plan.base.calibration)}
-    return content | {"train": _names(plan.train.model_dump(mode="json"), plan.train), "task": [_task_as_asked(t) for t in plan.task]}
+    return content | {
+        "train": _names(plan.train.model_dump(mode="json"), plan.train),
+        "task": [_task_as_asked(t) for t in plan.task],
+    }
 
 
 def _reference(model: str) -> str:
@@ -153,7 +174,11 @@ def _task_as_asked(task: Task) -> dict[str, Any]:
     content = dict(task.model_dump(mode="json", by_alias=True))
     files = [file.name for file in task.train_files]
     training = {k: v.name if isinstance(v, Path) else v for k, v in task.overrides.items()}
-    return content | {"train": files[0] if isinstance(task.train, Path) else files, "test": task.test.name, "training": training}
+    return content | {
+        "train": files[0] if isinstance(task.train, Path) else files,
+        "test": task.test.name,
+        "training": training,
+    }
 
 
 def _names(content: dict[str, Any], train: Train) -> dict[str, Any]:

@@ -1,4 +1,6 @@
-"""Profiles that ship as one TOML file each in a data package (qia3.export, qia3.devices): which there are, and the text of one."""
+"""Profiles that ship as one TOML file each in a data package (qia3.export, qia3.devices): which there are, and the text
+of one.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +12,16 @@ from qia3.errors import ConfigError
 
 def profile_names(package: str) -> list[str]:
     """Every profile of `package`, sorted."""
-    return sorted(entry.name.removesuffix(".toml") for entry in resources.files(package).iterdir() if entry.name.endswith(".toml"))
+    return sorted(
+        entry.name.removesuffix(".toml") for entry in resources.files(package).iterdir() if entry.name.endswith(".toml")
+    )
 
 
 def profile_text(package: str, name: str, kind: str) -> str:
-    """The file of the profile called `name`. Raises ConfigError with the nearest name where there is none; `kind` says of what."""
+    """The file of the profile called `name`.
+
+    Raises ConfigError with the nearest name where there is none; `kind` says of what.
+    """
     names = profile_names(package)
     if name not in names:
         near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)

@@ -35,14 +35,22 @@ def bar(items: list[T], title: str) -> Iterable[T]:
 
 @contextmanager
 def counting(title: str, total: int, unit: str) -> Iterator[Callable[[int, str], None]]:
-    """Hands out a function that is told how many of `total` are done, with a note: a bar on a terminal, else a line now and then."""
+    """Hands out a function that is told how many of `total` are done, with a note: a bar on a terminal, else a line now
+    and then.
+    """
     if not sys.stderr.isatty() or not is_main():
         yield _lines(title, total, unit)
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True), transient=True) as shown:
         task = shown.add_task(title, total=total, note="")
         yield lambda done, note: shown.update(task, completed=done, note=note)

@@ -1,4 +1,7 @@
-"""From a trained base to a whole bundle: graph, parity gate, adapters, evaluation, measurement, report. Nothing is kept if a step fails."""
+"""From a trained base to a whole bundle: graph, parity gate, adapters, evaluation, measurement, report.
+
+Nothing is kept if a step fails.
+"""
 
 from __future__ import annotations
 
@@ -41,13 +44,17 @@ from qia3.train.task import Trained
 Tests = Mapping[str, Sequence[Example]]
 
 
-def publish(plan: Build, base: BaseModel, roles: Roles, scaled: dict[str, Scaled], trained: Sequence[Trained], tests: Tests) -> Path:
+def publish(
+    plan: Build, base: BaseModel, roles: Roles, scaled: dict[str, Scaled], trained: Sequence[Trained], tests: Tests
+) -> Path:
     """Writes the bundle of `plan` and returns its folder."""
     target = load_target(plan.export.target)
     drift = None if base.format != "nf4" or target.nf4 == "exact" else _recoded(plan, base, scaled, trained, tests)
     linears = linear_layers(base.model, roles)
     if base.eight_bit and target.accuracy_level != 4:
-        say(f"ONNX Runtime has no fast product of 8-bit weights at accuracy_level {target.accuracy_level}: this bundle will be slow")
+        say(
+            f"ONNX Runtime has no fast product of 8-bit weights at accuracy_level {target.accuracy_level}: this bundle will be slow"
+        )
     if plan.export.mode == "merged":
         chosen = next(t for t in trained if t.task.name == plan.export.merge_task)
         trained = [chosen]
@@ -56,7 +63,9 @@ def publish(plan: Build, base: BaseModel, roles: Roles, scaled: dict[str, Scaled
         detach(base.model, scaled)
     with whole_or_absent(plan.output_folder) as folder:
         say("exporting the graph")
-        graph = export_decoder(base.model, target.accuracy_level, positions(plan, base), plan.export.logits, target.vectors == "required")
+        graph = export_decoder(
+            base.model, target.accuracy_level, positions(plan, base), plan.export.logits, target.vectors == "required"
+        )
         regions = write_graph(graph, folder, _vocabulary(base.model))
         manifest = describe(plan, base, scaled, trained, linears, regions, target.accuracy_level)
         if drift is not None:
@@ -79,9 +88,16 @@ def _vocabulary(model: Any) -> list[str]:
 
 
 def _parity(
-    plan: Build, base: BaseModel, scaled: Mapping[str, Scaled], trained: Sequence[Trained], tests: Tests, graph: ir.Model, folder: Path
+    plan: Build,
+    base: BaseModel,
+    scaled: Mapping[str, Scaled],
+    trained: Sequence[Trained],
+    tests: Tests,
+    graph: ir.Model,
+    folder: Path,
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Law 4, for the base alone and for each adapter (merged: for the folded model), on prompts of the tasks' own test sentences.
+    """Law 4, for the base alone and for each adapter (merged: for the folded model), on prompts of the tasks' own test
+    sentences.
 
     The two graphs are opened one after the other: each session holds the weights packed in a form of its own.
     """
@@ -117,7 +133,12 @@ class _Case:
 
 
 def _case(
-    plan: Build, base: BaseModel, scaled: Mapping[str, Scaled], adapter: Trained | None, trained: Sequence[Trained], tests: Tests
+    plan: Build,
+    base: BaseModel,
+    scaled: Mapping[str, Scaled],
+    adapter: Trained | None,
+    trained: Sequence[Trained],
+    tests: Tests,
 ) -> _Case:
     side = plan.export.mode == "side"
     if side:
@@ -128,10 +149,15 @@ def _case(
     return _Case(forced, vectors, np.concatenate([torch_logits(base.model, *pair) for pair in forced]))
 
 
-def _recoded(plan: Build, base: BaseModel, scaled: Mapping[str, Scaled], trained: Sequence[Trained], tests: Tests) -> dict[str, Any]:
+def _recoded(
+    plan: Build, base: BaseModel, scaled: Mapping[str, Scaled], trained: Sequence[Trained], tests: Tests
+) -> dict[str, Any]:
     """The base on the grid that it ships on; what that changes for the base and for each adapter."""
     vectors = {"none": {}, **{t.task.name: t.vectors for t in trained}}
-    prompts = {"none": _prompts(plan, base, trained, tests), **{t.task.name: _prompts(plan, base, [t], tests) for t in trained}}
+    prompts = {
+        "none": _prompts(plan, base, trained, tests),
+        **{t.task.name: _prompts(plan, base, [t], tests) for t in trained},
+    }
     return recode_base(base, scaled, vectors, prompts, plan.export.recode, plan.parity.decode_steps)
 
 
@@ -143,14 +169,21 @@ def _prompts(plan: Build, base: BaseModel, trained: Sequence[Trained], tests: Te
 
 
 def _write_files(
-    plan: Build, base: BaseModel, scaled: Mapping[str, Scaled], trained: Sequence[Trained], folder: Path, manifest: Mapping[str, Any]
+    plan: Build,
+    base: BaseModel,
+    scaled: Mapping[str, Scaled],
+    trained: Sequence[Trained],
+    folder: Path,
+    manifest: Mapping[str, Any],
 ) -> None:
     """Adapters in both forms, tokenizer, configurations."""
     if plan.export.mode == "side":
         sites = [s.site for s in scaled.values()]
         for t in trained:
             write_adapter(folder / "adapters" / f"{t.task.name}.onnx_adapter", t.vectors, base.fingerprint)
-            write_peft(folder / "adapters" / t.task.name, t.vectors, sites, manifest["base"]["reference"], base.fingerprint)
+            write_peft(
+                folder / "adapters" / t.task.name, t.vectors, sites, manifest["base"]["reference"], base.fingerprint
+            )
     write_tokenizer(base.tokenizer, folder)
     write_configs(base.model, folder, manifest["architecture"]["context_length"], tuple(manifest["stop_tokens"]))
 

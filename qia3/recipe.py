@@ -1,10 +1,11 @@
 """How vectors are trained: the keys of a build file's [train] table, and the presets that fill them.
 
-`short` is what the demo uses: T-Few's three losses with AdamW, a larger rate and a tenth of the steps (which losses and rates are good: README,
-"Accuracy beside LoRA"). `t-few` is the recipe of Liu et al. 2022 (arXiv:2205.05638): Adafactor at 3e-3, up in 60 steps and then down to
-zero in a straight line, 1000 steps of 8 examples, and three losses (qia3.train.losses). The third trains the mean log-probability a token, so
-where it is among the losses a task is ranked by that. The paper's code differs from its text in places; where they differ the text is followed here,
-but for one: Adafactor scales its steps by the size of the parameters (`scale_parameter`), which only the code says.
+`short` is what the demo uses: T-Few's three losses with AdamW, a larger rate and a tenth of the steps (which losses and
+rates are good: README, "Accuracy beside LoRA"). `t-few` is the recipe of Liu et al. 2022 (arXiv:2205.05638): Adafactor
+at 3e-3, up in 60 steps and then down to zero in a straight line, 1000 steps of 8 examples, and three losses
+(qia3.train.losses). The third trains the mean log-probability a token, so where it is among the losses a task is ranked
+by that. The paper's code differs from its text in places; where they differ the text is followed here, but for one:
+Adafactor scales its steps by the size of the parameters (`scale_parameter`), which only the code says.
 """
 
 from __future__ import annotations
@@ -25,7 +26,14 @@ Loss = Literal["lm", "unlikelihood", "length-normalised"]
 T_FEW: tuple[Loss, ...] = ("lm", "unlikelihood", "length-normalised")
 PRESETS: dict[str, dict[str, Any]] = {
     # what the demo uses
-    "short": {"steps": 96, "batch_size": 8, "learning_rate": 2e-2, "warmup_steps": 10, "optimizer": "adamw", "losses": T_FEW},
+    "short": {
+        "steps": 96,
+        "batch_size": 8,
+        "learning_rate": 2e-2,
+        "warmup_steps": 10,
+        "optimizer": "adamw",
+        "losses": T_FEW,
+    },
     # Liu et al. 2022, arXiv:2205.05638, section 3; scale_parameter from github.com/r-three/t-few
     "t-few": {
         "steps": 1000,
@@ -40,7 +48,10 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 class Train(Section):
-    """How the vectors are trained. `steps` are optimiser updates; `compute` is the matrix type, the vectors are always bfloat16."""
+    """How the vectors are trained.
+
+    `steps` are optimiser updates; `compute` is the matrix type, the vectors are always bfloat16.
+    """
 
     preset: Literal["short", "t-few"] | None = None
     steps: int = Field(default=120, ge=1)
@@ -81,7 +92,9 @@ class Train(Section):
             if key not in self.model_fields_set:
                 self.__dict__[key] = value
         if self.batch_size % self.accumulate:
-            raise ValueError(f"a batch of {self.batch_size} cannot be computed in {self.accumulate} equal parts (accumulate)")
+            raise ValueError(
+                f"a batch of {self.batch_size} cannot be computed in {self.accumulate} equal parts (accumulate)"
+            )
         return self
 
     @property

@@ -1,8 +1,9 @@
-"""Puts a base that trained on NF4 on the grid that it ships on, and measures what that changes on the tasks' own prompts.
+"""Puts a base that trained on NF4 on the grid that it ships on, and measures what that changes on the tasks' own
+prompts.
 
-Law 1 does not hold across this step, and cannot: the codes are others. So the difference is a figure in the report: how far the weights moved, and,
-for the base and for each adapter, the largest difference of a logit, KL divergence and top-1 agreement. Parity with ONNX Runtime is measured
-after it, on the model that ships.
+Law 1 does not hold across this step, and cannot: the codes are others. So the difference is a figure in the report: how
+far the weights moved, and, for the base and for each adapter, the largest difference of a logit, KL divergence and
+top-1 agreement. Parity with ONNX Runtime is measured after it, on the model that ships.
 """
 
 from __future__ import annotations
@@ -26,9 +27,17 @@ Prompts = Mapping[str, Sequence[Sequence[int]]]
 
 
 def recode_base(
-    base: BaseModel, scaled: Mapping[str, Scaled], vectors: Mapping[str, Vectors], prompts: Prompts, to: Recoded, steps: int
+    base: BaseModel,
+    scaled: Mapping[str, Scaled],
+    vectors: Mapping[str, Vectors],
+    prompts: Prompts,
+    to: Recoded,
+    steps: int,
 ) -> dict[str, Any]:
-    """Recodes the base in place. `vectors` and `prompts` by adapter; "none" is the base alone. `steps` tokens are forced after each prompt."""
+    """Recodes the base in place.
+
+    `vectors` and `prompts` by adapter; "none" is the base alone. `steps` tokens are forced after each prompt.
+    """
     say(f"writing the NF4 base as {to}, and measuring what that changes")
     forced: dict[str, list[list[int]]] = {}
     before: dict[str, Floats] = {}

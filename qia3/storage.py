@@ -1,6 +1,7 @@
 """Writing where the disk may be full or closed: one clear line, whatever the library that was writing made of it.
 
-Python says ENOSPC. torch, safetensors, tokenizers and ONNX Runtime write by themselves and each raises something else, so the disk is asked.
+Python says ENOSPC. torch, safetensors, tokenizers and ONNX Runtime write by themselves and each raises something else,
+so the disk is asked.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Around code that writes in `folder`. Raises StorageError if the disk is full or the folder is closed; other failures pass through."""
+    """Around code that writes in `folder`.
+
+    Raises StorageError if the disk is full or the folder is closed; other failures pass through.
+    """
     try:
         yield
     except QIA3Error:
@@ -39,7 +43,8 @@ def writing(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def made_once(target: Path) -> Iterator[Path]:
-    """A scratch folder beside `target` that becomes it when the block ends well, unless another process was first; whole or absent.
+    """A scratch folder beside `target` that becomes it when the block ends well, unless another process was first;
+    whole or absent.
 
     Raises StorageError as `writing` does.
     """

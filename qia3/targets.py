@@ -1,4 +1,6 @@
-"""Export targets: which kernel of ONNX Runtime a graph is written for. One TOML file each in export/, shipped as qia3.export.
+"""Export targets: which kernel of ONNX Runtime a graph is written for.
+
+One TOML file each in export/, shipped as qia3.export.
 
     description    = "..."    one line, shown by `qia3 targets`
     accuracy_level = 4        MatMulNBits: 4 rounds activations to int8 (fast), 1 and 0 compute in float32 (exact, slow)
@@ -22,7 +24,10 @@ from qia3.profiles import profile_names, profile_text
 
 
 class Target(BaseModel):
-    """One export target. `accuracy_level` is the attribute of MatMulNBits in the shipped graph; `vectors` is how it takes an adapter."""
+    """One export target.
+
+    `accuracy_level` is the attribute of MatMulNBits in the shipped graph; `vectors` is how it takes an adapter.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

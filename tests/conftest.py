@@ -9,7 +9,8 @@ import pytest
 
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")  # gw0, gw1, ...
 if WORKER and hasattr(os, "sched_setaffinity"):
-    # torch, ONNX Runtime and what the tests start all count the cores that they may run on: with two each, two workers wait for one another
+    # torch, ONNX Runtime and what the tests start all count the cores that they may run on: with two each, two workers
+    # wait for one another
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[int(WORKER.removeprefix("gw")) % len(cores)]})
 

@@ -27,7 +27,9 @@ def test_modules_dequantise_as_the_grid_does(block, symmetric):
     store = Int4Weight.from_float(weight, block, symmetric)
     np.testing.assert_array_equal(store.dense(torch.float32).numpy(), int4.dequantise(store.grid))
     rows = torch.tensor([[3, 0], [6, 3]])
-    np.testing.assert_array_equal(GridEmbedding(store, torch.float32)(rows).numpy(), int4.dequantise(store.grid)[rows.numpy()])
+    np.testing.assert_array_equal(
+        GridEmbedding(store, torch.float32)(rows).numpy(), int4.dequantise(store.grid)[rows.numpy()]
+    )
 
 
 def test_holding_the_dense_weight_changes_no_value():
@@ -78,7 +80,9 @@ def test_a_missing_model_lists_the_aliases(tmp_path):
         load_base(str(tmp_path / "empty"), 32, False)
 
 
-@pytest.mark.parametrize("content", [b"", b"GGUF", b"not a gguf file at all", b"GGUF" + struct.pack("<IQQ", 3, 2**40, 2**40)])
+@pytest.mark.parametrize(
+    "content", [b"", b"GGUF", b"not a gguf file at all", b"GGUF" + struct.pack("<IQQ", 3, 2**40, 2**40)]
+)
 def test_a_broken_gguf_is_one_clear_line(content, tmp_path):
     path = tmp_path / "model.gguf"
     path.write_bytes(content)

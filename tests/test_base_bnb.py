@@ -1,4 +1,6 @@
-"""Checkpoints that transformers and bitsandbytes wrote in NF4: the same codes, the same function, and a clear line for every damaged one."""
+"""Checkpoints that transformers and bitsandbytes wrote in NF4: the same codes, the same function, and a clear line for
+every damaged one.
+"""
 
 from __future__ import annotations
 
@@ -31,11 +33,16 @@ def serialised(folder: Path, family: str = "llama", double: bool = False) -> Pat
     """A checkpoint in NF4, made by the owners of the format."""
     source = write_base(folder / "float", family, tied=False)
     config = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=double, bnb_4bit_compute_dtype=torch.float32
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=double,
+        bnb_4bit_compute_dtype=torch.float32,
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, quantization_config=config, device_map="cpu")
+        model = AutoModelForCausalLM.from_pretrained(
+            source, dtype=torch.float32, quantization_config=config, device_map="cpu"
+        )
         model.save_pretrained(folder / "nf4")
     for file in [*source.glob("tokenizer*"), *source.glob("chat_template*")]:
         (folder / "nf4" / file.name).write_bytes(file.read_bytes())
@@ -137,7 +144,9 @@ def test_a_bundle_ships_the_codes_of_the_checkpoint(tmp_path):
     file = write_build(tmp_path / "build", steps=2)
     shutil.rmtree(tmp_path / "build" / "base")
     shutil.copytree(place, tmp_path / "build" / "base")
-    text = file.read_text(encoding="utf-8").replace("block_size = 16", "block_size = 64").replace("ort-exact", "nf4-exact")
+    text = (
+        file.read_text(encoding="utf-8").replace("block_size = 16", "block_size = 64").replace("ort-exact", "nf4-exact")
+    )
     file.write_text(text + "min_top1 = 0\nmax_kl = 9\n", encoding="utf-8")
     with pytest.raises(SystemExit) as ended:
         cli.main(["build", str(file), "--output", str(tmp_path / "bundle")])

@@ -1,4 +1,6 @@
-"""Calibrated rounding: the grid against a slow second implementation, the moments against a plain sum, families, and the base that is kept."""
+"""Calibrated rounding: the grid against a slow second implementation, the moments against a plain sum, families, and
+the base that is kept.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ from qia3.grids.calibrated import DAMPING, Seen, damp, quantise_calibrated
 def correlated(inputs: int, seed: int = 0) -> np.ndarray:
     """Second moment [K, K] of inputs that mostly lie in a quarter of the directions."""
     rng = np.random.default_rng(seed)
-    x = rng.normal(size=(600, inputs // 4)) @ rng.normal(size=(inputs // 4, inputs)) + 0.3 * rng.normal(size=(600, inputs))
+    x = rng.normal(size=(600, inputs // 4)) @ rng.normal(size=(inputs // 4, inputs)) + 0.3 * rng.normal(
+        size=(600, inputs)
+    )
     return (x.T @ x / len(x)).astype(np.float32)
 
 
@@ -36,7 +40,9 @@ def output_error(weight: np.ndarray, grid: int4.Int4, moment: np.ndarray) -> flo
 
 
 def conditional_rounding(weight: np.ndarray, moment: np.ndarray, grid: int4.Int4) -> np.ndarray:
-    """The same scales and zero points, codes by the definition: after each input the rest is set to the minimum of e H e^T, solved anew."""
+    """The same scales and zero points, codes by the definition: after each input the rest is set to the minimum of e H
+    e^T, solved anew.
+    """
     _, zeros = int4.unpack(grid)
     matrix, result = damp(moment), np.empty(weight.shape)
     for n in range(len(weight)):
@@ -45,7 +51,11 @@ def conditional_rounding(weight: np.ndarray, moment: np.ndarray, grid: int4.Int4
             scale, zero = grid.scales[n, i // grid.block_size], zeros[n, i // grid.block_size]
             result[n, i] = (np.clip(np.rint(left[i] / scale), -float(zero), 15 - float(zero)) if scale else 0) * scale
             rest = slice(i + 1, None)
-            left[rest] += np.linalg.solve(matrix[rest, rest], matrix[rest, i]) * (left[i] - result[n, i]) if i + 1 < len(left) else 0
+            left[rest] += (
+                np.linalg.solve(matrix[rest, rest], matrix[rest, i]) * (left[i] - result[n, i])
+                if i + 1 < len(left)
+                else 0
+            )
     return result
 
 
@@ -75,7 +85,9 @@ def test_inputs_that_do_not_correlate_are_rounded_alone():
     block = np.repeat(np.arange(2), 32)
     nearest = np.abs(weight - int4.dequantise(grid)) <= np.abs(grid.scales[:, block]) / 2 + 1e-6
     _, zeros = int4.unpack(grid)
-    inside = (weight / grid.scales[:, block] + zeros[:, block] > 0) & (weight / grid.scales[:, block] + zeros[:, block] < 15)
+    inside = (weight / grid.scales[:, block] + zeros[:, block] > 0) & (
+        weight / grid.scales[:, block] + zeros[:, block] < 15
+    )
     assert nearest[inside].all()
 
 
@@ -84,7 +96,9 @@ def test_inputs_that_were_always_zero_do_no_harm():
     moment[5], moment[:, 5] = 0, 0
     assert np.isfinite(int4.dequantise(quantise_calibrated(weight, Seen(moment), 16))).all()
     assert np.isfinite(int4.dequantise(quantise_calibrated(weight, Seen(np.zeros_like(moment)), 16))).all()
-    assert damp(moment)[5, 5] == pytest.approx(1 + DAMPING * np.where(moment.diagonal() > 0, moment.diagonal(), 1).mean())
+    assert damp(moment)[5, 5] == pytest.approx(
+        1 + DAMPING * np.where(moment.diagonal() > 0, moment.diagonal(), 1).mean()
+    )
 
 
 @pytest.mark.parametrize("bad", [np.full((32, 32), np.nan, np.float32), np.eye(31, dtype=np.float32)])
@@ -95,7 +109,9 @@ def test_a_moment_that_cannot_be_one_is_refused(bad):
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3_text"])
 def test_moments_are_of_what_the_layers_see_when_those_before_are_quantised(family):
-    """Against a plain sum over the inputs of the last layer's first product, hooked in a model whose first layer is quantised and no more."""
+    """Against a plain sum over the inputs of the last layer's first product, hooked in a model whose first layer is
+    quantised and no more.
+    """
     model, windows = tiny(family), ids(3, 40)
     moments = Moments(model, windows)
     path, stack = layer_stack(model)
@@ -108,11 +124,15 @@ def test_moments_are_of_what_the_layers_see_when_those_before_are_quantised(fami
         layer = model.get_submodule(name)
         _replace(model, layer, GridLinear(Int4Weight.from_float(float_weight(layer), 32, False, moment), _bias(layer)))
     seen = []
-    handle = model.get_submodule(name).register_forward_pre_hook(lambda _, args: seen.append(args[0].reshape(-1, args[0].shape[-1])))
+    handle = model.get_submodule(name).register_forward_pre_hook(
+        lambda _, args: seen.append(args[0].reshape(-1, args[0].shape[-1]))
+    )
     with torch.no_grad():
         model(input_ids=windows)
     handle.remove()
-    np.testing.assert_allclose(moment.moment, (seen[0].T @ seen[0]).numpy(), rtol=1e-3, atol=1e-3 * float(moment.moment.max()))
+    np.testing.assert_allclose(
+        moment.moment, (seen[0].T @ seen[0]).numpy(), rtol=1e-3, atol=1e-3 * float(moment.moment.max())
+    )
     assert len(stack) == 2
 
 
@@ -187,7 +207,9 @@ def test_a_kept_base_is_the_base(family, tiny_tokenizer, tmp_path):
     with torch.no_grad():
         assert torch.equal(read.model(input_ids=ids()).logits, model(input_ids=ids()).logits)
     tied = model.get_input_embeddings().store is getattr(model.get_output_embeddings(), "store", None)
-    assert (read.model.get_input_embeddings().store is getattr(read.model.get_output_embeddings(), "store", None)) == tied
+    assert (
+        read.model.get_input_embeddings().store is getattr(read.model.get_output_embeddings(), "store", None)
+    ) == tied
 
 
 def test_a_kept_base_that_was_changed_or_torn_is_refused(base, tmp_path):

@@ -30,7 +30,9 @@ def test_modules_dequantise_as_the_grid_does(block, symmetric):
     store = Int8Weight.from_float(torch.randn(7, 50), block, symmetric)
     np.testing.assert_array_equal(store.dense(torch.float32).numpy(), int8.dequantise(store.grid))
     rows = torch.tensor([[3, 0], [6, 3]])
-    np.testing.assert_array_equal(GridEmbedding(store, torch.float32)(rows).numpy(), int8.dequantise(store.grid)[rows.numpy()])
+    np.testing.assert_array_equal(
+        GridEmbedding(store, torch.float32)(rows).numpy(), int8.dequantise(store.grid)[rows.numpy()]
+    )
     layer, x = GridLinear(store, torch.randn(7)), torch.randn(3, 50)
     before, vector = layer(x), torch.linspace(-2, 2, 7)
     layer.fold(vector)
@@ -67,7 +69,10 @@ def test_a_role_may_be_named_in_some_layers_only(family):
     parts = [named((f"down@{n}",)).find(tiny(family), GRID, None).own.keys() for n in ("0", "1", "0-1", "1,0")]
     assert parts[0] | parts[1] == parts[2] == parts[3] == every
     assert all(".0." in name for name in parts[0])
-    for asked, said in (("down@1-3", '"down" in layer 2, 3; it is in layers 0 to 1'), ("head@0", "it is in no numbered layer")):
+    for asked, said in (
+        ("down@1-3", '"down" in layer 2, 3; it is in layers 0 to 1'),
+        ("head@0", "it is in no numbered layer"),
+    ):
         with pytest.raises(BaseModelError, match=said):
             named((asked,)).find(tiny(family), GRID, None)
 
@@ -83,7 +88,9 @@ def test_layers_may_be_in_other_blocks():
 
 
 def test_a_layer_has_one_form():
-    with pytest.raises(BaseModelError, match=r"name 2 layers twice \(the first is model.layers.1.mlp.gate_proj\); name each once"):
+    with pytest.raises(
+        BaseModelError, match=r"name 2 layers twice \(the first is model.layers.1.mlp.gate_proj\); name each once"
+    ):
         named(("up@1",), [(16, ("up",))]).find(tiny("llama"), GRID, None)
     with pytest.raises(BaseModelError, match='blocks names "up" in layer 2'):
         named((), [(16, ("up@2",))]).find(tiny("llama"), GRID, None)

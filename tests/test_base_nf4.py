@@ -1,4 +1,6 @@
-"""A base on the NF4 grid: bitsandbytes' own modules as the oracle, the same bytes in the graph, and folding where it is exact."""
+"""A base on the NF4 grid: bitsandbytes' own modules as the oracle, the same bytes in the graph, and folding where it is
+exact.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ def on_nf4(family: str, block: int = 32):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_model_is_the_one_that_bitsandbytes_makes(family):
-    """Every linear layer but the head, with the very weights of bitsandbytes' Linear4bit; embeddings and head stay float."""
+    """Every linear layer but the head, with the very weights of bitsandbytes' Linear4bit; embeddings and head stay
+    float.
+    """
     ours, floats = on_nf4(family, 64), tiny(family)
     head = floats.get_output_embeddings()
     for name, layer in floats.named_modules():
@@ -46,7 +50,8 @@ def test_the_model_is_the_one_that_bitsandbytes_makes(family):
             assert isinstance(mine, GridLinear)
             np.testing.assert_array_equal(mine.store.codes.numpy(), packed.numpy().reshape(-1))
             np.testing.assert_array_equal(mine.store.scales.numpy(), state.absmax.numpy())
-            # not bnb.functional.dequantize_4bit: 0.50's AVX-512 code lets every row begin a block, which is wrong for 96 inputs in blocks of 64
+            # not bnb.functional.dequantize_4bit: 0.50's AVX-512 code lets every row begin a block, which is wrong for
+            # 96 inputs in blocks of 64
             layer.weight.data = _dequantize_4bit_compute(
                 packed.reshape(-1), state.absmax, state.code, 64, layer.weight.shape, torch.float32
             )
@@ -75,7 +80,9 @@ def test_the_graph_is_the_model_and_ships_its_bytes(family, tmp_path):
     products = [n for n in graph if n.op_type == "MatMulBnb4"]
     assert len(products) == sum(isinstance(m, GridLinear) for m in model.modules())
     shipped = {v.const_value.tobytes() for n in products for v in n.inputs[1:3]}
-    assert shipped == {t.numpy().tobytes() for m in model.modules() if isinstance(m, Nf4Weight) for t in (m.codes, m.scales)}
+    assert shipped == {
+        t.numpy().tobytes() for m in model.modules() if isinstance(m, Nf4Weight) for t in (m.codes, m.scales)
+    }
     decoder, prompt = OrtDecoder(tmp_path / GRAPH, model.config), ids(1, 11)[0].tolist()
     fed = {n: v.reshape(1, 1, -1) for n, v in vectors.items()}
     np.testing.assert_allclose(decoder.logits(prompt, [7, 9], fed), torch_logits(model, prompt, [7, 9]), atol=1e-3)
@@ -92,7 +99,9 @@ def test_folding_is_exact_where_rows_are_whole_blocks_and_refused_elsewhere(tmp_
     detach(model, scaled)
     torch.testing.assert_close(model(input_ids=ids()).logits, before, rtol=1e-4, atol=1e-4)
     folded = {n: t for n, t in model.state_dict().items() if n.endswith("codes")}
-    assert {n.replace(".base.", "."): t.tolist() for n, t in codes.items()} == {n: t.tolist() for n, t in folded.items()}
+    assert {n.replace(".base.", "."): t.tolist() for n, t in codes.items()} == {
+        n: t.tolist() for n, t in folded.items()
+    }
     wide = on_nf4("llama", 64)  # 96 inputs are a block and a half
     scaled = attach(wide, find_roles(wide).sites)
     with pytest.raises(AdapterError, match="a scale belongs to two rows"):

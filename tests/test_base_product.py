@@ -1,4 +1,6 @@
-"""Products whose dequantised weight is not kept: the same values and gradients, and nothing of a weight's size between forward and backward."""
+"""Products whose dequantised weight is not kept: the same values and gradients, and nothing of a weight's size between
+forward and backward.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +71,9 @@ def test_no_dequantised_weight_lives_between_forward_and_backward(family, monkey
 
 
 def test_a_frozen_product_keeps_its_weight_and_not_its_input():
-    """What the choice above rests on: for grad_x = grad_y W torch needs W; a vector on the output keeps the output, y * l."""
+    """What the choice above rests on: for grad_x = grad_y W torch needs W; a vector on the output keeps the output, y *
+    l.
+    """
     x, weight, vector = torch.randn(5, 32, requires_grad=True), torch.randn(7, 32), torch.randn(7, requires_grad=True)
     saved: list[torch.Tensor] = []
     with saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):

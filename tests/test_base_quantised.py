@@ -1,4 +1,6 @@
-"""Bases that come with 4-bit codes: each row of the README's table of bases, from the file to the graph; and every file that is refused."""
+"""Bases that come with 4-bit codes: each row of the README's table of bases, from the file to the graph; and every file
+that is refused.
+"""
 
 from __future__ import annotations
 
@@ -67,8 +69,12 @@ def exported(base, folder) -> dict[str, bytes]:
 def same_codes(found: dict[str, bytes], wrote: dict) -> None:
     """Codes and zero points of each layer are those that were written, by SHA-256."""
     for name, weight in wrote.items():
-        assert hashlib.sha256(found[f"{name}.codes"]).hexdigest() == hashlib.sha256(weight.codes.tobytes()).hexdigest(), name
-        assert found.get(f"{name}.zero_points") == (None if weight.zero_points is None else weight.zero_points.tobytes()), name
+        assert (
+            hashlib.sha256(found[f"{name}.codes"]).hexdigest() == hashlib.sha256(weight.codes.tobytes()).hexdigest()
+        ), name
+        assert found.get(f"{name}.zero_points") == (
+            None if weight.zero_points is None else weight.zero_points.tobytes()
+        ), name
 
 
 def test_rows_in_an_order_that_we_do_not_know_are_not_taken_for_ours(tmp_path, monkeypatch):
@@ -77,13 +83,16 @@ def test_rows_in_an_order_that_we_do_not_know_are_not_taken_for_ours(tmp_path, m
     path, _ = write_gguf(tmp_path)
     base = load_base(str(path), 16, False)
     blocks = {
-        name: getattr(base.model.model.layers[0].self_attn, name).store.block_size for name in ("q_proj", "k_proj", "v_proj", "o_proj")
+        name: getattr(base.model.model.layers[0].self_attn, name).store.block_size
+        for name in ("q_proj", "k_proj", "v_proj", "o_proj")
     }
     assert blocks == {"q_proj": 16, "k_proj": 16, "v_proj": 32, "o_proj": 32}
 
 
 def test_other_gguf_formats_get_our_codes(tmp_path):
-    """Q4_1 has real offsets where our grid has integer zero points: encoded a second time, near what the file holds, and trained and shipped so."""
+    """Q4_1 has real offsets where our grid has integer zero points: encoded a second time, near what the file holds,
+    and trained and shipped so.
+    """
     path, wrote = write_gguf(tmp_path / "base", layers="Q4_1")
     base = load_base(str(path), 16, False)
     assert (base.codes, base.block_size, base.symmetric) == ("own", 16, False)
@@ -99,7 +108,9 @@ def test_other_gguf_formats_get_our_codes(tmp_path):
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
 @pytest.mark.parametrize("source", SOURCES)
 def test_a_given_base_trains_and_ships_its_own_codes(source, family, tmp_path):
-    """Two steps, then the graph with vectors at the side and merged: torch and ONNX Runtime agree to 1e-3, codes are the checkpoint's."""
+    """Two steps, then the graph with vectors at the side and merged: torch and ONNX Runtime agree to 1e-3, codes are
+    the checkpoint's.
+    """
     file = write_build(tmp_path, steps=2)
     reference, wrote = write(source, tmp_path / "base", family)
     file.write_text(file.read_text().replace('model = "base"', f'model = "{reference}"'))
@@ -112,20 +123,28 @@ def test_a_given_base_trains_and_ships_its_own_codes(source, family, tmp_path):
     expected = torch_logits(base.model, prompt, forced)
     same_codes(exported(base, tmp_path / "side"), wrote)
     fed = {n: v.reshape(1, 1, -1) for n, v in trained.vectors.items()}
-    np.testing.assert_allclose(OrtDecoder(tmp_path / "side" / GRAPH, base.model.config).logits(prompt, forced, fed), expected, atol=1e-3)
+    np.testing.assert_allclose(
+        OrtDecoder(tmp_path / "side" / GRAPH, base.model.config).logits(prompt, forced, fed), expected, atol=1e-3
+    )
     fold(scaled)
     detach(base.model, scaled)
     same_codes(exported(base, tmp_path / "merged"), wrote)
-    np.testing.assert_allclose(OrtDecoder(tmp_path / "merged" / GRAPH, base.model.config).logits(prompt, forced, {}), expected, atol=1e-3)
+    np.testing.assert_allclose(
+        OrtDecoder(tmp_path / "merged" / GRAPH, base.model.config).logits(prompt, forced, {}), expected, atol=1e-3
+    )
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
 @pytest.mark.parametrize("source", SOURCES)
 def test_a_given_base_is_the_model_with_its_codes_dequantised(source, family, tmp_path):
-    """Against transformers' float model with those weights; the embedding and the head, which we quantise, are put in as they came out."""
+    """Against transformers' float model with those weights; the embedding and the head, which we quantise, are put in
+    as they came out.
+    """
     reference, wrote = write(source, tmp_path / "base", family)
     base = load_base(reference, 16, False)
-    oracle = AutoModelForCausalLM.from_pretrained(write_base(tmp_path / "float", family, tied=SOURCES[source].get("tied", True)))
+    oracle = AutoModelForCausalLM.from_pretrained(
+        write_base(tmp_path / "float", family, tied=SOURCES[source].get("tied", True))
+    )
     with torch.no_grad():
         for name, weight in wrote.items():
             oracle.get_submodule(name).weight.copy_(torch.from_numpy(dequantise(weight)))
@@ -133,10 +152,14 @@ def test_a_given_base_is_the_model_with_its_codes_dequantised(source, family, tm
             np.testing.assert_array_equal(store.grid.scales, weight.scales)
         for name, parameter in oracle.named_parameters():
             if parameter.dim() == 1:  # float16 in the checkpoint
-                parameter.copy_(base.model.get_parameter(name) if "bias" not in name else base.model.get_submodule(name[:-5]).bias)
+                parameter.copy_(
+                    base.model.get_parameter(name) if "bias" not in name else base.model.get_submodule(name[:-5]).bias
+                )
         oracle.get_input_embeddings().weight.copy_(base.model.get_input_embeddings().weight)
         oracle.get_output_embeddings().weight.copy_(base.model.get_output_embeddings().weight)
-        torch.testing.assert_close(base.model(input_ids=ids()).logits, oracle(input_ids=ids()).logits, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            base.model(input_ids=ids()).logits, oracle(input_ids=ids()).logits, rtol=1e-4, atol=1e-4
+        )
     assert base.parameters == sum(p.numel() for p in oracle.parameters())
     assert (base.codes, base.block_size) == (source.split()[0], 32)
     assert base.symmetric is ("symmetric" in source or source == "q4_0")
@@ -150,7 +173,8 @@ def test_layers_whose_codes_are_kept_are_not_called_eight_bit_layers(source, tmp
     reference, _ = write(source, tmp_path / "base", "llama")
     first = "model.layers.0.self_attn.v_proj"
     with pytest.raises(
-        BaseModelError, match=rf"eight_bit or blocks names 2 layers that this base has in its own {source.split()[0]} codes.*{first}"
+        BaseModelError,
+        match=rf"eight_bit or blocks names 2 layers that this base has in its own {source.split()[0]} codes.*{first}",
     ):
         load_base(reference, 16, False, mix=named(("value", "head")))
     base = load_base(reference, 16, False, mix=named(("head",)))
@@ -159,7 +183,9 @@ def test_layers_whose_codes_are_kept_are_not_called_eight_bit_layers(source, tmp
 
 
 def test_a_whole_bundle_says_what_it_is_made_of(tmp_path, capsys):
-    """Group 32 in the file, block 64 asked for: manifest, report and the arithmetic of the bytes follow the file (law 5)."""
+    """Group 32 in the file, block 64 asked for: manifest, report and the arithmetic of the bytes follow the file (law
+    5).
+    """
     file = write_build(tmp_path, steps=1)
     write("gptq symmetric", tmp_path / "base", "llama")
     file.write_text(file.read_text().replace("block_size = 16", "block_size = 64") + "min_top1 = 0\nmax_kl = 9\n")
@@ -167,7 +193,12 @@ def test_a_whole_bundle_says_what_it_is_made_of(tmp_path, capsys):
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())
     grid = manifest["base"]["grid"]
     assert (grid["codes"], grid["block_size"], grid["symmetric"], grid["calibration"]) == ("gptq", 32, True, "none")
-    assert grid["embedding"] == {"bits": 4, "format": "int4", "block_size": 32, "symmetric": False}  # 64 does not divide a width of 96
+    assert grid["embedding"] == {
+        "bits": 4,
+        "format": "int4",
+        "block_size": 32,
+        "symmetric": False,
+    }  # 64 does not divide a width of 96
     assert {(e["block_size"], e["symmetric"]) for e in manifest["linears"] if e["role"] != "head"} == {(32, True)}
     account = json.loads(qia3(capsys, "report", tmp_path / "out", "--json")[1])["account"]
     assert account["bits_per_weight"] == account["grid_bits_per_weight"]
@@ -182,7 +213,9 @@ def test_a_given_base_is_kept_as_it_is(tmp_path, monkeypatch):
     made = load_base(reference, 64, False)
     monkeypatch.setattr(load, "open_quantised", None)  # calling it again would fail
     read = load_base(reference, 64, False)
-    assert {k: getattr(read, k) for k in ("fingerprint", *kept.TAKEN)} == {k: getattr(made, k) for k in ("fingerprint", *kept.TAKEN)}
+    assert {k: getattr(read, k) for k in ("fingerprint", *kept.TAKEN)} == {
+        k: getattr(made, k) for k in ("fingerprint", *kept.TAKEN)
+    }
     assert read.codes == "awq"
 
 
@@ -230,7 +263,9 @@ def test_the_older_file_of_autogptq_is_read(tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     settings = config.pop("quantization_config")
     (tmp_path / "config.json").write_text(json.dumps(config))
-    (tmp_path / "quantize_config.json").write_text(json.dumps({k: v for k, v in settings.items() if k != "quant_method"}))
+    (tmp_path / "quantize_config.json").write_text(
+        json.dumps({k: v for k, v in settings.items() if k != "quant_method"})
+    )
     assert load_base(str(tmp_path), 16, False).codes == "gptq"
 
 
@@ -239,7 +274,11 @@ def test_a_hubs_files_are_fetched_as_safetensors_and_json(tmp_path, monkeypatch)
 
     write_packed(tmp_path)
     asked = {}
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, allow_patterns: asked.update({name: allow_patterns}) or tmp_path)
+    monkeypatch.setattr(
+        huggingface_hub,
+        "snapshot_download",
+        lambda name, allow_patterns: asked.update({name: allow_patterns}) or tmp_path,
+    )
     assert quantised._folder("someone/model") == tmp_path
     assert not any(p.endswith((".bin", ".pt", "*")) for p in asked["someone/model"])
 
@@ -260,7 +299,10 @@ GIVEN = {"bits": 4, "group_size": 32}
         (AWQ | GIVEN | {"bits": 8}, "AWQ weights have 8 bits"),
         (GPTQ | GIVEN | {"group_size": 0}, "group_size is 0"),
         (GPTQ | GIVEN | {"group_size": "many"}, "group_size is 'many'"),
-        ({"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "fp4"}, "by bitsandbytes to fp4"),
+        (
+            {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "fp4"},
+            "by bitsandbytes to fp4",
+        ),
         ({"quant_method": "compressed-tensors"}, "quantised by 'compressed-tensors'"),
     ],
 )
@@ -268,7 +310,10 @@ def test_other_layouts_are_refused_in_one_line_that_names_what_is_read(settings,
     write_packed(tmp_path)
     configure(tmp_path, quantization_config=settings)
     assert complaint in (line := refused(tmp_path))
-    assert "what is: 4-bit GPTQ (checkpoint_format gptq or gptq_v2), 4-bit AWQ (version gemm), bitsandbytes NF4, GGUF" in line
+    assert (
+        "what is: 4-bit GPTQ (checkpoint_format gptq or gptq_v2), 4-bit AWQ (version gemm), bitsandbytes NF4, GGUF"
+        in line
+    )
 
 
 def refused(reference) -> str:
@@ -308,8 +353,12 @@ def test_inputs_sorted_by_activation_are_refused_and_plain_ones_are_not(tmp_path
 def test_tensors_that_are_missing_of_other_shapes_or_strange_are_named(tmp_path):
     scales = torch.ones(3, 160, dtype=torch.float16)
     assert "model.layers.1.mlp.up_proj.qzeros is missing" in changed(tmp_path, **{f"{LAYER}qzeros": None})
-    assert "scales is float16 [2, 160] and should be float16 [3, 160]" in changed(tmp_path, **{f"{LAYER}scales": scales[:2]})
-    assert "qweight is float16 [12, 160] and should be int32" in changed(tmp_path, **{f"{LAYER}qweight": torch.ones(12, 160).half()})
+    assert "scales is float16 [2, 160] and should be float16 [3, 160]" in changed(
+        tmp_path, **{f"{LAYER}scales": scales[:2]}
+    )
+    assert "qweight is float16 [12, 160] and should be int32" in changed(
+        tmp_path, **{f"{LAYER}qweight": torch.ones(12, 160).half()}
+    )
     assert "model.norm.weight is missing" in changed(tmp_path, model__norm__weight=None)
     assert "stray.weight has no place" in changed(tmp_path, stray__weight=scales)
     assert "stray.qweight has no linear layer" in changed(tmp_path, stray__qweight=scales)
@@ -396,7 +445,11 @@ def test_cut_and_changed_gguf_files_are_refused_or_whole(tmp_path):
     for share in (0, 0.01, 0.1, 0.5, 0.999):
         path.write_bytes(whole[: int(len(whole) * share)])
         assert outcome(path) == "refused"
-    header = whole.index(b"tokenizer.ggml.tokens"), whole.index(b"tokenizer.ggml.merges"), whole.index(b"token_embd.weight")
+    header = (
+        whole.index(b"tokenizer.ggml.tokens"),
+        whole.index(b"tokenizer.ggml.merges"),
+        whole.index(b"token_embd.weight"),
+    )
     seen = set()
     for _ in range(14):
         data = bytearray(whole)

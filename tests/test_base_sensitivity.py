@@ -41,7 +41,9 @@ def rounded(model, block: int = 32) -> dict:
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3_text"])  # gpt2: tied; gemma3: tied and scaled
 def test_the_estimate_is_the_divergence_of_each_layer_alone(family):
-    """Exact KL of a small step towards the rounded weight, over the square of the step: what the sampled scores estimate."""
+    """Exact KL of a small step towards the rounded weight, over the square of the step: what the sampled scores
+    estimate.
+    """
     model, step, tokens = tiny(family), 0.02, ids(128, 32)
     stores = rounded(model)
     found = divergences(model, stores, tokens, quiet)
@@ -86,7 +88,9 @@ def test_the_model_is_left_as_it_was():
 
 
 @given(
-    st.dictionaries(st.text(), st.lists(st.tuples(st.floats(0, 1), st.integers(0, 100)), min_size=1, max_size=3), max_size=5),
+    st.dictionaries(
+        st.text(), st.lists(st.tuples(st.floats(0, 1), st.integers(0, 100)), min_size=1, max_size=3), max_size=5
+    ),
     st.integers(0, 400),
 )
 def test_bits_are_spent_where_they_take_away_most(listed, spare):
@@ -107,7 +111,10 @@ def test_large_budgets_are_counted_in_parts_and_never_exceeded(units, used, seed
     """Each group is rounded up to whole parts: the coarser they are, the more is left over."""
     monkeypatch.setattr("qia3.base.sensitivity.UNITS", units)
     random = np.random.default_rng(seed)
-    options = {str(i): {form: (float(random.random()), int(random.integers(10**5, 10**7))) for form in range(3)} for i in range(200)}
+    options = {
+        str(i): {form: (float(random.random()), int(random.integers(10**5, 10**7))) for form in range(3)}
+        for i in range(200)
+    }
     least, most = (sum(pick(size for _, size in forms.values()) for forms in options.values()) for pick in (min, max))
     budget = (2 * least + most) / 3
     chosen = spend(options, budget)
@@ -116,7 +123,9 @@ def test_large_budgets_are_counted_in_parts_and_never_exceeded(units, used, seed
 
 def test_of_options_that_lose_the_same_the_first_is_taken():
     """So a layer whose rows have no shorter block is not named as one that has."""
-    assert spend({"a": {"plain": (0.5, 10), "short": (0.5, 10)}, "b": {"plain": (0.5, 10), "short": (0.1, 12)}}, 100) == {
+    assert spend(
+        {"a": {"plain": (0.5, 10), "short": (0.5, 10)}, "b": {"plain": (0.5, 10), "short": (0.1, 12)}}, 100
+    ) == {
         "a": "plain",
         "b": "short",
     }
@@ -129,12 +138,18 @@ def test_a_budget_is_kept_and_what_it_chose_can_be_named(family, bits, monkeypat
     monkeypatch.setattr("qia3.ia3.mix.SHORT", 16)
     model = tiny(family)
     chosen = Within(bits, quiet).find(model, GRID, ids(4, 32))
-    again = named(chosen.eight_bit, [(int(block), roles) for block, roles in chosen.blocks.items()]).find(model, GRID, None)
+    again = named(chosen.eight_bit, [(int(block), roles) for block, roles in chosen.blocks.items()]).find(
+        model, GRID, None
+    )
     assert (again.own, again.eight_bit, again.blocks) == (chosen.own, chosen.eight_bit, chosen.blocks)
     quantise_model(model, 32, symmetric=False, own=chosen.own)
     forms = {n: Form(m.store.bits, m.store.block_size) for n, m in model.named_modules() if isinstance(m, GridLinear)}
-    assert {name for name, form in forms.items() if form.bits == 8} == {name for name, form in chosen.own.items() if form.bits == 8}
-    assert {name for name, form in forms.items() if form == Form(4, 16)} == {name for name, form in chosen.own.items() if form.bits == 4}
+    assert {name for name, form in forms.items() if form.bits == 8} == {
+        name for name, form in chosen.own.items() if form.bits == 8
+    }
+    assert {name for name, form in forms.items() if form == Form(4, 16)} == {
+        name for name, form in chosen.own.items() if form.bits == 4
+    }
     assert bits_of(model) <= bits
     assert chosen.own if bits > 6 else True
 
@@ -143,7 +158,9 @@ def test_shorter_blocks_and_eight_bits_are_both_worth_their_bits(monkeypatch):
     """With both to choose from, no budget is spent worse than with 8 bits alone, and some are spent better."""
     model, tokens = tiny("llama"), ids(16, 32)
     groups = _groups(find_roles(model).linears)
-    monkeypatch.setattr("qia3.base.sensitivity.divergences", lambda model, stores, windows, track: errors(model, stores))
+    monkeypatch.setattr(
+        "qia3.base.sensitivity.divergences", lambda model, stores, windows, track: errors(model, stores)
+    )
     stores, lost = {block: rounded(model, block) for block in (32, 16)}, {}
     for bits, short in product((5.6, 6.0, 6.5, 7.0), (32, 16)):
         chosen = choose(model, groups, stores[32], GRID, short, bits, tokens, quiet)
@@ -157,12 +174,15 @@ def test_shorter_blocks_and_eight_bits_are_both_worth_their_bits(monkeypatch):
 def errors(model, stores) -> dict[str, float]:
     """Squared errors of the weights, in the place of nats."""
     return {
-        n: float((store.dense(torch.float32) - float_weight(model.get_submodule(n)).detach()).square().sum()) for n, store in stores.items()
+        n: float((store.dense(torch.float32) - float_weight(model.get_submodule(n)).detach()).square().sum())
+        for n, store in stores.items()
     }
 
 
 def test_what_costs_nothing_gets_nothing():
-    """Behind a down projection of zeros, rounding up and gate changes nothing: they are what a budget for all but one layer leaves out."""
+    """Behind a down projection of zeros, rounding up and gate changes nothing: they are what a budget for all but one
+    layer leaves out.
+    """
     model = tiny("llama")
     torch.nn.init.zeros_(model.model.layers[0].mlp.down_proj.weight)
     groups = _groups(find_roles(model).linears)
@@ -184,7 +204,9 @@ def test_names_are_ranges_of_layers():
 
 
 def test_too_few_bits_are_told():
-    with pytest.raises(BaseModelError, match=r"bits = 4.2 is less than 4-bit codes take at block 32, 5\.\d+ a weight; give more"):
+    with pytest.raises(
+        BaseModelError, match=r"bits = 4.2 is less than 4-bit codes take at block 32, 5\.\d+ a weight; give more"
+    ):
         Within(4.2, quiet).find(tiny("llama"), GRID, ids(4, 32))
     with pytest.raises(BaseModelError, match="by what they do to a text"):
         Within(6, quiet).find(tiny("llama"), GRID, None)

@@ -1,4 +1,6 @@
-"""Containers that are cut, changed or made to do harm: one clear line each time, and no memory taken for what they claim to hold."""
+"""Containers that are cut, changed or made to do harm: one clear line each time, and no memory taken for what they
+claim to hold.
+"""
 
 from __future__ import annotations
 
@@ -213,13 +215,22 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), "such files are pickles and are not opened"),
-        (lambda f: (f / "adapter_config.json").write_text('{"base_model_name_or_path": "somewhere/else"}'), "holds an adapter"),
+        (
+            lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),
+            "such files are pickles and are not opened",
+        ),
+        (
+            lambda f: (f / "adapter_config.json").write_text('{"base_model_name_or_path": "somewhere/else"}'),
+            "holds an adapter",
+        ),
         (lambda f: edit(f, transformers_weights="adapter_model.bin"), "weights of its own"),
         (lambda f: edit(f, num_hidden_layers=10**9), "asks for 1000000000 layers, and the files hold"),
         (lambda f: (f / "config.json").write_text("[" * 100_000), r"config\.json"),
         (lambda f: (f / "config.json").write_text("[]"), "no table"),
-        (lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-5]), "whole safetensors"),
+        (
+            lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-5]),
+            "whole safetensors",
+        ),
         (lambda f: edit(f, hidden_size=2**40), "cannot load the base model"),
     ],
 )
@@ -292,7 +303,10 @@ def tensor(name: bytes, shape=(32,), kind=0, offset=0) -> bytes:
         (head(1) + text(b"a") + struct.pack("<I", 99), "an entry of type 99"),
         (head(1) + text(b"a") + struct.pack("<IQ", 8, 2**62), "cut short"),
         (head(1) + text(b"a") + struct.pack("<IIQ", 9, 4, 2**62), "lists have more than"),
-        (head(1) + text(b"a") + struct.pack("<IIQ", 9, 0, MOST_ELEMENTS + 1) + bytes(MOST_ELEMENTS + 1), "lists have more than"),
+        (
+            head(1) + text(b"a") + struct.pack("<IIQ", 9, 0, MOST_ELEMENTS + 1) + bytes(MOST_ELEMENTS + 1),
+            "lists have more than",
+        ),
         (head(1) + text(b"a") + struct.pack("<IIQ", 9, 9, 7), "a list of type 9"),
         (head(1) + text(b"general.alignment") + struct.pack("<II", 4, 0), "alignment is 0"),
         (head(1) + text(b"general.alignment") + struct.pack("<II", 4, 24), "alignment is 24"),
@@ -328,7 +342,10 @@ def kept_base(folder, tmp_path_factory):
     model = tiny("llama")
     quantise_model(model, 32, symmetric=False)
     place = tmp_path_factory.mktemp("kept") / "base"
-    kept.keep(BaseModel("tiny", model, AutoTokenizer.from_pretrained(folder), fingerprint(model), 32, False, 1234, "none"), place)
+    kept.keep(
+        BaseModel("tiny", model, AutoTokenizer.from_pretrained(folder), fingerprint(model), 32, False, 1234, "none"),
+        place,
+    )
     return place
 
 
@@ -342,7 +359,10 @@ def test_a_kept_base_that_was_cut_or_changed_anywhere_is_refused(kept_base, tmp_
         for i in range(16):
             content = bytearray(whole)
             content[int(random.integers(header if i % 2 else 0, len(content)))] ^= int(random.integers(1, 256))
-            for damaged, in_header in ((bytes(content), not i % 2 and header), (whole[: int(random.integers(len(whole)))], False)):
+            for damaged, in_header in (
+                (bytes(content), not i % 2 and header),
+                (whole[: int(random.integers(len(whole)))], False),
+            ):
                 file.write_bytes(damaged)
                 (passes_or_is_refused if in_header else refused)(lambda path: kept.open_kept(path, "tiny"), copy)
         file.write_bytes(whole)

@@ -1,4 +1,6 @@
-"""Streaming: byte for byte the base that comes of the whole float model, one layer in memory at a time, and left alone where it cannot be."""
+"""Streaming: byte for byte the base that comes of the whole float model, one layer in memory at a time, and left alone
+where it cannot be.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +71,9 @@ def test_the_streamed_base_is_the_loaded_base_byte_for_byte(family, dtype, tmp_p
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
 def test_weights_pass_through_the_type_of_the_configuration_as_transformers_has_it(stored, tmp_path):
-    """A float32 file whose config says bfloat16 is rounded to bfloat16 first, by both ways; without a type in the config, the file's holds."""
+    """A float32 file whose config says bfloat16 is rounded to bfloat16 first, by both ways; without a type in the
+    config, the file's holds.
+    """
     write("llama", tmp_path, stored)
     config = json.loads((tmp_path / "config.json").read_text())
     codes = []
@@ -104,7 +108,9 @@ def test_what_transformers_renames_is_left_to_it(family, tmp_path):
 
 
 def test_experts_that_are_fused_on_the_way_are_left_to_transformers(tmp_path):
-    config = AutoConfig.for_model("qwen3_moe", **FAMILIES["qwen3"], num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32)
+    config = AutoConfig.for_model(
+        "qwen3_moe", **FAMILIES["qwen3"], num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32
+    )
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     assert stream(tmp_path) is None
 
@@ -142,7 +148,9 @@ def test_tensors_that_the_model_does_not_have_are_ignored(tmp_path):
 def test_a_checkpoint_that_is_quantised_already_is_left_to_others(tmp_path):
     write("llama", tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "gptq", "bits": 4}}))
+    (tmp_path / "config.json").write_text(
+        json.dumps(config | {"quantization_config": {"quant_method": "gptq", "bits": 4}})
+    )
     assert stream(tmp_path) is None
 
 

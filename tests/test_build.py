@@ -1,4 +1,6 @@
-"""The whole road, crossed with a tiny base: build, use, merge, import, stop and go on, and every mistake that a user can make on it."""
+"""The whole road, crossed with a tiny base: build, use, merge, import, stop and go on, and every mistake that a user
+can make on it.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +61,11 @@ def complaint(capsys, *arguments: object) -> str:
 
 def tree(folder: Path) -> dict[str, str]:
     """SHA-256 of every file."""
-    return {f.relative_to(folder).as_posix(): hashlib.sha256(f.read_bytes()).hexdigest() for f in folder.rglob("*") if f.is_file()}
+    return {
+        f.relative_to(folder).as_posix(): hashlib.sha256(f.read_bytes()).hexdigest()
+        for f in folder.rglob("*")
+        if f.is_file()
+    }
 
 
 def tensors(bundle: Path) -> dict[str, tuple[str, bytes]]:
@@ -113,7 +119,13 @@ def test_a_bundle_has_everything(place):
         for end in (".onnx_adapter", "/adapter_config.json", "/adapter_model.safetensors")
     }
     configs = {"config.json", "generation_config.json", "genai_config.json", "tokenizer.json", "tokenizer_config.json"}
-    assert names >= adapters | configs | {"onnx/model_q4.onnx", "onnx/model_q4.onnx_data", "report.md", "report.json", "manifest.json"}
+    assert names >= adapters | configs | {
+        "onnx/model_q4.onnx",
+        "onnx/model_q4.onnx_data",
+        "report.md",
+        "report.json",
+        "manifest.json",
+    }
     manifest = json.loads((place / "side" / "manifest.json").read_text())
     assert set(manifest["files"]) == names - {"manifest.json"}
     assert manifest["config"]["train"]["steps"] == 8
@@ -127,9 +139,14 @@ def test_law_1_what_is_trained_is_what_ships(place):
     base, _ = loaded(place)
     assert base.fingerprint == Bundle.open(place / "side").fingerprint
     trained = {
-        hashlib.sha256(b.numpy().tobytes()).hexdigest() for m in base.model.modules() if isinstance(m, GridWeight) for b in m.buffers()
+        hashlib.sha256(b.numpy().tobytes()).hexdigest()
+        for m in base.model.modules()
+        if isinstance(m, GridWeight)
+        for b in m.buffers()
     }
-    assert {hashlib.sha256(data).hexdigest() for part, data in tensors(place / "side").values() if part in QUANTISED} == trained
+    assert {
+        hashlib.sha256(data).hexdigest() for part, data in tensors(place / "side").values() if part in QUANTISED
+    } == trained
 
 
 def test_law_3_ones_mean_base(place):
@@ -177,7 +194,9 @@ def test_law_5_bytes_add_up(place, merged, capsys):
         code, out, _ = qia3(capsys, "report", bundle, "--json")
         assert code == 0
         assert json.loads(out)["account"]["total"] == sum(f.stat().st_size for f in bundle.rglob("*") if f.is_file())
-        assert (bundle / "report.md").read_text(encoding="utf-8") == qia3(capsys, "report", bundle)[1].removesuffix("\n")
+        assert (bundle / "report.md").read_text(encoding="utf-8") == qia3(capsys, "report", bundle)[1].removesuffix(
+            "\n"
+        )
 
 
 def test_asking_and_scoring(place, merged, capsys):
@@ -188,9 +207,22 @@ def test_asking_and_scoring(place, merged, capsys):
     assert sum(answer["scores"].values()) == pytest.approx(1, abs=1e-4)
     assert qia3(capsys, "run", merged, "turn the lights off")[1] == out
     text = qia3(capsys, "run", place / "side", "lock up", "--adapter", "commands")[1]
-    assert json.loads(qia3(capsys, "run", place / "side", "lock up", "--adapter", "commands", "--json")[1])["text"] + "\n" == text
+    assert (
+        json.loads(qia3(capsys, "run", place / "side", "lock up", "--adapter", "commands", "--json")[1])["text"] + "\n"
+        == text
+    )
     for adapter in ("topics", "none"):
-        code, out, _ = qia3(capsys, "eval", place / "side", place / "topics-test.jsonl", "--adapter", adapter, "--task", "topics", "--json")
+        code, out, _ = qia3(
+            capsys,
+            "eval",
+            place / "side",
+            place / "topics-test.jsonl",
+            "--adapter",
+            adapter,
+            "--task",
+            "topics",
+            "--json",
+        )
         found = json.loads(out)
         assert (code, found["n"], out.count("\n")) == (0, 3, 1)
         assert 0 <= found["accuracy"] <= 1
@@ -265,7 +297,9 @@ def test_the_halves_make_the_same_bundle(place, tmp_path, capsys):
         assert qia3(capsys, verb, place / "qia3.toml", "--output", tmp_path / "out")[0] == 0
     whole, halves = tree(place / "side"), tree(tmp_path / "out")
     measured = {"manifest.json", "report.json", "report.md"}
-    assert {n: h for n, h in whole.items() if n not in measured} == {n: h for n, h in halves.items() if n not in measured}
+    assert {n: h for n, h in whole.items() if n not in measured} == {
+        n: h for n, h in halves.items() if n not in measured
+    }
 
 
 def test_exporting_before_training_says_so(place, tmp_path, capsys):
@@ -282,8 +316,12 @@ def test_a_folder_that_is_no_bundle_is_not_replaced(place, tmp_path, capsys):
 
 def start(*arguments: object) -> subprocess.Popen[str]:
     words = [sys.executable, "-m", "qia3", *map(str, arguments)]
-    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell starts what runs in its background with SIGINT ignored
-    return subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
+    heard = partial(
+        signal.signal, signal.SIGINT, signal.SIG_DFL
+    )  # a shell starts what runs in its background with SIGINT ignored
+    return subprocess.Popen(
+        words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heard
+    )
 
 
 def wait_for(running: subprocess.Popen[str], pattern: str, folder: Path) -> None:
@@ -310,7 +348,9 @@ def test_training_that_was_stopped_goes_on(place, tmp_path, capsys, how):
     assert qia3(capsys, "train", place / "qia3.toml", "--output", out, "--steps", 60)[0] == 0
     assert qia3(capsys, "train", place / "qia3.toml", "--output", tmp_path / "whole", "--steps", 60)[0] == 0
     for task in ("topics", "commands"):
-        parts, whole = (tmp_path / f"{n}.work" / task / "adapter" / "adapter_model.safetensors" for n in ("out", "whole"))
+        parts, whole = (
+            tmp_path / f"{n}.work" / task / "adapter" / "adapter_model.safetensors" for n in ("out", "whole")
+        )
         assert parts.read_bytes() == whole.read_bytes()
 
 
@@ -348,8 +388,15 @@ def small_disk(tmp_path):
 @pytest.mark.parametrize("what", ["anything", "a checkpoint", "the graph", "the last file"])
 def test_a_full_disk_is_one_clear_line_and_leaves_nothing(place, small_disk, capsys, what):
     """There is room for everything before `what`."""
-    graph, work = (sum(f.stat().st_size for f in (place / n).rglob("*") if f.is_file()) >> 10 for n in ("side", "side.work"))
-    kib = {"anything": 4, "a checkpoint": 32, "the graph": work + 80 + graph // 2, "the last file": work + 80 + graph - 40}[what]
+    graph, work = (
+        sum(f.stat().st_size for f in (place / n).rglob("*") if f.is_file()) >> 10 for n in ("side", "side.work")
+    )
+    kib = {
+        "anything": 4,
+        "a checkpoint": 32,
+        "the graph": work + 80 + graph // 2,
+        "the last file": work + 80 + graph - 40,
+    }[what]
     disk = small_disk(kib)
     line = complaint(capsys, "build", place / "qia3.toml", "--output", disk / "out")
     assert line.startswith("qia3: the disk is full: ")
@@ -360,7 +407,9 @@ def test_a_full_disk_is_one_clear_line_and_leaves_nothing(place, small_disk, cap
 def test_a_base_without_places_for_vectors(place, tmp_path, capsys):
     words = write_base(tmp_path / "words")
     shutil.copytree(words, tmp_path / "base", ignore=shutil.ignore_patterns("model*", "config.json"))
-    MambaForCausalLM(MambaConfig(vocab_size=300, hidden_size=32, num_hidden_layers=2, state_size=4)).save_pretrained(tmp_path / "base")
+    MambaForCausalLM(MambaConfig(vocab_size=300, hidden_size=32, num_hidden_layers=2, state_size=4)).save_pretrained(
+        tmp_path / "base"
+    )
     for name in ("topics", "topics-test", "commands", "commands-test"):
         shutil.copy(place / f"{name}.jsonl", tmp_path)
     (tmp_path / "qia3.toml").write_text(FILE.format(steps=2))
@@ -393,7 +442,12 @@ def test_a_changed_byte_is_refused(place, tmp_path, capsys):
     data = bytearray((bundle / "onnx/model_q4.onnx_data").read_bytes())
     data[len(data) // 2] ^= 1
     (bundle / "onnx/model_q4.onnx_data").write_bytes(data)
-    for words in (["run", bundle, "hi", "--adapter", "none"], ["report", bundle], ["bench", bundle], ["devices", bundle]):
+    for words in (
+        ["run", bundle, "hi", "--adapter", "none"],
+        ["report", bundle],
+        ["bench", bundle],
+        ["devices", bundle],
+    ):
         assert "onnx/model_q4.onnx_data has changed" in complaint(capsys, *words)
 
 

@@ -1,4 +1,6 @@
-"""The whole road with layers at 8 bits and in other blocks: graphs, and bundles with vectors at the side and in the scales."""
+"""The whole road with layers at 8 bits and in other blocks: graphs, and bundles with vectors at the side and in the
+scales.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,8 @@ BLOCKS = 'blocks = { 32 = ["value", "up@1"] }'
 
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize(
-    ("family", "roles"), [("llama", ROLES), ("llama", ("value", "up")), ("gemma3_text", ROLES), ("gpt2", ("value", "down"))]
+    ("family", "roles"),
+    [("llama", ROLES), ("llama", ("value", "up")), ("gemma3_text", ROLES), ("gpt2", ("value", "down"))],
 )
 def test_the_graph_is_the_model(family, roles, symmetric, tmp_path):
     model, _, vectors, _ = exported(family, tmp_path, eight_bit=roles, symmetric=symmetric)
@@ -76,9 +79,13 @@ def place(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("build")
     file = write_build(folder, steps=4)
     file.write_text(
-        file.read_text(encoding="utf-8").replace("[train]", f"eight_bit = {json.dumps(ROLES)}\n{BLOCKS}\n[train]"), encoding="utf-8"
+        file.read_text(encoding="utf-8").replace("[train]", f"eight_bit = {json.dumps(ROLES)}\n{BLOCKS}\n[train]"),
+        encoding="utf-8",
     )
-    for mode, options in (("side", []), ("merged", ["--mode", "merged", "--task", "topics", "--work", str(folder / "side.work")])):
+    for mode, options in (
+        ("side", []),
+        ("merged", ["--mode", "merged", "--task", "topics", "--work", str(folder / "side.work")]),
+    ):
         with pytest.raises(SystemExit) as ended:
             cli.main(["build", str(file), "--output", str(folder / mode), *options])
         assert ended.value.code == 0
@@ -88,14 +95,19 @@ def place(tmp_path_factory) -> Path:
 def test_a_build_within_a_budget_says_what_it_chose(tmp_path, capsys):
     """The manifest names the layers, and all of them together take no more bits than asked for."""
     file = write_build(tmp_path, steps=1)
-    file.write_text(file.read_text(encoding="utf-8").replace('calibration = "none"', 'calibration = "own"\nbits = 8.0'), encoding="utf-8")
+    file.write_text(
+        file.read_text(encoding="utf-8").replace('calibration = "none"', 'calibration = "own"\nbits = 8.0'),
+        encoding="utf-8",
+    )
     code, out, told = qia3(capsys, "build", file, "--output", tmp_path / "out")
     assert code == 0, out + told
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text(encoding="utf-8"))
     chosen = manifest["base"]["grid"]["eight_bit"]
     assert chosen
     assert f"at 8 bits: {', '.join(chosen)}" in told
-    weights = sum(layer["outputs"] * layer["inputs"] for layer in manifest["linears"])  # the embedding is tied to the head
+    weights = sum(
+        layer["outputs"] * layer["inputs"] for layer in manifest["linears"]
+    )  # the embedding is tied to the head
     size = sum(t["bytes"] for t in manifest["tensors"] if t["name"].rpartition(".")[2] in QUANTISED)
     assert 7.0 < 8 * size / weights <= 8.0
 
@@ -110,9 +122,16 @@ def test_law_1_what_is_trained_is_what_ships(place, mode):
     base = base_of(place)
     assert base.fingerprint == Bundle.open(place / mode).fingerprint
     trained = {
-        hashlib.sha256(b.numpy().tobytes()).hexdigest() for m in base.model.modules() if isinstance(m, GridWeight) for b in m.buffers()
+        hashlib.sha256(b.numpy().tobytes()).hexdigest()
+        for m in base.model.modules()
+        if isinstance(m, GridWeight)
+        for b in m.buffers()
     }
-    shipped = {hashlib.sha256(data).hexdigest(): name for name, (part, data) in tensors(place / mode).items() if part in QUANTISED}
+    shipped = {
+        hashlib.sha256(data).hexdigest(): name
+        for name, (part, data) in tensors(place / mode).items()
+        if part in QUANTISED
+    }
     new = {shipped[digest] for digest in shipped.keys() - trained}
     assert all(name.endswith(".scales") for name in new)
     assert len(new) == len(trained - shipped.keys()) == (0 if mode == "side" else 6)
@@ -127,7 +146,11 @@ def test_law_5_bytes_add_up_and_are_the_grids_arithmetic(place, mode, capsys):
     assert account["bits_per_weight"] == account["grid_bits_per_weight"] > 7.0  # 6.5 at 4 bits, blocks of 16
     linears = json.loads((place / mode / "manifest.json").read_text())["linears"]
     assert {entry["role"] for entry in linears if entry["bits"] == 8} == {"head", "feed_forward_down"}
-    assert {e["role"] for e in linears if e["bits"] == 4 and e["block_size"] == 32} == {"value", "feed_forward", "feed_forward_up"}
+    assert {e["role"] for e in linears if e["bits"] == 4 and e["block_size"] == 32} == {
+        "value",
+        "feed_forward",
+        "feed_forward_up",
+    }
     text = (place / mode / "report.md").read_text(encoding="utf-8")
     assert "In blocks of 32: up@1; value. At 8 bits: down; head." in text
     assert "4-bit codes" not in text

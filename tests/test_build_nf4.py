@@ -1,4 +1,6 @@
-"""Bases on NF4 through the whole command: exact, merged, and written on the grids that devices multiply fast, with the drift in the report."""
+"""Bases on NF4 through the whole command: exact, merged, and written on the grids that devices multiply fast, with the
+drift in the report.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,11 @@ def place(tmp_path_factory) -> Path:
     """A tiny base on NF4 with blocks of 32 (its rows are 96 and 160 inputs), trained once and exported in four ways."""
     folder = tmp_path_factory.mktemp("nf4")
     file = write_build(folder, steps=4)
-    text = file.read_text(encoding="utf-8").replace("block_size = 16", 'grid = "nf4"\nblock_size = 32').replace("ort-exact", "nf4-exact")
+    text = (
+        file.read_text(encoding="utf-8")
+        .replace("block_size = 16", 'grid = "nf4"\nblock_size = 32')
+        .replace("ort-exact", "nf4-exact")
+    )
     file.write_text(text + "min_top1 = 0\nmax_kl = 9\n", encoding="utf-8")
     for name, options in {
         "exact": [],
@@ -63,7 +69,12 @@ def logits(folder: Path, adapter: str | None) -> np.ndarray:
 def test_the_exact_bundle_ships_the_bytes_that_trained(place):
     base = load_base(str(place / "base"), 32, False, format="nf4")
     assert base.fingerprint == manifest(place / "exact")["base"]["fingerprint"]
-    trained = {t.numpy().tobytes() for m in base.model.modules() if isinstance(m, GridLinear) for t in (m.store.codes, m.store.scales)}
+    trained = {
+        t.numpy().tobytes()
+        for m in base.model.modules()
+        if isinstance(m, GridLinear)
+        for t in (m.store.codes, m.store.scales)
+    }
     assert {data for part, data in tensors(place / "exact").values() if part in ("codes", "scales")} == trained
     assert {layer["format"] for layer in manifest(place / "exact")["linears"]} == {"nf4"}
     report = json.loads((place / "exact" / "report.json").read_text(encoding="utf-8"))
@@ -112,7 +123,9 @@ def test_adapters_of_one_form_fit_the_others(place):
 
 def test_a_grid_that_cannot_be_is_told_in_one_line(tmp_path, capsys):
     file = write_build(tmp_path, steps=2)
-    file.write_text(file.read_text(encoding="utf-8").replace("block_size = 16", 'block_size = 16\ngrid = "nf4"'), encoding="utf-8")
+    file.write_text(
+        file.read_text(encoding="utf-8").replace("block_size = 16", 'block_size = 16\ngrid = "nf4"'), encoding="utf-8"
+    )
     with pytest.raises(SystemExit) as ended:
         cli.main(["build", str(file)])
     assert ended.value.code == 2
@@ -121,7 +134,11 @@ def test_a_grid_that_cannot_be_is_told_in_one_line(tmp_path, capsys):
 
 def test_rows_that_are_no_whole_blocks_cannot_be_merged_exactly(tmp_path, capsys):
     file = write_build(tmp_path, steps=2)
-    text = file.read_text(encoding="utf-8").replace("block_size = 16", 'grid = "nf4"\nblock_size = 64').replace("ort-exact", "nf4-exact")
+    text = (
+        file.read_text(encoding="utf-8")
+        .replace("block_size = 16", 'grid = "nf4"\nblock_size = 64')
+        .replace("ort-exact", "nf4-exact")
+    )
     file.write_text(text, encoding="utf-8")
     with pytest.raises(SystemExit) as ended:
         cli.main(["build", str(file), "--output", str(tmp_path / "bundle"), "--mode", "merged", "--task", "topics"])

@@ -1,4 +1,6 @@
-"""The recipe on the whole road, with a tiny base: t-few, several prompts, demonstrations, own choices, a mixture, and starting from an adapter."""
+"""The recipe on the whole road, with a tiny base: t-few, several prompts, demonstrations, own choices, a mixture, and
+starting from an adapter.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +65,10 @@ def place(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("recipe")
     write_base(folder / "base")
     topics = [{"text": text, "label": label} for label, texts in SAID.items() for text in texts]
-    quiz = [{"text": f"more than {i}", "label": str(i + 1), "choices": [str(i), str(i + 1), "0"][: 2 + i % 2]} for i in range(1, 9)]
+    quiz = [
+        {"text": f"more than {i}", "label": str(i + 1), "choices": [str(i), str(i + 1), "0"][: 2 + i % 2]}
+        for i in range(1, 9)
+    ]
     for name, rows in {
         "topics-a": topics[::3], "topics-b": topics[1::3], "topics-test": topics[2::3], "quiz": quiz[:6], "quiz-test": quiz[6:],
         "general-test": [{"text": "lights on", "label": "lights"}, {"text": "a", "label": "b", "choices": ["b", "c"]}],
@@ -81,11 +86,14 @@ def test_the_bundle_s_tasks_are_what_was_asked_for(place):
     topics, quiz, general = (manifest["tasks"][name] for name in ("topics", "quiz", "general"))
     assert [t["ranking"] for t in (topics, quiz, general)] == ["mean", "sum", "mean"]
     assert [t["choices"] for t in (topics, quiz, general)] == [sorted(SAID), None, ["lights", "music"]]
-    shown = {f"u:{text}: which? {label}\n\n{{text}}: which?<|end|>a:" for label, texts in SAID.items() for text in texts}
+    shown = {
+        f"u:{text}: which? {label}\n\n{{text}}: which?<|end|>a:" for label, texts in SAID.items() for text in texts
+    }
     assert topics["prompt"].removeprefix("s:<|end|>") in shown
     assert quiz["prompt"].removeprefix("s:<|end|>") == "u:{text}<|end|>a:"
     assert (
-        manifest["training"]["general"]["examples"] == manifest["training"]["topics"]["examples"] + manifest["training"]["quiz"]["examples"]
+        manifest["training"]["general"]["examples"]
+        == manifest["training"]["topics"]["examples"] + manifest["training"]["quiz"]["examples"]
     )
     assert all(manifest["training"][name]["best_step"] in (2, 4) for name in ("topics", "quiz", "general"))
     assert manifest["config"]["task"][0]["train"] == ["topics-a.jsonl", "topics-b.jsonl"]
@@ -97,7 +105,9 @@ def test_questions_with_their_own_answers_are_scored_and_asked(place, capsys):
     found = json.loads(out)
     assert (code, found["n"], found["kind"]) == (0, 2, "classify")
     assert "labels" not in found
-    code, out, _ = qia3(capsys, "run", place / "out", "more than 3", "--adapter", "quiz", "--choice", "4", "--choice", "9", "--json")
+    code, out, _ = qia3(
+        capsys, "run", place / "out", "more than 3", "--adapter", "quiz", "--choice", "4", "--choice", "9", "--json"
+    )
     assert (code, set(json.loads(out)["scores"])) == (0, {"4", "9"})
     assert "every text brings its own" in complaint(capsys, "run", place / "out", "more than 3", "--adapter", "quiz")
     assert qia3(capsys, "eval", place / "out", place / "general-test.jsonl", "--adapter", "general")[0] == 0
@@ -133,8 +143,12 @@ def test_a_start_that_does_not_fit_is_refused(place, tmp_path, capsys):
     (tmp_path / "qia3.toml").write_text(FILE)
     for form in ("topics.onnx_adapter", "topics"):
         start = place / "out" / "adapters" / form
-        assert "another base" in complaint(capsys, "train", tmp_path / "qia3.toml", "--output", tmp_path / "o", "--init-adapter", start)
-    line = complaint(capsys, "train", place / "qia3.toml", "--output", tmp_path / "o", "--init-adapter", tmp_path / "nowhere")
+        assert "another base" in complaint(
+            capsys, "train", tmp_path / "qia3.toml", "--output", tmp_path / "o", "--init-adapter", start
+        )
+    line = complaint(
+        capsys, "train", place / "qia3.toml", "--output", tmp_path / "o", "--init-adapter", tmp_path / "nowhere"
+    )
     assert "there is no adapter file" in line
     assert not (tmp_path / "o.work").exists()
 

@@ -132,7 +132,8 @@ def test_a_task_to_merge_without_merging_is_refused(capsys, build_file):
 
 
 @pytest.mark.parametrize(
-    "line", ["run {} hello", "eval {} f.jsonl --adapter none", "bench {}", "report {}", "devices {}", "adapter info {}:a"]
+    "line",
+    ["run {} hello", "eval {} f.jsonl --adapter none", "bench {}", "report {}", "devices {}", "adapter info {}:a"],
 )
 @pytest.mark.parametrize("kind", ["missing", "empty", "torn"])
 def test_a_folder_that_is_no_bundle_is_one_line(capsys, tmp_path, line, kind):
@@ -152,7 +153,11 @@ def test_a_folder_that_is_no_bundle_is_one_line(capsys, tmp_path, line, kind):
         (Interrupted("stopped at step 3 of 9"), 130, "qia3: stopped at step 3 of 9\n"),
         (KeyboardInterrupt(), 130, "qia3: stopped\n"),
         (OSError(errno.ENOSPC, "No space left on device"), 2, "qia3: the disk is full"),
-        (FileNotFoundError(errno.ENOENT, "No such file or directory", "gone"), 2, "qia3: gone: No such file or directory\n"),
+        (
+            FileNotFoundError(errno.ENOENT, "No such file or directory", "gone"),
+            2,
+            "qia3: gone: No such file or directory\n",
+        ),
         (OSError("no network"), 2, "qia3: no network\n"),
         (ModuleNotFoundError("No module named 'torch'", name="torch"), 2, 'pip install "qia3[build]"'),
         (ModuleNotFoundError("No module named 'torch.x'", name="torch.x"), 2, 'pip install "qia3[build]"'),
@@ -186,7 +191,12 @@ def test_the_traceback_is_there_when_asked_for(monkeypatch):
 
 def test_options_reach_the_plan(build_file):
     plan = cli._plan(build_file, Path("there"), Path("before.work"), 3, 5, None, "merged", "t", "ort-exact")
-    assert (plan.output_folder, plan.work_folder, plan.seed, plan.train.steps) == (Path("there"), Path("before.work"), 3, 5)
+    assert (plan.output_folder, plan.work_folder, plan.seed, plan.train.steps) == (
+        Path("there"),
+        Path("before.work"),
+        3,
+        5,
+    )
     assert (plan.export.mode, plan.export.merge_task, plan.export.target) == ("merged", "t", "ort-exact")
 
 

@@ -67,7 +67,11 @@ def preset(text, **given):
 def test_without_a_preset_the_keys_have_their_defaults(tmp_path):
     training = read(tmp_path, GOOD.replace("steps = 50", "")).train
     assert (training.steps, training.batch_size, training.learning_rate, training.warmup_steps) == (120, 8, 2e-2, 10)
-    assert (training.optimizer, training.losses, training.ranked) == ("adamw", ("lm", "unlikelihood", "length-normalised"), True)
+    assert (training.optimizer, training.losses, training.ranked) == (
+        "adamw",
+        ("lm", "unlikelihood", "length-normalised"),
+        True,
+    )
 
 
 def test_what_generates_has_no_answers_to_compare_and_trains_the_first_loss_alone(tmp_path):
@@ -80,10 +84,17 @@ def test_what_generates_has_no_answers_to_compare_and_trains_the_first_loss_alon
 
 
 def test_a_task_is_ranked_as_its_losses_train_unless_it_says(tmp_path):
-    for losses, ranking in (('["lm"]', "sum"), ('["lm", "unlikelihood"]', "sum"), ('["lm", "length-normalised"]', "mean")):
+    for losses, ranking in (
+        ('["lm"]', "sum"),
+        ('["lm", "unlikelihood"]', "sum"),
+        ('["lm", "length-normalised"]', "mean"),
+    ):
         plan = read(tmp_path, GOOD.replace("steps = 50", f"losses = {losses}"))
         assert plan.ranking_of(plan.task[0]) == ranking
-        said = read(tmp_path, GOOD.replace("steps = 50", f"losses = {losses}").replace('"classify"', '"classify"\nranking = "sum"'))
+        said = read(
+            tmp_path,
+            GOOD.replace("steps = 50", f"losses = {losses}").replace('"classify"', '"classify"\nranking = "sum"'),
+        )
         assert said.ranking_of(said.task[0]) == "sum"
 
 
@@ -100,7 +111,10 @@ def test_the_t_few_preset_is_the_papers_recipe(tmp_path):
 
 
 def test_keys_that_are_given_win_over_the_preset_wherever_they_stand(tmp_path):
-    plan = read(tmp_path, preset("t-few", steps=30, losses='["lm"]').replace('kind = "classify"', 'kind = "classify"\nranking = "sum"'))
+    plan = read(
+        tmp_path,
+        preset("t-few", steps=30, losses='["lm"]').replace('kind = "classify"', 'kind = "classify"\nranking = "sum"'),
+    )
     assert [plan.training_of(t).steps for t in plan.task] == [30, 70]
     assert (plan.train.losses, plan.train.optimizer, plan.ranking_of(plan.task[0])) == (("lm",), "adafactor", "sum")
     other = read(tmp_path, preset("t-few", learning_rate=0.5).replace("steps = 70", 'preset = "short"'))
@@ -118,11 +132,17 @@ def test_several_prompts_and_files_and_the_prompt_of_the_bundle(tmp_path):
     assert first.question == "Which? {text}"
     assert first.train_files == (tmp_path / "a.jsonl", tmp_path / "b.jsonl")
     assert (second.prompts, second.train_files) == (("{text}",), (tmp_path / "c-train.jsonl",))
-    assert read(tmp_path, text.replace("train =", 'eval_prompt = "Say: {text}"\ntrain =', 1)).task[0].question == "Say: {text}"
+    assert (
+        read(tmp_path, text.replace("train =", 'eval_prompt = "Say: {text}"\ntrain =', 1)).task[0].question
+        == "Say: {text}"
+    )
 
 
 def test_a_mixture_names_other_tasks_and_needs_no_file_of_its_own(tmp_path):
-    mixed = GOOD + '[[task]]\nname = "general"\nkind = "classify"\nmixture = ["intents", "commands"]\nshots = 2\ntest = "g.jsonl"\n'
+    mixed = (
+        GOOD
+        + '[[task]]\nname = "general"\nkind = "classify"\nmixture = ["intents", "commands"]\nshots = 2\ntest = "g.jsonl"\n'
+    )
     task = read(tmp_path, mixed).task[2]
     assert (task.mixture, task.train_files, task.shots) == (("intents", "commands"), (), 2)
     assert "did you mean 'commands'?" in complaint(tmp_path, mixed.replace('"intents", "commands"', '"comands"'))
@@ -134,7 +154,10 @@ def test_a_mixture_names_other_tasks_and_needs_no_file_of_its_own(tmp_path):
 
 
 def test_paths_in_training_tables_are_beside_the_file(tmp_path):
-    plan = read(tmp_path, preset("short", validation='"held.jsonl"', init_adapter='"start"').replace("steps = 70", "validation = 0.25"))
+    plan = read(
+        tmp_path,
+        preset("short", validation='"held.jsonl"', init_adapter='"start"').replace("steps = 70", "validation = 0.25"),
+    )
     assert (plan.train.validation, plan.train.init_adapter) == (tmp_path / "held.jsonl", tmp_path / "start")
     intents, commands = (plan.training_of(t) for t in plan.task)
     assert (intents.validation, commands.validation) == (tmp_path / "held.jsonl", 0.25)
@@ -142,7 +165,13 @@ def test_paths_in_training_tables_are_beside_the_file(tmp_path):
 
 
 def test_command_line_values_win_and_none_is_skipped(tmp_path):
-    values = {"export.mode": "merged", "export.merge_task": "commands", "seed": 7, "train.steps": None, "output": "there"}
+    values = {
+        "export.mode": "merged",
+        "export.merge_task": "commands",
+        "seed": 7,
+        "train.steps": None,
+        "output": "there",
+    }
     plan = read(tmp_path, GOOD, **values)
     assert (plan.export.mode, plan.export.merge_task, plan.seed, plan.train.steps) == ("merged", "commands", 7, 50)
     assert (plan.output_folder, plan.work_folder) == (Path("there"), Path("there.work"))
@@ -159,7 +188,12 @@ def test_malformed_toml_names_its_line(tmp_path):
 
 @pytest.mark.parametrize(
     ("wrong", "right", "line"),
-    [("stepps = 50", "steps", 7), ("[trian]", "train", 6), ("[[tsak]]", "task", 9), ('promt = "Which? {text}"', "prompt", 12)],
+    [
+        ("stepps = 50", "steps", 7),
+        ("[trian]", "train", 6),
+        ("[[tsak]]", "task", 9),
+        ('promt = "Which? {text}"', "prompt", 12),
+    ],
 )
 def test_an_unknown_key_is_named_with_the_nearest_right_one(tmp_path, wrong, right, line):
     old = {"steps": "steps = 50", "train": "[train]", "task": "[[task]]", "prompt": 'prompt = "Which? {text}"'}[right]
@@ -213,7 +247,9 @@ def test_blocks_that_are_none_are_told(tmp_path, blocks, said):
     assert said in complaint(tmp_path, GOOD.replace("[train]", f"blocks = {blocks}\n[train]", 1))
 
 
-@pytest.mark.parametrize("beside", ['eight_bit = ["head"]', 'blocks = { 32 = ["up"] }', 'grid = "nf4"', 'calibration = "none"'])
+@pytest.mark.parametrize(
+    "beside", ['eight_bit = ["head"]', 'blocks = { 32 = ["up"] }', 'grid = "nf4"', 'calibration = "none"']
+)
 def test_bits_choose_layers_by_a_text_and_nothing_else_does(tmp_path, beside):
     assert read(tmp_path, GOOD.replace("[train]", "bits = 5.0\n[train]", 1)).base.bits == 5.0
     told = complaint(tmp_path, GOOD.replace("[train]", f"bits = 5.0\n{beside}\n[train]", 1))
@@ -221,7 +257,9 @@ def test_bits_choose_layers_by_a_text_and_nothing_else_does(tmp_path, beside):
 
 
 def test_an_unknown_key_with_no_near_one_lists_those_known(tmp_path):
-    assert "known here: model, grid, block_size, symmetric" in complaint(tmp_path, GOOD.replace("[base]", "[base]\nzzz = 1"))
+    assert "known here: model, grid, block_size, symmetric" in complaint(
+        tmp_path, GOOD.replace("[base]", "[base]\nzzz = 1")
+    )
 
 
 @pytest.mark.parametrize(

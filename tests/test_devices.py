@@ -65,7 +65,8 @@ def test_an_unknown_device_is_told_the_nearest():
 
 
 @pytest.mark.parametrize(
-    "text", [MINIMAL + "ram = 1\n", MINIMAL.replace(', source = "a source"', "", 1), MINIMAL + "[", MINIMAL.replace("1", "-1")]
+    "text",
+    [MINIMAL + "ram = 1\n", MINIMAL.replace(', source = "a source"', "", 1), MINIMAL + "[", MINIMAL.replace("1", "-1")],
 )
 def test_a_malformed_profile_is_refused(text):
     assert parse_device("d", MINIMAL).ram_bytes.value == 1
@@ -77,7 +78,10 @@ def test_the_estimate_is_the_roofline(report):
     """raspberry-pi-5: 17.1 GB/s, ARM kernel at 4 + 32/b bits, 4 microseconds a node; written out."""
     device = load_device("raspberry-pi-5")
     report = replace(
-        report, memory=replace(report.memory, kernels={**report.memory.kernels, "float32": KernelBytes(10**9, 10**9)}, nodes=1000)
+        report,
+        memory=replace(
+            report.memory, kernels={**report.memory.kernels, "float32": KernelBytes(10**9, 10**9)}, nodes=1000
+        ),
     )
     found = estimate(device, report)
     at_low, at_high = (1 / (1e9 / (share * 17.1e9) + 1000 * 4e-6) for share in (0.55, 0.61))
@@ -88,7 +92,9 @@ def test_the_estimate_is_the_roofline(report):
 
 
 def test_published_speeds_lie_in_their_range(report):
-    """llama3.2:3b Q4_K_M, 2.02 GB: 1.60 tokens/s on a Pi 400, 4.61 to 5.55 on a Pi 5, 9.06 on an N150 (geerlingguy ai-benchmarks)."""
+    """llama3.2:3b Q4_K_M, 2.02 GB: 1.60 tokens/s on a Pi 400, 4.61 to 5.55 on a Pi 5, 9.06 on an N150 (geerlingguy
+    ai-benchmarks).
+    """
     streamed = KernelBytes(2_020_000_000, 2_020_000_000)
     memory = replace(report.memory, kernels=dict.fromkeys(("float32", "x64-int8"), streamed), nodes=700)
     for name, speeds in {"raspberry-pi-4": (1.60,), "raspberry-pi-5": (4.61, 5.55), "intel-n100": (9.06,)}.items():
@@ -127,7 +133,9 @@ def test_arm_runs_kleidiai_on_a_symmetric_grid_only(tmp_path):
         folder = tmp_path / str(symmetric)
         folder.mkdir()
         report = build_report(folder, write_bundle(folder, symmetric=symmetric))
-        read[symmetric] = {n: estimate(load_device(n), report).streamed_bytes_per_token for n in ("raspberry-pi-4", "raspberry-pi-5")}
+        read[symmetric] = {
+            n: estimate(load_device(n), report).streamed_bytes_per_token for n in ("raspberry-pi-4", "raspberry-pi-5")
+        }
     assert read[False]["raspberry-pi-5"] == read[False]["raspberry-pi-4"] == read[True]["raspberry-pi-4"]
     assert read[True]["raspberry-pi-5"] < read[True]["raspberry-pi-4"]
 

@@ -119,13 +119,24 @@ def test_the_sample_report_adds_up_and_is_whole():
     """It is copied from a build by benchmarks/sample_report.py, never typed."""
     sample = re.search(r"<!-- sample-report:start -->\n(.*?)<!-- sample-report:end -->", README, re.S).group(1)
     sections = dict(re.findall(r"^\*\*(.+?)\*\*\n(.*?)(?=^\*\*|\Z)", sample, re.S | re.M))
-    assert {"Tasks", "Parity with torch", "Memory and speed", "Bytes on disk", "Whole systems", "The published claim"} == set(sections)
-    *parts, total = [int(n.replace(",", "")) for n in re.findall(r"^\|[^|]+\| +([\d,]+) \|", sections["Bytes on disk"], re.M)]
+    assert {
+        "Tasks",
+        "Parity with torch",
+        "Memory and speed",
+        "Bytes on disk",
+        "Whole systems",
+        "The published claim",
+    } == set(sections)
+    *parts, total = [
+        int(n.replace(",", "")) for n in re.findall(r"^\|[^|]+\| +([\d,]+) \|", sections["Bytes on disk"], re.M)
+    ]
     assert sum(parts) == total > 50_000_000
 
 
 def test_every_benchmark_can_be_started():
     """Their measurements are too long for the tests, but what they import must be there."""
     names = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py"))
-    ran = subprocess.run([sys.executable, "-c", f"import {', '.join(names)}"], cwd=ROOT / "benchmarks", capture_output=True, text=True)
+    ran = subprocess.run(
+        [sys.executable, "-c", f"import {', '.join(names)}"], cwd=ROOT / "benchmarks", capture_output=True, text=True
+    )
     assert ran.returncode == 0, ran.stderr

@@ -18,7 +18,12 @@ from qia3.grids import int8, nf4
 from qia3.grids.int4 import bits_per_weight, block_for, quantise
 
 LAYERS, HIDDEN, KEYS, INNER, VOCABULARY, BLOCK = 2, 96, 24, 160, 70, 32
-SHAPES = {"query": (HIDDEN, HIDDEN), "key": (HIDDEN, KEYS), "value": (HIDDEN, KEYS), "attention_output": (HIDDEN, HIDDEN)}
+SHAPES = {
+    "query": (HIDDEN, HIDDEN),
+    "key": (HIDDEN, KEYS),
+    "value": (HIDDEN, KEYS),
+    "attention_output": (HIDDEN, HIDDEN),
+}
 SHAPES |= {"feed_forward": (HIDDEN, INNER), "feed_forward_up": (HIDDEN, INNER), "feed_forward_down": (INNER, HIDDEN)}
 VECTORS = {"key": KEYS, "value": KEYS, "feed_forward": INNER}
 
@@ -53,13 +58,27 @@ def manifest_of(symmetric: bool = False, tied: bool = True) -> dict[str, Any]:
             "target": "ort-cpu",
             "accuracy_level": 4,
             "logits": "last",
-            "vectors": [{"name": f"layers.{i}.{r}.ia3_l", "size": n, "role": r} for i in range(LAYERS) for r, n in VECTORS.items()],
+            "vectors": [
+                {"name": f"layers.{i}.{r}.ia3_l", "size": n, "role": r}
+                for i in range(LAYERS)
+                for r, n in VECTORS.items()
+            ],
         },
-        "tasks": {"lamps": {"kind": "classify", "choices": ["on", "off"]}, "notes": {"kind": "generate", "choices": None}},
+        "tasks": {
+            "lamps": {"kind": "classify", "choices": ["on", "off"]},
+            "notes": {"kind": "generate", "choices": None},
+        },
         "training": {"lamps": {"parameters": 416, "steps": 12, "seconds": 3.4, "examples": 16, "compute": "bfloat16"}},
         "evaluation": {"lamps": {"n": 240, "before": {"accuracy": 0.35}, "after": {"accuracy": 0.925}}},
-        "parity": {"none": {"exact": agreement, "shipped": agreement | {"max_difference": 1.25, "kl": 0.0072, "top1": 0.925}}},
-        "measured": {"load_seconds": 0.2, "peak_anonymous_bytes": 166416384, "peak_file_bytes": 68632576, "peak_resident_bytes": 235048960}
+        "parity": {
+            "none": {"exact": agreement, "shipped": agreement | {"max_difference": 1.25, "kl": 0.0072, "top1": 0.925}}
+        },
+        "measured": {
+            "load_seconds": 0.2,
+            "peak_anonymous_bytes": 166416384,
+            "peak_file_bytes": 68632576,
+            "peak_resident_bytes": 235048960,
+        }
         | {
             "prompt_tokens_per_second": 753.4,
             "decode_tokens_per_second": 124.5,
@@ -83,7 +102,11 @@ def write_weights(folder: Path, manifest: dict[str, Any]) -> None:
         prefix = "embedding_" if entry["role"] == "head" else ""
         kinds = {"codes": quantised.codes, "scales": quantised.scales, "zero_points": quantised.zero_points}
         tensors += [(f"{entry['name']}.{k}", prefix + k, a.tobytes()) for k, a in kinds.items() if a is not None]
-    for name, part, content in [*tensors, ("norm.weight", "norms_and_biases", bytes(HIDDEN * 4)), ("cos", "rotary", bytes(1000))]:
+    for name, part, content in [
+        *tensors,
+        ("norm.weight", "norms_and_biases", bytes(HIDDEN * 4)),
+        ("cos", "rotary", bytes(1000)),
+    ]:
         data += bytes(-len(data) % 64)
         regions.append({"name": name, "part": part, "bytes": len(content), "offset": len(data)})
         data += content
@@ -96,7 +119,13 @@ def write_bundle(folder: Path, **changes: Any) -> dict[str, Any]:
     """A bundle's folder, not sealed yet; returns its manifest."""
     manifest = manifest_of(**changes)
     write_weights(folder, manifest)
-    sizes = {"onnx/model_q4.onnx": 3001, "tokenizer.json": 2003, "tokenizer_config.json": 97, "chat_template.jinja": 55, "config.json": 401}
+    sizes = {
+        "onnx/model_q4.onnx": 3001,
+        "tokenizer.json": 2003,
+        "tokenizer_config.json": 97,
+        "chat_template.jinja": 55,
+        "config.json": 401,
+    }
     sizes |= {"generation_config.json": 77, "genai_config.json": 203, "LICENSE": 11}
     for name in manifest["tasks"]:
         sizes |= {f"adapters/{name}.onnx_adapter": 2111, f"adapters/{name}/adapter_config.json": 301}
@@ -130,7 +159,12 @@ def test_law_5_bytes_add_up(tmp_path, symmetric, tied):
 
 def test_each_file_has_its_part(tmp_path):
     found = account(tmp_path, write_bundle(tmp_path)).parts
-    assert (found["graph"], found["tokenizer"], found["configs"], found["other_files"]) == (3001, 2003 + 97 + 55, 401 + 77 + 203, 11)
+    assert (found["graph"], found["tokenizer"], found["configs"], found["other_files"]) == (
+        3001,
+        2003 + 97 + 55,
+        401 + 77 + 203,
+        11,
+    )
     assert (found["vectors"], found["peft_checkpoints"]) == (2 * 2111, 2 * (301 + 1901))
     assert part_of("report.json") == part_of("manifest.json") == "reports_and_manifest"
 
@@ -155,7 +189,9 @@ def test_a_changed_byte_count_of_the_weights_fails(tmp_path, change):
     file = tmp_path / "onnx/model_q4.onnx_data"
     data = file.read_bytes()
     file.write_bytes(data + bytes(change) if change > 0 else data[:change])
-    with pytest.raises(BundleError, match=f"onnx/model_q4.onnx_data.*{abs(change)} bytes too {'many' if change > 0 else 'few'}"):
+    with pytest.raises(
+        BundleError, match=f"onnx/model_q4.onnx_data.*{abs(change)} bytes too {'many' if change > 0 else 'few'}"
+    ):
         account(tmp_path, manifest)
 
 
@@ -182,7 +218,12 @@ def test_every_file_that_is_not_as_listed_is_named(tmp_path):
         account(tmp_path, manifest)
     said = str(caught.value)
     assert all(
-        part in said for part in ("tokenizer.json: 1 bytes too many", "LICENSE is missing", "stray.txt is not in the manifest (3 bytes)")
+        part in said
+        for part in (
+            "tokenizer.json: 1 bytes too many",
+            "LICENSE is missing",
+            "stray.txt is not in the manifest (3 bytes)",
+        )
     )
 
 
@@ -191,7 +232,10 @@ def test_every_file_that_is_not_as_listed_is_named(tmp_path):
 )
 def test_grid_arithmetic_is_what_the_quantiser_writes(inputs, block, symmetric):
     weight = np.random.default_rng(inputs).standard_normal((5, inputs), np.float32)
-    assert grid_bytes(on_grid(5, inputs, block, symmetric)) == quantise(weight, block_for(inputs, block, symmetric), symmetric).nbytes
+    assert (
+        grid_bytes(on_grid(5, inputs, block, symmetric))
+        == quantise(weight, block_for(inputs, block, symmetric), symmetric).nbytes
+    )
     at_eight = int8.quantise(weight, int8.block_for(inputs, block, symmetric), symmetric)
     assert grid_bytes(on_grid(5, inputs, block, symmetric, "int8")) == at_eight.nbytes
     assert grid_bytes(Shape(5, inputs, 32, True, "nf4")) == nf4.quantise(weight, 32).nbytes

@@ -43,7 +43,12 @@ COUNTS = {
 
 def shapes(layers: int, hidden: int, keys: int, inner: int):
     """Linear layers, a head among them, and vectors."""
-    one = [("query", hidden, hidden), ("key", hidden, keys), ("value", hidden, keys), ("attention_output", hidden, hidden)]
+    one = [
+        ("query", hidden, hidden),
+        ("key", hidden, keys),
+        ("value", hidden, keys),
+        ("attention_output", hidden, hidden),
+    ]
     one += [("feed_forward", hidden, inner), ("feed_forward_up", hidden, inner), ("feed_forward_down", inner, hidden)]
     linears = [layer(f"{i}.{role}", role, inputs, outputs) for i in range(layers) for role, inputs, outputs in one]
     sizes = {"key": keys, "value": keys, "feed_forward": inner}
@@ -78,16 +83,28 @@ def test_flan_t5_base_with_k_v_and_wo():
 
 
 def test_a_fused_layer_trains_its_rows_and_multiplies_all_and_takes_lora_whole():
-    vectors = [{"name": "qkv", "role": "qkv", "size": 144, "rows": list(range(96, 144))}, {"name": "q", "role": "query", "size": 96}]
+    vectors = [
+        {"name": "qkv", "role": "qkv", "size": 144, "rows": list(range(96, 144))},
+        {"name": "q", "role": "query", "size": 96},
+    ]
     assert (ia3_parameters(vectors), ia3_entries(vectors)) == (48, 240)
-    assert lora_parameters([layer("qkv", "qkv", 96, 144), layer("o", "attention_output", 96, 96)], 4, QUERY_VALUE) == 4 * (96 + 144)
+    assert lora_parameters(
+        [layer("qkv", "qkv", 96, 144), layer("o", "attention_output", 96, 96)], 4, QUERY_VALUE
+    ) == 4 * (96 + 144)
 
 
 def test_costs_follow_from_the_parameters():
     linears, _ = shapes(*MODELS["SmolLM2-135M"])
     ia3, *lora = adapter_costs(linears, ia3_cost(57_600, 57_600, 239_456))
-    assert (ia3.disk_bytes, ia3.runtime_bytes, ia3.training_state_bytes, ia3.operations_per_token) == (239_456, 230_400, 921_600, 57_600)
-    assert [a.method for a in lora] == [f"LoRA r={r} on {w}" for w, r in itertools.product(("q, v", "all linear"), RANKS)]
+    assert (ia3.disk_bytes, ia3.runtime_bytes, ia3.training_state_bytes, ia3.operations_per_token) == (
+        239_456,
+        230_400,
+        921_600,
+        57_600,
+    )
+    assert [a.method for a in lora] == [
+        f"LoRA r={r} on {w}" for w, r in itertools.product(("q, v", "all linear"), RANKS)
+    ]
     for cost in lora:
         four = (cost.disk_bytes, cost.runtime_bytes, cost.training_state_bytes, cost.operations_per_token)
         assert four == tuple(n * cost.parameters for n in (4, 4, 16, 2))
@@ -96,7 +113,10 @@ def test_costs_follow_from_the_parameters():
 
 @pytest.mark.parametrize(("block", "level_4", "level_0"), [(32, 7.0, 5.0), (64, 5.5, 4.5), (128, 4.75, 4.25)])
 def test_resident_bits_are_those_measured(block, level_4, level_0):
-    manifest = {"base": {"grid": {"block_size": block, "symmetric": False}}, "linears": [layer("w", "query", 2048, 2048)] * 24}
+    manifest = {
+        "base": {"grid": {"block_size": block, "symmetric": False}},
+        "linears": [layer("w", "query", 2048, 2048)] * 24,
+    }
     weights = 24 * 2048**2
     found = kernel_bytes(manifest)
     assert found["x64-int8"].held_bytes * 8 / weights == level_4
@@ -108,13 +128,16 @@ def test_resident_bits_are_those_measured(block, level_4, level_0):
     assert (packed.held_bytes * 8 / weights, packed.streamed_bytes * 8 / weights) == (4 + 48 / block, 4 + 16 / block)
 
 
-# anonymous memory of a session of one layer, less the 1.4 MB that a session of any layer took; onnxruntime 1.32, benchmarks/LOG.md
+# anonymous memory of a session of one layer, less the 1.4 MB that a session of any layer took; onnxruntime 1.32,
+# benchmarks/LOG.md
 HELD = [(8192, 2048, 64, 19_922_944), (8192, 2048, 128, 18_350_080), (8200, 2000, 64, 19_943_424)]
 
 
 @pytest.mark.parametrize(("outputs", "inputs", "block", "measured"), HELD)
 def test_a_layer_at_eight_bits_holds_what_was_measured(outputs, inputs, block, measured):
-    linears = [layer("w", "head", inputs, outputs) | {"bits": 8, "format": "int8", "block_size": block, "symmetric": True}]
+    linears = [
+        layer("w", "head", inputs, outputs) | {"bits": 8, "format": "int8", "block_size": block, "symmetric": True}
+    ]
     found = kernel_bytes({"base": {"grid": {"block_size": block, "symmetric": True}}, "linears": linears})
     assert found["x64-int8"].held_bytes == measured
     assert "kleidiai" not in found
@@ -123,7 +146,12 @@ def test_a_layer_at_eight_bits_holds_what_was_measured(outputs, inputs, block, m
 def test_without_a_kernel_for_eight_bits_a_layer_is_dequantised_whole_and_stays_in_the_file():
     eight, four = layer("down", "feed_forward_down", 160, 96) | {"bits": 8}, layer("query", "query", 96, 96)
     graph, architecture = {"accuracy_level": 0}, {"tied_embedding": False, "vocab_size": 70, "hidden_size": 96}
-    manifest = {"base": {"grid": {"block_size": 32, "symmetric": False}}, "linears": [four, eight, eight], "graph": graph, "tensors": []}
+    manifest = {
+        "base": {"grid": {"block_size": 32, "symmetric": False}},
+        "linears": [four, eight, eight],
+        "graph": graph,
+        "tensors": [],
+    }
     manifest["architecture"] = architecture
     found, codes = kernel_bytes(manifest)["float32"], 96 * 5 * (32 + 4)
     assert found.held_bytes == 96 * 3 * (16 + 4) + 4 * 96 * 160
@@ -158,7 +186,9 @@ def test_systems_and_the_claim(tmp_path, mode):
     assert [s.disk_bytes for s in found[:3]] == [n + 4 * lora * tasks for n in base]
     assert found[3].disk_bytes == totals.weights + 2111 * tasks
     assert (found[4].disk_bytes, found[4].model_files) == (totals.weights * tasks, tasks)
-    assert [s.measured_resident_bytes for s in found] == [None] * 3 + ([235048960, None] if mode == "side" else [None, 235048960])
+    assert [s.measured_resident_bytes for s in found] == [None] * 3 + (
+        [235048960, None] if mode == "side" else [None, 235048960]
+    )
     assert [s.operations_per_token for s in found] == [2 * lora] * 3 + [LAYERS * 208, 0]
     assert found[0].weights_resident_bytes == 4 * parameters + 4 * lora
     verdict = claim(found)

@@ -114,7 +114,11 @@ def test_a_merged_bundle_adds_nothing(tmp_path):
     manifest = write_bundle(tmp_path) | {"mode": "merged", "merged_task": "lamps"}
     manifest["graph"]["vectors"] = []
     report = build_report(tmp_path, manifest)
-    assert (report.adapters[0].parameters, report.adapters[0].runtime_bytes, report.adapters[0].operations_per_token) == (416, 0, 0)
+    assert (
+        report.adapters[0].parameters,
+        report.adapters[0].runtime_bytes,
+        report.adapters[0].operations_per_token,
+    ) == (416, 0, 0)
     assert "merged with lamps" in markdown(report)
 
 
@@ -144,7 +148,16 @@ def test_figures_come_back_as_they_were_printed(tmp_path, monkeypatch):
     figures = dict.fromkeys(KEYS, 1) | {"machine": "m", "prompt_tokens": 128}
     commands = answer(monkeypatch, 0, json.dumps(figures) + "\n")
     assert measure(tmp_path, "lamps", 2) == figures
-    assert commands[0][1:] == ["-m", "qia3.runtime.bench", str(tmp_path), "--json", "--adapter", "lamps", "--threads", "2"]
+    assert commands[0][1:] == [
+        "-m",
+        "qia3.runtime.bench",
+        str(tmp_path),
+        "--json",
+        "--adapter",
+        "lamps",
+        "--threads",
+        "2",
+    ]
 
 
 @pytest.mark.parametrize(

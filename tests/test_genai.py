@@ -26,7 +26,9 @@ def ours_and_theirs(bundle, adapter, text) -> tuple[list[int], list[int]]:
     """Greedy tokens of our runtime and of stock onnxruntime-genai."""
     engine = Engine(bundle, threads=1)
     prompt = engine.encode(text)
-    ours = list(generate(engine, prompt, AdapterBank(bundle).vectors(adapter) if adapter else {}, NEW, bundle.stop_tokens))
+    ours = list(
+        generate(engine, prompt, AdapterBank(bundle).vectors(adapter) if adapter else {}, NEW, bundle.stop_tokens)
+    )
 
     model = og.Model(str(bundle.path))
     parameters = og.GeneratorParams(model)
@@ -68,7 +70,10 @@ def test_its_configuration_names_what_the_graph_has(bundle):
     inputs, outputs = ({v.name: v.shape for v in side} for side in (session.get_inputs(), session.get_outputs()))
     for i in range(decoder["num_hidden_layers"]):
         for part in ("key", "value"):
-            assert inputs[decoder["inputs"][f"past_{part}_names"] % i][1:4:2] == [decoder["num_key_value_heads"], decoder["head_size"]]
+            assert inputs[decoder["inputs"][f"past_{part}_names"] % i][1:4:2] == [
+                decoder["num_key_value_heads"],
+                decoder["head_size"],
+            ]
             assert decoder["outputs"][f"present_{part}_names"] % i in outputs
     assert inputs["input_ids"][0] == "batch_size"
     assert decoder["outputs"]["logits"] in outputs

@@ -1,4 +1,6 @@
-"""On a GPU: bitsandbytes' CUDA code and our NF4 grid are one, training runs in bfloat16 there, and the graph is the one that a CPU exports."""
+"""On a GPU: bitsandbytes' CUDA code and our NF4 grid are one, training runs in bfloat16 there, and the graph is the one
+that a CPU exports.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ def test_cuda_quantises_to_the_same_codes(shape):
     np.testing.assert_array_equal(ours.scales, state.absmax.cpu().numpy())
     same = (ours.codes == packed.cpu().numpy().reshape(-1)).mean()
     assert same > 0.9999  # a tie between two levels may fall either way
-    np.testing.assert_allclose(nf4.dequantise(ours), bnb.dequantize_4bit(packed, state).cpu().numpy(), atol=0.2 * float(weight.abs().max()))
+    np.testing.assert_allclose(
+        nf4.dequantise(ours), bnb.dequantize_4bit(packed, state).cpu().numpy(), atol=0.2 * float(weight.abs().max())
+    )
 
 
 @pytest.mark.parametrize("format", ["int4", "nf4"])

@@ -1,4 +1,6 @@
-"""The exported graph is the model: every family against torch, with and without vectors, in uneven batches, folded and at the side."""
+"""The exported graph is the model: every family against torch, with and without vectors, in uneven batches, folded and
+at the side.
+"""
 
 from __future__ import annotations
 
@@ -50,9 +52,13 @@ def test_the_graph_is_the_model(family, tmp_path):
     model, scaled, vectors, _ = exported(family, tmp_path)
     decoder = OrtDecoder(tmp_path / GRAPH, model.config)
     prompt, forced = ids(1, 11)[0].tolist(), [7, 9, 11, 13]
-    np.testing.assert_allclose(decoder.logits(prompt, forced, fed(vectors)), torch_logits(model, prompt, forced), atol=2e-3, rtol=1e-3)
+    np.testing.assert_allclose(
+        decoder.logits(prompt, forced, fed(vectors)), torch_logits(model, prompt, forced), atol=2e-3, rtol=1e-3
+    )
     set_vectors(scaled, {})
-    np.testing.assert_allclose(decoder.logits(prompt, forced, {}), torch_logits(model, prompt, forced), atol=2e-3, rtol=1e-3)
+    np.testing.assert_allclose(
+        decoder.logits(prompt, forced, {}), torch_logits(model, prompt, forced), atol=2e-3, rtol=1e-3
+    )
 
 
 @pytest.mark.parametrize("family", DECODERS)
@@ -100,7 +106,11 @@ def _batch(session, model, rows, steps, vectors):
     found = []
     for _ in range(steps + 1):
         mask = (np.arange(lengths.max())[None] < lengths[:, None]).astype(np.int64)
-        out = dict(zip(names, session.run(None, {"input_ids": tokens, "attention_mask": mask, **cache, **vectors}), strict=True))
+        out = dict(
+            zip(
+                names, session.run(None, {"input_ids": tokens, "attention_mask": mask, **cache, **vectors}), strict=True
+            )
+        )
         found.append(out["logits"][:, -1])
         cache = {n.replace("present", "past_key_values"): v for n, v in out.items() if n.startswith("present")}
         tokens, lengths = np.full((len(rows), 1), 42, np.int64), lengths + 1
@@ -109,7 +119,9 @@ def _batch(session, model, rows, steps, vectors):
 
 @pytest.mark.parametrize("family", DECODERS)
 def test_a_prompt_in_two_pieces_is_the_prompt(family, tmp_path):
-    """The second piece is several tokens after a past: where prompts begin alike, their beginning is run once (Engine.begin)."""
+    """The second piece is several tokens after a past: where prompts begin alike, their beginning is run once
+    (Engine.begin).
+    """
     model, _, vectors, _ = exported(family, tmp_path)
     decoder, prompt = OrtDecoder(tmp_path / GRAPH, model.config), ids(1, 11)[0].tolist()
     whole = decoder.after([prompt], fed(vectors))
@@ -134,9 +146,13 @@ def test_rows_of_one_batch_have_their_own_lengths_and_adapters(family, tmp_path)
         np.testing.assert_allclose(together[:, i], torch_logits(model, row, [42] * 3), atol=2e-3, rtol=1e-3)
 
 
-@pytest.mark.parametrize("family", [f for f in DECODERS if f not in ("gpt2", "opt")])  # those flatten [batch, sequence] on the way
+@pytest.mark.parametrize(
+    "family", [f for f in DECODERS if f not in ("gpt2", "opt")]
+)  # those flatten [batch, sequence] on the way
 def test_after_the_last_attention_one_position_is_computed(family, tmp_path):
-    """Nothing between the last attention and the logits is computed at positions that nobody reads, but what attention itself reads too."""
+    """Nothing between the last attention and the logits is computed at positions that nobody reads, but what attention
+    itself reads too.
+    """
     exported(family, tmp_path)
     nodes = list(ir.load(tmp_path / GRAPH).graph)
     last = max(i for i, n in enumerate(nodes) if n.op_type == "GroupQueryAttention")
@@ -145,7 +161,8 @@ def test_after_the_last_attention_one_position_is_computed(family, tmp_path):
     behind = [
         n
         for n in nodes[last:]
-        if n.op_type == "MatMulNBits" and n.inputs[1].name.endswith(("o_proj.codes", "dense.codes", "attn.c_proj.codes"))
+        if n.op_type == "MatMulNBits"
+        and n.inputs[1].name.endswith(("o_proj.codes", "dense.codes", "attn.c_proj.codes"))
     ]
     assert behind or family == "opt"
     for product in behind:
@@ -159,7 +176,10 @@ def test_all_logits_keep_all_positions(tmp_path):
 
 @pytest.mark.parametrize(("family", "products", "norms"), [("llama", 5, 2), ("qwen3", 7, 2), ("gpt2", 4, 0)])
 def test_a_layer_is_as_few_nodes_as_its_operators_allow(family, products, norms, tmp_path):
-    """Llama: q|k|v, output, gate, up, down; two fused norms. Qwen3's norms on keys and queries keep its projections apart."""
+    """Llama: q|k|v, output, gate, up, down; two fused norms.
+
+    Qwen3's norms on keys and queries keep its projections apart.
+    """
     exported(family, tmp_path)
     counts = Counter(n.op_type for n in ir.load(tmp_path / GRAPH).graph)
     assert counts["MatMulNBits"] == 2 * products + 1
@@ -194,7 +214,9 @@ def test_all_logits_on_request(tmp_path):
     tokens = ids(1, 6)
     empty = np.zeros((1, 2, 0, 16), np.float32)
     cache = {i.name: empty for i in session.get_inputs() if i.name.startswith("past")}
-    logits = session.run(["logits"], {"input_ids": tokens.numpy(), "attention_mask": np.ones((1, 6), np.int64), **cache, **fed(vectors)})[0]
+    logits = session.run(
+        ["logits"], {"input_ids": tokens.numpy(), "attention_mask": np.ones((1, 6), np.int64), **cache, **fed(vectors)}
+    )[0]
     with torch.no_grad():
         np.testing.assert_allclose(logits, model(input_ids=tokens).logits.numpy(), atol=1e-3)
 
@@ -208,7 +230,12 @@ def test_what_is_trained_is_what_ships(tmp_path):
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **SHAPE, tie_word_embeddings=True)).eval()
     quantise_model(model, 32, symmetric=False)
     attach(model, find_roles(model).sites)
-    trained = {hashlib.sha256(t.numpy().tobytes()).hexdigest() for m in model.modules() if isinstance(m, GridWeight) for t in m.buffers()}
+    trained = {
+        hashlib.sha256(t.numpy().tobytes()).hexdigest()
+        for m in model.modules()
+        if isinstance(m, GridWeight)
+        for t in m.buffers()
+    }
     regions = write_graph(export_decoder(model, 4, 48, "last"), tmp_path, ["model.embed_tokens", "lm_head"])
     data = (tmp_path / DATA).read_bytes()
     shipped = []
@@ -216,12 +243,17 @@ def test_what_is_trained_is_what_ships(tmp_path):
         ends = np.cumsum([size for _, size in r.packed or [(r.name, r.bytes)]])
         if r.part.removeprefix("embedding_") in ("codes", "scales", "zero_points"):
             shipped += [
-                hashlib.sha256(piece).hexdigest() for piece in np.split(np.frombuffer(data, np.uint8, r.bytes, r.offset), ends)[:-1]
+                hashlib.sha256(piece).hexdigest()
+                for piece in np.split(np.frombuffer(data, np.uint8, r.bytes, r.offset), ends)[:-1]
             ]
     assert sum(bool(r.packed) for r in regions) == 2 * 3  # q|k|v of each layer
     assert set(shipped) == trained
     assert len(shipped) == len(set(shipped))
-    assert [r.part for r in regions if r.part.startswith("embedding")] == ["embedding_codes", "embedding_scales", "embedding_zero_points"]
+    assert [r.part for r in regions if r.part.startswith("embedding")] == [
+        "embedding_codes",
+        "embedding_scales",
+        "embedding_zero_points",
+    ]
 
 
 def test_exporting_leaves_the_model_as_it_was(tmp_path):

@@ -1,4 +1,6 @@
-"""AWQ's layout (gemm): a slow reference from its description, what AutoAWQ packs and dequantises, round trips, and what is refused."""
+"""AWQ's layout (gemm): a slow reference from its description, what AutoAWQ packs and dequantises, round trips, and what
+is refused.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,9 @@ def test_unpacking_is_the_slow_reference(inputs, group):
 
 
 def test_the_librarys_weights_are_ours():
-    """Packed and dequantised by AutoAWQ (tests/golden/foreign.py); its dequantised weight is float16, so ours is rounded to it."""
+    """Packed and dequantised by AutoAWQ (tests/golden/foreign.py); its dequantised weight is float16, so ours is
+    rounded to it.
+    """
     found = {k.partition(".")[2]: v for k, v in load_file(FOREIGN).items() if k.startswith("awq.")}
     weight = unpack_awq(found["qweight"], found["qzeros"], found["scales"], 32)
     np.testing.assert_array_equal(dequantise(weight).astype(np.float16), found["dense"].T.astype(np.float16))
@@ -68,11 +72,17 @@ def test_packing_again_gives_the_files_tensors(symmetric):
 @given(st.data())
 def test_unpacking_undoes_packing(data):
     """Codes, zero points and scales, of any layer on the grid."""
-    block, outputs, blocks = data.draw(st.sampled_from((16, 32, 64))), 8 * data.draw(st.integers(1, 3)), data.draw(st.integers(1, 3))
+    block, outputs, blocks = (
+        data.draw(st.sampled_from((16, 32, 64))),
+        8 * data.draw(st.integers(1, 3)),
+        data.draw(st.integers(1, 3)),
+    )
     codes = data.draw(arrays(np.uint8, (outputs, blocks, block), elements=st.integers(0, 15)))
     zeros = data.draw(arrays(np.uint8, (outputs, blocks), elements=st.integers(0, 15)))
     scales = data.draw(arrays(np.float16, (outputs, blocks), elements=st.floats(-1, 1, width=16))).astype(np.float32)
-    again = unpack_awq(*pack_awq(weight := Int4(pack_nibbles(codes), scales, pack_nibbles(zeros), blocks * block)), block)
+    again = unpack_awq(
+        *pack_awq(weight := Int4(pack_nibbles(codes), scales, pack_nibbles(zeros), blocks * block)), block
+    )
     for ours, theirs in zip(unpack(again), unpack(weight), strict=True):
         np.testing.assert_array_equal(ours, theirs)
     np.testing.assert_array_equal(again.scales, scales)

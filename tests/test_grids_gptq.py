@@ -1,4 +1,6 @@
-"""GPTQ's layout: a slow reference from its description, what auto-gptq and gptqmodel pack and dequantise, round trips, and what is refused."""
+"""GPTQ's layout: a slow reference from its description, what auto-gptq and gptqmodel pack and dequantise, round trips,
+and what is refused.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,10 @@ def slow(qweight, qzeros, scales, group, below):
     inputs, outputs = qweight.shape[0] * 8, qweight.shape[1]
     weight = np.zeros((outputs, inputs), np.float32)
     for n, i in np.ndindex(outputs, inputs):
-        code, zero = (int(qweight[i // 8, n]) >> 4 * (i % 8)) & 15, (int(qzeros[i // group, n // 8]) >> 4 * (n % 8)) & 15
+        code, zero = (
+            (int(qweight[i // 8, n]) >> 4 * (i % 8)) & 15,
+            (int(qzeros[i // group, n // 8]) >> 4 * (n % 8)) & 15,
+        )
         weight[n, i] = (code - (zero + below) % 16) * np.float32(scales[i // group, n])
     return weight
 
@@ -42,7 +47,9 @@ def random_layer(inputs, outputs, group, below, seed=0, symmetric=False):
 
 def test_the_worked_example_of_the_header():
     qweight = np.array([[np.uint32(0x87654321).view(np.int32)] * 8], np.int32)
-    weight = unpack_gptq(np.repeat(qweight, 2, 0), np.array([[0x77777777]], np.int32), np.ones((1, 8), np.float16), 16, "gptq")
+    weight = unpack_gptq(
+        np.repeat(qweight, 2, 0), np.array([[0x77777777]], np.int32), np.ones((1, 8), np.float16), 16, "gptq"
+    )
     assert bytes(weight.codes[3, 0, :4]) == bytes([0x21, 0x43, 0x65, 0x87])
     assert weight.zero_points is None
     np.testing.assert_array_equal(dequantise(weight)[5, :8], np.arange(1, 9) - 8)
@@ -50,7 +57,8 @@ def test_the_worked_example_of_the_header():
 
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize(
-    ("inputs", "group"), [(96, 32), (128, 64), (256, 128), (96, 96), (96, -1), (1024, 512), (160, 64), (40, 32), (32, 16), (512, 256)]
+    ("inputs", "group"),
+    [(96, 32), (128, 64), (256, 128), (96, 96), (96, -1), (1024, 512), (160, 64), (40, 32), (32, 16), (512, 256)],
 )
 def test_unpacking_is_the_slow_reference(name, inputs, group):
     layer = random_layer(inputs, 24, group, STORED_BELOW[name])
@@ -61,7 +69,9 @@ def test_unpacking_is_the_slow_reference(name, inputs, group):
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_the_libraries_weights_are_ours(name):
-    """v1 packed and dequantised by auto-gptq, v2 by gptqmodel (tests/golden/foreign.py), which gives float16, so ours are rounded to it."""
+    """v1 packed and dequantised by auto-gptq, v2 by gptqmodel (tests/golden/foreign.py), which gives float16, so ours
+    are rounded to it.
+    """
     found = {k.partition(".")[2]: v for k, v in load_file(FOREIGN).items() if k.startswith(f"{name}.")}
     weight = unpack_gptq(found["qweight"], found["qzeros"], found["scales"], 32, name)
     dense = found["dense"].T.astype(np.float16)
@@ -126,7 +136,12 @@ def test_only_groups_in_order_are_plain():
 
 def test_tensors_that_do_not_belong_together_are_refused():
     words, zeros, scales = random_layer(96, 24, 32, 1)
-    for layer in [(words[:-4], zeros, scales), (words, zeros[:, :-1], scales), (words, zeros, scales[:-1]), (words[:, :-1], zeros, scales)]:
+    for layer in [
+        (words[:-4], zeros, scales),
+        (words, zeros[:, :-1], scales),
+        (words, zeros, scales[:-1]),
+        (words[:, :-1], zeros, scales),
+    ]:
         with pytest.raises(ValueError, match=r"belong together|fill words"):
             unpack_gptq(*layer, 32, "gptq")
     with pytest.raises(ValueError, match="NaN or infinity"):

@@ -56,7 +56,10 @@ def test_no_block_is_worse_than_by_round_to_nearest(weight, grid):
             rounding = (
                 2e-6 * (row[part].astype(np.float64) ** 2).sum() * (np.abs(row[part]).max() * 2 + 1)
             )  # of the float32 sums that choose
-            assert error(row[part], ours[part], grid[0]) <= error(row[part], nearest(row[part], grid[1]), grid[0]) + rounding
+            assert (
+                error(row[part], ours[part], grid[0])
+                <= error(row[part], nearest(row[part], grid[1]), grid[0]) + rounding
+            )
 
 
 def error(block: np.ndarray, found: np.ndarray, size: int) -> float:

@@ -1,4 +1,7 @@
-"""Laws of the int8 grid, over blocks, odd sizes and both symmetries; the oracle is five plain lines. And ONNX Runtime reads it the same way."""
+"""Laws of the int8 grid, over blocks, odd sizes and both symmetries; the oracle is five plain lines.
+
+And ONNX Runtime reads it the same way.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +46,9 @@ def test_dequantise_equals_the_oracle(weight, grid):
 @settings(max_examples=60, deadline=None)
 @given(weights(), forms)
 def test_no_weight_is_further_than_a_step_from_what_it_was(weight, grid):
-    """Half a step is the rounding of W, at the ends another half that of the zero point; symmetric, half a step and no more."""
+    """Half a step is the rounding of W, at the ends another half that of the zero point; symmetric, half a step and no
+    more.
+    """
     w = int8.quantise(weight, *grid)
     step = np.repeat(w.scales, w.block_size, axis=1)[:, : w.inputs]
     assert (np.abs(int8.dequantise(w) - weight) <= step * (0.5 if grid[1] else 1) * (1 + 1e-4) + 1e-37).all()
@@ -60,7 +65,9 @@ def test_a_zero_weight_stays_zero_and_so_does_the_filling():
 
 
 def test_rounding_costs_a_hundredth_of_what_the_best_four_bits_cost():
-    """So round to nearest is enough: 17 times finer steps, 289 times less; 4 bits get a third of it back by searching ranges."""
+    """So round to nearest is enough: 17 times finer steps, 289 times less; 4 bits get a third of it back by searching
+    ranges.
+    """
     weight = np.random.default_rng(0).normal(size=(64, 512)).astype(np.float32)
     for symmetric in (False, True):
         four, eight = (g.dequantise(g.quantise(weight, 64, symmetric)) for g in (int4, int8))
@@ -75,7 +82,12 @@ def test_bytes_follow_the_arithmetic(symmetric):
 
 
 def test_the_block_is_the_one_that_a_row_takes_fewest_bytes_in():
-    assert (int8.block_for(576, 128), int8.block_for(1536, 256), int8.block_for(1536, 16), int8.block_for(96, 64)) == (64, 256, 128, 32)
+    assert (int8.block_for(576, 128), int8.block_for(1536, 256), int8.block_for(1536, 16), int8.block_for(96, 64)) == (
+        64,
+        256,
+        128,
+        32,
+    )
 
 
 def session(op: str, w: int8.Int8, **attributes: int) -> ort.InferenceSession:
@@ -85,16 +97,24 @@ def session(op: str, w: int8.Int8, **attributes: int) -> ort.InferenceSession:
     order = ["x", *tensors] if op == "MatMulNBits" else ["codes", "x", *list(tensors)[1:]]
     node = helper.make_node(op, order, ["y"], domain="com.microsoft", bits=8, block_size=w.block_size, **attributes)
     kind = TensorProto.FLOAT if op == "MatMulNBits" else TensorProto.INT64
-    ends = [helper.make_tensor_value_info("x", kind, None)], [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)]
+    ends = (
+        [helper.make_tensor_value_info("x", kind, None)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+    )
     graph = helper.make_graph([node], "g", *ends, [numpy_helper.from_array(a, name) for name, a in tensors.items()])
     domains = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
     model: onnx.ModelProto = helper.make_model(graph, opset_imports=domains, ir_version=10)
     return ort.InferenceSession(model.SerializeToString())
 
 
-@pytest.mark.parametrize(("block", "symmetric", "level"), list(itertools.product((16, 32, 64, 128, 256), (False, True), (0, 4))))
+@pytest.mark.parametrize(
+    ("block", "symmetric", "level"), list(itertools.product((16, 32, 64, 128, 256), (False, True), (0, 4)))
+)
 def test_onnx_runtime_multiplies_by_these_bytes(block, symmetric, level):
-    """Level 4 rounds x to int8: each entry by up to 1/254 of its block's peak (3, say), over 300 weights of 1. A wrong zero point is off by 40."""
+    """Level 4 rounds x to int8: each entry by up to 1/254 of its block's peak (3, say), over 300 weights of 1.
+
+    A wrong zero point is off by 40.
+    """
     random = np.random.default_rng(block)
     w = int8.quantise(random.normal(size=(41, 300)).astype(np.float32), block, symmetric)
     x = random.normal(size=(2, 3, 300)).astype(np.float32)

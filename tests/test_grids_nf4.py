@@ -85,7 +85,12 @@ def test_no_entry_is_nearer_to_another_level(weight, block):
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(1, 4), st.integers(1, 3), blocks, st.lists(st.sampled_from([0.0, 1.0, -1.0, 0.5, -2.25]), min_size=4, max_size=4))
+@given(
+    st.integers(1, 4),
+    st.integers(1, 3),
+    blocks,
+    st.lists(st.sampled_from([0.0, 1.0, -1.0, 0.5, -2.25]), min_size=4, max_size=4),
+)
 def test_folding_touches_scales_only_and_multiplies_rows(rows, each, block, vector):
     w = nf4.quantise(normal(rows, each * block), block)
     l = np.array(vector[:rows], np.float32)  # noqa: E741
@@ -102,8 +107,12 @@ def test_rows_that_are_no_whole_blocks_are_not_folded():
 
 def test_un_nested_scales_are_those_of_bitsandbytes():
     weight = normal(64, 576)
-    packed, state = bnb.quantize_4bit(torch.from_numpy(weight), blocksize=64, quant_type="nf4", compress_statistics=True)
-    scales = nf4.unnest(state.absmax.numpy(), state.state2.code.numpy(), state.state2.absmax.numpy(), float(state.offset))
+    packed, state = bnb.quantize_4bit(
+        torch.from_numpy(weight), blocksize=64, quant_type="nf4", compress_statistics=True
+    )
+    scales = nf4.unnest(
+        state.absmax.numpy(), state.state2.code.numpy(), state.state2.absmax.numpy(), float(state.offset)
+    )
     ours = nf4.Nf4(packed.numpy().reshape(-1), scales, 64, 64, 576)
     np.testing.assert_array_equal(nf4.dequantise(ours), bnb.dequantize_4bit(packed, state).numpy())
     held = packed.numel() + state.absmax.numel() + 4 * state.state2.absmax.numel()

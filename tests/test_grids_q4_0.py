@@ -1,4 +1,6 @@
-"""Q4_0's layout: a slow reference from its description, the gguf library's dequantiser, round trips, rows in another order."""
+"""Q4_0's layout: a slow reference from its description, the gguf library's dequantiser, round trips, rows in another
+order.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ def slow(raw):
     for n, i in np.ndindex(*weight.shape):
         block = raw[n, i // 32 * 18 :][:18].tobytes()
         byte = block[2 + i % 16]
-        weight[n, i] = ((byte >> 4 if i % 32 >= 16 else byte & 15) - 8) * np.frombuffer(block[:2], np.float16)[0].astype(np.float32)
+        weight[n, i] = ((byte >> 4 if i % 32 >= 16 else byte & 15) - 8) * np.frombuffer(block[:2], np.float16)[
+            0
+        ].astype(np.float32)
     return weight
 
 
@@ -43,7 +47,9 @@ def test_unpacking_is_the_slow_reference():
 
 
 def test_the_gguf_librarys_weights_are_ours():
-    raw = quants.quantize(np.random.default_rng(0).normal(0, 0.1, (7, 160)).astype(np.float32), gguf.GGMLQuantizationType.Q4_0)
+    raw = quants.quantize(
+        np.random.default_rng(0).normal(0, 0.1, (7, 160)).astype(np.float32), gguf.GGMLQuantizationType.Q4_0
+    )
     np.testing.assert_array_equal(dequantise(unpack_q4_0(raw)), quants.dequantize(raw, gguf.GGMLQuantizationType.Q4_0))
 
 
@@ -71,7 +77,8 @@ def test_rows_move_whole():
 
 
 @pytest.mark.parametrize(
-    "raw", [np.zeros((2, 19), np.uint8), np.zeros(18, np.uint8), np.zeros((2, 18), np.int8), np.zeros((0, 18), np.uint8)]
+    "raw",
+    [np.zeros((2, 19), np.uint8), np.zeros(18, np.uint8), np.zeros((2, 18), np.int8), np.zeros((0, 18), np.uint8)],
 )
 def test_what_is_no_rows_of_blocks_is_refused(raw):
     with pytest.raises(ValueError, match="not rows of blocks"):

@@ -48,7 +48,9 @@ def test_our_adapter_loads_in_peft_with_the_same_logits(family, tmp_path):
     ],
 )
 def test_an_adapter_trained_by_peft_imports_with_the_same_logits(family, targets, feed_forward, tmp_path):
-    config = IA3Config(task_type="CAUSAL_LM", target_modules=targets, feedforward_modules=feed_forward, init_ia3_weights=False)
+    config = IA3Config(
+        task_type="CAUSAL_LM", target_modules=targets, feedforward_modules=feed_forward, init_ia3_weights=False
+    )
     torch.manual_seed(3)
     theirs = get_peft_model(tiny(family), config).eval()
     theirs.save_pretrained(str(tmp_path))
@@ -83,7 +85,9 @@ def test_modules_that_do_not_exist_and_wrong_shapes_are_listed(tmp_path):
 
 
 def test_another_kind_of_adapter_is_refused(tmp_path):
-    get_peft_model(tiny("llama"), LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"])).save_pretrained(str(tmp_path))
+    get_peft_model(tiny("llama"), LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"])).save_pretrained(
+        str(tmp_path)
+    )
     with pytest.raises(AdapterError, match="LORA adapter"):
         read_peft(tmp_path, ours("llama")[2])
 

@@ -37,7 +37,14 @@ def test_parameters_equal_the_closed_formula(family, quantised):
 
 def test_flan_t5_base_has_104448_parameters():
     config = T5Config(
-        vocab_size=64, d_model=768, d_kv=64, num_heads=12, d_ff=2048, num_layers=12, num_decoder_layers=12, feed_forward_proj="gated-gelu"
+        vocab_size=64,
+        d_model=768,
+        d_kv=64,
+        num_heads=12,
+        d_ff=2048,
+        num_layers=12,
+        num_decoder_layers=12,
+        feed_forward_proj="gated-gelu",
     )
     torch.manual_seed(0)
     roles = find_roles(T5ForConditionalGeneration(config).eval())
@@ -56,7 +63,9 @@ def test_fused_rows_are_the_key_and_value_rows():
     site = next(s for s in find_roles(tiny("phi3")).sites if s.role == "qkv")
     queries = SHAPE["num_attention_heads"] * SHAPE["head_dim"]
     assert site.rows == tuple(range(queries, site.size))
-    neox = next(s for s in find_roles(tiny("gpt_neox")).sites if s.role == "qkv")  # interleaved head by head: q k v, q k v, ...
+    neox = next(
+        s for s in find_roles(tiny("gpt_neox")).sites if s.role == "qkv"
+    )  # interleaved head by head: q k v, q k v, ...
     assert neox.rows == tuple(i for i in range(neox.size) if i % 48 >= 16)
 
 

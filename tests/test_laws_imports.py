@@ -14,7 +14,17 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ROOMS = [p for room in ("grids", "footprint", "runtime") for p in (ROOT / "qia3" / room).rglob("*.py")]
 LIGHT_MODULES = [
-    *("qia3", "qia3.cli", "qia3.config", "qia3.console", "qia3.errors", "qia3.layout", "qia3.profiles", "qia3.progress", "qia3.recipe"),
+    *(
+        "qia3",
+        "qia3.cli",
+        "qia3.config",
+        "qia3.console",
+        "qia3.errors",
+        "qia3.layout",
+        "qia3.profiles",
+        "qia3.progress",
+        "qia3.recipe",
+    ),
     *("qia3.storage", "qia3.targets"),
     *sorted(".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for p in ROOMS),
 ]
@@ -34,7 +44,9 @@ BLOCK = """
 
 def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, "-c", textwrap.dedent(code), *arguments], capture_output=True, text=True, env=environment)
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), *arguments], capture_output=True, text=True, env=environment
+    )
 
 
 @pytest.mark.parametrize("module", LIGHT_MODULES)
@@ -53,7 +65,9 @@ def test_building_where_torch_cannot_be_imported_says_what_to_install(tmp_path):
         'name = "n"\n[base]\nmodel = "m"\n[[task]]\nname = "t"\nkind = "generate"\ntrain = "a.jsonl"\ntest = "b.jsonl"\n'
     )
     for verb in ("build", "train", "export"):
-        run = python(BLOCK + "\n    from qia3.cli import main\n    main(sys.argv[1:])", verb, str(tmp_path / "qia3.toml"))
+        run = python(
+            BLOCK + "\n    from qia3.cli import main\n    main(sys.argv[1:])", verb, str(tmp_path / "qia3.toml")
+        )
         assert run.returncode == 2, run.stderr
         assert run.stderr.count("\n") == 1, run.stderr
         assert 'pip install "qia3[build]"' in run.stderr
@@ -63,5 +77,7 @@ def test_import_rules_hold():
     command = shutil.which("lint-imports", path=str(Path(sys.executable).parent))
     if command is None:
         pytest.skip("import-linter is not installed here")
-    run = subprocess.run([command, "--no-cache"], cwd=ROOT, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    run = subprocess.run(
+        [command, "--no-cache"], cwd=ROOT, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
     assert run.returncode == 0, run.stdout + run.stderr

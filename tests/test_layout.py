@@ -1,7 +1,9 @@
-"""A bundle lies as stock loaders expect it: each rule of layout_rules.toml, checked on a bundle that was really exported.
+"""A bundle lies as stock loaders expect it: each rule of layout_rules.toml, checked on a bundle that was really
+exported.
 
-The rules were read in the loaders' sources and are data; nothing here asks the package where its files are, except for the two constants
-under test. tests/test_genai.py and tests/test_transformers_js.py open the same folder with the loaders themselves.
+The rules were read in the loaders' sources and are data; nothing here asks the package where its files are, except for
+the two constants under test. tests/test_genai.py and tests/test_transformers_js.py open the same folder with the
+loaders themselves.
 """
 
 from __future__ import annotations
@@ -52,7 +54,9 @@ def bundle(request, tmp_path_factory) -> SimpleNamespace:
     options = {"side": [], "merged": ["--mode", "merged", "--task", "topics"], "browser": ["--target", "browser"]}
     path = built(folder, *options[request.param])
     texts = {p.name: json.loads(p.read_text(encoding="utf-8")) for p in path.glob("*.json")}
-    return SimpleNamespace(path=path, form=request.param, graph=read_graph(path / GRAPH), json=texts, config=texts["config.json"])
+    return SimpleNamespace(
+        path=path, form=request.param, graph=read_graph(path / GRAPH), json=texts, config=texts["config.json"]
+    )
 
 
 def cache_inputs(layers: int) -> list[str]:
@@ -120,7 +124,9 @@ def test_inputs(bundle):
 
 
 def test_defaults(bundle):
-    """Where the two loaders part: og.Adapters sets inputs that have a default, transformers.js can feed only those that have none."""
+    """Where the two loaders part: og.Adapters sets inputs that have a default, transformers.js can feed only those that
+    have none.
+    """
     assert bool(bundle.graph.defaulted) == (bundle.form == "side")
     assert all(name.endswith(".ia3_l") for name in bundle.graph.defaulted)
     assert [t.name for t in all_targets() if t.vectors == "required"] == ["browser"]
@@ -154,7 +160,10 @@ def test_cache_dimensions(bundle):
 
 def test_outputs(bundle):
     rule, layers = RULES["outputs"], stated_layers(bundle.config)
-    assert list(bundle.graph.outputs) == [rule["logits"], *(n.format(i=i) for i in range(layers) for n in rule["present"])]
+    assert list(bundle.graph.outputs) == [
+        rule["logits"],
+        *(n.format(i=i) for i in range(layers) for n in rule["present"]),
+    ]
     kind, (batch, _, words) = bundle.graph.outputs[rule["logits"]]
     assert (kind, batch, words) == ("float32", "batch_size", bundle.config["vocab_size"])
 
@@ -168,7 +177,9 @@ def test_dimension_names(bundle):
 def test_total_dimension(bundle):
     rule = RULES["total_dimension"]
     assert bundle.graph.inputs["attention_mask"][1] == rule["attention_mask"]
-    assert all(s[0::2] == rule["present"][0::2] for n, (_, s) in bundle.graph.outputs.items() if n.startswith("present"))
+    assert all(
+        s[0::2] == rule["present"][0::2] for n, (_, s) in bundle.graph.outputs.items() if n.startswith("present")
+    )
 
 
 def test_stop(bundle):

@@ -37,7 +37,18 @@ def wheel(tmp_path_factory) -> zipfile.ZipFile:
         shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
     for file in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / file, copy)
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index", "-w", str(out)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-index",
+        "-w",
+        str(out),
+    ]
     run = subprocess.run([*command, str(copy)], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     return zipfile.ZipFile(next(out.glob("qia3-*.whl")))
@@ -100,4 +111,8 @@ def test_every_direct_requirement_is_pinned():
 def test_the_version_is_said_once():
     import qia3
 
-    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"] == qia3.__version__ == version("qia3")
+    assert (
+        tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+        == qia3.__version__
+        == version("qia3")
+    )

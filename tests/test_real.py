@@ -1,4 +1,7 @@
-"""The product, with the real model: SmolLM2-135M-Instruct through one short build, and what the bundle must be. About four minutes."""
+"""The product, with the real model:
+
+SmolLM2-135M-Instruct through one short build, and what the bundle must be. About four minutes.
+"""
 
 from __future__ import annotations
 
@@ -36,10 +39,14 @@ STEPS, SENTENCES = 32, 80
 def bundle(tmp_path_factory) -> Path:
     """The example's classification, trained for a third of its steps, scored on a third of its sentences."""
     folder = tmp_path_factory.mktemp("real")
-    text = re.sub(r"\[\[task\]\]\nname = \"home-commands\".*?(?=\[export\])", "", (EXAMPLE / "qia3.toml").read_text(), flags=re.S)
+    text = re.sub(
+        r"\[\[task\]\]\nname = \"home-commands\".*?(?=\[export\])", "", (EXAMPLE / "qia3.toml").read_text(), flags=re.S
+    )
     (folder / "qia3.toml").write_text(text)
     (folder / "train.jsonl").write_text((EXAMPLE / "train.jsonl").read_text())
-    (folder / "test.jsonl").write_text("".join((EXAMPLE / "test.jsonl").read_text().splitlines(keepends=True)[:SENTENCES]))
+    (folder / "test.jsonl").write_text(
+        "".join((EXAMPLE / "test.jsonl").read_text().splitlines(keepends=True)[:SENTENCES])
+    )
     with pytest.raises(SystemExit) as ended:
         cli.main(["build", str(folder / "qia3.toml"), "--steps", str(STEPS), "--output", str(folder / "bundle")])
     assert ended.value.code == 0

@@ -29,7 +29,9 @@ def test_loaded_tensors_are_the_written_ones(bundle):
 
 
 def test_loaded_tensors_own_their_memory(bundle):
-    """ONNX Runtime's arrays are views of the adapter, and become garbage when it goes: seen as an accuracy of 11% instead of 87%."""
+    """ONNX Runtime's arrays are views of the adapter, and become garbage when it goes: seen as an accuracy of 11%
+    instead of 87%.
+    """
     found = load_adapter(bundle.path / "adapters/lamps.onnx_adapter", bundle)
     assert all(tensor.flags.owndata and tensor.base is None for tensor in found.values())
     gc.collect()

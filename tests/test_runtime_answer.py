@@ -62,7 +62,12 @@ def test_the_base_speaks_through_its_own_prompt_unless_a_task_is_asked_for(engin
 
 
 def test_texts_together_with_their_own_adapters_equal_texts_alone(engine):
-    bank, task, texts, names = AdapterBank(engine.bundle), task_of(engine, "lamps"), ["a", "a longer text", "x y"], ["lamps", None, "echo"]
+    bank, task, texts, names = (
+        AdapterBank(engine.bundle),
+        task_of(engine, "lamps"),
+        ["a", "a longer text", "x y"],
+        ["lamps", None, "echo"],
+    )
     together = classify_batch(engine, task, bank.rows(names), texts)
     for text, name, found in zip(texts, names, together, strict=True):
         alone = answer(engine, name, text, task="lamps")
@@ -77,7 +82,9 @@ def test_a_prepared_task_gives_the_same_answers_and_runs_the_beginning_once(engi
     monkeypatch.setattr(other, "_run", lambda tokens, *rest: run.append(tokens.shape[1]) or inner(tokens, *rest))
     for name in ("lamps", "echo"):
         prepare(other, task_of(other, name), bank.vectors(name))
-    assert [b.tokens for b in other.begun] == [tuple(engine.encode(text)) for text in ("Topic of", "Say:")]  # " the" is one token
+    assert [b.tokens for b in other.begun] == [
+        tuple(engine.encode(text)) for text in ("Topic of", "Say:")
+    ]  # " the" is one token
     for text in ("the hall", "off", ""):
         run.clear()
         found = classify(other, task_of(other, "lamps"), bank.vectors("lamps"), text)
@@ -85,12 +92,15 @@ def test_a_prepared_task_gives_the_same_answers_and_runs_the_beginning_once(engi
         plain = answer(engine, "lamps", text)
         assert found.label == plain.label
         np.testing.assert_allclose(list(found.scores.values()), list(plain.scores.values()), atol=2e-5)
-        assert "".join(reply(other, task_of(other, "echo"), bank.vectors("echo"), text)) == "".join(answer(engine, "echo", text))
+        assert "".join(reply(other, task_of(other, "echo"), bank.vectors("echo"), text)) == "".join(
+            answer(engine, "echo", text)
+        )
 
 
 def test_a_task_whose_prompts_have_nothing_in_common_is_prepared_in_vain(tmp_path):
     bare = Engine(
-        Bundle.open(tiny.write_bundle(tmp_path / "bundle", tasks={"plain": tiny.TASKS["echo"] | {"prompt": "{text}"}})), threads=1
+        Bundle.open(tiny.write_bundle(tmp_path / "bundle", tasks={"plain": tiny.TASKS["echo"] | {"prompt": "{text}"}})),
+        threads=1,
     )
     prepare(bare, task_of(bare, "none", "plain"), {})
     assert bare.begun == []
@@ -109,7 +119,9 @@ def test_evaluation_of_classification(engine, tmp_path):
     texts = [f"thing {i}" for i in range(6)]
     labels = [answer(engine, "lamps", t).label for t in texts]
     wrong = next(c for c in tiny.CHOICES if c != labels[0])
-    rows = [{"text": t, "label": wrong if i == 0 else label} for i, (t, label) in enumerate(zip(texts, labels, strict=True))]
+    rows = [
+        {"text": t, "label": wrong if i == 0 else label} for i, (t, label) in enumerate(zip(texts, labels, strict=True))
+    ]
     bank = AdapterBank(engine.bundle)
     found = evaluate(engine, bank, lines(tmp_path / "a.jsonl", *rows), "lamps")
     assert (found.adapter, found.task, found.n, found.accuracy, found.f1) == ("lamps", "lamps", 6, 5 / 6, None)
@@ -137,7 +149,12 @@ def test_a_task_says_how_its_choices_are_ranked(tmp_path):
 def test_choices_are_ranked_as_the_vectors_were_trained_and_the_base_s_by_the_sum(tmp_path):
     mean = {"lamps": tiny.TASKS["lamps"] | {"ranking": "mean"}, "echo": tiny.TASKS["echo"]}
     bare = Engine(Bundle.open(tiny.write_bundle(tmp_path / "side", tasks=mean)), threads=1)
-    assert [task_of(bare, adapter, "lamps").ranking for adapter in (None, "none", "echo", "lamps")] == ["sum", "sum", "sum", "mean"]
+    assert [task_of(bare, adapter, "lamps").ranking for adapter in (None, "none", "echo", "lamps")] == [
+        "sum",
+        "sum",
+        "sum",
+        "mean",
+    ]
     tokens = [bare.encode(c + tiny.END) for c in tiny.CHOICES]
     sums = rank(bare, bare.encode("Topic of the hall?"), tokens, {})
     np.testing.assert_allclose(
@@ -170,7 +187,10 @@ def test_a_text_s_own_choices_are_ranked_instead_of_the_task_s(engine, tmp_path)
 
 
 def test_a_task_without_choices_needs_them_with_each_text(tmp_path):
-    bare = Engine(Bundle.open(tiny.write_bundle(tmp_path / "bundle", tasks={"quiz": tiny.TASKS["lamps"] | {"choices": None}})), threads=1)
+    bare = Engine(
+        Bundle.open(tiny.write_bundle(tmp_path / "bundle", tasks={"quiz": tiny.TASKS["lamps"] | {"choices": None}})),
+        threads=1,
+    )
     bank, task = AdapterBank(bare.bundle), task_of(bare, "none", "quiz")
     with pytest.raises(ConfigError, match="every text brings its own"):
         classify_batch(bare, task, {}, ["x"])
@@ -178,12 +198,22 @@ def test_a_task_without_choices_needs_them_with_each_text(tmp_path):
     file = lines(tmp_path / "a.jsonl", {"text": "x", "label": "a", "choices": ["a", "b"]})
     assert evaluate(bare, bank, file, None, "quiz").labels is None
     with pytest.raises(DataError, match="line 2: 'choices' is missing: this task has none"):
-        evaluate(bare, bank, lines(file, {"text": "x", "label": "a", "choices": ["a", "b"]}, {"text": "x", "label": "a"}), None, "quiz")
+        evaluate(
+            bare,
+            bank,
+            lines(file, {"text": "x", "label": "a", "choices": ["a", "b"]}, {"text": "x", "label": "a"}),
+            None,
+            "quiz",
+        )
 
 
 def test_evaluation_of_generation(engine, tmp_path):
     said = "".join(answer(engine, "echo", "hello"))
-    file = lines(tmp_path / "a.jsonl", {"text": "hello", "target": f"  {said.upper()} "}, {"text": "hello", "target": "something else"})
+    file = lines(
+        tmp_path / "a.jsonl",
+        {"text": "hello", "target": f"  {said.upper()} "},
+        {"text": "hello", "target": "something else"},
+    )
     found = evaluate(engine, AdapterBank(engine.bundle), file, "echo")
     assert (found.kind, found.n, found.accuracy, found.labels) == ("generate", 2, 0.5, None)
     assert found.f1 >= 0.5
@@ -222,7 +252,10 @@ def slow_chrf(answers, expected):
 
 
 def test_chrf_is_its_definition_and_is_left_out_without_its_library(monkeypatch):
-    answers, expected = ["lights | hall | off", "lock the door", "musik"], ["lights | hall | on", "lock a door", "music please"]
+    answers, expected = (
+        ["lights | hall | off", "lock the door", "musik"],
+        ["lights | hall | on", "lock a door", "music please"],
+    )
     assert corpus_chrf(answers, expected) == pytest.approx(slow_chrf(answers, expected), abs=0.01)
     assert corpus_chrf(expected, expected) == 100
     monkeypatch.setitem(sys.modules, "sacrebleu.metrics", None)
@@ -234,7 +267,9 @@ GOOD = {"text": "dim the hall", "label": "lights"}
 
 def test_examples_are_read(tmp_path):
     file = tmp_path / "a.jsonl"
-    file.write_bytes(b'\xef\xbb\xbf{"text": "a\xe2\x80\xa8b\xc2\x85c", "label": "lock"}\r\n\n  \n{"text": "d", "label": "lock", "id": 3}')
+    file.write_bytes(
+        b'\xef\xbb\xbf{"text": "a\xe2\x80\xa8b\xc2\x85c", "label": "lock"}\r\n\n  \n{"text": "d", "label": "lock", "id": 3}'
+    )
     assert read_examples(file, "classify", ["lock"]) == [Example("a\u2028b\u0085c", "lock"), Example("d", "lock")]
     assert read_examples(lines(file, {"text": "a", "target": "b", "choices": 7}), "generate") == [Example("a", "b")]
     own = {"text": "a", "label": "b", "choices": ["c", "b"]}
@@ -256,11 +291,20 @@ def test_examples_are_read(tmp_path):
         ({"text": "a", "label": 3}, "line 2: 'label' is missing, empty or no text"),
         ({"text": "a", "label": "Lights"}, "line 2: label 'Lights' is not one of lights, lock"),
         ({"text": "a", "label": "x", "choices": ["y", "z"]}, "line 2: label 'x' is not one of y, z"),
-        ({"text": "a", "label": "y", "choices": ["y"]}, "line 2: 'choices' needs two answers or more, all different; it has 'y'"),
+        (
+            {"text": "a", "label": "y", "choices": ["y"]},
+            "line 2: 'choices' needs two answers or more, all different; it has 'y'",
+        ),
         ({"text": "a", "label": "y", "choices": ["y", "y", "z"]}, "line 2: 'choices' needs two answers"),
-        ({"text": "a", "label": "y", "choices": []}, "line 2: 'choices' needs two answers or more, all different; it has none"),
+        (
+            {"text": "a", "label": "y", "choices": []},
+            "line 2: 'choices' needs two answers or more, all different; it has none",
+        ),
         ({"text": "a", "label": "y", "choices": "yz"}, "line 2: 'choices' is a list of texts"),
-        ({"text": "a", "label": "y", "choices": ["y", " "]}, "line 2: 'choices' is a list of texts, none of them empty"),
+        (
+            {"text": "a", "label": "y", "choices": ["y", " "]},
+            "line 2: 'choices' is a list of texts, none of them empty",
+        ),
         ({"text": "a", "label": "y", "choices": ["y", 3]}, "line 2: 'choices' is a list of texts"),
         ('{"text": "\\ud83d", "label": "lock"}', "line 2: 'text' holds half of a surrogate pair"),
     ],
@@ -278,7 +322,9 @@ def test_several_bad_lines_are_told_together(tmp_path):
     assert str(told.value).endswith("and 2 more lines")
 
 
-@pytest.mark.parametrize(("content", "said"), [(b"", "no examples"), (b"\n \n", "no examples"), (b'{"text": "\xe9"}', "not UTF-8")])
+@pytest.mark.parametrize(
+    ("content", "said"), [(b"", "no examples"), (b"\n \n", "no examples"), (b'{"text": "\xe9"}', "not UTF-8")]
+)
 def test_a_file_without_examples_is_told(tmp_path, content, said):
     (tmp_path / "a.jsonl").write_bytes(content)
     with pytest.raises(DataError, match=said):
@@ -293,7 +339,9 @@ def test_a_file_that_cannot_be_read_is_told(tmp_path):
 
 def test_bench_gives_the_manifest_s_keys_where_torch_cannot_be_imported(engine):
     """Law 6, in a process of its own."""
-    found = without_torch(f"from qia3.runtime.bench import main; main([{str(engine.bundle.path)!r}, *sys.argv[1:]])", *BENCH, "--json")
+    found = without_torch(
+        f"from qia3.runtime.bench import main; main([{str(engine.bundle.path)!r}, *sys.argv[1:]])", *BENCH, "--json"
+    )
     assert found.returncode == 0, found.stderr
     figures = json.loads(found.stdout)
     assert set(KEYS) <= set(figures)
@@ -310,7 +358,11 @@ def test_bench_without_proc_has_no_memory_figures(engine, monkeypatch):
 
 
 def test_bench_tells_what_is_wrong_in_one_line(engine, capsys):
-    for arguments in (["nowhere"], [str(engine.bundle.path), "--adapter", "x"], [str(engine.bundle.path), "--prompt-tokens", "40"]):
+    for arguments in (
+        ["nowhere"],
+        [str(engine.bundle.path), "--adapter", "x"],
+        [str(engine.bundle.path), "--prompt-tokens", "40"],
+    ):
         with pytest.raises(SystemExit) as ended:
             measuring.main(arguments)
         assert ended.value.code == 2
@@ -342,7 +394,9 @@ print(evaluate(engine, AdapterBank(engine.bundle), Path(sys.argv[2]), "lamps").n
 
 def without_torch(code, *arguments):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, "-c", BLOCK + code, *arguments], capture_output=True, text=True, env=environment)
+    return subprocess.run(
+        [sys.executable, "-c", BLOCK + code, *arguments], capture_output=True, text=True, env=environment
+    )
 
 
 def test_law_6_the_runtime_needs_no_torch(engine, tmp_path):

@@ -110,7 +110,10 @@ def test_what_is_no_bundle_is_told(tmp_path, place):
         ('{"format": 1, "files": {}}', r"model\.onnx is not in the manifest; model\.onnx\.data is not in the manifest"),
         ('{"format": 2, "files": {}}', "lacks 'graph'"),
         ('{"format": 2, "files": {}, "graph": {}}', "lacks 'file'"),
-        ('{"format": 2, "files": {}, "graph": {"file": "g", "data": "d"}}', "g is not in the manifest; d is not in the manifest"),
+        (
+            '{"format": 2, "files": {}, "graph": {"file": "g", "data": "d"}}',
+            "g is not in the manifest; d is not in the manifest",
+        ),
     ],
 )
 def test_a_damaged_or_foreign_manifest_is_one_clear_line(tmp_path, text, said):

@@ -129,7 +129,9 @@ def test_the_cache_grows_when_it_is_full(engine, room):
 
 @pytest.mark.parametrize("room", [0, 3])
 def test_a_prompt_whose_beginning_was_run_is_the_prompt(bundle, bank, room, monkeypatch):
-    """And so is what follows, and the next prompt that begins so; with other vectors, alone or in a batch, nothing is taken over."""
+    """And so is what follows, and the next prompt that begins so; with other vectors, alone or in a batch, nothing is
+    taken over.
+    """
     engine, plain, row = Engine(bundle, threads=1), Engine(bundle, threads=1), ROWS[0]
     for name in ("lamps", "echo"):
         engine.begin(row[:3], bank.vectors(name))
@@ -260,7 +262,9 @@ def test_threads_are_the_physical_cores_at_hand(engine):
 
 
 def test_a_graph_without_defaults_is_fed_ones(engine, bank, tmp_path):
-    """The form that transformers.js needs, export target "browser": the same answers with an adapter, with one a row, and with none."""
+    """The form that transformers.js needs, export target "browser": the same answers with an adapter, with one a row,
+    and with none.
+    """
     bundle = Bundle.open(tiny.write_bundle(tmp_path, required=True))
     plain = Engine(bundle, threads=1)
     assert set(plain.ones) == set(tiny.SIZES)

@@ -18,8 +18,18 @@ BYTE_LEVEL = tiny.tokenizer()
 
 
 def sentencepiece_like() -> Tokenizer:
-    """Words begin with a mark for the space, which decoding drops at the start of a text; unknown characters fall back to bytes."""
-    vocabulary = {"<unk>": 0, **{f"<0x{b:02X}>": b + 1 for b in range(256)}, "▁hello": 257, "▁world": 258, "▁": 259, "s": 260, "!": 261}
+    """Words begin with a mark for the space, which decoding drops at the start of a text; unknown characters fall back
+    to bytes.
+    """
+    vocabulary = {
+        "<unk>": 0,
+        **{f"<0x{b:02X}>": b + 1 for b in range(256)},
+        "▁hello": 257,
+        "▁world": 258,
+        "▁": 259,
+        "s": 260,
+        "!": 261,
+    }
     made = Tokenizer(models.BPE(vocabulary, [], byte_fallback=True, unk_token="<unk>"))
     made.pre_tokenizer = pre_tokenizers.Metaspace()
     steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
@@ -55,7 +65,9 @@ def test_it_ends_at_a_stop_token_at_the_limit_and_at_the_end_of_the_context(engi
     assert len(list(generate(engine, [5] * 3, {}, 1000, ()))) == tiny.CONTEXT - 3
 
 
-@pytest.mark.parametrize("text", ["lock the door", "naïve — ☂ ☂️ 👩‍👩‍👧 日本", " spaces  and\n\nlines ", "é" * 20, "\ufffd x", ""])
+@pytest.mark.parametrize(
+    "text", ["lock the door", "naïve — ☂ ☂️ 👩‍👩‍👧 日本", " spaces  and\n\nlines ", "é" * 20, "\ufffd x", ""]
+)
 def test_pieces_are_the_text(text):
     ids = BYTE_LEVEL.encode(text).ids
     pieces = list(stream_text(BYTE_LEVEL, ids))

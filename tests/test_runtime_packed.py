@@ -1,4 +1,6 @@
-"""Weights packed for this processor and kept: the same answers, made once, one for each graph and processor, whole or absent."""
+"""Weights packed for this processor and kept: the same answers, made once, one for each graph and processor, whole or
+absent.
+"""
 
 from __future__ import annotations
 

@@ -14,7 +14,16 @@ from qia3.runtime.engine import Engine
 from qia3.runtime.score import log_sum_exp, rank, rank_batch
 
 PROMPTS = [[5, 9, 250, 17, 33, 80], [8, 44, 3], [77, 6, 20, 31, 45, 120, 9, 2, 60]]
-CHOICES = [[4, 1], [4, 9, 1], [4, 9, 7, 30, 1], [60, 1], [61, 62, 63, 64, 65, 1], [4, 9], [1], [60, 1]]  # shared, nested, doubled
+CHOICES = [
+    [4, 1],
+    [4, 9, 1],
+    [4, 9, 7, 30, 1],
+    [60, 1],
+    [61, 62, 63, 64, 65, 1],
+    [4, 9],
+    [1],
+    [60, 1],
+]  # shared, nested, doubled
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +50,9 @@ def slow(engine, prompt, choices, vectors):
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_the_trie_equals_each_choice_alone(engine, bank, prompt, adapter):
     vectors = bank.vectors(adapter)
-    np.testing.assert_allclose(rank(engine, prompt, CHOICES, vectors), slow(engine, prompt, CHOICES, vectors), atol=1e-4)
+    np.testing.assert_allclose(
+        rank(engine, prompt, CHOICES, vectors), slow(engine, prompt, CHOICES, vectors), atol=1e-4
+    )
 
 
 def test_the_trie_equals_the_numpy_model(engine, bank):
@@ -80,7 +91,9 @@ def test_one_step_a_depth_over_distinct_prefixes(engine, monkeypatch):
     widths = []
     step = Engine.step
     monkeypatch.setattr(
-        Engine, "step", lambda self, tokens, cache, vectors: widths.append(len(tokens)) or step(self, tokens, cache, vectors)
+        Engine,
+        "step",
+        lambda self, tokens, cache, vectors: widths.append(len(tokens)) or step(self, tokens, cache, vectors),
     )
     rank(engine, PROMPTS[0], CHOICES, {})
     # 4, 60 and 61; 4-9 and 61-62; 4-9-7 and 61..63; 4-9-7-30 and 61..64; 61..65

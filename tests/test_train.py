@@ -47,7 +47,11 @@ class Fixed:
 
     def tree(self, index, draw=None):
         tree = self.trees[index]
-        return Tree(draw.choice([tree.prompt, tree.prompt[::-1]]), tree.answers, tree.right) if self.drawn and draw else tree
+        return (
+            Tree(draw.choice([tree.prompt, tree.prompt[::-1]]), tree.answers, tree.right)
+            if self.drawn and draw
+            else tree
+        )
 
 
 EXAMPLES = Fixed(TREES, drawn=True)
@@ -66,7 +70,10 @@ def loss(model, scaled):
 
 def log(folder):
     """The numbers of a run that do not depend on the clock."""
-    return [{k: v for k, v in e.items() if k not in ("seconds", "examples_per_second")} for e in read_log(folder / "log.jsonl")]
+    return [
+        {k: v for k, v in e.items() if k not in ("seconds", "examples_per_second")}
+        for e in read_log(folder / "log.jsonl")
+    ]
 
 
 def stopping_at(step):
@@ -126,10 +133,14 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(tmp_path, monke
         np.testing.assert_array_equal(vector, whole[name])
 
 
-RANKED = SETTINGS.model_copy(update={"losses": ("lm", "unlikelihood", "length-normalised"), "steps": 6, "batch_size": 8})
+RANKED = SETTINGS.model_copy(
+    update={"losses": ("lm", "unlikelihood", "length-normalised"), "steps": 6, "batch_size": 8}
+)
 
 
-@pytest.mark.parametrize("change", [{"accumulate": 2}, {"accumulate": 8}, {"gradient_checkpointing": True}, {"row_tokens": 8}])
+@pytest.mark.parametrize(
+    "change", [{"accumulate": 2}, {"accumulate": 8}, {"gradient_checkpointing": True}, {"row_tokens": 8}]
+)
 def test_how_a_step_is_computed_does_not_change_what_is_trained(tmp_path, change):
     runs = []
     for name, settings in (("plain", RANKED), ("other", RANKED.model_copy(update=change))):
@@ -151,7 +162,9 @@ def test_the_log_has_a_line_a_step_with_the_losses_and_the_rate(tmp_path, optimi
     record = train_vectors(model, scaled, EXAMPLES, settings, 0, tmp_path, "t")
     entries = read_log(tmp_path / "log.jsonl")
     assert [e["step"] for e in entries] == list(range(1, 9))
-    np.testing.assert_allclose([e["learning_rate"] for e in entries], [2e-2 * x for x in (0, 1 / 3, 2 / 3, 1, 0.8, 0.6, 0.4, 0.2)])
+    np.testing.assert_allclose(
+        [e["learning_rate"] for e in entries], [2e-2 * x for x in (0, 1 / 3, 2 / 3, 1, 0.8, 0.6, 0.4, 0.2)]
+    )
     for e in entries:
         assert e["loss"] == pytest.approx(e["lm"] + e["unlikelihood"] + e["length-normalised"])
         assert e["examples_per_second"] == pytest.approx(8 / e["seconds"], rel=0.2)
@@ -199,7 +212,11 @@ def test_a_run_with_validation_goes_on_as_if_it_had_not_stopped(tmp_path, monkey
         train_vectors(model, scaled, EXAMPLES, settings, 0, tmp_path / "parts", "t", Fixed(TREES[:3]))
     monkeypatch.undo()
     parts = train_vectors(model, scaled, EXAMPLES, settings, 0, tmp_path / "parts", "t", Fixed(TREES[:3]))
-    assert (parts.best_step, parts.validation_loss, parts.steps) == (whole.best_step, whole.validation_loss, whole.steps)
+    assert (parts.best_step, parts.validation_loss, parts.steps) == (
+        whole.best_step,
+        whole.validation_loss,
+        whole.steps,
+    )
     for name, vector in get_vectors(scaled).items():
         np.testing.assert_array_equal(vector, vectors[name])
 

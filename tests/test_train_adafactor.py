@@ -1,4 +1,6 @@
-"""Adafactor on offsets from one is transformers' Adafactor on the vectors themselves, as T-Few has them: matrices of one column."""
+"""Adafactor on offsets from one is transformers' Adafactor on the vectors themselves, as T-Few has them: matrices of
+one column.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ from qia3.train.adafactor import Adafactor
 
 def gradients(steps: int, size: int) -> list[torch.Tensor]:
     made = torch.Generator().manual_seed(0)
-    return [torch.randn(size, generator=made) * 10.0 ** torch.randint(-6, 3, (1,), generator=made) for _ in range(steps)]
+    return [
+        torch.randn(size, generator=made) * 10.0 ** torch.randint(-6, 3, (1,), generator=made) for _ in range(steps)
+    ]
 
 
 @pytest.mark.parametrize("shape", [(37, 1), (37,)])
@@ -31,7 +35,10 @@ def test_offsets_follow_the_vectors_of_t_few(shape):
 def test_stock_adafactor_on_offsets_would_creep():
     """The reason for this file."""
     offset, stock = nn.Parameter(torch.zeros(37)), nn.Parameter(torch.zeros(37))
-    for optimiser, parameter in ((Adafactor([offset], 3e-3), offset), (Stock([stock], lr=3e-3, relative_step=False), stock)):
+    for optimiser, parameter in (
+        (Adafactor([offset], 3e-3), offset),
+        (Stock([stock], lr=3e-3, relative_step=False), stock),
+    ):
         parameter.grad = torch.ones(37)
         optimiser.step()
     assert float(offset.detach().abs().max()) == pytest.approx(3e-3)

@@ -1,4 +1,6 @@
-"""Packed trees: the same logits, losses and gradients as one plain row for each answer, in every family that can; and bounded rows."""
+"""Packed trees: the same logits, losses and gradients as one plain row for each answer, in every family that can; and
+bounded rows.
+"""
 
 from __future__ import annotations
 
@@ -133,7 +135,9 @@ def test_the_worked_example_of_the_header():
 def test_the_head_runs_only_where_an_answer_is_predicted():
     model, scaled = adapted("llama")
     trees, widths = forest(1), []
-    model.get_output_embeddings().register_forward_hook(lambda module, args, out: widths.append(args[0].shape[:2].numel()))
+    model.get_output_embeddings().register_forward_hook(
+        lambda module, args, out: widths.append(args[0].shape[:2].numel())
+    )
     for batch in (padded(trees), packed(trees, 64, 96)):
         VectorModel(model, scaled)(**batch)
     each = [len(t.answers[i]) for t in trees for i in range(len(t.answers))]
@@ -181,4 +185,6 @@ def test_the_losses_divide_by_what_the_whole_batch_counts():
 def test_logits_are_read_in_the_same_order_whatever_the_layout():
     model, _ = adapted("qwen2")
     trees = forest(4)
-    torch.testing.assert_close(read_logits(model, packed(trees, 20, 96)), read_logits(model, padded(trees)), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        read_logits(model, packed(trees, 20, 96)), read_logits(model, padded(trees)), rtol=1e-4, atol=1e-4
+    )

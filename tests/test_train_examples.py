@@ -1,4 +1,6 @@
-"""From examples to trees: drawn prompts, demonstrations, wrong answers, what is cut; held-back examples; and the draws of a schedule."""
+"""From examples to trees: drawn prompts, demonstrations, wrong answers, what is cut; held-back examples; and the draws
+of a schedule.
+"""
 
 from __future__ import annotations
 
@@ -73,8 +75,15 @@ def test_of_many_answers_a_step_has_the_right_one_and_a_few_others_drawn_anew():
             seen.update(said)
     assert min(seen.values()) > 60  # 30 as the right one, and a third of 270
     assert len(few.tree(0).answers) == 10  # what is ranked has them all
-    assert [len(made(many, ranked=True, at_most=n).tree(0, random.Random(0)).answers) for n in (2, 10, 16, None)] == [2, 10, 10, 10]
-    assert made(many, ranked=True, at_most=16).tree(3, random.Random(1)) == made(many, ranked=True).tree(3, random.Random(1))
+    assert [len(made(many, ranked=True, at_most=n).tree(0, random.Random(0)).answers) for n in (2, 10, 16, None)] == [
+        2,
+        10,
+        10,
+        10,
+    ]
+    assert made(many, ranked=True, at_most=16).tree(3, random.Random(1)) == made(many, ranked=True).tree(
+        3, random.Random(1)
+    )
 
 
 def test_a_mixture_asks_each_example_in_its_own_task_s_words():
@@ -101,14 +110,21 @@ def test_demonstrations_are_other_examples_of_the_same_task():
 def test_a_text_with_the_placeholder_in_it_is_asked_but_not_shown():
     odd = source(examples=(*SAID[:2], Example("say {text}", "a")))
     assert text(made(odd).tree(2).prompt) == "<Q say {text}>"
-    assert all("{text}" not in shown for i in range(50) for shown in odd.demonstrations("Q {text}", 2, random.Random(i)))
+    assert all(
+        "{text}" not in shown for i in range(50) for shown in odd.demonstrations("Q {text}", 2, random.Random(i))
+    )
 
 
 def test_what_is_too_long_loses_demonstrations_then_its_beginning_and_never_the_answer():
     one = len("Q t0 a\n\n")
     whole = made(shots=3).tree(2)
     assert text(whole.prompt).count("\n\n") == 3
-    for limit, shown in ((whole.longest_path, 3), (whole.longest_path - 1, 2), (len("<Q t2>a.") + one - 1, 0), (len("<Q t2>a."), 0)):
+    for limit, shown in (
+        (whole.longest_path, 3),
+        (whole.longest_path - 1, 2),
+        (len("<Q t2>a.") + one - 1, 0),
+        (len("<Q t2>a."), 0),
+    ):
         tree = made(shots=3, max_length=limit).tree(2)
         assert text(tree.prompt).count("\n\n") == shown
         assert text(tree.prompt).endswith("Q t2>")

@@ -15,7 +15,9 @@ from qia3.train.model import log_probabilities
 def probabilities(seed: int) -> list[list[list[float]]]:
     """examples x answers x tokens, the first answer of each being right. Some examples have no wrong answer."""
     rng = np.random.default_rng(seed)
-    return [[rng.uniform(0.001, 0.99, rng.integers(1, 6)).tolist() for _ in range(rng.integers(1, 5))] for _ in range(4)]
+    return [
+        [rng.uniform(0.001, 0.99, rng.integers(1, 6)).tolist() for _ in range(rng.integers(1, 5))] for _ in range(4)
+    ]
 
 
 def laid_out(examples: list[list[list[float]]]) -> tuple[Answers, Totals]:
@@ -110,6 +112,7 @@ def test_log_probabilities_and_their_gradient_are_those_of_log_softmax(seed):
     expected = logits.log_softmax(-1)[read, targets]
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(
-        torch.autograd.grad((weight * found.exp()).sum(), logits), torch.autograd.grad((weight * expected.exp()).sum(), logits)
+        torch.autograd.grad((weight * found.exp()).sum(), logits),
+        torch.autograd.grad((weight * expected.exp()).sum(), logits),
     )
     assert torch.autograd.gradcheck(lambda z: log_probabilities(z, read, targets), (logits,))

@@ -12,13 +12,36 @@ import pytest
 from tiny_build import write_build
 
 ROOT = Path(__file__).parents[1]
-# --multi_gpu is accelerate's way to ask for torch's launcher, and the only one that starts processes where there are CPUs alone
-LAUNCH = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+# --multi_gpu is accelerate's way to ask for torch's launcher, and the only one that starts processes where there are
+# CPUs alone
+LAUNCH = [
+    "-m",
+    "accelerate.commands.launch",
+    "--multi_gpu",
+    "--num_machines",
+    "1",
+    "--mixed_precision",
+    "no",
+    "--dynamo_backend",
+    "no",
+]
 
 
-def train(folder: Path, output: str, processes: int, *changes: str, verb: str = "train") -> subprocess.CompletedProcess[str]:
+def train(
+    folder: Path, output: str, processes: int, *changes: str, verb: str = "train"
+) -> subprocess.CompletedProcess[str]:
     launched = [] if processes == 1 else [*LAUNCH, "--num_processes", str(processes), "--main_process_port", "0"]
-    words = [sys.executable, *launched, "-m", "qia3", verb, str(folder / "qia3.toml"), "--output", str(folder / output), *changes]
+    words = [
+        sys.executable,
+        *launched,
+        "-m",
+        "qia3",
+        verb,
+        str(folder / "qia3.toml"),
+        "--output",
+        str(folder / output),
+        *changes,
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.run(words, capture_output=True, text=True, env=environment, cwd=folder, timeout=600)
 
@@ -27,7 +50,9 @@ def train(folder: Path, output: str, processes: int, *changes: str, verb: str = 
 def place(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("processes")
     file = write_build(folder)
-    text = file.read_text().replace('compute = "float32"', 'compute = "float32"\nlosses = ["lm", "unlikelihood", "length-normalised"]')
+    text = file.read_text().replace(
+        'compute = "float32"', 'compute = "float32"\nlosses = ["lm", "unlikelihood", "length-normalised"]'
+    )
     file.write_text(text.replace("steps = 8", "steps = 6\nvalidation = 0.5"))
     return folder
 
@@ -43,7 +68,9 @@ def test_two_processes_give_the_loss_of_one(place):
     for task in ("topics", "commands"):
         ours, theirs = (losses(place / f"{n}.work", task) for n in ("two", "one"))
         assert ours[:2] == pytest.approx(theirs[:2], rel=1e-6)  # before and after the first update
-        assert ours == pytest.approx(theirs, rel=2e-4)  # sums in another order may round an offset to the other bfloat16
+        assert ours == pytest.approx(
+            theirs, rel=2e-4
+        )  # sums in another order may round an offset to the other bfloat16
         records = [json.loads((place / f"{n}.work" / task / "record.json").read_text()) for n in ("one", "two")]
         assert records[0]["validation_loss"] == pytest.approx(records[1]["validation_loss"], rel=1e-4)
     assert two.stdout == one.stdout.replace("one.work", "two.work")  # one of them speaks
@@ -57,7 +84,9 @@ def test_two_processes_give_the_loss_of_one(place):
 def test_a_batch_that_cannot_be_shared_is_told(place):
     told = train(place, "three", 3)
     assert told.returncode != 0
-    assert "a batch of 4 cannot be shared by 3 processes in 1 parts each; make batch_size a multiple of 3" in told.stderr
+    assert (
+        "a batch of 4 cannot be shared by 3 processes in 1 parts each; make batch_size a multiple of 3" in told.stderr
+    )
 
 
 def test_building_in_several_processes_is_refused(place):

@@ -1,4 +1,5 @@
-"""transformers.js itself opens a bundle with no option at all: the same tokens as our own runtime, swappable adapters included.
+"""transformers.js itself opens a bundle with no option at all: the same tokens as our own runtime, swappable adapters
+included.
 
 Needs Node and a folder with the packages, which are not Python's to install:
 
@@ -67,12 +68,16 @@ def test_transformers_js_says_the_same_token_for_token(bundles, form, adapter):
     for together, row in zip(found["batch"], found["rows"], strict=True):
         assert together[: len(row["new"])] == row["new"]  # a row that is done goes on until all are
     assert found["chat"] == "u:hi<|end|>"
-    assert [name for name in found["inputs"] if name.endswith(".ia3_l")] == (list(bundle.vectors) if form == "browser" else [])
+    assert [name for name in found["inputs"] if name.endswith(".ia3_l")] == (
+        list(bundle.vectors) if form == "browser" else []
+    )
 
 
 @pytest.mark.parametrize("form", ["side", "merged"])
 def test_webassembly_says_the_same_token_for_token(bundles, form):
-    """At accuracy_level 0: at level 4 WebAssembly rounds differently from native code, which random weights do not forgive."""
+    """At accuracy_level 0: at level 4 WebAssembly rounds differently from native code, which random weights do not
+    forgive.
+    """
     bundle = bundles[form]
     expected = ours(bundle, "none")[0]
     found = node("onnxruntime_web.mjs", bundle.path, NEW, *expected["prompt"])

@@ -11,9 +11,26 @@ SHAPE = {
     "vocab_size": 101, "hidden_size": 96, "intermediate_size": 160, "num_hidden_layers": 2, "num_attention_heads": 6, "num_key_value_heads": 2,
     "head_dim": 16, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
-GPT2 = {"vocab_size": 101, "n_embd": 96, "n_layer": 2, "n_head": 6, "n_positions": 64, "n_inner": 160, "bos_token_id": 1, "eos_token_id": 2}
+GPT2 = {
+    "vocab_size": 101,
+    "n_embd": 96,
+    "n_layer": 2,
+    "n_head": 6,
+    "n_positions": 64,
+    "n_inner": 160,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 WIDE = {k: v for k, v in SHAPE.items() if k not in ("num_key_value_heads", "head_dim")}
-T5 = {"vocab_size": 101, "d_model": 96, "d_kv": 16, "d_ff": 160, "num_layers": 2, "num_decoder_layers": 3, "num_heads": 6}
+T5 = {
+    "vocab_size": 101,
+    "d_model": 96,
+    "d_kv": 16,
+    "d_ff": 160,
+    "num_layers": 2,
+    "num_decoder_layers": 3,
+    "num_heads": 6,
+}
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": SHAPE,

@@ -1,4 +1,6 @@
-"""A build in miniature: a folder with a tiny random base of a real family, a tokenizer with a chat template, two tasks and a build file."""
+"""A build in miniature: a folder with a tiny random base of a real family, a tokenizer with a chat template, two tasks
+and a build file.
+"""
 
 from __future__ import annotations
 
@@ -59,10 +61,14 @@ def write_base(folder: Path, family: str = "llama", seed: int = 0, tied: bool = 
     words = PreTrainedTokenizerFast(tokenizer_object=tokenizer(), eos_token=END, pad_token="<pad>", chat_template=CHAT)
     sizes = {"vocab_size": len(words), "max_position_embeddings": 128, "eos_token_id": words.eos_token_id}
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **{**SHAPE, **sizes}, tie_word_embeddings=tied))
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(family, **{**SHAPE, **sizes}, tie_word_embeddings=tied)
+    )
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.copy_(1 + 0.2 * torch.randn_like(parameter) if parameter.dim() == 1 else 0.12 * torch.randn_like(parameter))
+            parameter.copy_(
+                1 + 0.2 * torch.randn_like(parameter) if parameter.dim() == 1 else 0.12 * torch.randn_like(parameter)
+            )
     model.save_pretrained(folder)
     words.save_pretrained(folder)
     return folder

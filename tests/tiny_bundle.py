@@ -1,7 +1,9 @@
-"""A whole bundle in miniature: a real graph in the form that the exporter gives it, a real tokenizer, adapters, a manifest. No torch.
+"""A whole bundle in miniature: a real graph in the form that the exporter gives it, a real tokenizer, adapters, a
+manifest. No torch.
 
-`logits` is the same decoder once more in numpy, one position at a time with no cache, no padding and no batch: the oracle of the engine.
-Dimensions are unequal everywhere: 2 layers, 6 heads on 2 kv heads of 16, hidden 96, feed-forward 160.
+`logits` is the same decoder once more in numpy, one position at a time with no cache, no padding and no batch: the
+oracle of the engine. Dimensions are unequal everywhere: 2 layers, 6 heads on 2 kv heads of 16, hidden 96, feed-forward
+160.
 """
 
 from __future__ import annotations
@@ -32,7 +34,14 @@ TASKS = {
     "lamps": {"kind": "classify", "prompt": "Topic of {text}?", "choices": CHOICES, "max_new_tokens": 8, "end": END},
     "echo": {"kind": "generate", "prompt": "Say: {text}\n", "choices": None, "max_new_tokens": 6, "end": END},
 }
-CORPUS = ["lock the door", "lights and music", "turn the lights off", "music and more music", "Topic of the day?", "Say: hello there"] * 4
+CORPUS = [
+    "lock the door",
+    "lights and music",
+    "turn the lights off",
+    "music and more music",
+    "Topic of the day?",
+    "Say: hello there",
+] * 4
 
 
 def tokenizer() -> Tokenizer:
@@ -41,7 +50,10 @@ def tokenizer() -> Tokenizer:
     made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     made.train_from_iterator(
-        CORPUS, trainers.BpeTrainer(vocab_size=300, special_tokens=["<pad>", END], initial_alphabet=alphabet, show_progress=False)
+        CORPUS,
+        trainers.BpeTrainer(
+            vocab_size=300, special_tokens=["<pad>", END], initial_alphabet=alphabet, show_progress=False
+        ),
     )
     return made
 
@@ -107,7 +119,15 @@ class Graph:
         self.nodes: list = []
         self.initializers: dict[str, np.ndarray] = {}
 
-    def op(self, kind: str, inputs: list[str], outputs: int = 1, domain: str = "", names: list[str] | None = None, **attributes) -> str:
+    def op(
+        self,
+        kind: str,
+        inputs: list[str],
+        outputs: int = 1,
+        domain: str = "",
+        names: list[str] | None = None,
+        **attributes,
+    ) -> str:
         names = names or [f"{kind}_{len(self.nodes)}_{i}" for i in range(outputs)]
         self.nodes.append(helper.make_node(kind, inputs, names, domain=domain, **attributes))
         return names[0]
@@ -124,7 +144,9 @@ class Graph:
         return self.op("Mul", [y, f"{name}.ia3_l"]) if vector else y
 
     def norm(self, name: str, x: str, weight: np.ndarray) -> str:
-        return self.op("SimplifiedLayerNormalization", [x, self.constant(name, weight)], axis=-1, epsilon=1e-5, stash_type=1)
+        return self.op(
+            "SimplifiedLayerNormalization", [x, self.constant(name, weight)], axis=-1, epsilon=1e-5, stash_type=1
+        )
 
 
 def _decoder(w: dict, level: int, side: bool, all_logits: bool) -> Graph:
@@ -149,7 +171,10 @@ def _decoder(w: dict, level: int, side: bool, all_logits: bool) -> Graph:
         names = [f"mixed_{i}", *(p.replace("past_key_values", "present") for p in past)]
         inputs = [*(linear(n, h) for n in ("q_proj", "k_proj", "v_proj")), *past, seqlens, total, cos, sin]
         heads = {"num_heads": HEADS, "kv_num_heads": KV_HEADS, "do_rotary": 1, "scale": float(SIZE**-0.5)}
-        x = g.op("Add", [x, linear("o_proj", g.op("GroupQueryAttention", inputs, domain="com.microsoft", names=names, **heads))])
+        x = g.op(
+            "Add",
+            [x, linear("o_proj", g.op("GroupQueryAttention", inputs, domain="com.microsoft", names=names, **heads))],
+        )
         h = g.norm(f"{at}.ff_norm", x, w[f"{at}.ff_norm"])
         gate = linear("gate_proj", h)
         silu = g.op("Mul", [gate, g.op("Sigmoid", [gate])])
@@ -161,7 +186,9 @@ def _decoder(w: dict, level: int, side: bool, all_logits: bool) -> Graph:
     return g
 
 
-def write_graph(path: Path, w: dict, level: int = 0, side: bool = True, all_logits: bool = False, required: bool = False) -> None:
+def write_graph(
+    path: Path, w: dict, level: int = 0, side: bool = True, all_logits: bool = False, required: bool = False
+) -> None:
     """A graph and its external data, the graph's own name and _data."""
     g = _decoder(w, level, side, all_logits)
     cache = [f"{{}}.{i}.{part}" for i in range(LAYERS) for part in ("key", "value")]
@@ -176,7 +203,10 @@ def write_graph(path: Path, w: dict, level: int = 0, side: bool = True, all_logi
     vectors = SIZES if side else {}
     inputs += [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["rows", 1, d]) for n, d in vectors.items()]
     dims = ["batch_size", "sequence_length" if all_logits else 1, len(w["embed"])]
-    outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, dims), *cached("present", "total_sequence_length")]
+    outputs = [
+        helper.make_tensor_value_info("logits", TensorProto.FLOAT, dims),
+        *cached("present", "total_sequence_length"),
+    ]
     values = g.initializers | {n: np.ones((1, 1, d), np.float32) for n, d in vectors.items() if not required}
     initializers = [numpy_helper.from_array(v, n) for n, v in values.items()]
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
@@ -195,16 +225,29 @@ def write_adapter(path: Path, vectors: dict[str, np.ndarray], model_version: int
 
 
 def write_bundle(
-    folder: Path, mode: str = "side", all_logits: bool = False, required: bool = False, level: int = 0, tasks: dict | None = None
+    folder: Path,
+    mode: str = "side",
+    all_logits: bool = False,
+    required: bool = False,
+    level: int = 0,
+    tasks: dict | None = None,
 ) -> Path:
-    """A sealed bundle with the adapters lamps (seed 1) and echo (seed 2); merged: a graph that has no places for vectors.
+    """A sealed bundle with the adapters lamps (seed 1) and echo (seed 2); merged: a graph that has no places for
+    vectors.
 
     `required`: the graph has no default for its vectors.
     """
     (folder / GRAPH).parent.mkdir(parents=True)
     words = tokenizer()
     words.save(str(folder / "tokenizer.json"))
-    write_graph(folder / GRAPH, weights(words.get_vocab_size()), level, side=mode == "side", all_logits=all_logits, required=required)
+    write_graph(
+        folder / GRAPH,
+        weights(words.get_vocab_size()),
+        level,
+        side=mode == "side",
+        all_logits=all_logits,
+        required=required,
+    )
     tasks = (tasks or TASKS) if mode == "side" else {"lamps": TASKS["lamps"]}
     if mode == "side":
         for seed, name in enumerate(tasks, 1):
@@ -226,6 +269,10 @@ def seal(folder: Path, manifest: dict) -> None:
     """The manifest with every other file's size and SHA-256."""
     files = sorted(f for f in folder.rglob("*") if f.is_file() and f.name != "manifest.json")
     entries = {
-        f.relative_to(folder).as_posix(): {"sha256": hashlib.sha256(f.read_bytes()).hexdigest(), "bytes": f.stat().st_size} for f in files
+        f.relative_to(folder).as_posix(): {
+            "sha256": hashlib.sha256(f.read_bytes()).hexdigest(),
+            "bytes": f.stat().st_size,
+        }
+        for f in files
     }
     (folder / "manifest.json").write_text(json.dumps(manifest | {"files": entries}), encoding="utf-8")

@@ -1,4 +1,7 @@
-"""Tiny checkpoints as other tools write them: GPTQ and AWQ folders, Q4_0 files. Each writer returns the codes that it wrote, by module name."""
+"""Tiny checkpoints as other tools write them:
+
+GPTQ and AWQ folders, Q4_0 files. Each writer returns the codes that it wrote, by module name.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,10 @@ from qia3.grids.q4_0 import pack_q4_0, rows
 
 
 def on_grid(layer: nn.Linear, group: int, symmetric: bool) -> Int4:
-    """The layer rounded to a grid of float16 scales. Not the weights themselves: in these files codes are all there is."""
+    """The layer rounded to a grid of float16 scales.
+
+    Not the weights themselves: in these files codes are all there is.
+    """
     found = int4.quantise(layer.weight.detach().float().numpy(), group, symmetric)
     return Int4(found.codes, found.scales.astype(np.float16).astype(np.float32), found.zero_points, found.inputs)
 
@@ -39,7 +45,13 @@ def settings(codes: str, group: int, symmetric: bool) -> dict:
 
 
 def write_packed(
-    folder: Path, codes: str = "gptq", family: str = "llama", group: int = 32, symmetric: bool = False, tied: bool = True, shards: int = 1
+    folder: Path,
+    codes: str = "gptq",
+    family: str = "llama",
+    group: int = 32,
+    symmetric: bool = False,
+    tied: bool = True,
+    shards: int = 1,
 ) -> dict[str, Int4]:
     """A GPTQ or AWQ folder of a tiny model, the rest in float16."""
     write_base(folder, family, tied=tied)
@@ -48,7 +60,10 @@ def write_packed(
     tensors = {}
     for name, weight in wrote.items():
         packed = pack_awq(weight) if codes == "awq" else pack_gptq(weight, codes)
-        tensors |= {f"{name}.{kind}": torch.from_numpy(a) for kind, a in zip(("qweight", "qzeros", "scales"), packed, strict=True)}
+        tensors |= {
+            f"{name}.{kind}": torch.from_numpy(a)
+            for kind, a in zip(("qweight", "qzeros", "scales"), packed, strict=True)
+        }
         if codes != "awq":
             tensors[f"{name}.g_idx"] = torch.arange(weight.inputs, dtype=torch.int32) // group
     for name, tensor in model.state_dict().items():
@@ -79,8 +94,11 @@ def configure(folder: Path, **changes: object) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
-def write_gguf(folder: Path, family: str = "llama", layers: str = "Q4_0", tied: bool = True) -> tuple[Path, dict[str, Int4]]:
-    """A GGUF file as llama.cpp's converter and quantiser make it: rotary rows in its order, layers in one format, the embedding in Q8_0.
+def write_gguf(
+    folder: Path, family: str = "llama", layers: str = "Q4_0", tied: bool = True
+) -> tuple[Path, dict[str, Int4]]:
+    """A GGUF file as llama.cpp's converter and quantiser make it: rotary rows in its order, layers in one format, the
+    embedding in Q8_0.
 
     In another format than Q4_0 the layers hold what the codes are worth, rounded again.
     """
@@ -94,7 +112,9 @@ def write_gguf(folder: Path, family: str = "llama", layers: str = "Q4_0", tied: 
         module, _, kind = name.rpartition(".")
         place = f"{names.get_name(module)}.{kind}"
         if kind == "weight" and module in wrote:
-            weight = rows(wrote[module], rotary_order(module, config) if family == "llama" else np.arange(wrote[module].outputs))
+            weight = rows(
+                wrote[module], rotary_order(module, config) if family == "llama" else np.arange(wrote[module].outputs)
+            )
             format_ = gguf.GGMLQuantizationType[layers]
             raw = pack_q4_0(weight) if layers == "Q4_0" else gguf.quants.quantize(int4.dequantise(weight), format_)
             writer.add_tensor(place, raw, raw_dtype=format_)

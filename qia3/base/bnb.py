@@ -1,4 +1,5 @@
-"""A layer of a checkpoint that bitsandbytes serialised in NF4 (`save_pretrained` of a model loaded with BitsAndBytesConfig).
+"""A layer of a checkpoint that bitsandbytes serialised in NF4 (`save_pretrained` of a model loaded with
+BitsAndBytesConfig).
 
     NAME.weight                                        uint8 [N K / 2, 1]     codes, two a byte, the even entry high
     NAME.weight.absmax                                 float32 [N K / block], or uint8 where the scales are quantised themselves
@@ -9,8 +10,9 @@
     {"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": [N, K],
      "nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": 0.0321}
 
-Scales are read before anything runs (bitsandbytes repacks in place on some processors), and doubly quantised ones become plain float32
-(grids/nf4.py), since a fold has nowhere else to go. Source: bitsandbytes 0.50, functional.py, QuantState.as_dict and from_dict.
+Scales are read before anything runs (bitsandbytes repacks in place on some processors), and doubly quantised ones
+become plain float32 (grids/nf4.py), since a fold has nowhere else to go. Source: bitsandbytes 0.50, functional.py,
+QuantState.as_dict and from_dict.
 """
 
 from __future__ import annotations
@@ -52,7 +54,9 @@ class BnbLayout:
         """Tensors of a layer by what follows its name. Raises ValueError where they cannot be."""
         state = read_state(name, tensors)
         if state.shape != (outputs, inputs):
-            raise ValueError(f"its shape is {list(state.shape)}, the model's layer has {outputs} outputs of {inputs} inputs")
+            raise ValueError(
+                f"its shape is {list(state.shape)}, the model's layer has {outputs} outputs of {inputs} inputs"
+            )
         entries = inputs * outputs
         scales = -(-entries // state.block_size)
         found: dict[str, Need] = {
@@ -77,7 +81,9 @@ class BnbLayout:
             scales = nf4.unnest(scales, levels, wide, state.offset, state.nested_block)
         if not np.isfinite(scales).all():
             raise ValueError("its scales hold NaN or infinity")
-        return Nf4Weight(nf4.Nf4(tensors.read(f"{name}.weight").numpy().reshape(-1), scales, state.block_size, *state.shape))
+        return Nf4Weight(
+            nf4.Nf4(tensors.read(f"{name}.weight").numpy().reshape(-1), scales, state.block_size, *state.shape)
+        )
 
 
 def read_state(name: str, tensors: Tensors) -> State:
@@ -93,7 +99,9 @@ def read_state(name: str, tensors: Tensors) -> State:
     except (ValueError, KeyError, TypeError, RecursionError, AttributeError) as error:
         raise ValueError(f"its quant_state is damaged ({error})") from error
     if kind != "nf4" or block not in nf4.BLOCK_SIZES:
-        raise ValueError(f"it is {kind!r} in blocks of {block!r}; NF4 in blocks of {', '.join(map(str, nf4.BLOCK_SIZES))} is read")
+        raise ValueError(
+            f"it is {kind!r} in blocks of {block!r}; NF4 in blocks of {', '.join(map(str, nf4.BLOCK_SIZES))} is read"
+        )
     if not (isinstance(shape, list) and len(shape) == 2 and all(type(n) is int and n > 0 for n in shape)):
         raise ValueError(f"its shape is {shape!r}")
     if (nested is not None and not (type(nested) is int and 0 < nested <= 1 << 20)) or not np.isfinite(offset):

@@ -2,12 +2,13 @@
 
     windows [rows, length] of token ids  ->  through the layers that are 4-bit already  ->  H = sum x x^T  of each linear layer in the next one
 
-A layer is rounded for the inputs that it will get, which carry the errors of the layers before it. So the layers of the model's stack are run
-one at a time: once in float for the moments, and once more after they have been quantised, for the next one's inputs. What a layer is given
-besides (masks, rotary tables) is recorded in one ordinary run on one window; windows have no padding, so it holds for all of them.
+A layer is rounded for the inputs that it will get, which carry the errors of the layers before it. So the layers of the
+model's stack are run one at a time: once in float for the moments, and once more after they have been quantised, for
+the next one's inputs. What a layer is given besides (masks, rotary tables) is recorded in one ordinary run on one
+window; windows have no padding, so it holds for all of them.
 
-Without a text the windows are the model's own: each begins with a token drawn at random and is sampled on from there by the float model. No
-file is needed, and the words are those that the model knows (LLM-QAT, arXiv:2305.17888).
+Without a text the windows are the model's own: each begins with a token drawn at random and is sampled on from there by
+the float model. No file is needed, and the words are those that the model knows (LLM-QAT, arXiv:2305.17888).
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ class _Enough(Exception):
 
 
 class Moments:
-    """Gives the moments of one linear layer after the other, in the model's order; the layers asked for before must be quantised by then."""
+    """Gives the moments of one linear layer after the other, in the model's order; the layers asked for before must be
+    quantised by then.
+    """
 
     def __init__(self, model: Any, windows: Tensor) -> None:
         self.model, self.windows = model, windows
@@ -55,7 +58,10 @@ class Moments:
         return self.known.get(name)
 
     def of_head(self, head: nn.Module) -> Seen:
-        """The same for the head, when everything before it is quantised. All windows at once: each weight is dequantised once, and not kept."""
+        """The same for the head, when everything before it is quantised.
+
+        All windows at once: each weight is dequantised once, and not kept.
+        """
         return Seen(_square(next(_seen_by(self.model, head, self.windows, len(self.windows)))).numpy())
 
     def _index(self, name: str) -> int | None:
@@ -87,7 +93,9 @@ def layer_stack(model: nn.Module) -> tuple[str, nn.ModuleList]:
     """Path and list of the model's layers: the list of modules that holds the most weights."""
     lists = {name: m for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m)}
     if not lists:
-        raise BaseModelError('the model has no list of layers to calibrate one after the other; set calibration = "none" under [base]')
+        raise BaseModelError(
+            'the model has no list of layers to calibrate one after the other; set calibration = "none" under [base]'
+        )
     best = max(lists, key=lambda name: sum(p.numel() for p in lists[name].parameters()))
     return best, lists[best]
 
@@ -111,14 +119,17 @@ def read_windows(tokenizer: Any, path: Path, length: int) -> Tensor:
     ids = tokenizer.encode(read_text(path), add_special_tokens=False)
     whole = torch.tensor(ids[: len(ids) // length * length]).view(-1, length)
     if not len(whole):
-        raise BaseModelError(f"the calibration text {path} has {len(ids)} tokens; {length} are the least, {ROWS * length} are used")
+        raise BaseModelError(
+            f"the calibration text {path} has {len(ids)} tokens; {length} are the least, {ROWS * length} are used"
+        )
     return whole[torch.linspace(0, len(whole) - 1, min(ROWS, len(whole))).long()]
 
 
 @torch.inference_mode()
 def own_windows(model: Any, length: int, track: Callable[[range], Iterable[int]] = lambda steps: steps) -> Tensor:
-    """[ROWS, length] sampled from the model at temperature 1 after one random token each; the same ones every time on the same machine.
-    `track` wraps the steps (a progress bar)."""
+    """[ROWS, length] sampled from the model at temperature 1 after one random token each; the same ones every time on
+    the same machine. `track` wraps the steps (a progress bar).
+    """
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(model.get_input_embeddings().weight.shape[0], (ROWS, 1), generator=generator)
     newest, cache = tokens, None
@@ -146,7 +157,9 @@ def _recorded(model: Any, stack: nn.ModuleList, window: Tensor) -> list[tuple[tu
         for handle in handles:
             handle.remove()
     if len(found) != len(stack):
-        raise BaseModelError(f'{len(found)} of {len(stack)} layers ran; set calibration = "none" under [base] for such a model')
+        raise BaseModelError(
+            f'{len(found)} of {len(stack)} layers ran; set calibration = "none" under [base] for such a model'
+        )
     return found
 
 
@@ -170,7 +183,10 @@ def _seen_by(model: Any, module: nn.Module, windows: Tensor, at_once: int) -> It
 
 @contextmanager
 def _gathering(linears: dict[str, nn.Module]) -> Iterator[dict[str, Seen]]:
-    """Sums x x^T of every linear layer that runs meanwhile. Layers that follow each other on one input (q, k, v) share one sum."""
+    """Sums x x^T of every linear layer that runs meanwhile.
+
+    Layers that follow each other on one input (q, k, v) share one sum.
+    """
     sums: dict[str, Tensor] = {}
     owner: dict[str, str] = {}
     latest: list[Any] = [None, ""]

@@ -16,7 +16,8 @@ from qia3.base.shards import raw
 class BaseModel:
     """A frozen 4-bit model. `fingerprint` is the SHA-256 over the name, type, shape and bytes of each of its tensors.
 
-    `codes`: "own", or the checkpoint format that the layers' codes came in ("gptq", "gptq_v2", "awq", "q4_0"); block size and symmetry are theirs.
+    `codes`: "own", or the checkpoint format that the layers' codes came in ("gptq", "gptq_v2", "awq", "q4_0"); block
+    size and symmetry are theirs.
     """
 
     reference: str
@@ -28,7 +29,9 @@ class BaseModel:
     parameters: int
     calibration: str = "none"
     eight_bit: tuple[str, ...] = ()  # roles of the layers that are at 8 bits
-    blocks: Mapping[str, list[str]] = field(default_factory=dict)  # by block size, of those in other blocks than `block_size`
+    blocks: Mapping[str, list[str]] = field(
+        default_factory=dict
+    )  # by block size, of those in other blocks than `block_size`
     codes: str = "own"
     format: str = "int4"  # the grid of its linear layers
 

@@ -1,11 +1,12 @@
 """Keeps the codes of a GGUF file's Q4_0 layers.
 
-transformers reads the file as it reads every GGUF: dequantised. Then each linear layer whose tensor is Q4_0 in the file gets the file's codes back.
-The tensor is found by gguf's own table of names (model.layers.0.self_attn.q_proj <-> blk.0.attn_q). Its rows may be in another order: files of
-the llama architecture have the rows of each head's rotary pairs side by side, x0 y0 x1 y1 .., where transformers has x0 x1 .. y0 y1 ...
+transformers reads the file as it reads every GGUF: dequantised. Then each linear layer whose tensor is Q4_0 in the file
+gets the file's codes back. The tensor is found by gguf's own table of names (model.layers.0.self_attn.q_proj <->
+blk.0.attn_q). Its rows may be in another order: files of the llama architecture have the rows of each head's rotary
+pairs side by side, x0 y0 x1 y1 .., where transformers has x0 x1 .. y0 y1 ...
 
-Nothing about names or orders is taken on trust: codes are kept only where, dequantised, they are equal to the weight that transformers
-made, entry by entry. (q - 8) * d is exact in float32, 4 bits by 11, so equal is what they have to be.
+Nothing about names or orders is taken on trust: codes are kept only where, dequantised, they are equal to the weight
+that transformers made, entry by entry. (q - 8) * d is exact in float32, 4 bits by 11, so equal is what they have to be.
 """
 
 from __future__ import annotations
@@ -29,9 +30,14 @@ from qia3.grids.q4_0 import rows, unpack_q4_0
 
 
 def keep_q4_0(model: Any, path: Path) -> Given | None:
-    """Puts the file's codes in place of the float layers made from them. None, and nothing changed, where most weights have other formats."""
+    """Puts the file's codes in place of the float layers made from them.
+
+    None, and nothing changed, where most weights have other formats.
+    """
     reader = gguf.GGUFReader(str(path))
-    raws = {t.name: t.data for t in reader.tensors if t.tensor_type == gguf.GGMLQuantizationType.Q4_0 and t.data.ndim == 2}
+    raws = {
+        t.name: t.data for t in reader.tensors if t.tensor_type == gguf.GGMLQuantizationType.Q4_0 and t.data.ndim == 2
+    }
     embedding = model.get_input_embeddings().weight
     layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and m.weight is not embedding}
     place = _places(reader, model.config.get_text_config().num_hidden_layers)

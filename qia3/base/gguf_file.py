@@ -8,9 +8,9 @@
 A string is u64 length and its bytes; numbers have the low byte first. Worked example, the entry "a" = 5 as u32 (type 4), 17 bytes:
 01 00 00 00 00 00 00 00  61  04 00 00 00  05 00 00 00.
 
-The reader that loads the file afterwards makes several Python objects for each element of an array, so their number is bounded, too. And a model is
-built by the sizes that entries name: one with a changed block_count would have billions of layers. So there are no more layers than tensors, and
-nothing is wider than the widest of them.
+The reader that loads the file afterwards makes several Python objects for each element of an array, so their number is
+bounded, too. And a model is built by the sizes that entries name: one with a changed block_count would have billions of
+layers. So there are no more layers than tensors, and nothing is wider than the widest of them.
 
 Source: docs/gguf.md of github.com/ggml-org/ggml.
 """
@@ -28,16 +28,29 @@ VERSIONS = (2, 3)
 ALIGNMENT = 32
 STRING, ARRAY = 8, 9
 WHOLE = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 10: "Q", 11: "q"}  # whole numbers, by struct's letters
-FIXED = {kind: struct.calcsize(f"<{letter}") for kind, letter in (WHOLE | {6: "f", 7: "?", 12: "d"}).items()}  # bytes by type
+FIXED = {
+    kind: struct.calcsize(f"<{letter}") for kind, letter in (WHOLE | {6: "f", 7: "?", 12: "d"}).items()
+}  # bytes by type
 LAYERS = b".block_count"
-WIDTHS = (".embedding_length", ".feed_forward_length", ".vocab_size", "head_count", ".head_count_kv", ".key_length", ".value_length")
+WIDTHS = (
+    ".embedding_length",
+    ".feed_forward_length",
+    ".vocab_size",
+    "head_count",
+    ".head_count_kv",
+    ".key_length",
+    ".value_length",
+)
 MOST_DIMENSIONS = 4
 LONGEST_NAME = 1 << 16  # bytes
 MOST_ELEMENTS = 1 << 22  # of all arrays together: three times the largest vocabularies with their merges
 
 
 def check_gguf(path: Path) -> None:
-    """Compares every extent that the index names with the file's length. Raises BaseModelError on a broken or cut file, with one line."""
+    """Compares every extent that the index names with the file's length.
+
+    Raises BaseModelError on a broken or cut file, with one line.
+    """
     try:
         size = path.stat().st_size
         if size < 24:
@@ -145,7 +158,9 @@ class _Walk:
 def _check_sizes(numbers: dict[bytes, int], tensors: int, widest: int) -> None:
     """Raises ValueError where an entry names a size that the tensors cannot have."""
     for name, value in numbers.items():
-        most = tensors if name.endswith(LAYERS) else widest if name.decode("utf-8", "replace").endswith(WIDTHS) else None
+        most = (
+            tensors if name.endswith(LAYERS) else widest if name.decode("utf-8", "replace").endswith(WIDTHS) else None
+        )
         if most is not None and not 0 <= value <= most:
             raise ValueError(f"{_text(name)} is {value}, and its tensors allow {most}")
 

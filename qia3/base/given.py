@@ -1,4 +1,5 @@
-"""A base whose 4-bit codes were given: a checkpoint that others quantised keeps its codes, and only what it leaves in float gets ours.
+"""A base whose 4-bit codes were given: a checkpoint that others quantised keeps its codes, and only what it leaves in
+float gets ours.
 
 What a BaseModel says of itself is then what is in the file, not what a build asked for.
 """

@@ -1,12 +1,14 @@
-"""A quantised base kept on disk: made once, read in a second, and the same bytes for every build and process that uses it.
+"""A quantised base kept on disk: made once, read in a second, and the same bytes for every build and process that uses
+it.
 
 FOLDER/model.safetensors     every tensor of the 4-bit model, by its name in it; those that transformers does not save (rotary tables) too
 FOLDER/base.json             which modules are 4-bit and how, the fingerprint, what the base was made from
 FOLDER/config.json, ...      transformers' configuration and the tokenizer
 FOLDER/base.sha256           of all of them but the weights, whose fingerprint is in base.json
 
-Calibrated rounding adds up floats, and another processor or another number of threads adds them in another order: the codes may differ in a few
-places, and with them the fingerprint. So what is kept is what all builds share. A folder is whole or absent; torn or changed, it is refused.
+Calibrated rounding adds up floats, and another processor or another number of threads adds them in another order: the
+codes may differ in a few places, and with them the fingerprint. So what is kept is what all builds share. A folder is
+whole or absent; torn or changed, it is refused.
 """
 
 from __future__ import annotations
@@ -31,7 +33,17 @@ from qia3.errors import BaseModelError
 from qia3.storage import made_once
 
 WEIGHTS, FACTS, SEAL = "model.safetensors", "base.json", "base.sha256"
-TAKEN = ("fingerprint", "block_size", "symmetric", "parameters", "calibration", "eight_bit", "blocks", "codes", "format")
+TAKEN = (
+    "fingerprint",
+    "block_size",
+    "symmetric",
+    "parameters",
+    "calibration",
+    "eight_bit",
+    "blocks",
+    "codes",
+    "format",
+)
 
 
 def keep(base: BaseModel, folder: Path) -> None:
@@ -49,7 +61,9 @@ def keep(base: BaseModel, folder: Path) -> None:
 
 def open_kept(folder: Path, reference: str) -> BaseModel:
     """The base as it was kept. Raises BaseModelError where it is torn or changed."""
-    changed = BaseModelError(f"the kept base {folder} has changed since it was written; delete it, and it is made again")
+    changed = BaseModelError(
+        f"the kept base {folder} has changed since it was written; delete it, and it is made again"
+    )
     if not (folder / SEAL).is_file() or (folder / SEAL).read_bytes() != _seal(folder).encode():
         raise changed
     try:
@@ -66,7 +80,9 @@ def open_kept(folder: Path, reference: str) -> BaseModel:
         base = BaseModel(reference, model, tokenizer, **taken)
     except Exception as error:  # a damaged file makes transformers and json raise many types
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise BaseModelError(f"the kept base {folder} cannot be read ({reason}); delete it, and it is made again") from error
+        raise BaseModelError(
+            f"the kept base {folder} cannot be read ({reason}); delete it, and it is made again"
+        ) from error
     model.eval().requires_grad_(False)
     if fingerprint(model) != base.fingerprint or facts.get("tables") != tables(model):
         raise changed
@@ -87,7 +103,12 @@ def _facts(base: BaseModel) -> dict[str, Any]:
     for name, module in base.model.named_modules(remove_duplicate=False):
         if isinstance(module, GridLinear | GridEmbedding):
             first = stores.setdefault(id(module.store), name)  # a tied head names the embedding's bytes
-            modules[name] = {"store": first, "inputs": module.store.inputs, "kind": module.store.kind, "block": module.store.block_size}
+            modules[name] = {
+                "store": first,
+                "inputs": module.store.inputs,
+                "kind": module.store.kind,
+                "block": module.store.block_size,
+            }
             if isinstance(module, GridEmbedding):
                 modules[name]["scale"] = module.scale
     taken = {name: getattr(base, name) for name in TAKEN}
@@ -117,7 +138,8 @@ def _put_modules(model: nn.Module, modules: dict[str, dict[str, Any]], tensors: 
 
 
 def _put_tensors(model: Any, tensors: dict[str, Tensor]) -> None:
-    """Norms, biases and buffers in place of the empty ones; a float head that is tied to the embedding was written once.
+    """Norms, biases and buffers in place of the empty ones; a float head that is tied to the embedding was written
+    once.
 
     Raises KeyError with the name of one that is not there.
     """

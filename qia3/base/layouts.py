@@ -1,10 +1,12 @@
-"""Which 4-bit layout a checkpoint is in, from the `quantization_config` of its config.json; what it holds for a layer, and that layer's codes.
+"""Which 4-bit layout a checkpoint is in, from the `quantization_config` of its config.json; what it holds for a layer,
+and that layer's codes.
 
     {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": true, "desc_act": false, "checkpoint_format": "gptq" or "gptq_v2"}
     {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": true, "version": "gemm"}
     {"quant_method": "bitsandbytes", "load_in_4bit": true, "bnb_4bit_quant_type": "nf4"}                      (bnb.py)
 
-Only what is said of the bits, the groups and the packing is believed; whether zero points are 8 and groups are in order is seen in the tensors.
+Only what is said of the bits, the groups and the packing is believed; whether zero points are 8 and groups are in order
+is seen in the tensors.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ TYPES = {"qweight": WORDS, "qzeros": WORDS, "scales": FLOATS, "g_idx": WORDS, "b
 
 
 class Layout(Protocol):
-    """`codes` is what the base says that it keeps; `mark` ends the name of a tensor by which a quantised layer is known."""
+    """`codes` is what the base says that it keeps; `mark` ends the name of a tensor by which a quantised layer is
+    known.
+    """
 
     @property
     def codes(self) -> str: ...
@@ -41,7 +45,10 @@ class Layout(Protocol):
     def mark(self) -> str: ...
 
     def needs(self, name: str, inputs: int, outputs: int, tensors: Tensors) -> dict[str, Need]:
-        """What is there for a layer, by what follows its name. Raises ValueError where it cannot be in this layout or not on our grid."""
+        """What is there for a layer, by what follows its name.
+
+        Raises ValueError where it cannot be in this layout or not on our grid.
+        """
 
     def weight(self, name: str, tensors: Tensors) -> GridWeight:
         """A layer with its codes. Raises ValueError."""
@@ -49,7 +56,9 @@ class Layout(Protocol):
 
 @dataclass(frozen=True)
 class Words:
-    """GPTQ and AWQ: codes packed into int32 words. `codes` is "gptq", "gptq_v2" or "awq"; group_size -1 is a group a row.
+    """GPTQ and AWQ: codes packed into int32 words.
+
+    `codes` is "gptq", "gptq_v2" or "awq"; group_size -1 is a group a row.
 
     `sorted_by_activation` is what the file says.
     """
@@ -67,7 +76,9 @@ class Words:
         return {kind: (TYPES[kind], shape) for kind, shape in shapes.items()}
 
     def weight(self, name: str, tensors: Tensors) -> GridWeight:
-        return Int4Weight(self.unpack({kind: tensors.read(f"{name}.{kind}") for kind in TYPES if f"{name}.{kind}" in tensors.places}))
+        return Int4Weight(
+            self.unpack({kind: tensors.read(f"{name}.{kind}") for kind in TYPES if f"{name}.{kind}" in tensors.places})
+        )
 
     def unpack(self, tensors: Mapping[str, Tensor]) -> Int4:
         """A layer's codes. Raises ValueError."""
@@ -79,7 +90,11 @@ class Words:
         return gptq.unpack_gptq(words[0], words[1], scales, self.group_size, self.codes)
 
     def _in_order(self, g_idx: Tensor | None) -> None:
-        plain = not self.sorted_by_activation if g_idx is None else gptq.is_plain(g_idx.numpy().astype(np.int32), self.group_size)
+        plain = (
+            not self.sorted_by_activation
+            if g_idx is None
+            else gptq.is_plain(g_idx.numpy().astype(np.int32), self.group_size)
+        )
         if not plain:
             raise ValueError(
                 "its inputs were sorted by activation (desc_act), so its groups are no blocks; take a file with desc_act false"
@@ -97,7 +112,9 @@ def read_layout(settings: Mapping[str, Any]) -> Layout:
     key = "version" if method == "awq" else "checkpoint_format"
     packing = str(settings.get(key) or ("gemm" if method == "awq" else "gptq")).lower()
     if packing not in (("gemm",) if method == "awq" else tuple(gptq.STORED_BELOW)) or settings.get("is_marlin_format"):
-        raise _refused(f"its {method.upper()} weights are packed for {'marlin' if settings.get('is_marlin_format') else packing!r}")
+        raise _refused(
+            f"its {method.upper()} weights are packed for {'marlin' if settings.get('is_marlin_format') else packing!r}"
+        )
     if bits != 4:
         raise _refused(f"its {method.upper()} weights have {bits!r} bits")
     if not isinstance(group, int) or isinstance(group, bool) or not (group == -1 or group > 0):

@@ -68,9 +68,9 @@ def load_base(
 ) -> BaseModel:
     """Finds, loads and quantises a causal language model, or takes it as it was kept when it was made before.
 
-    `calibration`: "own" for text that the model makes itself, "none", or the path of a text. `mix`: layers with shorter blocks or more bits.
-    `format` "nf4" is bitsandbytes' grid, which is not calibrated: its codes are the nearest ones, as there.
-    Raises BaseModelError with one clear line.
+    `calibration`: "own" for text that the model makes itself, "none", or the path of a text. `mix`: layers with shorter
+    blocks or more bits. `format` "nf4" is bitsandbytes' grid, which is not calibrated: its codes are the nearest ones,
+    as there. Raises BaseModelError with one clear line.
     """
     source = resolve(reference)
     asked = Asked(block_size, symmetric, calibration, _named(calibration), mix, format)
@@ -95,7 +95,10 @@ def load_base(
 
 
 def load_float(reference: str) -> tuple[Any, Any]:
-    """The model that a base is made from, in the types of its files (GGUF: float32), and its tokenizer. Raises BaseModelError."""
+    """The model that a base is made from, in the types of its files (GGUF: float32), and its tokenizer.
+
+    Raises BaseModelError.
+    """
     source = resolve(reference)
     check_weights(source)
     with quiet():
@@ -103,7 +106,9 @@ def load_float(reference: str) -> tuple[Any, Any]:
 
 
 def _make(source: Source, asked: Asked, track: Track) -> BaseModel:
-    """With the codes that it came with; else streamed from the files where it can be: calibrating needs the whole float model."""
+    """With the codes that it came with; else streamed from the files where it can be: calibrating needs the whole float
+    model.
+    """
     files = check_weights(source)
     tokenizer = _tokenizer(source)
     with _told(source):
@@ -151,7 +156,10 @@ def _quantised(
 
 
 def _mixed(model: Any, asked: Asked, given: Given | None, windows: Tensor | None) -> Chosen:
-    """The layers with a form of their own. Raises BaseModelError where one has its codes already: what was rounded does not come back."""
+    """The layers with a form of their own.
+
+    Raises BaseModelError where one has its codes already: what was rounded does not come back.
+    """
     if not asked.mix.asked:  # a model that is streamed has no weights to find roles by
         return Chosen()
     chosen = asked.mix.find(model, Grid(asked.block_size, asked.symmetric), windows)
@@ -181,7 +189,9 @@ def _windows(model: Any, tokenizer: Any, calibration: str, track: Track) -> Tens
         return read_windows(tokenizer, Path(calibration), length)
     if not has_fast(dtype := next(model.parameters()).dtype):
         if 4 * model.num_parameters() > available_bytes():
-            say(f"not calibrated: sampling from {dtype} weights needs them in float32, which do not fit; give a text (calibration = PATH)")
+            say(
+                f"not calibrated: sampling from {dtype} weights needs them in float32, which do not fit; give a text (calibration = PATH)"
+            )
             return None
         model.float()
     say("sampling text from the float model, to calibrate on")
@@ -189,12 +199,22 @@ def _windows(model: Any, tokenizer: Any, calibration: str, track: Track) -> Tens
 
 
 def _named(calibration: str) -> str:
-    """For the manifest: "none", "own", or the SHA-256 of the text. Raises BaseModelError where there is no such text."""
-    return calibration if calibration in ("own", "none") else f"text {hashlib.sha256(read_text(Path(calibration)).encode()).hexdigest()}"
+    """For the manifest:
+
+    "none", "own", or the SHA-256 of the text. Raises BaseModelError where there is no such text.
+    """
+    return (
+        calibration
+        if calibration in ("own", "none")
+        else f"text {hashlib.sha256(read_text(Path(calibration)).encode()).hexdigest()}"
+    )
 
 
 def _kept_folder(source: Source, asked: Asked) -> Path | None:
-    """Where this very base is kept: by what it is made from and how. None for a hub's models, whose files are not known before they load."""
+    """Where this very base is kept: by what it is made from and how.
+
+    None for a hub's models, whose files are not known before they load.
+    """
     identity = source.identity()
     if identity is None:
         return None
@@ -207,12 +227,17 @@ def _tokenizer(source: Source) -> Any:
     with _told(source):
         tokenizer = AutoTokenizer.from_pretrained(source.name, **_gguf(source))
     if not getattr(tokenizer, "is_fast", False):
-        raise BaseModelError(f"the tokenizer of {source.reference!r} has no tokenizer.json form, which the device runtime needs")
+        raise BaseModelError(
+            f"the tokenizer of {source.reference!r} has no tokenizer.json form, which the device runtime needs"
+        )
     return tokenizer
 
 
 def _float_model(source: Source) -> Any:
-    """By transformers, from safetensors or GGUF only. A GGUF file is dequantised to float32; other weights keep the type they are stored in."""
+    """By transformers, from safetensors or GGUF only.
+
+    A GGUF file is dequantised to float32; other weights keep the type they are stored in.
+    """
     dtype, safe = (torch.float32, None) if source.gguf_file else ("auto", True)
     with _told(source):
         return AutoModelForCausalLM.from_pretrained(source.name, dtype=dtype, use_safetensors=safe, **_gguf(source))

@@ -1,4 +1,6 @@
-"""How much memory there is to take (what the system says is available, what a container's limit leaves), and how it is given back."""
+"""How much memory there is to take (what the system says is available, what a container's limit leaves), and how it is
+given back.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ def available_bytes(device: torch.device | None = None) -> int:
 
 
 def give_back() -> None:
-    """Returns freed memory to the system at once. glibc keeps what lies between arrays that are still in use: 0.8 GB of a base of 3.7."""
+    """Returns freed memory to the system at once. glibc keeps what lies between arrays that are still in use: 0.8 GB of
+    a base of 3.7.
+    """
     with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library, another system
         ctypes.CDLL(None).malloc_trim(0)
 
@@ -42,7 +46,9 @@ def _container() -> int:
     """The limit, less what is used; without one (or without a container) more than there is."""
     try:
         limit, used = (GROUP / "memory.max").read_text().strip(), int((GROUP / "memory.current").read_text())
-        cached = next(line for line in (GROUP / "memory.stat").read_text().splitlines() if line.startswith("inactive_file "))
+        cached = next(
+            line for line in (GROUP / "memory.stat").read_text().splitlines() if line.startswith("inactive_file ")
+        )
         return 1 << 62 if limit == "max" else int(limit) - used + int(cached.split()[1])
     except (OSError, ValueError, StopIteration):
         return 1 << 62

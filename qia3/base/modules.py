@@ -1,7 +1,9 @@
-"""The layers of a frozen base, on any grid: a linear layer and an embedding that point at a weight's bytes (weights.py).
+"""The layers of a frozen base, on any grid: a linear layer and an embedding that point at a weight's bytes
+(weights.py).
 
-A tied embedding and head share a single GridWeight, as the tensors did. A forward dequantises, multiplies in `compute` (by default its input's
-type) and gives its input's type back, so a model can run its products in bfloat16 while norms, softmax and the residual stream stay float32.
+A tied embedding and head share a single GridWeight, as the tensors did. A forward dequantises, multiplies in `compute`
+(by default its input's type) and gives its input's type back, so a model can run its products in bfloat16 while norms,
+softmax and the residual stream stay float32.
 """
 
 from __future__ import annotations

@@ -1,13 +1,17 @@
-"""Turns a float transformers model into a frozen 4-bit one, layer by layer: every float layer is released as its 4-bit form appears.
+"""Turns a float transformers model into a frozen 4-bit one, layer by layer: every float layer is released as its 4-bit
+form appears.
 
-Linear layers (transformers' Conv1D among them) become GridLinear, the token embedding GridEmbedding; a head tied to the embedding points
-at the same bytes. Norms, biases and learned positions stay float32. An embedding's rows are looked up by GatherBlockQuantized, whose rows
-are not padded, so its block is the largest one, up to the one asked for, that divides the hidden size.
+Linear layers (transformers' Conv1D among them) become GridLinear, the token embedding GridEmbedding; a head tied to the
+embedding points at the same bytes. Norms, biases and learned positions stay float32. An embedding's rows are looked up
+by GatherBlockQuantized, whose rows are not padded, so its block is the largest one, up to the one asked for, that
+divides the hidden size.
 
-With `windows` of token ids every 4-bit layer is rounded for the inputs it gets (calibrate.py, grids/calibrated.py); without, for its weights alone.
-Layers may have a form of their own: shorter blocks, or 8 bits a code, which are rounded to nearest: that loses too little to be made good.
+With `windows` of token ids every 4-bit layer is rounded for the inputs it gets (calibrate.py, grids/calibrated.py);
+without, for its weights alone. Layers may have a form of their own: shorter blocks, or 8 bits a code, which are rounded
+to nearest: that loses too little to be made good.
 
-On NF4 the embedding and the head stay as they are, which is what bitsandbytes does, and what an adapter trained there expects.
+On NF4 the embedding and the head stay as they are, which is what bitsandbytes does, and what an adapter trained there
+expects.
 """
 
 from __future__ import annotations
@@ -47,7 +51,8 @@ class Form:
 class Grid:
     """The grid that is asked for; on int4 a layer gets the block up to its form's in which it takes the fewest bytes.
 
-    `own` are the layers whose form is not 4 bits in blocks of `block_size`. At 8 bits they are rounded to nearest, whatever their inputs.
+    `own` are the layers whose form is not 4 bits in blocks of `block_size`. At 8 bits they are rounded to nearest,
+    whatever their inputs.
     """
 
     block_size: int
@@ -67,15 +72,21 @@ class Grid:
             if self.format == "nf4":
                 return Nf4Weight.from_float(weight, at_most)
             if form.bits == 8:
-                return Int8Weight.from_float(weight, int8.block_for(weight.shape[1], at_most, self.symmetric), self.symmetric)
-            return Int4Weight.from_float(weight, block_for(weight.shape[1], at_most, self.symmetric), self.symmetric, seen)
+                return Int8Weight.from_float(
+                    weight, int8.block_for(weight.shape[1], at_most, self.symmetric), self.symmetric
+                )
+            return Int4Weight.from_float(
+                weight, block_for(weight.shape[1], at_most, self.symmetric), self.symmetric, seen
+            )
         except ValueError as error:
             raise BaseModelError(f"cannot quantise {name}: {error}") from error
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """Layers with a form of their own, by name; and as a build file names them: those at 8 bits, and those of each block."""
+    """Layers with a form of their own, by name; and as a build file names them: those at 8 bits, and those of each
+    block.
+    """
 
     own: Mapping[str, Form] = field(default_factory=dict)
     eight_bit: tuple[str, ...] = ()
@@ -111,7 +122,9 @@ def quantise_model(
     own: Mapping[str, Form] | None = None,
     format: Format = "int4",
 ) -> None:
-    """Replaces the layers of `model` in place. `track` wraps the list of layer names (a progress bar); windows [rows, length] of token ids.
+    """Replaces the layers of `model` in place.
+
+    `track` wraps the list of layer names (a progress bar); windows [rows, length] of token ids.
 
     `own`: forms of layers by name; a head that is tied to the embedding stands for both.
     """
@@ -124,11 +137,20 @@ def quantise_model(
     names = [n for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and m is not kept]
     for name in track(names):
         layer = model.get_submodule(name)
-        seen = None if moments is None or grid.form(name).bits == 8 else moments.of_head(layer) if layer is head else moments.of(name)
+        seen = (
+            None
+            if moments is None or grid.form(name).bits == 8
+            else moments.of_head(layer)
+            if layer is head
+            else moments.of(name)
+        )
         _replace(model, layer, GridLinear(grid.store(name, float_weight(layer), seen), _bias(layer)))
     if ends and isinstance(embedding, nn.Embedding):
         _quantise_embedding(model, embedding, head if tied else None, grid, moments)
-    for tensor in (*model.parameters(), *model.buffers()):  # not model.float(): transformers refuses it for a model read from GGUF
+    for tensor in (
+        *model.parameters(),
+        *model.buffers(),
+    ):  # not model.float(): transformers refuses it for a model read from GGUF
         if tensor.is_floating_point():
             tensor.data = tensor.data.float()
     model.requires_grad_(False)
@@ -166,7 +188,9 @@ def embedding_scale(embedding: nn.Embedding) -> float | None:
     ids = torch.arange(min(4, embedding.num_embeddings), device=embedding.weight.device)
     rows, seen = embedding.weight[ids].float(), embedding(ids).float()
     scale = float((rows * seen).sum() / (rows * rows).sum().clamp_min(1e-30))
-    return (1.0 if abs(scale - 1) < 1e-6 else scale) if torch.allclose(rows * scale, seen, rtol=1e-2, atol=1e-6) else None
+    return (
+        (1.0 if abs(scale - 1) < 1e-6 else scale) if torch.allclose(rows * scale, seen, rtol=1e-2, atol=1e-6) else None
+    )
 
 
 def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:

@@ -1,11 +1,13 @@
-"""Opens a checkpoint that others quantised (GPTQ, AWQ, bitsandbytes NF4) with its own codes: to a model whose layers are GridLinear already.
+"""Opens a checkpoint that others quantised (GPTQ, AWQ, bitsandbytes NF4) with its own codes: to a model whose layers
+are GridLinear already.
 
     config.json          the architecture, and `quantization_config`, which is dropped: transformers' own quantisers are not used
     *.safetensors        what a layout has for each quantised layer (layouts.py, bnb.py), NAME.bias; the rest by its name, in float
 
-The model is first built without memory (on torch's meta device), and every tensor that it needs is held against the list of those that the
-files have: names, types, shapes. Then it is built again, with memory for buffers alone, and filled. Layers that the file leaves in float
-(embedding, head, norms) are filled as they are, for quantise.py to go on from.
+The model is first built without memory (on torch's meta device), and every tensor that it needs is held against the
+list of those that the files have: names, types, shapes. Then it is built again, with memory for buffers alone, and
+filled. Layers that the file leaves in float (embedding, head, norms) are filled as they are, for quantise.py to go on
+from.
 """
 
 from __future__ import annotations
@@ -52,15 +54,21 @@ def open_quantised(source: Source) -> tuple[Any, Given] | None:
 
 
 def check(model: nn.Module, layout: Layout, tensors: Tensors) -> None:
-    """Raises BaseModelError that names tensors which are missing, of another type or shape, or have no place in the model."""
+    """Raises BaseModelError that names tensors which are missing, of another type or shape, or have no place in the
+    model.
+    """
     places = tensors.places
     needed = dict(_needed(model, layout, tensors))
     wrong = [f"{name} is missing" for name, _ in needed.items() if name not in places]
     for name, (types, shape) in needed.items():
         if name in places and (places[name].dtype not in types or places[name].shape != shape):
             wanted = str(types[0]).removeprefix("torch.")
-            wrong.append(f"{name} is {kind(places[name])} {list(places[name].shape)} and should be {wanted} {list(shape)}")
-    wrong += [f"{name} has no place in the model" for name in places if name not in needed and not _is_idle(model, name)]
+            wrong.append(
+                f"{name} is {kind(places[name])} {list(places[name].shape)} and should be {wanted} {list(shape)}"
+            )
+    wrong += [
+        f"{name} has no place in the model" for name in places if name not in needed and not _is_idle(model, name)
+    ]
     if wrong:
         rest = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise BaseModelError(f"the weights do not fit config.json: {'; '.join(wrong[:3])}{rest}")
@@ -116,14 +124,22 @@ def _fill(model: Any, layout: Layout, tensors: Tensors) -> None:
             name = f"{prefix}.{child}" if prefix else child
             if name in tensors.places and isinstance(tensor, nn.Parameter):
                 setattr(module, child, nn.Parameter(tensors.read(name), requires_grad=False))
-            elif name in tensors.places and not isinstance(module, GridLinear) and child not in module._non_persistent_buffers_set:
+            elif (
+                name in tensors.places
+                and not isinstance(module, GridLinear)
+                and child not in module._non_persistent_buffers_set
+            ):
                 module._buffers[child] = tensors.read(name).to(tensor.dtype)
     model.tie_weights()
 
 
 def _tied(model: Any) -> set[str]:
     """Names that share another one's tensor and need not be in the file."""
-    return set(getattr(model, "_tied_weights_keys", None) or ()) if model.config.get_text_config().tie_word_embeddings else set()
+    return (
+        set(getattr(model, "_tied_weights_keys", None) or ())
+        if model.config.get_text_config().tie_word_embeddings
+        else set()
+    )
 
 
 def _is_idle(model: nn.Module, name: str) -> bool:
@@ -134,7 +150,9 @@ def _is_idle(model: nn.Module, name: str) -> bool:
 def _built(config: Any, tensors: Tensors, place: AbstractContextManager[Any] | torch.device) -> Any:
     layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
     if layers > len(tensors.places):  # before memory is taken for them
-        raise BaseModelError(f"the weights do not fit config.json: {layers} layers, and {len(tensors.places)} tensors in all")
+        raise BaseModelError(
+            f"the weights do not fit config.json: {layers} layers, and {len(tensors.places)} tensors in all"
+        )
     with place:
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 

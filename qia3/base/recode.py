@@ -1,9 +1,12 @@
-"""An NF4 base on a grid that devices multiply fast. ONNX Runtime's NF4 product is 25 to 100 times slower than its int4 one (DESIGN.md), so a
-base that was trained on bitsandbytes' codes usually ships as int8 or int4, and what that changes is measured and reported.
+"""An NF4 base on a grid that devices multiply fast.
 
-A level of NF4 is LEVELS[q] times the block's largest magnitude. On int8 with the same blocks every level is off by at most half a step, s / 2
-with s = (max - min) / 255, some 0.4 % of the largest; on int4 sixteen uneven levels meet sixteen even ones, and the loss is int4's own. Rows
-stay rows, so vectors that were trained on NF4 hold, at the side or folded. Layers of another grid are left as they are.
+ONNX Runtime's NF4 product is 25 to 100 times slower than its int4 one (DESIGN.md), so a base that was trained on
+bitsandbytes' codes usually ships as int8 or int4, and what that changes is measured and reported.
+
+A level of NF4 is LEVELS[q] times the block's largest magnitude. On int8 with the same blocks every level is off by at
+most half a step, s / 2 with s = (max - min) / 255, some 0.4 % of the largest; on int4 sixteen uneven levels meet
+sixteen even ones, and the loss is int4's own. Rows stay rows, so vectors that were trained on NF4 hold, at the side or
+folded. Layers of another grid are left as they are.
 """
 
 from __future__ import annotations
@@ -25,7 +28,9 @@ Recoded = Literal["int8", "int4"]
 
 @dataclass(frozen=True)
 class Drift:
-    """How far the weights moved: root mean square of the difference over that of the weights, of all layers and of the worst one."""
+    """How far the weights moved: root mean square of the difference over that of the weights, of all layers and of the
+    worst one.
+    """
 
     format: str
     block_size: int
@@ -36,14 +41,20 @@ class Drift:
 
 
 def recode(model: nn.Module, to: Recoded, block_size: int) -> Drift | None:
-    """Puts every NF4 layer of `model` on the grid `to`, with blocks of at most `block_size`, in place. None where it has no such layer."""
+    """Puts every NF4 layer of `model` on the grid `to`, with blocks of at most `block_size`, in place.
+
+    None where it has no such layer.
+    """
     each: dict[str, tuple[float, float]] = {}
     for name, layer in model.named_modules():
         if isinstance(layer, GridLinear) and isinstance(layer.store, Nf4Weight):
             dense = layer.store.rows(slice(None), torch.float32)
             layer.store = _store(dense, to, min(block_size, 256))
             error = layer.store.rows(slice(None), torch.float32) - dense
-            each[name.replace(".base", "")] = (float(error.double().square().sum()), float(dense.double().square().sum()))
+            each[name.replace(".base", "")] = (
+                float(error.double().square().sum()),
+                float(dense.double().square().sum()),
+            )
     if not each:
         return None
     worst = max(each, key=lambda name: each[name][0] / max(each[name][1], 1e-300))

@@ -1,21 +1,25 @@
-"""Which layers' rounding costs most, and in which form to keep each for so many bits a weight: the plain blocks, shorter ones, or 8 bits.
+"""Which layers' rounding costs most, and in which form to keep each for so many bits a weight: the plain blocks,
+shorter ones, or 8 bits.
 
-Of a layer with weights W that are rounded to W + D, the divergence from the float model is, to second order, that of the first step along D:
+Of a layer with weights W that are rounded to W + D, the divergence from the float model is, to second order, that of
+the first step along D:
 
     KL(W, W + D) = 1/2 E (d/da log p(y | W + a D) at a = 0)^2        y drawn from the model itself
 
-(the Fisher information along D). Positions of a sequence do not correlate, so a sequence's scores may be summed before they are squared; each
-row of a batch has its own `a` in every layer, and one backward pass gives all of them. Parts add up where their errors are small: measured on
-SmolLM2-135M, one role at a time, 0.272 for all of them and 0.256 together (benchmarks/LOG.md). Sequences are as long as what is calibrated on:
-in short ones attention averages over few positions, and errors of the values look worse than they are, by four tenths at 32 positions.
+(the Fisher information along D). Positions of a sequence do not correlate, so a sequence's scores may be summed before
+they are squared; each row of a batch has its own `a` in every layer, and one backward pass gives all of them. Parts add
+up where their errors are small: measured on SmolLM2-135M, one role at a time, 0.272 for all of them and 0.256 together
+(benchmarks/LOG.md). Sequences are as long as what is calibrated on: in short ones attention averages over few
+positions, and errors of the values look worse than they are, by four tenths at 32 positions.
 
-A squared score scatters by more than its own size, and whoever picks the best of many uncertain figures picks those that flatter. So y is drawn DRAWS
-times for each sequence, which costs a backward pass each, and the plain form alone is measured so. What a shorter block leaves of its errors is
-a matter of the weights: their squared errors in both forms, rounded to nearest, have that ratio, which is much the same for all layers (0.66 from
-64 to 32, give or take a hundredth, on SmolLM2-135M). What 8 bits leave is a 290th, and taken for nothing.
+A squared score scatters by more than its own size, and whoever picks the best of many uncertain figures picks those
+that flatter. So y is drawn DRAWS times for each sequence, which costs a backward pass each, and the plain form alone is
+measured so. What a shorter block leaves of its errors is a matter of the weights: their squared errors in both forms,
+rounded to nearest, have that ratio, which is much the same for all layers (0.66 from 64 to 32, give or take a
+hundredth, on SmolLM2-135M). What 8 bits leave is a 290th, and taken for nothing.
 
-A head that is tied to the embedding moves it, too. Each group of layers gets one form, so that together they lose least within the budget (a
-knapsack with one item from each group; Kellerer, Pferschy and Pisinger 2004, chapter 11).
+A head that is tied to the embedding moves it, too. Each group of layers gets one form, so that together they lose least
+within the budget (a knapsack with one item from each group; Kellerer, Pferschy and Pisinger 2004, chapter 11).
 """
 
 from __future__ import annotations
@@ -63,7 +67,9 @@ class Moved(nn.Module):
         with torch.no_grad():
             bias = getattr(self.base, "bias", None)
             moved = F.linear(x, self.rounded.dense(x.dtype), bias) - y
-        a = self.a if x.dim() > 2 else self.a[:, 0].repeat_interleave(len(x) // len(self.a), 0)  # OPT lays its rows end to end
+        a = (
+            self.a if x.dim() > 2 else self.a[:, 0].repeat_interleave(len(x) // len(self.a), 0)
+        )  # OPT lays its rows end to end
         return (y + a * moved).to(y.dtype)  # the product with `a` and its gradient are float32
 
 
@@ -92,10 +98,12 @@ def choose(
     windows: Tensor,
     track: Track = lambda parts, title: parts,
 ) -> dict[str, Form]:
-    """The form of each group of linear layers (their names, by the group's), so that all linear layers take at most `bits` a weight.
+    """The form of each group of linear layers (their names, by the group's), so that all linear layers take at most
+    `bits` a weight.
 
-    A float model, each of its linear layers on `grid`, and token ids [rows, length] to measure on. The forms are the grid's own, blocks of
-    `short` where that is less, and 8 bits; layers of no group stay in the first. Raises BaseModelError where 4 bits alone take more.
+    A float model, each of its linear layers on `grid`, and token ids [rows, length] to measure on. The forms are the
+    grid's own, blocks of `short` where that is less, and 8 bits; layers of no group stay in the first. Raises
+    BaseModelError where 4 bits alone take more.
     """
     forms = [Form(4, grid.block_size), *([Form(4, short)] if short < grid.block_size else []), Form(8, grid.block_size)]
     size = {form: {name: nbytes(store, form, grid.symmetric) for name, store in rounded.items()} for form in forms}
@@ -107,7 +115,10 @@ def choose(
     nats = divergences(model, rounded, windows, track)
     shares = {form: {name: _share(model.get_submodule(name), grid, form) for name in rounded} for form in forms}
     options = {
-        group: {form: (sum(nats[n] * shares[form][n] for n in members), sum(size[form][n] for n in members)) for form in forms}
+        group: {
+            form: (sum(nats[n] * shares[form][n] for n in members), sum(size[form][n] for n in members))
+            for form in forms
+        }
         for group, members in groups.items()
     }
     fixed = sum(plain.values()) - sum(plain[n] for members in groups.values() for n in members)
@@ -117,7 +128,10 @@ def choose(
 def nbytes(store: GridWeight, form: Form, symmetric: bool) -> int:
     """Of the same weight in another form."""
     codes: Any = int8 if form.bits == 8 else int4
-    return int(store.outputs * codes.row_bytes(store.inputs, codes.block_for(store.inputs, form.block_size, symmetric), symmetric))
+    return int(
+        store.outputs
+        * codes.row_bytes(store.inputs, codes.block_for(store.inputs, form.block_size, symmetric), symmetric)
+    )
 
 
 def _share(layer: nn.Module, grid: Grid, form: Form) -> float:
@@ -139,7 +153,9 @@ def divergences(model: Any, rounded: Mapping[str, GridWeight], windows: Tensor, 
     generator = torch.Generator().manual_seed(0)
     with _moved(model, rounded) as layers:
         total = torch.zeros(len(layers))
-        for ids in track(list(torch.split(windows, max(1, AT_ONCE // windows.shape[1]))), "finding the layers that 8 bits help most"):
+        for ids in track(
+            list(torch.split(windows, max(1, AT_ONCE // windows.shape[1]))), "finding the layers that 8 bits help most"
+        ):
             for layer in layers.values():
                 layer.a = torch.zeros(len(ids), 1, 1, requires_grad=True)
             logits = model(input_ids=ids, use_cache=False).logits.float().flatten(0, 1)
@@ -152,16 +168,21 @@ def divergences(model: Any, rounded: Mapping[str, GridWeight], windows: Tensor, 
 
 
 def spend(options: Mapping[str, Mapping[K, tuple[float, int]]], budget: float) -> dict[str, K]:
-    """From (nats, bytes) of each group's options: one for each, which together cost the fewest nats within `budget` bytes.
+    """From (nats, bytes) of each group's options: one for each, which together cost the fewest nats within `budget`
+    bytes.
 
-    What an option takes over its group's smallest is rounded up to 1/UNITS of what the smallest ones leave; those must fit. By nats a byte
-    alone, a head that just does not fit any more would leave its room to layers that are worth less.
+    What an option takes over its group's smallest is rounded up to 1/UNITS of what the smallest ones leave; those must
+    fit. By nats a byte alone, a head that just does not fit any more would leave its room to layers that are worth
+    less.
     """
     least = {group: min(size for _, size in forms.values()) for group, forms in options.items()}
     spare = budget - sum(least.values())
     unit = max(1, math.ceil(spare / UNITS))
     room = int(spare // unit)
-    fewest, taken = np.zeros(room + 1), dict[str, NDArray[np.int8]]()  # nats of the groups so far, by units that they may take
+    fewest, taken = (
+        np.zeros(room + 1),
+        dict[str, NDArray[np.int8]](),
+    )  # nats of the groups so far, by units that they may take
     for group, forms in options.items():
         before, fewest = fewest, np.full(room + 1, np.inf)
         taken[group] = np.zeros(room + 1, np.int8)
@@ -181,7 +202,9 @@ def spend(options: Mapping[str, Mapping[K, tuple[float, int]]], budget: float) -
 def _tied_rows(model: nn.Module, layers: Mapping[str, Moved]) -> dict[str, MovedRows]:
     """The embedding by its name, where its table is the head's."""
     embedding = get_module(model, "get_input_embeddings")
-    head = next((layer for layer in layers.values() if embedding is not None and layer.weight is embedding.weight), None)
+    head = next(
+        (layer for layer in layers.values() if embedding is not None and layer.weight is embedding.weight), None
+    )
     scale = embedding_scale(embedding) if head is not None and isinstance(embedding, nn.Embedding) else None
     if head is None or embedding is None or scale is None:
         return {}

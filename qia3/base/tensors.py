@@ -1,4 +1,6 @@
-"""The tensors of a checkpoint folder by name: all of them listed and checked first (shards.py), then read one at a time."""
+"""The tensors of a checkpoint folder by name: all of them listed and checked first (shards.py), then read one at a
+time.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
-"""A frozen base's 4-bit weights as torch modules. They hold their grid's own bytes (qia3.grids), so what trains is what ships.
+"""A frozen base's 4-bit weights as torch modules.
 
-A `GridWeight` owns the bytes of one weight and knows their arithmetic; layers (modules.py) point at one. Every grid is a subclass: its buffers are
-the tensors of the grid's layout, by the names that they have in the graph.
+They hold their grid's own bytes (qia3.grids), so what trains is what ships.
+
+A `GridWeight` owns the bytes of one weight and knows their arithmetic; layers (modules.py) point at one. Every grid is
+a subclass: its buffers are the tensors of the grid's layout, by the names that they have in the graph.
 """
 
 from __future__ import annotations
@@ -17,13 +19,16 @@ from qia3.grids import int4
 from qia3.grids.blocks import Blocks, Floats, fold
 from qia3.grids.calibrated import Seen, quantise_calibrated
 
-AT_ONCE = 1 << 18  # entries of a weight that are float32 at a time: what a processor's cache holds, and no holes in the heap
+AT_ONCE = (
+    1 << 18
+)  # entries of a weight that are float32 at a time: what a processor's cache holds, and no holes in the heap
 
 
 class GridWeight(nn.Module):
     """[outputs, inputs] on a grid. `compute` is the type that products run in, None for that of their input.
 
-    `hold_dense` keeps the dequantised weight between calls, which trades 4 bytes a weight (2 in bfloat16) for time and changes no value.
+    `hold_dense` keeps the dequantised weight between calls, which trades 4 bytes a weight (2 in bfloat16) for time and
+    changes no value.
     """
 
     kind: ClassVar[str]
@@ -69,7 +74,9 @@ class GridWeight(nn.Module):
         return self._dense is not None and self._dense.dtype == dtype
 
     def _dequantised(self, dtype: torch.dtype) -> Tensor:
-        """On a CPU some rows at a time: what they go through on the way stays in its cache, which is 3 to 7 times faster, and small."""
+        """On a CPU some rows at a time: what they go through on the way stays in its cache, which is 3 to 7 times
+        faster, and small.
+        """
         device = next(self.buffers()).device
         if device.type != "cpu":
             return self.rows(slice(None), dtype)
@@ -85,14 +92,19 @@ class GridWeight(nn.Module):
             self._dense = self._dequantised(dtype)
 
     def fold(self, vector: Tensor) -> None:
-        """Multiplies output row n by vector[n], float32 [N]: one multiply on the scales. Raises ValueError where it does not fold."""
+        """Multiplies output row n by vector[n], float32 [N]: one multiply on the scales.
+
+        Raises ValueError where it does not fold.
+        """
         scales = self._scaled(vector.detach().float().cpu().numpy())
         self._dense = None
         self.scales = scales
 
 
 class BlockWeight(GridWeight):
-    """On a grid with blocks of inputs (qia3.grids.blocks): codes uint8 [N, B, ...], scales float32 [N, B], zero points uint8 or None."""
+    """On a grid with blocks of inputs (qia3.grids.blocks): codes uint8 [N, B, ...], scales float32 [N, B], zero points
+    uint8 or None.
+    """
 
     layout: ClassVar[type[Blocks]]
     codes: Tensor
@@ -104,12 +116,18 @@ class BlockWeight(GridWeight):
         self.inputs, self.outputs, self.block_size = weight.inputs, weight.outputs, weight.block_size
         self.register_buffer("codes", torch.from_numpy(weight.codes))
         self.register_buffer("scales", torch.from_numpy(weight.scales))
-        self.register_buffer("zero_points", None if weight.zero_points is None else torch.from_numpy(weight.zero_points))
+        self.register_buffer(
+            "zero_points", None if weight.zero_points is None else torch.from_numpy(weight.zero_points)
+        )
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], inputs: int, block_size: int) -> Self:
         zeros = tensors.get("zero_points")
-        return cls(cls.layout(tensors["codes"].numpy(), tensors["scales"].numpy(), None if zeros is None else zeros.numpy(), inputs))
+        return cls(
+            cls.layout(
+                tensors["codes"].numpy(), tensors["scales"].numpy(), None if zeros is None else zeros.numpy(), inputs
+            )
+        )
 
     @property
     def grid(self) -> Blocks:
@@ -127,7 +145,10 @@ class Int4Weight(BlockWeight):
 
     @classmethod
     def from_float(cls, weight: Tensor, block_size: int, symmetric: bool, seen: Seen | None = None) -> Int4Weight:
-        """Quantises a float weight [N, K]; for the inputs it will get, where they are known. Without, some rows at a time: no copy is whole."""
+        """Quantises a float weight [N, K]; for the inputs it will get, where they are known.
+
+        Without, some rows at a time: no copy is whole.
+        """
         if seen is None:
             rows = torch.split(weight.detach(), max(1, AT_ONCE // weight.shape[1]))
             return cls(int4.joined([int4.quantise(_floats(part), block_size, symmetric) for part in rows]))

@@ -1,8 +1,11 @@
-"""Where a bundle's bytes are. The parts sum to the bytes on disk exactly (law 5): what does not add up is an error, not a remainder.
+"""Where a bundle's bytes are.
 
-The weight file is split by the manifest's list of regions, each of which holds one tensor, or one that several share (a tied embedding and
-head); bytes between regions are padding, and the last region ends where the file ends. Every other file belongs to one part by its name. A
-manifest that lists its files is held to the list: a file that grew, shrank, came or went is named.
+The parts sum to the bytes on disk exactly (law 5): what does not add up is an error, not a remainder.
+
+The weight file is split by the manifest's list of regions, each of which holds one tensor, or one that several share (a
+tied embedding and head); bytes between regions are padding, and the last region ends where the file ends. Every other
+file belongs to one part by its name. A manifest that lists its files is held to the list: a file that grew, shrank,
+came or went is named.
 """
 
 from __future__ import annotations
@@ -29,8 +32,9 @@ TOKENIZER = ("tokenizer", "special_tokens", "vocab", "merges", "added_tokens", "
 class Account:
     """Bytes by part, in the order of TENSORS and FILES, empty parts left out.
 
-    `tied`: the embedding and the head are one tensor, counted once. `bits_per_weight` is what the regions on a grid (4-bit layers, and those
-    kept at 8) take on disk for each of their `quantised_weights`; `grid_bits_per_weight` is the grids' arithmetic for the same layers.
+    `tied`: the embedding and the head are one tensor, counted once. `bits_per_weight` is what the regions on a grid
+    (4-bit layers, and those kept at 8) take on disk for each of their `quantised_weights`; `grid_bits_per_weight` is
+    the grids' arithmetic for the same layers.
     """
 
     parts: dict[str, int]
@@ -53,7 +57,8 @@ class Account:
 def account(folder: Path, manifest: Mapping[str, Any], sealed: Mapping[str, int] | None = None) -> Account:
     """`sealed` gives the sizes that report and manifest are about to have, while they are being written.
 
-    Raises BundleError, naming the difference, where the regions do not make the weight file or the files are not those of the manifest.
+    Raises BundleError, naming the difference, where the regions do not make the weight file or the files are not those
+    of the manifest.
     """
     sizes = files_on_disk(folder) | dict(sealed or {})
     if "files" in manifest:
@@ -101,7 +106,9 @@ def _tensor_parts(file: Path, tensors: list[Mapping[str, Any]], file_bytes: int)
         parts[tensor["part"]] = parts.get(tensor["part"], 0) + tensor["bytes"]
         end = tensor["offset"] + tensor["bytes"]
     if end != file_bytes:
-        raise BundleError(f"{file} has {file_bytes:,} bytes, its tensors make {end:,}: {_apart(file_bytes - end)}; build the bundle again")
+        raise BundleError(
+            f"{file} has {file_bytes:,} bytes, its tensors make {end:,}: {_apart(file_bytes - end)}; build the bundle again"
+        )
     return parts
 
 
@@ -110,9 +117,13 @@ def _same_files(folder: Path, sizes: Mapping[str, int], listed: Mapping[str, Map
     found = {name: size for name, size in sizes.items() if name != MANIFEST}
     wrong = [f"{name} is missing" for name in listed if name not in found]
     wrong += [f"{name} is not in the manifest ({found[name]:,} bytes)" for name in found if name not in listed]
-    wrong += [f"{n}: {_apart(found[n] - listed[n]['bytes'])}" for n in listed if n in found and found[n] != listed[n]["bytes"]]
+    wrong += [
+        f"{n}: {_apart(found[n] - listed[n]['bytes'])}" for n in listed if n in found and found[n] != listed[n]["bytes"]
+    ]
     if wrong:
-        raise BundleError(f"{folder} is not what its manifest lists: {'; '.join(wrong)}; copy the bundle again or build it again")
+        raise BundleError(
+            f"{folder} is not what its manifest lists: {'; '.join(wrong)}; copy the bundle again or build it again"
+        )
 
 
 def _apart(difference: int) -> str:

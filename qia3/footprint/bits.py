@@ -7,13 +7,13 @@ A row of K inputs in blocks of b has B = ceil(K / b) blocks and takes
     scales       4 B          float32                                       4 B
     zero points  ceil(B / 2)  a half byte a block, an odd one rounded up    B       a byte a block
 
-with no zero points on a symmetric grid. So a weight takes 4 + 32/b + 4/b bits (symmetric: 4 + 32/b) where b divides K and B is even, and a
-little more elsewhere; at 8 bits 8 + 32/b + 8/b. K = 576, b = 32: B = 18, 288 + 72 + 9 = 369 bytes a row, 5.125 bits a weight. On NF4 a weight
-of N rows takes ceil(N K / 2) bytes of codes and 4 ceil(N K / b) of scales.
+with no zero points on a symmetric grid. So a weight takes 4 + 32/b + 4/b bits (symmetric: 4 + 32/b) where b divides K
+and B is even, and a little more elsewhere; at 8 bits 8 + 32/b + 8/b. K = 576, b = 32: B = 18, 288 + 72 + 9 = 369 bytes
+a row, 5.125 bits a weight. On NF4 a weight of N rows takes ceil(N K / 2) bytes of codes and 4 ceil(N K / b) of scales.
 
-Which grid and block a layer has stands beside it in the manifest: a base may keep the codes that it came with (GPTQ, AWQ, Q4_0, NF4), and some
-layers may be at 8 bits. Where it does not stand there (bundles from before), it is the one up to the base's block size in which the layer's rows
-take the fewest bytes.
+Which grid and block a layer has stands beside it in the manifest: a base may keep the codes that it came with (GPTQ,
+AWQ, Q4_0, NF4), and some layers may be at 8 bits. Where it does not stand there (bundles from before), it is the one up
+to the base's block size in which the layer's rows take the fewest bytes.
 """
 
 from __future__ import annotations

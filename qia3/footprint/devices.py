@@ -9,9 +9,10 @@ The estimate is a roofline. Decoding one token reads every packed weight once:
 
     seconds a token = streamed bytes / (efficiency * peak bandwidth) + nodes * seconds a node
 
-with the bytes of the kernel that the device would run (kernels.py) and an efficiency taken from published llama.cpp figures: one to three
-runs a device. So the answer is a range, 40 % around what the lowest and highest efficiency give, and never a benchmark. Without a
-published efficiency there is only a ceiling, the speed at the full peak bandwidth. Prompts are bound by arithmetic and are not predicted.
+with the bytes of the kernel that the device would run (kernels.py) and an efficiency taken from published llama.cpp
+figures: one to three runs a device. So the answer is a range, 40 % around what the lowest and highest efficiency give,
+and never a benchmark. Without a published efficiency there is only a ceiling, the speed at the full peak bandwidth.
+Prompts are bound by arithmetic and are not predicted.
 """
 
 from __future__ import annotations
@@ -52,8 +53,12 @@ class Words(Entry):
 
 
 class Device(Entry):
-    """One device. None: unknown. `usable_ram_bytes` is what one application may take. Bandwidth: the peak of the memory; measured by memcpy,
-    by memset, and sustained by a model. `efficiency_low` and `_high`: the share of the peak that published decoding reached."""
+    """One device.
+
+    None: unknown. `usable_ram_bytes` is what one application may take. Bandwidth: the peak of the memory; measured by
+    memcpy, by memset, and sustained by a model. `efficiency_low` and `_high`: the share of the peak that published
+    decoding reached.
+    """
 
     name: str
     title: str
@@ -73,10 +78,13 @@ class Device(Entry):
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a bundle may do on a device: arithmetic, not a measurement. Speeds are None where no figure was published to reckon from.
+    """What a bundle may do on a device: arithmetic, not a measurement.
 
-    `needed_ram_bytes`: held and mapped weights, one row's cache at the full context, and, if the bundle was measured, what its process held
-    beyond its weights. `fits` compares it with what an application may take, or, where that is unknown, with all the memory.
+    Speeds are None where no figure was published to reckon from.
+
+    `needed_ram_bytes`: held and mapped weights, one row's cache at the full context, and, if the bundle was measured,
+    what its process held beyond its weights. `fits` compares it with what an application may take, or, where that is
+    unknown, with all the memory.
     """
 
     device: str

@@ -1,6 +1,7 @@
 """What ONNX Runtime makes of a 4-bit layer in memory: a file's size is not the memory that it takes.
 
-MatMulNBits packs its weights when a model is loaded. Of N rows in B blocks of b inputs (filled up: K = B b) it then holds
+MatMulNBits packs its weights when a model is loaded. Of N rows in B blocks of b inputs (filled up: K = B b) it then
+holds
 
     kernel      held, bytes                                        bits a weight   read for one token
     x64-int8    N K/2 codes, 4 N B packed scales,                  4 + 96/b        4 + 64/b (the scales it keeps are not read)
@@ -8,14 +9,15 @@ MatMulNBits packs its weights when a model is loaded. Of N rows in B blocks of b
     float32     N K/2 codes, 4 N B scales                          4 + 32/b        4 + 32/b
     kleidiai    N K/2 codes, 2 N B bfloat16 scales, 4 N B kept     4 + 48/b        4 + 16/b
 
-A layer at 8 bits is the same with N K codes under x64-int8 (measured, and as fast as 4 bits a byte, or faster). Under float32 there is no
-kernel for it: nothing is packed, and at each use all of it is dequantised, 4 N K bytes that are held meanwhile, written and read again.
-(64-bit ARM has a kernel at accuracy_level 4 since onnxruntime 1.23, pull request 25110; it has not run here.) So it is for NF4 (MatMulBnb4), read
-in the sources (matmul_bnb4.cc).
+A layer at 8 bits is the same with N K codes under x64-int8 (measured, and as fast as 4 bits a byte, or faster). Under
+float32 there is no kernel for it: nothing is packed, and at each use all of it is dequantised, 4 N K bytes that are
+held meanwhile, written and read again. (64-bit ARM has a kernel at accuracy_level 4 since onnxruntime 1.23, pull
+request 25110; it has not run here.) So it is for NF4 (MatMulBnb4), read in the sources (matmul_bnb4.cc).
 
-x64-int8: x64 at accuracy_level 4, measured with onnxruntime 1.32. float32: accuracy_level 0 and 1, and ARM without KleidiAI. kleidiai:
-ARM with dot products, symmetric grid, whole blocks of a multiple of 32. The ARM rows were read in the sources (sqnbitgemm_kernel_avx_common.h,
-qnbitgemm_kernel_neon.cpp) and have not run. Zero points are counted with what stays mapped from the file.
+x64-int8: x64 at accuracy_level 4, measured with onnxruntime 1.32. float32: accuracy_level 0 and 1, and ARM without
+KleidiAI. kleidiai: ARM with dot products, symmetric grid, whole blocks of a multiple of 32. The ARM rows were read in
+the sources (sqnbitgemm_kernel_avx_common.h, qnbitgemm_kernel_neon.cpp) and have not run. Zero points are counted with
+what stays mapped from the file.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ KEPT_PARTS = ("zero_points", "embedding_weights", "norms_and_biases", "rotary", 
 
 
 class Blocks(NamedTuple):
-    """A layer's rows, the size of its blocks, how many of them a row has, the bits of a code, and whether they are int4's."""
+    """A layer's rows, the size of its blocks, how many of them a row has, the bits of a code, and whether they are
+    int4's.
+    """
 
     rows: int
     size: int
@@ -63,7 +67,12 @@ def kernel_bytes(manifest: Mapping[str, Any]) -> dict[str, KernelBytes]:
 
 
 def _runs_on_kleidiai(shape: Shape) -> bool:
-    return shape.symmetric and shape.format == "int4" and shape.block % 32 == 0 and shape.inputs == shape.block * shape.blocks
+    return (
+        shape.symmetric
+        and shape.format == "int4"
+        and shape.block % 32 == 0
+        and shape.inputs == shape.block * shape.blocks
+    )
 
 
 def kernel_here(manifest: Mapping[str, Any]) -> str:
@@ -72,8 +81,9 @@ def kernel_here(manifest: Mapping[str, Any]) -> str:
 
 
 def mapped_bytes(manifest: Mapping[str, Any], parts: Mapping[str, int]) -> int:
-    """Bytes that stay mapped from the file, at most: an embedding that is looked up (beside the packed copy of a tied head), layers that are
-    not packed, and the rest."""
+    """Bytes that stay mapped from the file, at most: an embedding that is looked up (beside the packed copy of a tied
+    head), layers that are not packed, and the rest.
+    """
     embedding = embedding_shape(manifest)
     found = [embedding] if embedding else []
     if kernel_here(manifest) == "float32":
@@ -94,7 +104,9 @@ def _x64_int8(layers: list[Blocks]) -> KernelBytes:
 
 
 def _float32(layers: list[Blocks]) -> KernelBytes:
-    """int4 layers as they are; of the others the largest one's floats, and at each use codes, scales, and the floats twice."""
+    """int4 layers as they are; of the others the largest one's floats, and at each use codes, scales, and the floats
+    twice.
+    """
     four, others = _scaled([b for b in layers if b.packs], 4, 4), [b for b in layers if not b.packs]
     dense = [4 * b.rows * b.each * b.size for b in others]
     streamed = _scaled(others, 4, 4).streamed_bytes + 2 * sum(dense)

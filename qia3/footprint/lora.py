@@ -3,13 +3,13 @@
     IA³   one number an output of each key, value and feed-forward branch:  L (2 kv + d_ff)      (Liu et al. 2022, arXiv:2205.05638)
     LoRA  r (inputs + outputs) a layer it is put on                          (Hu et al. 2021, arXiv:2106.09685)
 
-Llama-3.2-3B (28 layers, hidden 3072, kv 1024, d_ff 8192): IA³ 28 (2048 + 8192) = 286,720; LoRA r=32 on q and v 28 * 32 (6144 + 4096) =
-9,175,040. Both are PEFT's own counts.
+Llama-3.2-3B (28 layers, hidden 3072, kv 1024, d_ff 8192): IA³ 28 (2048 + 8192) = 286,720; LoRA r=32 on q and v 28 * 32
+(6144 + 4096) = 9,175,040. Both are PEFT's own counts.
 
-Training state in float32: a master copy, a gradient and Adam's two moments, 16 bytes a parameter, for both methods (QIA³'s forward pass sees
-a bfloat16 rounding of the master copy). Activations kept for the backward pass come on top and are not smaller for IA³ than for LoRA. Per
-token an unmerged LoRA adds 2 r (inputs + outputs) operations, a multiply and an add each; IA³ at the side one multiply an entry of its vectors;
-a merged adapter nothing.
+Training state in float32: a master copy, a gradient and Adam's two moments, 16 bytes a parameter, for both methods
+(QIA³'s forward pass sees a bfloat16 rounding of the master copy). Activations kept for the backward pass come on top
+and are not smaller for IA³ than for LoRA. Per token an unmerged LoRA adds 2 r (inputs + outputs) operations, a multiply
+and an add each; IA³ at the side one multiply an entry of its vectors; a merged adapter nothing.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ QUERY_VALUE = ("query", "value", "qkv")  # where q and v are fused with k, LoRA 
 
 @dataclass(frozen=True)
 class AdapterCost:
-    """One adapter of one task. `operations_per_token` are added while it is not merged; `runtime_bytes` are its float32 values, loaded."""
+    """One adapter of one task.
+
+    `operations_per_token` are added while it is not merged; `runtime_bytes` are its float32 values, loaded.
+    """
 
     method: str
     parameters: int
@@ -56,7 +59,9 @@ def lora_cost(linears: Sequence[Mapping[str, Any]], rank: int, roles: Collection
     """Computed, float32 on disk and in memory, without the few bytes of a file's header."""
     count = lora_parameters(linears, rank, roles)
     where = "all linear" if roles is None else "q, v"
-    return AdapterCost(f"LoRA r={rank} on {where}", count, FLOAT32_BYTES * count, FLOAT32_BYTES * count, STATE_BYTES * count, 2 * count)
+    return AdapterCost(
+        f"LoRA r={rank} on {where}", count, FLOAT32_BYTES * count, FLOAT32_BYTES * count, STATE_BYTES * count, 2 * count
+    )
 
 
 def ia3_cost(parameters: int, entries: int, disk_bytes: int) -> AdapterCost:

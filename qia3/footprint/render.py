@@ -55,7 +55,9 @@ def _title(report: Report) -> str:
 def _finer(report: Report) -> str:
     """Which layers are in other blocks, and which at 8 bits; empty where none are."""
     grid = report.base["grid"]
-    named = {f"In blocks of {size}": roles for size, roles in grid.get("blocks", {}).items()} | {"At 8 bits": grid.get("eight_bit", [])}
+    named = {f"In blocks of {size}": roles for size, roles in grid.get("blocks", {}).items()} | {
+        "At 8 bits": grid.get("eight_bit", [])
+    }
     return "".join(f" {where}: {'; '.join(roles)}." for where, roles in named.items() if roles)
 
 
@@ -81,7 +83,11 @@ def _tasks(report: Report) -> str:
 
 
 def _training(run: Mapping[str, Any] | None) -> str:
-    return f"{run['examples']} examples, {run['steps']} steps, {run['seconds']:.0f} s, {run['compute']}" if run else NOT_MEASURED
+    return (
+        f"{run['examples']} examples, {run['steps']} steps, {run['seconds']:.0f} s, {run['compute']}"
+        if run
+        else NOT_MEASURED
+    )
 
 
 def _parity(report: Report) -> str:
@@ -103,17 +109,25 @@ def _drift(report: Report) -> str:
     if not drift:
         return ""
     logits = drift["logits"].items()
-    rows = [[name, f"{a['max_difference']:.2g}", f"{a['kl']:.2g}", percent(a["top1"]), str(a["positions"])] for name, a in logits]
+    rows = [
+        [name, f"{a['max_difference']:.2g}", f"{a['kl']:.2g}", percent(a["top1"]), str(a["positions"])]
+        for name, a in logits
+    ]
     note = (
         f"{drift['layers']} layers moved from NF4 to {drift['format']} (blocks of {drift['block_size']} at most): their weights by "
         f"{percent(drift['relative_rms'])} of their size, those of {drift['worst_layer']} by {percent(drift['worst_relative_rms'])} "
         "(root mean squares). In torch, before against after:"
     )
-    return f"## Drift\n\n{note}\n\n" + table(["adapter", "max difference", "KL (nats)", "same top token", "positions"], rows)
+    return f"## Drift\n\n{note}\n\n" + table(
+        ["adapter", "max difference", "KL (nats)", "same top token", "positions"], rows
+    )
 
 
 def _measured(report: Report) -> str:
-    title, cache = "## Memory and speed\n\n", f"cache for {report.architecture['context_length']} positions (computed, float32)"
+    title, cache = (
+        "## Memory and speed\n\n",
+        f"cache for {report.architecture['context_length']} positions (computed, float32)",
+    )
     found = report.measured
     if not found:
         return f"{title}{NOT_MEASURED}\n\n" + table(["", "bytes"], [[cache, mib(report.memory.kv_cache_bytes)]])
@@ -162,10 +176,22 @@ def _adapters(report: Report) -> str:
 def _adapters_note(report: Report) -> str:
     ours, smallest = report.adapters[:2]
     ratio = smallest.parameters / ours.parameters if ours.parameters else 0.0
-    as_small = ": size alone does not part IA³ from the smallest LoRA, the exact fold into 4-bit scales does" if ratio <= AS_SMALL else ""
+    as_small = (
+        ": size alone does not part IA³ from the smallest LoRA, the exact fold into 4-bit scales does"
+        if ratio <= AS_SMALL
+        else ""
+    )
     small = f"{smallest.method} has {ratio:.2f} times the parameters of IA³{as_small}. " if ratio else ""
-    fused = " Queries, keys and values are one fused layer here, so LoRA on q, v is LoRA on all of it." if report.fused_qkv else ""
-    merged = " This bundle is merged: its vectors are in the scales, so nothing is loaded or added." if report.mode == "merged" else ""
+    fused = (
+        " Queries, keys and values are one fused layer here, so LoRA on q, v is LoRA on all of it."
+        if report.fused_qkv
+        else ""
+    )
+    merged = (
+        " This bundle is merged: its vectors are in the scales, so nothing is loaded or added."
+        if report.mode == "merged"
+        else ""
+    )
     return (
         f"{small}LoRA is computed, float32.{fused}{merged} "
         "Training state is a master copy, a gradient and Adam's two moments in float32, 16 bytes a parameter for both; beyond that "

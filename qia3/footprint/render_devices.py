@@ -18,7 +18,9 @@ def devices_text(devices: Sequence[Device]) -> str:
             d.title,
             mib(d.ram_bytes.value),
             UNKNOWN if d.usable_ram_bytes is None else mib(d.usable_ram_bytes.value),
-            UNKNOWN if d.bandwidth_peak_bytes_per_second is None else f"{d.bandwidth_peak_bytes_per_second.value / 1e9:,.1f} GB/s",
+            UNKNOWN
+            if d.bandwidth_peak_bytes_per_second is None
+            else f"{d.bandwidth_peak_bytes_per_second.value / 1e9:,.1f} GB/s",
             ", ".join(d.isa.value),
         ]
         for d in devices
@@ -28,7 +30,10 @@ def devices_text(devices: Sequence[Device]) -> str:
 
 def estimates_text(estimates: Sequence[Estimate]) -> str:
     """One device a line, and what the figures are."""
-    rows = [[e.device, "yes" if e.fits else "no", mib(e.needed_ram_bytes), mib(e.usable_ram_bytes), speed(e)] for e in estimates]
+    rows = [
+        [e.device, "yes" if e.fits else "no", mib(e.needed_ram_bytes), mib(e.usable_ram_bytes), speed(e)]
+        for e in estimates
+    ]
     note = (
         "Estimates, not measurements: arithmetic on published figures, given as a range. Needed memory has one row's cache at the full context "
         "in it. 'Below' is the speed at the full peak bandwidth, where no published run says how much of it is reached."

@@ -12,7 +12,8 @@ from qia3.footprint.kernels import KernelBytes, kernel_bytes, kernel_here, kv_ca
 from qia3.footprint.lora import FLOAT32_BYTES, AdapterCost, adapter_costs, ia3_cost, ia3_entries, ia3_parameters
 from qia3.footprint.systems import Claim, System, claim, systems
 
-OTHER_NODES = 16  # a layer's nodes beside its linear layers and vectors, as counted in the exported SmolLM2-135M (801 nodes, 30 layers)
+# a layer's nodes beside its linear layers and vectors, as counted in the exported SmolLM2-135M (801 nodes, 30 layers)
+OTHER_NODES = 16
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,9 @@ def build_report(folder: Path, manifest: Mapping[str, Any], sealed: Mapping[str,
 
 
 def _ia3(folder: Path, manifest: Mapping[str, Any]) -> AdapterCost:
-    """From the graph's vectors and the largest adapter file; merged: from what was trained, with no bytes and no arithmetic left."""
+    """From the graph's vectors and the largest adapter file; merged: from what was trained, with no bytes and no
+    arithmetic left.
+    """
     vectors = manifest["graph"]["vectors"]
     trained = [t["parameters"] for t in (manifest.get("training") or {}).values()]
     parameters = ia3_parameters(vectors) if vectors else max(trained, default=0)

@@ -1,8 +1,8 @@
 """Writes report.md, report.json and manifest.json so that the report's own bytes are inside its total.
 
-The report states how many bytes it takes, and its length depends on how many digits that has: it is written again until the length that it
-states is the length that it has, which takes two or three rounds. The JSON is deterministic: keys in the order they were given, one space of
-indent, a newline at the end.
+The report states how many bytes it takes, and its length depends on how many digits that has: it is written again until
+the length that it states is the length that it has, which takes two or three rounds. The JSON is deterministic: keys in
+the order they were given, one space of indent, a newline at the end.
 """
 
 from __future__ import annotations

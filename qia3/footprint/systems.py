@@ -1,9 +1,10 @@
-"""Four whole systems side by side, each serving the bundle's tasks: a float base with LoRA (in float32 and in bfloat16), the 4-bit base with
-the same LoRA, the 4-bit base with IA³ at the side, the 4-bit base with IA³ merged.
+"""Four whole systems side by side, each serving the bundle's tasks: a float base with LoRA (in float32 and in
+bfloat16), the 4-bit base with the same LoRA, the 4-bit base with IA³ at the side, the 4-bit base with IA³ merged.
 
-Disk is weights, graph and adapters, without tokenizer and reports, which all of them share. Memory is computed alike for all: a float base
-holds its weights once, the 4-bit base what its kernels pack and what stays mapped (kernels.py), each with one adapter loaded. It leaves out the
-process, its libraries and activations and the cache, which is given apart; the whole process was measured for the bundle itself only.
+Disk is weights, graph and adapters, without tokenizer and reports, which all of them share. Memory is computed alike
+for all: a float base holds its weights once, the 4-bit base what its kernels pack and what stays mapped (kernels.py),
+each with one adapter loaded. It leaves out the process, its libraries and activations and the cache, which is given
+apart; the whole process was measured for the bundle itself only.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ FLOATS = {"float32": 4, "bfloat16": 2}
 
 @dataclass(frozen=True)
 class System:
-    """One way to ship the tasks. `weights_resident_bytes` is computed; `measured_resident_bytes` is the whole process, None where it did not run."""
+    """One way to ship the tasks.
+
+    `weights_resident_bytes` is computed; `measured_resident_bytes` is the whole process, None where it did not run.
+    """
 
     name: str
     model_files: int
@@ -37,7 +41,9 @@ class System:
 
 @dataclass(frozen=True)
 class Claim:
-    """The published claim against the figures: disk of a float base with LoRA over disk of the 4-bit base with IA³ at the side."""
+    """The published claim against the figures: disk of a float base with LoRA over disk of the 4-bit base with IA³ at
+    the side.
+    """
 
     sentence: str
     holds_from: float
@@ -56,7 +62,9 @@ def systems(manifest: Mapping[str, Any], totals: Account, ia3: AdapterCost) -> l
     def with_lora(name: str, disk: int, held: int) -> System:
         added = lora.operations_per_token
         disk += tasks * lora.disk_bytes
-        return System(f"{name}, LoRA r={LORA_RANK}", 1, disk, held + lora.runtime_bytes, None, lora.training_state_bytes, added)
+        return System(
+            f"{name}, LoRA r={LORA_RANK}", 1, disk, held + lora.runtime_bytes, None, lora.training_state_bytes, added
+        )
 
     def with_ia3(name: str, files: int, vectors: int, held: int, added: int, is_bundle: bool) -> System:
         disk = files * totals.weights + vectors
@@ -76,4 +84,6 @@ def systems(manifest: Mapping[str, Any], totals: Account, ia3: AdapterCost) -> l
 def claim(found: Sequence[System]) -> Claim:
     """From the systems in their order."""
     ratios = {name: found[i].disk_bytes / found[3].disk_bytes for i, name in enumerate(FLOATS)}
-    return Claim(CLAIM, ABOUT_FOUR, {n: round(r, 2) for n, r in ratios.items()}, {n: r >= ABOUT_FOUR for n, r in ratios.items()})
+    return Claim(
+        CLAIM, ABOUT_FOUR, {n: round(r, 2) for n, r in ratios.items()}, {n: r >= ABOUT_FOUR for n, r in ratios.items()}
+    )

@@ -14,7 +14,13 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], left: Collection[i
     widths = [max(3, *(len(row[i]) for row in cells)) for i in range(len(head))]
 
     def line(row: Sequence[str]) -> str:
-        return "| " + " | ".join(c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))) + " |"
+        return (
+            "| "
+            + " | ".join(
+                c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
+            )
+            + " |"
+        )
 
     rule = "| " + " | ".join("-" * w if i in left else "-" * (w - 1) + ":" for i, w in enumerate(widths)) + " |"
     return "\n".join([line(cells[0]), rule, *map(line, cells[1:])])

@@ -3,9 +3,10 @@
     inputs   input_ids [B, S], attention_mask [B, T] int64; past_key_values.{i}.{key,value} [B, kv heads, P, head size]; vectors [rows, 1, d]
     outputs  logits [B, 1, V] (or [B, S, V]); present.{i}.{key,value} [B, kv heads, T, head size]
 
-GroupQueryAttention counts a row's valid positions from its start, so a batch of unequal lengths is padded on the right and row b's mask
-holds n_b leading ones. Everything follows from n_b: the new tokens start at position max(n_b - S, 0), and the last one of them that is
-valid is entry n_b - 1 - start. In a prompt (no past) start is 0; in a step of one token start is n_b - 1, which overwrites a padded slot.
+GroupQueryAttention counts a row's valid positions from its start, so a batch of unequal lengths is padded on the right
+and row b's mask holds n_b leading ones. Everything follows from n_b: the new tokens start at position max(n_b - S, 0),
+and the last one of them that is valid is entry n_b - 1 - start. In a prompt (no past) start is 0; in a step of one
+token start is n_b - 1, which overwrites a padded slot.
 """
 
 from __future__ import annotations
@@ -31,13 +32,17 @@ ATTENTION = "qia3_group_query"
 class Decoder(nn.Module):
     """forward(input_ids, attention_mask, past, vectors) -> (logits, *present); to be exported, not run."""
 
-    def __init__(self, model: PreTrainedModel, inputs: Inputs, sizes: dict[str, int], tables: tuple[Tensor, Tensor] | None) -> None:
+    def __init__(
+        self, model: PreTrainedModel, inputs: Inputs, sizes: dict[str, int], tables: tuple[Tensor, Tensor] | None
+    ) -> None:
         super().__init__()
         self.model, self.graph_inputs, self.sizes = model, inputs, sizes
         self.cos = None if tables is None else nn.Buffer(tables[0])
         self.sin = None if tables is None else nn.Buffer(tables[1])
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, past: list[Tensor], vectors: list[Tensor]) -> tuple[Tensor, ...]:
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, past: list[Tensor], vectors: list[Tensor]
+    ) -> tuple[Tensor, ...]:
         state = self.graph_inputs
         length = input_ids.shape[1]
         valid = attention_mask.sum(1)
@@ -106,7 +111,9 @@ def lowered(model: PreTrainedModel, accuracy_level: int, positions: int, logits:
             setattr(parent, name, module)
 
 
-def _swap(model: PreTrainedModel, inputs: Inputs, accuracy_level: int, logits: str) -> list[tuple[nn.Module, str, nn.Module]]:
+def _swap(
+    model: PreTrainedModel, inputs: Inputs, accuracy_level: int, logits: str
+) -> list[tuple[nn.Module, str, nn.Module]]:
     """Replaces every leaf; returns what to put back."""
     head = model.get_output_embeddings()
     undo = []

@@ -1,7 +1,7 @@
 """The exported graph: torch.onnx.export on the real model with lowered leaves, then onnx-ir passes.
 
-torch.export traces with a batch of 2, a length of 3 and a past of 5, all three dynamic. The vectors come in as graph inputs, so the
-exporter cannot merge equal ones; a pass gives each its default of ones afterwards.
+torch.export traces with a batch of 2, a length of 3 and a past of 5, all three dynamic. The vectors come in as graph
+inputs, so the exporter cannot merge equal ones; a pass gives each its default of ones afterwards.
 """
 
 from __future__ import annotations
@@ -28,8 +28,11 @@ def cache_names(layers: int, prefix: str) -> list[str]:
     return [f"{prefix}.{i}.{part}" for i in range(layers) for part in ("key", "value")]
 
 
-def export_decoder(model: PreTrainedModel, accuracy_level: int, positions: int, logits: str, required: bool = False) -> ir.Model:
-    """The graph of a decoder whose linear layers are 4-bit and whose vectors are at the side, or folded (no Scaled module left).
+def export_decoder(
+    model: PreTrainedModel, accuracy_level: int, positions: int, logits: str, required: bool = False
+) -> ir.Model:
+    """The graph of a decoder whose linear layers are 4-bit and whose vectors are at the side, or folded (no Scaled
+    module left).
 
     `required`: vectors are inputs that have to be fed, instead of having a default of ones.
     """
@@ -46,7 +49,12 @@ def _trace(decoder: Decoder) -> torch.onnx.ONNXProgram:
     past = [torch.zeros(2, heads, 5, size) for _ in range(2 * layers)]
     vectors = [torch.ones(2, 1, size) for size in decoder.sizes.values()]
     batch, sequence, total, before, rows = (Dim.DYNAMIC,) * 5
-    shapes = ({0: batch, 1: sequence}, {0: batch, 1: total}, [{0: batch, 2: before}] * len(past), [{0: rows}] * len(vectors))
+    shapes = (
+        {0: batch, 1: sequence},
+        {0: batch, 1: total},
+        [{0: batch, 2: before}] * len(past),
+        [{0: rows}] * len(vectors),
+    )
     program = torch.onnx.export(
         decoder,
         (torch.zeros(2, 3, dtype=torch.long), torch.ones(2, 8, dtype=torch.long), past, vectors),
@@ -56,7 +64,8 @@ def _trace(decoder: Decoder) -> torch.onnx.ONNXProgram:
         input_names=["input_ids", "attention_mask", *cache_names(layers, "past_key_values"), *decoder.sizes],
         output_names=["logits", *cache_names(layers, "present")],
         verbose=False,
-        optimize=False,  # its rewrite rules take a third of the export's time, and the passes here do what a decoder needs of them
+        # its rewrite rules take a third of the export's time, and the passes here do what a decoder needs of them
+        optimize=False,
     )
     assert program is not None
     return program

@@ -1,8 +1,8 @@
 """The graph on disk: one .onnx and one file of external data, every region of it accounted for.
 
-Each tensor starts on a multiple of 64 bytes. Tensors with the same bytes share one region, whatever their shapes: so a tied embedding,
-whose codes GatherBlockQuantized wants as [V, H/2] and MatMulNBits as [V, B, block/2], is stored once. The defaults of the vectors stay
-inside the .onnx, where they are overridable initializers.
+Each tensor starts on a multiple of 64 bytes. Tensors with the same bytes share one region, whatever their shapes: so a
+tied embedding, whose codes GatherBlockQuantized wants as [V, H/2] and MatMulNBits as [V, B, block/2], is stored once.
+The defaults of the vectors stay inside the .onnx, where they are overridable initializers.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ KINDS = ("codes", "scales", "zero_points")
 class Region:
     """One stretch of the data file. `part` is the footprint's name for what it holds.
 
-    `packed` names the base's own tensors that lie in it one after the other, with their bytes; empty where it is one of them itself.
+    `packed` names the base's own tensors that lie in it one after the other, with their bytes; empty where it is one of
+    them itself.
     """
 
     name: str
@@ -53,13 +54,21 @@ def write_graph(model: ir.Model, folder: Path, vocabulary_modules: Collection[st
             digest = hashlib.sha256(data).hexdigest()
             if digest not in seen:
                 out.write(b"\0" * (-out.tell() % ALIGNMENT))
-                seen[digest] = Region(name, _part(name, vocabulary_modules), len(data), out.tell(), value.meta.get(PACKED, ()))
+                seen[digest] = Region(
+                    name, _part(name, vocabulary_modules), len(data), out.tell(), value.meta.get(PACKED, ())
+                )
                 regions.append(seen[digest])
                 out.write(data)
             region = seen[digest]
             shape = ir.Shape(tensor.shape.numpy())
             value.const_value = ir.ExternalTensor(
-                data_file.name, region.offset, region.bytes, tensor.dtype, shape=shape, name=name, base_dir=data_file.parent
+                data_file.name,
+                region.offset,
+                region.bytes,
+                tensor.dtype,
+                shape=shape,
+                name=name,
+                base_dir=data_file.parent,
             )
     ir.save(model, folder / GRAPH)
     return regions

@@ -25,7 +25,8 @@ from qia3.storage import writing
 def whole_or_absent(target: Path) -> Iterator[Path]:
     """A temporary folder beside `target`, renamed to it when the block ends well and removed when it does not.
 
-    An older bundle in its place is replaced at that moment and not before; a folder that is no bundle is never replaced.
+    An older bundle in its place is replaced at that moment and not before; a folder that is no bundle is never
+    replaced.
     """
     if target.exists() and not (target / "manifest.json").is_file() and (not target.is_dir() or any(target.iterdir())):
         raise StorageError(f"{target} exists and is not a bundle; choose another output or move it away")
@@ -59,9 +60,11 @@ def write_adapter(path: Path, vectors: Mapping[str, NDArray[np.float32]], finger
     adapter = ort.AdapterFormat()
     adapter.set_adapter_version(1)
     adapter.set_model_version(int(fingerprint[:7], 16))
-    # OrtValues are kept here: the format holds no reference of its own. Sorted, so that the same vectors make the same file
+    # OrtValues are kept here: the format holds no reference of its own. Sorted, so that the same vectors make the same
+    # file
     values = {
-        name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(v, np.float32).reshape(1, 1, -1)) for name, v in sorted(vectors.items())
+        name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(v, np.float32).reshape(1, 1, -1))
+        for name, v in sorted(vectors.items())
     }
     adapter.set_parameters(values)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -69,7 +72,9 @@ def write_adapter(path: Path, vectors: Mapping[str, NDArray[np.float32]], finger
 
 
 def write_tokenizer(tokenizer: Any, folder: Path) -> None:
-    """tokenizer.json and its configuration, as transformers saves them, but with the chat template inside: transformers.js looks nowhere else."""
+    """tokenizer.json and its configuration, as transformers saves them, but with the chat template inside:
+    transformers.js looks nowhere else.
+    """
     tokenizer.save_pretrained(str(folder), save_jinja_files=False)
     for stray in ("tokenizer_config.json",):
         _forget_paths(folder / stray)
@@ -78,9 +83,13 @@ def write_tokenizer(tokenizer: Any, folder: Path) -> None:
 def write_configs(model: Any, folder: Path, context_length: int, stop_tokens: tuple[int, ...]) -> None:
     """config.json, generation_config.json and genai_config.json (onnxruntime-genai's generic "decoder" type).
 
-    config.json's max_position_embeddings is what the graph holds, which may be less than the base: transformers.js stops generating there.
+    config.json's max_position_embeddings is what the graph holds, which may be less than the base: transformers.js
+    stops generating there.
     """
-    config = model.config.to_dict() | {"max_position_embeddings": context_length, "transformers.js_config": transformers_js_config()}
+    config = model.config.to_dict() | {
+        "max_position_embeddings": context_length,
+        "transformers.js_config": transformers_js_config(),
+    }
     for key in ("quantization_config", "_name_or_path", "_attn_implementation"):
         config.pop(key, None)
     _write_json(folder / "config.json", config)
@@ -106,7 +115,11 @@ def genai_config(config: Any, context_length: int, stop_tokens: tuple[int, ...])
             "past_key_names": "past_key_values.%d.key",
             "past_value_names": "past_key_values.%d.value",
         },
-        "outputs": {"logits": "logits", "present_key_names": "present.%d.key", "present_value_names": "present.%d.value"},
+        "outputs": {
+            "logits": "logits",
+            "present_key_names": "present.%d.key",
+            "present_value_names": "present.%d.value",
+        },
     }
     model = {
         "type": "decoder",

@@ -48,7 +48,9 @@ class OrtDecoder:
         self.heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         self.layers, self.size = config.num_hidden_layers, head_size(config)
 
-    def logits(self, prompt: Sequence[int], forced: Sequence[int], vectors: Mapping[str, NDArray[np.float32]]) -> Floats:
+    def logits(
+        self, prompt: Sequence[int], forced: Sequence[int], vectors: Mapping[str, NDArray[np.float32]]
+    ) -> Floats:
         """As torch_logits. `vectors` are [1, 1, d] by input name; none at all is the base."""
         return self.after([prompt, *([token] for token in forced)], vectors)
 
@@ -60,7 +62,13 @@ class OrtDecoder:
         for piece in pieces:
             seen += len(piece)
             feeds = {"input_ids": np.array([piece], np.int64), "attention_mask": np.ones((1, seen), np.int64)}
-            results = dict(zip(self.outputs, self.session.run(None, {**feeds, **cache, **self.ones, **vectors}), strict=True))
+            results = dict(
+                zip(self.outputs, self.session.run(None, {**feeds, **cache, **self.ones, **vectors}), strict=True)
+            )
             rows.append(results["logits"][0, -1])
-            cache = {name.replace("present", "past_key_values"): value for name, value in results.items() if name.startswith("present")}
+            cache = {
+                name.replace("present", "past_key_values"): value
+                for name, value in results.items()
+                if name.startswith("present")
+            }
         return np.stack(rows)

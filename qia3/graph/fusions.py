@@ -1,4 +1,6 @@
-"""Graph edits for speed: fewer nodes, the same function. At one token a node costs about a microsecond whatever it computes.
+"""Graph edits for speed: fewer nodes, the same function.
+
+At one token a node costs about a microsecond whatever it computes.
 
     Transpose(Transpose(x))                  -> x, where the order comes back               (6 of a layer's nodes as torch writes attention)
     Reshape(Reshape(x))                      -> x, where the shape comes back               (another 8)
@@ -24,7 +26,9 @@ class CancelPairs(InPlacePass):  # type: ignore[misc]
     def call(self, model: ir.Model) -> PassResult:
         modified = False
         for kind, undone in (("Transpose", _same_order), ("Reshape", _same_shape)):
-            pairs = [(f, s) for s in model.graph if s.op_type == kind and (f := producer(s.inputs[0], kind)) and undone(f, s)]
+            pairs = [
+                (f, s) for s in model.graph if s.op_type == kind and (f := producer(s.inputs[0], kind)) and undone(f, s)
+            ]
             for first, second in pairs:
                 convenience.replace_all_uses_with(second.outputs[0], first.inputs[0])
                 _drop(model, second, first)
@@ -50,12 +54,18 @@ class SkipNorms(InPlacePass):  # type: ignore[misc]
         pairs = [
             (add, norm)
             for norm in model.graph
-            if norm.op_type == "SimplifiedLayerNormalization" and (add := producer(norm.inputs[0], "Add")) and _same_inputs(add)
+            if norm.op_type == "SimplifiedLayerNormalization"
+            and (add := producer(norm.inputs[0], "Add"))
+            and _same_inputs(add)
         ]
         for add, norm in pairs:
             epsilon = norm.attributes["epsilon"].as_float()
             fused = ir.node(
-                "SkipSimplifiedLayerNormalization", [*add.inputs, norm.inputs[1]], {"epsilon": epsilon}, domain=MICROSOFT, num_outputs=4
+                "SkipSimplifiedLayerNormalization",
+                [*add.inputs, norm.inputs[1]],
+                {"epsilon": epsilon},
+                domain=MICROSOFT,
+                num_outputs=4,
             )
             model.graph.insert_after(add, fused)
             _take_over(norm.outputs[0], fused.outputs[0])

@@ -1,8 +1,8 @@
 """Export leaves: modules whose forward emits one of ONNX Runtime's own operators instead of torch's.
 
-`torch.onnx.ops.symbolic` puts an operator into the exported program by name, with the type and shape it gives; nothing is computed. Each
-leaf is made from the module it stands for (`from_base` in spirit) and points at the same buffers, so the bytes that trained are the
-initializers of the graph:
+`torch.onnx.ops.symbolic` puts an operator into the exported program by name, with the type and shape it gives; nothing
+is computed. Each leaf is made from the module it stands for (`from_base` in spirit) and points at the same buffers, so
+the bytes that trained are the initializers of the graph:
 
     GridLinear    -> com.microsoft::MatMulNBits(x, codes, scales[, zero points][, bias])
     GridEmbedding -> com.microsoft::GatherBlockQuantized(codes [V, H/2] (8 bits: [V, H]), ids, scales[, zero points])
@@ -35,7 +35,10 @@ NF4 = 1  # MatMulBnb4's quant_type
 
 @dataclass
 class Inputs:
-    """What one trace of the graph hands to its leaves. A plain object: torch.export refuses tensors assigned to modules."""
+    """What one trace of the graph hands to its leaves.
+
+    A plain object: torch.export refuses tensors assigned to modules.
+    """
 
     vectors: dict[str, Tensor] = field(default_factory=dict)
     past: list[Tensor] = field(default_factory=list)
@@ -47,7 +50,9 @@ class Inputs:
 
 
 class MatMulNBits(nn.Module):
-    """codes uint8 [N, B, block/2], scales float32 [N, B], zero points uint8 [N, ceil(B/2)]; at 8 bits [N, B, block] and [N, B]."""
+    """codes uint8 [N, B, block/2], scales float32 [N, B], zero points uint8 [N, ceil(B/2)]; at 8 bits [N, B, block] and
+    [N, B].
+    """
 
     def __init__(self, store: Int4Weight | Int8Weight, bias: Tensor | None, accuracy_level: int) -> None:
         super().__init__()
@@ -69,25 +74,39 @@ class MatMulNBits(nn.Module):
         while inputs[-1] is None:
             inputs.pop()
         out: Tensor = symbolic(
-            "com.microsoft::MatMulNBits", inputs, self.attributes, dtype=x.dtype, shape=(*x.shape[:-1], self.outputs), version=1
+            "com.microsoft::MatMulNBits",
+            inputs,
+            self.attributes,
+            dtype=x.dtype,
+            shape=(*x.shape[:-1], self.outputs),
+            version=1,
         )
         return out
 
 
 class MatMulBnb4(nn.Module):
-    """codes uint8 [N K / 2], scales float32 [N K / block]: bitsandbytes' own layout, so the operator takes the bytes as they are."""
+    """codes uint8 [N K / 2], scales float32 [N K / block]: bitsandbytes' own layout, so the operator takes the bytes as
+    they are.
+    """
 
     def __init__(self, store: Nf4Weight, bias: Tensor | None) -> None:
         super().__init__()
         self.codes, self.scales = nn.Buffer(store.codes), nn.Buffer(store.scales)
         self.bias = None if bias is None else nn.Buffer(bias)
         self.outputs = store.outputs
-        self.attributes: Attributes = {"K": store.inputs, "N": store.outputs, "block_size": store.block_size, "quant_type": NF4}
+        self.attributes: Attributes = {
+            "K": store.inputs,
+            "N": store.outputs,
+            "block_size": store.block_size,
+            "quant_type": NF4,
+        }
 
     def forward(self, x: Tensor) -> Tensor:
         # x [..., K] -> [..., N]
         inputs, shape = (x, self.codes, self.scales), (*x.shape[:-1], self.outputs)
-        out: Tensor = symbolic("com.microsoft::MatMulBnb4", inputs, self.attributes, dtype=x.dtype, shape=shape, version=1)
+        out: Tensor = symbolic(
+            "com.microsoft::MatMulBnb4", inputs, self.attributes, dtype=x.dtype, shape=shape, version=1
+        )
         return out if self.bias is None else out + self.bias
 
 
@@ -100,13 +119,23 @@ class GatherBlockQuantized(nn.Module):
         self.scales = nn.Buffer(store.scales)
         self.zero_points = None if store.zero_points is None else nn.Buffer(store.zero_points)
         self.size, self.scale = store.inputs, scale
-        self.attributes: Attributes = {"bits": store.bits, "block_size": store.block_size, "gather_axis": 0, "quantize_axis": 1}
+        self.attributes: Attributes = {
+            "bits": store.bits,
+            "block_size": store.block_size,
+            "gather_axis": 0,
+            "quantize_axis": 1,
+        }
 
     def forward(self, ids: Tensor) -> Tensor:
         # ids [B, S] -> [B, S, H]
         inputs = [self.codes, ids, self.scales] + ([] if self.zero_points is None else [self.zero_points])
         rows: Tensor = symbolic(
-            "com.microsoft::GatherBlockQuantized", inputs, self.attributes, dtype=torch.float32, shape=(*ids.shape, self.size), version=1
+            "com.microsoft::GatherBlockQuantized",
+            inputs,
+            self.attributes,
+            dtype=torch.float32,
+            shape=(*ids.shape, self.size),
+            version=1,
         )
         return rows if self.scale is None else rows * self.scale
 
@@ -116,16 +145,24 @@ class ScaledLeaf(nn.Module):
 
     def __init__(self, scaled: Scaled, inner: nn.Module, inputs: Inputs) -> None:
         super().__init__()
-        self.lowered, self.name, self.on_input, self.graph_inputs = inner, scaled.site.name, scaled.site.placement == "input", inputs
+        self.lowered, self.name, self.on_input, self.graph_inputs = (
+            inner,
+            scaled.site.name,
+            scaled.site.placement == "input",
+            inputs,
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        # the vector is [rows, 1, d] and x [batch, S, d]: rows is 1 or batch, which torch's shapes cannot say, so Mul is emitted by name
+        # the vector is [rows, 1, d] and x [batch, S, d]: rows is 1 or batch, which torch's shapes cannot say, so Mul is
+        # emitted by name
         x = self._scale(x) if self.on_input else x
         y: Tensor = self.lowered(x)
         return y if self.on_input else self._scale(y)
 
     def _scale(self, x: Tensor) -> Tensor:
-        out: Tensor = symbolic("Mul", (x, self.graph_inputs.vectors[self.name]), {}, dtype=x.dtype, shape=x.shape, version=14)
+        out: Tensor = symbolic(
+            "Mul", (x, self.graph_inputs.vectors[self.name]), {}, dtype=x.dtype, shape=x.shape, version=14
+        )
         return out
 
 
@@ -153,17 +190,31 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         attributes: Attributes = {"axis": -1, "epsilon": self.epsilon, "stash_type": 1}
-        out: Tensor = symbolic("SimplifiedLayerNormalization", (x, self.weight), attributes, dtype=x.dtype, shape=x.shape, version=1)
+        out: Tensor = symbolic(
+            "SimplifiedLayerNormalization", (x, self.weight), attributes, dtype=x.dtype, shape=x.shape, version=1
+        )
         return out
 
     @classmethod
     def matching(cls, module: nn.Module) -> RMSNorm | None:
-        """The leaf for a module that computes an RMS norm with weight w or 1 + w, found by trying; None if it computes something else."""
+        """The leaf for a module that computes an RMS norm with weight w or 1 + w, found by trying; None if it computes
+        something else.
+        """
         weight = getattr(module, "weight", None)
         epsilon = next(
-            (float(getattr(module, n)) for n in ("variance_epsilon", "eps", "epsilon") if getattr(module, n, None) is not None), None
+            (
+                float(getattr(module, n))
+                for n in ("variance_epsilon", "eps", "epsilon")
+                if getattr(module, n, None) is not None
+            ),
+            None,
         )
-        if not isinstance(weight, Tensor) or weight.dim() != 1 or epsilon is None or getattr(module, "bias", None) is not None:
+        if (
+            not isinstance(weight, Tensor)
+            or weight.dim() != 1
+            or epsilon is None
+            or getattr(module, "bias", None) is not None
+        ):
             return None
         x = torch.randn(3, weight.numel(), generator=torch.Generator().manual_seed(0)) * 2 + 0.3
         normal = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + epsilon)

@@ -1,11 +1,13 @@
-"""Query, key and value projections as one MatMulNBits: three products over the same input, and three roundings of it to int8, become one.
+"""Query, key and value projections as one MatMulNBits: three products over the same input, and three roundings of it to
+int8, become one.
 
     q = x Wq^T,  k = l_k * (x Wk^T),  v = l_v * (x Wv^T)        ->        [1 | l_k | l_v] * (x [Wq; Wk; Wv]^T)
 
-Rows are blocks of their own on the grid, so the packed codes, scales and zero points are the three tensors' bytes one after the other: what
-was trained still ships byte for byte (law 1). GroupQueryAttention takes q|k|v in its first input. The vectors keep their names and shapes;
-in one run all of them have the same number of rows. Where something stands between projection and attention (norms on keys in Qwen3)
-nothing is packed. Where one of the three is on a grid of its own (values at 8 bits), its two neighbours are packed and the results joined:
+Rows are blocks of their own on the grid, so the packed codes, scales and zero points are the three tensors' bytes one
+after the other: what was trained still ships byte for byte (law 1). GroupQueryAttention takes q|k|v in its first input.
+The vectors keep their names and shapes; in one run all of them have the same number of rows. Where something stands
+between projection and attention (norms on keys in Qwen3) nothing is packed. Where one of the three is on a grid of its
+own (values at 8 bits), its two neighbours are packed and the results joined:
 
     Concat(x [Wq; Wk]^T, x Wv^T)
 
@@ -26,7 +28,13 @@ from qia3.graph.fusions import MICROSOFT, producer
 
 PACKED = "qia3.packed"  # on an initializer: the tensors it is made of, in order, with their bytes
 GRID = ("K", "bits", "block_size", "accuracy_level")
-KINDS = ("codes", "scales", "zero_points", None, "bias")  # inputs 1 to 5 of MatMulNBits; the fourth is an index that nobody uses
+KINDS = (
+    "codes",
+    "scales",
+    "zero_points",
+    None,
+    "bias",
+)  # inputs 1 to 5 of MatMulNBits; the fourth is an index that nobody uses
 
 
 @dataclass(frozen=True)
@@ -49,7 +57,9 @@ class PackAttention(InPlacePass):  # type: ignore[misc]
     """Packs the projections in front of every GroupQueryAttention that has them in plain form."""
 
     def call(self, model: ir.Model) -> PassResult:
-        found = [(a, runs) for a in model.graph if a.op_type == "GroupQueryAttention" and len(runs := _runs(a)) in (1, 2)]
+        found = [
+            (a, runs) for a in model.graph if a.op_type == "GroupQueryAttention" and len(runs := _runs(a)) in (1, 2)
+        ]
         ones: dict[int, ir.Value] = {}
         for attention, runs in found:
             _pack(model, attention, runs, ones)
@@ -92,9 +102,14 @@ def _pack(model: ir.Model, attention: ir.Node, runs: list[Run], ones: dict[int, 
     letters = iter("qkv")
     for run in runs:
         first, name = run[0].product, "".join(next(letters) for _ in run)
-        weights = [None if kind is None else _concatenated(model, run, i, f"{name}_proj.{kind}") for i, kind in enumerate(KINDS, 1)]
+        weights = [
+            None if kind is None else _concatenated(model, run, i, f"{name}_proj.{kind}")
+            for i, kind in enumerate(KINDS, 1)
+        ]
         attributes = {a: first.attributes[a].as_int() for a in GRID} | {"N": sum(p.outputs for p in run)}
-        nodes.append(ir.node("MatMulNBits", [first.inputs[0], *weights[: len(first.inputs) - 1]], attributes, domain=MICROSOFT))
+        nodes.append(
+            ir.node("MatMulNBits", [first.inputs[0], *weights[: len(first.inputs) - 1]], attributes, domain=MICROSOFT)
+        )
     if len(runs) > 1:
         nodes.append(ir.node("Concat", [node.outputs[0] for node in nodes], {"axis": -1}))
     result = nodes[-1].outputs[0]
@@ -114,14 +129,21 @@ def _pack(model: ir.Model, attention: ir.Node, runs: list[Run], ones: dict[int, 
 
 
 def _multiplier(model: ir.Model, parts: list[Projection], ones: dict[int, ir.Value], nodes: list[ir.Node]) -> ir.Value:
-    """[1 | l_k | l_v] of this layer, [rows, 1, size]. The ones are made once, with as many rows as the first layer's vectors have."""
+    """[1 | l_k | l_v] of this layer, [rows, 1, size].
+
+    The ones are made once, with as many rows as the first layer's vectors have.
+    """
     pieces = []
     for p in parts:
         if p.vector is None and p.outputs not in ones:
             beside = next(q.vector for q in parts if q.vector is not None)
             rows = ir.node("Shape", [beside], {"start": 0, "end": 2})  # [rows, 1]
-            shape = ir.node("Concat", [rows.outputs[0], _constant(model, f"size_{p.outputs}", np.array([p.outputs]))], {"axis": 0})
-            expanded = ir.node("Expand", [_constant(model, f"ones_{p.outputs}", np.ones((1, 1, 1), np.float32)), shape.outputs[0]])
+            shape = ir.node(
+                "Concat", [rows.outputs[0], _constant(model, f"size_{p.outputs}", np.array([p.outputs]))], {"axis": 0}
+            )
+            expanded = ir.node(
+                "Expand", [_constant(model, f"ones_{p.outputs}", np.ones((1, 1, 1), np.float32)), shape.outputs[0]]
+            )
             nodes += [rows, shape, expanded]
             ones[p.outputs] = expanded.outputs[0]
         pieces.append(ones[p.outputs] if p.vector is None else p.vector)
@@ -132,7 +154,9 @@ def _multiplier(model: ir.Model, parts: list[Projection], ones: dict[int, ir.Val
 def _constant(model: ir.Model, name: str, array: np.ndarray) -> ir.Value:
     if name not in model.graph.initializers:
         tensor = ir.tensor(array, name=name)
-        model.graph.register_initializer(ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor))
+        model.graph.register_initializer(
+            ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+        )
     return model.graph.initializers[name]
 
 

@@ -1,7 +1,7 @@
 """Graph edits after the export: onnx-ir passes, each with what it requires and what it ensures.
 
-MatMulNBits at accuracy_level 4 packs its scales when the session is made and only if they are constants; scales that are inputs or
-overridable give silent garbage (measured on ONNX Runtime 1.32). `ConstantWeights` refuses such a graph.
+MatMulNBits at accuracy_level 4 packs its scales when the session is made and only if they are constants; scales that
+are inputs or overridable give silent garbage (measured on ONNX Runtime 1.32). `ConstantWeights` refuses such a graph.
 """
 
 from __future__ import annotations
@@ -17,13 +17,17 @@ from qia3.graph.fusions import CancelPairs, SiLU, SkipNorms, WholeSlices
 from qia3.graph.packing import PackAttention
 from qia3.graph.trimming import LastPositionFirst
 
-INPUT_DIMENSIONS = {"input_ids": ("batch_size", "sequence_length"), "attention_mask": ("batch_size", "total_sequence_length")}
+INPUT_DIMENSIONS = {
+    "input_ids": ("batch_size", "sequence_length"),
+    "attention_mask": ("batch_size", "total_sequence_length"),
+}
 
 
 class DefaultVectors(InPlacePass):  # type: ignore[misc]
     """Gives each vector, a graph input [rows, 1, d], the default of ones [1, 1, d]: no adapter means the base.
 
-    `required` leaves the defaults out. JavaScript's ONNX Runtime lists no input that has one, and onnxruntime-web refuses to be fed it.
+    `required` leaves the defaults out. JavaScript's ONNX Runtime lists no input that has one, and onnxruntime-web
+    refuses to be fed it.
     """
 
     def __init__(self, sizes: Mapping[str, int], required: bool = False) -> None:
@@ -67,7 +71,9 @@ class NamedDimensions(InPlacePass):  # type: ignore[misc]
 
 
 class ModuleNames(InPlacePass):  # type: ignore[misc]
-    """Names initializers by the base's own modules, the same in side and merged graphs: without the wrappers of the export."""
+    """Names initializers by the base's own modules, the same in side and merged graphs: without the wrappers of the
+    export.
+    """
 
     def call(self, model: ir.Model) -> PassResult:
         names = [n for n in model.graph.initializers if n.startswith("model.")]
@@ -80,7 +86,9 @@ class ModuleNames(InPlacePass):  # type: ignore[misc]
 
 
 class ConstantWeights(InPlacePass):  # type: ignore[misc]
-    """Changes nothing: codes, scales and zero points of every 4-bit product are constant initializers, or the export stops."""
+    """Changes nothing: codes, scales and zero points of every 4-bit product are constant initializers, or the export
+    stops.
+    """
 
     def call(self, model: ir.Model) -> PassResult:
         inputs = {v.name for v in model.graph.inputs}
@@ -97,7 +105,9 @@ class ConstantWeights(InPlacePass):  # type: ignore[misc]
 
 
 class StripTrace(InPlacePass):  # type: ignore[misc]
-    """Drops the exporter's notes on where each node came from: they double the file, and hold paths of the build machine."""
+    """Drops the exporter's notes on where each node came from: they double the file, and hold paths of the build
+    machine.
+    """
 
     def call(self, model: ir.Model) -> PassResult:
         model.metadata_props.clear()

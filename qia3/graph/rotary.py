@@ -1,10 +1,11 @@
 """Rotary embeddings inside GroupQueryAttention, where that is the same function.
 
-GroupQueryAttention rotates the two halves of each head: (a, b) -> (a cos - b sin, b cos + a sin), with cos and sin tables [positions, d/2]
-as inputs. transformers' models call `apply_rotary_pos_emb(q, k, cos, sin)` of their own file with tables from their own `rotary_emb`. If a
-numeric check shows that the two agree, the tables come from the model's module (so every scaling rule it knows is in them) and the
-model's function becomes the identity for the export. If not (Gemma 3's two tables, interleaved pairs), the model's own rotation is
-exported as it is, in front of the attention operator.
+GroupQueryAttention rotates the two halves of each head: (a, b) -> (a cos - b sin, b cos + a sin), with cos and sin
+tables [positions, d/2] as inputs. transformers' models call `apply_rotary_pos_emb(q, k, cos, sin)` of their own file
+with tables from their own `rotary_emb`. If a numeric check shows that the two agree, the tables come from the model's
+module (so every scaling rule it knows is in them) and the model's function becomes the identity for the export. If not
+(Gemma 3's two tables, interleaved pairs), the model's own rotation is exported as it is, in front of the attention
+operator.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """The last layer of a prompt, on the last position only: nobody reads what it computes at the others.
 
-With logits at the last position the graph ends in head(gather(x)), x [batch, sequence, size]. Whatever stands between the last attention and
-the gather works on each position by itself, so the gather may come first:
+With logits at the last position the graph ends in head(gather(x)), x [batch, sequence, size]. Whatever stands between
+the last attention and the gather works on each position by itself, so the gather may come first:
 
     head(gather(norm(a + down(act(gate(n)) * up(n)))))      ->      the same with a and n gathered, right after attention
 
-Of Llama's last layer that leaves q|k|v and attention at full length, and the output projection and the feed-forward at one position: 84 % of
-the layer's products. At a step of one token nothing changes.
+Of Llama's last layer that leaves q|k|v and attention at full length, and the output projection and the feed-forward at
+one position: 84 % of the layer's products. At a step of one token nothing changes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,22 @@ from qia3.graph.fusions import producer
 
 # operators that treat each position by itself, with weights and vectors that broadcast over positions
 BY_POSITION = {
-    *("MatMulNBits", "Add", "Sub", "Mul", "Div", "Pow", "Sqrt", "Tanh", "Sigmoid", "Relu", "Erf", "Gelu", "FastGelu", "QuickGelu"),
+    *(
+        "MatMulNBits",
+        "Add",
+        "Sub",
+        "Mul",
+        "Div",
+        "Pow",
+        "Sqrt",
+        "Tanh",
+        "Sigmoid",
+        "Relu",
+        "Erf",
+        "Gelu",
+        "FastGelu",
+        "QuickGelu",
+    ),
     *("SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization", "LayerNormalization", "Split"),
 }
 
@@ -39,7 +54,13 @@ class LastPositionFirst(InPlacePass):  # type: ignore[misc]
 def _index(gather: ir.Node) -> ir.Value | None:
     """[batch, 1, 1]: each row's position, before it is expanded to the gathered size."""
     data, expand = gather.inputs[0], producer(gather.inputs[1], "Expand")
-    if expand is None or data is None or data.shape is None or len(data.shape) != 3 or getattr(data.shape[1], "value", None) is None:
+    if (
+        expand is None
+        or data is None
+        or data.shape is None
+        or len(data.shape) != 3
+        or getattr(data.shape[1], "value", None) is None
+    ):
         return None
     return expand.inputs[0]
 
@@ -51,7 +72,12 @@ def _move_up(model: ir.Model, gather: ir.Node, index: ir.Value) -> None:
     sequence = end.shape[1]
     inside = _between(end, gather, sequence)
     readers = inside or [gather]
-    edges = {id(v): v for n in readers for v in n.inputs if v is not None and _positional(v, sequence) and v.producer() not in inside}
+    edges = {
+        id(v): v
+        for n in readers
+        for v in n.inputs
+        if v is not None and _positional(v, sequence) and v.producer() not in inside
+    }
     for edge in edges.values():
         last = _picked(model, edge, index)
         for node in readers:
@@ -91,13 +117,17 @@ def _between(end: ir.Value, gather: ir.Node, sequence: object) -> list[ir.Node]:
 
 def _by_position(node: ir.Node, sequence: object) -> bool:
     """Every input is a weight, a vector or an activation [batch, sequence, d]; so is the result."""
-    if node.op_type in ("LayerNormalization", "Split") and node.attributes.get_int("axis", -1 if node.op_type != "Split" else 0) not in (
+    if node.op_type in ("LayerNormalization", "Split") and node.attributes.get_int(
+        "axis", -1 if node.op_type != "Split" else 0
+    ) not in (
         -1,
         2,
     ):
         return False
     constant = [v for v in node.inputs if v is not None and not _positional(v, sequence)]
-    return all(v.is_initializer() or v.is_graph_input() or _is_constant(v) for v in constant) and _positional(node.outputs[0], sequence)
+    return all(v.is_initializer() or v.is_graph_input() or _is_constant(v) for v in constant) and _positional(
+        node.outputs[0], sequence
+    )
 
 
 def _is_constant(value: ir.Value) -> bool:
@@ -105,7 +135,12 @@ def _is_constant(value: ir.Value) -> bool:
 
 
 def _positional(value: ir.Value, sequence: object) -> bool:
-    return value.shape is not None and len(value.shape) == 3 and value.shape[1] == sequence and value.producer() is not None
+    return (
+        value.shape is not None
+        and len(value.shape) == 3
+        and value.shape[1] == sequence
+        and value.producer() is not None
+    )
 
 
 def _readers(node: ir.Node) -> Iterable[ir.Node]:

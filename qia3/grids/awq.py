@@ -1,4 +1,5 @@
-"""AWQ checkpoints in the packing "gemm": 4-bit codes of K inputs and N outputs, a scale and a zero point for each group of G inputs.
+"""AWQ checkpoints in the packing "gemm": 4-bit codes of K inputs and N outputs, a scale and a zero point for each group
+of G inputs.
 
     W[n, i] = (q[n, i] - z[n, g]) * s[n, g],    g = i // G
 
@@ -6,14 +7,16 @@
     qzeros   int32    [groups, N / 8]      likewise; the zero points as they are, nothing is taken off
     scales   float16  [groups, N]
 
-Within a word, counted from the lowest bits, the nibbles are the outputs 0 2 4 6 1 3 5 7 of its 8: a kernel that masks every other nibble gets
-neighbours side by side.
+Within a word, counted from the lowest bits, the nibbles are the outputs 0 2 4 6 1 3 5 7 of its 8: a kernel that masks
+every other nibble gets neighbours side by side.
 
-Worked example: outputs 0 to 7 of one input with codes 0 1 2 3 4 5 6 7. The nibbles from the lowest are 0 2 4 6 1 3 5 7, the word is
-0x75316420. In int4.py each code belongs to another output row, so here codes are taken out one by one and packed again by row.
+Worked example: outputs 0 to 7 of one input with codes 0 1 2 3 4 5 6 7. The nibbles from the lowest are 0 2 4 6 1 3 5 7,
+the word is 0x75316420. In int4.py each code belongs to another output row, so here codes are taken out one by one and
+packed again by row.
 
-Source: AutoAWQ 0.2.9, awq/modules/linear/gemm.py (`from_linear`, order_map); Lin et al. 2023, arXiv:2306.00978. What AWQ does to a model before
-it rounds (scaling channels) is in the codes and in the norms of the file. The packings "gemv", "gemv_fast" and "marlin" are others.
+Source: AutoAWQ 0.2.9, awq/modules/linear/gemm.py (`from_linear`, order_map); Lin et al. 2023, arXiv:2306.00978. What
+AWQ does to a model before it rounds (scaling channels) is in the codes and in the norms of the file. The packings
+"gemv", "gemv_fast" and "marlin" are others.
 """
 
 from __future__ import annotations
@@ -38,10 +41,19 @@ def shapes(inputs: int, outputs: int, group_size: int) -> dict[str, tuple[int, .
 
 
 def unpack_awq(qweight: Words, qzeros: Words, scales: Halves, group_size: int) -> Int4:
-    """The same codes on our grid. Raises ValueError where the shapes do not belong together or a scale is not finite."""
+    """The same codes on our grid.
+
+    Raises ValueError where the shapes do not belong together or a scale is not finite.
+    """
     inputs, outputs = qweight.shape[0], qweight.shape[1] * 8
-    if shapes(inputs, outputs, group_size) != {"qweight": qweight.shape, "qzeros": qzeros.shape, "scales": scales.shape}:
-        raise ValueError(f"qweight {qweight.shape}, qzeros {qzeros.shape} and scales {scales.shape} do not belong together")
+    if shapes(inputs, outputs, group_size) != {
+        "qweight": qweight.shape,
+        "qzeros": qzeros.shape,
+        "scales": scales.shape,
+    }:
+        raise ValueError(
+            f"qweight {qweight.shape}, qzeros {qzeros.shape} and scales {scales.shape} do not belong together"
+        )
     codes = pack_nibbles(np.ascontiguousarray(_in_order(qweight).T))
     return to_blocks(codes, scales.T, _in_order(qzeros).T, group_inputs(group_size, inputs), inputs)
 

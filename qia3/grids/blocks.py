@@ -1,7 +1,8 @@
-"""What the grids with blocks of inputs have in common (int4.py, int8.py): codes block by block, a scale and a zero point for each, and the fold.
+"""What the grids with blocks of inputs have in common (int4.py, int8.py): codes block by block, a scale and a zero
+point for each, and the fold.
 
-A row is a whole number of blocks, so multiplying output row n by l[n] multiplies its scales alone: the codes and zero points stay byte for
-byte what they were, for any sign of l, and l = 0 gives a row of zeros.
+A row is a whole number of blocks, so multiplying output row n by l[n] multiplies its scales alone: the codes and zero
+points stay byte for byte what they were, for any sign of l, and l = 0 gives a row of zeros.
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Blocks:
-    """A weight on such a grid. `inputs` is K, which the padded codes no longer tell. How codes and zero points are packed is the grid's."""
+    """A weight on such a grid.
+
+    `inputs` is K, which the padded codes no longer tell. How codes and zero points are packed is the grid's.
+    """
 
     codes: Bytes  # [N, B, bytes of a block]
     scales: Floats  # [N, B]
@@ -46,7 +50,10 @@ Weight = TypeVar("Weight", bound=Blocks)
 
 
 def fold(weight: Weight, vector: Floats) -> Weight:
-    """Multiplies output row n by vector[n] (shape [N]): one multiply on the scales. Codes and zero points are the same objects."""
+    """Multiplies output row n by vector[n] (shape [N]): one multiply on the scales.
+
+    Codes and zero points are the same objects.
+    """
     if vector.shape != (weight.outputs,):
         raise ValueError(f"the vector has shape {vector.shape}, the weight {weight.outputs} output rows")
     return replace(weight, scales=weight.scales * vector.astype(np.float32)[:, None])

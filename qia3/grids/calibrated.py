@@ -1,17 +1,21 @@
-"""The int4 grid with inputs to learn from: each input's rounding error is made good by the inputs that are still to be rounded (GPTQ).
+"""The int4 grid with inputs to learn from: each input's rounding error is made good by the inputs that are still to be
+rounded (GPTQ).
 
-A layer sees inputs x [K]; what matters is the error of its outputs, not of its weights. With H = mean x x^T, an error e of one row costs
+A layer sees inputs x [K]; what matters is the error of its outputs, not of its weights. With H = mean x x^T, an error e
+of one row costs
 
     E |e . x|^2 = e H e^T
 
-Round the inputs one after the other. When input i is rounded with an error d = W[i] - Q[i], the best that the inputs after it can do is to
-move by -d U[i, j] / U[i, i], where U is the upper Cholesky factor of H^-1, H^-1 = U^T U. Each block's scale and zero point are chosen when
-its turn comes, on weights that carry the errors of the blocks before, weighted by the diagonal of H (int4.choose). Worked example, K = 2, steps of 1:
+Round the inputs one after the other. When input i is rounded with an error d = W[i] - Q[i], the best that the inputs
+after it can do is to move by -d U[i, j] / U[i, i], where U is the upper Cholesky factor of H^-1, H^-1 = U^T U. Each
+block's scale and zero point are chosen when its turn comes, on weights that carry the errors of the blocks before,
+weighted by the diagonal of H (int4.choose). Worked example, K = 2, steps of 1:
 
     W = [0.4, 0.4]     x1 = x2 always: H = [[1, 1], [1, 1]] (and a little on the diagonal, to be invertible)
     nearest: Q = [0, 0], output error 0.8 x.    Here: Q1 = 0, the lost 0.4 moves to the second: 0.8 -> Q2 = 1, output error -0.2 x.
 
-Damping: a hundredth of the mean of the diagonal is added to it; an input that was always zero gets 1 there, so its weights are rounded alone.
+Damping: a hundredth of the mean of the diagonal is added to it; an input that was always zero gets 1 there, so its
+weights are rounded alone.
 
 Source: GPTQ, Frantar et al. 2022 (arXiv:2210.17323), algorithm 1, inputs in their own order.
 """
@@ -99,7 +103,9 @@ def _scales(block: Floats, importance: Floats, block_size: int, symmetric: bool)
 
 
 def _round(block: Floats, factor: Floats, scale: Floats, zero: Floats) -> tuple[Floats, Floats]:
-    """Steps [rows, inputs] of a block [inputs, rows], and the errors [inputs, rows] over the diagonal, for the blocks that follow."""
+    """Steps [rows, inputs] of a block [inputs, rows], and the errors [inputs, rows] over the diagonal, for the blocks
+    that follow.
+    """
     left, errors, steps = block.copy(), np.empty_like(block), np.empty_like(block)
     inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale != 0)
     low, high = -zero, 15 - zero

@@ -7,15 +7,18 @@
     scales   float16  [groups, N]
     g_idx    int32    [K]                  the group of each input; i // G, unless the inputs were sorted by activation (desc_act)
 
-There are two conventions for zero points. Files of `checkpoint_format` "gptq" (v1, the default) store z - 1, files of "gptq_v2" store z. In v1 a
-zero point of 0 is stored as 15, so z = (stored + 1) mod 16. A symmetric file has z = 8: the nibble 7 everywhere in v1, 8 in v2.
+There are two conventions for zero points. Files of `checkpoint_format` "gptq" (v1, the default) store z - 1, files of
+"gptq_v2" store z. In v1 a zero point of 0 is stored as 15, so z = (stored + 1) mod 16. A symmetric file has z = 8: the
+nibble 7 everywhere in v1, 8 in v2.
 
-Worked example: output n, inputs 0 to 7 with codes 1 2 3 4 5 6 7 8, z = 8. The word of qweight is 0x87654321, its bytes in memory are
-21 43 65 87; in v1 the nibble n % 8 of qzeros[g, n // 8] is 7. The bytes 21 43 65 87 are the very bytes of int4.py (two codes a byte, the
-even input in the low nibble), which has them by output where GPTQ has them by input: unpacking the codes is a transposition of bytes.
+Worked example: output n, inputs 0 to 7 with codes 1 2 3 4 5 6 7 8, z = 8. The word of qweight is 0x87654321, its bytes
+in memory are 21 43 65 87; in v1 the nibble n % 8 of qzeros[g, n // 8] is 7. The bytes 21 43 65 87 are the very bytes of
+int4.py (two codes a byte, the even input in the low nibble), which has them by output where GPTQ has them by input:
+unpacking the codes is a transposition of bytes.
 
-Source: AutoGPTQ 0.7.1, auto_gptq/nn_modules/qlinear/qlinear_cuda_old.py (`pack` and `forward`); GPTQModel's docs on "gptq_v2"; Frantar et
-al. 2022, arXiv:2210.17323. Files that were sorted by activation are not on this grid: their groups lie across MatMulNBits' blocks.
+Source: AutoGPTQ 0.7.1, auto_gptq/nn_modules/qlinear/qlinear_cuda_old.py (`pack` and `forward`); GPTQModel's docs on
+"gptq_v2"; Frantar et al. 2022, arXiv:2210.17323. Files that were sorted by activation are not on this grid: their
+groups lie across MatMulNBits' blocks.
 """
 
 from __future__ import annotations
@@ -45,10 +48,19 @@ def is_plain(g_idx: Words, group_size: int) -> bool:
 
 
 def unpack_gptq(qweight: Words, qzeros: Words, scales: Halves, group_size: int, checkpoint_format: str) -> Int4:
-    """The same codes on our grid. Raises ValueError where the shapes do not belong together or a scale is not finite."""
+    """The same codes on our grid.
+
+    Raises ValueError where the shapes do not belong together or a scale is not finite.
+    """
     inputs, outputs = qweight.shape[0] * 8, qweight.shape[1]
-    if shapes(inputs, outputs, group_size) != {"qweight": qweight.shape, "qzeros": qzeros.shape, "scales": scales.shape}:
-        raise ValueError(f"qweight {qweight.shape}, qzeros {qzeros.shape} and scales {scales.shape} do not belong together")
+    if shapes(inputs, outputs, group_size) != {
+        "qweight": qweight.shape,
+        "qzeros": qzeros.shape,
+        "scales": scales.shape,
+    }:
+        raise ValueError(
+            f"qweight {qweight.shape}, qzeros {qzeros.shape} and scales {scales.shape} do not belong together"
+        )
     codes = as_bytes(qweight).reshape(inputs // 8, outputs, 4).transpose(1, 0, 2).reshape(outputs, inputs // 2)
     stored = unpack_nibbles(as_bytes(qzeros).reshape(len(qzeros), outputs // 2), outputs)
     zeros = (stored + np.uint8(STORED_BELOW[checkpoint_format])) & np.uint8(15)
@@ -60,7 +72,11 @@ def pack_gptq(weight: Int4, checkpoint_format: str) -> tuple[Words, Words, NDArr
     codes, zeros = unpack(weight)
     words = pack_nibbles(codes).reshape(weight.outputs, -1, 4).transpose(1, 0, 2)
     stored = (zeros.T - np.uint8(STORED_BELOW[checkpoint_format])) & np.uint8(15)
-    return as_words(words)[..., 0], as_words(pack_nibbles(stored)), np.ascontiguousarray(weight.scales.T.astype(np.float16))
+    return (
+        as_words(words)[..., 0],
+        as_words(pack_nibbles(stored)),
+        np.ascontiguousarray(weight.scales.T.astype(np.float16)),
+    )
 
 
 def as_bytes(words: Words) -> NDArray[np.uint8]:

@@ -1,8 +1,10 @@
-"""Groups of inputs, as other formats have them, on the blocks of int4.py: the same codes, the same scales, the same zero points.
+"""Groups of inputs, as other formats have them, on the blocks of int4.py: the same codes, the same scales, the same
+zero points.
 
-GPTQ and AWQ store a scale and a zero point for each group of G inputs of an output row, mostly 32, 64 or 128, or one for the whole row
-(group size -1). MatMulNBits takes blocks of 16, 32, 64, 128 or 256 inputs. A group of such a size is a block. A longer one is cut into the
-largest blocks that divide it, and each of them gets the group's scale and zero point: no value changes, there are only more scales.
+GPTQ and AWQ store a scale and a zero point for each group of G inputs of an output row, mostly 32, 64 or 128, or one
+for the whole row (group size -1). MatMulNBits takes blocks of 16, 32, 64, 128 or 256 inputs. A group of such a size is
+a block. A longer one is cut into the largest blocks that divide it, and each of them gets the group's scale and zero
+point: no value changes, there are only more scales.
 
     G = 512             ->  blocks of 256, scales s0 s0 s1 s1 ...
     G = -1, K = 896     ->  7 blocks of 128 in a row, all with its one scale
@@ -36,12 +38,15 @@ def block_of(group: int) -> int:
 def to_blocks(codes: Bytes, scales: Halves, zeros: Bytes, group: int, inputs: int) -> Int4:
     """codes [N, inputs / 2] (two a byte, the even input low), scales and zero points 0..15 [N, groups] -> Int4.
 
-    Where every zero point is 8 the weight is symmetric and stores none. Raises ValueError where shapes do not fit or a scale is not finite.
+    Where every zero point is 8 the weight is symmetric and stores none. Raises ValueError where shapes do not fit or a
+    scale is not finite.
     """
     block = block_of(group)
     groups, blocks = -(-inputs // group), -(-inputs // block)
     if codes.shape != (len(scales), inputs // 2) or not scales.shape == zeros.shape == (len(codes), groups):
-        raise ValueError(f"codes {codes.shape}, scales {scales.shape} and zero points {zeros.shape} are not {groups} groups a row")
+        raise ValueError(
+            f"codes {codes.shape}, scales {scales.shape} and zero points {zeros.shape} are not {groups} groups a row"
+        )
     if not np.isfinite(scales).all():
         raise ValueError("a scale is NaN or infinity")
     each = np.repeat(scales.astype(np.float32), group // block, axis=1)[:, :blocks]

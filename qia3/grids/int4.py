@@ -8,24 +8,26 @@ A weight W of N output rows and K inputs is cut, row by row, into B = ceil(K / b
     scales       float32 [N, B]
     zero points  uint8   [N, ceil(B / 2)]     two a byte, the even block in the low nibble; absent on a symmetric grid, where z = 8
 
-The last block of a row is filled up with codes equal to its zero point, so that the filling is worth zero. Worked example, N = 1, K = 4,
-shown for a block of 4 (real blocks are 16 to 256):
+The last block of a row is filled up with codes equal to its zero point, so that the filling is worth zero. Worked
+example, N = 1, K = 4, shown for a block of 4 (real blocks are 16 to 256):
 
     W = [-0.3, 0.0, 0.6, 1.2]     min -0.3, max 1.2     s = (1.2 + 0.3) / 15 = 0.1     z = round(0.3 / 0.1) = 3
     q = [0, 3, 9, 15]             bytes: 0x30 (q1 q0), 0xF9 (q3 q2)                     zero points: 0x03
 
-A row is a whole number of blocks, so multiplying output row n by l[n] multiplies its scales alone (`fold`): the codes and zero points
-stay byte for byte what they were, for any sign of l, and l = 0 gives a row of zeros.
+A row is a whole number of blocks, so multiplying output row n by l[n] multiplies its scales alone (`fold`): the codes
+and zero points stay byte for byte what they were, for any sign of l, and l = 0 gives a row of zeros.
 
-Choosing scale and zero point. The error of a block is sum a (W - s d)^2 with d = q - z and a = sqrt(mean W^2 + W^2): large weights count for
-more, as in ggml's k-quants (make_qkx2_quants). With d fixed the best scale is s = <aW, d> / <ad, d>, and what it leaves falls with
-<aW, d>^2 / <ad, d>. So each block tries a few ranges, rounds to nearest within each, and keeps the d that explains most. Asymmetric: shares
-of [min(W, 0), max(W, 0)], so that zero is always on the grid. Symmetric: shares of s = -peak / 8, where peak is the entry of the largest
-magnitude with its sign, as ONNX Runtime's own quantiser has it: scales may be negative. The full range is among those tried, so no block's
-error is worse than by round to nearest. Last, W is rounded once more by the scale that came out best. With inputs to learn from, see
-calibrated.py.
+Choosing scale and zero point. The error of a block is sum a (W - s d)^2 with d = q - z and a = sqrt(mean W^2 + W^2):
+large weights count for more, as in ggml's k-quants (make_qkx2_quants). With d fixed the best scale is s = <aW, d> /
+<ad, d>, and what it leaves falls with <aW, d>^2 / <ad, d>. So each block tries a few ranges, rounds to nearest within
+each, and keeps the d that explains most. Asymmetric: shares of [min(W, 0), max(W, 0)], so that zero is always on the
+grid. Symmetric: shares of s = -peak / 8, where peak is the entry of the largest magnitude with its sign, as ONNX
+Runtime's own quantiser has it: scales may be negative. The full range is among those tried, so no block's error is
+worse than by round to nearest. Last, W is rounded once more by the scale that came out best. With inputs to learn from,
+see calibrated.py.
 
-Source of the layout: docs/ContribOperators.md of ONNX Runtime, com.microsoft.MatMulNBits. Scales that train: PEQA (arXiv:2305.14152).
+Source of the layout: docs/ContribOperators.md of ONNX Runtime, com.microsoft.MatMulNBits. Scales that train: PEQA
+(arXiv:2305.14152).
 """
 
 from __future__ import annotations
@@ -62,7 +64,9 @@ def row_bytes(inputs: int, block: int, symmetric: bool) -> int:
 
 
 def block_for(inputs: int, at_most: int, symmetric: bool = False) -> int:
-    """The block, up to `at_most`, in which a row of `inputs` takes the fewest bytes: 64 for 576 and at most 128, which would fill up to 640."""
+    """The block, up to `at_most`, in which a row of `inputs` takes the fewest bytes: 64 for 576 and at most 128, which
+    would fill up to 640.
+    """
     return min((b for b in BLOCK_SIZES if b <= at_most), key=lambda block: (row_bytes(inputs, block, symmetric), block))
 
 
@@ -88,7 +92,9 @@ def quantise(weight: Floats, block_size: int, symmetric: bool = False) -> Int4:
     check(weight, block_size)
     outputs, inputs = weight.shape
     blocks = -(-inputs // block_size)
-    flat = np.pad(weight.astype(np.float32, copy=False), ((0, 0), (0, blocks * block_size - inputs))).reshape(-1, block_size)
+    flat = np.pad(weight.astype(np.float32, copy=False), ((0, 0), (0, blocks * block_size - inputs))).reshape(
+        -1, block_size
+    )
     steps, scales, zeros = np.empty_like(flat), np.empty(len(flat), np.float32), np.empty(len(flat), np.float32)
     step = CACHED_ENTRIES // block_size
     for part in (slice(start, start + step) for start in range(0, len(flat), step)):
@@ -109,7 +115,8 @@ def joined(parts: Sequence[Int4]) -> Int4:
 
 
 def choose(blocks: Floats, importance: Floats, symmetric: bool) -> tuple[Floats, Floats, Floats]:
-    """Steps q - z [n, block], scales [n] and zero points [n] of blocks [n, block]: those of the range that explains most of the block.
+    """Steps q - z [n, block], scales [n] and zero points [n] of blocks [n, block]: those of the range that explains
+    most of the block.
 
     `importance` [n, block] or [1, block] weighs each entry's squared error.
     """
@@ -142,7 +149,9 @@ def assemble(steps: Floats, scales: Floats, zeros: Floats, inputs: int, symmetri
 
 
 def _asymmetric_range(blocks: Floats, factor: np.float32) -> tuple[Floats, Floats]:
-    """Scales and zero points [n] for `factor` of the range [min(W, 0), max(W, 0)] around its middle; a block of zeros gets scale 0."""
+    """Scales and zero points [n] for `factor` of the range [min(W, 0), max(W, 0)] around its middle; a block of zeros
+    gets scale 0.
+    """
     low, high = np.minimum(blocks.min(axis=-1), 0), np.maximum(blocks.max(axis=-1), 0)
     scales = ((high - low) / np.float32(15) * factor).astype(np.float32)
     zeros = np.rint(np.clip(np.float32(7.5) - _ratio((low + high) / 2, scales), 0, 15))

@@ -1,4 +1,6 @@
-"""The int8 grid: unsigned 8-bit codes, a scale and a zero point per block of inputs. For the few layers whose rounding costs most.
+"""The int8 grid: unsigned 8-bit codes, a scale and a zero point per block of inputs.
+
+For the few layers whose rounding costs most.
 
 The int4 grid (int4.py) with a byte for each code, in the layout that ONNX Runtime's MatMulNBits has for bits = 8:
 
@@ -8,19 +10,22 @@ The int4 grid (int4.py) with a byte for each code, in the layout that ONNX Runti
     scales       float32 [N, B]
     zero points  uint8   [N, B]            one a block; absent on a symmetric grid, where z = 128
 
-The last block of a row is filled up with codes equal to its zero point. Worked example, N = 1, K = 4, shown for a block of 4:
+The last block of a row is filled up with codes equal to its zero point. Worked example, N = 1, K = 4, shown for a block
+of 4:
 
     W = [-0.5, 0.0, 1.0, 2.05]     s = (2.05 + 0.5) / 255 = 0.01     z = round(0.5 / 0.01) = 50
     q = [0, 50, 150, 255]          bytes: 0x00, 0x32, 0x96, 0xFF     zero points: 0x32
 
 A block is 128 at least, where it fits: a code is fine enough to share its scale with more weights than at 4 bits.
 
-Rounding is to nearest on [min(W, 0), max(W, 0)], symmetric on [-max |W|, max |W|] with the codes 1 to 255. Nothing is searched and nothing
-calibrated: a step is a 17th of what it is at 4 bits, and what rounding costs falls with its square, to about a 290th.
+Rounding is to nearest on [min(W, 0), max(W, 0)], symmetric on [-max |W|, max |W|] with the codes 1 to 255. Nothing is
+searched and nothing calibrated: a step is a 17th of what it is at 4 bits, and what rounding costs falls with its
+square, to about a 290th.
 
 Folding is as on int4: row n times l[n] is the row's scales times l[n], and nothing else changes.
 
-Source of the layout: docs/ContribOperators.md of ONNX Runtime, com.microsoft.MatMulNBits and com.microsoft.GatherBlockQuantized.
+Source of the layout: docs/ContribOperators.md of ONNX Runtime, com.microsoft.MatMulNBits and
+com.microsoft.GatherBlockQuantized.
 """
 
 from __future__ import annotations
@@ -53,7 +58,9 @@ def row_bytes(inputs: int, block: int, symmetric: bool) -> int:
 
 
 def block_for(inputs: int, at_most: int, symmetric: bool = False) -> int:
-    """The block, up to `at_most` or 128, in which a row of `inputs` takes the fewest bytes: 64 for 576, which 128 would fill up to 640."""
+    """The block, up to `at_most` or 128, in which a row of `inputs` takes the fewest bytes: 64 for 576, which 128 would
+    fill up to 640.
+    """
     blocks = (b for b in BLOCK_SIZES if b <= max(at_most, LEAST_BLOCK))
     return min(blocks, key=lambda block: (row_bytes(inputs, block, symmetric), block))
 
@@ -66,7 +73,9 @@ def quantise(weight: Floats, block_size: int, symmetric: bool = False) -> Int8:
     check(weight, block_size)
     outputs, inputs = weight.shape
     blocks = -(-inputs // block_size)
-    wide = np.pad(weight.astype(np.float32, copy=False), ((0, 0), (0, blocks * block_size - inputs))).reshape(outputs, blocks, block_size)
+    wide = np.pad(weight.astype(np.float32, copy=False), ((0, 0), (0, blocks * block_size - inputs))).reshape(
+        outputs, blocks, block_size
+    )
     scales, zeros = _range(wide, symmetric)
     steps = np.rint(np.divide(wide, scales[..., None], out=np.zeros_like(wide), where=scales[..., None] != 0))
     codes = np.clip(steps + zeros[..., None], 0, 255).astype(np.uint8)
@@ -79,13 +88,17 @@ def _range(blocks: Floats, symmetric: bool) -> tuple[Floats, Floats]:
     if symmetric:
         scales = (np.maximum(high, -low) / np.float32(127)).astype(np.float32)
         return scales, np.full_like(scales, SYMMETRIC_ZERO)
-    scales = (high / np.float32(255) - low / np.float32(255)).astype(np.float32)  # not high - low, which may be more than float32 holds
+    scales = (high / np.float32(255) - low / np.float32(255)).astype(
+        np.float32
+    )  # not high - low, which may be more than float32 holds
     zeros = np.rint(np.divide(-low, scales, out=np.zeros_like(scales), where=scales != 0))
     return scales, np.clip(zeros, 0, 255)
 
 
 def dequantise(weight: Int8) -> Floats:
     """float32 [N, K]."""
-    zeros = np.float32(SYMMETRIC_ZERO) if weight.zero_points is None else weight.zero_points.astype(np.float32)[..., None]
+    zeros = (
+        np.float32(SYMMETRIC_ZERO) if weight.zero_points is None else weight.zero_points.astype(np.float32)[..., None]
+    )
     dense: Floats = (weight.codes.astype(np.float32) - zeros) * weight.scales[..., None]
     return dense.reshape(weight.outputs, -1)[:, : weight.inputs]

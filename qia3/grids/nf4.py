@@ -1,6 +1,8 @@
-"""The NF4 grid: 4-bit codes into 16 levels at the quantiles of a normal distribution, times a block's largest magnitude. bitsandbytes' layout.
+"""The NF4 grid: 4-bit codes into 16 levels at the quantiles of a normal distribution, times a block's largest
+magnitude. bitsandbytes' layout.
 
-A weight W of N output rows and K inputs is read as one long list, row after row, and cut into blocks of `block` entries (64 as a rule):
+A weight W of N output rows and K inputs is read as one long list, row after row, and cut into blocks of `block` entries
+(64 as a rule):
 
     W[e] = LEVELS[q[e]] * s[e // block],    e = n K + i,    q in 0..15
 
@@ -10,18 +12,21 @@ A weight W of N output rows and K inputs is read as one long list, row after row
 Worked example, N = 1, K = 4:   W = [-0.5, 0.0, 0.25, 0.125]    s = 0.5    W / s = [-1, 0, 0.5, 0.25]
 nearest levels -1, 0, 0.4407, 0.2461 are numbers 0, 7, 12, 10           bytes: 0x07 (q0 q1), 0xCA (q2 q3)
 
-Level 7 is zero, so zeros stay zeros. A level is chosen by the midpoints between neighbours, in float32, as bitsandbytes does; equal bit for bit
-to its CPU code (tests/test_grids_nf4.py). Its AVX-512 dequantiser (0.50) lets every row begin a block of its own: where K is no multiple of the
-block its weights are wrong there, and right in its plain code, on GPUs and here.
+Level 7 is zero, so zeros stay zeros. A level is chosen by the midpoints between neighbours, in float32, as bitsandbytes
+does; equal bit for bit to its CPU code (tests/test_grids_nf4.py). Its AVX-512 dequantiser (0.50) lets every row begin a
+block of its own: where K is no multiple of the block its weights are wrong there, and right in its plain code, on GPUs
+and here.
 
-Folding. Where K is a multiple of the block, no block crosses from a row into the next, and multiplying row n by l[n] multiplies the scales of that
-row's K / block blocks: the codes stay what they were. Where it is not, a block belongs to two rows, and no folding is exact: `fold` refuses.
+Folding. Where K is a multiple of the block, no block crosses from a row into the next, and multiplying row n by l[n]
+multiplies the scales of that row's K / block blocks: the codes stay what they were. Where it is not, a block belongs to
+two rows, and no folding is exact: `fold` refuses.
 
-Double quantisation. bitsandbytes may store the scales themselves in 8 bits: s = MAP[c] * t[b // 256] + offset, c one byte a block, t one float32
-for 256 blocks. That is 0.127 bits a weight instead of 0.5. A fold needs plain float32 scales, so they are un-nested first (`unnest`), which
-costs the difference, 0.373 bits a weight, and changes no weight.
+Double quantisation. bitsandbytes may store the scales themselves in 8 bits: s = MAP[c] * t[b // 256] + offset, c one
+byte a block, t one float32 for 256 blocks. That is 0.127 bits a weight instead of 0.5. A fold needs plain float32
+scales, so they are un-nested first (`unnest`), which costs the difference, 0.373 bits a weight, and changes no weight.
 
-Sources: Dettmers et al. 2023 (arXiv:2305.14314), sections 3 and appendix E; bitsandbytes 0.50, functional.py (get_4bit_type, quantize_4bit).
+Sources: Dettmers et al. 2023 (arXiv:2305.14314), sections 3 and appendix E; bitsandbytes 0.50, functional.py
+(get_4bit_type, quantize_4bit).
 """
 
 from __future__ import annotations
@@ -73,7 +78,10 @@ def bits_per_weight(block_size: int, nested: bool = False) -> float:
 
 
 def quantise(weight: Floats, block_size: int = 64) -> Nf4:
-    """The nearest level of each entry. weight [N, K] float32 -> Nf4. Raises ValueError on a bad block size or a weight that is not finite."""
+    """The nearest level of each entry. weight [N, K] float32 -> Nf4.
+
+    Raises ValueError on a bad block size or a weight that is not finite.
+    """
     if block_size not in BLOCK_SIZES:
         raise ValueError(f"an NF4 block is one of {BLOCK_SIZES}, not {block_size}")
     if not np.isfinite(weight).all():
@@ -82,7 +90,9 @@ def quantise(weight: Floats, block_size: int = 64) -> Nf4:
     flat = weight.astype(np.float32, copy=False).reshape(-1)
     blocks = np.pad(flat, (0, -len(flat) % block_size)).reshape(-1, block_size)
     scales: Floats = np.abs(blocks).max(axis=-1)
-    inverse = np.float32(1) / np.maximum(scales, LEAST)  # bitsandbytes multiplies by it, which rounds otherwise than dividing does
+    inverse = np.float32(1) / np.maximum(
+        scales, LEAST
+    )  # bitsandbytes multiplies by it, which rounds otherwise than dividing does
     steps = np.clip(blocks * inverse[:, None], -1, 1).reshape(-1)[: len(flat)]
     if rest := len(flat) % block_size:  # and divides in a short last block
         scales[-1] = max(scales[-1], LEAST)
@@ -112,17 +122,24 @@ def dequantise(weight: Nf4) -> Floats:
 
 
 def fold(weight: Nf4, vector: Floats) -> Nf4:
-    """Multiplies output row n by vector[n] (shape [N]): one multiply on the scales. Raises ValueError where a block belongs to two rows."""
+    """Multiplies output row n by vector[n] (shape [N]): one multiply on the scales.
+
+    Raises ValueError where a block belongs to two rows.
+    """
     if vector.shape != (weight.outputs,):
         raise ValueError(f"the vector has shape {vector.shape}, the weight {weight.outputs} output rows")
     if not weight.folds:
-        raise ValueError(f"rows of {weight.inputs} inputs are not whole blocks of {weight.block_size}: a scale belongs to two rows")
+        raise ValueError(
+            f"rows of {weight.inputs} inputs are not whole blocks of {weight.block_size}: a scale belongs to two rows"
+        )
     each = weight.inputs // weight.block_size
     return replace(weight, scales=weight.scales * np.repeat(vector.astype(np.float32), each))
 
 
 def unnest(codes: Bytes, levels: Floats, scales: Floats, offset: float, block: int = NESTED_BLOCK) -> Floats:
-    """Plain scales float32 [m] of doubly quantised ones: codes uint8 [m] into levels [256], scales [ceil(m / block)], and what all are moved by."""
+    """Plain scales float32 [m] of doubly quantised ones: codes uint8 [m] into levels [256], scales [ceil(m / block)],
+    and what all are moved by.
+    """
     wide = np.repeat(scales.astype(np.float32), block)[: len(codes)]
     plain: Floats = levels.astype(np.float32)[codes] * wide + np.float32(offset)
     return plain

@@ -1,14 +1,16 @@
-"""Which layers of a build get more bits than the rest: by their roles in a build file, or as many as fit into so many bits a weight.
+"""Which layers of a build get more bits than the rest: by their roles in a build file, or as many as fit into so many
+bits a weight.
 
     eight_bit = ["value", "head", "down@0-2,11,28-29"]      # all values, the head, the down projections of layers 0, 1, 2, 11, 28 and 29
     blocks = { 32 = ["up@0-3"] }                            # shorter blocks (or longer ones) than the rest have
     bits = 5.0                                              # what helps most (qia3.base.sensitivity), named in the report in the same way
 
-Roles are found in the float model by what its layers do (roles.py). "up" is all that leads into a feed-forward's inner activation, gate and up
-alike. A fused layer has every role of its parts: "value" means the whole of a fused q|k|v projection. A head that is tied to the embedding
-stands for both: they are one table.
+Roles are found in the float model by what its layers do (roles.py). "up" is all that leads into a feed-forward's inner
+activation, gate and up alike. A fused layer has every role of its parts: "value" means the whole of a fused q|k|v
+projection. A head that is tied to the embedding stands for both: they are one table.
 
-A budget is spent on three forms: the block that was asked for, blocks of 32, which ONNX Runtime's kernels still multiply fast, and 8 bits.
+A budget is spent on three forms: the block that was asked for, blocks of 32, which ONNX Runtime's kernels still
+multiply fast, and 8 bits.
 """
 
 from __future__ import annotations
@@ -64,7 +66,9 @@ class Named:
         ):
             meant = {name for role in roles for name in _meant(role, linears, key)}
             if twice := sorted(meant & own.keys()):
-                raise BaseModelError(f"eight_bit and blocks name {len(twice)} layers twice (the first is {twice[0]}); name each once")
+                raise BaseModelError(
+                    f"eight_bit and blocks name {len(twice)} layers twice (the first is {twice[0]}); name each once"
+                )
             own |= dict.fromkeys(meant, form)
         return Chosen(own, self.eight_bit, {str(block): list(roles) for block, roles in self.blocks})
 
@@ -104,7 +108,10 @@ class Within:
 
 def named(eight_bit: Iterable[str], blocks: Iterable[tuple[int, Iterable[str]]] = ()) -> Named:
     """The choice of a build file by roles; those of each block size."""
-    return Named(tuple(sorted(set(eight_bit))), tuple((block, tuple(sorted(set(roles)))) for block, roles in sorted(blocks) if roles))
+    return Named(
+        tuple(sorted(set(eight_bit))),
+        tuple((block, tuple(sorted(set(roles)))) for block, roles in sorted(blocks) if roles),
+    )
 
 
 def _groups(roles: dict[str, str]) -> dict[str, list[str]]:
@@ -118,7 +125,10 @@ def _groups(roles: dict[str, str]) -> dict[str, list[str]]:
 
 
 def spelled(chosen: Iterable[str], groups: Iterable[str]) -> tuple[str, ...]:
-    """Groups as a build file names them: "value@0", "value@1", "value@3" -> "value@0-1,3", or "value" where that is all of them."""
+    """Groups as a build file names them:
+
+    "value@0", "value@1", "value@3" -> "value@0-1,3", or "value" where that is all of them.
+    """
     every, wanted = _numbered(groups), _numbered(chosen)
     return tuple(sorted(role if wanted[role] == every[role] else f"{role}@{_ranges(wanted[role])}" for role in wanted))
 

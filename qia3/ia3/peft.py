@@ -1,9 +1,10 @@
 """IA³ adapters as PEFT checkpoints, both ways.
 
-PEFT keeps one tensor per layer, `base_model.model.MODULE.ia3_l`: float [outputs, 1] where the layer's output is scaled, [1, inputs] where
-its input is (its `feedforward_modules`). Ours differ in one place: in a gated feed-forward PEFT's default scales the input of the down
-projection, h = l * (act(gate) * up), and ours the output of the up projection, act(gate) * (l * up). Both are the same function, so a
-vector read from a down projection becomes the up projection's; ours are written as up projection vectors, which PEFT loads as they are.
+PEFT keeps one tensor per layer, `base_model.model.MODULE.ia3_l`: float [outputs, 1] where the layer's output is scaled,
+[1, inputs] where its input is (its `feedforward_modules`). Ours differ in one place: in a gated feed-forward PEFT's
+default scales the input of the down projection, h = l * (act(gate) * up), and ours the output of the up projection,
+act(gate) * (l * up). Both are the same function, so a vector read from a down projection becomes the up projection's;
+ours are written as up projection vectors, which PEFT loads as they are.
 
 The base's fingerprint travels in the safetensors header ("qia3.base"), where PEFT leaves it alone.
 """
@@ -29,8 +30,13 @@ BASE_KEY = "qia3.base"
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
-def write_peft(folder: Path, vectors: Mapping[str, NDArray[np.float32]], sites: Sequence[Site], reference: str, fingerprint: str) -> None:
-    """Writes adapter_config.json and adapter_model.safetensors. Vectors are float32 [size] by site name; absent ones are ones."""
+def write_peft(
+    folder: Path, vectors: Mapping[str, NDArray[np.float32]], sites: Sequence[Site], reference: str, fingerprint: str
+) -> None:
+    """Writes adapter_config.json and adapter_model.safetensors.
+
+    Vectors are float32 [size] by site name; absent ones are ones.
+    """
     from peft import IA3Config
 
     check_vectors(sites, vectors)
@@ -38,7 +44,9 @@ def write_peft(folder: Path, vectors: Mapping[str, NDArray[np.float32]], sites: 
     tensors = {}
     for site in sites:
         flat = np.asarray(vectors.get(site.name, np.ones(site.size, np.float32)), np.float32)
-        tensors[f"{PREFIX}{site.name}"] = np.ascontiguousarray(flat[None, :] if site.placement == "input" else flat[:, None])
+        tensors[f"{PREFIX}{site.name}"] = np.ascontiguousarray(
+            flat[None, :] if site.placement == "input" else flat[:, None]
+        )
     save_file(tensors, str(folder / WEIGHTS), metadata={BASE_KEY: fingerprint})  # of two keys the order would vary
     config = IA3Config(
         task_type="CAUSAL_LM",
@@ -47,18 +55,23 @@ def write_peft(folder: Path, vectors: Mapping[str, NDArray[np.float32]], sites: 
         target_modules=sorted({s.module for s in sites}),
         feedforward_modules=sorted({s.module for s in sites if s.placement == "input"}),
     ).to_dict()
-    text = json.dumps({k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}, indent=1, default=str, sort_keys=True)
+    text = json.dumps(
+        {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}, indent=1, default=str, sort_keys=True
+    )
     (folder / CONFIG).write_text(text + "\n")
 
 
 def read_peft(folder: Path, sites: Sequence[Site], fingerprint: str | None = None) -> Vectors:
     """The vectors of a PEFT IA³ checkpoint by site name, float32 [size]. `sites` may include query projections.
 
-    Raises AdapterError for a checkpoint of another kind, a foreign base, and with every tensor that has no place or a wrong shape.
+    Raises AdapterError for a checkpoint of another kind, a foreign base, and with every tensor that has no place or a
+    wrong shape.
     """
     config, tensors, base = open_peft(folder)
     if base is not None and fingerprint is not None and base != fingerprint:
-        raise AdapterError(f"{folder} was trained on another base (fingerprint {base[:12]}…, this one is {fingerprint[:12]}…)")
+        raise AdapterError(
+            f"{folder} was trained on another base (fingerprint {base[:12]}…, this one is {fingerprint[:12]}…)"
+        )
     feed_forward = config.get("feedforward_modules") or []
     patterns = [feed_forward] if isinstance(feed_forward, str) else list(feed_forward)
     by_module: dict[tuple[str, str], Site] = {(s.module, s.placement): s for s in sites}
@@ -73,7 +86,9 @@ def read_peft(folder: Path, sites: Sequence[Site], fingerprint: str | None = Non
             continue
         inner = site.size if site.rows is None or site.down is None or placement == "output" else len(site.rows)
         if tensor.shape != ((1, inner) if placement == "input" else (inner, 1)):
-            bad.append(f"{key} (shape {tuple(tensor.shape)}, this base has {(1, inner) if placement == 'input' else (inner, 1)})")
+            bad.append(
+                f"{key} (shape {tuple(tensor.shape)}, this base has {(1, inner) if placement == 'input' else (inner, 1)})"
+            )
             continue
         vectors[site.name] = _placed(tensor.reshape(-1), site)
     if bad:

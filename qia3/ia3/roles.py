@@ -1,7 +1,8 @@
 """Finds the key, value and feed-forward layers of any transformers model by what they do, not by what they are called.
 
-One forward pass over a few tokens is watched. Every linear layer's output is cut loose from the layers before it and made a leaf of the
-autograd graph, and transformers' attention function is replaced by one that keeps the queries, keys and values it is handed. Then
+One forward pass over a few tokens is watched. Every linear layer's output is cut loose from the layers before it and
+made a leaf of the autograd graph, and transformers' attention function is replaced by one that keeps the queries, keys
+and values it is handed. Then
 
 - the outputs of a layer inside an attention module that the keys have a gradient in are its key rows, and likewise for values and
   queries. A fused q|k|v projection shows which of its rows are which, whatever their order.
@@ -10,7 +11,8 @@ autograd graph, and transformers' attention function is replaced by one that kee
 - in a gated feed-forward, h = act(gate) * up, negating `up` negates h: the vector goes to up's output, where it folds into the rows.
   If no branch is linear (h = act(up)), the vector stays on the input of the down projection. A fused gate|up layer is two branches.
 
-Norms on keys (Qwen3, Gemma3, OLMo2) come after the projection and do not disturb this: the vector sits on the projection's output.
+Norms on keys (Qwen3, Gemma3, OLMo2) come after the projection and do not disturb this: the vector sits on the
+projection's output.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ LINEAR = (nn.Linear, Conv1D, GridLinear)
 
 @dataclass(frozen=True)
 class Site:
-    """Where one vector acts. `rows` are the entries that train, of `size`: all, or the key and value (or up) rows of a fused layer.
+    """Where one vector acts.
+
+    `rows` are the entries that train, of `size`: all, or the key and value (or up) rows of a fused layer.
 
     `down` names the down projection that a gated feed-forward's vector acts on in PEFT's placement.
     """
@@ -60,7 +64,9 @@ class Site:
 
 @dataclass(frozen=True)
 class Roles:
-    """The sites that train, in the model's order; query projections, for adapters that carry them; and the role of each linear layer."""
+    """The sites that train, in the model's order; query projections, for adapters that carry them; and the role of each
+    linear layer.
+    """
 
     sites: tuple[Site, ...]
     queries: tuple[Site, ...]
@@ -69,7 +75,9 @@ class Roles:
 
 @dataclass
 class _Watch:
-    """What one pass leaves behind: inputs and leaf outputs of linear layers by name; queries, keys, values by attention module."""
+    """What one pass leaves behind: inputs and leaf outputs of linear layers by name; queries, keys, values by attention
+    module.
+    """
 
     inputs: dict[str, Tensor] = field(default_factory=dict)
     outputs: dict[str, Tensor] = field(default_factory=dict)
@@ -77,7 +85,9 @@ class _Watch:
 
 
 def find_roles(model: PreTrainedModel) -> Roles:
-    """Raises BaseModelError, listing the linear layers seen, when the model shows no keys and values or no feed-forward."""
+    """Raises BaseModelError, listing the linear layers seen, when the model shows no keys and values or no
+    feed-forward.
+    """
     names = {m: n for n, m in model.named_modules()}
     linears = {n: m for n, m in model.named_modules() if isinstance(m, LINEAR)}
     watch = _run(model, linears, {})
@@ -91,7 +101,9 @@ def find_roles(model: PreTrainedModel) -> Roles:
         sites += [s for s in found if s.role != "query"]
         queries += [s for s in found if s.role == "query"]
     head = names.get(model.get_output_embeddings(), "") if model.get_output_embeddings() is not None else ""
-    feed_forward = _feed_forward_sites(model, linears, [n for n in watch.outputs if n not in inside and n != head], watch, roles)
+    feed_forward = _feed_forward_sites(
+        model, linears, [n for n in watch.outputs if n not in inside and n != head], watch, roles
+    )
     order = {n: i for i, n in enumerate(linears)}
     if not sites or not feed_forward:
         raise BaseModelError(_nothing_found(model, bool(sites), linears))
@@ -102,9 +114,14 @@ def find_roles(model: PreTrainedModel) -> Roles:
     return Roles(tuple(sorted(sites + feed_forward, key=lambda s: order[s.module])), tuple(queries), roles)
 
 
-def _attention_sites(owned: list[str], watch: _Watch, qkv: tuple[Tensor, Tensor, Tensor], roles: dict[str, str]) -> list[Site]:
+def _attention_sites(
+    owned: list[str], watch: _Watch, qkv: tuple[Tensor, Tensor, Tensor], roles: dict[str, str]
+) -> list[Site]:
     """The sites of one attention module, from the rows of its layers' outputs that queries, keys and values depend on."""
-    rows = {part: _rows(tensor, [watch.outputs[n] for n in owned]) for part, tensor in zip(("query", "key", "value"), qkv, strict=True)}
+    rows = {
+        part: _rows(tensor, [watch.outputs[n] for n in owned])
+        for part, tensor in zip(("query", "key", "value"), qkv, strict=True)
+    }
     sites = []
     for i, name in enumerate(owned):
         parts = {part: found[i] for part, found in rows.items() if found[i]}
@@ -147,7 +164,9 @@ def _feed_forward_sites(
     for turn in range(max((len(b) for b in branches.values()), default=0)):
         tried = {down: b[turn] for down, b in branches.items() if turn < len(b)}
         again = _run(model, linears, _negated(watch.outputs, list(tried.values())))
-        linear |= {d: b for d, b in tried.items() if torch.allclose(again.inputs[d], -watch.inputs[d], rtol=1e-4, atol=1e-6)}
+        linear |= {
+            d: b for d, b in tried.items() if torch.allclose(again.inputs[d], -watch.inputs[d], rtol=1e-4, atol=1e-6)
+        }
     sites = []
     for down, found in branches.items():
         roles.update({down: "feed_forward_down"} | {b.layer: "feed_forward" for b in found})
@@ -162,7 +181,9 @@ def _feed_forward_site(down: str, inner: int, up: _Branch | None, watch: _Watch)
     if up is None:
         return Site(down, "feed_forward", "input", inner)
     size = int(watch.outputs[up.layer].shape[-1])
-    return Site(up.layer, "feed_forward", "output", size, None if size == inner else tuple(range(up.start, up.stop)), down)
+    return Site(
+        up.layer, "feed_forward", "output", size, None if size == inner else tuple(range(up.start, up.stop)), down
+    )
 
 
 def _negated(outputs: dict[str, Tensor], branches: list[_Branch]) -> dict[str, Tensor]:
@@ -179,7 +200,9 @@ def _branches(down: str, outside: list[str], watch: _Watch) -> list[_Branch]:
     ups = [n for n in outside if n != down and watch.outputs[n].shape[-1] in (size, 2 * size)]
     if not ups or not inner.requires_grad or size < 2:
         return []
-    grads = torch.autograd.grad(inner[..., : size // 2].sum(), [watch.outputs[n] for n in ups], retain_graph=True, allow_unused=True)
+    grads = torch.autograd.grad(
+        inner[..., : size // 2].sum(), [watch.outputs[n] for n in ups], retain_graph=True, allow_unused=True
+    )
     found = []
     for name, grad in zip(ups, grads, strict=True):
         if grad is None or grad.shape[:-1] != inner.shape[:-1]:
@@ -202,10 +225,14 @@ def _run(model: PreTrainedModel, linears: dict[str, nn.Module], fixed: dict[str,
 
         return keep
 
-    def attend(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **_: Any) -> tuple[Tensor, None]:
+    def attend(
+        module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **_: Any
+    ) -> tuple[Tensor, None]:
         watch.attention.append((module, (q, k, v)))
         v = v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
-        return v[:, :, -1:].expand(-1, -1, q.shape[2], -1).transpose(1, 2).contiguous(), None  # any mixture of values will do here
+        return v[:, :, -1:].expand(-1, -1, q.shape[2], -1).transpose(
+            1, 2
+        ).contiguous(), None  # any mixture of values will do here
 
     AttentionInterface.register(PROBE, attend)
     handles = [m.register_forward_hook(hook(n)) for n, m in linears.items()]
@@ -239,6 +266,10 @@ def attention(model: PreTrainedModel, implementation: str) -> Any:
 
 
 def _nothing_found(model: PreTrainedModel, keys: bool, linears: dict[str, nn.Module]) -> str:
-    missing = "no feed-forward whose inner activation can be scaled" if keys else "no attention with key and value projections"
+    missing = (
+        "no feed-forward whose inner activation can be scaled"
+        if keys
+        else "no attention with key and value projections"
+    )
     seen = sorted({".".join(p for p in n.split(".") if not p.isdigit()) for n in linears})
     return f"{type(model).__name__} has no place for IA³ vectors: {missing}. Linear layers seen: {', '.join(seen) or 'none'}"

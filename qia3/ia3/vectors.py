@@ -1,10 +1,10 @@
 """IA³ vectors on a frozen base: l = 1 + delta, one entry per scaled activation (Liu et al. 2022, section 3.3).
 
-bfloat16 has a step of 1/128 above 1 and 1/256 below it, so a vector stored as bfloat16 ones cannot follow updates of a few thousandths.
-The offset from one has no such trouble: near zero bfloat16 resolves 1 part in 256 of the offset itself. `Scaled` therefore shows the
-forward pass l = 1 + bfloat16(delta), and gives the optimiser a float32 master copy of delta to accumulate in; the rounding passes
-gradients through unchanged. What is saved is the l that the forward pass saw, in float32, which holds 1 + delta exactly
-unless delta is below 2^-16.
+bfloat16 has a step of 1/128 above 1 and 1/256 below it, so a vector stored as bfloat16 ones cannot follow updates of a
+few thousandths. The offset from one has no such trouble: near zero bfloat16 resolves 1 part in 256 of the offset
+itself. `Scaled` therefore shows the forward pass l = 1 + bfloat16(delta), and gives the optimiser a float32 master copy
+of delta to accumulate in; the rounding passes gradients through unchanged. What is saved is the l that the forward pass
+saw, in float32, which holds 1 + delta exactly unless delta is below 2^-16.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ class Scaled(nn.Module):
 
 
 class _Times(torch.autograd.Function):
-    """y l in the type of l, with y [..., N] kept for the backward pass as it is: half as large where products are bfloat16.
+    """y l in the type of l, with y [..., N] kept for the backward pass as it is: half as large where products are
+    bfloat16.
 
     torch's own would keep what y is widened to. The gradients are the same to the bit.
     """
@@ -103,7 +104,10 @@ def get_vectors(scaled: Mapping[str, Scaled]) -> Vectors:
 
 @torch.no_grad()
 def set_vectors(scaled: Mapping[str, Scaled], vectors: Mapping[str, NDArray[np.float32]] | None) -> None:
-    """Loads vectors as they are, in float32; None sets ones in bfloat16, ready to train. Raises AdapterError listing every bad tensor."""
+    """Loads vectors as they are, in float32; None sets ones in bfloat16, ready to train.
+
+    Raises AdapterError listing every bad tensor.
+    """
     if vectors is not None:
         check_vectors([layer.site for layer in scaled.values()], vectors)
     for name, layer in scaled.items():
@@ -115,7 +119,10 @@ def set_vectors(scaled: Mapping[str, Scaled], vectors: Mapping[str, NDArray[np.f
 
 
 def start_vectors(scaled: Mapping[str, Scaled], vectors: Mapping[str, NDArray[np.float32]] | None) -> int:
-    """Makes the layers ready to train, in bfloat16, from `vectors` or from ones. Returns how many numbers train. Raises AdapterError."""
+    """Makes the layers ready to train, in bfloat16, from `vectors` or from ones.
+
+    Returns how many numbers train. Raises AdapterError.
+    """
     set_vectors(scaled, vectors)
     for layer in scaled.values():
         layer.precision = torch.bfloat16
@@ -125,7 +132,10 @@ def start_vectors(scaled: Mapping[str, Scaled], vectors: Mapping[str, NDArray[np
 
 
 def check_vectors(sites: Iterable[Site], vectors: Mapping[str, NDArray[np.float32]]) -> None:
-    """Every vector must have a site and its shape, and be one where the site does not train. A site without a vector is left at one."""
+    """Every vector must have a site and its shape, and be one where the site does not train.
+
+    A site without a vector is left at one.
+    """
     by_name = {site.name: site for site in sites}
     bad = [f"{n} (no such place in this base)" for n in vectors if n not in by_name]
     for name, vector in vectors.items():
@@ -141,7 +151,10 @@ def check_vectors(sites: Iterable[Site], vectors: Mapping[str, NDArray[np.float3
 
 
 def fold(scaled: Mapping[str, Scaled]) -> None:
-    """Multiplies each vector into its layer's scales (and bias) and sets it to one. Refused whole if a vector has nowhere to fold."""
+    """Multiplies each vector into its layer's scales (and bias) and sets it to one.
+
+    Refused whole if a vector has nowhere to fold.
+    """
     stuck = [n for n, s in scaled.items() if s.site.placement == "input" or not isinstance(s.base, GridLinear)]
     if stuck:
         raise AdapterError(

@@ -1,7 +1,8 @@
 """Adapter files and the bank that hands out their vectors: one adapter for all rows, or one for each row of a batch.
 
-An .onnx_adapter is ONNX Runtime's own flatbuffer of named tensors. Here they are the IA³ vectors, float32 [1, 1, d], by graph input name;
-its model version is the first 28 bits of the base's fingerprint, so a file says which base it was trained on (law 7).
+An .onnx_adapter is ONNX Runtime's own flatbuffer of named tensors. Here they are the IA³ vectors, float32 [1, 1, d], by
+graph input name; its model version is the first 28 bits of the base's fingerprint, so a file says which base it was
+trained on (law 7).
 """
 
 from __future__ import annotations
@@ -22,10 +23,15 @@ NONE = "none"
 
 
 def load_adapter(path: Path, bundle: Bundle) -> Vectors:
-    """The tensors of an .onnx_adapter, float32 [1, 1, d] by input name. Raises AdapterError for another base and with every bad tensor."""
+    """The tensors of an .onnx_adapter, float32 [1, 1, d] by input name.
+
+    Raises AdapterError for another base and with every bad tensor.
+    """
     base, tensors = read_adapter(path)
     if base != bundle.base_version:
-        raise AdapterError(f"{path} was trained on another base ({base:07x}…, this bundle's is {bundle.fingerprint[:7]}…)")
+        raise AdapterError(
+            f"{path} was trained on another base ({base:07x}…, this bundle's is {bundle.fingerprint[:7]}…)"
+        )
     if bad := _misfits(tensors, bundle.vectors):
         raise AdapterError(f"{path} does not fit {bundle.path}; {len(bad)} bad tensors: {'; '.join(bad)}")
     return tensors
@@ -37,7 +43,8 @@ def read_adapter(path: Path) -> tuple[int, Vectors]:
         raise AdapterError(f"there is no adapter file {path}")
     try:
         adapter = ort.AdapterFormat.read_adapter(str(path))
-        # .numpy() is a view of the adapter's memory and does not keep it alive: without the copy the vectors become garbage after return
+        # .numpy() is a view of the adapter's memory and does not keep it alive: without the copy the vectors become
+        # garbage after return
         tensors = {name: np.array(value.numpy()) for name, value in adapter.get_parameters().items()}
         return int(adapter.get_model_version()), tensors
     except Exception as error:  # onnxruntime raises its own types, without a common base
@@ -68,10 +75,15 @@ class AdapterBank:
         self._loaded: dict[str, Vectors] = {}
 
     def vectors(self, name: str | None) -> Vectors:
-        """[1, 1, d] by input name; ones for None or "none". A merged bundle has none at all, and answers to its one task's name."""
+        """[1, 1, d] by input name; ones for None or "none".
+
+        A merged bundle has none at all, and answers to its one task's name.
+        """
         if name is None or name == NONE:
             if self.bundle.mode == "merged" and name == NONE:
-                raise AdapterError(f"{self.bundle.path} is merged with {self.bundle.merged_task!r}: its base is not there without it")
+                raise AdapterError(
+                    f"{self.bundle.path} is merged with {self.bundle.merged_task!r}: its base is not there without it"
+                )
             return self._ones
         if self.bundle.mode == "merged" and name == self.bundle.merged_task:
             return {}

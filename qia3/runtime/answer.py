@@ -1,7 +1,8 @@
 """One question, answered: classification ranks the task's choices, generation streams.
 
-`answer` is the whole of it. Its parts are there for those who ask often: `task_of` says whose prompt is used, `classify` and `reply` take
-vectors that were loaded once, and `classify_batch` gives every text its own. `prepare` runs what a task's prompts all begin with, once.
+`answer` is the whole of it. Its parts are there for those who ask often: `task_of` says whose prompt is used,
+`classify` and `reply` take vectors that were loaded once, and `classify_batch` gives every text its own. `prepare` runs
+what a task's prompts all begin with, once.
 """
 
 from __future__ import annotations
@@ -34,7 +35,10 @@ class Answer:
 
 
 def answer(engine: Engine, adapter: str | None, text: str, task: str | None = None) -> Answer | Iterator[str]:
-    """Classification gives an Answer, generation the text in pieces. Adapter None or "none" is the base, with the prompt of `task` if named."""
+    """Classification gives an Answer, generation the text in pieces.
+
+    Adapter None or "none" is the base, with the prompt of `task` if named.
+    """
     vectors = AdapterBank(engine.bundle).vectors(adapter)
     job = task_of(engine, adapter, task)
     return classify(engine, job, vectors, text) if job.kind == "classify" else reply(engine, job, vectors, text)
@@ -43,7 +47,8 @@ def answer(engine: Engine, adapter: str | None, text: str, task: str | None = No
 def task_of(engine: Engine, adapter: str | None, task: str | None = None) -> Task:
     """The task whose prompt is used: `task`, else the adapter's own, else the base's plain prompt.
 
-    How choices are ranked is a matter of the vectors: as they were trained, so as the adapter's own task says; the base's by the sum.
+    How choices are ranked is a matter of the vectors: as they were trained, so as the adapter's own task says; the
+    base's by the sum.
     """
     bundle = engine.bundle
     name = task or adapter
@@ -57,7 +62,9 @@ def task_of(engine: Engine, adapter: str | None, task: str | None = None) -> Tas
     return replace(bundle.tasks[name], ranking="sum" if trained is None else trained.ranking)
 
 
-def classify(engine: Engine, task: Task, vectors: Mapping[str, Floats], text: str, choices: Sequence[str] | None = None) -> Answer:
+def classify(
+    engine: Engine, task: Task, vectors: Mapping[str, Floats], text: str, choices: Sequence[str] | None = None
+) -> Answer:
     """Ranks the choices of this text, by default the task's."""
     return classify_batch(engine, task, vectors, [text], [choices])[0]
 
@@ -69,17 +76,27 @@ def classify_batch(
     texts: Sequence[str],
     choices: Sequence[Sequence[str] | None] | None = None,
 ) -> list[Answer]:
-    """Ranks each text's own choices; None, for one text or for all, means the task's. Vectors are [1, 1, d] for all texts or [texts, 1, d]."""
+    """Ranks each text's own choices; None, for one text or for all, means the task's.
+
+    Vectors are [1, 1, d] for all texts or [texts, 1, d].
+    """
     own = [given or task.choices or () for given in choices or [None] * len(texts)]
     if not all(own):
-        reason = "it generates text" if task.kind == "generate" else "every text brings its own (run: --choice A --choice B)"
+        reason = (
+            "it generates text" if task.kind == "generate" else "every text brings its own (run: --choice A --choice B)"
+        )
         raise ConfigError(f"task {task.name!r} has no choices to rank; {reason}")
     tokens = [[engine.encode(choice + task.end) for choice in given] for given in own]
     prompts = [prompt_of(engine, task, text) for text in texts]
-    return [_chosen(given, scores) for given, scores in zip(own, rank_batch(engine, prompts, tokens, vectors, task.ranking), strict=True)]
+    return [
+        _chosen(given, scores)
+        for given, scores in zip(own, rank_batch(engine, prompts, tokens, vectors, task.ranking), strict=True)
+    ]
 
 
-def reply(engine: Engine, task: Task, vectors: Mapping[str, Floats], text: str, max_new_tokens: int | None = None) -> Iterator[str]:
+def reply(
+    engine: Engine, task: Task, vectors: Mapping[str, Floats], text: str, max_new_tokens: int | None = None
+) -> Iterator[str]:
     """Generated text in pieces."""
     limit = task.max_new_tokens if max_new_tokens is None else max_new_tokens
     tokens = generate(engine, prompt_of(engine, task, text), vectors, limit, engine.bundle.stop_tokens)
@@ -87,7 +104,8 @@ def reply(engine: Engine, task: Task, vectors: Mapping[str, Floats], text: str, 
 
 
 def prepare(engine: Engine, task: Task, vectors: Mapping[str, Floats]) -> None:
-    """Runs what the task's prompts begin with, so that each question after it, asked alone with these vectors, is run from its own words on.
+    """Runs what the task's prompts begin with, so that each question after it, asked alone with these vectors, is run
+    from its own words on.
 
     A text whose first letters melt into the token before them is run whole, as it would have been.
     """

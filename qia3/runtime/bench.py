@@ -2,8 +2,9 @@
 
     python -m qia3.runtime.bench dist/home-intents --json
 
-Resident memory is read from /proc/self/status after loading, after the prompt and after decoding; the largest is reported. Anonymous pages
-are memory that the process cannot give back; file-backed pages are the mapped weights and libraries, which the system can drop and read again.
+Resident memory is read from /proc/self/status after loading, after the prompt and after decoding; the largest is
+reported. Anonymous pages are memory that the process cannot give back; file-backed pages are the mapped weights and
+libraries, which the system can drop and read again.
 """
 
 from __future__ import annotations
@@ -45,7 +46,14 @@ def machine() -> str:
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
-        name = next((line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")), name)
+        name = next(
+            (
+                line.split(":", 1)[1].strip()
+                for line in cpuinfo.read_text().splitlines()
+                if line.startswith("model name")
+            ),
+            name,
+        )
     return f"{name}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}"
 
 
@@ -57,7 +65,9 @@ def bench(
     threads: int | None = None,
     packed: Path | None = None,
 ) -> dict[str, Any]:
-    """The figures, with the manifest's keys; the median of a few repeats is taken. Raises ConfigError where the tokens do not fit.
+    """The figures, with the manifest's keys; the median of a few repeats is taken.
+
+    Raises ConfigError where the tokens do not fit.
 
     By default 128 prompt and 64 new tokens, or two thirds and one third of a context that is shorter than both.
     """

@@ -1,7 +1,7 @@
 """A bundle, opened and checked: every file is there, and is byte for byte what the build wrote.
 
-manifest.json lists every other file with its size and SHA-256. A file that is missing, changed or not listed though the runtime needs it is
-refused, all of them in one line; files that the manifest does not know are left alone.
+manifest.json lists every other file with its size and SHA-256. A file that is missing, changed or not listed though the
+runtime needs it is refused, all of them in one line; files that the manifest does not know are left alone.
 """
 
 from __future__ import annotations
@@ -93,7 +93,9 @@ class Bundle:
             graph=graph_files(manifest)[0],
             fingerprint=fingerprint,
             base_version=int(fingerprint[:7], 16),
-            architecture=Architecture(**{key: int(manifest["architecture"][key]) for key in Architecture.__annotations__}),
+            architecture=Architecture(
+                **{key: int(manifest["architecture"][key]) for key in Architecture.__annotations__}
+            ),
             vectors={v["name"]: int(v["size"]) for v in manifest["graph"]["vectors"]},
             tasks={name: _task(name, task) for name, task in manifest["tasks"].items()},
             adapters=tuple(sorted(name.removeprefix(ADAPTERS).removesuffix(ADAPTER) for name in files)),
@@ -105,7 +107,15 @@ class Bundle:
 
 def _task(name: str, task: Mapping[str, Any]) -> Task:
     choices = None if task["choices"] is None else tuple(task["choices"])
-    return Task(name, task["kind"], task["prompt"], choices, int(task["max_new_tokens"]), task["end"], task.get("ranking", "sum"))
+    return Task(
+        name,
+        task["kind"],
+        task["prompt"],
+        choices,
+        int(task["max_new_tokens"]),
+        task["end"],
+        task.get("ranking", "sum"),
+    )
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -118,7 +128,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise BundleError(f"cannot read {path / MANIFEST}: {error.strerror}") from error
     except KeyError as error:
-        raise BundleError(f"{path / MANIFEST} is not a bundle's: it has no {error}; make one with `qia3 build`") from error
+        raise BundleError(
+            f"{path / MANIFEST} is not a bundle's: it has no {error}; make one with `qia3 build`"
+        ) from error
     except (json.JSONDecodeError, UnicodeDecodeError, TypeError, RecursionError) as error:
         raise BundleError(f"{path / MANIFEST} is damaged ({error}); copy the bundle again or rebuild it") from error
     if version not in READABLE:

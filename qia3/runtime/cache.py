@@ -1,13 +1,14 @@
 """Keys and values kept between steps, in buffers that the graph writes in place.
 
-GroupQueryAttention copies its whole past into `present` at every step, unless both are the same memory: then it writes the new position and
-nothing else. So each buffer has room for more positions than are used, and is bound as past and present at once. The unused room is never
-read (it may hold NaN, which the tests fill it with).
+GroupQueryAttention copies its whole past into `present` at every step, unless both are the same memory: then it writes
+the new position and nothing else. So each buffer has room for more positions than are used, and is bound as past and
+present at once. The unused room is never read (it may hold NaN, which the tests fill it with).
 
     buffer of one row, capacity 6, length 3      k0 k1 k2 .. .. ..      one step      k0 k1 k2 k3 .. ..
 
-A Cache is a value all the same: stepping it twice gives two futures that do not disturb each other. Only the newest Cache over a set of
-buffers may write to them; an older one is copied first. That is the rule of Go's append, with the aliasing made safe.
+A Cache is a value all the same: stepping it twice gives two futures that do not disturb each other. Only the newest
+Cache over a set of buffers may write to them; an older one is copied first. That is the rule of Go's append, with the
+aliasing made safe.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ class Buffers:
 
     def __init__(self, session: ort.InferenceSession, arrays: Mapping[str, Floats], newest: Lengths) -> None:
         self.session, self.arrays, self.newest = session, dict(arrays), newest
-        self.capacity = min((a.shape[2] for a in arrays.values()), default=2**62)  # positions that fit; unlimited where there is no cache
+        self.capacity = min(
+            (a.shape[2] for a in arrays.values()), default=2**62
+        )  # positions that fit; unlimited where there is no cache
         self.vectors: dict[str, Floats] = {}
         self._binding: Any = None
         self._held: dict[str, ort.OrtValue] = {}
@@ -58,7 +61,9 @@ def same_arrays(known: Mapping[str, Floats], vectors: Mapping[str, Floats]) -> b
 
 
 def ort_value(array: NDArray[Any]) -> ort.OrtValue:
-    """A value on the memory of `array`, or of a contiguous copy of it, which it keeps alive for as long as it lives itself."""
+    """A value on the memory of `array`, or of a contiguous copy of it, which it keeps alive for as long as it lives
+    itself.
+    """
     return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
 
 
@@ -80,7 +85,10 @@ class Cache:
         return self._copy(np.asarray(index, np.int64), self.buffers.capacity)
 
     def writable(self, positions: int, limit: int) -> Cache:
-        """This cache, or a copy of it, with room for `positions` and leave to write. It never takes more than `limit` positions."""
+        """This cache, or a copy of it, with room for `positions` and leave to write.
+
+        It never takes more than `limit` positions.
+        """
         if self.lengths is self.buffers.newest and positions <= self.buffers.capacity:
             return self
         capacity = self.buffers.capacity

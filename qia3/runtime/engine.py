@@ -1,16 +1,18 @@
 """The graph, run: prompts of unequal lengths, then one token a row at a time, with the cache kept between.
 
-Rows are padded on the right. A row's mask is as many leading ones as it has valid positions, its new ones included, so after a prompt a
-shorter row's next token overwrites its first padded slot in the cache (GroupQueryAttention writes at the count, not at the end):
+Rows are padded on the right. A row's mask is as many leading ones as it has valid positions, its new ones included, so
+after a prompt a shorter row's next token overwrites its first padded slot in the cache (GroupQueryAttention writes at
+the count, not at the end):
 
     tokens  a b c      mask  1 1 1      cache  a b c       step: d, y      mask  1 1 1 1      cache  a b c d
             x . .            1 0 0             x . .                             1 1 0 0             x y . .
 
-Prompts that begin alike need not be run from their beginning: `begin` runs it once and keeps its keys and values, which belong to the vectors that
-they were made with. Only a prompt that is alone goes on from there; GroupQueryAttention takes several tokens after a past for one row, not for more.
+Prompts that begin alike need not be run from their beginning: `begin` runs it once and keeps its keys and values, which
+belong to the vectors that they were made with. Only a prompt that is alone goes on from there; GroupQueryAttention
+takes several tokens after a past for one row, not for more.
 
-Vectors go in as ordinary inputs, [1, 1, d] for all rows or [rows, 1, d]. ONNX Runtime's own way, an active adapter, is ignored without an
-error by the IO binding that the cache needs.
+Vectors go in as ordinary inputs, [1, 1, d] for all rows or [rows, 1, d]. ONNX Runtime's own way, an active adapter, is
+ignored without an error by the IO binding that the cache needs.
 """
 
 from __future__ import annotations
@@ -49,8 +51,11 @@ class Begun:
 
 
 class Engine:
-    """One session over a bundle's graph. `threads` None takes the physical cores that this process may run on; `packed` is a folder to keep
-    weights in as this processor wants them (packed.py)."""
+    """One session over a bundle's graph.
+
+    `threads` None takes the physical cores that this process may run on; `packed` is a folder to keep weights in as
+    this processor wants them (packed.py).
+    """
 
     def __init__(self, bundle: Bundle, threads: int | None = None, packed: Path | None = None) -> None:
         if threads is not None and threads < 1:
@@ -63,7 +68,11 @@ class Engine:
         # kv heads and head size as the graph has them, which may differ between layers
         self.caches = {i.name: (i.shape[1], i.shape[3]) for i in self.session.get_inputs() if i.name.startswith(PAST)}
         # ones for the vectors that the graph has no default for (the target's `vectors` is "required")
-        self.ones = {i.name: np.ones((1, 1, i.shape[2]), np.float32) for i in self.session.get_inputs() if i.name in bundle.vectors}
+        self.ones = {
+            i.name: np.ones((1, 1, i.shape[2]), np.float32)
+            for i in self.session.get_inputs()
+            if i.name in bundle.vectors
+        }
         _, positions, self.vocabulary = next(o.shape for o in self.session.get_outputs() if o.name == "logits")
         self.last_only = positions == 1
         self.begun: list[Begun] = []
@@ -85,15 +94,23 @@ class Engine:
         return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
     def begin(self, tokens: Sequence[int], vectors: Mapping[str, Floats]) -> None:
-        """Runs what prompts begin with. Those that are asked alone, with these very arrays, are only run from there on; answers stay the same.
+        """Runs what prompts begin with.
 
-        Kept in `begun`, which may be emptied, until the engine goes: a position takes what a position of the cache takes."""
+        Those that are asked alone, with these very arrays, are only run from there on; answers stay the same.
+
+        Kept in `begun`, which may be emptied, until the engine goes: a position takes what a position of the cache
+        takes.
+        """
         if not any(b.tokens == tuple(tokens) and same_arrays(b.vectors, vectors) for b in self.begun):
             _, cache = self.prefill([tokens], vectors, room=0)
             self.begun.append(Begun(tuple(tokens), dict(vectors), cache))
 
-    def prefill(self, rows: Sequence[Sequence[int]], vectors: Mapping[str, Floats], room: int = ROOM) -> tuple[Floats, Cache]:
-        """Logits float32 [rows, V] after each row's last token, and the cache, with room for `room` more positions before it has to grow."""
+    def prefill(
+        self, rows: Sequence[Sequence[int]], vectors: Mapping[str, Floats], room: int = ROOM
+    ) -> tuple[Floats, Cache]:
+        """Logits float32 [rows, V] after each row's last token, and the cache, with room for `room` more positions
+        before it has to grow.
+        """
         begun = [b for b in self.begun if len(rows) == 1 and b.begins(rows[0], vectors)]
         if begun:
             return self._go_on(max(begun, key=lambda b: len(b.tokens)), rows[0], vectors, room)
@@ -106,10 +123,14 @@ class Engine:
             tokens[i, : len(row)] = row
         nothing = np.zeros(len(rows), np.int64)
         capacity = min(longest + max(room, 0), self.context_length)
-        arrays = {n: np.zeros((len(rows), heads, capacity, size), np.float32) for n, (heads, size) in self.caches.items()}
+        arrays = {
+            n: np.zeros((len(rows), heads, capacity, size), np.float32) for n, (heads, size) in self.caches.items()
+        }
         return self._run(tokens, Cache(Buffers(self.session, arrays, nothing), nothing), lengths, vectors)
 
-    def _go_on(self, begun: Begun, row: Sequence[int], vectors: Mapping[str, Floats], room: int) -> tuple[Floats, Cache]:
+    def _go_on(
+        self, begun: Begun, row: Sequence[int], vectors: Mapping[str, Floats], room: int
+    ) -> tuple[Floats, Cache]:
         """The rest of a prompt, on a copy of the cache of its beginning."""
         cache = begun.cache.copy(min(len(row) + max(room, 0), self.context_length))
         rest = np.array([row[len(begun.tokens) :]], np.int64)
@@ -121,10 +142,14 @@ class Engine:
             raise ValueError(f"{len(tokens)} tokens for a cache of {len(cache.lengths)} rows")
         return self._run(np.asarray(tokens, np.int64)[:, None], cache, cache.lengths + 1, vectors)
 
-    def _run(self, tokens: NDArray[np.int64], cache: Cache, lengths: Lengths, vectors: Mapping[str, Floats]) -> tuple[Floats, Cache]:
+    def _run(
+        self, tokens: NDArray[np.int64], cache: Cache, lengths: Lengths, vectors: Mapping[str, Floats]
+    ) -> tuple[Floats, Cache]:
         longest = int(lengths.max())
         if longest > self.context_length:
-            raise QIA3Error(f"{longest} tokens do not fit the bundle's context of {self.context_length}; shorten the text")
+            raise QIA3Error(
+                f"{longest} tokens do not fit the bundle's context of {self.context_length}; shorten the text"
+            )
         vectors = {**self.ones, **vectors} if self.ones else vectors
         buffers = cache.writable(longest, self.context_length).buffers
         if not buffers.bound(vectors):
@@ -146,11 +171,15 @@ class Engine:
         sizes = self.bundle.vectors
         bad = [f"{n} has no place here" for n in vectors if n not in sizes]
         shapes = {n: v.shape for n, v in vectors.items() if n in sizes}
-        bad += [f"{n} has shape {list(s)}" for n, s in shapes.items() if s not in ((1, 1, sizes[n]), (rows, 1, sizes[n]))]
+        bad += [
+            f"{n} has shape {list(s)}" for n, s in shapes.items() if s not in ((1, 1, sizes[n]), (rows, 1, sizes[n]))
+        ]
         if len({s[0] for s in shapes.values()} | ({1} if len(shapes) < len(sizes) else set())) > 1:
             bad.append("some have one row and some several")
         if bad:
-            raise AdapterError(f"vectors for {rows} rows are all [1, 1, d] or all [{rows}, 1, d] of the graph's inputs: {'; '.join(bad)}")
+            raise AdapterError(
+                f"vectors for {rows} rows are all [1, 1, d] or all [{rows}, 1, d] of the graph's inputs: {'; '.join(bad)}"
+            )
 
 
 def select_rows(vectors: Mapping[str, Floats], index: Sequence[int]) -> Mapping[str, Floats]:
@@ -161,10 +190,15 @@ def select_rows(vectors: Mapping[str, Floats], index: Sequence[int]) -> Mapping[
 
 
 def physical_cores() -> int:
-    """Physical cores that this process may use. ONNX Runtime's own default counts cores that a container or taskset took away."""
+    """Physical cores that this process may use.
+
+    ONNX Runtime's own default counts cores that a container or taskset took away.
+    """
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
     cores = {
-        file.read_text() for file in Path("/sys/devices/system/cpu").glob(SIBLINGS) if int(file.parts[-3].removeprefix("cpu")) in allowed
+        file.read_text()
+        for file in Path("/sys/devices/system/cpu").glob(SIBLINGS)
+        if int(file.parts[-3].removeprefix("cpu")) in allowed
     }
     return len(cores) or len(allowed)
 

@@ -1,7 +1,10 @@
-"""Scores a file of examples. Classification: the ranked label is the right one. Generation: exact match after normalising, token F1, and chrF.
+"""Scores a file of examples.
 
-chrF (Popović 2015) is an F-score over character n-grams, so a near miss in a word counts for something. It comes from sacrebleu, which is what
-published figures are made with, and is left out where that is not installed: a device needs no more than numpy to be scored.
+Classification: the ranked label is the right one. Generation: exact match after normalising, token F1, and chrF.
+
+chrF (Popović 2015) is an F-score over character n-grams, so a near miss in a word counts for something. It comes from
+sacrebleu, which is what published figures are made with, and is left out where that is not installed: a device needs no
+more than numpy to be scored.
 """
 
 from __future__ import annotations
@@ -25,8 +28,8 @@ Track = Callable[[list[Example]], Iterable[Example]]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`labels` gives per label how many there were and how many were right; `f1` (0 to 1) and `chrf` (0 to 100, as sacrebleu
-    gives it for a whole file) are None for classification, `labels` where the task has no choices of its own.
+    """`labels` gives per label how many there were and how many were right; `f1` (0 to 1) and `chrf` (0 to 100, as
+    sacrebleu gives it for a whole file) are None for classification, `labels` where the task has no choices of its own.
     """
 
     adapter: str
@@ -45,7 +48,12 @@ class Evaluation:
 
 
 def evaluate(
-    engine: Engine, bank: AdapterBank, path: Path, adapter: str | None, task: str | None = None, track: Track = lambda examples: examples
+    engine: Engine,
+    bank: AdapterBank,
+    path: Path,
+    adapter: str | None,
+    task: str | None = None,
+    track: Track = lambda examples: examples,
 ) -> Evaluation:
     """`adapter` None or "none" scores the base, with the prompt of `task`; `track` wraps the examples (a progress bar).
 

@@ -7,7 +7,8 @@ A question whose answers are its own brings them along; a line without them is a
 
     classify   {"text": "What melts at 0 °C?", "label": "ice", "choices": ["iron", "ice", "salt"]}
 
-Lines end at \n (or \r\n) and nowhere else: U+2028 and its kin, at which str.splitlines cuts too, are legal inside a JSON string.
+Lines end at \n (or \r\n) and nowhere else: U+2028 and its kin, at which str.splitlines cuts too, are legal inside a
+JSON string.
 """
 
 from __future__ import annotations
@@ -34,9 +35,11 @@ class Example:
 
 
 def read_examples(path: Path, kind: str, choices: Collection[str] | None = None) -> list[Example]:
-    """Raises DataError with the file and each bad line: not JSON, a missing key, a label that is not one of the choices; or no example.
+    """Raises DataError with the file and each bad line: not JSON, a missing key, a label that is not one of the
+    choices; or no example.
 
-    `choices` hold for lines without their own. None: not known yet, any label will do. An empty one: the task has none, each line needs its own.
+    `choices` hold for lines without their own. None: not known yet, any label will do. An empty one: the task has none,
+    each line needs its own.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
@@ -44,7 +47,9 @@ def read_examples(path: Path, kind: str, choices: Collection[str] | None = None)
         raise DataError(f"{path} is not UTF-8 text (byte {error.start})") from error
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
-    read = [_example(line, f"{path}, line {i}", ANSWER[kind], choices) for i, line in enumerate(lines, 1) if line.strip()]
+    read = [
+        _example(line, f"{path}, line {i}", ANSWER[kind], choices) for i, line in enumerate(lines, 1) if line.strip()
+    ]
     found = [row for row in read if isinstance(row, Example)]
     if bad := [row for row in read if isinstance(row, str)]:
         more = f"; and {len(bad) - SHOWN} more lines" if len(bad) > SHOWN else ""
@@ -66,7 +71,9 @@ def _example(line: str, where: str, key: str, choices: Collection[str] | None) -
         return f"{where}: a JSON object is expected, with 'text' and {key!r}"
     for name in ("text", key):
         if not isinstance(row.get(name), str) or not row[name].strip():
-            return f"{where}: {name!r} is missing, empty or no text; the line has {', '.join(map(repr, row)) or 'no keys'}"
+            return (
+                f"{where}: {name!r} is missing, empty or no text; the line has {', '.join(map(repr, row)) or 'no keys'}"
+            )
         if not _encodes(row[name]):
             return f"{where}: {name!r} holds half of a surrogate pair, which is no character"
     own = _own_choices(row.get("choices")) if key == "label" else None

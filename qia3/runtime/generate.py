@@ -1,8 +1,9 @@
 """Greedy generation, and text that appears as it is made.
 
-A token is not a text: its bytes may be half a character, and whether a word begins with a space can depend on the word before. So new text is
-what decoding a short window of tokens with the new one adds to decoding it without, and it waits while it ends in U+FFFD, which stands for
-bytes that are no character yet. The window begins where the last piece began, so each token costs the same however long the text is.
+A token is not a text: its bytes may be half a character, and whether a word begins with a space can depend on the word
+before. So new text is what decoding a short window of tokens with the new one adds to decoding it without, and it waits
+while it ends in U+FFFD, which stands for bytes that are no character yet. The window begins where the last piece began,
+so each token costs the same however long the text is.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ def generate(
 
 
 def stream_text(tokenizer: Tokenizer, tokens: Iterable[int]) -> Iterator[str]:
-    """The text of `tokens` in pieces, each as soon as it is sure; together they are what decoding all tokens at once gives."""
+    """The text of `tokens` in pieces, each as soon as it is sure; together they are what decoding all tokens at once
+    gives.
+    """
     window: list[int] = []
     shown = 0  # how many tokens of the window are in pieces that were yielded
     for token in tokens:

@@ -1,12 +1,14 @@
-"""A graph with its weights packed for this processor, kept on the device: memory that was held becomes memory that is mapped.
+"""A graph with its weights packed for this processor, kept on the device: memory that was held becomes memory that is
+mapped.
 
-ONNX Runtime packs 4-bit weights for the processor's kernel when a session is made, into memory of its own. It can also write the packed weights
-beside the graph, once, and map them from there afterwards: pages that the system may drop, and that several processes share.
+ONNX Runtime packs 4-bit weights for the processor's kernel when a session is made, into memory of its own. It can also
+write the packed weights beside the graph, once, and map them from there afterwards: pages that the system may drop, and
+that several processes share.
 
 FOLDER/KEY/model.onnx, model.onnx.data      KEY: 16 hex digits of the SHA-256 over the files' hashes, ONNX Runtime's version and the processor
 
-The packed form belongs to one processor and one version, so it is made where it is used and never shipped. It takes about twice the weight file
-on disk. A KEY folder is whole or absent.
+The packed form belongs to one processor and one version, so it is made where it is used and never shipped. It takes
+about twice the weight file on disk. A KEY folder is whole or absent.
 """
 
 from __future__ import annotations
@@ -32,8 +34,10 @@ SETTINGS = {
 
 
 def packed_graph(bundle: Bundle, options: ort.SessionOptions, folder: Path) -> Path:
-    """The packed graph of `bundle` in `folder`, made by a session with `options` if it is not there. Raises StorageError,
-    and BundleError where ONNX Runtime cannot load the graph."""
+    """The packed graph of `bundle` in `folder`, made by a session with `options` if it is not there.
+
+    Raises StorageError, and BundleError where ONNX Runtime cannot load the graph.
+    """
     place = folder / _key(bundle)
     if (place / PACKED).is_file():
         return place / PACKED
@@ -46,7 +50,9 @@ def packed_graph(bundle: Bundle, options: ort.SessionOptions, folder: Path) -> P
     except QIA3Error:
         raise
     except Exception as error:  # onnxruntime raises its own types, without a common base
-        raise BundleError(f"ONNX Runtime cannot pack {bundle.path / bundle.graph}: {str(error).splitlines()[0]}") from error
+        raise BundleError(
+            f"ONNX Runtime cannot pack {bundle.path / bundle.graph}: {str(error).splitlines()[0]}"
+        ) from error
     return place / PACKED
 
 
@@ -57,8 +63,14 @@ def _key(bundle: Bundle) -> str:
 
 
 def _processor() -> list[str]:
-    """What the choice of a kernel rests on: the architecture, and the first processor's instruction sets where the system tells them."""
+    """What the choice of a kernel rests on: the architecture, and the first processor's instruction sets where the
+    system tells them.
+    """
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().split("\n\n")[0].splitlines() if cpuinfo.is_file() else []
-    flags = [line.split(":", 1)[1].strip() for line in lines if line.split(":", 1)[0].strip() in ("flags", "Features", "model name")]
+    flags = [
+        line.split(":", 1)[1].strip()
+        for line in lines
+        if line.split(":", 1)[0].strip() in ("flags", "Features", "model name")
+    ]
     return [platform.machine(), platform.processor(), *flags]

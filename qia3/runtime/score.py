@@ -3,22 +3,24 @@
     sum     score(c) = log p(c | prompt) = sum_i log p(c_i | prompt, c_0 .. c_{i-1})          in nats
     mean    score(c) / number of tokens of c
 
-A task says which. The sum is what the language-modelling loss trains, and the end token makes answers of different lengths comparable. The mean is
-what the length-normalised loss trains (qia3.train.losses), and wrong for a model that was not trained with it: it favours long answers, whose
-later tokens are certain once the first is out. On home-intents the base calls 186 of 240 sentences "locks" (three tokens) by the mean, and
-scores 26 % instead of 35 % (benchmarks/LOG.md). So the base, with no adapter, is ranked by the sum whatever its task says, and an adapter as
-its own task says, whosever prompt is asked (answer.task_of).
+A task says which. The sum is what the language-modelling loss trains, and the end token makes answers of different
+lengths comparable. The mean is what the length-normalised loss trains (qia3.train.losses), and wrong for a model that
+was not trained with it: it favours long answers, whose later tokens are certain once the first is out. On home-intents
+the base calls 186 of 240 sentences "locks" (three tokens) by the mean, and scores 26 % instead of 35 %
+(benchmarks/LOG.md). So the base, with no adapter, is ranked by the sum whatever its task says, and an adapter as its
+own task says, whosever prompt is asked (answer.task_of).
 
-The graph gives logits for the last position only, so the answers are walked as a trie: the prompt is run once, and then one batched step a
-depth over the distinct prefixes. Eight answers of one token and an end cost one prompt and one step of eight rows:
+The graph gives logits for the last position only, so the answers are walked as a trie: the prompt is run once, and then
+one batched step a depth over the distinct prefixes. Eight answers of one token and an end cost one prompt and one step
+of eight rows:
 
     prompt ──┬── lights ── <end>          depth 0: the prompt's logits score lights, play, lock
              ├── play ──┬── music <end>   depth 1: one step of three rows scores <end>, music, song, <end>
              │          └── song  <end>   depth 2: one step of two rows scores <end>, <end>
              └── lock ── <end>
 
-Several prompts go through together, each with its own answers and its own adapter. Rows of a step are at most MAX_ROWS: a thousand answers
-must not mean a thousand copies of the prompt's cache.
+Several prompts go through together, each with its own answers and its own adapter. Rows of a step are at most MAX_ROWS:
+a thousand answers must not mean a thousand copies of the prompt's cache.
 """
 
 from __future__ import annotations
@@ -37,7 +39,13 @@ Path = tuple[int, tuple[int, ...]]  # row of the prompt, tokens after it
 Scores = NDArray[np.float64]
 
 
-def rank(engine: Engine, prompt: Sequence[int], choices: Sequence[Sequence[int]], vectors: Mapping[str, Floats], by: str = "sum") -> Scores:
+def rank(
+    engine: Engine,
+    prompt: Sequence[int],
+    choices: Sequence[Sequence[int]],
+    vectors: Mapping[str, Floats],
+    by: str = "sum",
+) -> Scores:
     """Scores [choices] of one prompt; the highest is the answer."""
     return rank_batch(engine, [prompt], [choices], vectors, by)[0]
 
@@ -49,18 +57,27 @@ def rank_batch(
     vectors: Mapping[str, Floats],
     by: str = "sum",
 ) -> list[Scores]:
-    """Scores of each prompt's own choices, by their "sum" or their "mean". Vectors are [1, 1, d] for all prompts or [prompts, 1, d]."""
+    """Scores of each prompt's own choices, by their "sum" or their "mean".
+
+    Vectors are [1, 1, d] for all prompts or [prompts, 1, d].
+    """
     if any(not len(c) for row in choices for c in row) or not all(choices):
         raise QIA3Error("there is nothing to rank: a prompt has no choices, or a choice has no tokens")
     paths = sorted({(row, tuple(c)) for row, cs in enumerate(choices) for c in cs})
     logits, cache = engine.prefill(prompts, vectors, room=max(len(c) for _, c in paths))
     found: dict[Path, float] = {}
-    for start in range(0, len(paths), MAX_ROWS):  # neighbours share prefixes, so cutting the sorted list costs few of them
+    for start in range(
+        0, len(paths), MAX_ROWS
+    ):  # neighbours share prefixes, so cutting the sorted list costs few of them
         found |= _walk(engine, paths[start : start + MAX_ROWS], logits, cache, vectors)
-    return [np.array([found[row, tuple(c)] / (len(c) if by == "mean" else 1) for c in cs]) for row, cs in enumerate(choices)]
+    return [
+        np.array([found[row, tuple(c)] / (len(c) if by == "mean" else 1) for c in cs]) for row, cs in enumerate(choices)
+    ]
 
 
-def _walk(engine: Engine, paths: Sequence[Path], logits: Floats, cache: Cache, vectors: Mapping[str, Floats]) -> dict[Path, float]:
+def _walk(
+    engine: Engine, paths: Sequence[Path], logits: Floats, cache: Cache, vectors: Mapping[str, Floats]
+) -> dict[Path, float]:
     """Log-probability of each path, one batched step a depth."""
     total = dict.fromkeys(paths, 0.0)
     places: dict[Path, int] = {(row, ()): row for row, _ in paths}

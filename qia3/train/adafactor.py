@@ -1,16 +1,17 @@
-r"""Adafactor (Shazeer and Stern 2018, arXiv:1804.04235) on vectors near one, as T-Few uses it: with `scale_parameter`, a given learning rate,
-no first moment and no decay.
+r"""Adafactor (Shazeer and Stern 2018, arXiv:1804.04235) on vectors near one, as T-Few uses it: with `scale_parameter`,
+a given learning rate, no first moment and no decay.
 
     v_t = b_t v_{t-1} + (1 - b_t) (g_t² + 1e-30)        b_t = 1 - t^-0.8
     u_t = g_t / sqrt(v_t)                               then u_t /= max(1, RMS(u_t))
     l_t = l_{t-1} - lr max(1e-3, RMS(l_{t-1})) u_t      RMS(x) = sqrt(mean x²)
 
-The scale in the last line is the size of what is adapted, the vector l itself, which is near one. What the optimiser holds here is the offset
-delta = l - 1 in float32 (qia3.ia3.vectors), which starts at zero: stock Adafactor would scale by max(1e-3, RMS(0)) and creep a thousand times too
-slowly. So RMS is taken of 1 + delta, and the step is added to delta, where it does not vanish as it would beside a bfloat16 one.
+The scale in the last line is the size of what is adapted, the vector l itself, which is near one. What the optimiser
+holds here is the offset delta = l - 1 in float32 (qia3.ia3.vectors), which starts at zero: stock Adafactor would scale
+by max(1e-3, RMS(0)) and creep a thousand times too slowly. So RMS is taken of 1 + delta, and the step is added to
+delta, where it does not vanish as it would beside a bfloat16 one.
 
-The paper keeps v as row and column means of a matrix. A vector has no second axis: v is kept whole, 4 bytes an entry, half of what Adam keeps.
-(T-Few's vectors are matrices of one column, for which row and column means give the same v.)
+The paper keeps v as row and column means of a matrix. A vector has no second axis: v is kept whole, 4 bytes an entry,
+half of what Adam keeps. (T-Few's vectors are matrices of one column, for which row and column means give the same v.)
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 r"""Rows of trees as tensors, and the mask that keeps their branches apart.
 
-A prompt stands once, its answers behind it, and positions start again after the prompt for each answer. A slot sees the slots before it that
-are of its own tree and are the prompt or its own answer; trees in one row do not see each other. So every slot computes what it would
-in a row of its own. Prompt "a b" with the answers "x <end>" and "y z <end>":
+A prompt stands once, its answers behind it, and positions start again after the prompt for each answer. A slot sees the
+slots before it that are of its own tree and are the prompt or its own answer; trees in one row do not see each other.
+So every slot computes what it would in a row of its own. Prompt "a b" with the answers "x <end>" and "y z <end>":
 
     slot       a  b  x  y  z        sees  a  b  x  y  z        logits read at    b  x  b  y  z
     position   0  1  2  2  3          a   1                    predict           x  <end>  y  z  <end>
@@ -11,9 +11,11 @@ in a row of its own. Prompt "a b" with the answers "x <end>" and "y z <end>":
                                       y   1  1  .  1           answers begin where the prompt ends. <end> itself is never run.
                                       z   1  1  .  1  1
 
-Where every row holds one answer (the plain batch) no mask is needed: padding stands on the right, where causal attention never looks.
+Where every row holds one answer (the plain batch) no mask is needed: padding stands on the right, where causal
+attention never looks.
 
-A batch is a dict of tensors, R rows of L slots, P slots that the head runs on, T predicted tokens, A answers, E examples:
+A batch is a dict of tensors, R rows of L slots, P slots that the head runs on, T predicted tokens, A answers, E
+examples:
 
     input_ids      int64 [R, L]
     position_ids   int64 [R, L], tree int64 [R, L] (-1: padding), branch int64 [R, L]; absent where no mask is needed
@@ -74,7 +76,10 @@ def lay_out(trees: Sequence[Tree], rows: Sequence[Sequence[Piece]], totals: Tota
             for branch, index in enumerate(piece.answers, 1):
                 tokens = piece.tree.answers[index]
                 begin, end = end, end + len(tokens) - 1
-                ids[r][begin:end], positions[r][begin:end] = tokens[:-1], range(len(prompt), len(prompt) + len(tokens) - 1)
+                ids[r][begin:end], positions[r][begin:end] = (
+                    tokens[:-1],
+                    range(len(prompt), len(prompt) + len(tokens) - 1),
+                )
                 branches[r][begin:end] = [branch] * (end - begin)
                 for slot in (prompt_end, *range(begin, end)):
                     read.append(places.setdefault(r * length + slot, len(places)))
@@ -93,14 +98,23 @@ def lay_out(trees: Sequence[Tree], rows: Sequence[Sequence[Piece]], totals: Tota
         "totals": torch.tensor([used.right, used.wrong, used.chosen], dtype=torch.float32),
     }
     if any(len(row) > 1 or len(row[0].answers) > 1 for row in rows):
-        batch |= {"position_ids": torch.tensor(positions), "tree": torch.tensor(owners), "branch": torch.tensor(branches)}
+        batch |= {
+            "position_ids": torch.tensor(positions),
+            "tree": torch.tensor(owners),
+            "branch": torch.tensor(branches),
+        }
     return batch
 
 
 def tree_mask(tree: Tensor, branch: Tensor, dtype: torch.dtype) -> Tensor:
-    """[R, 1, L, L], zero where row i sees column j, else the lowest number of `dtype`. Padding sees itself and what is before it."""
+    """[R, 1, L, L], zero where row i sees column j, else the lowest number of `dtype`.
+
+    Padding sees itself and what is before it.
+    """
     length = tree.shape[1]
     before = torch.ones(length, length, dtype=torch.bool, device=tree.device).tril()
-    kin = (tree[:, :, None] == tree[:, None, :]) & ((branch[:, None, :] == 0) | (branch[:, :, None] == branch[:, None, :]))
+    kin = (tree[:, :, None] == tree[:, None, :]) & (
+        (branch[:, None, :] == 0) | (branch[:, :, None] == branch[:, None, :])
+    )
     hidden = torch.zeros((), dtype=dtype, device=tree.device).masked_fill(~(kin & before), torch.finfo(dtype).min)
     return hidden[:, None]

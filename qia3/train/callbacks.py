@@ -1,6 +1,8 @@
-"""What happens beside the steps of a run: a line in the log, progress on the screen, stopping when asked, stopping when it gets no better.
+"""What happens beside the steps of a run: a line in the log, progress on the screen, stopping when asked, stopping when
+it gets no better.
 
-log.jsonl has one line a step. `loss` and its parts are means over the step's whole batch, `seconds` is the step's own time:
+log.jsonl has one line a step. `loss` and its parts are means over the step's whole batch, `seconds` is the step's own
+time:
 
     {"step": 12, "loss": 3.1, "lm": 1.2, "unlikelihood": 0.8, "length-normalised": 1.1, "learning_rate": 0.0006, "seconds": 1.7,
      "examples_per_second": 4.7}
@@ -29,7 +31,10 @@ Entry = dict[str, float]
 
 
 class Log(TrainerCallback):  # type: ignore[misc]
-    """Writes log.jsonl and tells how far the run is. `parts` is filled by the trainer, one tensor for each part of the step's batch."""
+    """Writes log.jsonl and tells how far the run is.
+
+    `parts` is filled by the trainer, one tensor for each part of the step's batch.
+    """
 
     def __init__(self, path: Path, names: Sequence[str], batch: int, tell: Callable[[int, str], None]) -> None:
         self.path, self.names, self.batch, self.tell = path, names, batch, tell
@@ -49,7 +54,11 @@ class Log(TrainerCallback):  # type: ignore[misc]
         parts = processes.mean(torch.stack(self.parts).mean(0)).tolist()
         seconds = time.perf_counter() - self.started
         entry = {"step": state.global_step, "loss": sum(parts), **dict(zip(self.names, parts, strict=True))}
-        entry |= {"learning_rate": self.rate, "seconds": round(seconds, 4), "examples_per_second": round(self.batch / seconds, 2)}
+        entry |= {
+            "learning_rate": self.rate,
+            "seconds": round(seconds, 4),
+            "examples_per_second": round(self.batch / seconds, 2),
+        }
         self.entries.append(entry)
         if is_main():
             with self.path.open("a") as file:
@@ -74,7 +83,10 @@ def read_log(path: Path) -> list[Entry]:
 
 
 class Patience(TrainerCallback):  # type: ignore[misc]
-    """Ends the run after so many evaluations without a better loss. It reads the trainer's own history, which is in every checkpoint."""
+    """Ends the run after so many evaluations without a better loss.
+
+    It reads the trainer's own history, which is in every checkpoint.
+    """
 
     def __init__(self, patience: int) -> None:
         self.patience = patience

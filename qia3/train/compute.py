@@ -30,10 +30,14 @@ def choose_compute(asked: str) -> torch.dtype:
 def set_compute(model: nn.Module, head: nn.Module | None, dtype: torch.dtype | None) -> str:
     """Makes every linear layer multiply in `dtype`; the head stays float32, so that losses are. None undoes it.
 
-    The dequantised weights are held where they take up to SHARE of the free memory; else each product makes its own, and once more in the
-    backward pass (qia3.base.product). Returns a line that says which.
+    The dequantised weights are held where they take up to SHARE of the free memory; else each product makes its own,
+    and once more in the backward pass (qia3.base.product). Returns a line that says which.
     """
-    kinds = {m.store: torch.float32 if m is head and dtype is not None else dtype for m in model.modules() if isinstance(m, GridLinear)}
+    kinds = {
+        m.store: torch.float32 if m is head and dtype is not None else dtype
+        for m in model.modules()
+        if isinstance(m, GridLinear)
+    }
     needed = sum(store.outputs * store.inputs * kind.itemsize for store, kind in kinds.items() if kind is not None)
     free = available_bytes(next(model.parameters()).device) // processes.count()
     holds = needed <= SHARE * free
@@ -42,7 +46,9 @@ def set_compute(model: nn.Module, head: nn.Module | None, dtype: torch.dtype | N
         store.hold_dense(kind if holds else None)
     size, room = f"{needed / 2**30:.2f} GiB", f"{free / 2**30:.2f} GiB free"
     return (
-        f"weights are dequantised once and held ({size}, {room})" if holds else f"weights are dequantised in each product ({size}, {room})"
+        f"weights are dequantised once and held ({size}, {room})"
+        if holds
+        else f"weights are dequantised in each product ({size}, {room})"
     )
 
 

@@ -15,7 +15,9 @@ from qia3.runtime.examples import Example, read_examples
 
 @dataclass(frozen=True)
 class Data:
-    """Examples of one task. `choices` hold for those without their own; None where every example brings its own, and for generation.
+    """Examples of one task.
+
+    `choices` hold for those without their own; None where every example brings its own, and for generation.
 
     `validation` is held back from training: to stop at the best state.
     """
@@ -27,7 +29,10 @@ class Data:
 
 
 def read_task(task: Task, settings: Train | None = None) -> Data:
-    """Reads and checks the files of a task. Raises DataError with the file and the line, ConfigError if nothing is left to train or validate on."""
+    """Reads and checks the files of a task.
+
+    Raises DataError with the file and the line, ConfigError if nothing is left to train or validate on.
+    """
     read = [example for file in task.train_files for example in read_examples(file, task.kind, task.choices)]
     choices = task.choices or tuple(sorted({e.answer for e in read if e.choices is None}))
     test = read_examples(task.test, task.kind, choices)
@@ -41,7 +46,10 @@ def read_task(task: Task, settings: Train | None = None) -> Data:
 
 
 def split(examples: Sequence[Example], fraction: float, name: str) -> tuple[list[Example], list[Example]]:
-    """To train on and to validate on. The text's hash decides: a text stays on its side whatever is added to the file."""
+    """To train on and to validate on.
+
+    The text's hash decides: a text stays on its side whatever is added to the file.
+    """
     kept: tuple[list[Example], list[Example]] = ([], [])
     for example in examples:
         draw = int.from_bytes(hashlib.sha256(example.text.encode()).digest()[:8], "big") / 2**64

@@ -1,13 +1,15 @@
-"""What one adapter is trained on: the examples of one or more tasks, each turned into a tree of tokens whenever its turn comes.
+"""What one adapter is trained on: the examples of one or more tasks, each turned into a tree of tokens whenever its
+turn comes.
 
-A task may have several prompts, of which one is drawn each time, and may show `shots` other examples before the question, drawn too. The draw
-takes a random generator of the step's own, so step 700 is the same whether the run began at 0 or at 690.
+A task may have several prompts, of which one is drawn each time, and may show `shots` other examples before the
+question, drawn too. The draw takes a random generator of the step's own, so step 700 is the same whether the run began
+at 0 or at 690.
 
-Where wrong answers count, a step compares the right answer with at most `at_most` - 1 of them, drawn anew each time: what a step costs must not grow
-with a task's labels. What is ranked (validation, tests) has them all.
+Where wrong answers count, a step compares the right answer with at most `at_most` - 1 of them, drawn anew each time:
+what a step costs must not grow with a task's labels. What is ranked (validation, tests) has them all.
 
-The device encodes prompt, answer and end apart, and so does this. What is longer than `max_length` loses demonstrations first, then the beginning
-of the prompt, never the answer.
+The device encodes prompt, answer and end apart, and so does this. What is longer than `max_length` loses demonstrations
+first, then the beginning of the prompt, never the answer.
 """
 
 from __future__ import annotations
@@ -27,7 +29,10 @@ KEPT = 1 << 14  # texts whose tokens are kept
 
 @dataclass(frozen=True)
 class Source:
-    """Examples of one task. `prompts` hold {text} once; `question` is the one that is not drawn: for validation and for the bundle."""
+    """Examples of one task.
+
+    `prompts` hold {text} once; `question` is the one that is not drawn: for validation and for the bundle.
+    """
 
     prompts: tuple[str, ...]
     question: str
@@ -36,14 +41,19 @@ class Source:
     choices: tuple[str, ...] | None
 
     def demonstrations(self, prompt: str, count: int, draw: random.Random, without: int | None = None) -> list[str]:
-        """`count` examples, or as many as there are, drawn without the one that is asked. A text that holds {text} cannot be shown."""
+        """`count` examples, or as many as there are, drawn without the one that is asked.
+
+        A text that holds {text} cannot be shown.
+        """
         able = [i for i, e in enumerate(self.examples) if i != without and "{text}" not in e.text + e.answer]
         picked = draw.sample(able, min(count, len(able)))
         return [demonstration(prompt, self.examples[i].text, self.examples[i].answer) for i in picked]
 
 
 class Examples:
-    """All examples of an adapter's training, by index. `ranked`: wrong answers are encoded too, for the losses that need them.
+    """All examples of an adapter's training, by index.
+
+    `ranked`: wrong answers are encoded too, for the losses that need them.
 
     `at_most`: answers of a tree that is drawn; None for all.
     """
@@ -57,7 +67,13 @@ class Examples:
         shots: int = 0,
         at_most: int | None = None,
     ) -> None:
-        self.sources, self.max_length, self.ranked, self.shots, self.at_most = sources, max_length, ranked, shots, at_most
+        self.sources, self.max_length, self.ranked, self.shots, self.at_most = (
+            sources,
+            max_length,
+            ranked,
+            shots,
+            at_most,
+        )
         self.places = [(source, i) for source in sources for i in range(len(source.examples))]
         self.tokens = lru_cache(KEPT)(lambda text: tuple(tokenizer.encode(text, add_special_tokens=False)))
 
@@ -65,7 +81,9 @@ class Examples:
         return len(self.places)
 
     def tree(self, index: int, draw: random.Random | None = None) -> Tree:
-        """The example's tree, with a drawn prompt and drawn demonstrations; without `draw`, with the question and the same ones each time."""
+        """The example's tree, with a drawn prompt and drawn demonstrations; without `draw`, with the question and the
+        same ones each time.
+        """
         source, place = self.places[index]
         prompt = source.question if draw is None else draw.choice(source.prompts)
         shown = source.demonstrations(prompt, self.shots, draw or random.Random(place), place) if self.shots else []
@@ -87,7 +105,10 @@ class Examples:
         for source, place in self.places:
             example = source.examples[place]
             answer = max(len(a) for a in self._answers(source, example)[0])
-            prompt = max(len(self._prompt(source.wrap, p, example.text, [], self.max_length)) for p in {*source.prompts, source.question})
+            prompt = max(
+                len(self._prompt(source.wrap, p, example.text, [], self.max_length))
+                for p in {*source.prompts, source.question}
+            )
             longest = max(longest, prompt + answer)
         return min(longest, self.max_length)
 
@@ -95,7 +116,9 @@ class Examples:
         """Tokens of the answers, and which is right."""
         choices = (example.choices or source.choices) if self.ranked else None
         texts = choices or (example.answer,)
-        return tuple(self.tokens(text + source.wrap.end)[: self.max_length] for text in texts), texts.index(example.answer)
+        return tuple(self.tokens(text + source.wrap.end)[: self.max_length] for text in texts), texts.index(
+            example.answer
+        )
 
     def _prompt(self, wrap: Wrapping, prompt: str, text: str, shown: Sequence[str], room: int) -> tuple[int, ...]:
         """With as many demonstrations as fit in `room`."""

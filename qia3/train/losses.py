@@ -1,25 +1,27 @@
 r"""The three losses of the T-Few recipe (Liu et al. 2022, arXiv:2205.05638, section 3.2), summed with weight 1.
 
-Let an example have a right answer y of T tokens and wrong answers ŷ(n) of T(n) tokens, all with the token that ends them, and let
-p(.) be the probability of a token after the prompt and the tokens of its answer before it.
+Let an example have a right answer y of T tokens and wrong answers ŷ(n) of T(n) tokens, all with the token that ends
+them, and let p(.) be the probability of a token after the prompt and the tokens of its answer before it.
 
     language modelling      L_LM = -1/T sum_t log p(y_t)
     unlikelihood            L_UL = - sum_n sum_t log(1 - p(ŷ(n)_t)) / sum_n T(n)
     length-normalised       L_LN = - log exp β(y) / (exp β(y) + sum_n exp β(ŷ(n))),     β(y) = 1/T sum_t log p(y_t)
 
-The first makes the right answer likely, the second each token of the wrong ones unlikely, the third puts the right answer first in the order
-that ranking by the mean (ranking = "mean") reads off. Over a batch the first is the mean over right tokens, the second over wrong tokens, the
-third over examples, as in T-Few's code. An example without wrong answers (generation) adds to the first alone.
+The first makes the right answer likely, the second each token of the wrong ones unlikely, the third puts the right
+answer first in the order that ranking by the mean (ranking = "mean") reads off. Over a batch the first is the mean over
+right tokens, the second over wrong tokens, the third over examples, as in T-Few's code. An example without wrong
+answers (generation) adds to the first alone.
 
 A worked example. Two answers: right "on <end>" with p = 1/2, 1/2, and wrong "off <end>" with p = 1/4, 1.
 
     L_LM = -(ln 1/2 + ln 1/2) / 2 = 0.693        L_UL = -(ln 3/4 + ln(1 - 1)) / 2, which is infinite
     β = -0.693 and -0.693                        L_LN = ln 2 = 0.693
 
-The infinity is real: an end token is often certain once its answer is begun. T-Few's code writes log(1 - p + 0.01), which is another function
-(at p = 0 it is -0.00995, and it pulls at no token that is nearly certain). Here it is the paper's, with what float32 cannot tell from zero
-added: log(1 - p + 2^-23), so that the term ends at 15.9. It is computed as log1p(2^-23 - p), which loses no small p. The gradient that reaches
-the logits is p (1 - p) / (1 - p + 2^-23), at most one.
+The infinity is real: an end token is often certain once its answer is begun. T-Few's code writes log(1 - p + 0.01),
+which is another function (at p = 0 it is -0.00995, and it pulls at no token that is nearly certain). Here it is the
+paper's, with what float32 cannot tell from zero added: log(1 - p + 2^-23), so that the term ends at 15.9. It is
+computed as log1p(2^-23 - p), which loses no small p. The gradient that reaches the logits is p (1 - p) / (1 - p +
+2^-23), at most one.
 """
 
 from __future__ import annotations
@@ -38,8 +40,8 @@ NAMES = (LANGUAGE_MODELLING, UNLIKELIHOOD, LENGTH_NORMALISED)
 class Answers:
     """Every answer of a batch, laid end to end. T tokens, A answers, E examples.
 
-    `log_p` float [T]: each token's log-probability; `answer` int64 [T]: whose token it is; `example` int64 [A]: whose answer that is;
-    `right` bool [A]. Examples are counted from 0, and each has exactly one right answer.
+    `log_p` float [T]: each token's log-probability; `answer` int64 [T]: whose token it is; `example` int64 [A]: whose
+    answer that is; `right` bool [A]. Examples are counted from 0, and each has exactly one right answer.
     """
 
     log_p: Tensor
@@ -59,7 +61,10 @@ class Answers:
 
 @dataclass(frozen=True)
 class Totals:
-    """What the sums are divided by: right tokens, wrong tokens, and examples with a choice. Of a batch that is computed in parts, the whole's."""
+    """What the sums are divided by: right tokens, wrong tokens, and examples with a choice.
+
+    Of a batch that is computed in parts, the whole's.
+    """
 
     right: float
     wrong: float

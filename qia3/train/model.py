@@ -1,8 +1,8 @@
 """The adapted model as a trainer sees it: a batch goes in, losses come out, and its state is the vectors alone.
 
-The head is the largest layer of a small model, and almost all of its work would be thrown away: only the slots that predict an answer's token
-matter. So the slots are gathered before the head, by a hook on it. What a family does to logits afterwards (a scale, a soft cap) stays where it
-is in the model's own code, for it works entry by entry.
+The head is the largest layer of a small model, and almost all of its work would be thrown away: only the slots that
+predict an answer's token matter. So the slots are gathered before the head, by a hook on it. What a family does to
+logits afterwards (a scale, a soft cap) stays where it is in the model's own code, for it works entry by entry.
 """
 
 from __future__ import annotations
@@ -20,9 +20,13 @@ from qia3.train.losses import LANGUAGE_MODELLING, Answers, Totals, losses
 
 
 class VectorModel(nn.Module):
-    """forward takes a batch (qia3.train.batches) and gives the loss and its parts; state_dict is the vectors' offsets from one."""
+    """forward takes a batch (qia3.train.batches) and gives the loss and its parts; state_dict is the vectors' offsets
+    from one.
+    """
 
-    def __init__(self, model: PreTrainedModel, scaled: Mapping[str, Scaled], names: Sequence[str] = (LANGUAGE_MODELLING,)) -> None:
+    def __init__(
+        self, model: PreTrainedModel, scaled: Mapping[str, Scaled], names: Sequence[str] = (LANGUAGE_MODELLING,)
+    ) -> None:
         super().__init__()
         self.model, self.scaled, self.names = model, dict(scaled), tuple(names)
 
@@ -90,7 +94,8 @@ def log_probabilities(logits: Tensor, read: Tensor, targets: Tensor) -> Tensor:
 class _LogProbabilities(torch.autograd.Function):
     """log p = z[target] - log sum exp z, with d log p / dz = onehot(target) - softmax(z) written into one buffer.
 
-    torch's own backward of the two terms makes a [P, V] for each and a third for their sum, and [P, V] is the largest tensor of a step.
+    torch's own backward of the two terms makes a [P, V] for each and a third for their sum, and [P, V] is the largest
+    tensor of a step.
     """
 
     @staticmethod

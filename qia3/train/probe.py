@@ -1,8 +1,8 @@
 """Does this model compute the same with trees packed in one row? Asked once, by running both ways.
 
-A model's code may ignore a mask with four dimensions, add a window of its own to it, refuse positions that start again, or mix slots by other
-means than attention (convolutions, recurrences). A table of families would drift; two forward passes do not. They are as long as the longest
-example, since a sliding window shows only past its end.
+A model's code may ignore a mask with four dimensions, add a window of its own to it, refuse positions that start again,
+or mix slots by other means than attention (convolutions, recurrences). A table of families would drift; two forward
+passes do not. They are as long as the longest example, since a sliding window shows only past its end.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from qia3.train.batches import packed, padded
 from qia3.train.model import read_logits
 from qia3.train.trees import Tree
 
-TOLERANCE = 1e-3  # of the largest logit; float32 itself differs by 1e-6 or so, a slot that sees what it should not by 1e-1
+TOLERANCE = (
+    1e-3  # of the largest logit; float32 itself differs by 1e-6 or so, a slot that sees what it should not by 1e-1
+)
 
 
 @torch.no_grad()

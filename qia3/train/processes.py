@@ -1,8 +1,9 @@
 """One run in several processes, started by `accelerate launch` or torchrun: who speaks, and what they settle together.
 
-Each process has the whole base and computes its share of every step; gradients are averaged (torch's DistributedDataParallel), so all hold the
-same vectors after it. The first process alone writes files and prints. On CPUs they talk through gloo, on GPUs through NCCL; machines are
-joined by the launcher's own options, and nothing here knows how many there are.
+Each process has the whole base and computes its share of every step; gradients are averaged (torch's
+DistributedDataParallel), so all hold the same vectors after it. The first process alone writes files and prints. On
+CPUs they talk through gloo, on GPUs through NCCL; machines are joined by the launcher's own options, and nothing here
+knows how many there are.
 """
 
 from __future__ import annotations

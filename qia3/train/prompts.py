@@ -1,12 +1,16 @@
-r"""From a task's words to token ids. The prompt that trains is stored in the bundle and is the prompt that the device fills in.
+r"""From a task's words to token ids.
 
-A chat base's template is rendered once, around a mark, at build time: what stands before the mark and after it is all that the device needs,
-so it runs no template engine. The answer starts right after the prompt and ends with the token that ends a turn:
+The prompt that trains is stored in the bundle and is the prompt that the device fills in.
+
+A chat base's template is rendered once, around a mark, at build time: what stands before the mark and after it is all
+that the device needs, so it runs no template engine. The answer starts right after the prompt and ends with the token
+that ends a turn:
 
     <|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n  +  lights  +  <|im_end|>
     prefix                  suffix                                 answer     end
 
-Demonstrations, where a task shows some, stand in the user's turn before the question: "Which? lamp on lights\n\nWhich? play a song music\n\n".
+Demonstrations, where a task shows some, stand in the user's turn before the question: "Which? lamp on lights\n\nWhich?
+play a song music\n\n".
 """
 
 from __future__ import annotations
@@ -20,7 +24,10 @@ MARK = "\u0001text\u0001"
 
 @dataclass(frozen=True)
 class Wrapping:
-    """What a base puts around a user's words. `end` is the text of the token that ends an answer, `stop_tokens` every id that does."""
+    """What a base puts around a user's words.
+
+    `end` is the text of the token that ends an answer, `stop_tokens` every id that does.
+    """
 
     prefix: str
     suffix: str
@@ -29,7 +36,9 @@ class Wrapping:
 
 
 def wrapping(tokenizer: Any, generation_config: Any, chat: bool) -> Wrapping:
-    """The base's chat template around a user's words; without a template (or chat=False), its beginning-of-text token and a space after."""
+    """The base's chat template around a user's words; without a template (or chat=False), its beginning-of-text token
+    and a space after.
+    """
     end = tokenizer.eos_token or ""
     configured = getattr(generation_config, "eos_token_id", None)
     stops = [configured] if isinstance(configured, int) else list(configured or [])
@@ -40,12 +49,17 @@ def wrapping(tokenizer: Any, generation_config: Any, chat: bool) -> Wrapping:
     else:
         with_special, bare = tokenizer.encode("a"), tokenizer.encode("a", add_special_tokens=False)
         begins = tokenizer.bos_token or ""
-        prefix, suffix = (begins if begins and with_special != bare and with_special[0] == tokenizer.bos_token_id else ""), ""
+        prefix, suffix = (
+            (begins if begins and with_special != bare and with_special[0] == tokenizer.bos_token_id else ""),
+            "",
+        )
     return Wrapping(prefix, suffix, end, tuple(dict.fromkeys(stops)))
 
 
 def _render(tokenizer: Any) -> str:
-    """The template around the mark, with an empty system turn where the template takes one: a default persona costs tokens every time."""
+    """The template around the mark, with an empty system turn where the template takes one: a default persona costs
+    tokens every time.
+    """
     user = {"role": "user", "content": MARK}
     for messages in ([{"role": "system", "content": ""}, user], [user]):
         try:

@@ -1,10 +1,12 @@
 """One training run: the vectors of one task, on a frozen base, by transformers' Trainer.
 
-The Trainer brings checkpoints, resuming, the schedule of the learning rate, accumulation and several processes. It is handed a module whose
-state_dict is the vectors alone (qia3.train.model), so a checkpoint is a few hundred kilobytes, and slots in a fixed order (qia3.train.schedule),
-so that it never shuffles: whatever way a run is cut, in time, in parts of a batch or over processes, it gives the same losses.
+The Trainer brings checkpoints, resuming, the schedule of the learning rate, accumulation and several processes. It is
+handed a module whose state_dict is the vectors alone (qia3.train.model), so a checkpoint is a few hundred kilobytes,
+and slots in a fixed order (qia3.train.schedule), so that it never shuffles: whatever way a run is cut, in time, in
+parts of a batch or over processes, it gives the same losses.
 
-Ctrl-C and SIGTERM end the run after the step in hand with a checkpoint; kill -9 leaves the last one. The same command goes on from there.
+Ctrl-C and SIGTERM end the run after the step in hand with a checkpoint; kill -9 leaves the last one. The same command
+goes on from there.
 """
 
 from __future__ import annotations
@@ -42,9 +44,12 @@ CHECKPOINTS, LOG = "checkpoints", "log.jsonl"
 
 @dataclass(frozen=True)
 class Record:
-    """What a run was and cost. `state_bytes`: float32 master copy, float32 gradients, the optimiser's float32 moments, of the vectors.
+    """What a run was and cost.
 
-    `final_loss` is a mean over the last steps. With validation, the vectors are those of `best_step`, whose loss is `validation_loss`.
+    `state_bytes`: float32 master copy, float32 gradients, the optimiser's float32 moments, of the vectors.
+
+    `final_loss` is a mean over the last steps. With validation, the vectors are those of `best_step`, whose loss is
+    `validation_loss`.
     """
 
     parameters: int
@@ -66,7 +71,9 @@ class VectorTrainer(Trainer):  # type: ignore[misc]
         self.log_file, self.validation = log, validation
         super().__init__(eval_dataset=None if validation is None else range(len(validation)), **rest)
 
-    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         out = model(**inputs)
         self.log_file.parts.append(out["parts"])
         return (out["loss"], out) if return_outputs else out["loss"]
@@ -99,13 +106,23 @@ def train_vectors(
     validation: Examples | None = None,
     start: Vectors | None = None,
 ) -> Record:
-    """Trains `scaled` from `start` (None: ones), or from the last checkpoint in `folder`, and leaves the result in it. Raises Interrupted."""
-    dtype, arguments = choose_compute(settings.compute), _arguments(settings, seed, folder / CHECKPOINTS, validation is not None)
+    """Trains `scaled` from `start` (None: ones), or from the last checkpoint in `folder`, and leaves the result in it.
+
+    Raises Interrupted.
+    """
+    dtype, arguments = (
+        choose_compute(settings.compute),
+        _arguments(settings, seed, folder / CHECKPOINTS, validation is not None),
+    )
     parameters = start_vectors(scaled, start)
     vectors = processes.sharing(VectorModel(model, scaled, settings.losses)).to(arguments.device)
-    lays_out = Collator(packs(model, examples.longest_path()), settings.row_tokens, model.config.get_text_config().hidden_size)
+    lays_out = Collator(
+        packs(model, examples.longest_path()), settings.row_tokens, model.config.get_text_config().hidden_size
+    )
     if not lays_out.packs:
-        say(f"{title}: {type(model).__name__} does not compute the same with several answers in one row; each gets a row of its own")
+        say(
+            f"{title}: {type(model).__name__} does not compute the same with several answers in one row; each gets a row of its own"
+        )
     say(f"training {title}: {parameters:,} parameters, {settings.steps} steps, {dtype}")
     flag = Interruption()
     with _computing(model, dtype, settings), flag.listening(), counting(title, settings.steps, "steps") as tell:
@@ -176,7 +193,11 @@ def _switch(model: PreTrainedModel, how: str, *given: Any) -> None:
 
 def _optimizer(scaled: Mapping[str, Scaled], settings: Train) -> Adafactor | None:
     """None is the Trainer's own AdamW."""
-    return Adafactor([s.delta for s in scaled.values()], settings.learning_rate) if settings.optimizer == "adafactor" else None
+    return (
+        Adafactor([s.delta for s in scaled.values()], settings.learning_rate)
+        if settings.optimizer == "adafactor"
+        else None
+    )
 
 
 def _arguments(settings: Train, seed: int, folder: Path, validates: bool) -> TrainingArguments:

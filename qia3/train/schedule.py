@@ -1,13 +1,14 @@
 """Which example is trained when: a pure function of the seed.
 
-The run is one long list of slots, `batch` of them a step. Slot by slot it goes through the examples in random order, all of them before any comes
-again; each slot has a random generator of its own for what is drawn (prompt, demonstrations). Nothing depends on what ran before, so a run that
-stopped goes on as if it had not, and processes that share a step need not talk:
+The run is one long list of slots, `batch` of them a step. Slot by slot it goes through the examples in random order,
+all of them before any comes again; each slot has a random generator of its own for what is drawn (prompt,
+demonstrations). Nothing depends on what ran before, so a run that stopped goes on as if it had not, and processes that
+share a step need not talk:
 
     steps of 4, 2 processes       step 0: slots 0 1 | 2 3      step 1: slots 4 5 | 6 7
 
-Losses are means over a whole step. A process, or a part of an accumulated step, has only its share of the sums, so each slot comes with the
-step's totals, scaled so that the mean over the parts' losses is the step's loss.
+Losses are means over a whole step. A process, or a part of an accumulated step, has only its share of the sums, so each
+slot comes with the step's totals, scaled so that the mean over the parts' losses is the step's loss.
 """
 
 from __future__ import annotations
@@ -65,7 +66,9 @@ class Collator:
     def __call__(self, slots: list[Slot]) -> Batch:
         share = len(slots) / slots[0].batch
         whole = slots[0].totals
-        return self.lay_out([s.tree for s in slots], Totals(whole.right * share, whole.wrong * share, whole.chosen * share))
+        return self.lay_out(
+            [s.tree for s in slots], Totals(whole.right * share, whole.wrong * share, whole.chosen * share)
+        )
 
     def lay_out(self, trees: list[Tree], totals: Totals | None = None) -> Batch:
         return packed(trees, self.row_tokens, self.hidden_size, totals) if self.packs else padded(trees, totals)

@@ -16,12 +16,17 @@ from qia3.runtime.adapters import read_adapter
 
 
 def read_start(path: Path, sites: Sequence[Site], fingerprint: str) -> Vectors:
-    """The vectors by site name, float32 [size]. Raises AdapterError: not there, of another base, or with every tensor that does not fit."""
+    """The vectors by site name, float32 [size].
+
+    Raises AdapterError: not there, of another base, or with every tensor that does not fit.
+    """
     if path.is_dir():
         return read_peft(path, sites, fingerprint)
     base, tensors = read_adapter(path)
     if base != int(fingerprint[:7], 16):
-        raise AdapterError(f"{path} was trained on another base ({base:07x}…, this one's fingerprint is {fingerprint[:7]}…)")
+        raise AdapterError(
+            f"{path} was trained on another base ({base:07x}…, this one's fingerprint is {fingerprint[:7]}…)"
+        )
     vectors = {name: tensor.reshape(-1) for name, tensor in tensors.items()}
     check_vectors(sites, vectors)
     return vectors

@@ -1,4 +1,5 @@
-"""A task's training, kept in its work folder: skipped when it is done, resumed when it was interrupted, begun anew when the plan changed.
+"""A task's training, kept in its work folder: skipped when it is done, resumed when it was interrupted, begun anew when
+the plan changed.
 
 WORK/TASK/key          what was asked for: base, data, prompts, settings and seed, as a SHA-256
 WORK/TASK/checkpoints  the Trainer's
@@ -69,13 +70,28 @@ def train_task(base: BaseModel, scaled: Mapping[str, Scaled], job: Job, folder: 
         say(f"{name}: trained before with the same plan, kept ({folder})")
         return load_task(base, scaled, job, folder)
     examples, validation = (
-        Examples(base.tokenizer, [s for s in given if s.examples], settings.max_length, settings.ranked, job.task.shots, settings.answers)
+        Examples(
+            base.tokenizer,
+            [s for s in given if s.examples],
+            settings.max_length,
+            settings.ranked,
+            job.task.shots,
+            settings.answers,
+        )
         for given in (sources, _sources(base, job, held_back=True))
     )
     with writing(folder):
         _prepare(folder, key)
         record = train_vectors(
-            base.model, scaled, examples, settings, job.seed, folder, name, validation if len(validation) else None, start
+            base.model,
+            scaled,
+            examples,
+            settings,
+            job.seed,
+            folder,
+            name,
+            validation if len(validation) else None,
+            start,
         )
         vectors = get_vectors(scaled)
         if is_main():
@@ -101,7 +117,9 @@ def _trained(base: BaseModel, job: Job, vectors: Vectors, record: Record) -> Tra
     """The prompt that the device fills in has its demonstrations in it, the same ones for every question."""
     own = _source(base, job.task, job.data)
     shown = own.demonstrations(own.question, job.task.shots, random.Random(job.seed))
-    return Trained(job.task, ask(own.wrap, own.question, shown), own.wrap, job.data.choices, job.ranking, vectors, record)
+    return Trained(
+        job.task, ask(own.wrap, own.question, shown), own.wrap, job.data.choices, job.ranking, vectors, record
+    )
 
 
 def _sources(base: BaseModel, job: Job, held_back: bool = False) -> list[Source]:
@@ -115,11 +133,20 @@ def _source(base: BaseModel, task: Task, data: Data, held_back: bool = False) ->
 
 
 def _key(base: BaseModel, job: Job, sources: list[Source], start: Vectors | None) -> str:
-    # when the state is saved is not what is trained, unless the best of what was saved is kept; what the two files hold is keyed, not their names
+    # when the state is saved is not what is trained, unless the best of what was saved is kept; what the two files hold
+    # is keyed, not their names
     held_back = [asdict(e) for data in (job.data, *(data for _, data in job.mixed)) for e in data.validation]
     left_out = {"validation", "init_adapter"} | (set() if held_back else {"checkpoint_every"})
     settings = job.settings.model_dump(mode="json", exclude=left_out)
-    what = [base.fingerprint, [asdict(s) for s in sources], held_back, job.task.shots, settings, job.seed, digest(start)]
+    what = [
+        base.fingerprint,
+        [asdict(s) for s in sources],
+        held_back,
+        job.task.shots,
+        settings,
+        job.seed,
+        digest(start),
+    ]
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 

@@ -1,14 +1,16 @@
 """Examples as trees of tokens, and which of them share a row.
 
-A tree is a prompt and the answers that may follow it. What a row costs is its slots: their matrix products, and attention, each slot looking at
-every slot of its row. Products take 12 h² multiplications or so a slot and layer (h the hidden size), attention 2 L h on a row of L slots, and
-attention runs in float32 at about a third of the products' speed, so
+A tree is a prompt and the answers that may follow it. What a row costs is its slots: their matrix products, and
+attention, each slot looking at every slot of its row. Products take 12 h² multiplications or so a slot and layer (h the
+hidden size), attention 2 L h on a row of L slots, and attention runs in float32 at about a third of the products'
+speed, so
 
     cost of R rows of L slots = R L (1 + L / (2 h))
 
-Few long rows waste no padding but look at much that the mask then hides; many short ones the other way round. `plan` tries every count of rows,
-fills each by giving the largest piece to the emptiest row, and keeps the cheapest. No row is longer than the limit, or than one prompt with one
-answer where that is longer: a tree of more answers than fit is cut into pieces, each with the whole prompt.
+Few long rows waste no padding but look at much that the mask then hides; many short ones the other way round. `plan`
+tries every count of rows, fills each by giving the largest piece to the emptiest row, and keeps the cheapest. No row is
+longer than the limit, or than one prompt with one answer where that is longer: a tree of more answers than fit is cut
+into pieces, each with the whole prompt.
 
     sizes 60 55 12 10 9, limit 128     one row: 146 slots, too many    two: 2 x 76    three: 3 x 60    -> two rows: 60+10, 55+12+9
 """
@@ -35,7 +37,10 @@ class Tree:
 
 @dataclass(frozen=True)
 class Piece:
-    """A tree's prompt with some of its answers. `example` and `answers` are indices: of the tree in its batch, of answers in the tree."""
+    """A tree's prompt with some of its answers.
+
+    `example` and `answers` are indices: of the tree in its batch, of answers in the tree.
+    """
 
     example: int
     tree: Tree
@@ -63,7 +68,9 @@ def pieces(trees: Sequence[Tree], limit: int) -> Iterator[Piece]:
 
 def singles(trees: Sequence[Tree]) -> list[list[Piece]]:
     """The plain batch: every answer has a row of its own, its prompt run again before it."""
-    return [[Piece(example, tree, (index,))] for example, tree in enumerate(trees) for index in range(len(tree.answers))]
+    return [
+        [Piece(example, tree, (index,))] for example, tree in enumerate(trees) for index in range(len(tree.answers))
+    ]
 
 
 def plan(trees: Sequence[Tree], limit: int, hidden_size: int) -> list[list[Piece]]:

@@ -1,12 +1,14 @@
-"""Writes tests/golden/foreign.safetensors: one layer packed by each of the libraries whose files we read, and what they make of it again.
+"""Writes tests/golden/foreign.safetensors: one layer packed by each of the libraries whose files we read, and what they
+make of it again.
 
     (beside torch 2.13.0 and transformers 5.23.0)
     BUILD_CUDA_EXT=0 pip install --no-deps --no-build-isolation auto-gptq==0.7.1 autoawq==0.2.9 gptqmodel==7.7.0
     pip install --no-deps pypcre logbar device-smi tokenicer defuser threadpoolctl dill torchao && pip install pillow datasets
     python tests/golden/foreign.py
 
-The libraries' packages do more at import than their packing needs (kernels, patches of transformers), so single source files of theirs are run.
-32 outputs, 96 inputs, groups of 32. Names: FORMAT.{qweight,qzeros,scales,dense}; `dense` [96, 32] is the library's own dequantised weight.
+The libraries' packages do more at import than their packing needs (kernels, patches of transformers), so single source
+files of theirs are run. 32 outputs, 96 inputs, groups of 32. Names: FORMAT.{qweight,qzeros,scales,dense}; `dense` [96,
+32] is the library's own dequantised weight.
 """
 
 import importlib.util
@@ -36,7 +38,9 @@ def run(text, name, **given):
 
 
 def grid(low):
-    """A layer on the grid: its zero points from `low` up, float16 scales, and a linear layer that holds just these values."""
+    """A layer on the grid: its zero points from `low` up, float16 scales, and a linear layer that holds just these
+    values.
+    """
     generator = torch.Generator().manual_seed(0)
     codes = torch.randint(0, 16, (OUTPUTS, INPUTS), generator=generator)
     zeros = torch.randint(low, 16, (OUTPUTS, INPUTS // GROUP), generator=generator).float()
