@@ -52,3 +52,8 @@ class Interrupted(QIA3Error):
     """Stopped on request, with a checkpoint to resume from."""
 
     exit_code = 130
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception of any library says, on one line; its type where it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,0 +1,101 @@
+"""One boundary for what is read: JSON and TOML as values, or one line of an error of ours. Nothing else gets out.
+
+The standard parsers raise more than their own error: a plain ValueError for an integer of more than 4,300 digits,
+RecursionError for deep nesting, UnicodeDecodeError for bytes that are no text. A file may be a pipe that never ends, or
+larger than memory. Each reader names its own error class and what to do; the rest is here, once.
+"""
+
+from __future__ import annotations
+
+import json
+import stat
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from qia3.errors import QIA3Error, first_line
+
+LARGEST = 1 << 28  # bytes of one document: far more than any manifest, tokenizer or table of examples here
+
+
+def read_bytes(path: Path, error: type[QIA3Error], remedy: str = "", largest: int = LARGEST) -> bytes:
+    """A regular file's bytes. Raises `error`: not there, no regular file (a pipe, a device, a folder), or too large."""
+    try:
+        facts = path.stat()
+        if not stat.S_ISREG(facts.st_mode):
+            raise error(f"{path} is not a regular file{_then(remedy)}")
+        if facts.st_size > largest:
+            raise error(f"{path} has {facts.st_size:,} bytes, {largest:,} are the most{_then(remedy)}")
+        return path.read_bytes()
+    except OSError as reason:
+        raise error(f"cannot read {path}: {reason.strerror or first_line(reason)}{_then(remedy)}") from reason
+    except ValueError as reason:  # a name with a zero byte
+        raise error(f"cannot read {str(path)!r}: {first_line(reason)}{_then(remedy)}") from reason
+
+
+def read_text(path: Path, error: type[QIA3Error], remedy: str = "", largest: int = LARGEST) -> str:
+    """UTF-8, with or without a byte order mark. Raises `error`."""
+    try:
+        return read_bytes(path, error, remedy, largest).decode("utf-8-sig")
+    except UnicodeDecodeError as reason:
+        raise error(f"{path} is not UTF-8 text (byte {reason.start}){_then(remedy)}") from reason
+
+
+def read_json(path: Path, error: type[QIA3Error], remedy: str = "", largest: int = LARGEST) -> Any:
+    """The value of a JSON file. Raises `error`."""
+    text = read_text(path, error, remedy, largest)
+    try:
+        return parse_json(text)
+    except ValueError as reason:
+        raise error(f"{path} is not valid JSON: {reason}{_then(remedy)}") from reason
+
+
+def read_json_table(path: Path, error: type[QIA3Error], remedy: str = "", largest: int = LARGEST) -> dict[str, Any]:
+    """The same where an object is expected. Raises `error`."""
+    value = read_json(path, error, remedy, largest)
+    if not isinstance(value, dict):
+        raise error(f"{path} holds {_kind(value)}, and a JSON object is expected{_then(remedy)}")
+    return value
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text. Raises ValueError of one line and nothing else, whatever is in the text."""
+    return _parse(json.loads, text)
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """The table of a TOML text. Raises ValueError of one line and nothing else, whatever is in the text."""
+    found: dict[str, Any] = _parse(tomllib.loads, text)
+    return found
+
+
+def _parse(parser: Callable[[Any], Any], text: str | bytes) -> Any:
+    try:
+        return parser(text)
+    except json.JSONDecodeError as reason:
+        raise ValueError(f"{reason.msg} (line {reason.lineno}, column {reason.colno})") from reason
+    except RecursionError as reason:
+        raise ValueError("it is nested too deeply") from reason
+    except UnicodeDecodeError as reason:
+        raise ValueError(f"it is not UTF-8 text (byte {reason.start})") from reason
+    except ValueError as reason:
+        long_number = "digits" in str(reason) and "integer" in str(reason)  # sys.set_int_max_str_digits
+        raise ValueError("a number has too many digits" if long_number else first_line(reason)) from reason
+
+
+def _kind(value: Any) -> str:
+    """What a JSON value is, in JSON's words."""
+    names = {
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+        str: "a string",
+        list: "a list",
+        dict: "an object",
+    }
+    return names.get(type(value), "null")
+
+
+def _then(remedy: str) -> str:
+    return f"; {remedy}" if remedy else ""
