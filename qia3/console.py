@@ -30,7 +30,6 @@ BUILD_PACKAGES = {
     "onnx_ir",
     "onnxscript",
     "peft",
-    "safetensors",
     "torch",
     "transformers",
 }

@@ -32,7 +32,7 @@ LIGHT_MODULES = [
 BLOCK = """
     import sys
 
-    ABSENT = {"torch", "transformers", "peft", "onnx", "onnx_ir", "onnxscript", "bitsandbytes", "accelerate", "safetensors", "gguf"}
+    ABSENT = {"torch", "transformers", "peft", "onnx", "onnx_ir", "onnxscript", "bitsandbytes", "accelerate", "gguf"}
 
     class Block:
         def find_spec(self, name, path=None, target=None):

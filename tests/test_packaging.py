@@ -16,7 +16,7 @@ import pytest
 import tiny_bundle
 
 ROOT = Path(__file__).parents[1]
-LIGHT = {"click", "numpy", "onnxruntime", "pydantic", "rich", "tokenizers"}
+LIGHT = {"click", "numpy", "onnxruntime", "platformdirs", "pydantic", "rich", "safetensors", "tokenizers"}
 
 
 ASK = """
