@@ -50,21 +50,23 @@ Paths of data are relative to the build file; `output`, the bundle's folder, and
 
 from __future__ import annotations
 
-import difflib
 import re
-import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from qia3.complaints import complaints, nearest
 from qia3.errors import ConfigError
+from qia3.parse import parse_toml, read_text
 from qia3.recipe import Section
 from qia3.recipe import Train as Train
 
 LAYERS = re.compile(r"^\d+(-\d+)?(,\d+(-\d+)?)*$")
 LAYER_ROLES = ("head", "query", "key", "value", "output", "up", "down")
 NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+LARGEST = 1 << 20  # bytes of a build file
 
 
 class Base(Section):
@@ -114,7 +116,7 @@ def _layers(value: tuple[str, ...]) -> tuple[str, ...]:
     for asked in value:
         role, at, layers = asked.partition("@")
         if role not in LAYER_ROLES:
-            raise ValueError(f"no layers are called {role!r}{_nearest(role, list(LAYER_ROLES))}")
+            raise ValueError(f"no layers are called {role!r}{nearest(role, list(LAYER_ROLES))}")
         if at and not LAYERS.match(layers):
             raise ValueError(f"{asked!r}: after '@' stand layers, such as 0-2,11")
     return tuple(sorted(set(value)))
@@ -164,7 +166,7 @@ class Task(Section):
     def _known(cls, value: dict[str, Any]) -> dict[str, Any]:
         for key in value:
             if key not in Train.model_fields:
-                raise ValueError(f"unknown key {key!r}{_nearest(key, list(Train.model_fields))}")
+                raise ValueError(f"unknown key {key!r}{nearest(key, list(Train.model_fields))}")
         return value
 
     @model_validator(mode="after")
@@ -207,7 +209,7 @@ class Export(Section):
     mode: Literal["side", "merged"] = "side"
     merge_task: str | None = None
     logits: Literal["last", "all"] = "last"
-    context_length: int = Field(default=2048, ge=16)
+    context_length: int = Field(default=2048, ge=16, le=2**24)
     query_vectors: bool = False
     recode: Literal["int8", "int4"] = "int8"
 
@@ -229,7 +231,7 @@ class Build(Section):
     """The whole build file."""
 
     name: str
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**32)
     output: Path | None = None
     work: Path | None = None
     base: Base
@@ -252,17 +254,36 @@ class Build(Section):
             raise ValueError(f"two tasks are called {doubled[0]!r}; names must differ")
         if self.export.mode == "merged" and self.export.merge_task not in names:
             raise ValueError(f"mode 'merged' needs merge_task (--task), one of {', '.join(names)}")
-        for task in self.task:
-            self.training_of(task)
+        for i, task in enumerate(self.task):
+            self._check_training(i, task)
             self._check_mixture(task)
         return self
+
+    def _check_training(self, i: int, task: Task) -> None:
+        """Its own keys, laid over [train], are told as keys of [task.training]."""
+        try:
+            self.training_of(task)
+        except ValidationError as error:
+            raise ValidationError.from_exception_data(
+                "Build",
+                [
+                    InitErrorDetails(
+                        type=PydanticCustomError(
+                            "training", "{told}", {"told": e["msg"].removeprefix("Value error, ")}
+                        ),
+                        loc=("task", i, "training", *e["loc"]),
+                        input=e["input"],
+                    )
+                    for e in error.errors()
+                ],
+            ) from error
 
     def _check_mixture(self, task: Task) -> None:
         """A mixture is made of other tasks that have examples of their own."""
         others = {t.name: t for t in self.task if t.name != task.name}
         for name in task.mixture:
             if name not in others:
-                raise ValueError(f"the mixture of {task.name!r} names {name!r}{_nearest(name, sorted(others))}")
+                raise ValueError(f"the mixture of {task.name!r} names {name!r}{nearest(name, sorted(others))}")
             if others[name].mixture:
                 raise ValueError(
                     f"the mixture of {task.name!r} names {name!r}, which is a mixture itself; name the tasks that it is made of"
@@ -300,13 +321,12 @@ def read_build(path: Path, **overrides: Any) -> Build:
     Raises ConfigError with the file, the line (malformed TOML) or the key and the nearest right one.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else error.strerror
-        raise ConfigError(f"cannot read the build file {path}: {reason}") from error
+        text = read_text(path, ConfigError, largest=LARGEST)
+    except ConfigError as error:
+        raise ConfigError(f"the build file: {error}") from error
     try:
-        document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        document = parse_toml(text)
+    except ValueError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
     for dotted, value in overrides.items():
         if value is not None:
@@ -319,7 +339,7 @@ def read_build(path: Path, **overrides: Any) -> Build:
     try:
         build = Build.model_validate(document)
     except ValidationError as error:
-        raise ConfigError(f"{path}: " + "; ".join(_complaint(e, text) for e in error.errors())) from error
+        raise ConfigError(f"{path}: " + "; ".join(complaints(error.errors(), text, _known_keys()))) from error
     return _beside(build, path.parent)
 
 
@@ -349,39 +369,15 @@ def _placed(training: dict[str, Any], here: Path) -> dict[str, Any]:
     return training | paths
 
 
-def _complaint(error: Any, text: str) -> str:
-    """One pydantic error as a clause: key, line where it stands, what is wrong, and the nearest right key."""
-    location = [part for part in error["loc"] if isinstance(part, str)]
-    key = location[-1] if location else ""
-    dotted = ".".join(str(part) for part in error["loc"])
-    where = (
-        next(
-            (
-                f" (line {i})"
-                for i, line in enumerate(text.splitlines(), 1)
-                if re.match(rf"\s*\[*{re.escape(key)}\b", line)
-            ),
-            "",
-        )
-        if key
-        else ""
-    )
-    if error["type"] == "extra_forbidden":
-        return f"unknown key {dotted!r}{where}{_nearest(key, _keys_beside(location))}"
-    if error["type"] == "missing":
-        return f"{dotted!r} is missing"
-    message = error["msg"].removeprefix("Value error, ")
-    return f"{dotted}{where}: {message}" if dotted else message
-
-
-def _nearest(key: str, known: list[str]) -> str:
-    """The nearest of `known`, or all of them, as the end of a complaint."""
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else f"; known here: {', '.join(known)}"
-
-
-def _keys_beside(location: list[str]) -> list[str]:
-    """The keys allowed in the table that `location`'s last part stands in."""
-    tables: dict[str, type[Section]] = {"base": Base, "train": Train, "task": Task, "export": Export, "parity": Parity}
-    section: type[Section] = tables.get(location[-2], Build) if len(location) > 1 else Build
-    return [field.alias or name for name, field in section.model_fields.items()]
+def _known_keys() -> dict[str, list[str]]:
+    """The keys of each table, by its name."""
+    tables: dict[str, type[Section]] = {
+        "": Build,
+        "base": Base,
+        "train": Train,
+        "training": Train,
+        "task": Task,
+        "export": Export,
+        "parity": Parity,
+    }
+    return {name: [field.alias or key for key, field in table.model_fields.items()] for name, table in tables.items()}

@@ -1,8 +1,7 @@
-"""How a command talks and ends: results on stdout, progress and complaints on stderr, one line and an exit code for
-whatever a user can mend.
+"""How a command talks and ends: results on stdout, progress and complaints on stderr, one line and an exit code.
 
-0 done, 2 a mistake or a fault of the surroundings, 130 stopped by Ctrl-C or SIGTERM. A fault of ours keeps its
-traceback.
+0 done, 2 a mistake or a fault of the surroundings, 130 stopped by Ctrl-C or SIGTERM. A fault of ours is one line as
+well, exit code 1, with its traceback in a file that the line names; QIA3_TRACEBACK=1 shows it instead.
 """
 
 from __future__ import annotations
@@ -14,14 +13,17 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 import threading
+import traceback
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import click
 
-from qia3.errors import QIA3Error
+from qia3.errors import QIA3Error, first_line
 
+DEFECT = 1  # exit code of a fault of ours
 BUILD_PACKAGES = {
     "accelerate",
     "bitsandbytes",
@@ -74,8 +76,18 @@ def _complaint(error: BaseException) -> tuple[str, int] | None:
         case OSError() if error.errno == errno.ENOSPC:
             return "the disk is full: nothing was published; free some space and run the same command again", 2
         case OSError():
-            return f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error), 2
+            return f"{error.filename}: {error.strerror}" if error.filename and error.strerror else first_line(error), 2
+        case MemoryError():
+            return "there is not enough memory; nothing was published; close other programs or take a smaller base", 2
     return None
+
+
+def _defect(error: BaseException) -> str:
+    """One line for a fault of ours. The traceback goes to a file, so that it can be reported."""
+    text = "".join(traceback.format_exception(error))
+    with tempfile.NamedTemporaryFile("w", prefix="qia3-", suffix=".txt", delete=False, encoding="utf-8") as file:
+        file.write(text.encode("utf-8", "backslashreplace").decode())
+    return f"a defect of qia3, please report it with {file.name}: {type(error).__name__}: {first_line(error)}"
 
 
 @contextlib.contextmanager
@@ -101,10 +113,9 @@ def run_command(command: click.Command, arguments: Sequence[str]) -> int:
     try:
         with _stopping_cleanly():
             code = command.main(args=list(arguments) or ["--help"], prog_name=command.name, standalone_mode=False)
-    except (Exception, KeyboardInterrupt) as error:
-        complaint = _complaint(error)
-        if complaint is None or os.environ.get("QIA3_TRACEBACK"):
+    except BaseException as error:  # a panic of a library in Rust is no Exception
+        if os.environ.get("QIA3_TRACEBACK") or isinstance(error, SystemExit | GeneratorExit):
             raise
-        message, code = complaint
+        message, code = _complaint(error) or (_defect(error), DEFECT)
         print("qia3: " + "; ".join(line.strip() for line in message.splitlines() if line.strip()), file=sys.stderr)
     return code if isinstance(code, int) else 0

@@ -54,10 +54,10 @@ class Train(Section):
     """
 
     preset: Literal["short", "t-few"] | None = None
-    steps: int = Field(default=120, ge=1)
-    batch_size: int = Field(default=8, ge=1)
+    steps: int = Field(default=120, ge=1, le=10**7)
+    batch_size: int = Field(default=8, ge=1, le=2**16)
     accumulate: int = Field(default=1, ge=1)
-    learning_rate: float = Field(default=2e-2, gt=0)
+    learning_rate: float = Field(default=2e-2, gt=0, le=10)
     warmup_steps: int = Field(default=10, ge=0)
     optimizer: Literal["adamw", "adafactor"] = "adamw"
     losses: tuple[Loss, ...] = Field(default=T_FEW, min_length=1)

@@ -174,13 +174,33 @@ def test_every_failure_has_its_line_and_its_code(capsys, monkeypatch, error, cod
     assert err.strip().count("\n") == 0
 
 
-def test_a_fault_of_ours_keeps_its_traceback(monkeypatch):
+class Panic(BaseException):
+    """As pyo3 makes of a panic in Rust: no Exception."""
+
+
+@pytest.mark.parametrize(
+    "fault", [ZeroDivisionError("\n a b\nc"), KeyError("x"), Panic("index out of range"), RecursionError()]
+)
+def test_a_fault_of_ours_is_one_line_and_its_traceback_is_kept(capsys, monkeypatch, fault):
     def fail(*_: object, **__: object) -> None:
-        raise ZeroDivisionError
+        raise fault
 
     monkeypatch.setattr(cli, "_plan", fail)
-    with pytest.raises(ZeroDivisionError):
-        cli.main(["build", "x.toml"])
+    code, out, err = run(capsys, "build", "x.toml")
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    kept = Path(err.split("report it with ")[1].split(": ")[0])
+    assert "Traceback" in kept.read_text()
+    assert "in fail" in kept.read_text()
+    assert type(fault).__name__ in err
+    kept.unlink()
+
+
+def test_too_little_memory_is_no_defect(capsys, monkeypatch):
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(cli, "_plan", fail)
+    assert "not enough memory" in one_line(capsys, "build", "x.toml")
 
 
 def test_the_traceback_is_there_when_asked_for(monkeypatch):

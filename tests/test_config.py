@@ -317,8 +317,58 @@ def test_a_table_that_is_not_one_is_told_not_thrown(tmp_path):
 
 
 def test_missing_and_unreadable_files_are_told(tmp_path):
-    with pytest.raises(ConfigError, match="cannot read the build file"):
+    with pytest.raises(ConfigError, match="the build file: cannot read"):
         read_build(tmp_path / "nowhere.toml")
     (tmp_path / "latin.toml").write_bytes(b'name = "caf\xe9"')
     with pytest.raises(ConfigError, match="not UTF-8"):
         read_build(tmp_path / "latin.toml")
+
+
+def test_the_line_of_a_mistake_is_the_line_of_that_key_and_not_of_the_first_of_its_name(tmp_path):
+    """`name` stands in lines 1, 10 and 17; a text of several lines that looks like tables comes first."""
+    text = GOOD.replace('name = "commands"', 'name = "com mands"').replace(
+        'prompt = "Which? {text}"', 'prompt = """\n[[task]]\nname = 1\n{text}"""'
+    )
+    told = complaint(tmp_path, text)
+    line = text.splitlines().index('name = "com mands"') + 1
+    assert f"task.1.name (line {line})" in told
+    assert told.count("(line") == 1
+
+
+def test_a_bad_task_is_told_once(tmp_path):
+    told = complaint(tmp_path, GOOD.replace('kind = "classify"', 'kind = "rank"'))
+    assert "task.0.kind (line 11)" in told
+    assert "at least" not in told
+    assert "task.1.training.steps (line 21)" in complaint(tmp_path, GOOD.replace("steps = 70", 'steps = "x"'))
+
+
+def test_a_byte_order_mark_is_no_part_of_a_build_file(tmp_path):
+    (tmp_path / "qia3.toml").write_bytes(b"\xef\xbb\xbf" + GOOD.replace("\n", "\r\n").encode())
+    assert read_build(tmp_path / "qia3.toml").name == "two"
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["seed = -1", "seed = 1180591620717411303424", "seed = 4294967296", f"seed = {'9' * 5000}", "a = " + "[" * 100_000],
+)
+def test_numbers_and_depths_that_no_library_takes_are_refused_in_one_line(tmp_path, line):
+    complaint(tmp_path, f"{line}\n{GOOD}")
+
+
+@pytest.mark.parametrize(
+    "line", ["steps = 100000000000000000000", "learning_rate = inf", "learning_rate = 1e9", "batch_size = 10000000"]
+)
+def test_settings_that_cannot_be_meant_are_refused(tmp_path, line):
+    assert f"train.{line.split()[0]} (line 7)" in complaint(tmp_path, GOOD.replace("steps = 50", line))
+
+
+def test_missing_keys_name_their_table(tmp_path):
+    assert "'task.0.test' is missing in the table of line 9" in complaint(
+        tmp_path, GOOD.replace('test = "test.jsonl"\n', "")
+    )
+
+
+def test_overrides_into_something_that_is_no_table_are_told_as_such(tmp_path):
+    assert "train" in complaint(
+        tmp_path, GOOD.replace("[train]\nsteps = 50\n", "").replace("[base]", "train = 3\n[base]"), **{"train.steps": 4}
+    )

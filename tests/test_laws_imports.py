@@ -17,6 +17,7 @@ LIGHT_MODULES = [
     *(
         "qia3",
         "qia3.cli",
+        "qia3.complaints",
         "qia3.config",
         "qia3.console",
         "qia3.errors",
