@@ -28,7 +28,8 @@ from quality_tasks import load
 from torch import Tensor, nn
 
 from qia3.base.load import load_base
-from qia3.ia3.roles import Site, find_roles
+from qia3.bundle.sites import Site
+from qia3.ia3.roles import find_roles
 from qia3.ia3.vectors import Scaled, attach, detach
 from qia3.train.compute import set_compute
 from qia3.train.examples import Examples, Source

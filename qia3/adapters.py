@@ -17,13 +17,12 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
+from qia3.bundle.sites import Vectors, bundle_sites
 from qia3.config import NAME
 from qia3.errors import AdapterError, BundleError, ConfigError
 from qia3.footprint.seal import seal
 from qia3.graph.folder import whole_or_absent, write_adapter
 from qia3.ia3.peft import open_peft, read_peft, write_peft
-from qia3.ia3.roles import Site
-from qia3.ia3.vectors import Vectors
 from qia3.runtime.bundle import Bundle, read_manifest
 
 TASK = "task.json"
@@ -96,21 +95,6 @@ def export_adapter(bundle: Path, name: str, folder: Path) -> Path:
         json.dumps(manifest["tasks"][name], indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
     )
     return folder
-
-
-def bundle_sites(manifest: Mapping[str, Any]) -> tuple[Site, ...]:
-    """The places for vectors in a bundle's graph."""
-    return tuple(
-        Site(
-            v["name"].removesuffix(".ia3_l"),
-            v["role"],
-            v["placement"],
-            v["size"],
-            tuple(v["rows"]) if "rows" in v else None,
-            v.get("down"),
-        )
-        for v in manifest["graph"]["vectors"]
-    )
 
 
 def _task_of(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:

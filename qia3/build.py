@@ -9,10 +9,11 @@ from pathlib import Path
 
 from qia3.base.frozen import BaseModel
 from qia3.base.load import load_base
+from qia3.bundle.sites import Site
 from qia3.config import Build
 from qia3.errors import BaseModelError, ConfigError
 from qia3.ia3.mix import Within, named
-from qia3.ia3.roles import Roles, Site, find_roles
+from qia3.ia3.roles import Roles, find_roles
 from qia3.ia3.vectors import Scaled, attach
 from qia3.progress import bar, say
 from qia3.publish import publish

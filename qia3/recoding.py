@@ -17,9 +17,10 @@ import torch
 
 from qia3.base.frozen import BaseModel
 from qia3.base.recode import Recoded, recode
+from qia3.bundle.sites import Vectors
 from qia3.graph.forced import torch_choices, torch_logits
 from qia3.graph.parity import Floats, compare
-from qia3.ia3.vectors import Scaled, Vectors, set_vectors
+from qia3.ia3.vectors import Scaled, set_vectors
 from qia3.progress import say
 from qia3.train.compute import computing
 

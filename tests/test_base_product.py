@@ -13,8 +13,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from qia3.base import memory
 from qia3.base.modules import GridLinear
 from qia3.base.weights import GridWeight, Int4Weight
+from qia3.bundle.sites import Site
 from qia3.grids import int4
-from qia3.ia3.roles import Site
 from qia3.ia3.vectors import Scaled, get_vectors, start_vectors
 from qia3.train import compute
 from qia3.train.batches import padded

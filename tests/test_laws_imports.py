@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ROOMS = [p for room in ("grids", "footprint", "runtime") for p in (ROOT / "qia3" / room).rglob("*.py")]
+ROOMS = [p for room in ("grids", "bundle", "footprint", "runtime") for p in (ROOT / "qia3" / room).rglob("*.py")]
 LIGHT_MODULES = [
     *(
         "qia3",

@@ -21,9 +21,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from qia3.bundle.sites import Site, Vectors, check_vectors
 from qia3.errors import AdapterError
-from qia3.ia3.roles import Site
-from qia3.ia3.vectors import Vectors, check_vectors
 
 PREFIX = "base_model.model."
 BASE_KEY = "qia3.base"

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,38 +28,11 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from qia3.base.modules import GridLinear
+from qia3.bundle.sites import Site
 from qia3.errors import BaseModelError
 
-Role = Literal["query", "key", "value", "qkv", "feed_forward"]
-Placement = Literal["output", "input"]
 PROBE = "qia3_probe"
 LINEAR = (nn.Linear, Conv1D, GridLinear)
-
-
-@dataclass(frozen=True)
-class Site:
-    """Where one vector acts.
-
-    `rows` are the entries that train, of `size`: all, or the key and value (or up) rows of a fused layer.
-
-    `down` names the down projection that a gated feed-forward's vector acts on in PEFT's placement.
-    """
-
-    module: str
-    role: Role
-    placement: Placement
-    size: int
-    rows: tuple[int, ...] | None = None
-    down: str | None = None
-
-    @property
-    def name(self) -> str:
-        """The name of the vector in graphs, adapter files and PEFT checkpoints."""
-        return f"{self.module}.ia3_l"
-
-    @property
-    def parameters(self) -> int:
-        return self.size if self.rows is None else len(self.rows)
 
 
 @dataclass(frozen=True)

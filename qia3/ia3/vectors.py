@@ -18,10 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from qia3.base.modules import GridLinear
+from qia3.bundle.sites import Site, Vectors, check_vectors
 from qia3.errors import AdapterError
-from qia3.ia3.roles import Site
-
-Vectors = dict[str, NDArray[np.float32]]
 
 
 class Scaled(nn.Module):
@@ -129,25 +127,6 @@ def start_vectors(scaled: Mapping[str, Scaled], vectors: Mapping[str, NDArray[np
         layer.delta.requires_grad_(True)
         layer.delta.grad = None
     return sum(layer.delta.numel() for layer in scaled.values())
-
-
-def check_vectors(sites: Iterable[Site], vectors: Mapping[str, NDArray[np.float32]]) -> None:
-    """Every vector must have a site and its shape, and be one where the site does not train.
-
-    A site without a vector is left at one.
-    """
-    by_name = {site.name: site for site in sites}
-    bad = [f"{n} (no such place in this base)" for n in vectors if n not in by_name]
-    for name, vector in vectors.items():
-        site = by_name.get(name)
-        if site is not None and vector.shape != (site.size,):
-            bad.append(f"{name} (shape {tuple(vector.shape)}, this base has ({site.size},))")
-        elif site is not None and not np.isfinite(vector).all():
-            bad.append(f"{name} (holds NaN or infinity)")
-        elif site is not None and site.rows is not None and (np.delete(vector, site.rows) != 1).any():
-            bad.append(f"{name} (scales the query or gate rows of a fused layer, which stay at one here)")
-    if bad:
-        raise AdapterError(f"the adapter does not fit this base; {len(bad)} bad tensors: " + "; ".join(bad))
 
 
 def fold(scaled: Mapping[str, Scaled]) -> None:

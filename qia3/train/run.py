@@ -24,8 +24,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
+from qia3.bundle.sites import Vectors
 from qia3.errors import ConfigError, Interrupted
-from qia3.ia3.vectors import Scaled, Vectors, start_vectors
+from qia3.ia3.vectors import Scaled, start_vectors
 from qia3.progress import counting, is_main, say
 from qia3.recipe import Train
 from qia3.train import processes

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from qia3.bundle.sites import Site, Vectors, check_vectors
 from qia3.errors import AdapterError
 from qia3.ia3.peft import read_peft
-from qia3.ia3.roles import Site
-from qia3.ia3.vectors import Vectors, check_vectors
 from qia3.runtime.adapters import read_adapter
 
 

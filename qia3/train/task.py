@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Literal
 
 from qia3.base.frozen import BaseModel
+from qia3.bundle.sites import Vectors
 from qia3.config import Task
 from qia3.errors import ConfigError
 from qia3.ia3.peft import read_peft, write_peft
-from qia3.ia3.vectors import Scaled, Vectors, get_vectors
+from qia3.ia3.vectors import Scaled, get_vectors
 from qia3.progress import is_main, say
 from qia3.recipe import Train
 from qia3.storage import writing

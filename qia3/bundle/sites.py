@@ -1,0 +1,94 @@
+"""Where vectors act, and what a set of vectors must be to act there.
+
+A site is one vector's place: a linear layer of the base, named by its module path, and the side of it that is scaled.
+The vector has one entry per output row (or per input, where an activation function stands between the rows and what is
+scaled). In graphs, adapter files and PEFT checkpoints it is called MODULE.ia3_l.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qia3.errors import AdapterError
+
+Role = Literal["query", "key", "value", "qkv", "feed_forward"]
+Placement = Literal["output", "input"]
+Vectors = dict[str, NDArray[np.float32]]  # [size] by the site's name
+SUFFIX = ".ia3_l"
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where one vector acts.
+
+    `rows` are the entries that train, of `size`: all, or the key and value (or up) rows of a fused layer.
+
+    `down` names the down projection that a gated feed-forward's vector acts on in PEFT's placement.
+    """
+
+    module: str
+    role: Role
+    placement: Placement
+    size: int
+    rows: tuple[int, ...] | None = None
+    down: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The name of the vector in graphs, adapter files and PEFT checkpoints."""
+        return f"{self.module}{SUFFIX}"
+
+    @property
+    def parameters(self) -> int:
+        return self.size if self.rows is None else len(self.rows)
+
+
+def bundle_sites(manifest: Mapping[str, Any]) -> tuple[Site, ...]:
+    """The places for vectors in a bundle's graph, in the graph's order."""
+    return tuple(
+        Site(
+            v["name"].removesuffix(SUFFIX),
+            v["role"],
+            v.get("placement", "output"),
+            v["size"],
+            tuple(v["rows"]) if "rows" in v else None,
+            v.get("down"),
+        )
+        for v in manifest["graph"]["vectors"]
+    )
+
+
+def check_vectors(sites: Iterable[Site], vectors: Mapping[str, NDArray[Any]], where: str = "the adapter") -> None:
+    """Every vector must have a site and its shape, be float32 and finite, and be one where the site does not train.
+
+    A site without a vector is left at one. Raises AdapterError that lists every bad tensor.
+    """
+    by_name = {site.name: site for site in sites}
+    bad = [clause for name, vector in vectors.items() for clause in _misfit(name, vector, by_name.get(name))]
+    refuse(bad, where)
+
+
+def _misfit(name: str, vector: NDArray[Any], site: Site | None) -> list[str]:
+    """What is wrong with one vector: a clause, or nothing."""
+    if site is None:
+        return [f"{name} (no such place in this base)"]
+    if vector.shape != (site.size,):
+        return [f"{name} (shape {tuple(vector.shape)}, this base has ({site.size},))"]
+    if vector.dtype != np.float32:
+        return [f"{name} ({vector.dtype} instead of float32)"]
+    if not np.isfinite(vector).all():
+        return [f"{name} (holds NaN or infinity)"]
+    if site.rows is not None and (np.delete(vector, site.rows) != 1).any():
+        return [f"{name} (scales the query or gate rows of a fused layer, which stay at one here)"]
+    return []
+
+
+def refuse(bad: list[str], where: str) -> None:
+    """Raises AdapterError with all of `bad`, if there is any."""
+    if bad:
+        raise AdapterError(f"{where} does not fit this base; {len(bad)} bad tensors: " + "; ".join(bad))
