@@ -18,11 +18,15 @@ QuantState.as_dict and from_dict.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
+from qia3.base.layout import Need, marked, refused
 from qia3.base.nf4 import Nf4Weight
 from qia3.base.tensors import Tensors
 from qia3.grids import nf4
@@ -30,7 +34,6 @@ from qia3.grids import nf4
 STATE = ".weight.quant_state.bitsandbytes__nf4"
 BYTES, FLOAT = (torch.uint8,), (torch.float32,)
 LARGEST_STATE = 1 << 16  # bytes of JSON
-Need = tuple[tuple[torch.dtype, ...], tuple[int, ...]]  # possible types, shape
 
 
 @dataclass(frozen=True)
@@ -45,10 +48,12 @@ class State:
 
 @dataclass(frozen=True)
 class BnbLayout:
-    """`codes` is what the base says that it keeps; `mark` is the tensor by which a quantised layer is known."""
+    """`codes` is what the base says that it keeps."""
 
     codes: str = "nf4"
-    mark: str = STATE
+
+    def layers(self, model: nn.Module, tensors: Tensors) -> list[str]:
+        return marked(tensors, STATE)
 
     def needs(self, name: str, inputs: int, outputs: int, tensors: Tensors) -> dict[str, Need]:
         """Tensors of a layer by what follows its name. Raises ValueError where they cannot be."""
@@ -84,6 +89,15 @@ class BnbLayout:
         return Nf4Weight(
             nf4.Nf4(tensors.read(f"{name}.weight").numpy().reshape(-1), scales, state.block_size, *state.shape)
         )
+
+
+def read_bitsandbytes(settings: Mapping[str, Any]) -> BnbLayout:
+    """{"quant_method": "bitsandbytes", "load_in_4bit": true, "bnb_4bit_quant_type": "nf4"}. Raises BaseModelError."""
+    kind, storage = settings.get("bnb_4bit_quant_type"), settings.get("bnb_4bit_quant_storage") or "uint8"
+    if not settings.get("load_in_4bit") or kind != "nf4" or storage != "uint8":
+        what = f"{kind} stored as {storage}" if settings.get("load_in_4bit") else "8 bits"
+        raise refused(f"its weights are quantised by bitsandbytes to {what}")
+    return BnbLayout()
 
 
 def read_state(name: str, tensors: Tensors) -> State:

@@ -1,134 +1,22 @@
-"""Which 4-bit layout a checkpoint is in, from the `quantization_config` of its config.json; what it holds for a layer,
-and that layer's codes.
-
-    {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": true, "desc_act": false, "checkpoint_format": "gptq" or "gptq_v2"}
-    {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": true, "version": "gemm"}
-    {"quant_method": "bitsandbytes", "load_in_4bit": true, "bnb_4bit_quant_type": "nf4"}                      (bnb.py)
-
-Only what is said of the bits, the groups and the packing is believed; whether zero points are 8 and groups are in order
-is seen in the tensors.
+"""Which layout a checkpoint's codes are in, from the `quantization_config` of its config.json: each has a file of its
+own (words.py, bnb.py) that says what it looks like there and in the tensors.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from qia3.base.bnb import BnbLayout, Need
-from qia3.base.tensors import Tensors
-from qia3.base.weights import GridWeight, Int4Weight
-from qia3.errors import BaseModelError
-from qia3.grids import awq, gptq
-from qia3.grids.grouped import block_of, group_inputs
-from qia3.grids.int4 import Int4
-
-READ = "4-bit GPTQ (checkpoint_format gptq or gptq_v2), 4-bit AWQ (version gemm), bitsandbytes NF4, GGUF files, and float weights in safetensors"
-FLOATS = (torch.float16, torch.bfloat16, torch.float32)
-WORDS = (torch.int32,)
-TYPES = {"qweight": WORDS, "qzeros": WORDS, "scales": FLOATS, "g_idx": WORDS, "bias": FLOATS}
-
-
-class Layout(Protocol):
-    """`codes` is what the base says that it keeps; `mark` ends the name of a tensor by which a quantised layer is
-    known.
-    """
-
-    @property
-    def codes(self) -> str: ...
-
-    @property
-    def mark(self) -> str: ...
-
-    def needs(self, name: str, inputs: int, outputs: int, tensors: Tensors) -> dict[str, Need]:
-        """What is there for a layer, by what follows its name.
-
-        Raises ValueError where it cannot be in this layout or not on our grid.
-        """
-
-    def weight(self, name: str, tensors: Tensors) -> GridWeight:
-        """A layer with its codes. Raises ValueError."""
-
-
-@dataclass(frozen=True)
-class Words:
-    """GPTQ and AWQ: codes packed into int32 words.
-
-    `codes` is "gptq", "gptq_v2" or "awq"; group_size -1 is a group a row.
-
-    `sorted_by_activation` is what the file says.
-    """
-
-    codes: str
-    group_size: int
-    sorted_by_activation: bool = False
-    mark: str = ".qweight"
-
-    def needs(self, name: str, inputs: int, outputs: int, tensors: Tensors) -> dict[str, Need]:
-        block_of(group_inputs(self.group_size, inputs))
-        shapes = (awq.shapes if self.codes == "awq" else gptq.shapes)(inputs, outputs, self.group_size)
-        if f"{name}.g_idx" in tensors.places:
-            shapes["g_idx"] = (inputs,)
-        return {kind: (TYPES[kind], shape) for kind, shape in shapes.items()}
-
-    def weight(self, name: str, tensors: Tensors) -> GridWeight:
-        return Int4Weight(
-            self.unpack({kind: tensors.read(f"{name}.{kind}") for kind in TYPES if f"{name}.{kind}" in tensors.places})
-        )
-
-    def unpack(self, tensors: Mapping[str, Tensor]) -> Int4:
-        """A layer's codes. Raises ValueError."""
-        words = [tensors[kind].numpy() for kind in ("qweight", "qzeros")]
-        scales = tensors["scales"].float().numpy()
-        if self.codes == "awq":
-            return awq.unpack_awq(words[0], words[1], scales, self.group_size)
-        self._in_order(tensors.get("g_idx"))
-        return gptq.unpack_gptq(words[0], words[1], scales, self.group_size, self.codes)
-
-    def _in_order(self, g_idx: Tensor | None) -> None:
-        plain = (
-            not self.sorted_by_activation
-            if g_idx is None
-            else gptq.is_plain(g_idx.numpy().astype(np.int32), self.group_size)
-        )
-        if not plain:
-            raise ValueError(
-                "its inputs were sorted by activation (desc_act), so its groups are no blocks; take a file with desc_act false"
-            )
+from qia3.base.bnb import read_bitsandbytes
+from qia3.base.layout import Layout, refused
+from qia3.base.words import read_words
 
 
 def read_layout(settings: Mapping[str, Any]) -> Layout:
     """Raises BaseModelError, naming what is read, for any other layout."""
     method = str(settings.get("quant_method", "gptq")).lower()
-    bits, group = settings.get("bits", settings.get("w_bit")), settings.get("group_size", settings.get("q_group_size"))
     if method == "bitsandbytes":
-        return _bitsandbytes(settings)
-    if method not in ("gptq", "awq"):
-        raise _refused(f"its weights are quantised by {method!r}")
-    key = "version" if method == "awq" else "checkpoint_format"
-    packing = str(settings.get(key) or ("gemm" if method == "awq" else "gptq")).lower()
-    if packing not in (("gemm",) if method == "awq" else tuple(gptq.STORED_BELOW)) or settings.get("is_marlin_format"):
-        raise _refused(
-            f"its {method.upper()} weights are packed for {'marlin' if settings.get('is_marlin_format') else packing!r}"
-        )
-    if bits != 4:
-        raise _refused(f"its {method.upper()} weights have {bits!r} bits")
-    if not isinstance(group, int) or isinstance(group, bool) or not (group == -1 or group > 0):
-        raise _refused(f"its group_size is {group!r}")
-    return Words("awq" if method == "awq" else packing, group, bool(settings.get("desc_act")))
-
-
-def _bitsandbytes(settings: Mapping[str, Any]) -> BnbLayout:
-    kind, storage = settings.get("bnb_4bit_quant_type"), settings.get("bnb_4bit_quant_storage") or "uint8"
-    if not settings.get("load_in_4bit") or kind != "nf4" or storage != "uint8":
-        what = f"{kind} stored as {storage}" if settings.get("load_in_4bit") else "8 bits"
-        raise _refused(f"its weights are quantised by bitsandbytes to {what}")
-    return BnbLayout()
-
-
-def _refused(what: str) -> BaseModelError:
-    return BaseModelError(f"{what}, which is not read; what is: {READ}")
+        return read_bitsandbytes(settings)
+    if method in ("gptq", "awq"):
+        return read_words(method, settings)
+    raise refused(f"its weights are quantised by {method!r}")

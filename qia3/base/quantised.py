@@ -24,9 +24,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from transformers.pytorch_utils import Conv1D
 
-from qia3.base.bnb import Need
 from qia3.base.given import Given
-from qia3.base.layouts import FLOATS, Layout, read_layout
+from qia3.base.layout import FLOATS, Layout, Need
+from qia3.base.layouts import read_layout
 from qia3.base.modules import GridLinear
 from qia3.base.sources import Source
 from qia3.base.tensors import Tensors, kind
@@ -76,12 +76,11 @@ def check(model: nn.Module, layout: Layout, tensors: Tensors) -> None:
 
 def _needed(model: nn.Module, layout: Layout, tensors: Tensors) -> Iterator[tuple[str, Need]]:
     """Name, possible types and shape of each tensor that fills the model."""
-    places, mark = tensors.places, layout.mark
-    layers = [name.removesuffix(mark) for name in places if name.endswith(mark)]
+    places, layers = tensors.places, layout.layers(model, tensors)
     if not layers:
         raise BaseModelError("config.json says that weights are quantised, but the files hold none that are")
     for name in layers:
-        inputs, outputs = _size(model, name, mark)
+        inputs, outputs = _size(model, name, tensors)
         try:
             needs = layout.needs(name, inputs, outputs, tensors)
         except ValueError as error:
@@ -98,7 +97,7 @@ def _needed(model: nn.Module, layout: Layout, tensors: Tensors) -> Iterator[tupl
             raise BaseModelError(f"the weights do not fit config.json: {name}.bias is missing")
 
 
-def _size(model: nn.Module, name: str, mark: str) -> tuple[int, int]:
+def _size(model: nn.Module, name: str, tensors: Tensors) -> tuple[int, int]:
     """Inputs and outputs of the linear layer of this name."""
     try:
         layer = model.get_submodule(name)
@@ -108,12 +107,13 @@ def _size(model: nn.Module, name: str, mark: str) -> tuple[int, int]:
         return layer.in_features, layer.out_features
     if isinstance(layer, Conv1D):
         return int(layer.nx), int(layer.nf)
-    raise BaseModelError(f"the weights do not fit config.json: {name}{mark} has no linear layer in the model")
+    first = next(place for place in tensors.places if place.startswith(f"{name}."))
+    raise BaseModelError(f"the weights do not fit config.json: {first} has no linear layer in the model")
 
 
 def _fill(model: Any, layout: Layout, tensors: Tensors) -> None:
     """Every tensor in its place."""
-    for name in [n.removesuffix(layout.mark) for n in tensors.places if n.endswith(layout.mark)]:
+    for name in layout.layers(model, tensors):
         bias = tensors.read(f"{name}.bias") if f"{name}.bias" in tensors.places else None
         try:
             model.set_submodule(name, GridLinear(layout.weight(name, tensors), bias))

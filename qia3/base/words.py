@@ -1,0 +1,91 @@
+"""A layer of a GPTQ or AWQ checkpoint: codes and zero points packed into int32 words (grids/gptq.py, grids/awq.py).
+
+    NAME.qweight  NAME.qzeros  NAME.scales  [NAME.g_idx]
+
+    {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": true, "desc_act": false, "checkpoint_format": "gptq" or "gptq_v2"}
+    {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": true, "version": "gemm"}
+
+Only what is said of the bits, the groups and the packing is believed; whether zero points are 8 and groups are in order
+is seen in the tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from qia3.base.layout import FLOATS, WORDS, Need, marked, refused
+from qia3.base.tensors import Tensors
+from qia3.base.weights import GridWeight, Int4Weight
+from qia3.grids import awq, gptq
+from qia3.grids.grouped import block_of, group_inputs
+from qia3.grids.int4 import Int4
+
+TYPES = {"qweight": WORDS, "qzeros": WORDS, "scales": FLOATS, "g_idx": WORDS, "bias": FLOATS}
+
+
+@dataclass(frozen=True)
+class Words:
+    """`codes` is "gptq", "gptq_v2" or "awq"; group_size -1 is a group a row.
+
+    `sorted_by_activation` is what the file says.
+    """
+
+    codes: str
+    group_size: int
+    sorted_by_activation: bool = False
+
+    def layers(self, model: nn.Module, tensors: Tensors) -> list[str]:
+        return marked(tensors, ".qweight")
+
+    def needs(self, name: str, inputs: int, outputs: int, tensors: Tensors) -> dict[str, Need]:
+        block_of(group_inputs(self.group_size, inputs))
+        shapes = (awq.shapes if self.codes == "awq" else gptq.shapes)(inputs, outputs, self.group_size)
+        if f"{name}.g_idx" in tensors.places:
+            shapes["g_idx"] = (inputs,)
+        return {kind: (TYPES[kind], shape) for kind, shape in shapes.items()}
+
+    def weight(self, name: str, tensors: Tensors) -> GridWeight:
+        return Int4Weight(
+            self.unpack({kind: tensors.read(f"{name}.{kind}") for kind in TYPES if f"{name}.{kind}" in tensors.places})
+        )
+
+    def unpack(self, tensors: Mapping[str, Tensor]) -> Int4:
+        """A layer's codes. Raises ValueError."""
+        words = [tensors[kind].numpy() for kind in ("qweight", "qzeros")]
+        scales = tensors["scales"].float().numpy()
+        if self.codes == "awq":
+            return awq.unpack_awq(words[0], words[1], scales, self.group_size)
+        self._in_order(tensors.get("g_idx"))
+        return gptq.unpack_gptq(words[0], words[1], scales, self.group_size, self.codes)
+
+    def _in_order(self, g_idx: Tensor | None) -> None:
+        plain = (
+            not self.sorted_by_activation
+            if g_idx is None
+            else gptq.is_plain(g_idx.numpy().astype(np.int32), self.group_size)
+        )
+        if not plain:
+            raise ValueError(
+                "its inputs were sorted by activation (desc_act), so its groups are no blocks; take a file with desc_act false"
+            )
+
+
+def read_words(method: str, settings: Mapping[str, Any]) -> Words:
+    """`method`: "gptq" or "awq". Raises BaseModelError, naming what is read, for what is not."""
+    bits, group = settings.get("bits", settings.get("w_bit")), settings.get("group_size", settings.get("q_group_size"))
+    key = "version" if method == "awq" else "checkpoint_format"
+    packing = str(settings.get(key) or ("gemm" if method == "awq" else "gptq")).lower()
+    if packing not in (("gemm",) if method == "awq" else tuple(gptq.STORED_BELOW)) or settings.get("is_marlin_format"):
+        raise refused(
+            f"its {method.upper()} weights are packed for {'marlin' if settings.get('is_marlin_format') else packing!r}"
+        )
+    if bits != 4:
+        raise refused(f"its {method.upper()} weights have {bits!r} bits")
+    if not isinstance(group, int) or isinstance(group, bool) or not (group == -1 or group > 0):
+        raise refused(f"its group_size is {group!r}")
+    return Words("awq" if method == "awq" else packing, group, bool(settings.get("desc_act")))
