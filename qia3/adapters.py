@@ -18,11 +18,11 @@ import numpy as np
 import onnxruntime as ort
 
 from qia3.bundle.sites import Vectors, bundle_sites
-from qia3.config import NAME
 from qia3.errors import AdapterError, BundleError, ConfigError
 from qia3.footprint.seal import seal
 from qia3.graph.folder import whole_or_absent, write_adapter
 from qia3.ia3.peft import open_peft, read_peft, write_peft
+from qia3.names import check_name
 from qia3.runtime.bundle import Bundle, read_manifest
 
 TASK = "task.json"
@@ -62,8 +62,10 @@ def import_adapter(bundle: Path, folder: Path, name: str) -> Path:
     opened, manifest = Bundle.open(bundle), read_manifest(bundle)
     if manifest["mode"] != "side":
         raise AdapterError(f"{bundle} is merged: its graph has no places for vectors; build it with mode 'side'")
-    if not NAME.match(name) or name == "none":
-        raise ConfigError(f"{name!r} is no adapter name: letters, digits, '.', '_' and '-', and not 'none'")
+    try:
+        check_name(name, manifest["tasks"])
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     if name in manifest["tasks"] or (bundle / "adapters" / f"{name}.onnx_adapter").exists():
         raise AdapterError(f"{bundle} has an adapter called {name!r} already; choose another name")
     sites = bundle_sites(manifest)

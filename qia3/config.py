@@ -59,13 +59,13 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from qia3.complaints import complaints, nearest
 from qia3.errors import ConfigError
+from qia3.names import check_file_name, check_name
 from qia3.parse import parse_toml, read_text
 from qia3.recipe import Section
 from qia3.recipe import Train as Train
 
 LAYERS = re.compile(r"^\d+(-\d+)?(,\d+(-\d+)?)*$")
 LAYER_ROLES = ("head", "query", "key", "value", "output", "up", "down")
-NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
 LARGEST = 1 << 20  # bytes of a build file
 
 
@@ -142,9 +142,7 @@ class Task(Section):
     @field_validator("name")
     @classmethod
     def _name(cls, value: str) -> str:
-        if not NAME.match(value) or value in ("none", "."):
-            raise ValueError("a task's name is letters, digits, '.', '_' and '-', and not 'none'")
-        return value
+        return check_name(value)
 
     @field_validator("prompt", "train", mode="before")
     @classmethod
@@ -159,6 +157,13 @@ class Task(Section):
     def _prompt(cls, value: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
         if any(prompt.count("{text}") != 1 for prompt in _several(value)):
             raise ValueError("a prompt holds {text} exactly once")
+        return value
+
+    @field_validator("choices")
+    @classmethod
+    def _apart(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if value and (not all(value) or len(set(value)) < len(value)):
+            raise ValueError("choices are distinct, and none is empty")
         return value
 
     @field_validator("overrides")
@@ -243,15 +248,15 @@ class Build(Section):
     @field_validator("name")
     @classmethod
     def _name(cls, value: str) -> str:
-        if not NAME.match(value):
-            raise ValueError("a name is letters, digits, '.', '_' and '-'")
-        return value
+        return check_file_name(value)
 
     @model_validator(mode="after")
     def _whole(self) -> Build:
         names = [t.name for t in self.task]
         if doubled := sorted({n for n in names if names.count(n) > 1}):
             raise ValueError(f"two tasks are called {doubled[0]!r}; names must differ")
+        for name in names:
+            check_name(name, names)
         if self.export.mode == "merged" and self.export.merge_task not in names:
             raise ValueError(f"mode 'merged' needs merge_task (--task), one of {', '.join(names)}")
         for i, task in enumerate(self.task):

@@ -22,6 +22,7 @@ LIGHT_MODULES = [
         "qia3.console",
         "qia3.errors",
         "qia3.layout",
+        "qia3.names",
         "qia3.parse",
         "qia3.profiles",
         "qia3.progress",

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from qia3.bundle.task import Task
 from qia3.errors import BundleError
 from qia3.layout import graph_files
 
@@ -21,19 +22,6 @@ READABLE = (1, FORMAT)  # format 1 had its graph beside the manifest
 MANIFEST = "manifest.json"
 ADAPTERS = "adapters/"
 ADAPTER = ".onnx_adapter"
-
-
-@dataclass(frozen=True)
-class Task:
-    """One job: its whole prompt, holding {text} once, and the text of the token that ends an answer."""
-
-    name: str
-    kind: str  # "classify" or "generate"
-    prompt: str
-    choices: tuple[str, ...] | None
-    max_new_tokens: int
-    end: str
-    ranking: str = "sum"  # or "mean": how choices of different lengths compare (qia3.runtime.score)
 
 
 @dataclass(frozen=True)
@@ -97,25 +85,12 @@ class Bundle:
                 **{key: int(manifest["architecture"][key]) for key in Architecture.__annotations__}
             ),
             vectors={v["name"]: int(v["size"]) for v in manifest["graph"]["vectors"]},
-            tasks={name: _task(name, task) for name, task in manifest["tasks"].items()},
+            tasks={name: Task.from_json(name, task) for name, task in manifest["tasks"].items()},
             adapters=tuple(sorted(name.removeprefix(ADAPTERS).removesuffix(ADAPTER) for name in files)),
             prefix=manifest["prompt"]["prefix"],
             suffix=manifest["prompt"]["suffix"],
             stop_tokens=tuple(int(token) for token in manifest["stop_tokens"]),
         )
-
-
-def _task(name: str, task: Mapping[str, Any]) -> Task:
-    choices = None if task["choices"] is None else tuple(task["choices"])
-    return Task(
-        name,
-        task["kind"],
-        task["prompt"],
-        choices,
-        int(task["max_new_tokens"]),
-        task["end"],
-        task.get("ranking", "sum"),
-    )
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

@@ -16,9 +16,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from qia3.bundle.task import Task
 from qia3.runtime.adapters import NONE, AdapterBank
 from qia3.runtime.answer import classify, prepare, reply, task_of
-from qia3.runtime.bundle import Task
 from qia3.runtime.cache import Floats
 from qia3.runtime.engine import Engine
 from qia3.runtime.examples import Example, read_examples
