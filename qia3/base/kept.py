@@ -70,9 +70,10 @@ def open_kept(folder: Path, reference: str) -> BaseModel:
         facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
         file_entries(folder / WEIGHTS)  # every extent is checked before the file is mapped
         tensors = load_file(folder / WEIGHTS)
-        config, tokenizer = AutoConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         _put_modules(model, facts["modules"], tensors)
         _put_tensors(model, tensors)
         model.generation_config = GenerationConfig.from_pretrained(folder)

@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from qia3.base.calibrate import own_windows, read_text, read_windows, window_length
+from qia3.base.complete import check_places, check_report, empty_model, note_untied
 from qia3.base.frozen import BaseModel, fingerprint
 from qia3.base.gguf_codes import keep_q4_0
 from qia3.base.given import Given, parameters
@@ -28,9 +29,10 @@ from qia3.base.modules import GridLinear
 from qia3.base.processor import has_fast
 from qia3.base.quantise import Chosen, Format, Grid, Mix, Uniform, quantise_model
 from qia3.base.quantised import open_quantised
+from qia3.base.shards import Entry
 from qia3.base.sources import Source, cache_folder, check_weights, resolve
 from qia3.base.streaming import open_stream
-from qia3.errors import BaseModelError, StorageError
+from qia3.errors import BaseModelError, StorageError, first_line
 from qia3.progress import say
 
 RECIPE = 4  # raised whenever the same source and settings give other codes
@@ -100,9 +102,9 @@ def load_float(reference: str) -> tuple[Any, Any]:
     Raises BaseModelError.
     """
     source = resolve(reference)
-    check_weights(source)
+    files = check_weights(source)
     with quiet():
-        return _float_model(source), _tokenizer(source)
+        return _float_model(source, files), _tokenizer(source)
 
 
 def _make(source: Source, asked: Asked, track: Track) -> BaseModel:
@@ -116,10 +118,11 @@ def _make(source: Source, asked: Asked, track: Track) -> BaseModel:
     if model is not None and given is not None:
         return _quantised(source, model, tokenizer, replace(asked, calibration="none", text="none"), track, given)
     plain = (asked.calibration == "none" or asked.format == "nf4") and not asked.mix.asked
-    stream = open_stream(Path(source.name), files) if files is not None and plain else None
-    if stream is not None:
-        return _quantised(source, stream.model, tokenizer, asked, track, None, stream.layers)
-    model = _float_model(source)
+    if files is not None and plain:
+        _check_places(source, files)
+        if (stream := open_stream(Path(source.name), files)) is not None:
+            return _quantised(source, stream.model, tokenizer, asked, track, None, stream.layers)
+    model = _float_model(source, files)
     with _told(source):
         given = keep_q4_0(model, Path(source.name) / source.gguf_file) if source.gguf_file else None
     if given is not None:
@@ -225,7 +228,7 @@ def _kept_folder(source: Source, asked: Asked) -> Path | None:
 
 def _tokenizer(source: Source) -> Any:
     with _told(source):
-        tokenizer = AutoTokenizer.from_pretrained(source.name, **_gguf(source))
+        tokenizer = AutoTokenizer.from_pretrained(source.name, trust_remote_code=False, **_gguf(source))
     if not getattr(tokenizer, "is_fast", False):
         raise BaseModelError(
             f"the tokenizer of {source.reference!r} has no tokenizer.json form, which the device runtime needs"
@@ -233,14 +236,33 @@ def _tokenizer(source: Source) -> Any:
     return tokenizer
 
 
-def _float_model(source: Source) -> Any:
-    """By transformers, from safetensors or GGUF only.
+def _float_model(source: Source, files: Mapping[str, Entry] | None) -> Any:
+    """By transformers, from safetensors (`files`) or GGUF only.
 
     A GGUF file is dequantised to float32; other weights keep the type they are stored in.
     """
-    dtype, safe = (torch.float32, None) if source.gguf_file else ("auto", True)
+    if files is not None:
+        _check_places(source, files)
+    dtype, safe = (torch.float32, None) if files is None else ("auto", True)
     with _told(source):
-        return AutoModelForCausalLM.from_pretrained(source.name, dtype=dtype, use_safetensors=safe, **_gguf(source))
+        model, report = AutoModelForCausalLM.from_pretrained(
+            source.name,
+            dtype=dtype,
+            use_safetensors=safe,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **_gguf(source),
+        )
+        if files is not None:
+            check_report(report, files)
+            note_untied(model)
+    return model
+
+
+def _check_places(source: Source, files: Mapping[str, Entry]) -> None:
+    """Before anything is read. Raises BaseModelError."""
+    with _told(source):
+        check_places(empty_model(Path(source.name)), files)
 
 
 def _gguf(source: Source) -> dict[str, str]:
@@ -253,8 +275,7 @@ def _told(source: Source) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise BaseModelError(f"cannot load the base model {source.reference!r}: {reason}") from error
+        raise BaseModelError(f"cannot load the base model {source.reference!r}: {first_line(error)}") from error
 
 
 @contextmanager

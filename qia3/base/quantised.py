@@ -12,6 +12,7 @@ from.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -24,12 +25,15 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from transformers.pytorch_utils import Conv1D
 
+from qia3.base.complete import Misfit, likely, misshapen, note_untied, tied_names
 from qia3.base.given import Given
+from qia3.base.idle import not_idle
 from qia3.base.layout import FLOATS, Layout, Need
 from qia3.base.layouts import read_layout
 from qia3.base.modules import GridLinear
+from qia3.base.shards import raw
 from qia3.base.sources import Source
-from qia3.base.tensors import Tensors, kind
+from qia3.base.tensors import Tensors
 from qia3.errors import BaseModelError
 
 WANTED = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]  # of a hub's model
@@ -39,7 +43,7 @@ def open_quantised(source: Source) -> tuple[Any, Given] | None:
     """The model with given codes, and what they are; None for a source that is not quantised. Raises BaseModelError."""
     if source.gguf_file is not None:
         return None
-    config = AutoConfig.from_pretrained(source.name)
+    config = AutoConfig.from_pretrained(source.name, trust_remote_code=False)
     settings = _settings(config, Path(source.name))
     if settings is None:
         return None
@@ -53,28 +57,26 @@ def open_quantised(source: Source) -> tuple[Any, Given] | None:
     return model.eval().requires_grad_(False), Given.in_model(layout.codes, model)
 
 
-def check(model: nn.Module, layout: Layout, tensors: Tensors) -> None:
-    """Raises BaseModelError that names tensors which are missing, of another type or shape, or have no place in the
-    model.
+def check(model: Any, layout: Layout, tensors: Tensors) -> None:
+    """Raises BaseModelError that names all tensors which are missing, of another type or shape, or have no place in
+    the model.
     """
     places = tensors.places
     needed = dict(_needed(model, layout, tensors))
-    wrong = [f"{name} is missing" for name, _ in needed.items() if name not in places]
-    for name, (types, shape) in needed.items():
-        if name in places and (places[name].dtype not in types or places[name].shape != shape):
-            wanted = str(types[0]).removeprefix("torch.")
-            wrong.append(
-                f"{name} is {kind(places[name])} {list(places[name].shape)} and should be {wanted} {list(shape)}"
-            )
-    wrong += [
-        f"{name} has no place in the model" for name in places if name not in needed and not _is_idle(model, name)
-    ]
-    if wrong:
-        rest = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise BaseModelError(f"the weights do not fit config.json: {'; '.join(wrong[:3])}{rest}")
+    left = [name for name in places if name not in needed]
+    misfit = Misfit(
+        missing=[name for name in needed if name not in places],
+        left=not_idle(model.config, left, places),
+        wrong=[
+            misshapen(name, places[name], shape, types)
+            for name, (types, shape) in needed.items()
+            if name in places and (places[name].dtype not in types or places[name].shape != shape)
+        ],
+    )
+    misfit.refuse(likely(model, misfit, places))
 
 
-def _needed(model: nn.Module, layout: Layout, tensors: Tensors) -> Iterator[tuple[str, Need]]:
+def _needed(model: Any, layout: Layout, tensors: Tensors) -> Iterator[tuple[str, Need]]:
     """Name, possible types and shape of each tensor that fills the model."""
     places, layers = tensors.places, layout.layers(model, tensors)
     if not layers:
@@ -85,16 +87,14 @@ def _needed(model: nn.Module, layout: Layout, tensors: Tensors) -> Iterator[tupl
             needs = layout.needs(name, inputs, outputs, tensors)
         except ValueError as error:
             raise BaseModelError(f"cannot keep the codes of {name}: {error}") from error
-        if f"{name}.bias" in places:
+        if f"{name}.bias" in places or getattr(model.get_submodule(name), "bias", None) is not None:
             needs["bias"] = FLOATS, (outputs,)
         yield from ((f"{name}.{kind}", need) for kind, need in needs.items())
-    tied = _tied(model)
+    tied = tied_names(model)
     for name, tensor in model.state_dict().items():
-        if name.rpartition(".")[0] not in layers and not (name in tied and name not in places):
+        shared = name not in places and any(other in places for other in tied.get(name, ()))
+        if name.rpartition(".")[0] not in layers and not shared:
             yield name, (FLOATS, tuple(tensor.shape))
-    for name in layers:
-        if f"{name}.bias" not in places and getattr(model.get_submodule(name), "bias", None) is not None:
-            raise BaseModelError(f"the weights do not fit config.json: {name}.bias is missing")
 
 
 def _size(model: nn.Module, name: str, tensors: Tensors) -> tuple[int, int]:
@@ -130,21 +130,20 @@ def _fill(model: Any, layout: Layout, tensors: Tensors) -> None:
                 and child not in module._non_persistent_buffers_set
             ):
                 module._buffers[child] = tensors.read(name).to(tensor.dtype)
-    model.tie_weights()
+    _tie(model, tensors)
 
 
-def _tied(model: Any) -> set[str]:
-    """Names that share another one's tensor and need not be in the file."""
-    return (
-        set(getattr(model, "_tied_weights_keys", None) or ())
-        if model.config.get_text_config().tie_word_embeddings
-        else set()
-    )
-
-
-def _is_idle(model: nn.Module, name: str) -> bool:
-    """What files hold and models work out for themselves: rotary tables, masks, groups of a layer that has none."""
-    return name in dict(model.named_buffers()) or name.endswith(("rotary_emb.inv_freq", ".masked_bias", ".attn.bias"))
+def _tie(model: Any, tensors: Tensors) -> None:
+    """What shares a tensor by config.json, as transformers has it: one that is absent is the other one, and two that
+    differ are two.
+    """
+    for name, group in tied_names(model).items():
+        present = sorted(other for other in group if other in tensors.places)
+        alike = len({hashlib.sha256(raw(tensors.read(other))).digest() for other in present}) == 1
+        holder, _, child = name.rpartition(".")
+        if alike and not isinstance(model.get_submodule(holder), GridLinear):
+            setattr(model.get_submodule(holder), child, model.get_parameter(present[0]))
+    note_untied(model)
 
 
 def _built(config: Any, tensors: Tensors, place: AbstractContextManager[Any] | torch.device) -> Any:
@@ -154,7 +153,7 @@ def _built(config: Any, tensors: Tensors, place: AbstractContextManager[Any] | t
             f"the weights do not fit config.json: {layers} layers, and {len(tensors.places)} tensors in all"
         )
     with place:
-        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
 
 
 def _settings(config: Any, folder: Path) -> dict[str, Any] | None:

@@ -70,12 +70,12 @@ def open_stream(folder: Path, found: Mapping[str, Entry]) -> Stream | None:
     read it either.
     """
     try:
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         dtype = _dtype(config, found)
         if dtype is None or getattr(config, "quantization_config", None) is not None:
             return None
         with init_empty_weights(include_buffers=False):
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
         model.tie_weights()  # every assignment under init_empty_weights makes a parameter of its own
         sources = _sources(model, found)
         if sources is None or _converted(model, dtype):

@@ -1,0 +1,231 @@
+"""A base is what its files say: every parameter of the model has a tensor, every tensor has a place in the model.
+
+    names in the files  --renamed as transformers renames them-->  names in an empty model of config.json
+    missing      the model has it, no file does: transformers would fill it with random numbers
+    left over    a file has it, the model has no place for it: transformers would drop it
+    misshapen    both have it, in another shape or type
+    twice        two tensors of the files are meant for one place: transformers takes the first
+
+transformers tells some of this in a report, and hides what a model class lists as to be ignored (GPT-2's pattern
+`attn.bias` hides `c_attn.bias`, a real one). So the names are compared here, before anything is read; what may be
+absent or left over is the list in idle.py.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+from qia3.base.idle import not_idle
+from qia3.base.shards import Entry
+from qia3.errors import BaseModelError
+
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+LISTED = 12  # so many are named one by one
+ADAPTER = re.compile(r"\.base_layer\.|lora_[AB]\b|lora_embedding|ia3_l|modules_to_save|\.lora_magnitude")
+LAYER = re.compile(r"\.(\d+)\.")
+
+
+@dataclass
+class Misfit:
+    """What does not fit, by kind. `wrong` are whole clauses, the others names."""
+
+    missing: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+    twice: list[str] = field(default_factory=list)
+
+    def refuse(self, reason: str = "") -> None:
+        """Raises BaseModelError where there is anything, all of it on one line."""
+        count = len(self.missing) + len(self.left) + len(self.wrong) + len(self.twice)
+        if not count:
+            return
+        named = self._each() if count <= LISTED else self._counted()
+        raise BaseModelError(f"the weights do not fit config.json: {'; '.join(named)}{reason and f'; {reason}'}")
+
+    def _each(self) -> list[str]:
+        return [
+            *(f"{name} is missing" for name in self.missing),
+            *self.wrong,
+            *(f"{name} has no place in the model" for name in self.left),
+            *self.twice,
+        ]
+
+    def _counted(self) -> list[str]:
+        clauses = [*self.wrong[:3], *([f"{len(self.wrong) - 3} more are so"] if len(self.wrong) > 3 else [])]
+        if self.missing:
+            clauses.insert(0, f"{len(self.missing)} tensors are missing ({_kinds(self.missing)})")
+        if self.left:
+            clauses.append(f"{len(self.left)} have no place in the model ({_kinds(self.left)})")
+        return [
+            *clauses,
+            *self.twice[:3],
+            *([f"{len(self.twice) - 3} more stand twice"] if len(self.twice) > 3 else []),
+        ]
+
+
+def empty_model(folder: Path) -> Any:
+    """The model of a folder's config.json without any memory. transformers raises many types."""
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+
+
+def check_places(model: Any, found: Mapping[str, Entry]) -> None:
+    """Holds the tensors of float files against an empty model. Raises BaseModelError with all that does not fit."""
+    wanted = model.state_dict()
+    filled, left = _places(model, wanted, found)
+    misfit = Misfit(left=not_idle(model.config, left, found))
+    tied = tied_names(model)
+    for name, tensor in wanted.items():
+        sources = filled.get(name)
+        if sources is None:
+            if not any(other in filled for other in tied.get(name, ())):
+                misfit.missing.append(name)
+        elif len(sources) > 1:
+            misfit.twice.append(f"{' and '.join(sources)} are both meant for {name}")
+        elif sources:
+            entry = found[sources[0]]
+            types = FLOATS if tensor.is_floating_point() else (tensor.dtype,)
+            if entry.shape != tuple(tensor.shape) or entry.dtype not in types:
+                misfit.wrong.append(misshapen(sources[0], entry, tuple(tensor.shape), types))
+    misfit.refuse(likely(model, misfit, found))
+
+
+def misshapen(name: str, entry: Entry, shape: tuple[int, ...], types: tuple[torch.dtype, ...]) -> str:
+    """Types of files come first: one that is right is not named as what should be another."""
+    wanted = entry.dtype if entry.dtype in types else types[0]
+    return f"{name} is {_type(entry.dtype)} {list(entry.shape)} and should be {_type(wanted)} {list(shape)}"
+
+
+def check_report(report: Mapping[str, Any], found: Mapping[str, Entry]) -> None:
+    """What transformers says of its own load. The files' own names were compared before; this finds what its
+    conversions did not make of them. Raises BaseModelError.
+    """
+    told = [str(m).strip().splitlines()[0] for m in report.get("error_msgs", ()) if str(m).strip()]
+    mismatched = [entry if isinstance(entry, str) else entry[0] for entry in report.get("mismatched_keys", ())]
+    misfit = Misfit(
+        missing=sorted(report.get("missing_keys", ())),
+        left=sorted(name for name in report.get("unexpected_keys", ()) if name not in found),
+        wrong=[f"{name} has another shape" for name in sorted(mismatched)] + told,
+    )
+    misfit.refuse()
+
+
+def tied_names(model: Any) -> dict[str, set[str]]:
+    """For each name that shares its tensor with others by config.json: all of these names."""
+    groups: dict[str, set[str]] = {}
+    for target, source in model.get_expanded_tied_weights_keys(all_submodels=True).items():
+        group = groups.setdefault(source, {source})
+        group.add(target)
+        groups[target] = group
+    return groups
+
+
+def note_untied(model: Any) -> None:
+    """A head of its own in the files wins over `tie_word_embeddings` in config.json, which is set to what is."""
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is None or embedding is None or head._parameters.get("weight") is embedding._parameters["weight"]:
+        return
+    for config in (model.config, model.config.get_text_config()):
+        if getattr(config, "tie_word_embeddings", False):
+            config.tie_word_embeddings = False
+
+
+def likely(model: Any, misfit: Misfit, found: Mapping[str, Entry]) -> str:
+    """The likely reason, or nothing."""
+    left, missing = misfit.left, misfit.missing
+    if any(ADAPTER.search(name) for name in left):
+        return "this is the training state of an adapter: merge it into its base (PEFT: merge_and_unload) and save that"
+    if any(name.endswith((".qweight", ".qzeros", ".weight_packed", ".quant_map", ".biases")) for name in left):
+        return (
+            "these are the codes of a quantised model, and config.json has no quantization_config: "
+            "fetch config.json (and quantize_config.json or quant_config.json) again"
+        )
+    if left and len({first for name in found if (first := name.partition(".")[0]) in ("module", "_orig_mod")}):
+        return "the names begin with module. or _orig_mod.: save the model itself, not what it was wrapped in"
+    ours, theirs = _layers(model.state_dict()), _layers(found)
+    if theirs > ours and any(_layer(name) >= ours for name in left):
+        return f"config.json asks for {ours} layers, the files have {theirs}"
+    if theirs < ours and all(_layer(name) >= theirs for name in missing):
+        return f"config.json asks for {ours} layers, the files have {theirs}: is a file of the model missing?"
+    head = model.get_output_embeddings()
+    if missing and not left and all(_holds(model, name, head) for name in missing):
+        return (
+            "the head is missing: the weights were saved without it (AutoModel); save the whole model, or set "
+            '"tie_word_embeddings": true in config.json if its head is its embedding'
+        )
+    if left and not missing and all(name.endswith(".bias") for name in left):
+        return "config.json says that these layers have no biases: has it lost attention_bias or mlp_bias?"
+    kinds = {LAYER.split(name)[-1] for name in missing}
+    if missing and not left and all(kind.endswith(".bias") and not _any_ends(found, kind) for kind in kinds):
+        return "config.json says that these layers have biases: is it the files' own (attention_bias, mlp_bias)?"
+    return "fetch the model again, config.json and weights from one place"
+
+
+def _places(
+    model: Any, wanted: Mapping[str, torch.Tensor], found: Mapping[str, Entry]
+) -> tuple[dict[str, list[str]], list[str]]:
+    """Which tensors of the files fill each name of the model, and those that fill none. An empty list: filled by what
+    transformers makes of several tensors or of a part of one, whose shapes it checks itself.
+    """
+    transforms = get_model_conversion_mapping(model)
+    renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
+    converters = [t for t in transforms if isinstance(t, WeightConverter)]
+    by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
+    filled: dict[str, list[str]] = {}
+    left = []
+    for name in found:
+        new, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, dict(wanted))
+        if new not in wanted and name in wanted:
+            new, pattern = rename_source_key(name, [], [], model.base_model_prefix, dict(wanted))
+        if new not in wanted:
+            left.append(name)
+        elif pattern is None:
+            filled.setdefault(new, []).append(name)
+        else:
+            targets = by_pattern[pattern].target_patterns
+            filled |= {made: [] for t in targets if (made := new.replace(targets[0], t)) in wanted}
+    return filled, left
+
+
+def _kinds(names: Iterable[str]) -> str:
+    """ "13 self_attn.q_proj.weight, 13 self_attn.v_proj.weight; the first is ..." """
+    names = sorted(names)
+    kinds = Counter(LAYER.split(name)[-1] for name in names)
+    said = [f"{count} {kind}" for kind, count in kinds.most_common(LISTED)]
+    more = [f"{len(kinds) - LISTED} other kinds"] if len(kinds) > LISTED else []
+    return f"{', '.join([*said, *more])}; the first are {', '.join(names[:3])}"
+
+
+def _any_ends(names: Iterable[str], kind: str) -> bool:
+    return any(name == kind or name.endswith(f".{kind}") for name in names)
+
+
+def _layers(names: Iterable[str]) -> int:
+    return 1 + max((_layer(name) for name in names), default=-1)
+
+
+def _layer(name: str) -> int:
+    """The number of the layer that a tensor belongs to, -1 for one of none."""
+    seen = LAYER.search(name)
+    return int(seen[1]) if seen and len(seen[1]) < 9 else -1
+
+
+def _holds(model: Any, name: str, module: Any) -> bool:
+    holder = name.rpartition(".")[0]
+    return isinstance(module, nn.Module) and any(n == holder and m is module for n, m in model.named_modules())
+
+
+def _type(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
