@@ -269,6 +269,55 @@ def test_the_older_file_of_autogptq_is_read(tmp_path):
     assert load_base(str(tmp_path), 16, False).codes == "gptq"
 
 
+def test_the_older_file_of_autoawq_is_read(tmp_path):
+    """Its own names for bits and groups, and its version in capitals."""
+    write_packed(tmp_path / "new", "awq")
+    write_packed(tmp_path / "old", "awq")
+    config = json.loads((tmp_path / "old/config.json").read_text())
+    del config["quantization_config"]
+    (tmp_path / "old/config.json").write_text(json.dumps(config))
+    older = {"zero_point": True, "q_group_size": 32, "w_bit": 4, "version": "GEMM"}
+    (tmp_path / "old/quant_config.json").write_text(json.dumps(older))
+    base = load_base(str(tmp_path / "old"), 16, False)
+    assert (base.codes, base.fingerprint) == ("awq", load_base(str(tmp_path / "new"), 16, False).fingerprint)
+    (tmp_path / "old/quant_config.json").write_text(json.dumps(older | {"w_bit": 3}))
+    assert "AWQ weights have 3 bits" in refused(tmp_path / "old")
+    (tmp_path / "old/quant_config.json").write_text("[4]")
+    assert "quant_config.json holds a list" in refused(tmp_path / "old")
+    (tmp_path / "old/quant_config.json").unlink()
+    assert "no quantization_config: fetch config.json (and quantize_config.json or quant_config.json)" in refused(
+        tmp_path / "old"
+    )
+
+
+@pytest.mark.parametrize("told", ["gptq", "gptq_v2"])
+@pytest.mark.parametrize("stored", ["gptq", "gptq_v2"])
+def test_zero_points_of_a_symmetric_file_are_8_whatever_its_format_is_called(stored, told, tmp_path):
+    """All of them: the stored nibble is 7 or 8, and that says by which convention."""
+    wrote = write_packed(tmp_path, stored, symmetric=True)
+    known = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
+    configure(tmp_path, quantization_config=known | {"sym": True, "checkpoint_format": told})
+    base = load_base(str(tmp_path), 16, False)
+    for name, weight in wrote.items():
+        np.testing.assert_array_equal(base.model.get_submodule(name).weight.numpy(), dequantise(weight))
+    configure(tmp_path, quantization_config=known | {"sym": False, "checkpoint_format": told})
+    if stored == told:
+        assert load_base(str(tmp_path), 16, False).fingerprint == base.fingerprint
+    else:
+        assert f"which is 8 in checkpoint_format {stored}; config.json says {told}" in refused(tmp_path)
+
+
+def test_a_file_that_calls_itself_symmetric_and_is_not_is_refused(tmp_path):
+    write_packed(tmp_path, "gptq", symmetric=False)
+    known = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
+    configure(tmp_path, quantization_config=known | {"sym": True})
+    assert "says sym true, and its zero points are not all 8" in refused(tmp_path)
+    write_packed(tmp_path, "awq", symmetric=False)
+    known = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
+    configure(tmp_path, quantization_config=known | {"zero_point": False})
+    assert "says zero_point false, and its zero points are not all 8" in refused(tmp_path)
+
+
 def test_a_hubs_files_are_fetched_as_safetensors_and_json(tmp_path, monkeypatch):
     import huggingface_hub
 

@@ -13,7 +13,6 @@ from.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -35,7 +34,9 @@ from qia3.base.shards import raw
 from qia3.base.sources import Source
 from qia3.base.tensors import Tensors
 from qia3.errors import BaseModelError
+from qia3.parse import read_json_table
 
+OLDER = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
 WANTED = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]  # of a hub's model
 
 
@@ -157,11 +158,13 @@ def _built(config: Any, tensors: Tensors, place: AbstractContextManager[Any] | t
 
 
 def _settings(config: Any, folder: Path) -> dict[str, Any] | None:
-    """`quantization_config`, taken out of the config; older files of AutoGPTQ have it beside config.json only."""
+    """`quantization_config`, taken out of the config; older files of AutoGPTQ and AutoAWQ have it beside config.json
+    only. Raises BaseModelError.
+    """
     settings = config.__dict__.pop("quantization_config", None)
-    older = folder / "quantize_config.json"
-    if settings is None and older.is_file():
-        settings = json.loads(older.read_text(encoding="utf-8"))
+    for name, method in OLDER.items():
+        if settings is None and (folder / name).is_file():
+            settings = {"quant_method": method, **read_json_table(folder / name, BaseModelError, "fetch it again")}
     return None if settings is None else dict(settings if isinstance(settings, Mapping) else settings.to_dict())
 
 

@@ -4,9 +4,12 @@
 
     {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": true, "desc_act": false, "checkpoint_format": "gptq" or "gptq_v2"}
     {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": true, "version": "gemm"}
+    {"w_bit": 4, "q_group_size": 128, "zero_point": true, "version": "GEMM"}        quant_config.json of AutoAWQ, before 0.1.6
 
 Only what is said of the bits, the groups and the packing is believed; whether zero points are 8 and groups are in order
-is seen in the tensors.
+is seen in the tensors. Where a file says that it is symmetric, every zero point is 8, and that decides between GPTQ's
+two conventions whatever `checkpoint_format` says: files exist whose label is wrong, and each weight would be off by its
+scale.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from qia3.base.tensors import Tensors
 from qia3.base.weights import GridWeight, Int4Weight
 from qia3.grids import awq, gptq
 from qia3.grids.grouped import block_of, group_inputs
-from qia3.grids.int4 import Int4
+from qia3.grids.int4 import SYMMETRIC_ZERO, Int4
 
 TYPES = {"qweight": WORDS, "qzeros": WORDS, "scales": FLOATS, "g_idx": WORDS, "bias": FLOATS}
 
@@ -32,12 +35,13 @@ TYPES = {"qweight": WORDS, "qzeros": WORDS, "scales": FLOATS, "g_idx": WORDS, "b
 class Words:
     """`codes` is "gptq", "gptq_v2" or "awq"; group_size -1 is a group a row.
 
-    `sorted_by_activation` is what the file says.
+    `sorted_by_activation` and `symmetric` are what the file says.
     """
 
     codes: str
     group_size: int
     sorted_by_activation: bool = False
+    symmetric: bool = False
 
     def layers(self, model: nn.Module, tensors: Tensors) -> list[str]:
         return marked(tensors, ".qweight")
@@ -59,9 +63,26 @@ class Words:
         words = [tensors[kind].numpy() for kind in ("qweight", "qzeros")]
         scales = tensors["scales"].float().numpy()
         if self.codes == "awq":
-            return awq.unpack_awq(words[0], words[1], scales, self.group_size)
+            weight = awq.unpack_awq(words[0], words[1], scales, self.group_size)
+            if self.symmetric and weight.zero_points is not None:
+                raise ValueError("config.json says zero_point false, and its zero points are not all 8")
+            return weight
         self._in_order(tensors.get("g_idx"))
-        return gptq.unpack_gptq(words[0], words[1], scales, self.group_size, self.codes)
+        return gptq.unpack_gptq(words[0], words[1], scales, self.group_size, self._convention(words[1]))
+
+    def _convention(self, qzeros: gptq.Words) -> str:
+        """GPTQ's, as the zero points have it. Raises ValueError where they contradict what the file says."""
+        bytes_ = np.unique(gptq.as_bytes(qzeros))
+        stored = {*(bytes_ & 15).tolist(), *(bytes_ >> 4).tolist()}
+        eights = [name for name, below in gptq.STORED_BELOW.items() if stored == {SYMMETRIC_ZERO - below}]
+        if self.symmetric and not eights:
+            raise ValueError("config.json says sym true, and its zero points are not all 8")
+        if eights and not self.symmetric and eights != [self.codes]:
+            raise ValueError(
+                f"every zero point is stored as {min(stored)}, which is 8 in checkpoint_format {eights[0]}; config.json "
+                f'says {self.codes}, and not that it is symmetric: set "checkpoint_format" to what wrote the file'
+            )
+        return eights[0] if eights else self.codes
 
     def _in_order(self, g_idx: Tensor | None) -> None:
         plain = (
@@ -88,4 +109,5 @@ def read_words(method: str, settings: Mapping[str, Any]) -> Words:
         raise refused(f"its {method.upper()} weights have {bits!r} bits")
     if not isinstance(group, int) or isinstance(group, bool) or not (group == -1 or group > 0):
         raise refused(f"its group_size is {group!r}")
-    return Words("awq" if method == "awq" else packing, group, bool(settings.get("desc_act")))
+    symmetric = settings.get("zero_point") is False if method == "awq" else settings.get("sym") is True
+    return Words("awq" if method == "awq" else packing, group, bool(settings.get("desc_act")), symmetric)
