@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 
+from qia3.bundle.adapter import read_adapter, write_adapter
 from qia3.bundle.sites import Vectors, bundle_sites
 from qia3.errors import AdapterError, BundleError, ConfigError
 from qia3.footprint.seal import seal
-from qia3.graph.folder import whole_or_absent, write_adapter
+from qia3.graph.folder import whole_or_absent
 from qia3.ia3.peft import open_peft, read_peft, write_peft
 from qia3.names import check_name
 from qia3.runtime.bundle import Bundle, read_manifest
@@ -39,7 +39,11 @@ def adapter_info(path: Path | str) -> dict[str, Any]:
     place = Path(bundle) / "adapters" / f"{name}.onnx_adapter" if bundle and not Path(text).exists() else Path(text)
     if not place.exists():
         raise AdapterError(f"there is no adapter {text}")
-    vectors, base = _peft_tensors(place) if place.is_dir() else _onnx_tensors(place)
+    if place.is_dir():
+        vectors, base = _peft_tensors(place)
+    else:
+        adapter = read_adapter(place)
+        vectors, base = adapter.vectors, adapter.base
     return {
         "path": text,
         "base": base,
@@ -129,15 +133,6 @@ def _copy(bundle: Path, scratch: Path) -> None:
             os.link(file, place)
         except OSError:
             shutil.copy2(file, place)
-
-
-def _onnx_tensors(path: Path) -> tuple[Vectors, str]:
-    try:
-        adapter = ort.AdapterFormat.read_adapter(str(path))
-        tensors = {name: value.numpy().reshape(-1) for name, value in adapter.get_parameters().items()}
-    except Exception as error:  # onnxruntime raises its own types, without a common base
-        raise AdapterError(f"{path} is no .onnx_adapter file: {error}") from error
-    return tensors, f"{adapter.get_model_version():07x}"
 
 
 def _peft_tensors(folder: Path) -> tuple[Vectors, str | None]:

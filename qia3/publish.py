@@ -16,12 +16,13 @@ import onnx_ir as ir
 import torch
 
 from qia3.base.frozen import BaseModel
+from qia3.bundle.adapter import as_inputs, write_adapter
 from qia3.config import Build
 from qia3.footprint.measure import measure
 from qia3.footprint.seal import seal
 from qia3.graph.export import export_decoder
 from qia3.graph.external import write_graph
-from qia3.graph.folder import whole_or_absent, write_adapter, write_configs, write_tokenizer
+from qia3.graph.folder import whole_or_absent, write_configs, write_tokenizer
 from qia3.graph.forced import OrtDecoder, torch_choices, torch_logits
 from qia3.graph.parity import Agreement, check, compare
 from qia3.graph.passes import AccuracyLevel
@@ -145,7 +146,7 @@ def _case(
         set_vectors(scaled, adapter.vectors if adapter else {})
     prompts = _prompts(plan, base, [adapter] if adapter else trained, tests)
     forced = [(prompt, torch_choices(base.model, prompt, plan.parity.decode_steps)) for prompt in prompts]
-    vectors = {n: v.reshape(1, 1, -1) for n, v in adapter.vectors.items()} if adapter and side else {}
+    vectors = as_inputs(adapter.vectors) if adapter and side else {}
     return _Case(forced, vectors, np.concatenate([torch_logits(base.model, *pair) for pair in forced]))
 
 

@@ -20,6 +20,7 @@ Role = Literal["query", "key", "value", "qkv", "feed_forward"]
 Placement = Literal["output", "input"]
 Vectors = dict[str, NDArray[np.float32]]  # [size] by the site's name
 SUFFIX = ".ia3_l"
+VERSION_DIGITS = 7  # of the fingerprint: an adapter file has room for a signed 32-bit version
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,11 @@ def bundle_sites(manifest: Mapping[str, Any]) -> tuple[Site, ...]:
         )
         for v in manifest["graph"]["vectors"]
     )
+
+
+def base_version(fingerprint: str) -> int:
+    """What an adapter file says of its base: the first 28 bits of the base's fingerprint (SHA-256, hexadecimal)."""
+    return int(fingerprint[:VERSION_DIGITS], 16)
 
 
 def check_vectors(sites: Iterable[Site], vectors: Mapping[str, NDArray[Any]], where: str = "the adapter") -> None:

@@ -12,10 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnxruntime as ort
-from numpy.typing import NDArray
-
 from qia3.errors import StorageError
 from qia3.layout import GRAPH, transformers_js_config
 from qia3.storage import writing
@@ -53,22 +49,6 @@ def _swap(new: Path, target: Path) -> None:
             old.rename(target)
         raise
     shutil.rmtree(old, ignore_errors=True)
-
-
-def write_adapter(path: Path, vectors: Mapping[str, NDArray[np.float32]], fingerprint: str) -> None:
-    """An .onnx_adapter: float32 [1, 1, d] by graph input name; its model version is the fingerprint's first 28 bits."""
-    adapter = ort.AdapterFormat()
-    adapter.set_adapter_version(1)
-    adapter.set_model_version(int(fingerprint[:7], 16))
-    # OrtValues are kept here: the format holds no reference of its own. Sorted, so that the same vectors make the same
-    # file
-    values = {
-        name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(v, np.float32).reshape(1, 1, -1))
-        for name, v in sorted(vectors.items())
-    }
-    adapter.set_parameters(values)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    adapter.export_adapter(str(path))
 
 
 def write_tokenizer(tokenizer: Any, folder: Path) -> None:

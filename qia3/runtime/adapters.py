@@ -1,69 +1,17 @@
-"""Adapter files and the bank that hands out their vectors: one adapter for all rows, or one for each row of a batch.
-
-An .onnx_adapter is ONNX Runtime's own flatbuffer of named tensors. Here they are the IA³ vectors, float32 [1, 1, d], by
-graph input name; its model version is the first 28 bits of the base's fingerprint, so a file says which base it was
-trained on (law 7).
-"""
+"""The bank that hands out a bundle's vectors: one adapter for all rows, or one for each row of a batch."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
-import onnxruntime as ort
-from numpy.typing import NDArray
 
+from qia3.bundle.adapter import load_adapter
+from qia3.bundle.sites import Vectors
 from qia3.errors import AdapterError
-from qia3.runtime.bundle import ADAPTER, ADAPTERS, Bundle
-
-Vectors = dict[str, NDArray[np.float32]]
-NONE = "none"
-
-
-def load_adapter(path: Path, bundle: Bundle) -> Vectors:
-    """The tensors of an .onnx_adapter, float32 [1, 1, d] by input name.
-
-    Raises AdapterError for another base and with every bad tensor.
-    """
-    base, tensors = read_adapter(path)
-    if base != bundle.base_version:
-        raise AdapterError(
-            f"{path} was trained on another base ({base:07x}…, this bundle's is {bundle.fingerprint[:7]}…)"
-        )
-    if bad := _misfits(tensors, bundle.vectors):
-        raise AdapterError(f"{path} does not fit {bundle.path}; {len(bad)} bad tensors: {'; '.join(bad)}")
-    return tensors
-
-
-def read_adapter(path: Path) -> tuple[int, Vectors]:
-    """Model version and tensors of any .onnx_adapter. Raises AdapterError."""
-    if not path.is_file():
-        raise AdapterError(f"there is no adapter file {path}")
-    try:
-        adapter = ort.AdapterFormat.read_adapter(str(path))
-        # .numpy() is a view of the adapter's memory and does not keep it alive: without the copy the vectors become
-        # garbage after return
-        tensors = {name: np.array(value.numpy()) for name, value in adapter.get_parameters().items()}
-        return int(adapter.get_model_version()), tensors
-    except Exception as error:  # onnxruntime raises its own types, without a common base
-        raise AdapterError(f"{path} cannot be read as an .onnx_adapter: {str(error).splitlines()[0]}") from error
-
-
-def _misfits(tensors: Mapping[str, NDArray[np.float32]], sizes: Mapping[str, int]) -> list[str]:
-    """One clause for each tensor that is missing, unknown, of a wrong shape or type, or not finite."""
-    bad = [f"{name} is missing" for name in sizes if name not in tensors]
-    for name, tensor in tensors.items():
-        if name not in sizes:
-            bad.append(f"{name} has no place here")
-        elif tensor.shape != (1, 1, sizes[name]):
-            bad.append(f"{name} has shape {list(tensor.shape)} instead of {[1, 1, sizes[name]]}")
-        elif tensor.dtype != np.float32:
-            bad.append(f"{name} is {tensor.dtype} instead of float32")
-        elif not np.isfinite(tensor).all():
-            bad.append(f"{name} holds NaN or infinity")
-    return bad
+from qia3.names import ADAPTER, NONE
+from qia3.runtime.bundle import ADAPTERS, Bundle
 
 
 class AdapterBank:
@@ -90,7 +38,8 @@ class AdapterBank:
         if name not in self.bundle.adapters:
             raise AdapterError(self._unknown(name))
         if name not in self._loaded:
-            self._loaded[name] = load_adapter(self.bundle.path / ADAPTERS / f"{name}{ADAPTER}", self.bundle)
+            file = self.bundle.path / ADAPTERS / f"{name}{ADAPTER}"
+            self._loaded[name] = load_adapter(file, self.bundle.vectors, self.bundle.fingerprint).inputs
         return self._loaded[name]
 
     def rows(self, names: Sequence[str | None]) -> Vectors:

@@ -16,7 +16,8 @@ import numpy as np
 
 from qia3.bundle.task import Task
 from qia3.errors import ConfigError
-from qia3.runtime.adapters import NONE, AdapterBank
+from qia3.names import NONE
+from qia3.runtime.adapters import AdapterBank
 from qia3.runtime.cache import Floats
 from qia3.runtime.engine import Engine
 from qia3.runtime.generate import generate, stream_text

@@ -13,15 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from qia3.bundle.sites import base_version
 from qia3.bundle.task import Task
 from qia3.errors import BundleError
 from qia3.layout import graph_files
+from qia3.names import ADAPTER
 
 FORMAT = 2
 READABLE = (1, FORMAT)  # format 1 had its graph beside the manifest
 MANIFEST = "manifest.json"
 ADAPTERS = "adapters/"
-ADAPTER = ".onnx_adapter"
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Bundle:
             merged_task=manifest["merged_task"],
             graph=graph_files(manifest)[0],
             fingerprint=fingerprint,
-            base_version=int(fingerprint[:7], 16),
+            base_version=base_version(fingerprint),
             architecture=Architecture(
                 **{key: int(manifest["architecture"][key]) for key in Architecture.__annotations__}
             ),

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from qia3.bundle.task import Task
-from qia3.runtime.adapters import NONE, AdapterBank
+from qia3.names import NONE
+from qia3.runtime.adapters import AdapterBank
 from qia3.runtime.answer import classify, prepare, reply, task_of
 from qia3.runtime.cache import Floats
 from qia3.runtime.engine import Engine

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from qia3.bundle.adapter import load_adapter
 from qia3.bundle.sites import Site, Vectors, check_vectors
-from qia3.errors import AdapterError
 from qia3.ia3.peft import read_peft
-from qia3.runtime.adapters import read_adapter
 
 
 def read_start(path: Path, sites: Sequence[Site], fingerprint: str) -> Vectors:
@@ -21,12 +20,8 @@ def read_start(path: Path, sites: Sequence[Site], fingerprint: str) -> Vectors:
     """
     if path.is_dir():
         return read_peft(path, sites, fingerprint)
-    base, tensors = read_adapter(path)
-    if base != int(fingerprint[:7], 16):
-        raise AdapterError(
-            f"{path} was trained on another base ({base:07x}…, this one's fingerprint is {fingerprint[:7]}…)"
-        )
-    vectors = {name: tensor.reshape(-1) for name, tensor in tensors.items()}
+    queries = {s.name for s in sites if s.role == "query"}  # an adapter made without them has ones there
+    vectors = load_adapter(path, {s.name: s.size for s in sites}, fingerprint, optional=queries).vectors
     check_vectors(sites, vectors)
     return vectors
 

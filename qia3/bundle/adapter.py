@@ -1,0 +1,124 @@
+"""An adapter: vectors, the base that they were trained on, and the task that they are for. And its form on a device.
+
+An .onnx_adapter is ONNX Runtime's own flatbuffer of named tensors. Here they are the IA³ vectors, float32 [1, 1, d], by
+graph input name; its model version is the first 28 bits of the base's fingerprint (seven hexadecimal digits), so a file
+says which base it was trained on (law 7). In memory a vector is [d]. The other form, a PEFT checkpoint, is peft.py's.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from qia3.bundle.sites import VERSION_DIGITS, Vectors, base_version
+from qia3.bundle.task import Task
+from qia3.errors import AdapterError, first_line
+
+Tensors = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """`vectors` are [size] by site name. `base` is the fingerprint of the base, or its first seven digits where a file
+    holds no more, or None in a checkpoint that PEFT wrote. `task` is None where it came without one.
+    """
+
+    vectors: Vectors
+    base: str | None
+    task: Task | None = None
+
+    def check_base(self, fingerprint: str, where: object) -> None:
+        """Raises AdapterError if it was trained on another base than the one of this fingerprint."""
+        if self.base is not None and not fingerprint.startswith(self.base):
+            ours, theirs = fingerprint[: len(self.base)], self.base
+            raise AdapterError(
+                f"{where} was trained on another base (its fingerprint is {theirs[:12]}…, this base's is {ours[:12]}…)"
+            )
+
+    @property
+    def inputs(self) -> Vectors:
+        """[1, 1, size] by input name, as a graph takes them; copies."""
+        return as_inputs(self.vectors)
+
+
+def as_inputs(vectors: Mapping[str, NDArray[np.float32]]) -> Vectors:
+    """[size] -> [1, 1, size], copies."""
+    return {name: np.asarray(vector, np.float32).reshape(1, 1, -1).copy() for name, vector in vectors.items()}
+
+
+def write_adapter(path: Path, vectors: Mapping[str, NDArray[np.float32]], fingerprint: str) -> None:
+    """An .onnx_adapter of vectors [size] by name."""
+    adapter = ort.AdapterFormat()
+    adapter.set_adapter_version(1)
+    adapter.set_model_version(base_version(fingerprint))
+    # OrtValues are kept here: the format holds no reference of its own. Sorted, so that the same vectors make the same
+    # file
+    values = {n: ort.OrtValue.ortvalue_from_numpy(v) for n, v in sorted(as_inputs(vectors).items())}
+    adapter.set_parameters(values)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    adapter.export_adapter(str(path))
+
+
+def read_adapter(path: Path) -> Adapter:
+    """Any .onnx_adapter of vectors. Raises AdapterError, with every tensor that is none."""
+    base, tensors = _read(path)
+    _refuse(path, "holds other things than IA³ vectors", [c for n, t in tensors.items() for c in _misfit(n, t, None)])
+    return Adapter({name: tensor.flatten() for name, tensor in tensors.items()}, base)
+
+
+def load_adapter(
+    path: Path, sizes: Mapping[str, int], fingerprint: str, optional: Collection[str] = frozenset()
+) -> Adapter:
+    """An .onnx_adapter for a graph with inputs of these sizes, which it fills, all of them but the `optional` ones.
+
+    Raises AdapterError for another base and with every bad tensor.
+    """
+    base, tensors = _read(path)
+    Adapter({}, base).check_base(fingerprint, path)
+    bad = [f"{name} is missing" for name in sizes if name not in tensors and name not in optional]
+    for name, tensor in tensors.items():
+        bad += _misfit(name, tensor, sizes[name]) if name in sizes else [f"{name} has no place here"]
+    _refuse(path, "does not fit this base", bad)
+    return Adapter({name: tensor.flatten() for name, tensor in tensors.items()}, base)
+
+
+def _read(path: Path) -> tuple[str, Tensors]:
+    """First digits of the base's fingerprint, and copies of the tensors as they stand."""
+    try:
+        regular = stat.S_ISREG(path.stat().st_mode)
+    except (OSError, ValueError):
+        regular = False
+    if not regular:
+        raise AdapterError(f"there is no adapter file {path}")
+    try:
+        adapter = ort.AdapterFormat.read_adapter(str(path))
+        # .numpy() is a view of the adapter's memory and does not keep it alive: without the copy the vectors become
+        # garbage after return
+        tensors = {name: np.array(value.numpy()) for name, value in adapter.get_parameters().items()}
+        version = int(adapter.get_model_version())
+    except Exception as error:  # onnxruntime raises its own types, without a common base
+        raise AdapterError(f"{path} cannot be read as an .onnx_adapter: {first_line(error)}") from error
+    return f"{version:0{VERSION_DIGITS}x}", tensors
+
+
+def _misfit(name: str, tensor: NDArray[Any], size: int | None) -> Iterable[str]:
+    """What keeps a tensor from being the vector of a graph's input of `size` (None: any)."""
+    shape = (1, 1, (tensor.shape[-1] if tensor.ndim else 0) if size is None else size)
+    if tensor.shape != shape:
+        yield f"{name} has shape {list(tensor.shape)} instead of {list(shape) if size else '[1, 1, size]'}"
+    elif tensor.dtype != np.float32:
+        yield f"{name} is {tensor.dtype} instead of float32"
+    elif not np.isfinite(tensor).all():
+        yield f"{name} holds NaN or infinity"
+
+
+def _refuse(path: Path, what: str, bad: list[str]) -> None:
+    if bad:
+        raise AdapterError(f"{path} {what}; {len(bad)} bad tensors: {'; '.join(bad)}")
