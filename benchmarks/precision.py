@@ -116,7 +116,7 @@ def main() -> None:
         set_compute(base.model, base.model.get_output_embeddings(), torch.bfloat16)
         wrap, prompt = wrapping(base.tokenizer, None, chat=True), split.task.prompt
         slots = Schedule(
-            Examples(base.tokenizer, [Source((prompt,), prompt, wrap, split.draw(64, 0), split.choices)], 256),
+            Examples(base.tokens, [Source((prompt,), prompt, wrap, split.draw(64, 0), split.choices)], 256),
             STEPS,
             BATCH,
             0,

@@ -66,6 +66,7 @@ from qia3.runtime.answer import classify_batch
 from qia3.runtime.bundle import Bundle
 from qia3.runtime.engine import Engine
 from qia3.runtime.examples import Example
+from qia3.tokens import Tokens
 from qia3.train.compute import computing
 from qia3.train.evaluate import rank_trees
 from qia3.train.examples import Examples, Source
@@ -267,7 +268,7 @@ class Methods:
         file = self.floats.parent / f"start-{base.fingerprint[:8]}.safetensors"
         if not file.is_file():
             sources = [Source((t.prompt, "{text}"), t.prompt, self.wrap, examples, None) for t, examples in mixture()]
-            drawn = Examples(self.tokenizer, sources, MAX_LENGTH, ranked=True)
+            drawn = Examples(Tokens.of(self.tokenizer), sources, MAX_LENGTH, ranked=True)
             settings = Train(
                 steps=400, batch_size=BATCH, learning_rate=1e-2, warmup_steps=WARMUP, losses=NAMES, checkpoint_every=100
             )
@@ -283,7 +284,7 @@ class Methods:
     def examples(self, examples: Sequence[Example], cell: Cell, ranked: bool) -> Examples:
         prompt = cell.split.task.prompt
         source = Source((prompt,), prompt, self.wrap, tuple(examples), cell.split.choices)
-        return Examples(self.tokenizer, [source], MAX_LENGTH, ranked)
+        return Examples(Tokens.of(self.tokenizer), [source], MAX_LENGTH, ranked)
 
     def train_ours(
         self, model: Any, scaled: Any, cell: Cell, losses: tuple[str, ...] = (LANGUAGE_MODELLING,), start: Any = None

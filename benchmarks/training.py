@@ -53,6 +53,7 @@ from qia3.ia3.vectors import attach
 from qia3.recipe import Train
 from qia3.runtime.bench import machine
 from qia3.runtime.examples import read_examples
+from qia3.tokens import Tokens
 from qia3.train.examples import Examples, Source
 from qia3.train.losses import LANGUAGE_MODELLING, NAMES, Answers, Totals, losses
 from qia3.train.prompts import wrapping
@@ -86,7 +87,9 @@ def examples(tokenizer: Any, workload: str) -> Examples:
     else:
         split = load(task)
         given, prompt, choices = split.draw(EXAMPLES, 0), split.task.prompt, split.choices
-    return Examples(tokenizer, [Source((prompt,), prompt, wrap, given, choices)], 256, ranked=task is not None)
+    return Examples(
+        Tokens.of(tokenizer), [Source((prompt,), prompt, wrap, given, choices)], 256, ranked=task is not None
+    )
 
 
 class Rows(nn.Module):

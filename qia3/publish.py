@@ -164,9 +164,9 @@ def _recoded(
 
 def _prompts(plan: Build, base: BaseModel, trained: Sequence[Trained], tests: Tests) -> list[list[int]]:
     """Prompts in turn from each task's test sentences."""
-    texts = [t.prompt.replace("{text}", e.text) for t in trained for e in tests[t.task.name][: plan.parity.prompts]]
+    texts = [(t.prompt, e.text) for t in trained for e in tests[t.task.name][: plan.parity.prompts]]
     step = max(1, len(texts) // plan.parity.prompts)
-    return [base.tokenizer.encode(text, add_special_tokens=False) for text in texts[::step][: plan.parity.prompts]]
+    return [list(base.tokens.prompt(*pair)) for pair in texts[::step][: plan.parity.prompts]]
 
 
 def _write_files(

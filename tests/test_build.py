@@ -28,7 +28,7 @@ from qia3.graph.forced import torch_logits
 from qia3.ia3.roles import find_roles
 from qia3.ia3.vectors import attach, set_vectors
 from qia3.runtime.adapters import AdapterBank
-from qia3.runtime.answer import prompt_of
+from qia3.runtime.answer import answer_of, prompt_of
 from qia3.runtime.bundle import Bundle
 from qia3.runtime.engine import Engine
 from qia3.runtime.score import rank
@@ -459,7 +459,7 @@ def test_torch_and_onnx_runtime_rank_alike(place, by):
     bank, task = AdapterBank(engine.bundle), engine.bundle.tasks["topics"]
     set_vectors(scaled, {n: v.reshape(-1) for n, v in bank.vectors("topics").items()})
     examples = [e for texts in SAID.values() for e in texts]
-    answers = tuple(tuple(engine.encode(c + task.end)) for c in task.choices)
+    answers = tuple(tuple(answer_of(engine, task, c)) for c in task.choices)
     trees = [Tree(tuple(prompt_of(engine, task, text)), answers) for text in examples]
     found = rank_trees(base.model, trees, Collator(packs(base.model, 40), 512, 96), by)
     theirs = [rank(engine, tree.prompt, answers, bank.vectors("topics"), by) for tree in trees]

@@ -28,7 +28,7 @@ LIGHT_MODULES = [
         "qia3.progress",
         "qia3.recipe",
     ),
-    *("qia3.storage", "qia3.targets"),
+    *("qia3.storage", "qia3.targets", "qia3.tokens"),
     *sorted(".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for p in ROOMS),
 ]
 BLOCK = """

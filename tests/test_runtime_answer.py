@@ -37,10 +37,15 @@ def lines(path, *rows):
     return path
 
 
+def ended(engine, choice):
+    """A choice and its end token, by the tokenizers library alone."""
+    return [*engine.tokenizer.encode(choice).ids, engine.tokenizer.token_to_id(tiny.END)]
+
+
 def test_classification_ranks_the_choices_after_the_task_s_prompt(engine):
     said = answer(engine, "lamps", "the hall")
     assert isinstance(said, Answer)
-    tokens = [engine.encode(c + tiny.END) for c in tiny.CHOICES]
+    tokens = [ended(engine, c) for c in tiny.CHOICES]
     scores = rank(engine, engine.encode("Topic of the hall?"), tokens, AdapterBank(engine.bundle).vectors("lamps"))
     shares = np.exp(scores) / np.exp(scores).sum()
     assert said.label == tiny.CHOICES[int(np.argmax(scores))]
@@ -136,7 +141,7 @@ def test_evaluation_of_classification(engine, tmp_path):
 def test_a_task_says_how_its_choices_are_ranked(tmp_path):
     tasks = {how: tiny.TASKS["lamps"] | {"ranking": how} for how in ("sum", "mean")} | {"old": tiny.TASKS["lamps"]}
     bare = Engine(Bundle.open(tiny.write_bundle(tmp_path / "bundle", tasks=tasks)), threads=1)
-    tokens = [bare.encode(c + tiny.END) for c in tiny.CHOICES]
+    tokens = [ended(bare, c) for c in tiny.CHOICES]
     bank, prompt, lengths = AdapterBank(bare.bundle), bare.encode("Topic of the hall?"), [len(t) for t in tokens]
     for task in tasks:
         expected = rank(bare, prompt, tokens, bank.vectors(task)) / (lengths if task == "mean" else 1)
@@ -155,7 +160,7 @@ def test_choices_are_ranked_as_the_vectors_were_trained_and_the_base_s_by_the_su
         "sum",
         "mean",
     ]
-    tokens = [bare.encode(c + tiny.END) for c in tiny.CHOICES]
+    tokens = [ended(bare, c) for c in tiny.CHOICES]
     sums = rank(bare, bare.encode("Topic of the hall?"), tokens, {})
     np.testing.assert_allclose(
         list(answer(bare, None, "the hall", task="lamps").scores.values()), np.exp(sums) / np.exp(sums).sum(), atol=1e-5
@@ -176,7 +181,7 @@ def test_a_text_s_own_choices_are_ranked_instead_of_the_task_s(engine, tmp_path)
         scores = rank(
             engine,
             engine.encode("Topic of the hall?"),
-            [engine.encode(c + tiny.END) for c in given or tiny.CHOICES],
+            [ended(engine, c) for c in given or tiny.CHOICES],
             bank.vectors("lamps"),
         )
         assert said.label == (given or tiny.CHOICES)[int(np.argmax(scores))]

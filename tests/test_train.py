@@ -262,6 +262,9 @@ class Letters:
     def encode(self, text, add_special_tokens=True):
         return [60] * add_special_tokens + [ord(c) for c in text]
 
+    def prompt(self, template, text):
+        return self.encode(template.replace("{text}", text), add_special_tokens=False)
+
     def apply_chat_template(self, messages, **_):
         if messages[0]["role"] == "system":
             raise ValueError("no system turn")

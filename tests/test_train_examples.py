@@ -4,6 +4,7 @@ of a schedule.
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections import Counter
 
@@ -26,9 +27,8 @@ SAID = tuple(Example(f"t{i}", "ab"[i % 2]) for i in range(6))
 class Letters:
     """One token a letter."""
 
-    def encode(self, text, add_special_tokens=True):
-        assert not add_special_tokens
-        return [ord(c) for c in text]
+    def prompt(self, template, text):
+        return [ord(c) for c in template.replace("{text}", text)]
 
 
 def text(tokens) -> str:
@@ -113,6 +113,14 @@ def test_a_text_with_the_placeholder_in_it_is_asked_but_not_shown():
     assert all(
         "{text}" not in shown for i in range(50) for shown in odd.demonstrations("Q {text}", 2, random.Random(i))
     )
+
+
+def test_an_example_whose_words_are_control_tokens_is_never_shown():
+    odd = source(examples=(*SAID[:2], Example("say <", "a")), prompts=("Q {text}",))
+    odd = dataclasses.replace(odd, unshown=frozenset({2}))
+    shown = {s for i in range(50) for s in odd.demonstrations("Q {text}", 2, random.Random(i))}
+    assert shown == {"Q t0 a\n\n", "Q t1 b\n\n"}
+    assert text(made(odd).tree(2).prompt) == "<Q say <>"
 
 
 def test_what_is_too_long_loses_demonstrations_then_its_beginning_and_never_the_answer():

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
 
 from qia3.base.shards import raw
+from qia3.tokens import Tokens
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,11 @@ class BaseModel:
     )  # by block size, of those in other blocks than `block_size`
     codes: str = "own"
     format: str = "int4"  # the grid of its linear layers
+
+    @cached_property
+    def tokens(self) -> Tokens:
+        """Text to ids as the device does it, within the embedding's rows."""
+        return Tokens.of(self.tokenizer, self.model.get_input_embeddings().num_embeddings)
 
 
 def fingerprint(model: nn.Module) -> str:

@@ -22,6 +22,7 @@ from qia3.runtime.cache import Floats
 from qia3.runtime.engine import Engine
 from qia3.runtime.generate import generate, stream_text
 from qia3.runtime.score import Scores, rank_batch
+from qia3.tokens import SLOT
 
 BASE_TOKENS = 128  # what the base alone may say
 OPENINGS = ("a", "the", "I", "What", "7", "?", "é")  # unlike each other, and most melt into a space before them
@@ -87,7 +88,7 @@ def classify_batch(
             "it generates text" if task.kind == "generate" else "every text brings its own (run: --choice A --choice B)"
         )
         raise ConfigError(f"task {task.name!r} has no choices to rank; {reason}")
-    tokens = [[engine.encode(choice + task.end) for choice in given] for given in own]
+    tokens = [[answer_of(engine, task, choice) for choice in given] for given in own]
     prompts = [prompt_of(engine, task, text) for text in texts]
     return [
         _chosen(given, scores)
@@ -118,7 +119,12 @@ def prepare(engine: Engine, task: Task, vectors: Mapping[str, Floats]) -> None:
 
 def prompt_of(engine: Engine, task: Task, text: str) -> list[int]:
     """Token ids of the task's prompt around `text`."""
-    return engine.encode(task.prompt.replace("{text}", text))
+    return list(engine.tokens.prompt(task.prompt, text))
+
+
+def answer_of(engine: Engine, task: Task, choice: str) -> list[int]:
+    """Token ids of an answer and of the token that ends it."""
+    return list(engine.tokens.prompt(f"{SLOT}{task.end}", choice))
 
 
 def _chosen(choices: Sequence[str], scores: Scores) -> Answer:

@@ -31,6 +31,7 @@ from qia3.errors import AdapterError, BundleError, QIA3Error
 from qia3.runtime.bundle import Bundle
 from qia3.runtime.cache import PAST, Buffers, Cache, Floats, Lengths, ort_value, same_arrays
 from qia3.runtime.packed import packed_graph
+from qia3.tokens import Tokens
 
 ROOM = 32  # positions beyond the prompt that a new cache has room for
 SIBLINGS = "cpu*/topology/thread_siblings_list"
@@ -76,22 +77,23 @@ class Engine:
         _, positions, self.vocabulary = next(o.shape for o in self.session.get_outputs() if o.name == "logits")
         self.last_only = positions == 1
         self.begun: list[Begun] = []
-        self._tokenizer: Tokenizer | None = None
+        self._tokens: Tokens | None = None
+
+    @property
+    def tokens(self) -> Tokens:
+        """The bundle's tokenizer, read when first asked for. Raises BundleError."""
+        if self._tokens is None:
+            self._tokens = Tokens.read(self.bundle.path / "tokenizer.json", self.vocabulary)
+        return self._tokens
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The bundle's tokenizer, read when first asked for."""
-        if self._tokenizer is None:
-            path = self.bundle.path / "tokenizer.json"
-            try:
-                self._tokenizer = Tokenizer.from_file(str(path))
-            except Exception as error:  # tokenizers raises bare Exception
-                raise BundleError(f"{path} cannot be read as a tokenizer: {str(error).splitlines()[0]}") from error
-        return self._tokenizer
+        """What decodes tokens."""
+        return self.tokens.tokenizer
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text` as it stands: special tokens only where they are written out."""
-        return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+        """Token ids of a user's words: control tokens written in them are text (qia3.tokens)."""
+        return list(self.tokens.encode(text))
 
     def begin(self, tokens: Sequence[int], vectors: Mapping[str, Floats]) -> None:
         """Runs what prompts begin with.

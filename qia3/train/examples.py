@@ -8,7 +8,7 @@ at 0 or at 690.
 Where wrong answers count, a step compares the right answer with at most `at_most` - 1 of them, drawn anew each time:
 what a step costs must not grow with a task's labels. What is ranked (validation, tests) has them all.
 
-The device encodes prompt, answer and end apart, and so does this. What is longer than `max_length` loses demonstrations
+The device encodes prompt and answer apart, by qia3.tokens, and so does this. What is longer than `max_length` loses demonstrations
 first, then the beginning of the prompt, never the answer.
 """
 
@@ -18,9 +18,9 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 from qia3.runtime.examples import Example
+from qia3.tokens import SLOT, Tokens
 from qia3.train.prompts import Wrapping, ask, demonstration
 from qia3.train.trees import Tree
 
@@ -32,6 +32,9 @@ class Source:
     """Examples of one task.
 
     `prompts` hold {text} once; `question` is the one that is not drawn: for validation and for the bundle.
+
+    `unshown`: places of examples whose words hold control tokens. A demonstration is a part of the template, where they
+    would be what they spell.
     """
 
     prompts: tuple[str, ...]
@@ -39,13 +42,18 @@ class Source:
     wrap: Wrapping
     examples: tuple[Example, ...]
     choices: tuple[str, ...] | None
+    unshown: frozenset[int] = frozenset()
 
     def demonstrations(self, prompt: str, count: int, draw: random.Random, without: int | None = None) -> list[str]:
         """`count` examples, or as many as there are, drawn without the one that is asked.
 
-        A text that holds {text} cannot be shown.
+        A text that holds {text} cannot be shown, nor one of `unshown`.
         """
-        able = [i for i, e in enumerate(self.examples) if i != without and "{text}" not in e.text + e.answer]
+        able = [
+            i
+            for i, e in enumerate(self.examples)
+            if i != without and i not in self.unshown and SLOT not in e.text + e.answer
+        ]
         picked = draw.sample(able, min(count, len(able)))
         return [demonstration(prompt, self.examples[i].text, self.examples[i].answer) for i in picked]
 
@@ -60,7 +68,7 @@ class Examples:
 
     def __init__(
         self,
-        tokenizer: Any,
+        tokens: Tokens,
         sources: Sequence[Source],
         max_length: int,
         ranked: bool = False,
@@ -75,7 +83,7 @@ class Examples:
             at_most,
         )
         self.places = [(source, i) for source in sources for i in range(len(source.examples))]
-        self.tokens = lru_cache(KEPT)(lambda text: tuple(tokenizer.encode(text, add_special_tokens=False)))
+        self.encoded = lru_cache(KEPT)(tokens.prompt)
 
     def __len__(self) -> int:
         return len(self.places)
@@ -116,14 +124,13 @@ class Examples:
         """Tokens of the answers, and which is right."""
         choices = (example.choices or source.choices) if self.ranked else None
         texts = choices or (example.answer,)
-        return tuple(self.tokens(text + source.wrap.end)[: self.max_length] for text in texts), texts.index(
-            example.answer
-        )
+        ending = f"{SLOT}{source.wrap.end}"
+        return tuple(self.encoded(ending, text)[: self.max_length] for text in texts), texts.index(example.answer)
 
     def _prompt(self, wrap: Wrapping, prompt: str, text: str, shown: Sequence[str], room: int) -> tuple[int, ...]:
         """With as many demonstrations as fit in `room`."""
         for first in range(len(shown) + 1):
-            ids = self.tokens(ask(wrap, prompt.replace("{text}", text), shown[first:]))
+            ids = self.encoded(ask(wrap, prompt, shown[first:]), text)
             if len(ids) <= room:
                 break
         return ids

@@ -14,7 +14,7 @@ import hashlib
 import json
 import random
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -27,11 +27,13 @@ from qia3.ia3.peft import read_peft, write_peft
 from qia3.ia3.vectors import Scaled, get_vectors
 from qia3.progress import is_main, say
 from qia3.recipe import Train
+from qia3.runtime.examples import Example
 from qia3.storage import writing
+from qia3.tokens import SLOT
 from qia3.train import processes
 from qia3.train.data import Data
 from qia3.train.examples import Examples, Source
-from qia3.train.prompts import Wrapping, ask, wrapping
+from qia3.train.prompts import Wrapping, ask, demonstration, wrapping
 from qia3.train.run import CHECKPOINTS, Record, read_record, train_vectors, write_record
 from qia3.train.start import digest, read_start
 
@@ -72,7 +74,7 @@ def train_task(base: BaseModel, scaled: Mapping[str, Scaled], job: Job, folder: 
         return load_task(base, scaled, job, folder)
     examples, validation = (
         Examples(
-            base.tokenizer,
+            base.tokens,
             [s for s in given if s.examples],
             settings.max_length,
             settings.ranked,
@@ -130,7 +132,20 @@ def _sources(base: BaseModel, job: Job, held_back: bool = False) -> list[Source]
 
 def _source(base: BaseModel, task: Task, data: Data, held_back: bool = False) -> Source:
     wrap = wrapping(base.tokenizer, base.model.generation_config, task.chat)
-    return Source(task.prompts, task.question, wrap, data.validation if held_back else data.train, data.choices)
+    examples = data.validation if held_back else data.train
+    unshown = _unshown(base, task, examples) if task.shots else frozenset()
+    return Source(task.prompts, task.question, wrap, examples, data.choices, unshown)
+
+
+def _unshown(base: BaseModel, task: Task, examples: Sequence[Example]) -> frozenset[int]:
+    """Places of examples that would bring control tokens into a demonstration."""
+
+    def shows(prompt: str, e: Example) -> bool:
+        words, answer = demonstration(prompt, SLOT, e.answer), demonstration(prompt, e.text, SLOT)
+        return base.tokens.plain(words, e.text) and base.tokens.plain(answer, e.answer)
+
+    asked = {*task.prompts, task.question}
+    return frozenset(i for i, e in enumerate(examples) if not all(shows(prompt, e) for prompt in asked))
 
 
 def _key(base: BaseModel, job: Job, sources: list[Source], start: Vectors | None) -> str:
@@ -141,7 +156,7 @@ def _key(base: BaseModel, job: Job, sources: list[Source], start: Vectors | None
     settings = job.settings.model_dump(mode="json", exclude=left_out)
     what = [
         base.fingerprint,
-        [asdict(s) for s in sources],
+        [{k: v for k, v in asdict(s).items() if k != "unshown"} for s in sources],  # follows from the rest
         held_back,
         job.task.shots,
         settings,

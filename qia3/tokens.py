@@ -1,0 +1,228 @@
+r"""Text to token ids, the same way in training, in the parity gate and on the device; and a user's words stay words.
+
+A prompt is a template that holds {text} once. Control tokens written in the template are control tokens; the same
+characters in the user's words are characters:
+
+    template  <|im_start|>user\n{text}<|im_end|>\n       words  what does <|im_end|> do
+    ids       [<|im_start|>] user \n what does <  |  im  _  end  |  > do [<|im_end|>] \n
+
+The parts are not encoded apart and joined: merges cross the border ("Topic of" + " the"), and some tokenizers put a
+space before a text's first letter only. The whole text is encoded at once, so ordinary words give the ids that they
+always gave. Where a control token's place in that text overlaps the words, it is encoded once more by a second
+tokenizer, made of the same tokenizer.json with every control token under a secret name of the process (ids, ranks,
+scores and flags kept; merges that would spell a control token left out), which stands in the template and which no
+words can hold:
+
+    <f3a9...00001>user\nwhat does <|im_end|> do<f3a9...00002>\n
+
+Control tokens are the added tokens that say `special`, and of the others those that look like markup: in <...> or
+[...], as <think> and <tool_call>, which some tokenizers list as plain. Other added tokens (Phi's and GPT-NeoX's runs of
+spaces, words) are text. HTML tags that a tokenizer lists as tokens (Gemma's <b>) are spelt out in a user's words: the
+name does not say which is which.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Encoding, Tokenizer
+
+from qia3.errors import BundleError, DataError, QIA3Error, first_line
+from qia3.parse import read_text
+
+SLOT = "{text}"
+NOWHERE = "\U0010ffff"  # a code point that is no character: in no vocabulary
+BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+MARKUP = re.compile(r"<.+>|\[.+\]", re.DOTALL)
+
+
+class Tokens:
+    """A tokenizer without truncation, padding and tokens of its own making.
+
+    `rows` are the embedding's: a text that brings a token beyond them is refused. None: any id will do.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, rows: int | None = None) -> None:
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        self.tokenizer, self.rows = tokenizer, rows
+        added = tokenizer.get_added_tokens_decoder()
+        self.control = {i: t.content for i, t in added.items() if is_control(t.content, t.special)}
+        self.unknown = _unknown(tokenizer, self.control)
+        self._apart: _Apart | None = None
+        self._written = lru_cache(64)(self._renamed)
+
+    @classmethod
+    def read(cls, path: Path, rows: int | None = None) -> Tokens:
+        """Of a tokenizer.json. Raises BundleError."""
+        return cls(_parsed(read_text(path, BundleError), BundleError(f"{path} cannot be read as a tokenizer")), rows)
+
+    @classmethod
+    def of(cls, tokenizer: Any, rows: int | None = None) -> Tokens:
+        """Of a tokenizer of transformers, by the tokenizer.json that it would save: what it does to a text besides
+        (`split_special_tokens`) is nothing that a device knows of.
+        """
+        document = tokenizer.backend_tokenizer.to_str()
+        return cls(_parsed(document, QIA3Error("the base's tokenizer cannot be read back")), rows)
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """A user's text: no control token comes out of it."""
+        return self.prompt(SLOT, text)
+
+    def prompt(self, template: str, text: str) -> tuple[int, ...]:
+        """A template that holds {text} once, around a user's words.
+
+        Raises DataError: a token beyond the embedding's rows, half a character, or a text that breaks the tokenizer.
+        """
+        before, _, after = template.partition(SLOT)
+        found = _encoding(self.tokenizer, before + text + after)
+        if self._overlaps(found, len(before), text):
+            found = self._kept_apart(before, text, after)
+        ids = tuple(found.ids)
+        if self.rows is not None and ids and max(ids) >= self.rows:
+            beyond = max(ids)
+            raise DataError(
+                f"the text has the token {self.tokenizer.id_to_token(beyond)!r} (id {beyond}), and the base has "
+                f"embeddings for {self.rows} tokens only; write it in another way"
+            )
+        return ids
+
+    def plain(self, template: str, text: str) -> bool:
+        """Whether no control token would come of the words, if they simply stood in the template."""
+        before, _, after = template.partition(SLOT)
+        return not self._overlaps(_encoding(self.tokenizer, before + text + after), len(before), text)
+
+    def control_token(self, written: str) -> int | None:
+        """The id of a text that is one control token and nothing else."""
+        ids = _encoding(self.tokenizer, written).ids
+        return ids[0] if len(ids) == 1 and ids[0] in self.control else None
+
+    def _overlaps(self, found: Encoding, start: int, text: str) -> bool:
+        """Whether a control token has a share in the words; spaces around them, which some take in, do not count.
+
+        A character that the tokenizer does not know gives its unknown token, and rightly.
+        """
+        places = [k for k, i in enumerate(found.ids) if i in self.control]
+        if not places:
+            return False
+        first, last = start + len(text) - len(text.lstrip()), start + len(text.rstrip())
+        known = None if self.unknown is None or self.control.get(self.unknown, "") in text else self.unknown
+        ids, offsets = found.ids, found.offsets
+        return any(ids[k] != known and offsets[k][0] < last and offsets[k][1] > first for k in places)
+
+    def _kept_apart(self, before: str, text: str, after: str) -> Encoding:
+        if self._apart is None:
+            self._apart = _apart(self.tokenizer, self.control)
+        steering = self.control.keys() - {self._apart.unknown}
+        found = _encoding(self._apart.tokenizer, self._written(before) + text + self._written(after))
+        own = [i for part in (before, after) for i in _encoding(self.tokenizer, part).ids if i in steering]
+        if [i for i in found.ids if i in steering] != own:
+            raise DataError("control tokens in this text cannot be told from the prompt's; write them in another way")
+        return found
+
+    def _renamed(self, part: str) -> str:
+        """A part of a template with its control tokens under their secret names."""
+        assert self._apart is not None
+        found, done, pieces = _encoding(self.tokenizer, part), 0, []
+        for i, (start, end) in zip(found.ids, found.offsets, strict=True):
+            if i in self.control and i != self._apart.unknown:
+                written = part[start:end]
+                space = len(written) - len(written.lstrip())
+                pieces += [part[done : start + space], self._apart.names[i], written[len(written.rstrip()) :]]
+                done = end
+        return "".join((*pieces, part[done:]))
+
+
+def is_control(content: str, special: bool) -> bool:
+    """Whether an added token steers the model; the others are words, and the bytes of byte fallback."""
+    return not BYTE.fullmatch(content) and (special or MARKUP.fullmatch(content.strip()) is not None)
+
+
+@dataclass(frozen=True)
+class _Apart:
+    """A tokenizer whose control tokens have other `names`, by id; `unknown` is the id for what it does not know."""
+
+    tokenizer: Tokenizer
+    names: Mapping[int, str]
+    unknown: int | None
+
+
+def _apart(tokenizer: Tokenizer, control: Mapping[int, str]) -> _Apart:
+    """The tokenizer with its control tokens renamed.
+
+    A name keeps the first and the last character: whether a neighbour is a single word depends on them.
+    """
+    nonce = secrets.token_hex(8)
+    names = {text: f"{text[:1]}{nonce}{i:07x}{text[-1:]}" for i, text in control.items()}
+    state = json.loads(tokenizer.to_str())
+    state |= {"truncation": None, "padding": None, "post_processor": None}
+    for token in state["added_tokens"]:
+        if token["content"] in names:
+            token |= {"content": names[token["content"]], "single_word": False}
+    model = state["model"]
+    words = model["vocab"]
+    if isinstance(words, dict):
+        model["vocab"] = {names.get(word, word): i for word, i in words.items()}
+    else:  # Unigram: pieces with their scores
+        model["vocab"] = [[names.get(word, word), score] for word, score in words]
+    if model.get("unk_token") in names:
+        model["unk_token"] = names[model["unk_token"]]
+    if "merges" in model:
+        model["merges"] = _merges(model, names)
+    made = _parsed(json.dumps(state), QIA3Error("the tokenizer cannot be built with its control tokens apart"))
+    by_id = {i: names[text] for i, text in control.items()}
+    if any(made.token_to_id(name) != i for i, name in by_id.items()):
+        raise QIA3Error("the tokenizer cannot be built with its control tokens apart: their ids move")
+    unknown = model.get("unk_id", made.token_to_id(model["unk_token"]) if model.get("unk_token") else None)
+    return _Apart(made, by_id, unknown)
+
+
+def _merges(model: Mapping[str, Any], names: Mapping[str, str]) -> list[Any]:
+    """The merges that neither spell a control token nor begin with one, in their order."""
+    prefix = model.get("continuing_subword_prefix") or ""
+    kept = []
+    for merge in model["merges"]:
+        left, right = merge.split(" ") if isinstance(merge, str) else merge
+        if not {left, right, left + right.removeprefix(prefix)} & names.keys():
+            kept.append(merge)
+    return kept
+
+
+def _unknown(tokenizer: Tokenizer, control: Mapping[int, str]) -> int | None:
+    """The id of the token for what the tokenizer does not know, as a character that is none brings it out."""
+    found = [i for i in _encoding(tokenizer, NOWHERE).ids if i in control]
+    return found[0] if len(found) == 1 else None
+
+
+def _parsed(document: str, error: QIA3Error) -> Tokenizer:
+    """The tokenizer of a tokenizer.json's text, whatever it does to the library: a panic in Rust is no Exception."""
+    try:
+        return Tokenizer.from_str(document)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as reason:
+        raise type(error)(f"{error}: {first_line(reason)}") from reason
+
+
+def _encoding(tokenizer: Tokenizer, text: str) -> Encoding:
+    try:
+        return tokenizer.encode(text, add_special_tokens=False)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as reason:
+        raise DataError(_why_not(text, reason)) from reason
+
+
+def _why_not(text: str, reason: BaseException) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"the text is not UTF-8: what stands after {error.start} characters is no character"
+    return f"the tokenizer cannot read this text: {first_line(reason)}"

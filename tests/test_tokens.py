@@ -1,0 +1,226 @@
+"""Law 11: user text is text. And text is the same tokens in training and on the device.
+
+Oracles: transformers on ordinary words; for words that hold control tokens, a tokenizer that never had any, fed the
+pieces between the template's own.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from qia3.errors import BundleError, DataError
+from qia3.tokens import Tokens, is_control
+
+CORPUS = [
+    "lock the door",
+    "turn the lights off",
+    "a < b and im_end |> s>",
+    "[INST] is think <s",
+    "Topic of the day?",
+] * 4
+SPECIAL = ["<unk>", "<s>", "</s>", "<|im_end|>"]
+PLAIN = ["<think>", "[TOOL]", "   ", "hallway"]  # not special: the first two are markup, the others are words
+TEMPLATES = [
+    "{text}",
+    "<s>{text}</s>",
+    "<s>user\nTopic of {text}?<|im_end|>\n<think>",
+    "<{text}>",
+    "[TOOL] {text}[TOOL]",
+    "<|im_{text}|im_end|>",
+]
+PIECES = [
+    *SPECIAL,
+    *PLAIN,
+    "s",
+    "end|>",
+    "<|im_",
+    "/",
+    "im_end|",
+    " ",
+    "  ",
+    "\n",
+    "the door",
+    "Lights",
+    "é☂",
+    "\u0301",
+    "<",
+    ">",
+    "[",
+    "]",
+    "|",
+    "TOOL",
+]
+words = st.lists(st.sampled_from(PIECES) | st.text(max_size=4), max_size=7).map("".join)
+
+
+def bare(kind: str) -> Tokenizer:
+    """Trained on the corpus, with the special tokens in the vocabulary, as trainers put them there."""
+    letters = sorted({c for text in CORPUS for c in text})
+    if kind.startswith("byte-level"):
+        made = Tokenizer(models.BPE(ignore_merges=kind.endswith("whole")))
+        made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=kind.endswith("space"))
+        made.decoder, made.post_processor = decoders.ByteLevel(), processors.ByteLevel(trim_offsets=True)
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        trainer = trainers.BpeTrainer(vocab_size=330, special_tokens=SPECIAL, initial_alphabet=alphabet)
+    elif kind.startswith("llama"):
+        made = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+        if kind == "llama-legacy":
+            made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        else:
+            made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+        byte_tokens = [f"<0x{i:02X}>" for i in range(256)]
+        trainer = trainers.BpeTrainer(vocab_size=420, special_tokens=[*SPECIAL, *byte_tokens], initial_alphabet=letters)
+    elif kind == "unigram":
+        made = Tokenizer(models.Unigram())
+        made.normalizer, made.pre_tokenizer = normalizers.NFKC(), pre_tokenizers.Metaspace()
+        trainer = trainers.UnigramTrainer(
+            vocab_size=90, special_tokens=SPECIAL, unk_token="<unk>", initial_alphabet=letters
+        )
+    else:
+        made = Tokenizer(models.WordPiece(unk_token="<unk>"))
+        made.normalizer, made.pre_tokenizer = (
+            normalizers.BertNormalizer(lowercase=True),
+            pre_tokenizers.BertPreTokenizer(),
+        )
+        trainer = trainers.WordPieceTrainer(vocab_size=120, special_tokens=SPECIAL, initial_alphabet=letters)
+    made.train_from_iterator(CORPUS, trainer)
+    if kind == "llama-legacy":  # byte tokens are no added tokens there
+        state = json.loads(made.to_str())
+        state["added_tokens"] = [t for t in state["added_tokens"] if t["content"] in SPECIAL]
+        made = Tokenizer.from_str(json.dumps(state))
+    return made
+
+
+FLAGS = {
+    "as they are": {},
+    "lstrip": {"lstrip": True},
+    "rstrip": {"rstrip": True},
+    "single words": {"single_word": True},
+    "normalised": {"normalized": True},
+}
+KINDS = ["byte-level", "byte-level-space", "byte-level-whole", "llama", "llama-legacy", "unigram", "wordpiece"]
+
+
+def made(kind: str, flags: str = "as they are") -> Tokenizer:
+    found = bare(kind)
+    found.add_tokens([AddedToken(text, normalized=False) for text in PLAIN])
+    if FLAGS[flags]:
+        state = json.loads(found.to_str())
+        state["added_tokens"] = [
+            t | (FLAGS[flags] if t["content"] in ("<|im_end|>", "<think>") else {}) for t in state["added_tokens"]
+        ]
+        found = Tokenizer.from_str(json.dumps(state))
+    return found
+
+
+@pytest.fixture(scope="module", params=[(kind, flags) for kind in KINDS for flags in FLAGS], ids=lambda p: "-".join(p))
+def tokens(request) -> Tokens:
+    return Tokens(made(*request.param))
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@settings(max_examples=25, deadline=None)
+@given(text=words)
+def test_law_11_no_character_of_a_user_s_words_becomes_a_control_token(tokens, template, text):
+    """The control tokens of a prompt are its template's, in their order. What a tokenizer does not know is the
+    unknown token wherever it stands."""
+    unknown = tokens.tokenizer.token_to_id("<unk>")
+    steering = {tokens.tokenizer.token_to_id(t) for t in (*SPECIAL, "<think>", "[TOOL]")} - {unknown}
+    own = [i for i in tokens.tokenizer.encode(template.replace("{text}", "x")).ids if i in steering]
+    assert [i for i in tokens.prompt(template, text) if i in steering] == own
+    assert not {i for i in tokens.encode(text) if i in steering}
+
+
+def ordinary(text: str) -> bool:
+    """Whether no control token, nor a part that the templates could complete, is in the words."""
+    return not re.search(r"[<>\[\]|]|im_|s$", text) and not text.startswith("s")
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@settings(max_examples=25, deadline=None)
+@given(text=words.filter(ordinary))
+def test_ordinary_words_are_what_transformers_makes_of_the_filled_template(tokens, template, text):
+    theirs = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(tokens.tokenizer.to_str()))
+    filled = template.replace("{text}", text)
+    assert tokens.prompt(template, text) == tuple(theirs.encode(filled, add_special_tokens=False))
+    assert tokens.plain(template, text)
+
+
+@pytest.mark.parametrize("kind", ["byte-level", "wordpiece"])
+@settings(max_examples=100, deadline=None)
+@given(text=words)
+def test_control_tokens_in_words_are_spelt_as_by_a_tokenizer_that_has_none(kind, text):
+    """Where pieces between control tokens are encoded apart: a tokenizer that never had any, piece by piece."""
+    whole = made(kind)
+    state = json.loads(whole.to_str())
+    state["added_tokens"] = [t for t in state["added_tokens"] if not is_control(t["content"], t["special"])]
+    without = Tokenizer.from_str(json.dumps(state))
+    expected: list[str] = []
+    for piece in re.split(r"(<s>|<\|im_end\|>)", "<s>user\nTopic of {text}?<|im_end|>\n"):
+        alone = piece in ("<s>", "<|im_end|>")
+        expected += [piece] if alone else without.encode(piece.replace("{text}", text)).tokens
+    found = Tokens(whole).prompt("<s>user\nTopic of {text}?<|im_end|>\n", text)
+    assert [whole.id_to_token(i) for i in found] == expected
+    if kind == "byte-level":
+        assert whole.decode(list(found), skip_special_tokens=False) == f"<s>user\nTopic of {text}?<|im_end|>\n"
+
+
+def test_which_added_tokens_are_control_tokens():
+    control = ["<think>", "[TOOL]", "<|im_end|>", "</tool_call>", "<unused0>", "<｜User｜>", " <mask>", "[INST]"]
+    assert all(is_control(text, special=False) for text in control)
+    assert not any(
+        is_control(text, special=False) for text in ("  ", "\n\n", "hallway", "<", ">", "<0x0A>", "->", "a<b>")
+    )
+    assert is_control("hallway", special=True)
+
+
+def test_split_special_tokens_makes_training_no_different_from_the_device(tmp_path):
+    raw = made("byte-level")
+    raw.save(str(tmp_path / "tokenizer.json"))
+    theirs = PreTrainedTokenizerFast(tokenizer_object=raw, split_special_tokens=True)
+    template = "<s>{text}<|im_end|>"
+    assert len(theirs.encode("<s>", add_special_tokens=False)) > 1
+    for text in ("lock the door", "lock </s> it"):
+        assert Tokens.of(theirs).prompt(template, text) == Tokens.read(tmp_path / "tokenizer.json").prompt(
+            template, text
+        )
+
+
+def test_truncation_and_padding_of_a_tokenizer_are_not_used():
+    raw = made("byte-level")
+    raw.enable_truncation(3)
+    raw.enable_padding(length=50, pad_id=1)
+    assert Tokens.of(PreTrainedTokenizerFast(tokenizer_object=raw)).encode("lock the door now") == Tokens(
+        made("byte-level")
+    ).encode("lock the door now")
+
+
+def test_a_token_beyond_the_embedding_is_refused_and_named():
+    raw = made("byte-level")
+    tokens = Tokens(raw, rows=raw.token_to_id("hallway"))
+    assert tokens.encode("lock the door <think>")  # a control token's characters are fine
+    with pytest.raises(DataError, match=rf"the token 'hallway' \(id {tokens.rows}\)"):
+        tokens.encode("the hallway")
+    with pytest.raises(DataError, match="'hallway'"):
+        tokens.prompt("in the hallway: {text}", "lock")
+
+
+def test_what_is_no_text_is_told_in_one_line(tmp_path):
+    with pytest.raises(DataError, match="the text is not UTF-8: what stands after 2 characters is no character"):
+        Tokens(made("byte-level")).encode("ab\udcff")
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(BundleError, match="cannot be read as a tokenizer"):
+        Tokens.read(tmp_path / "tokenizer.json")
+
+
+def test_one_control_token_and_nothing_else():
+    tokens = Tokens(made("byte-level"))
+    assert tokens.control_token("<|im_end|>") == tokens.tokenizer.token_to_id("<|im_end|>")
+    assert [tokens.control_token(text) for text in ("", "a", "<s>a", "hallway")] == [None] * 4
