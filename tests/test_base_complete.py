@@ -252,3 +252,16 @@ def test_the_files_win_over_tie_word_embeddings(case, source, tmp_path):
     if case != "own head":
         assert usual.fingerprint == base.fingerprint
     assert json.loads((tmp_path / "base/config.json").read_text())["tie_word_embeddings"]
+
+
+def test_a_tensor_in_two_files_and_one_that_the_index_does_not_name_are_found(tmp_path):
+    tiny("llama").save_pretrained(tmp_path, max_shard_size="100KB")
+    files = sorted(tmp_path.glob("*.safetensors"))
+    assert len(files) > 2
+    held = load_file(files[0])
+    name = next(iter(held))
+    save_file(load_file(files[1]) | {"stray.weight": torch.ones(3)}, files[1], metadata={"format": "pt"})
+    assert "stray.weight has no place" in said(empty_model(tmp_path), entries(tmp_path))
+    save_file(load_file(files[1]) | {name: held[name]}, files[1], metadata={"format": "pt"})
+    with pytest.raises(BaseModelError, match=f"1 tensors of .* stand in two of its files, '{name}' first"):
+        entries(tmp_path)

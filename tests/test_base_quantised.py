@@ -19,7 +19,7 @@ from tiny_build import write_base, write_build
 from tiny_quantised import configure, write_gguf, write_packed, write_tensors
 from transformers import AutoModelForCausalLM
 
-from qia3.base import gguf_codes, kept, load, quantised
+from qia3.base import gguf_codes, kept, load, sources
 from qia3.base.load import load_base
 from qia3.base.modules import GridLinear
 from qia3.build import load as load_plan
@@ -328,7 +328,8 @@ def test_a_hubs_files_are_fetched_as_safetensors_and_json(tmp_path, monkeypatch)
         "snapshot_download",
         lambda name, allow_patterns: asked.update({name: allow_patterns}) or tmp_path,
     )
-    assert quantised._folder("someone/model") == tmp_path
+    assert sources.resolve("someone/model").name == str(tmp_path)
+    assert load_base("someone/model", 16, False).reference == "someone/model"
     assert not any(p.endswith((".bin", ".pt", "*")) for p in asked["someone/model"])
 
 

@@ -30,7 +30,7 @@ from qia3.base.processor import has_fast
 from qia3.base.quantise import Chosen, Format, Grid, Mix, Uniform, quantise_model
 from qia3.base.quantised import open_quantised
 from qia3.base.shards import Entry
-from qia3.base.sources import Source, cache_folder, check_weights, resolve
+from qia3.base.sources import Source, cache_folder, check_weights, own_code, resolve
 from qia3.base.streaming import open_stream
 from qia3.errors import BaseModelError, StorageError, first_line
 from qia3.progress import say
@@ -228,7 +228,12 @@ def _kept_folder(source: Source, asked: Asked) -> Path | None:
 
 def _tokenizer(source: Source) -> Any:
     with _told(source):
-        tokenizer = AutoTokenizer.from_pretrained(source.name, trust_remote_code=False, **_gguf(source))
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source.name, trust_remote_code=False, **_gguf(source))
+        except ValueError as error:
+            if "custom code" in str(error):
+                raise own_code(Path(source.name) / "tokenizer_config.json") from error
+            raise
     if not getattr(tokenizer, "is_fast", False):
         raise BaseModelError(
             f"the tokenizer of {source.reference!r} has no tokenizer.json form, which the device runtime needs"

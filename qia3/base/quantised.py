@@ -37,7 +37,6 @@ from qia3.errors import BaseModelError
 from qia3.parse import read_json_table
 
 OLDER = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
-WANTED = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]  # of a hub's model
 
 
 def open_quantised(source: Source) -> tuple[Any, Given] | None:
@@ -49,7 +48,7 @@ def open_quantised(source: Source) -> tuple[Any, Given] | None:
     if settings is None:
         return None
     layout = read_layout(settings)
-    tensors = Tensors(_folder(source.name))
+    tensors = Tensors(Path(source.name))
     check(_built(config, tensors, torch.device("meta")), layout, tensors)
     model = _built(config, tensors, init_empty_weights(include_buffers=False))
     _fill(model, layout, tensors)
@@ -166,12 +165,3 @@ def _settings(config: Any, folder: Path) -> dict[str, Any] | None:
         if settings is None and (folder / name).is_file():
             settings = {"quant_method": method, **read_json_table(folder / name, BaseModelError, "fetch it again")}
     return None if settings is None else dict(settings if isinstance(settings, Mapping) else settings.to_dict())
-
-
-def _folder(name: str) -> Path:
-    """A local folder, or a hub's files fetched to one."""
-    if Path(name).is_dir():
-        return Path(name)
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(name, allow_patterns=WANTED))

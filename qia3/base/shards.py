@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,9 +53,8 @@ class Entry:
 
 
 def entries(folder: Path) -> dict[str, Entry] | None:
-    """Every tensor of a model's folder by name, None where it has no safetensors.
-
-    Raises BaseModelError with one line.
+    """Every tensor of a model's folder by name, also those that the index does not name but its files hold; None where
+    it has no safetensors. Raises BaseModelError with one line.
     """
     if (folder / FILE).is_file():
         return file_entries(folder / FILE)
@@ -62,12 +62,17 @@ def entries(folder: Path) -> dict[str, Entry] | None:
         return None
     where = _read_index(folder / INDEX)
     files = {name: file_entries(folder / name) for name in sorted(set(where.values()))}
+    seen = Counter(name for held in files.values() for name in held)
+    if doubled := [name for name, count in seen.items() if count > 1]:
+        raise BaseModelError(
+            f"{len(doubled)} tensors of {folder} stand in two of its files, {_short(doubled[0])} first; fetch it again"
+        )
     missing = [name for name, file in where.items() if name not in files[file]]
     if missing:
         raise BaseModelError(
             f"{folder / INDEX} names {len(missing)} tensors that are not in their files, {_short(missing[0])} first"
         )
-    return {name: files[file][name] for name, file in where.items()}
+    return {name: entry for held in files.values() for name, entry in held.items()}
 
 
 def file_entries(file: Path) -> dict[str, Entry]:

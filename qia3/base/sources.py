@@ -7,7 +7,6 @@ the cache.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -18,16 +17,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers import CONFIG_MAPPING
+
 from qia3.base.gguf_file import check_gguf
+from qia3.base.hub import fetch_hub
 from qia3.base.shards import Entry, entries
 from qia3.base.tensors import missing
 from qia3.errors import BaseModelError
+from qia3.parse import read_json_table
 from qia3.progress import say
 
 
 @dataclass(frozen=True)
 class Source:
-    """What transformers is asked to open: `name` is a folder or a hub id, `gguf_file` a file inside it."""
+    """What is opened: `name` is a folder, `gguf_file` a file inside it."""
 
     reference: str
     name: str
@@ -89,18 +92,18 @@ def resolve(reference: str) -> Source:
         return Source(reference, reference)
     if path.is_absolute() or reference.startswith(".") or reference.count("/") > 1:
         raise BaseModelError(f"there is no model folder {reference}; aliases: {', '.join(ALIASES)}")
-    return Source(reference, reference)
+    return Source(reference, str(fetch_hub(reference)))
 
 
 def check_weights(source: Source) -> dict[str, Entry] | None:
-    """Where each tensor of a local folder lies, every extent checked; None for a GGUF file and for a hub id.
+    """Where each tensor of a folder lies, every extent checked; None for a GGUF file.
 
     Raises BaseModelError.
 
     transformers also follows two files to weights elsewhere, pickled ones among them; a folder with them is refused.
     """
     folder = Path(source.name)
-    if source.gguf_file is not None or not folder.is_dir():
+    if source.gguf_file is not None:
         return None
     found = entries(folder)
     if found is None:
@@ -123,15 +126,18 @@ def check_weights(source: Source) -> dict[str, Entry] | None:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """What config.json says. Raises BaseModelError."""
-    try:
-        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise BaseModelError(
-            f"{folder / 'config.json'} cannot be read ({str(error).splitlines()[0]}); fetch it again"
-        ) from error
-    if not isinstance(content, dict):
-        raise BaseModelError(f"{folder / 'config.json'} is no table; fetch it again")
+    content = read_json_table(folder / "config.json", BaseModelError, "fetch it again")
+    if "auto_map" in content and content.get("model_type") not in CONFIG_MAPPING:
+        raise own_code(folder / "config.json")
     return content
+
+
+def own_code(file: Path) -> BaseModelError:
+    """For a model that comes with Python of its own: what it computes is read by nobody, and it is never run."""
+    return BaseModelError(
+        f"{file} names Python code of the model's own (auto_map), which is never run; take a model that this version of "
+        "transformers has a class for, saved with that class"
+    )
 
 
 def _fetch(alias: str, wheel: Wheel) -> Path:
