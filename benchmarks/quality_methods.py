@@ -57,6 +57,7 @@ from qia3.base.load import load_base
 from qia3.base.quantise import quantise_model
 from qia3.base.weights import GridWeight
 from qia3.bundle.task import Task
+from qia3.examples import Example
 from qia3.grids import nf4
 from qia3.ia3.mix import named
 from qia3.ia3.roles import find_roles
@@ -65,7 +66,6 @@ from qia3.recipe import Train
 from qia3.runtime.answer import classify_batch
 from qia3.runtime.bundle import Bundle
 from qia3.runtime.engine import Engine
-from qia3.runtime.examples import Example
 from qia3.tokens import Tokens
 from qia3.train.compute import computing
 from qia3.train.evaluate import rank_trees

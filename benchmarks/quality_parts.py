@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from qia3.examples import Example
 from qia3.grids import nf4
-from qia3.runtime.examples import Example
 from qia3.train.trees import Tree
 
 WARMUP = 10

@@ -21,7 +21,7 @@ from functools import cache
 from sdists import members
 from texts import REVIEWS, rows
 
-from qia3.runtime.examples import Example
+from qia3.examples import Example
 
 BIGBENCH = "bigbench==1.0.0"
 SHA256 = "1bb398a5512c6d798cdebe0dfa0ac03f67f6033fa6b39c6ef71df978c7cbc5c2"

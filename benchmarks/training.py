@@ -48,11 +48,11 @@ from transformers import (
 
 from qia3.base.load import load_base
 from qia3.base.quantise import quantise_model
+from qia3.examples import read_examples
 from qia3.ia3.roles import find_roles
 from qia3.ia3.vectors import attach
 from qia3.recipe import Train
 from qia3.runtime.bench import machine
-from qia3.runtime.examples import read_examples
 from qia3.tokens import Tokens
 from qia3.train.examples import Examples, Source
 from qia3.train.losses import LANGUAGE_MODELLING, NAMES, Answers, Totals, losses

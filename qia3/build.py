@@ -12,12 +12,12 @@ from qia3.base.load import load_base
 from qia3.bundle.sites import Site
 from qia3.config import Build
 from qia3.errors import BaseModelError, ConfigError
+from qia3.examples import Example
 from qia3.ia3.mix import Within, named
 from qia3.ia3.roles import Roles, find_roles
 from qia3.ia3.vectors import Scaled, attach
 from qia3.progress import bar, say
 from qia3.publish import publish
-from qia3.runtime.examples import Example
 from qia3.train import processes
 from qia3.train.data import read_task
 from qia3.train.task import Job, load_task, train_task

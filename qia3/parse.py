@@ -11,6 +11,7 @@ import json
 import stat
 import tomllib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +56,16 @@ def read_json_table(path: Path, error: type[QIA3Error], remedy: str = "", larges
     """The same where an object is expected. Raises `error`."""
     value = read_json(path, error, remedy, largest)
     if not isinstance(value, dict):
-        raise error(f"{path} holds {_kind(value)}, and a JSON object is expected{_then(remedy)}")
+        raise error(f"{path} holds {kind_of(value)}, and a JSON object is expected{_then(remedy)}")
     return value
 
 
-def parse_json(text: str | bytes) -> Any:
-    """The value of a JSON text. Raises ValueError of one line and nothing else, whatever is in the text."""
-    return _parse(json.loads, text)
+def parse_json(text: str | bytes, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
+    """The value of a JSON text. Raises ValueError of one line and nothing else, whatever is in the text.
+
+    `pairs` makes the value of an object out of its keys and values, for those who must know of a key that stands twice.
+    """
+    return _parse(partial(json.loads, object_pairs_hook=pairs), text)
 
 
 def parse_toml(text: str) -> dict[str, Any]:
@@ -84,7 +88,7 @@ def _parse(parser: Callable[[Any], Any], text: str | bytes) -> Any:
         raise ValueError("a number has too many digits" if long_number else first_line(reason)) from reason
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
     """What a JSON value is, in JSON's words."""
     names = {
         bool: "true or false",

@@ -18,6 +18,7 @@ import torch
 from qia3.base.frozen import BaseModel
 from qia3.bundle.adapter import as_inputs, write_adapter
 from qia3.config import Build
+from qia3.examples import Example
 from qia3.footprint.measure import measure
 from qia3.footprint.seal import seal
 from qia3.graph.export import export_decoder
@@ -37,7 +38,6 @@ from qia3.runtime.adapters import AdapterBank
 from qia3.runtime.bundle import Bundle
 from qia3.runtime.engine import Engine
 from qia3.runtime.evaluate import evaluate
-from qia3.runtime.examples import Example
 from qia3.targets import load_target
 from qia3.train.compute import computing
 from qia3.train.task import Trained

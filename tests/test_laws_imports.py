@@ -21,6 +21,7 @@ LIGHT_MODULES = [
         "qia3.config",
         "qia3.console",
         "qia3.errors",
+        "qia3.examples",
         "qia3.layout",
         "qia3.names",
         "qia3.parse",

@@ -21,7 +21,6 @@ from qia3.runtime.answer import Answer, answer, classify, classify_batch, prepar
 from qia3.runtime.bundle import Bundle
 from qia3.runtime.engine import Engine
 from qia3.runtime.evaluate import corpus_chrf, evaluate, token_f1
-from qia3.runtime.examples import Example, read_examples
 from qia3.runtime.score import rank
 
 ROOT = Path(__file__).parents[1]
@@ -212,6 +211,24 @@ def test_a_task_without_choices_needs_them_with_each_text(tmp_path):
         )
 
 
+def test_accuracy_is_exact_and_any_of_several_right_answers_counts(tmp_path):
+    """Labels that differ in case, spaces or a full stop are different labels."""
+    labels = ["US", "us", "no", "no.", " no"]
+    tasks = {"case": tiny.TASKS["lamps"] | {"choices": labels}}
+    bare = Engine(Bundle.open(tiny.write_bundle(tmp_path / "bundle", tasks=tasks)), threads=1)
+    bank, texts = AdapterBank(bare.bundle), [f"thing {i}" for i in range(4)]
+    said = [answer(bare, "case", text).label for text in texts]
+    for given in labels:
+        rows = [{"text": text, "label": given} for text in texts]
+        right = sum(label == given for label in said) / 4
+        assert evaluate(bare, bank, lines(tmp_path / "a.jsonl", *rows), "case").accuracy == right
+    rows = [
+        {"text": text, "labels": [next(o for o in labels if o != label), label]}
+        for text, label in zip(texts, said, strict=True)
+    ]
+    assert evaluate(bare, bank, lines(tmp_path / "a.jsonl", *rows), "case").accuracy == 1
+
+
 def test_evaluation_of_generation(engine, tmp_path):
     said = "".join(answer(engine, "echo", "hello"))
     file = lines(
@@ -265,81 +282,6 @@ def test_chrf_is_its_definition_and_is_left_out_without_its_library(monkeypatch)
     assert corpus_chrf(expected, expected) == 100
     monkeypatch.setitem(sys.modules, "sacrebleu.metrics", None)
     assert corpus_chrf(answers, expected) is None
-
-
-GOOD = {"text": "dim the hall", "label": "lights"}
-
-
-def test_examples_are_read(tmp_path):
-    file = tmp_path / "a.jsonl"
-    file.write_bytes(
-        b'\xef\xbb\xbf{"text": "a\xe2\x80\xa8b\xc2\x85c", "label": "lock"}\r\n\n  \n{"text": "d", "label": "lock", "id": 3}'
-    )
-    assert read_examples(file, "classify", ["lock"]) == [Example("a\u2028b\u0085c", "lock"), Example("d", "lock")]
-    assert read_examples(lines(file, {"text": "a", "target": "b", "choices": 7}), "generate") == [Example("a", "b")]
-    own = {"text": "a", "label": "b", "choices": ["c", "b"]}
-    assert read_examples(lines(file, own, GOOD), "classify", ["lights"]) == [
-        Example("a", "b", ("c", "b")),
-        Example("dim the hall", "lights"),
-    ]
-
-
-@pytest.mark.parametrize(
-    ("line", "said"),
-    [
-        ("{text: 1}", r"line 2: not JSON \(.*column 2\)"),
-        ("[" * 100_000, "line 2: not JSON"),
-        ("[1]", "line 2: a JSON object is expected"),
-        ({"text": "a"}, "line 2: 'label' is missing, empty or no text; the line has 'text'"),
-        ({"label": "lights"}, "line 2: 'text' is missing"),
-        ({"text": "  ", "label": "lights"}, "line 2: 'text' is missing, empty"),
-        ({"text": "a", "label": 3}, "line 2: 'label' is missing, empty or no text"),
-        ({"text": "a", "label": "Lights"}, "line 2: label 'Lights' is not one of lights, lock"),
-        ({"text": "a", "label": "x", "choices": ["y", "z"]}, "line 2: label 'x' is not one of y, z"),
-        (
-            {"text": "a", "label": "y", "choices": ["y"]},
-            "line 2: 'choices' needs two answers or more, all different; it has 'y'",
-        ),
-        ({"text": "a", "label": "y", "choices": ["y", "y", "z"]}, "line 2: 'choices' needs two answers"),
-        (
-            {"text": "a", "label": "y", "choices": []},
-            "line 2: 'choices' needs two answers or more, all different; it has none",
-        ),
-        ({"text": "a", "label": "y", "choices": "yz"}, "line 2: 'choices' is a list of texts"),
-        (
-            {"text": "a", "label": "y", "choices": ["y", " "]},
-            "line 2: 'choices' is a list of texts, none of them empty",
-        ),
-        ({"text": "a", "label": "y", "choices": ["y", 3]}, "line 2: 'choices' is a list of texts"),
-        ('{"text": "\\ud83d", "label": "lock"}', "line 2: 'text' holds half of a surrogate pair"),
-    ],
-)
-def test_a_bad_line_is_told_with_its_file_and_number(tmp_path, line, said):
-    with pytest.raises(DataError, match=f"a.jsonl, {said}") as told:
-        read_examples(lines(tmp_path / "a.jsonl", GOOD, line, GOOD), "classify", ["lights", "lock"])
-    assert "\n" not in str(told.value)
-
-
-def test_several_bad_lines_are_told_together(tmp_path):
-    with pytest.raises(DataError) as told:
-        read_examples(lines(tmp_path / "a.jsonl", GOOD, *["{"] * 7, GOOD), "classify")
-    assert [f"line {i}:" in str(told.value) for i in range(1, 10)] == [False, *[True] * 5, False, False, False]
-    assert str(told.value).endswith("and 2 more lines")
-
-
-@pytest.mark.parametrize(
-    ("content", "said"), [(b"", "no examples"), (b"\n \n", "no examples"), (b'{"text": "\xe9"}', "not UTF-8")]
-)
-def test_a_file_without_examples_is_told(tmp_path, content, said):
-    (tmp_path / "a.jsonl").write_bytes(content)
-    with pytest.raises(DataError, match=said):
-        read_examples(tmp_path / "a.jsonl", "generate")
-
-
-def test_a_file_that_cannot_be_read_is_told(tmp_path):
-    for place in (tmp_path, tmp_path / "nowhere.jsonl"):
-        with pytest.raises(DataError, match="cannot read"):
-            read_examples(place, "classify")
 
 
 def test_bench_gives_the_manifest_s_keys_where_torch_cannot_be_imported(engine):

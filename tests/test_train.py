@@ -13,10 +13,10 @@ from tiny import tiny
 from qia3.base.load import fingerprint
 from qia3.base.quantise import quantise_model
 from qia3.errors import Interrupted
+from qia3.examples import Example
 from qia3.ia3.roles import find_roles
 from qia3.ia3.vectors import attach, get_vectors, set_vectors
 from qia3.recipe import Train
-from qia3.runtime.examples import Example
 from qia3.train import callbacks
 from qia3.train.batches import padded
 from qia3.train.callbacks import read_log

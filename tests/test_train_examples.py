@@ -12,8 +12,8 @@ import pytest
 
 from qia3.config import Task
 from qia3.errors import ConfigError, DataError
+from qia3.examples import Example
 from qia3.recipe import Train
-from qia3.runtime.examples import Example
 from qia3.train.batches import count
 from qia3.train.data import read_task, split
 from qia3.train.examples import Examples, Source
@@ -58,6 +58,13 @@ def test_wrong_answers_come_along_where_a_loss_needs_them():
     own = made(source(examples=(Example("x", "yes", ("no", "yes", "maybe")),)), ranked=True).tree(0)
     assert ([text(a) for a in own.answers], own.right) == (["no.", "yes.", "maybe."], 1)
     assert len(made(source(choices=None), ranked=True).tree(0).answers) == 1  # generation
+
+
+def test_other_right_answers_are_never_wrong_ones():
+    gases = Example("gas?", "neon", ("argon", "iron", "neon", "xenon"), ("argon", "xenon"))
+    for draw in (None, *map(random.Random, range(20))):
+        tree = made(source(examples=(gases,)), ranked=True, at_most=3).tree(0, draw)
+        assert ([text(a) for a in tree.answers], tree.right) == (["iron.", "neon."], 1)
 
 
 def test_of_many_answers_a_step_has_the_right_one_and_a_few_others_drawn_anew():

@@ -1,6 +1,7 @@
 """Scores a file of examples.
 
-Classification: the ranked label is the right one. Generation: exact match after normalising, token F1, and chrF.
+Classification: the ranked label is the right one, character by character, or one of several right ones. Generation:
+exact match after normalising, token F1, and chrF.
 
 chrF (Popović 2015) is an F-score over character n-grams, so a near miss in a word counts for something. It comes from
 sacrebleu, which is what published figures are made with, and is left out where that is not installed: a device needs no
@@ -17,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from qia3.bundle.task import Task
+from qia3.examples import Example, read_examples
 from qia3.names import NONE
 from qia3.runtime.adapters import AdapterBank
 from qia3.runtime.answer import classify, prepare, reply, task_of
 from qia3.runtime.cache import Floats
 from qia3.runtime.engine import Engine
-from qia3.runtime.examples import Example, read_examples
 
 Track = Callable[[list[Example]], Iterable[Example]]
 
@@ -69,8 +70,10 @@ def evaluate(
     answers = [_answer(engine, chosen, vectors, e) for e in track(examples)]
     engine.begun = kept
     seconds = time.perf_counter() - started
-    right = [_normal(a) == _normal(e.answer) for a, e in zip(answers, examples, strict=True)]
     generation = chosen.kind == "generate"
+    right = [
+        _normal(a) == _normal(e.answer) if generation else a in e.right for a, e in zip(answers, examples, strict=True)
+    ]
     scores = [token_f1(a, e.answer) for a, e in zip(answers, examples, strict=True)]
     return Evaluation(
         adapter=adapter or engine.bundle.merged_task or NONE,

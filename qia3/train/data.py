@@ -9,8 +9,9 @@ from pathlib import Path
 
 from qia3.config import Task
 from qia3.errors import ConfigError
+from qia3.examples import Example, contradiction, read_examples
+from qia3.progress import say
 from qia3.recipe import Train
-from qia3.runtime.examples import Example, read_examples
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,11 @@ def read_task(task: Task, settings: Train | None = None) -> Data:
     Raises DataError with the file and the line, ConfigError if nothing is left to train or validate on.
     """
     read = [example for file in task.train_files for example in read_examples(file, task.kind, task.choices)]
-    choices = task.choices or tuple(sorted({e.answer for e in read if e.choices is None}))
+    choices = task.choices or tuple(sorted({label for e in read if e.choices is None for label in e.right}))
     test = read_examples(task.test, task.kind, choices)
+    for part in (read, test):
+        if remark := contradiction(part):
+            say(f"warning: task {task.name!r}: {remark}")
     held_back: Sequence[Example] = ()
     match settings.validation if settings else None:
         case float(fraction) if task.train_files:  # a mixture validates on what its tasks hold back

@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
+from typing import Any
 
-from qia3.runtime.examples import Example
+from qia3.examples import Example
 from qia3.tokens import SLOT, Tokens
 from qia3.train.prompts import Wrapping, ask, demonstration
 from qia3.train.trees import Tree
@@ -43,6 +44,11 @@ class Source:
     examples: tuple[Example, ...]
     choices: tuple[str, ...] | None
     unshown: frozenset[int] = frozenset()
+
+    def content(self) -> list[Any]:
+        """All that decides what is trained; the rest follows from it."""
+        examples = [e.content() for e in self.examples]
+        return [self.prompts, self.question, asdict(self.wrap), examples, self.choices]
 
     def demonstrations(self, prompt: str, count: int, draw: random.Random, without: int | None = None) -> list[str]:
         """`count` examples, or as many as there are, drawn without the one that is asked.
@@ -121,9 +127,9 @@ class Examples:
         return min(longest, self.max_length)
 
     def _answers(self, source: Source, example: Example) -> tuple[tuple[tuple[int, ...], ...], int]:
-        """Tokens of the answers, and which is right."""
+        """Tokens of the answers, and which is right. Of several right ones the first stands for all."""
         choices = (example.choices or source.choices) if self.ranked else None
-        texts = choices or (example.answer,)
+        texts = tuple(c for c in choices or (example.answer,) if c not in example.also)
         ending = f"{SLOT}{source.wrap.end}"
         return tuple(self.encoded(ending, text)[: self.max_length] for text in texts), texts.index(example.answer)
 

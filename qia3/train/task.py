@@ -15,7 +15,7 @@ import json
 import random
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -23,11 +23,11 @@ from qia3.base.frozen import BaseModel
 from qia3.bundle.sites import Vectors
 from qia3.config import Task
 from qia3.errors import ConfigError
+from qia3.examples import Example
 from qia3.ia3.peft import read_peft, write_peft
 from qia3.ia3.vectors import Scaled, get_vectors
 from qia3.progress import is_main, say
 from qia3.recipe import Train
-from qia3.runtime.examples import Example
 from qia3.storage import writing
 from qia3.tokens import SLOT
 from qia3.train import processes
@@ -151,12 +151,12 @@ def _unshown(base: BaseModel, task: Task, examples: Sequence[Example]) -> frozen
 def _key(base: BaseModel, job: Job, sources: list[Source], start: Vectors | None) -> str:
     # when the state is saved is not what is trained, unless the best of what was saved is kept; what the two files hold
     # is keyed, not their names
-    held_back = [asdict(e) for data in (job.data, *(data for _, data in job.mixed)) for e in data.validation]
+    held_back = [e.content() for data in (job.data, *(data for _, data in job.mixed)) for e in data.validation]
     left_out = {"validation", "init_adapter"} | (set() if held_back else {"checkpoint_every"})
     settings = job.settings.model_dump(mode="json", exclude=left_out)
     what = [
         base.fingerprint,
-        [{k: v for k, v in asdict(s).items() if k != "unshown"} for s in sources],  # follows from the rest
+        [s.content() for s in sources],
         held_back,
         job.task.shots,
         settings,

@@ -1,0 +1,188 @@
+r"""Files of examples: JSON Lines, one object a line, read the same way for training and for scoring.
+
+    classify   {"text": "it's freezing in here", "label": "temperature"}
+    generate   {"text": "kill the lights upstairs", "target": "lights | upstairs | off"}
+
+A question whose answers are its own brings them along; a line without them is asked with the task's:
+
+    classify   {"text": "What melts at 0 °C?", "label": "ice", "choices": ["iron", "ice", "salt"]}
+
+A question with several right answers has `labels`, as tasks of BIG-bench do. Any of them counts as right. The first is
+the one that is trained as right; the others are never trained as wrong:
+
+    classify   {"text": "Name a noble gas.", "labels": ["neon", "argon"], "choices": ["neon", "iron", "argon"]}
+
+Lines end at \n (or \r\n) and nowhere else: U+2028 and its kin, at which str.splitlines cuts too, are legal inside a
+JSON string.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qia3.errors import DataError
+from qia3.parse import kind_of, parse_json, read_text
+
+ANSWER = {"classify": "label", "generate": "target"}
+READ = ("text", "label", "labels", "target", "choices")
+SHOWN = 5  # complaints in one message
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an example stands."""
+
+    file: str
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.file}, line {self.line}"
+
+
+@dataclass(frozen=True)
+class Example:
+    """What is said and what should come back.
+
+    `choices` are the answers to this one alone, None where the task's hold; `also` are right answers besides.
+    """
+
+    text: str
+    answer: str
+    choices: tuple[str, ...] | None = None
+    also: tuple[str, ...] = ()
+    place: Place | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def right(self) -> tuple[str, ...]:
+        """Every answer that is right, the trained one first."""
+        return (self.answer, *self.also)
+
+    def content(self) -> list[Any]:
+        """What it says, without where it stands."""
+        return [self.text, self.answer, self.choices, self.also]
+
+
+def read_examples(path: Path, kind: str, choices: Collection[str] | None = None) -> list[Example]:
+    """Raises DataError with the file and each bad line: not JSON, a missing key, a label that is not one of the
+    choices; or no example.
+
+    `choices` hold for lines without their own. None: not known yet, any label will do. An empty one: the task has none,
+    each line needs its own.
+    """
+    lines = read_text(path, DataError).split("\n")
+    read = [
+        _example(line, Place(str(path), i), ANSWER[kind], choices) for i, line in enumerate(lines, 1) if line.strip()
+    ]
+    found = [row for row in read if isinstance(row, Example)]
+    if bad := [row for row in read if isinstance(row, str)]:
+        raise DataError(listed(bad))
+    if not found:
+        raise DataError(f"{path} holds no examples: one JSON object a line, with 'text' and {ANSWER[kind]!r}")
+    return found
+
+
+def listed(complaints: Sequence[str]) -> str:
+    """The first few complaints, and how many more there are."""
+    more = f"; and {len(complaints) - SHOWN} more lines" if len(complaints) > SHOWN else ""
+    return "; ".join(complaints[:SHOWN]) + more
+
+
+def contradiction(examples: Iterable[Example]) -> str | None:
+    """One line about texts that stand twice with answers that have nothing in common; None where there are none."""
+    seen: dict[tuple[str, tuple[str, ...] | None], Example] = {}
+    pairs = []
+    for example in examples:
+        first = seen.setdefault((example.text, example.choices), example)
+        if not set(first.right) & set(example.right):
+            pairs.append((first, example))
+    if not pairs:
+        return None
+    one, other = pairs[0]
+    count = f"{len(pairs)} lines repeat a text" if len(pairs) > 1 else "a line repeats a text"
+    return (
+        f"{count} that has another answer elsewhere: {one.text[:40]!r} is {one.answer!r} ({one.place}) and "
+        f"{other.answer!r} ({other.place})"
+    )
+
+
+def _example(line: str, place: Place, key: str, choices: Collection[str] | None) -> Example | str:
+    """The example, or what is wrong with the line."""
+    doubled: list[str] = []
+    try:
+        row = parse_json(line, lambda pairs: _row(pairs, doubled))
+    except ValueError as error:
+        cause = error.__cause__
+        reason = f"{cause.msg}, column {cause.colno}" if isinstance(cause, json.JSONDecodeError) else error
+        return f"{place}: not JSON ({reason})"
+    if not isinstance(row, dict):
+        return f"{place}: a JSON object is expected, with 'text' and {key!r}"
+    wrong = f"{doubled[0]!r} stands twice" if doubled else _wrong(row, key, choices)
+    if wrong:
+        return f"{place}: {wrong}"
+    right = row["labels"] if "labels" in row and key == "label" else [row[key]]
+    own = row.get("choices") if key == "label" else None
+    return Example(row["text"], right[0], None if own is None else tuple(own), tuple(right[1:]), place)
+
+
+def _row(pairs: list[tuple[str, Any]], doubled: list[str]) -> dict[str, Any]:
+    """An object's keys and values; those that are read here stand in it once."""
+    names = [name for name, _ in pairs]
+    doubled += [name for name in READ if names.count(name) > 1]
+    return dict(pairs)
+
+
+def _wrong(row: dict[str, Any], key: str, choices: Collection[str] | None) -> str | None:
+    """What is wrong with a line's values."""
+    several = "labels" if key == "label" and "labels" in row else None
+    if several and key in row:
+        return f"it has both {key!r} and 'labels'; give one of them"
+    for name in ("text", *(() if several else (key,))):
+        if wrong := _wrong_text(row, name):
+            return wrong
+    if several and (wrong := _wrong_list(row["labels"], "labels", 1)):
+        return wrong
+    if key != "label":
+        return None
+    own = row.get("choices")
+    if own is not None and (wrong := _wrong_list(own, "choices", 2)):
+        return wrong
+    allowed = choices if own is None else own
+    if allowed is None:
+        return None
+    if not allowed:
+        return "'choices' is missing: this task has none, so each line brings its own"
+    strange = [label for label in row.get("labels", [row.get("label")]) if label not in allowed]
+    return f"label {strange[0]!r} is not one of {', '.join(allowed)}" if strange else None
+
+
+def _wrong_text(row: dict[str, Any], name: str) -> str | None:
+    has = ", ".join(map(repr, row)) or "no keys"
+    if name not in row:
+        return f"{name!r} is missing; the line has {has}"
+    value = row[name]
+    if not isinstance(value, str):
+        return f"{name!r} is {kind_of(value)}, not a text; put it in quotes"
+    if not value.strip():
+        return f"{name!r} is empty"
+    return None if _encodes(value) else f"{name!r} holds half of a surrogate pair, which is no character"
+
+
+def _wrong_list(given: Any, name: str, least: int) -> str | None:
+    if not isinstance(given, list) or not all(isinstance(c, str) and c.strip() and _encodes(c) for c in given):
+        return f"{name!r} is a list of texts, none of them empty"
+    if len(set(given)) < least or len(set(given)) < len(given):
+        needed = "two answers or more" if least == 2 else "an answer or more"
+        return f"{name!r} needs {needed}, all different; it has {', '.join(map(repr, given)) or 'none'}"
+    return None
+
+
+def _encodes(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
