@@ -29,6 +29,7 @@ from qia3.base.modules import GridLinear
 from qia3.base.processor import has_fast
 from qia3.base.quantise import Chosen, Format, Grid, Mix, Uniform, quantise_model
 from qia3.base.quantised import open_quantised
+from qia3.base.reach import check_ids
 from qia3.base.shards import Entry
 from qia3.base.sources import Source, cache_folder, check_weights, own_code, resolve
 from qia3.base.streaming import open_stream
@@ -140,6 +141,7 @@ def _quantised(
     layers: Callable[[Iterable[str]], Iterable[str]] = lambda names: names,
 ) -> BaseModel:
     """`given`: the codes that some of its layers have already. `layers` fills what is streamed, one after the other."""
+    check_ids(tokenizer, model.get_input_embeddings().num_embeddings)
     count, format = parameters(model), asked.format
     model.eval()
     if given is not None:
