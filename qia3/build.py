@@ -8,16 +8,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from qia3.base.frozen import BaseModel
+from qia3.base.kind import check_decoder
 from qia3.base.load import load_base
 from qia3.bundle.sites import Site
 from qia3.config import Build
-from qia3.errors import BaseModelError, ConfigError
+from qia3.errors import ConfigError
 from qia3.examples import Example
 from qia3.ia3.mix import Within, named
 from qia3.ia3.roles import Roles, find_roles
 from qia3.ia3.vectors import Scaled, attach
 from qia3.progress import bar, say
-from qia3.publish import publish
+from qia3.publish import exported, publish
 from qia3.train import processes
 from qia3.train.data import read_task
 from qia3.train.task import Job, load_task, train_task
@@ -27,14 +28,16 @@ def build(plan: Build) -> Path:
     """Everything: base, training, export, parity, measurement. Returns the bundle's folder."""
     jobs = _alone(plan_jobs(plan))
     base, roles, scaled = load(plan)
+    graph = exported(plan, base, scaled)
     trained = [train_task(base, scaled, job, plan.work_folder / job.task.name) for job in jobs]
-    return publish(plan, base, roles, scaled, trained, _tests(jobs))
+    return publish(plan, base, roles, scaled, trained, _tests(jobs), graph)
 
 
 def train(plan: Build) -> Path:
     """Base and training alone. Returns the work folder, which `export` reads."""
     jobs = plan_jobs(plan)
     base, _, scaled = load(plan)
+    exported(plan, base, scaled)
     for job in jobs:
         train_task(base, scaled, job, plan.work_folder / job.task.name)
     return plan.work_folder
@@ -45,7 +48,7 @@ def export(plan: Build) -> Path:
     jobs = _alone(plan_jobs(plan))
     base, roles, scaled = load(plan)
     trained = [load_task(base, scaled, job, plan.work_folder / job.task.name) for job in jobs]
-    return publish(plan, base, roles, scaled, trained, _tests(jobs))
+    return publish(plan, base, roles, scaled, trained, _tests(jobs), exported(plan, base, scaled))
 
 
 def plan_jobs(plan: Build) -> list[Job]:
@@ -85,8 +88,7 @@ def load(plan: Build) -> tuple[BaseModel, Roles, dict[str, Scaled]]:
     say(f"loading {asked.model} on the {asked.grid} grid, block {asked.block_size}{budget}")
     mix = Within(asked.bits, bar) if asked.bits else named(asked.eight_bit, asked.blocks.items())
     base = load_base(asked.model, asked.block_size, asked.symmetric, asked.calibration, bar, mix, asked.grid)
-    if base.model.config.is_encoder_decoder:
-        raise BaseModelError(f"{plan.base.model} is an encoder-decoder; this version exports decoders")
+    check_decoder(base.model.config, plan.base.model)  # a GGUF file's
     roles = find_roles(base.model)
     return base, roles, attach(base.model, _sites(plan, roles))
 

@@ -27,6 +27,7 @@ from qia3.graph.folder import whole_or_absent, write_configs, write_tokenizer
 from qia3.graph.forced import OrtDecoder, torch_choices, torch_logits
 from qia3.graph.parity import Agreement, check, compare
 from qia3.graph.passes import AccuracyLevel
+from qia3.graph.preflight import preflight
 from qia3.ia3.peft import write_peft
 from qia3.ia3.roles import Roles
 from qia3.ia3.vectors import Scaled, detach, fold, set_vectors
@@ -45,12 +46,29 @@ from qia3.train.task import Trained
 Tests = Mapping[str, Sequence[Example]]
 
 
-def publish(
-    plan: Build, base: BaseModel, roles: Roles, scaled: dict[str, Scaled], trained: Sequence[Trained], tests: Tests
-) -> Path:
-    """Writes the bundle of `plan` and returns its folder."""
+def exported(plan: Build, base: BaseModel, scaled: dict[str, Scaled]) -> ir.Model:
+    """The graph with vectors at the side, compared with torch before anything is trained. Raises BaseModelError."""
     target = load_target(plan.export.target)
-    drift = None if base.format != "nf4" or target.nf4 == "exact" else _recoded(plan, base, scaled, trained, tests)
+    say("exporting the graph and comparing it with torch, before anything is trained")
+    required, limit = target.vectors == "required", plan.parity.max_difference
+    return preflight(
+        base.model, scaled, positions(plan, base), target.accuracy_level, plan.export.logits, required, limit
+    )
+
+
+def publish(
+    plan: Build,
+    base: BaseModel,
+    roles: Roles,
+    scaled: dict[str, Scaled],
+    trained: Sequence[Trained],
+    tests: Tests,
+    graph: ir.Model,
+) -> Path:
+    """Writes the bundle of `plan` and returns its folder. `graph` is what `exported` gave."""
+    target = load_target(plan.export.target)
+    recoded = base.format == "nf4" and target.nf4 != "exact"
+    drift = _recoded(plan, base, scaled, trained, tests) if recoded else None
     linears = linear_layers(base.model, roles)
     if base.eight_bit and target.accuracy_level != 4:
         say(
@@ -63,10 +81,15 @@ def publish(
         fold(scaled)
         detach(base.model, scaled)
     with whole_or_absent(plan.output_folder) as folder:
-        say("exporting the graph")
-        graph = export_decoder(
-            base.model, target.accuracy_level, positions(plan, base), plan.export.logits, target.vectors == "required"
-        )
+        if plan.export.mode == "merged" or recoded:  # other weights than those that `graph` holds
+            say("exporting the graph")
+            graph = export_decoder(
+                base.model,
+                target.accuracy_level,
+                positions(plan, base),
+                plan.export.logits,
+                target.vectors == "required",
+            )
         regions = write_graph(graph, folder, _vocabulary(base.model))
         manifest = describe(plan, base, scaled, trained, linears, regions, target.accuracy_level)
         if drift is not None:

@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from qia3.base.calibrate import own_windows, read_text, read_windows, window_length
@@ -24,6 +24,7 @@ from qia3.base.frozen import BaseModel, fingerprint
 from qia3.base.gguf_codes import keep_q4_0
 from qia3.base.given import Given, parameters
 from qia3.base.kept import FACTS, keep, open_kept
+from qia3.base.kind import check_decoder
 from qia3.base.memory import available_bytes, give_back
 from qia3.base.modules import GridLinear
 from qia3.base.processor import has_fast
@@ -113,6 +114,7 @@ def _make(source: Source, asked: Asked, track: Track) -> BaseModel:
     model.
     """
     files = check_weights(source)
+    _check_kind(source)
     tokenizer = _tokenizer(source)
     with _told(source):
         model, given = open_quantised(source) or (None, None)
@@ -226,6 +228,14 @@ def _kept_folder(source: Source, asked: Asked) -> Path | None:
     rare = [*([asked.mix.asked] if asked.mix.asked else []), *([asked.format] if asked.format != "int4" else [])]
     key = json.dumps([identity, asked.block_size, asked.symmetric, asked.text, RECIPE, *rare])
     return cache_folder() / "bases" / hashlib.sha256(key.encode()).hexdigest()[:16]
+
+
+def _check_kind(source: Source) -> None:
+    """Of a folder or a hub's model; a GGUF file's is known when it is read."""
+    if source.gguf_file is None:
+        with _told(source):
+            config = AutoConfig.from_pretrained(source.name, trust_remote_code=False)
+        check_decoder(config, source.reference)
 
 
 def _tokenizer(source: Source) -> Any:

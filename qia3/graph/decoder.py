@@ -12,7 +12,7 @@ token start is n_b - 1, which overwrites a padded slot.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -21,8 +21,10 @@ from torch.onnx.ops import symbolic_multi_out
 from transformers import AttentionInterface, PreTrainedModel
 
 from qia3.base.modules import GridEmbedding, GridLinear
+from qia3.graph.attention import check_attention
 from qia3.graph.leaves import Inputs, LastPosition, RMSNorm, ScaledLeaf, lookup, product
-from qia3.graph.rotary import rotary_tables, without_rotation
+from qia3.graph.rotary import Rotation, in_operator, lookups
+from qia3.graph.watch import watch, without_rotation
 from qia3.ia3.roles import attention
 from qia3.ia3.vectors import Scaled
 
@@ -33,12 +35,13 @@ class Decoder(nn.Module):
     """forward(input_ids, attention_mask, past, vectors) -> (logits, *present); to be exported, not run."""
 
     def __init__(
-        self, model: PreTrainedModel, inputs: Inputs, sizes: dict[str, int], tables: tuple[Tensor, Tensor] | None
+        self, model: PreTrainedModel, inputs: Inputs, sizes: dict[str, int], rotation: Rotation | None
     ) -> None:
         super().__init__()
         self.model, self.graph_inputs, self.sizes = model, inputs, sizes
-        self.cos = None if tables is None else nn.Buffer(tables[0])
-        self.sin = None if tables is None else nn.Buffer(tables[1])
+        self.cos = None if rotation is None else nn.Buffer(rotation.cos)
+        self.sin = None if rotation is None else nn.Buffer(rotation.sin)
+        self.rotates = frozenset() if rotation is None else rotation.layers
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, past: list[Tensor], vectors: list[Tensor]
@@ -62,13 +65,13 @@ def group_query_attention(decoder: Decoder) -> Any:
     """transformers' attention function that emits GroupQueryAttention. q [B, H, S, d], k and v [B, kv heads, S, d]."""
 
     def attend(
-        module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float | None = None, **extra: Any
+        module: Any, q: Tensor, k: Tensor, v: Tensor, *_: Any, scaling: float | None = None, **extra: Any
     ) -> tuple[Tensor, None]:
         state = decoder.graph_inputs
         batch, heads, length, size = q.shape
         i = int(module.layer_idx)
         flat = [t.transpose(1, 2).reshape(batch, length, -1) for t in (q, k, v)]
-        tables = [] if decoder.cos is None else [decoder.cos, decoder.sin]
+        tables = [decoder.cos, decoder.sin] if i in decoder.rotates else []
         cache_shape = (batch, k.shape[1], state.total_length, size)
         attributes: dict[str, Any] = {"num_heads": heads, "kv_num_heads": k.shape[1], "do_rotary": int(bool(tables))}
         attributes["scale"] = float(size**-0.5 if scaling is None else scaling)
@@ -92,23 +95,29 @@ def group_query_attention(decoder: Decoder) -> Any:
 
 @contextmanager
 def lowered(model: PreTrainedModel, accuracy_level: int, positions: int, logits: str) -> Iterator[Decoder]:
-    """The model with its leaves swapped for export leaves, as a Decoder; the model is itself again afterwards."""
+    """The model with its leaves swapped for export leaves, as a Decoder; the model is itself again afterwards.
+
+    Raises BaseModelError where its attention or its rotation is none that the graph has.
+    """
     inputs = Inputs()
-    tables = rotary_tables(model, positions)
+    seen = watch(model)
+    check_attention(model, seen)
+    tables = lookups(model, seen, positions)
+    rotation = in_operator(model, seen, tables)
     sizes = {m.site.name: m.site.size for m in model.modules() if isinstance(m, Scaled)}
-    decoder = Decoder(model, inputs, sizes, tables)
+    decoder = Decoder(model, inputs, sizes, rotation)
     AttentionInterface.register(ATTENTION, group_query_attention(decoder))
     undo = _swap(model, inputs, accuracy_level, logits)
     try:
-        with attention(model, ATTENTION):
-            if tables is None:
-                yield decoder
-            else:
-                with without_rotation(model):
-                    yield decoder
+        for name, table in tables.items():
+            parent, _, child = name.rpartition(".")
+            undo.append((model.get_submodule(parent), child, model.get_submodule(name)))
+            setattr(model.get_submodule(parent), child, table)
+        with attention(model, ATTENTION), nullcontext() if rotation is None else without_rotation(model):
+            yield decoder
     finally:
-        for parent, name, module in reversed(undo):
-            setattr(parent, name, module)
+        for module, name, original in reversed(undo):
+            setattr(module, name, original)
 
 
 def _swap(

@@ -82,6 +82,6 @@ def _part(name: str, vocabulary_modules: Collection[str]) -> str:
         return f"embedding_{kind}" if vocabulary else kind
     if vocabulary and kind == "weight":
         return "embedding_weights"
-    if name in ("cos", "sin"):
+    if name in ("cos", "sin") or kind.startswith("rotary_"):
         return "rotary"
     return "norms_and_biases" if kind in ("weight", "bias") else "other"

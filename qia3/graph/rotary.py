@@ -1,79 +1,154 @@
-"""Rotary embeddings inside GroupQueryAttention, where that is the same function.
+"""Rotary embeddings: inside GroupQueryAttention where that is the same function, else the model's own in front of it.
 
-GroupQueryAttention rotates the two halves of each head: (a, b) -> (a cos - b sin, b cos + a sin), with cos and sin
-tables [positions, d/2] as inputs. transformers' models call `apply_rotary_pos_emb(q, k, cos, sin)` of their own file
-with tables from their own `rotary_emb`. If a numeric check shows that the two agree, the tables come from the model's
-module (so every scaling rule it knows is in them) and the model's function becomes the identity for the export. If not
-(Gemma 3's two tables, interleaved pairs), the model's own rotation is exported as it is, in front of the attention
-operator.
+GroupQueryAttention rotates the two halves of the first d entries of each head: (a, b) -> (a cos - b sin, b cos + a sin),
+with cos and sin tables [positions, d/2] as inputs. transformers' models call `apply_rotary_pos_emb(q, k, cos, sin)` of
+their own file with tables from their own `rotary_emb`. Two watched passes (watch.py) give each layer's queries and keys
+with and without rotation. A layer whose rotated ones are what the operator would make of the plain ones is rotated by
+the operator; one whose two are equal is not rotated (SmolLM3 leaves out every fourth). If any layer does something else
+(a norm after the rotation, interleaved pairs, Gemma 3's two tables), the model's own rotation is exported for all.
+
+Either way the cosines and sines are computed once, here, by the model's own module, for all positions of the graph, and
+looked up. A module whose tables change with the length of the text (`dynamic` and `longrope` above their original
+length) cannot be looked up and is refused with the length up to which it can.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import ModuleType
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-FUNCTION = "apply_rotary_pos_emb"
+from qia3.errors import BaseModelError
+from qia3.graph.watch import Call, Watched, rotary_modules, rotation_files, watch, without_rotation
+
+FEW = 8  # positions at the beginning, whose tables are compared between short and long texts
 
 
-def rotary_tables(model: PreTrainedModel, positions: int) -> tuple[Tensor, Tensor] | None:
-    """cos and sin [positions, d/2] float32 if the model's rotation is GroupQueryAttention's, else None."""
-    files = _files(model)
-    rotary = [m for n, m in model.named_modules() if n.endswith("rotary_emb")]
-    if len(rotary) != 1 or not files:
+@dataclass(frozen=True)
+class Rotation:
+    """What GroupQueryAttention is to do: tables [positions, d/2] float32, in the layers named."""
+
+    cos: Tensor
+    sin: Tensor
+    layers: frozenset[int]
+
+
+class Tables(nn.Module):
+    """A rotary module's results for all positions, looked up. `kinds` are its layer types; one of None in most."""
+
+    def __init__(self, kinds: Sequence[str | None], tables: Sequence[tuple[Tensor, ...]]) -> None:
+        super().__init__()
+        self.kinds = list(kinds)
+        self.parts = [len(t) for t in tables]
+        for i, results in enumerate(tables):
+            for j, table in enumerate(results):
+                self.register_buffer(f"rotary_{i}_{j}", table[0], persistent=False)
+
+    def forward(self, x: Tensor, position_ids: Tensor, layer_type: str | None = None) -> tuple[Tensor, ...]:
+        # position_ids [B, S] -> [B, S, d] each
+        i = self.kinds.index(layer_type)
+        return tuple(getattr(self, f"rotary_{i}_{j}")[position_ids] for j in range(self.parts[i]))
+
+
+def lookups(model: PreTrainedModel, seen: Watched, positions: int) -> dict[str, Tables]:
+    """What stands for each rotary module in the graph, by name, where the module is a function of positions alone.
+
+    Raises BaseModelError where its tables depend on the length of the text within `positions`.
+    """
+    found = {}
+    for name, module in rotary_modules(model).items():
+        called = seen.tables.get(name, [])
+        if not called or any(
+            not {"x", "position_ids"} <= set(c) <= {"x", "position_ids", "layer_type"} for c in called
+        ):
+            continue
+        if any(not isinstance(c["position_ids"], Tensor) or c["position_ids"].dim() != 2 for c in called):
+            continue
+        kinds = list({c.get("layer_type"): None for c in called})
+        tables = [_table(module, called[0]["x"], positions, kind) for kind in kinds]
+        if any(not isinstance(t, tuple) or any(p.is_complex() or p.dim() != 3 for p in t) for t in tables):
+            continue
+        for kind, table in zip(kinds, tables, strict=True):
+            _same_at_all_lengths(model, module, called[0]["x"], kind, table, positions)
+        found[name] = Tables(kinds, tables)
+    return found
+
+
+def in_operator(model: PreTrainedModel, seen: Watched, tables: dict[str, Tables]) -> Rotation | None:
+    """The rotation as GroupQueryAttention's, or None where some layer does something else."""
+    if len(tables) != 1 or len(rotary_modules(model)) != 1 or not rotation_files(model):
+        return None
+    (only,) = tables.values()
+    if len(only.kinds) != 1 or only.parts != [2]:
+        return None
+    cos, sin = (t.float().chunk(2, dim=-1)[0].contiguous() for t in only.buffers())
+    if cos.shape[-1] % 8:  # the operator rotates multiples of 8 pairs
         return None
     try:
-        with torch.no_grad():
-            cos, sin = rotary[0](torch.zeros(1, 1, 1), torch.arange(positions)[None])
-            fits = cos.shape[-1] % 16 == 0  # the operator rotates multiples of 8 pairs
-            return _halves(cos[0].float(), sin[0].float()) if fits and _agrees(files, cos, sin) else None
-    except (TypeError, ValueError, RuntimeError, AttributeError, KeyError):  # a rotary module of another kind
+        with without_rotation(model):
+            plain = watch(model, [c.answer for c in seen.calls])
+    except TypeError:  # a rotation function with other arguments
         return None
+    layers = set()
+    for after, before in zip(seen.calls, plain.calls, strict=True):
+        if _close(after, before.q, before.k):
+            continue
+        if after.layer is None or not _close(after, rotated(before.q, cos, sin), rotated(before.k, cos, sin)):
+            return None
+        layers.add(after.layer)
+    return Rotation(cos, sin, frozenset(layers)) if layers else None
 
 
-@contextmanager
-def without_rotation(model: PreTrainedModel) -> Iterator[None]:
-    """Makes the model's rotation the identity, then puts it back."""
-    files = _files(model)
-    originals = [getattr(file, FUNCTION) for file in files]
-    try:
-        for file in files:
-            setattr(file, FUNCTION, _identity)
-        yield
-    finally:
-        for file, original in zip(files, originals, strict=True):
-            setattr(file, FUNCTION, original)
+def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """What the operator makes of x [B, H, S, size] at positions 0, 1, ..., by tables [positions, d/2]."""
+    half, length = cos.shape[-1], x.shape[2]
+    a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    c, s = cos[:length], sin[:length]
+    return torch.cat((a * c - b * s, b * c + a * s, rest), dim=-1)
 
 
-def _identity(q: Tensor, k: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-    return q, k
+def _close(call: Call, q: Tensor, k: Tensor) -> bool:
+    return all(
+        a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-5 * float(a.abs().max()))
+        for a, b in ((call.q, q), (call.k, k))
+    )
 
 
-def _files(model: PreTrainedModel) -> list[ModuleType]:
-    """The files of the model's classes that define the rotation."""
-    names = {type(m).__module__ for m in model.modules()}
-    return [sys.modules[n] for n in sorted(names) if hasattr(sys.modules[n], FUNCTION)]
+@torch.no_grad()
+def _table(module: nn.Module, x: Tensor, length: int, kind: str | None) -> Any:
+    """The module's results for positions 0 ... length - 1, [1, length, d] each, by a copy: some keep a state."""
+    extra = {} if kind is None else {"layer_type": kind}
+    return copy.deepcopy(module)(x[:1, :1].float(), torch.arange(length, device=x.device)[None], **extra)
 
 
-def _halves(cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    half = cos.shape[-1] // 2
-    return cos[:, :half].contiguous(), sin[:, :half].contiguous()
+def _same_at_all_lengths(
+    model: PreTrainedModel, module: nn.Module, x: Tensor, kind: str | None, table: tuple[Tensor, ...], positions: int
+) -> None:
+    """Raises BaseModelError with the length at which the first positions' tables begin to change."""
+    few = min(FEW, positions)
 
+    def same(length: int) -> bool:
+        return all(
+            torch.allclose(a[:, :few], b[:, :few], rtol=0, atol=1e-5)
+            for a, b in zip(_table(module, x, length, kind), short, strict=True)
+        )
 
-def _agrees(files: list[ModuleType], cos: Tensor, sin: Tensor) -> bool:
-    """Compares the model's function with the operator's on random queries."""
-    length, size = min(7, cos.shape[1]), cos.shape[-1]
-    generator = torch.Generator().manual_seed(0)
-    q, k = torch.randn(1, 3, length, size, generator=generator), torch.randn(1, 2, length, size, generator=generator)
-    c, s = _halves(cos[0, :length].float(), sin[0, :length].float())
-    a, b = q.chunk(2, dim=-1)
-    expected = torch.cat((a * c - b * s, b * c + a * s), dim=-1)
-    results = [getattr(file, FUNCTION)(q, k, cos[:, :length].float(), sin[:, :length].float())[0] for file in files]
-    return all(torch.allclose(r, expected, atol=1e-5) for r in results)
+    short = _table(module, x, few, kind)
+    if same(positions):
+        return
+    low, high = few, positions  # same at low, not at high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if same(middle) else (low, middle)
+    name = getattr(module, "rope_type", "")
+    name = name.get(kind, "") if isinstance(name, dict) else name
+    raise BaseModelError(
+        f"{type(model).__name__} turns positions by other factors in texts of more than {low} tokens"
+        f"{f' (rope_type {name})' if name else ''}, and one graph holds one set: "
+        f"set context_length = {low} in [export] (it is {positions})"
+    )

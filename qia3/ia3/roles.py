@@ -29,7 +29,8 @@ from transformers.pytorch_utils import Conv1D
 
 from qia3.base.modules import GridLinear
 from qia3.bundle.sites import Site
-from qia3.errors import BaseModelError
+from qia3.errors import BaseModelError, first_line
+from qia3.ia3.refusals import beside_the_text, experts, no_attention, no_feed_forward, without_numbers
 
 PROBE = "qia3_probe"
 LINEAR = (nn.Linear, Conv1D, GridLinear)
@@ -65,6 +66,7 @@ def find_roles(model: PreTrainedModel) -> Roles:
     linears = {n: m for n, m in model.named_modules() if isinstance(m, LINEAR)}
     watch = _run(model, linears, {})
     attention = [(names[module], qkv) for module, qkv in watch.attention]
+    _refuse_parts_unseen(model, linears, watch, [name for name, _ in attention])
     inside = {n for n in linears if any(n.startswith(a + ".") for a, _ in attention)}
     roles: dict[str, str] = {}
     sites, queries = [], []
@@ -79,7 +81,7 @@ def find_roles(model: PreTrainedModel) -> Roles:
     )
     order = {n: i for i, n in enumerate(linears)}
     if not sites or not feed_forward:
-        raise BaseModelError(_nothing_found(model, bool(sites), linears))
+        raise BaseModelError(_nothing_found(model, no_feed_forward(model) if sites else no_attention(model), linears))
     if head:
         roles[head] = "head"
     for name in linears:
@@ -198,9 +200,7 @@ def _run(model: PreTrainedModel, linears: dict[str, nn.Module], fixed: dict[str,
 
         return keep
 
-    def attend(
-        module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **_: Any
-    ) -> tuple[Tensor, None]:
+    def attend(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
         watch.attention.append((module, (q, k, v)))
         v = v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
         return v[:, :, -1:].expand(-1, -1, q.shape[2], -1).transpose(
@@ -215,13 +215,22 @@ def _run(model: PreTrainedModel, linears: dict[str, nn.Module], fixed: dict[str,
         with attention(model, PROBE), torch.enable_grad():
             model(input_ids=ids, use_cache=False, **extra)
     except (TypeError, ValueError, RuntimeError, KeyError, AttributeError) as error:
-        raise BaseModelError(
-            f"{type(model).__name__} does not run on transformers' attention interface, which QIA³ needs: {error}"
-        ) from error
+        raise BaseModelError(_does_not_run(model, ids, extra, error)) from error
     finally:
         for handle in handles:
             handle.remove()
     return watch
+
+
+def _does_not_run(model: PreTrainedModel, ids: Tensor, extra: dict[str, Tensor], error: Exception) -> str:
+    """Whether it is the attention interface or the model itself that a text does not go through."""
+    name = type(model).__name__
+    try:
+        with torch.no_grad():
+            model(input_ids=ids, use_cache=False, **extra)
+    except Exception as own:  # a model's own code raises anything
+        return f"{name} does not run on a text alone: {first_line(own)}"
+    return f"{name} does not run on transformers' attention interface, which QIA³ needs: {first_line(error)}"
 
 
 @contextmanager
@@ -238,11 +247,22 @@ def attention(model: PreTrainedModel, implementation: str) -> Any:
             config._attn_implementation = name
 
 
-def _nothing_found(model: PreTrainedModel, keys: bool, linears: dict[str, nn.Module]) -> str:
-    missing = (
-        "no feed-forward whose inner activation can be scaled"
-        if keys
-        else "no attention with key and value projections"
-    )
-    seen = sorted({".".join(p for p in n.split(".") if not p.isdigit()) for n in linears})
-    return f"{type(model).__name__} has no place for IA³ vectors: {missing}. Linear layers seen: {', '.join(seen) or 'none'}"
+def _refuse_parts_unseen(
+    model: PreTrainedModel, linears: dict[str, nn.Module], watch: _Watch, attention: list[str]
+) -> None:
+    """Raises BaseModelError where a decoder layer has more in it than a text goes through."""
+    if not attention:
+        raise BaseModelError(_nothing_found(model, no_attention(model), linears))
+    if experts(model):
+        raise BaseModelError(_nothing_found(model, no_feed_forward(model), linears))
+    unseen = beside_the_text(linears, watch.outputs, attention)
+    if unseen:
+        raise BaseModelError(
+            f"{type(model).__name__} is one part of a larger model: a text does not reach {', '.join(without_numbers(unseen))} "
+            "(attention to an encoder's output); this version adapts decoders that stand alone"
+        )
+
+
+def _nothing_found(model: PreTrainedModel, reason: str, linears: dict[str, nn.Module]) -> str:
+    seen = ", ".join(without_numbers(linears)) or "none"
+    return f"{type(model).__name__} has no place for IA³ vectors: {reason}. Linear layers seen: {seen}"

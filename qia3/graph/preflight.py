@@ -1,0 +1,196 @@
+"""The graph that will ship, made and compared with torch before anything is trained.
+
+A graph with vectors at the side does not depend on what they become, so it is exported once, right after the vectors are
+attached; what is published later is this very graph. It is opened by ONNX Runtime at accuracy_level 0 from the modules'
+own bytes (no file is written and the weights are not copied) and held against torch in float32:
+
+    row 0    11 tokens and 3 steps with a cache    vectors around one, at random
+    row 1     5 tokens and 3 steps                 ones: the base
+
+as one batch that is padded on the right, and row 0 once more alone. Where the graph has a sliding window that fits its
+context, a text that is longer than it follows, if that is cheap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+import torch
+from numpy.typing import NDArray
+from transformers import PreTrainedModel
+
+from qia3.base.modules import GridLinear
+from qia3.bundle.sites import Vectors
+from qia3.errors import BaseModelError, first_line
+from qia3.graph.export import export_decoder
+from qia3.graph.passes import AccuracyLevel
+from qia3.graph.watch import sample_ids
+from qia3.ia3.vectors import Scaled, set_vectors
+
+Floats = NDArray[np.float32]
+PROMPTS, STEPS = (11, 5), 3
+BEYOND = 6  # tokens past a window
+CHEAP = 2e11  # products of a text that is worth its time: a few seconds
+LARGE = 1024  # bytes of an initializer that is handed over instead of being written into the graph
+LEAST_LIMIT = 1e-3  # what the build file's own limit may raise; a lower one is the gate's affair, on its own prompts
+USUAL = 30.0  # the size of a logit for which the limit is meant
+
+
+def preflight(
+    model: PreTrainedModel,
+    scaled: Mapping[str, Scaled],
+    positions: int,
+    accuracy_level: int,
+    logits: str,
+    required: bool,
+    limit: float,
+) -> ir.Model:
+    """The graph with vectors at the side. The vectors are ones afterwards, ready to train.
+
+    Raises BaseModelError in one line where the model does not export or the graph is not the model.
+    """
+    graph = export_decoder(model, accuracy_level, positions, logits, required)
+    AccuracyLevel(0)(graph)
+    try:
+        session = _Session(graph, model)
+        _compare(model, scaled, session, _texts(model, graph, positions), max(limit, LEAST_LIMIT))
+    finally:
+        set_vectors(scaled, None)
+        AccuracyLevel(accuracy_level)(graph)
+    return graph
+
+
+def _compare(
+    model: PreTrainedModel, scaled: Mapping[str, Scaled], session: _Session, texts: Sequence[list[int]], limit: float
+) -> None:
+    name, vectors = type(model).__name__, [_around_one(scaled), {}]
+    split = [(text[:-STEPS], text[-STEPS:]) for text in texts]
+    expected = []
+    for i, (prompt, forced) in enumerate(split):
+        set_vectors(scaled, vectors[i % 2])
+        expected.append(_torch(model, prompt, forced))
+    cases = {"in a padded batch": [0, 1], "alone": [0]} | ({"past the window": [2]} if len(texts) > 2 else {})
+    for what, rows in cases.items():
+        fed = {
+            n: np.stack([vectors[i % 2].get(n, np.ones(s.site.size, np.float32))[None] for i in rows])
+            for n, s in scaled.items()
+        }
+        found = session.logits([split[i][0] for i in rows], [split[i][1] for i in rows], fed)
+        reference = np.stack([expected[i] for i in rows])
+        difference = float(np.abs(found - reference).max())
+        if not difference <= limit * max(1.0, float(np.abs(reference).max()) / USUAL):
+            raise BaseModelError(
+                f"{name} cannot be shipped: its graph differs from torch by {difference:.2g} {what} (limit {limit:g}, on logits up to "
+                f"{np.abs(reference).max():.2g}), and no reason was found in its attention; nothing was trained"
+            )
+
+
+def _texts(model: PreTrainedModel, graph: ir.Model, positions: int) -> list[list[int]]:
+    """Those of the two rows, and one past the longest window that lies within the context, where it is cheap."""
+    windows = {n.attributes.get_int("local_window_size", 0) for n in graph.graph if n.op_type == "GroupQueryAttention"}
+    products = sum(m.in_features * m.out_features for m in model.modules() if isinstance(m, GridLinear))
+    lengths = [n + STEPS for n in PROMPTS]
+    past = [w + BEYOND + STEPS for w in windows if w > 0 and w + BEYOND + STEPS <= positions]
+    past = [n for n in past if n * products <= CHEAP and n > max(lengths)]
+    return [sample_ids(model, n)[0].tolist() for n in (*lengths, *sorted(past)[-1:])]
+
+
+def _around_one(scaled: Mapping[str, Scaled]) -> Vectors:
+    """Vectors that differ from one by a tenth, where their site trains."""
+    generator = np.random.default_rng(0)
+    found = {}
+    for name, layer in scaled.items():
+        rows = slice(None) if layer.site.rows is None else list(layer.site.rows)
+        found[name] = np.ones(layer.site.size, np.float32)
+        found[name][rows] += 0.1 * generator.standard_normal(layer.site.parameters).astype(np.float32)
+    return found
+
+
+def _torch(model: PreTrainedModel, prompt: Sequence[int], forced: Sequence[int]) -> Floats:
+    """[1 + len(forced), V]: after the prompt and after each forced token, from one pass."""
+    ids = torch.tensor([[*prompt, *forced]], device=model.device)
+    with torch.no_grad():
+        logits = model(input_ids=ids, use_cache=False, logits_to_keep=1 + len(forced)).logits[0, -1 - len(forced) :]
+    found: Floats = logits.float().cpu().numpy()
+    return found
+
+
+class _Session:
+    """The graph in ONNX Runtime, on the memory that its tensors are in."""
+
+    def __init__(self, graph: ir.Model, model: PreTrainedModel) -> None:
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        # products take the codes as they are, instead of a second copy of them in an order of their own
+        options.add_session_config_entry("session.disable_prepacking", "1")
+        self.held = _handed_over(graph)
+        proto = _without_bytes(graph, self.held)
+        options.add_external_initializers(list(self.held), list(self.held.values()))
+        try:
+            self.session = ort.InferenceSession(proto, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime raises many types
+            raise BaseModelError(
+                f"ONNX Runtime does not open the graph of {type(model).__name__}: {first_line(error)}"
+            ) from error
+        self.name = type(model).__name__
+        self.past = {i.name: i.shape for i in self.session.get_inputs() if i.name.startswith("past_key_values.")}
+        self.outputs = [o.name for o in self.session.get_outputs()]
+
+    def logits(
+        self, prompts: Sequence[Sequence[int]], forced: Sequence[Sequence[int]], vectors: Mapping[str, Floats]
+    ) -> Floats:
+        """[rows, 1 + steps, V] of rows padded on the right, then one forced token a step."""
+        lengths = np.array([len(p) for p in prompts])
+        tokens = np.zeros((len(prompts), lengths.max()), np.int64)
+        for row, prompt in zip(tokens, prompts, strict=True):
+            row[: len(prompt)] = prompt
+        cache: dict[str, Any] = {
+            n: np.zeros((len(prompts), shape[1], 0, shape[3]), np.float32) for n, shape in self.past.items()
+        }
+        found = []
+        for step in range(1 + len(forced[0])):
+            mask = (np.arange(lengths.max())[None] < lengths[:, None]).astype(np.int64)
+            results = self._run({"input_ids": tokens, "attention_mask": mask, **cache, **vectors})
+            logits = results["logits"]  # [rows, 1, V], or at each token
+            last = np.minimum(lengths - 1, tokens.shape[1] - 1) if logits.shape[1] > 1 else 0
+            found.append(logits[np.arange(len(prompts)), last])
+            cache = {n: results[n.replace("past_key_values", "present")] for n in self.past}
+            if step < len(forced[0]):
+                tokens, lengths = np.array([[f[step]] for f in forced], np.int64), lengths + 1
+        return np.stack(found, axis=1)
+
+    def _run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
+        try:
+            return dict(zip(self.outputs, self.session.run(None, feeds), strict=True))
+        except Exception as error:  # onnxruntime raises many types
+            raise BaseModelError(f"ONNX Runtime does not run the graph of {self.name}: {first_line(error)}") from error
+
+
+def _handed_over(graph: ir.Model) -> dict[str, Any]:
+    """The large initializers as values of ONNX Runtime on the same memory, by name."""
+    inputs = {v.name for v in graph.graph.inputs}
+    return {
+        name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value.const_value.numpy()))
+        for name, value in graph.graph.initializers.items()
+        if value.const_value is not None and value.const_value.nbytes >= LARGE and name not in inputs
+    }
+
+
+def _without_bytes(graph: ir.Model, handed_over: Mapping[str, Any]) -> bytes:
+    """The graph's own file, in which the tensors that are handed over are only named."""
+    tensors = {name: graph.graph.initializers[name].const_value for name in handed_over}
+    try:
+        for name, tensor in tensors.items():
+            assert tensor is not None
+            graph.graph.initializers[name].const_value = ir.ExternalTensor(
+                "handed-over", 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=name
+            )
+        serialised: bytes = ir.to_proto(graph).SerializeToString()
+        return serialised
+    finally:
+        for name, tensor in tensors.items():
+            graph.graph.initializers[name].const_value = tensor

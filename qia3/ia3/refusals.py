@@ -1,0 +1,52 @@
+"""Why a model has no place for IA³ vectors, in one line, from the modules that it is made of and what ran in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+SHOWN = 4
+
+
+def no_attention(model: PreTrainedModel) -> str:
+    """Nothing was handed to the attention function: the model computes attention in its own code, or has none."""
+    own = _classes(m for m in model.modules() if "attention" in type(m).__name__.lower())
+    if own:
+        return (
+            f"its attention is computed in code of its own ({', '.join(own)}), not through transformers' attention interface, "
+            "where QIA³ finds keys and values and writes the graph from"
+        )
+    stack = max((m for m in model.modules() if isinstance(m, nn.ModuleList)), key=len, default=nn.ModuleList())
+    inside = [child for layer in stack for child in layer.children() if "norm" not in type(child).__name__.lower()]
+    return f"no attention, and so no keys and values; its layers are made of {', '.join(_classes(inside)) or 'nothing known'}"
+
+
+def no_feed_forward(model: PreTrainedModel) -> str:
+    """Attention is there, an inner activation is not."""
+    reason = "no feed-forward whose inner activation can be scaled"
+    found = experts(model)
+    return f"{reason}, for its feed-forwards are mixtures of experts ({', '.join(found)})" if found else reason
+
+
+def experts(model: nn.Module) -> list[str]:
+    """Classes of modules that choose an expert for each token."""
+    return _classes(m for n, m in model.named_modules() if n.rpartition(".")[2] in ("experts", "moe"))
+
+
+def beside_the_text(linears: Iterable[str], ran: Collection[str], attention: Iterable[str]) -> list[str]:
+    """Linear layers of the decoder's own layers that a text does not reach: attention to an encoder's output."""
+    layers = {name.rpartition(".")[0] + "." for name in attention}
+    return [n for n in linears if n not in ran and any(n.startswith(layer) for layer in layers)]
+
+
+def without_numbers(names: Iterable[str]) -> list[str]:
+    """Module paths of all layers as one."""
+    return sorted({".".join(p for p in n.split(".") if not p.isdigit()) for n in names})
+
+
+def _classes(modules: Iterable[Any]) -> list[str]:
+    found = sorted({type(m).__name__ for m in modules})
+    return found[:SHOWN]
