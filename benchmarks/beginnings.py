@@ -15,11 +15,11 @@ import statistics
 import time
 from pathlib import Path
 
+from qia3.bundle.opened import Bundle
 from qia3.examples import read_examples
 from qia3.runtime.adapters import AdapterBank
 from qia3.runtime.answer import classify, prepare, prompt_of, task_of
 from qia3.runtime.bench import machine
-from qia3.runtime.bundle import Bundle
 from qia3.runtime.engine import Engine
 
 QUESTIONS = 60

@@ -20,9 +20,9 @@ Run = Callable[[int, int], float]  # prompt tokens, new tokens -> seconds of the
 
 
 def qia3(folder: Path, threads: int, adapter: str | None) -> tuple[Run, dict[str, Any]]:
+    from qia3.bundle.opened import Bundle, read_manifest
     from qia3.footprint.kernels import kernel_bytes, kernel_here
     from qia3.runtime.adapters import AdapterBank
-    from qia3.runtime.bundle import Bundle, read_manifest
     from qia3.runtime.engine import Engine
 
     bundle = Bundle.open(folder, verify=False)

@@ -31,13 +31,13 @@ from qia3.base.modules import GridEmbedding, GridLinear
 from qia3.base.quantise import Form, Grid
 from qia3.base.sources import resolve
 from qia3.base.weights import GridWeight, Int4Weight
+from qia3.bundle.layout import GRAPH
 from qia3.graph.export import export_decoder
 from qia3.graph.external import write_graph
 from qia3.grids import int4, int8
 from qia3.ia3.mix import named
 from qia3.ia3.roles import find_roles
 from qia3.ia3.vectors import attach
-from qia3.layout import GRAPH
 
 PAST = 64
 

@@ -56,6 +56,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from qia3.base.load import load_base
 from qia3.base.quantise import quantise_model
 from qia3.base.weights import GridWeight
+from qia3.bundle.opened import Bundle
 from qia3.bundle.task import Task
 from qia3.examples import Example
 from qia3.grids import nf4
@@ -64,7 +65,6 @@ from qia3.ia3.roles import find_roles
 from qia3.ia3.vectors import attach, get_vectors, set_vectors
 from qia3.recipe import Train
 from qia3.runtime.answer import classify_batch
-from qia3.runtime.bundle import Bundle
 from qia3.runtime.engine import Engine
 from qia3.tokens import Tokens
 from qia3.train.compute import computing

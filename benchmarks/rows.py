@@ -14,9 +14,9 @@ import statistics
 import time
 from pathlib import Path
 
+from qia3.bundle.opened import Bundle
 from qia3.runtime.adapters import AdapterBank
 from qia3.runtime.bench import machine
-from qia3.runtime.bundle import Bundle
 from qia3.runtime.engine import Engine
 
 PROMPT, NEW = 64, 32

@@ -17,16 +17,16 @@ from typing import Any
 import numpy as np
 
 from qia3.bundle.adapter import read_adapter, write_adapter
+from qia3.bundle.layout import WRITTEN_ANEW
+from qia3.bundle.opened import Bundle, read_manifest
 from qia3.bundle.sites import Vectors, bundle_sites
 from qia3.errors import AdapterError, BundleError, ConfigError
-from qia3.footprint.seal import seal
+from qia3.footprint.documents import seal
 from qia3.graph.folder import whole_or_absent
 from qia3.ia3.peft import open_peft, read_peft, write_peft
 from qia3.names import check_name
-from qia3.runtime.bundle import Bundle, read_manifest
 
 TASK = "task.json"
-REWRITTEN = ("report.md", "report.json", "manifest.json")
 
 
 def adapter_info(path: Path | str) -> dict[str, Any]:
@@ -125,7 +125,7 @@ def _task_of(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
 def _copy(bundle: Path, scratch: Path) -> None:
     """The bundle's files, linked where that works; those that are written anew are left out."""
     for file in sorted(p for p in bundle.rglob("*") if p.is_file()):
-        if file.name in REWRITTEN:
+        if file.name in WRITTEN_ANEW:
             continue
         place = scratch / file.relative_to(bundle)
         place.parent.mkdir(parents=True, exist_ok=True)

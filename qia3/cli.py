@@ -25,9 +25,9 @@ from qia3.console import fact_lines, print_result, progress_on_stderr, run_comma
 from qia3.errors import ConfigError
 
 if TYPE_CHECKING:
+    from qia3.bundle.opened import Bundle
     from qia3.config import Build
     from qia3.footprint.report import Report
-    from qia3.runtime.bundle import Bundle
 
 Option = Callable[[Any], Any]
 
@@ -223,9 +223,9 @@ def run(
 
     Prints a label where the task classifies, and text as it comes where the task generates.
     """
+    from qia3.bundle.opened import Bundle
     from qia3.runtime.adapters import AdapterBank
     from qia3.runtime.answer import classify, reply, task_of
-    from qia3.runtime.bundle import Bundle
     from qia3.runtime.engine import Engine
 
     opened = Bundle.open(bundle)
@@ -260,9 +260,9 @@ def evaluate(bundle: Path, file: Path, adapter: str, task: str | None, one_line:
 
     FILE is JSON Lines as in the build. Prints one JSON object: accuracy, n and what belongs to the task.
     """
+    from qia3.bundle.opened import Bundle
     from qia3.progress import bar
     from qia3.runtime.adapters import AdapterBank
-    from qia3.runtime.bundle import Bundle
     from qia3.runtime.engine import Engine
     from qia3.runtime.evaluate import evaluate as work
 
@@ -282,9 +282,9 @@ def bench(bundle: Path, adapter: str | None, as_json: bool) -> None:
 
     BUNDLE runs in a process of its own, so that the figures are its own.
     """
+    from qia3.bundle.opened import Bundle
     from qia3.footprint.measure import measure
     from qia3.runtime.adapters import AdapterBank
-    from qia3.runtime.bundle import Bundle
 
     AdapterBank(Bundle.open(bundle)).vectors(adapter)  # mistakes are told here, not by the other process
     figures = measure(bundle, adapter)
@@ -429,8 +429,8 @@ def _only_adapter(bundle: Bundle) -> str:
 
 def _report(folder: Path) -> Report:
     """The footprint report of a bundle, made anew from its files and its manifest."""
+    from qia3.bundle.opened import Bundle, read_manifest
     from qia3.footprint.report import build_report
-    from qia3.runtime.bundle import Bundle, read_manifest
 
     Bundle.open(folder)
     return build_report(folder, read_manifest(folder))

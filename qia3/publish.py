@@ -17,10 +17,13 @@ import torch
 
 from qia3.base.frozen import BaseModel
 from qia3.bundle.adapter import as_inputs, write_adapter
+from qia3.bundle.layout import GRAPH
+from qia3.bundle.opened import Bundle
 from qia3.config import Build
+from qia3.describe import describe, linear_layers, positions
 from qia3.examples import Example
+from qia3.footprint.documents import seal
 from qia3.footprint.measure import measure
-from qia3.footprint.seal import seal
 from qia3.graph.export import export_decoder
 from qia3.graph.external import write_graph
 from qia3.graph.folder import whole_or_absent, write_configs, write_tokenizer
@@ -31,12 +34,9 @@ from qia3.graph.preflight import preflight
 from qia3.ia3.peft import write_peft
 from qia3.ia3.roles import Roles
 from qia3.ia3.vectors import Scaled, detach, fold, set_vectors
-from qia3.layout import GRAPH
-from qia3.manifest import describe, linear_layers, positions
 from qia3.progress import bar, say
 from qia3.recoding import recode_base
 from qia3.runtime.adapters import AdapterBank
-from qia3.runtime.bundle import Bundle
 from qia3.runtime.engine import Engine
 from qia3.runtime.evaluate import evaluate
 from qia3.targets import load_target

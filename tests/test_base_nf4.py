@@ -18,6 +18,7 @@ from qia3.base import load
 from qia3.base.modules import GridLinear
 from qia3.base.nf4 import Nf4Weight
 from qia3.base.quantise import quantise_model
+from qia3.bundle.layout import GRAPH
 from qia3.errors import AdapterError
 from qia3.graph.export import export_decoder
 from qia3.graph.external import write_graph
@@ -25,7 +26,6 @@ from qia3.graph.forced import OrtDecoder, torch_logits
 from qia3.grids import nf4
 from qia3.ia3.roles import find_roles
 from qia3.ia3.vectors import attach, detach, fold, set_vectors
-from qia3.layout import GRAPH
 
 FAMILIES = ["llama", "qwen2", "phi3", "gpt_neox"]
 

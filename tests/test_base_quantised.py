@@ -24,6 +24,7 @@ from qia3.base.load import load_base
 from qia3.base.modules import GridLinear
 from qia3.build import load as load_plan
 from qia3.build import plan_jobs
+from qia3.bundle.layout import DATA, GRAPH
 from qia3.config import read_build
 from qia3.errors import BaseModelError
 from qia3.graph.export import export_decoder
@@ -32,7 +33,6 @@ from qia3.graph.forced import OrtDecoder, torch_logits
 from qia3.grids.int4 import dequantise
 from qia3.ia3.mix import named
 from qia3.ia3.vectors import detach, fold, set_vectors
-from qia3.layout import DATA, GRAPH
 from qia3.train.task import train_task
 
 SOURCES = {

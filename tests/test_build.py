@@ -24,12 +24,12 @@ from transformers import MambaConfig, MambaForCausalLM
 from qia3 import cli
 from qia3.base.load import load_base
 from qia3.base.weights import GridWeight
+from qia3.bundle.opened import Bundle
 from qia3.graph.forced import torch_logits
 from qia3.ia3.roles import find_roles
 from qia3.ia3.vectors import attach, set_vectors
 from qia3.runtime.adapters import AdapterBank
 from qia3.runtime.answer import answer_of, prompt_of
-from qia3.runtime.bundle import Bundle
 from qia3.runtime.engine import Engine
 from qia3.runtime.score import rank
 from qia3.train.evaluate import rank_trees

@@ -20,11 +20,11 @@ from tiny_build import write_build
 from qia3 import cli
 from qia3.base.load import load_base
 from qia3.base.weights import GridWeight
+from qia3.bundle.layout import GRAPH
+from qia3.bundle.opened import Bundle
 from qia3.graph.forced import OrtDecoder, torch_logits
 from qia3.ia3.mix import named
-from qia3.layout import GRAPH
 from qia3.runtime.adapters import AdapterBank
-from qia3.runtime.bundle import Bundle
 from qia3.runtime.engine import Engine
 
 ROLES = ("head", "down")

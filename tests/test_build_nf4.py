@@ -16,11 +16,11 @@ from tiny_build import write_build
 from qia3 import cli
 from qia3.base.load import load_base
 from qia3.base.modules import GridLinear
+from qia3.bundle.opened import Bundle
 from qia3.graph.forced import torch_logits
 from qia3.ia3.roles import find_roles
 from qia3.ia3.vectors import attach, set_vectors
 from qia3.runtime.adapters import AdapterBank
-from qia3.runtime.bundle import Bundle
 from qia3.runtime.engine import Engine
 
 

@@ -13,9 +13,9 @@ from test_build import complaint, qia3, tree
 from tiny_build import SAID, write_base, write_lines
 
 from qia3 import cli
+from qia3.bundle.opened import Bundle
 from qia3.ia3.peft import open_peft
 from qia3.runtime.adapters import AdapterBank
-from qia3.runtime.bundle import Bundle
 
 FILE = """
 name = "recipe"

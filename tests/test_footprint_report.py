@@ -16,10 +16,10 @@ from test_footprint_account import du, write_bundle
 from qia3.errors import BundleError
 from qia3.footprint import measure as measuring
 from qia3.footprint import seal as sealing
+from qia3.footprint.documents import seal
 from qia3.footprint.measure import KEYS, measure
 from qia3.footprint.render import PARTS, markdown
 from qia3.footprint.report import build_report
-from qia3.footprint.seal import seal
 from qia3.footprint.table import table
 
 GOLDEN = Path(__file__).parent / "golden" / "report.md"

@@ -11,12 +11,12 @@ from tiny import ids, random_vectors, tiny
 
 from qia3.base.modules import GridLinear
 from qia3.base.quantise import quantise_model
+from qia3.bundle.layout import DATA
 from qia3.graph.export import export_decoder
 from qia3.graph.external import write_graph
 from qia3.grids import nf4
 from qia3.ia3.roles import find_roles
 from qia3.ia3.vectors import attach, get_vectors, set_vectors
-from qia3.layout import DATA
 from qia3.train.compute import set_compute
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]

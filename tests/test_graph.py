@@ -17,6 +17,7 @@ from tiny import DECODERS, GATED, ids, random_vectors, tiny
 
 from qia3.base.quantise import Grid, quantise_model
 from qia3.base.weights import GridWeight
+from qia3.bundle.layout import DATA, GRAPH
 from qia3.graph.export import export_decoder
 from qia3.graph.external import write_graph
 from qia3.graph.forced import OrtDecoder, torch_choices, torch_logits
@@ -24,7 +25,6 @@ from qia3.graph.passes import ConstantWeights
 from qia3.ia3.mix import named
 from qia3.ia3.roles import find_roles
 from qia3.ia3.vectors import attach, detach, fold, set_vectors
-from qia3.layout import DATA, GRAPH
 from qia3.train.compute import computing
 
 

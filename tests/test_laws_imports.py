@@ -22,7 +22,7 @@ LIGHT_MODULES = [
         "qia3.console",
         "qia3.errors",
         "qia3.examples",
-        "qia3.layout",
+        "qia3.bundle.layout",
         "qia3.names",
         "qia3.parse",
         "qia3.profiles",

@@ -20,11 +20,11 @@ from tiny import DECODERS, tiny
 from tiny_build import built
 
 from qia3.base.quantise import quantise_model
+from qia3.bundle.layout import DATA, GRAPH
 from qia3.graph.export import export_decoder
 from qia3.graph.external import write_graph
 from qia3.ia3.roles import find_roles
 from qia3.ia3.vectors import attach
-from qia3.layout import DATA, GRAPH
 from qia3.targets import all_targets
 
 FILE = tomllib.loads(Path(__file__).with_name("layout_rules.toml").read_text(encoding="utf-8"))

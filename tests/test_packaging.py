@@ -23,7 +23,7 @@ ASK = """
 import sys
 from qia3.runtime.adapters import AdapterBank
 from qia3.runtime.answer import answer
-from qia3.runtime.bundle import Bundle
+from qia3.bundle.opened import Bundle
 from qia3.runtime.engine import Engine
 print(answer(Engine(Bundle.open(sys.argv[1])), "lamps", "the hall").label)
 """

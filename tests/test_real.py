@@ -20,15 +20,15 @@ from test_runtime_answer import without_torch
 from qia3 import cli
 from qia3.base.load import load_base
 from qia3.base.weights import GridWeight
+from qia3.bundle.layout import GRAPH
+from qia3.bundle.opened import Bundle
 from qia3.graph.export import export_decoder
 from qia3.graph.external import write_graph
 from qia3.graph.forced import OrtDecoder
 from qia3.grids.int4 import bits_per_weight
 from qia3.ia3.roles import find_roles
 from qia3.ia3.vectors import attach, detach, fold, set_vectors
-from qia3.layout import GRAPH
 from qia3.runtime.adapters import AdapterBank
-from qia3.runtime.bundle import Bundle
 
 pytestmark = pytest.mark.real
 EXAMPLE = Path(__file__).parents[1] / "examples" / "home-intents"

@@ -7,9 +7,9 @@ import pytest
 import tiny_bundle as tiny
 
 from qia3.bundle.adapter import Adapter
+from qia3.bundle.opened import Bundle
 from qia3.errors import AdapterError
 from qia3.runtime.adapters import AdapterBank
-from qia3.runtime.bundle import Bundle
 
 
 @pytest.fixture(scope="module")

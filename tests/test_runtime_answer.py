@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import tiny_bundle as tiny
 
+from qia3.bundle.opened import Bundle
 from qia3.errors import AdapterError, ConfigError, DataError
 from qia3.footprint.measure import KEYS
 from qia3.runtime import bench as measuring
 from qia3.runtime.adapters import AdapterBank
 from qia3.runtime.answer import Answer, answer, classify, classify_batch, prepare, reply, task_of
-from qia3.runtime.bundle import Bundle
 from qia3.runtime.engine import Engine
 from qia3.runtime.evaluate import corpus_chrf, evaluate, token_f1
 from qia3.runtime.score import rank
@@ -329,7 +329,7 @@ ASK = """
 from pathlib import Path
 from qia3.runtime.adapters import AdapterBank
 from qia3.runtime.answer import answer
-from qia3.runtime.bundle import Bundle
+from qia3.bundle.opened import Bundle
 from qia3.runtime.engine import Engine
 from qia3.runtime.evaluate import evaluate
 engine = Engine(Bundle.open(sys.argv[1]), threads=1)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import tiny_bundle as tiny
 
+from qia3.bundle.opened import Bundle
 from qia3.errors import AdapterError, BundleError, QIA3Error
 from qia3.runtime.adapters import AdapterBank
-from qia3.runtime.bundle import Bundle
 from qia3.runtime.cache import Buffers, Cache
 from qia3.runtime.engine import Engine, physical_cores, select_rows
 

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from qia3.bundle.opened import Bundle
 from qia3.runtime.adapters import AdapterBank
-from qia3.runtime.bundle import Bundle
 from qia3.runtime.engine import Engine
 from qia3.runtime.generate import generate, stream_text
 

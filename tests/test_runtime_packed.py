@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import tiny_bundle as tiny
 
+from qia3.bundle.opened import Bundle
 from qia3.errors import BundleError, StorageError
 from qia3.runtime import packed
 from qia3.runtime.adapters import AdapterBank
-from qia3.runtime.bundle import Bundle
 from qia3.runtime.engine import Engine
 
 ROWS = [[5, 9, 250, 17], [8, 44]]

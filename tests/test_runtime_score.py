@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import tiny_bundle as tiny
 
+from qia3.bundle.opened import Bundle
 from qia3.errors import QIA3Error
 from qia3.runtime import score
 from qia3.runtime.adapters import AdapterBank
-from qia3.runtime.bundle import Bundle
 from qia3.runtime.engine import Engine
 from qia3.runtime.score import log_sum_exp, rank, rank_batch
 

@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 from tiny_build import built
 
+from qia3.bundle.opened import Bundle
 from qia3.runtime.adapters import AdapterBank
-from qia3.runtime.bundle import Bundle
 from qia3.runtime.engine import Engine
 from qia3.runtime.generate import generate
 

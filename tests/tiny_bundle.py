@@ -18,8 +18,8 @@ import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from qia3.bundle.layout import DATA, GRAPH
 from qia3.grids.int4 import Int4, dequantise, quantise
-from qia3.layout import DATA, GRAPH
 
 LAYERS, HEADS, KV_HEADS, SIZE, HIDDEN, FEED, CONTEXT = 2, 6, 2, 16, 96, 160, 48
 FINGERPRINT = hashlib.sha256(b"tiny").hexdigest()

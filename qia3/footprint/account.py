@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qia3.bundle.layout import MANIFEST, WRITTEN_ANEW, graph_files
+from qia3.bundle.seal import files_on_disk
 from qia3.errors import BundleError
 from qia3.footprint.bits import bits_each, grid_bytes, stored_shapes, weight_count
-from qia3.layout import graph_files
 
-MANIFEST = "manifest.json"
-SEALED = ("report.md", "report.json", MANIFEST)
 QUANTISED = ("codes", "scales", "zero_points", "embedding_codes", "embedding_scales", "embedding_zero_points")
 TENSORS = (*QUANTISED, "embedding_weights", "norms_and_biases", "rotary", "other", "padding")
 WEIGHTS = (*TENSORS, "graph")
@@ -79,14 +78,9 @@ def account(folder: Path, manifest: Mapping[str, Any], sealed: Mapping[str, int]
     )
 
 
-def files_on_disk(folder: Path) -> dict[str, int]:
-    """Bytes of each file, by its path within the folder."""
-    return {f.relative_to(folder).as_posix(): f.stat().st_size for f in sorted(folder.rglob("*")) if f.is_file()}
-
-
 def part_of(name: str) -> str:
     """The part that a file other than the graph and its weights belongs to."""
-    if name in SEALED:
+    if name in WRITTEN_ANEW:
         return "reports_and_manifest"
     if name.startswith("adapters/"):
         return "vectors" if name.endswith(".onnx_adapter") else "peft_checkpoints"

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from qia3.bundle.layout import DATA, GRAPH
 from qia3.graph.packing import PACKED
-from qia3.layout import DATA, GRAPH
 
 ALIGNMENT = 64
 SMALLEST = 128  # bytes; smaller tensors that are no weights stay inside the .onnx

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from qia3.bundle.layout import GRAPH, transformers_js_config
 from qia3.errors import StorageError
-from qia3.layout import GRAPH, transformers_js_config
 from qia3.storage import writing
 
 

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from qia3.bundle.adapter import load_adapter
+from qia3.bundle.opened import ADAPTERS, Bundle
 from qia3.bundle.sites import Vectors
 from qia3.errors import AdapterError
 from qia3.names import ADAPTER, NONE
-from qia3.runtime.bundle import ADAPTERS, Bundle
 
 
 class AdapterBank:

@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 
+from qia3.bundle.opened import Bundle
 from qia3.errors import ConfigError, QIA3Error
 from qia3.runtime.adapters import AdapterBank
-from qia3.runtime.bundle import Bundle
 from qia3.runtime.cache import Cache, Floats
 from qia3.runtime.engine import Engine
 

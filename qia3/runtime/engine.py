@@ -27,8 +27,8 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from qia3.bundle.opened import Bundle
 from qia3.errors import AdapterError, BundleError, QIA3Error
-from qia3.runtime.bundle import Bundle
 from qia3.runtime.cache import PAST, Buffers, Cache, Floats, Lengths, ort_value, same_arrays
 from qia3.runtime.packed import packed_graph
 from qia3.tokens import Tokens

@@ -20,9 +20,9 @@ from pathlib import Path
 
 import onnxruntime as ort
 
+from qia3.bundle.layout import graph_files
+from qia3.bundle.opened import Bundle, read_manifest
 from qia3.errors import BundleError, QIA3Error
-from qia3.layout import graph_files
-from qia3.runtime.bundle import Bundle, read_manifest
 from qia3.storage import made_once
 
 PACKED = "model.onnx"

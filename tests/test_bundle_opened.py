@@ -10,9 +10,9 @@ import onnx
 import pytest
 import tiny_bundle as tiny
 
+from qia3.bundle.layout import DATA, GRAPH
+from qia3.bundle.opened import Bundle, read_manifest
 from qia3.errors import BundleError
-from qia3.layout import DATA, GRAPH
-from qia3.runtime.bundle import Bundle, read_manifest
 from qia3.runtime.engine import Engine
 
 

@@ -17,6 +17,8 @@ DTYPE = "q4"  # transformers.js's word for 4-bit weights and float32 activations
 GRAPH = f"onnx/model_{DTYPE}.onnx"
 DATA = f"{GRAPH}_data"
 FORMAT_1 = ("model.onnx", "model.onnx.data")
+MANIFEST = "manifest.json"
+WRITTEN_ANEW = ("report.md", "report.json", MANIFEST)  # by whoever changes a bundle: they speak of all other files
 
 
 def graph_files(manifest: Mapping[str, Any]) -> tuple[str, str]:

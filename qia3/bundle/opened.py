@@ -13,15 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from qia3.bundle.layout import MANIFEST, graph_files
 from qia3.bundle.sites import base_version
 from qia3.bundle.task import Task
 from qia3.errors import BundleError
-from qia3.layout import graph_files
 from qia3.names import ADAPTER
 
 FORMAT = 2
 READABLE = (1, FORMAT)  # format 1 had its graph beside the manifest
-MANIFEST = "manifest.json"
 ADAPTERS = "adapters/"
 
 

@@ -18,14 +18,14 @@ from qia3 import __version__
 from qia3.base.frozen import BaseModel
 from qia3.base.modules import GridEmbedding, GridLinear
 from qia3.base.weights import GridWeight
+from qia3.bundle.layout import DATA, GRAPH
+from qia3.bundle.opened import FORMAT
 from qia3.config import Build, Task
 from qia3.graph.external import Region
 from qia3.graph.folder import head_size
 from qia3.ia3.roles import Roles
 from qia3.ia3.vectors import Scaled
-from qia3.layout import DATA, GRAPH
 from qia3.recipe import Train
-from qia3.runtime.bundle import FORMAT
 from qia3.train.prompts import wrapping
 from qia3.train.task import Trained
 

@@ -1,0 +1,61 @@
+"""Writes a bundle's documents and manifest.json, where a document may state how many bytes the whole bundle takes.
+
+A document's length depends on how many digits that number has: it is written again until the length that it states is
+the length that it has, which takes two or three rounds. The JSON is deterministic: keys in the order they were given,
+one space of indent, a newline at the end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from qia3.bundle.layout import MANIFEST, WRITTEN_ANEW
+from qia3.errors import BundleError
+
+ROUNDS = 20
+# what the documents hold, by name, given the manifest without `files` and the sizes that the sealed files are to have
+Documents = Callable[[Mapping[str, Any], Mapping[str, int]], Mapping[str, bytes]]
+
+
+def seal_files(folder: Path, manifest: dict[str, Any], documents: Documents) -> None:
+    """Adds `files` (SHA-256 and bytes of every file but the manifest) to `manifest` and writes it and the documents.
+
+    Raises BundleError where a document does not settle on its own length, and as `documents` does.
+    """
+    others = {name: _entry_of(folder / name) for name in files_on_disk(folder) if name not in WRITTEN_ANEW}
+    bare = {key: value for key, value in manifest.items() if key != "files"}  # an earlier seal's list is not today's
+    sizes = dict.fromkeys(WRITTEN_ANEW, 0)
+    for _ in range(ROUNDS):
+        written = dict(documents(bare, sizes))
+        manifest["files"] = dict(sorted((others | {name: _entry(data) for name, data in written.items()}).items()))
+        written[MANIFEST] = to_json(manifest)
+        stated, sizes = sizes, {name: len(data) for name, data in written.items()}
+        if stated == sizes:
+            for name, data in written.items():
+                (folder / name).write_bytes(data)
+            return
+    raise BundleError(f"the report of {folder} does not settle on its own length; this is a defect, please report it")
+
+
+def files_on_disk(folder: Path) -> dict[str, int]:
+    """Bytes of each file, by its path within the folder."""
+    return {f.relative_to(folder).as_posix(): f.stat().st_size for f in sorted(folder.rglob("*")) if f.is_file()}
+
+
+def to_json(content: Any) -> bytes:
+    """UTF-8, keys in their order, one space of indent, a newline at the end."""
+    return (json.dumps(content, indent=1, sort_keys=False, ensure_ascii=False) + "\n").encode()
+
+
+def _entry(data: bytes) -> dict[str, Any]:
+    return {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+
+
+def _entry_of(path: Path) -> dict[str, Any]:
+    """Read in pieces: a weight file may be larger than memory."""
+    with path.open("rb") as file:
+        return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "bytes": path.stat().st_size}
