@@ -226,7 +226,7 @@ def folder(tmp_path_factory):
         (lambda f: edit(f, transformers_weights="adapter_model.bin"), "weights of its own"),
         (lambda f: edit(f, num_hidden_layers=10**9), "asks for 1000000000 layers, and the files hold"),
         (lambda f: (f / "config.json").write_text("[" * 100_000), r"config\.json"),
-        (lambda f: (f / "config.json").write_text("[]"), "no table"),
+        (lambda f: (f / "config.json").write_text("[]"), "a JSON object is expected"),
         (
             lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-5]),
             "whole safetensors",

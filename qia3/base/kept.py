@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from qia3.base.modules import GridEmbedding, GridLinear
 from qia3.base.shards import file_entries
 from qia3.base.weights import GridWeight
 from qia3.errors import BaseModelError
+from qia3.parse import read_json_table
 from qia3.storage import made_once
 
 WEIGHTS, FACTS, SEAL = "model.safetensors", "base.json", "base.sha256"
@@ -46,8 +48,11 @@ TAKEN = (
 )
 
 
-def keep(base: BaseModel, folder: Path) -> None:
-    """Writes the base to `folder`, unless another process did so first. Raises StorageError."""
+def keep(base: BaseModel, folder: Path, asked: Mapping[str, Any] | None = None) -> None:
+    """Writes the base to `folder`, unless another process did so first; `asked` are the settings that it was made for.
+
+    Raises StorageError.
+    """
     if not (folder / FACTS).exists():
         shutil.rmtree(folder, ignore_errors=True)
     with made_once(folder) as scratch:
@@ -55,8 +60,35 @@ def keep(base: BaseModel, folder: Path) -> None:
         base.model.config.save_pretrained(scratch)
         base.model.generation_config.save_pretrained(scratch)
         base.tokenizer.save_pretrained(scratch)
-        (scratch / FACTS).write_text(json.dumps(_facts(base), indent=1) + "\n", encoding="utf-8")
+        (scratch / FACTS).write_text(json.dumps(_facts(base) | {"asked": asked}, indent=1) + "\n", encoding="utf-8")
         (scratch / SEAL).write_bytes(_seal(scratch).encode())
+
+
+def is_kept(folder: Path) -> bool:
+    """Whether a folder is a kept base."""
+    return (folder / FACTS).is_file()
+
+
+def open_named(folder: Path, asked: Mapping[str, Any]) -> BaseModel:
+    """A kept base that a build file names by its folder. Raises BaseModelError where it was made for other settings."""
+    facts = read_json_table(folder / FACTS, BaseModelError, "copy the kept base again")
+    made_for = facts.get("asked")
+    if not isinstance(made_for, dict):
+        raise BaseModelError(
+            f"the kept base {folder} does not say what it was made for; name the model it was made from"
+        )
+    wanted = json.loads(json.dumps(asked))
+    if other := [name for name in wanted if made_for.get(name) != wanted[name]]:
+        differs = "; ".join(f"{n} {_told(made_for.get(n))}, and this build asks for {_told(wanted[n])}" for n in other)
+        raise BaseModelError(
+            f"the kept base {folder} was made with {differs}: set under [base] what it was made with, or name the model "
+            "it was made from"
+        )
+    return open_kept(folder, str(facts.get("reference")))
+
+
+def _told(value: Any) -> str:
+    return json.dumps(value)
 
 
 def open_kept(folder: Path, reference: str) -> BaseModel:
@@ -76,6 +108,8 @@ def open_kept(folder: Path, reference: str) -> BaseModel:
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         _put_modules(model, facts["modules"], tensors)
         _put_tensors(model, tensors)
+        if stray := sorted(tensors.keys() ^ _tensors(model).keys()):
+            raise ValueError(f"{WEIGHTS} and the model do not hold the same tensors: {', '.join(stray[:3])}")
         model.generation_config = GenerationConfig.from_pretrained(folder)
         taken: dict[str, Any] = {name: tuple(v) if isinstance(v := facts[name], list) else v for name in TAKEN}
         base = BaseModel(reference, model, tokenizer, **taken)

@@ -23,7 +23,7 @@ from qia3.base.complete import check_places, check_report, empty_model, note_unt
 from qia3.base.frozen import BaseModel, fingerprint
 from qia3.base.gguf_codes import keep_q4_0
 from qia3.base.given import Given, parameters
-from qia3.base.kept import FACTS, keep, open_kept
+from qia3.base.kept import is_kept, keep, open_kept, open_named
 from qia3.base.kind import check_decoder
 from qia3.base.memory import available_bytes, give_back
 from qia3.base.modules import GridLinear
@@ -60,6 +60,17 @@ class Asked:
     mix: Mix
     format: Format
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that codes depend on besides the weights, as a kept base records it."""
+        return {
+            "grid": self.format,
+            "block_size": self.block_size,
+            "symmetric": self.symmetric,
+            "calibration": self.text,
+            "layers": list(self.mix.asked),
+        }
+
 
 def load_base(
     reference: str,
@@ -78,17 +89,20 @@ def load_base(
     """
     source = resolve(reference)
     asked = Asked(block_size, symmetric, calibration, _named(calibration), mix, format)
+    if source.gguf_file is None and is_kept(Path(source.name)):
+        with quiet():
+            return open_named(Path(source.name), asked.settings)
     folder = _kept_folder(source, asked)
-    if folder is not None and (folder / FACTS).is_file():
+    if is_kept(folder):
         say(f"the base was quantised before: {folder}")
         with quiet():
             return open_kept(folder, reference)
     with quiet():
         base = _make(source, asked, track)
-        if folder is None or base.parameters < LEAST_KEPT:
+        if base.parameters < LEAST_KEPT:
             return base
         try:
-            keep(base, folder)
+            keep(base, folder, asked.settings)
         except StorageError as error:  # minutes of work are not thrown away for it
             say(f"this base is not kept, and the next build makes it again: {error}")
             return base
@@ -217,16 +231,9 @@ def _named(calibration: str) -> str:
     )
 
 
-def _kept_folder(source: Source, asked: Asked) -> Path | None:
-    """Where this very base is kept: by what it is made from and how.
-
-    None for a hub's models, whose files are not known before they load.
-    """
-    identity = source.identity()
-    if identity is None:
-        return None
-    rare = [*([asked.mix.asked] if asked.mix.asked else []), *([asked.format] if asked.format != "int4" else [])]
-    key = json.dumps([identity, asked.block_size, asked.symmetric, asked.text, RECIPE, *rare])
+def _kept_folder(source: Source, asked: Asked) -> Path:
+    """Where this very base is kept: by the content of what it is made from, and how."""
+    key = json.dumps([source.identity(), asked.settings, RECIPE], sort_keys=True)
     return cache_folder() / "bases" / hashlib.sha256(key.encode()).hexdigest()[:16]
 
 

