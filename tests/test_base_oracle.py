@@ -124,7 +124,9 @@ def take_ours(base, oracle: nn.Module) -> None:
             module.weight.copy_(torch.from_numpy(worth.T if isinstance(module, Conv1D) else worth))
 
 
-def random_codes(rng: np.random.Generator, outputs: int, inputs: int, group: int, symmetric: bool) -> tuple[np.ndarray, ...]:
+def random_codes(
+    rng: np.random.Generator, outputs: int, inputs: int, group: int, symmetric: bool
+) -> tuple[np.ndarray, ...]:
     """Codes [N, K], zero points and float16 scales [N, groups], and what they are worth."""
     q = rng.integers(0, 16, (outputs, inputs))
     shape = (outputs, inputs // group)
@@ -172,7 +174,9 @@ def test_a_checkpoint_of_packed_words(codes, symmetric, family, tmp_path):
     for name, parameter in oracle.named_parameters():
         if name in state:
             parameter.data = state[name].float()
-    save_file({n: t.contiguous().clone() for n, t in state.items()}, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        {n: t.contiguous().clone() for n, t in state.items()}, folder / "model.safetensors", metadata={"format": "pt"}
+    )
     told = {"quant_method": "awq", "bits": 4, "group_size": group, "zero_point": not symmetric, "version": "gemm"}
     if codes != "awq":
         told = {"quant_method": "gptq", "bits": 4, "group_size": group, "sym": symmetric, "desc_act": False}
