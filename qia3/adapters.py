@@ -7,26 +7,35 @@ weights.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from qia3.bundle.adapter import read_adapter, write_adapter
+from qia3.bundle.adapter import Adapter, read_adapter, write_adapter
 from qia3.bundle.layout import WRITTEN_ANEW
-from qia3.bundle.opened import Bundle, read_manifest
+from qia3.bundle.opened import ADAPTERS, Bundle, read_manifest
+from qia3.bundle.peft import open_peft, read_peft, write_peft
 from qia3.bundle.sites import Vectors, bundle_sites
-from qia3.errors import AdapterError, BundleError, ConfigError
+from qia3.bundle.task import Task, plain_task, write_task
+from qia3.errors import AdapterError, ConfigError
 from qia3.footprint.documents import seal
 from qia3.graph.folder import whole_or_absent
-from qia3.ia3.peft import open_peft, read_peft, write_peft
-from qia3.names import check_name
+from qia3.names import ADAPTER, check_name
+from qia3.runtime.adapters import AdapterBank
 
-TASK = "task.json"
+
+@dataclass(frozen=True)
+class Imported:
+    """Where an adapter went, and the task that it has there: its own, or the base's plain prompt."""
+
+    bundle: Path
+    task: Task
+    has_own_task: bool
 
 
 def adapter_info(path: Path | str) -> dict[str, Any]:
@@ -36,20 +45,14 @@ def adapter_info(path: Path | str) -> dict[str, Any]:
     """
     text = str(path)
     bundle, _, name = text.rpartition(":")
-    place = Path(bundle) / "adapters" / f"{name}.onnx_adapter" if bundle and not Path(text).exists() else Path(text)
+    place = Path(bundle) / ADAPTERS / f"{name}{ADAPTER}" if bundle and not Path(text).exists() else Path(text)
     if not place.exists():
         raise AdapterError(f"there is no adapter {text}")
-    if place.is_dir():
-        vectors, base = _peft_tensors(place)
-    else:
-        adapter = read_adapter(place)
-        vectors, base = adapter.vectors, adapter.base
+    vectors, base = _peft_tensors(place) if place.is_dir() else _onnx_tensors(place)
     return {
         "path": text,
         "base": base,
-        "bytes": sum(f.stat().st_size for f in place.rglob("*") if f.is_file())
-        if place.is_dir()
-        else place.stat().st_size,
+        "bytes": sum(f.stat().st_size for f in (place.iterdir() if place.is_dir() else [place]) if f.is_file()),
         "parameters": sum(int(v.size) for v in vectors.values()),
         "tensors": {
             n: {"size": int(v.size), "min": float(v.min()), "max": float(v.max()), "mean": float(v.mean())}
@@ -58,68 +61,61 @@ def adapter_info(path: Path | str) -> dict[str, Any]:
     }
 
 
-def import_adapter(bundle: Path, folder: Path, name: str) -> Path:
+def import_adapter(bundle: Path, folder: Path, name: str) -> Imported:
     """Puts a PEFT IA³ checkpoint into a side-mode bundle.
 
-    Raises AdapterError; an adapter of that name is never overwritten.
+    Raises AdapterError or ConfigError, and then the bundle is as it was; an adapter of that name is never overwritten.
     """
     opened, manifest = Bundle.open(bundle), read_manifest(bundle)
-    if manifest["mode"] != "side":
+    if opened.mode != "side":
         raise AdapterError(f"{bundle} is merged: its graph has no places for vectors; build it with mode 'side'")
-    try:
-        check_name(name, manifest["tasks"])
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    if name in manifest["tasks"] or (bundle / "adapters" / f"{name}.onnx_adapter").exists():
-        raise AdapterError(f"{bundle} has an adapter called {name!r} already; choose another name")
+    _check_free(bundle, name, {*opened.tasks, *opened.adapters})
     sites = bundle_sites(manifest)
-    vectors = read_peft(folder, sites, opened.fingerprint)
-    whole: Vectors = {s.name: vectors.get(s.name, np.ones(s.size, np.float32)) for s in sites}
-    manifest["tasks"][name] = _task_of(folder, manifest)
+    layers = {layer["name"]: layer["role"] for layer in manifest.get("linears", [])}
+    found = read_peft(folder, sites, opened.fingerprint, layers)
+    whole = {s.name: found.vectors.get(s.name, np.ones(s.size, np.float32)) for s in sites}
+    task = _plain(opened, name) if found.task is None else replace(found.task, name=name)
+    manifest["tasks"][name] = task.to_json()
     with whole_or_absent(bundle) as scratch:
         _copy(bundle, scratch)
-        write_adapter(scratch / "adapters" / f"{name}.onnx_adapter", whole, opened.fingerprint)
-        write_peft(scratch / "adapters" / name, whole, sites, manifest["base"]["reference"], opened.fingerprint)
+        write_adapter(scratch / ADAPTERS / f"{name}{ADAPTER}", whole, opened.fingerprint)
+        adapter = Adapter(whole, opened.fingerprint)
+        write_peft(scratch / ADAPTERS / name, adapter, sites, manifest["base"]["reference"])
         seal(scratch, manifest)
-    return bundle
+        AdapterBank(Bundle.open(scratch)).vectors(name)
+    return Imported(bundle, task, found.task is not None)
 
 
 def export_adapter(bundle: Path, name: str, folder: Path) -> Path:
     """Takes an adapter out as a PEFT checkpoint, with its task beside it.
 
-    Raises ConfigError if `folder` holds something.
+    Raises AdapterError, and ConfigError if `folder` holds something.
     """
-    Bundle.open(bundle)
-    manifest, place = read_manifest(bundle), bundle / "adapters" / name
-    if not place.is_dir():
-        known = sorted(p.name for p in (bundle / "adapters").glob("*") if p.is_dir())
-        raise AdapterError(f"{bundle} has no adapter {name!r}; it has: {', '.join(known) or 'none'}")
-    if folder.exists() and any(folder.iterdir()):
-        raise ConfigError(f"{folder} is not empty; choose another folder")
+    opened, place = Bundle.open(bundle), bundle / ADAPTERS / name
+    exportable = [n for n in opened.adapters if n in opened.tasks and (bundle / ADAPTERS / n).is_dir()]
+    if name not in exportable:
+        raise AdapterError(f"{bundle} has no adapter {name!r}; it has: {', '.join(exportable) or 'none'}")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder} is {'not empty' if folder.is_dir() else 'a file'}; choose another folder")
     shutil.copytree(place, folder, dirs_exist_ok=True)
-    (folder / TASK).write_text(
-        json.dumps(manifest["tasks"][name], indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
+    write_task(folder, opened.tasks[name])
     return folder
 
 
-def _task_of(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """The task that came with a checkpoint, or the base's own prompt for generation."""
+def _check_free(bundle: Path, name: str, taken: set[str]) -> None:
+    """Raises ConfigError if `name` is no name, AdapterError if there is one of that name."""
     try:
-        task: dict[str, Any] = json.loads((folder / TASK).read_text(encoding="utf-8"))
-        return task
-    except FileNotFoundError:
-        prompt = manifest["prompt"]
-        end = next((t["end"] for t in manifest["tasks"].values()), "")
-        return {
-            "kind": "generate",
-            "prompt": f"{prompt['prefix']}{{text}}{prompt['suffix']}",
-            "choices": None,
-            "max_new_tokens": 32,
-            "end": end,
-        }
-    except json.JSONDecodeError as error:
-        raise AdapterError(f"{folder / TASK} is not JSON: {error}") from error
+        check_name(name, taken)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if name in taken or (bundle / ADAPTERS / f"{name}{ADAPTER}").exists():
+        raise AdapterError(f"{bundle} has an adapter called {name!r} already; choose another name")
+
+
+def _plain(opened: Bundle, name: str) -> Task:
+    """Generation with the base's own prompt, which ends as the bundle's other tasks do."""
+    end = next((task.end for task in opened.tasks.values()), "")
+    return plain_task(name, opened.prefix, opened.suffix, end)
 
 
 def _copy(bundle: Path, scratch: Path) -> None:
@@ -135,8 +131,13 @@ def _copy(bundle: Path, scratch: Path) -> None:
             shutil.copy2(file, place)
 
 
+def _onnx_tensors(path: Path) -> tuple[Mapping[str, Any], str | None]:
+    adapter = read_adapter(path)
+    return adapter.vectors, adapter.base
+
+
 def _peft_tensors(folder: Path) -> tuple[Vectors, str | None]:
-    _, tensors, base = open_peft(folder)
-    if not tensors:
-        raise BundleError(f"{folder} holds no tensors")
-    return {name: value.reshape(-1) for name, value in tensors.items()}, base
+    found = open_peft(folder)
+    if not found.tensors:
+        raise AdapterError(f"{folder} holds no tensors")
+    return found.tensors, found.base

@@ -323,6 +323,12 @@ def adapter_info(path: str, as_json: bool) -> None:
     print_result(facts, fact_lines(facts), as_json)
 
 
+PLAIN_TASK = (
+    "; it came without a task.json, so its task here is to generate, with the base's plain prompt "
+    "(`qia3 adapter export` shows what a task.json looks like)"
+)
+
+
 @adapter.command(name="import", epilog=_example("qia3 adapter import dist/home-intents my-peft-ia3 --name garden"))
 @click.argument("bundle", type=FILE)
 @click.argument("peft_folder", type=FILE)
@@ -332,8 +338,9 @@ def adapter_import(bundle: Path, peft_folder: Path, name: str, as_json: bool) ->
     """Add a PEFT IA³ adapter to a bundle."""
     from qia3.adapters import import_adapter as work
 
-    path = work(bundle, peft_folder, name)
-    print_result({"adapter": name, "path": str(path)}, f"{name} is in {path}", as_json)
+    done = work(bundle, peft_folder, name)
+    facts = {"adapter": name, "path": str(done.bundle), "task": done.task.to_json(), "own_task": done.has_own_task}
+    print_result(facts, f"{name} is in {done.bundle}{'' if done.has_own_task else PLAIN_TASK}", as_json)
 
 
 @adapter.command(name="export", epilog=_example("qia3 adapter export dist/home-intents home-intents my-peft-ia3"))

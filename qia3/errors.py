@@ -57,3 +57,9 @@ class Interrupted(QIA3Error):
 def first_line(error: BaseException) -> str:
     """What an exception of any library says, on one line; its type where it says nothing."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def shown(name: object) -> str:
+    """A name out of a file, fit for one line: as it is where it can be printed, else with its escapes."""
+    text = str(name)
+    return text if text.isprintable() else repr(text)

@@ -16,9 +16,10 @@ import onnx_ir as ir
 import torch
 
 from qia3.base.frozen import BaseModel
-from qia3.bundle.adapter import as_inputs, write_adapter
+from qia3.bundle.adapter import Adapter, as_inputs, write_adapter
 from qia3.bundle.layout import GRAPH
 from qia3.bundle.opened import Bundle
+from qia3.bundle.peft import write_peft
 from qia3.config import Build
 from qia3.describe import describe, linear_layers, positions
 from qia3.examples import Example
@@ -31,7 +32,6 @@ from qia3.graph.forced import OrtDecoder, torch_choices, torch_logits
 from qia3.graph.parity import Agreement, check, compare
 from qia3.graph.passes import AccuracyLevel
 from qia3.graph.preflight import preflight
-from qia3.ia3.peft import write_peft
 from qia3.ia3.roles import Roles
 from qia3.ia3.vectors import Scaled, detach, fold, set_vectors
 from qia3.progress import bar, say
@@ -205,9 +205,8 @@ def _write_files(
         sites = [s.site for s in scaled.values()]
         for t in trained:
             write_adapter(folder / "adapters" / f"{t.task.name}.onnx_adapter", t.vectors, base.fingerprint)
-            write_peft(
-                folder / "adapters" / t.task.name, t.vectors, sites, manifest["base"]["reference"], base.fingerprint
-            )
+            adapter = Adapter(t.vectors, base.fingerprint)
+            write_peft(folder / "adapters" / t.task.name, adapter, sites, manifest["base"]["reference"])
     write_tokenizer(base.tokenizer, folder)
     write_configs(base.model, folder, manifest["architecture"]["context_length"], tuple(manifest["stop_tokens"]))
 

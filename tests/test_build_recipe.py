@@ -14,7 +14,7 @@ from tiny_build import SAID, write_base, write_lines
 
 from qia3 import cli
 from qia3.bundle.opened import Bundle
-from qia3.ia3.peft import open_peft
+from qia3.bundle.peft import open_peft
 from qia3.runtime.adapters import AdapterBank
 
 FILE = """
@@ -125,7 +125,7 @@ def test_training_starts_from_an_adapter_in_either_form(place, tmp_path, capsys,
     (place / "slow.toml").write_text(slow)
     assert qia3(capsys, "train", place / "slow.toml", "--output", tmp_path / "o", "--init-adapter", start)[0] == 0
     expected = AdapterBank(Bundle.open(place / "out")).vectors("topics")
-    _, tensors, _ = open_peft(tmp_path / "o.work" / "general" / "adapter")
+    tensors = open_peft(tmp_path / "o.work" / "general" / "adapter").tensors
     for name, vector in expected.items():
         np.testing.assert_array_equal(tensors[f"base_model.model.{name}"].reshape(-1), vector.reshape(-1))
     before = tree(tmp_path)

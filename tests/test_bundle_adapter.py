@@ -127,8 +127,9 @@ def test_only_float32_vectors_are_vectors(tmp_path, dtype):
 def test_vectors_of_another_shape_are_refused_where_no_graph_says_the_size(tmp_path):
     shapes = {"a": (5,), "b": (5, 1), "c": (2, 1, 5), "d": (1, 1, 5)}
     tiny.write_adapter(tmp_path / "a.onnx_adapter", {n: np.ones(shape, np.float32) for n, shape in shapes.items()})
-    with pytest.raises(AdapterError, match=r"3 bad tensors: a has shape \[5\] instead of \[1, 1, size\]"):
+    with pytest.raises(AdapterError, match="3 bad tensors") as refused:
         read_adapter(tmp_path / "a.onnx_adapter")
+    assert all(f"{n} has shape {list(shapes[n])} instead of [1, 1, size]" in str(refused.value) for n in "abc")
 
 
 def test_what_may_be_left_out_may_be_left_out(tmp_path):

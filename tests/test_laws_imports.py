@@ -16,6 +16,7 @@ ROOMS = [p for room in ("grids", "bundle", "footprint", "runtime") for p in (ROO
 LIGHT_MODULES = [
     *(
         "qia3",
+        "qia3.adapters",
         "qia3.cli",
         "qia3.complaints",
         "qia3.config",

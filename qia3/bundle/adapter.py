@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from qia3.bundle.sites import VERSION_DIGITS, Vectors, base_version
 from qia3.bundle.task import Task
-from qia3.errors import AdapterError, first_line
+from qia3.errors import AdapterError, first_line, shown
 
 Tensors = dict[str, NDArray[Any]]
 
@@ -84,7 +84,7 @@ def load_adapter(
     Adapter({}, base).check_base(fingerprint, path)
     bad = [f"{name} is missing" for name in sizes if name not in tensors and name not in optional]
     for name, tensor in tensors.items():
-        bad += _misfit(name, tensor, sizes[name]) if name in sizes else [f"{name} has no place here"]
+        bad += _misfit(name, tensor, sizes[name]) if name in sizes else [f"{shown(name)} has no place here"]
     _refuse(path, "does not fit this base", bad)
     return Adapter({name: tensor.flatten() for name, tensor in tensors.items()}, base)
 
@@ -112,11 +112,11 @@ def _misfit(name: str, tensor: NDArray[Any], size: int | None) -> Iterable[str]:
     """What keeps a tensor from being the vector of a graph's input of `size` (None: any)."""
     shape = (1, 1, (tensor.shape[-1] if tensor.ndim else 0) if size is None else size)
     if tensor.shape != shape:
-        yield f"{name} has shape {list(tensor.shape)} instead of {list(shape) if size else '[1, 1, size]'}"
+        yield f"{shown(name)} has shape {list(tensor.shape)} instead of {list(shape) if size else '[1, 1, size]'}"
     elif tensor.dtype != np.float32:
-        yield f"{name} is {tensor.dtype} instead of float32"
+        yield f"{shown(name)} is {tensor.dtype} instead of float32"
     elif not np.isfinite(tensor).all():
-        yield f"{name} holds NaN or infinity"
+        yield f"{shown(name)} holds NaN or infinity"
 
 
 def _refuse(path: Path, what: str, bad: list[str]) -> None:

@@ -94,7 +94,7 @@ def _misfit(name: str, vector: NDArray[Any], site: Site | None) -> list[str]:
     return []
 
 
-def refuse(bad: list[str], where: str) -> None:
+def refuse(bad: list[str], where: str, hint: str = "") -> None:
     """Raises AdapterError with all of `bad`, if there is any."""
     if bad:
-        raise AdapterError(f"{where} does not fit this base; {len(bad)} bad tensors: " + "; ".join(bad))
+        raise AdapterError(f"{where} does not fit this base; {len(bad)} bad tensors: {'; '.join(bad)}{hint}")

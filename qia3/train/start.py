@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from qia3.bundle.adapter import load_adapter
+from qia3.bundle.peft import read_peft
 from qia3.bundle.sites import Site, Vectors, check_vectors
-from qia3.ia3.peft import read_peft
 
 
 def read_start(path: Path, sites: Sequence[Site], fingerprint: str) -> Vectors:
@@ -19,7 +19,7 @@ def read_start(path: Path, sites: Sequence[Site], fingerprint: str) -> Vectors:
     Raises AdapterError: not there, of another base, or with every tensor that does not fit.
     """
     if path.is_dir():
-        return read_peft(path, sites, fingerprint)
+        return read_peft(path, sites, fingerprint).vectors
     queries = {s.name for s in sites if s.role == "query"}  # an adapter made without them has ones there
     vectors = load_adapter(path, {s.name: s.size for s in sites}, fingerprint, optional=queries).vectors
     check_vectors(sites, vectors)

@@ -4,7 +4,7 @@ the plan changed.
 WORK/TASK/key          what was asked for: base, data, prompts, settings and seed, as a SHA-256
 WORK/TASK/checkpoints  the Trainer's
 WORK/TASK/log.jsonl    a line a step
-WORK/TASK/adapter      the vectors, a PEFT checkpoint
+WORK/TASK/adapter      the vectors, a PEFT checkpoint with its task.json
 WORK/TASK/record.json  what the run cost; written last, so its presence means done
 """
 
@@ -20,11 +20,13 @@ from pathlib import Path
 from typing import Literal
 
 from qia3.base.frozen import BaseModel
+from qia3.bundle.adapter import Adapter
+from qia3.bundle.peft import read_peft, write_peft
 from qia3.bundle.sites import Vectors
+from qia3.bundle.task import Task as BundleTask
 from qia3.config import Task
 from qia3.errors import ConfigError
 from qia3.examples import Example
-from qia3.ia3.peft import read_peft, write_peft
 from qia3.ia3.vectors import Scaled, get_vectors
 from qia3.progress import is_main, say
 from qia3.recipe import Train
@@ -58,9 +60,18 @@ class Trained:
     prompt: str
     wrapping: Wrapping
     choices: tuple[str, ...] | None
-    ranking: str
+    ranking: Literal["sum", "mean"]
     vectors: Vectors
     record: Record
+
+    @property
+    def shipped(self) -> BundleTask:
+        """The task as a bundle has it."""
+        tokens, end = self.task.max_new_tokens, self.wrapping.end
+        return BundleTask(self.task.name, self.task.kind, self.prompt, self.choices, tokens, end, self.ranking)
+
+    def adapter(self, fingerprint: str) -> Adapter:
+        return Adapter(self.vectors, fingerprint, self.shipped)
 
 
 def train_task(base: BaseModel, scaled: Mapping[str, Scaled], job: Job, folder: Path) -> Trained:
@@ -96,13 +107,13 @@ def train_task(base: BaseModel, scaled: Mapping[str, Scaled], job: Job, folder: 
             validation if len(validation) else None,
             start,
         )
-        vectors = get_vectors(scaled)
+        trained = _trained(base, job, get_vectors(scaled), record)
         if is_main():
-            write_peft(folder / "adapter", vectors, sites, base.reference, base.fingerprint)
+            write_peft(folder / "adapter", trained.adapter(base.fingerprint), sites, base.reference)
             write_record(record, folder / "record.json")
             shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
         processes.wait()
-    return _trained(base, job, vectors, record)
+    return trained
 
 
 def load_task(base: BaseModel, scaled: Mapping[str, Scaled], job: Job, folder: Path) -> Trained:
@@ -112,8 +123,8 @@ def load_task(base: BaseModel, scaled: Mapping[str, Scaled], job: Job, folder: P
             f"task {job.task.name!r} is not trained yet: nothing in {folder}; "
             "run `qia3 train` first, or `qia3 build` for both, or name the folder where it was trained (--work)"
         )
-    vectors = read_peft(folder / "adapter", [s.site for s in scaled.values()], base.fingerprint)
-    return _trained(base, job, vectors, read_record(folder / "record.json"))
+    adapter = read_peft(folder / "adapter", [s.site for s in scaled.values()], base.fingerprint)
+    return _trained(base, job, adapter.vectors, read_record(folder / "record.json"))
 
 
 def _trained(base: BaseModel, job: Job, vectors: Vectors, record: Record) -> Trained:

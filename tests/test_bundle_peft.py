@@ -10,8 +10,9 @@ import torch
 from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from tiny import ids, random_vectors, tiny
 
+from qia3.bundle.adapter import Adapter
+from qia3.bundle.peft import read_peft, write_peft
 from qia3.errors import AdapterError
-from qia3.ia3.peft import read_peft, write_peft
 from qia3.ia3.roles import find_roles
 from qia3.ia3.vectors import attach, set_vectors
 
@@ -33,7 +34,7 @@ def test_our_adapter_loads_in_peft_with_the_same_logits(family, tmp_path):
     model, scaled, sites = ours(family)
     vectors = random_vectors(scaled)
     set_vectors(scaled, vectors)
-    write_peft(tmp_path, vectors, sites, "tiny", BASE)
+    write_peft(tmp_path, Adapter(vectors, BASE), sites, "tiny")
     theirs = PeftModel.from_pretrained(tiny(family), str(tmp_path)).eval()
     torch.testing.assert_close(theirs(input_ids=ids()).logits, model(input_ids=ids()).logits, rtol=1e-4, atol=1e-4)
 
@@ -55,28 +56,28 @@ def test_an_adapter_trained_by_peft_imports_with_the_same_logits(family, targets
     theirs = get_peft_model(tiny(family), config).eval()
     theirs.save_pretrained(str(tmp_path))
     _, _, sites = ours(family, queries=True)
-    model, _, _ = ours(family, read_peft(tmp_path, sites), queries=True)
+    model, _, _ = ours(family, read_peft(tmp_path, sites).vectors, queries=True)
     torch.testing.assert_close(model(input_ids=ids()).logits, theirs(input_ids=ids()).logits, rtol=1e-4, atol=1e-4)
 
 
 def test_the_way_out_and_back_changes_nothing(tmp_path):
     _, scaled, sites = ours("llama")
     vectors = random_vectors(scaled)
-    write_peft(tmp_path, vectors, sites, "tiny", BASE)
-    for name, vector in read_peft(tmp_path, sites, BASE).items():
+    write_peft(tmp_path, Adapter(vectors, BASE), sites, "tiny")
+    for name, vector in read_peft(tmp_path, sites, BASE).vectors.items():
         np.testing.assert_array_equal(vector, vectors[name])
 
 
 def test_a_foreign_base_is_refused(tmp_path):
     _, scaled, sites = ours("llama")
-    write_peft(tmp_path, random_vectors(scaled), sites, "tiny", BASE)
+    write_peft(tmp_path, Adapter(random_vectors(scaled), BASE), sites, "tiny")
     with pytest.raises(AdapterError, match="another base"):
         read_peft(tmp_path, sites, "e" * 64)
 
 
 def test_modules_that_do_not_exist_and_wrong_shapes_are_listed(tmp_path):
     _, scaled, sites = ours("llama")
-    write_peft(tmp_path, random_vectors(scaled), sites, "tiny", BASE)
+    write_peft(tmp_path, Adapter(random_vectors(scaled), BASE), sites, "tiny")
     _, _, fewer = ours("qwen2")
     fewer = [s for s in fewer if "layers.1" not in s.module]
     with pytest.raises(AdapterError, match="3 bad tensors") as caught:
