@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from test_footprint_account import du, write_bundle
 
+from qia3.bundle import seal as sealing
 from qia3.errors import BundleError
 from qia3.footprint import measure as measuring
-from qia3.footprint import seal as sealing
 from qia3.footprint.documents import seal
 from qia3.footprint.measure import KEYS, measure
 from qia3.footprint.render import PARTS, markdown
