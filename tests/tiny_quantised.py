@@ -151,6 +151,9 @@ def _describe(writer: gguf.GGUFWriter, config, words) -> None:
     writer.add_vocab_size(config.vocab_size)
     state = json.loads(words.backend_tokenizer.to_str())
     tokens = [token for token, _ in sorted(words.get_vocab().items(), key=lambda item: item[1])]
+    tokens = tokens[
+        : config.vocab_size
+    ]  # Qwen2's tokenizer class adds one, which llama.cpp would refuse: it has no row
     special = {t["content"] for t in state["added_tokens"]}
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")

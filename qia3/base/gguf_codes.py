@@ -1,18 +1,17 @@
 """Keeps the codes of a GGUF file's Q4_0 layers.
 
-transformers reads the file as it reads every GGUF: dequantised. Then each linear layer whose tensor is Q4_0 in the file
-gets the file's codes back. The tensor is found by gguf's own table of names (model.layers.0.self_attn.q_proj <->
-blk.0.attn_q). Its rows may be in another order: files of the llama architecture have the rows of each head's rotary
-pairs side by side, x0 y0 x1 y1 .., where transformers has x0 x1 .. y0 y1 ...
+The file is read as every GGUF: dequantised. Then each linear layer whose tensor is Q4_0 in the file gets the file's
+codes back. The tensor is found by gguf's own table of names (model.layers.0.self_attn.q_proj <-> blk.0.attn_q). Its
+rows may be in another order: files of the llama architecture have the rows of each head's rotary pairs side by side,
+x0 y0 x1 y1 .., where transformers has x0 x1 .. y0 y1 ...
 
 Nothing about names or orders is taken on trust: codes are kept only where, dequantised, they are equal to the weight
-that transformers made, entry by entry. (q - 8) * d is exact in float32, 4 bits by 11, so equal is what they have to be.
+that was made of it, entry by entry. (q - 8) * d is exact in float32, 4 bits by 11, so equal is what they have to be.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import gguf
@@ -21,6 +20,8 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from qia3.base.gguf_parts import Gguf
+from qia3.base.gguf_weights import tensor_name
 from qia3.base.given import Given
 from qia3.base.modules import GridLinear
 from qia3.base.quantise import float_weight
@@ -29,34 +30,23 @@ from qia3.grids.int4 import Int4, dequantise
 from qia3.grids.q4_0 import rows, unpack_q4_0
 
 
-def keep_q4_0(model: Any, path: Path) -> Given | None:
+def keep_q4_0(model: Any, file: Gguf) -> Given | None:
     """Puts the file's codes in place of the float layers made from them.
 
     None, and nothing changed, where most weights have other formats.
     """
-    reader = gguf.GGUFReader(str(path))
-    raws = {
-        t.name: t.data for t in reader.tensors if t.tensor_type == gguf.GGMLQuantizationType.Q4_0 and t.data.ndim == 2
-    }
+    kept = {name for name, t in file.tensors.items() if t.kind == gguf.GGMLQuantizationType.Q4_0 and len(t.shape) == 2}
     embedding = model.get_input_embeddings().weight
     layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and m.weight is not embedding}
-    place = _places(reader, model.config.get_text_config().num_hidden_layers)
-    ours = [name for name in layers if place(name) in raws]
+    find = tensor_name(file, model.config.get_text_config().num_hidden_layers)
+    ours = {name: place for name in layers if (place := find(f"{name}.weight")) in kept and place is not None}
     if 2 * sum(layers[name].weight.numel() for name in ours) <= sum(layer.weight.numel() for layer in layers.values()):
         return None
-    for name in ours:
-        kept = _same(unpack_q4_0(raws[place(name)]), layers[name], model.config.get_text_config())
-        if kept is not None:
-            model.set_submodule(name, GridLinear(Int4Weight(kept), layers[name].bias))
+    for name, place in ours.items():
+        codes = _same(unpack_q4_0(file.raw(place)), layers[name], model.config.get_text_config())
+        if codes is not None:
+            model.set_submodule(name, GridLinear(Int4Weight(codes), layers[name].bias))
     return Given.in_model("q4_0", model) if any(isinstance(m, GridLinear) for m in model.modules()) else None
-
-
-def _places(reader: Any, blocks: int) -> Callable[[str], str]:
-    """Module name in transformers -> tensor name in the file."""
-    architecture = reader.fields["general.architecture"].contents()
-    known = next((arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture), gguf.MODEL_ARCH.LLAMA)
-    table = gguf.get_tensor_name_map(known, blocks)
-    return lambda name: f"{table.get_name(name)}.weight"
 
 
 def _same(weight: Int4, layer: nn.Module, config: Any) -> Int4 | None:

@@ -8,9 +8,9 @@
 A string is u64 length and its bytes; numbers have the low byte first. Worked example, the entry "a" = 5 as u32 (type 4), 17 bytes:
 01 00 00 00 00 00 00 00  61  04 00 00 00  05 00 00 00.
 
-The reader that loads the file afterwards makes several Python objects for each element of an array, so their number is
-bounded, too. And a model is built by the sizes that entries name: one with a changed block_count would have billions of
-layers. So there are no more layers than tensors, and nothing is wider than the widest of them.
+transformers' reader of the vocabulary makes several Python objects for each element of an array, so their number is
+bounded, too. Of long lists and of lists of strings only the length is kept. A file made for a processor with the high
+byte first is the same the other way round; it is refused by that name, since what it needs is a conversion.
 
 Source: docs/gguf.md of github.com/ggml-org/ggml.
 """
@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 import mmap
 import struct
+from dataclasses import dataclass
 from pathlib import Path
 
 from qia3.errors import BaseModelError
@@ -27,26 +28,57 @@ from qia3.errors import BaseModelError
 VERSIONS = (2, 3)
 ALIGNMENT = 32
 STRING, ARRAY = 8, 9
-WHOLE = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 10: "Q", 11: "q"}  # whole numbers, by struct's letters
-FIXED = {
-    kind: struct.calcsize(f"<{letter}") for kind, letter in (WHOLE | {6: "f", 7: "?", 12: "d"}).items()
-}  # bytes by type
-LAYERS = b".block_count"
-WIDTHS = (
-    ".embedding_length",
-    ".feed_forward_length",
-    ".vocab_size",
-    "head_count",
-    ".head_count_kv",
-    ".key_length",
-    ".value_length",
-)
+NUMBERS = {
+    0: "B",
+    1: "b",
+    2: "H",
+    3: "h",
+    4: "I",
+    5: "i",
+    6: "f",
+    7: "?",
+    10: "Q",
+    11: "q",
+    12: "d",
+}  # struct's letters
+SIZES = {kind: struct.calcsize(f"<{letter}") for kind, letter in NUMBERS.items()}  # bytes by type
 MOST_DIMENSIONS = 4
 LONGEST_NAME = 1 << 16  # bytes
 MOST_ELEMENTS = 1 << 22  # of all arrays together: three times the largest vocabularies with their merges
+MOST_KEPT = 1 << 12  # elements of a list of numbers; what a configuration has per layer or per frequency is shorter
 
 
-def check_gguf(path: Path) -> None:
+@dataclass(frozen=True)
+class Array:
+    """A list in the index: its length, and its elements where it is a short one of numbers."""
+
+    count: int
+    elements: tuple[int | float | bool, ...] | None = None
+
+
+Value = int | float | bool | str | Array
+
+
+@dataclass(frozen=True)
+class Extent:
+    """Where a tensor lies: `start` counts from the beginning of the file, `shape` is in torch's order, rows first."""
+
+    file: Path
+    start: int
+    nbytes: int
+    shape: tuple[int, ...]
+    kind: int
+
+
+@dataclass(frozen=True)
+class Index:
+    """What one file says: its entries by name, and where its tensors are."""
+
+    values: dict[str, Value]
+    tensors: dict[str, Extent]
+
+
+def read_index(path: Path) -> Index:
     """Compares every extent that the index names with the file's length.
 
     Raises BaseModelError on a broken or cut file, with one line.
@@ -56,88 +88,110 @@ def check_gguf(path: Path) -> None:
         if size < 24:
             raise ValueError(f"it has {size} bytes")
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            _Walk(data).check()
+            return _Walk(data, path).index()
     except OSError as error:
         raise BaseModelError(f"cannot read {path}: {error.strerror}") from error
+    except _Foreign as error:
+        raise BaseModelError(f"{path} {error}") from error
     except ValueError as error:
         raise BaseModelError(f"{path} is not a whole GGUF file ({error}); fetch it again") from error
+
+
+class _Foreign(Exception):
+    """A whole file of a kind that is not read; the text says which, and the way out."""
 
 
 class _Walk:
     """A position in the file that moves forward. Every method raises ValueError where the file ends too early."""
 
-    def __init__(self, data: mmap.mmap) -> None:
-        self.data, self.size, self.at, self.elements, self.widest = data, len(data), 0, 0, 0
+    def __init__(self, data: mmap.mmap, path: Path) -> None:
+        self.data, self.path, self.size, self.at, self.elements = data, path, len(data), 0, 0
 
-    def check(self) -> None:
+    def index(self) -> Index:
         if self.take(4) != b"GGUF":
             raise ValueError("it does not begin with GGUF")
-        version, tensors, entries = self.u32(), self.u64(), self.u64()
+        version = self.u32()
+        if int.from_bytes(version.to_bytes(4, "little"), "big") in VERSIONS:
+            raise _Foreign(
+                "is a big-endian GGUF file, made for another kind of processor; "
+                "take the little-endian one, or convert it: python -m gguf.scripts.gguf_convert_endian FILE little"
+            )
+        if version == 1:
+            raise _Foreign("is a GGUF file of version 1, from 2023; make it again with a current llama.cpp")
         if version not in VERSIONS:
             raise ValueError(f"version {version} is not one of {VERSIONS}")
-        numbers: dict[bytes, int] = {}
+        tensors, entries = self.u64(), self.u64()
+        values: dict[str, Value] = {}
         for _ in range(entries):
-            name, kind = self.string(), self.u32()
-            start = self.at
-            self.skip(kind)
-            if kind in WHOLE:
-                numbers[name] = struct.unpack_from(f"<{WHOLE[kind]}", self.data, start)[0]
-        alignment = numbers.get(b"general.alignment", ALIGNMENT)
-        if alignment <= 0 or alignment & (alignment - 1):
+            name = self.name()
+            if name in values:
+                raise ValueError(f"it has two entries {_text(name)}")
+            values[name] = self.value(self.u32())
+        alignment = values.get("general.alignment", ALIGNMENT)
+        if not isinstance(alignment, int) or alignment <= 0 or alignment & (alignment - 1):
             raise ValueError(f"its alignment is {alignment}")
-        extents = [self.tensor() for _ in range(tensors)]
-        _check_sizes(numbers, len(extents), self.widest)
-        self.lay_out(extents, self.at + -self.at % alignment)
+        listed = [self.tensor() for _ in range(tensors)]
+        start = self.at + -self.at % alignment
+        found = {
+            name: Extent(self.path, start + offset, nbytes, shape, kind) for name, shape, kind, offset, nbytes in listed
+        }
+        if len(found) != len(listed):
+            raise ValueError("two of its tensors have one name")
+        self.check_places(found, start)
+        return Index(values, found)
 
-    def lay_out(self, extents: list[tuple[int, int, bytes]], start: int) -> None:
-        """Tensors (offset, bytes, name) lie within the file, and no two in the same place."""
+    def check_places(self, found: dict[str, Extent], start: int) -> None:
+        """Tensors lie within the file, and no two in the same place."""
         end = start
-        for offset, nbytes, name in sorted(extents):
-            if start + offset < end:
+        for name, extent in sorted(found.items(), key=lambda item: (item[1].start, item[1].nbytes)):
+            if extent.start < end:
                 raise ValueError(f"tensor {_text(name)} lies in another one's place")
-            end = start + offset + nbytes
+            end = extent.start + extent.nbytes
         if end > self.size:
             raise ValueError(f"it is cut short: its index needs {end} bytes, the file has {self.size}")
-        if len({name for _, _, name in extents}) != len(extents):
-            raise ValueError("two of its tensors have one name")
 
-    def tensor(self) -> tuple[int, int, bytes]:
-        """Offset, bytes and name of the next tensor."""
-        name, dimensions = self.string(), self.u32()
+    def tensor(self) -> tuple[str, tuple[int, ...], int, int, int]:
+        """Name, shape, type, offset and bytes of the next tensor. A file has the fastest dimension first."""
+        name, dimensions = self.name(), self.u32()
         if dimensions > MOST_DIMENSIONS:
             raise ValueError(f"tensor {_text(name)} has {dimensions} dimensions")
         shape = [self.u64() for _ in range(dimensions)]
-        self.widest = max(self.widest, *shape, 0)
-        nbytes = _bytes(name, shape, self.u32())
-        return self.u64(), nbytes, name
+        kind = self.u32()
+        return name, tuple(reversed(shape)), kind, self.u64(), _bytes(name, shape, kind)
 
-    def skip(self, kind: int) -> None:
+    def value(self, kind: int) -> Value:
         """A value of this type."""
         if kind == STRING:
-            self.pass_over(self.u64())
-        elif kind == ARRAY:
-            inner, count = self.u32(), self.u64()
-            self.elements += count
-            if self.elements > MOST_ELEMENTS:
-                raise ValueError(f"its lists have more than {MOST_ELEMENTS} elements")
-            if inner in FIXED:
-                self.pass_over(count * FIXED[inner])
-            elif inner == STRING:
-                for _ in range(count):
-                    self.pass_over(self.u64())
-            else:
-                raise ValueError(f"a list of type {inner}")
-        elif kind in FIXED:
-            self.pass_over(FIXED[kind])
-        else:
+            return self.take(self.u64()).decode("utf-8", "replace")
+        if kind == ARRAY:
+            return self.array()
+        if kind not in NUMBERS:
             raise ValueError(f"an entry of type {kind}")
+        number: int | float | bool = struct.unpack(f"<{NUMBERS[kind]}", self.take(SIZES[kind]))[0]
+        return number
 
-    def string(self) -> bytes:
-        """A name: longer ones are no names."""
+    def array(self) -> Array:
+        inner, count = self.u32(), self.u64()
+        self.elements += count
+        if self.elements > MOST_ELEMENTS:
+            raise ValueError(f"its lists have more than {MOST_ELEMENTS} elements")
+        if inner == STRING:
+            for _ in range(count):
+                self.pass_over(self.u64())
+            return Array(count)
+        if inner not in NUMBERS:
+            raise ValueError(f"a list of type {inner}")
+        if count > MOST_KEPT:
+            self.pass_over(count * SIZES[inner])
+            return Array(count)
+        return Array(count, struct.unpack(f"<{count}{NUMBERS[inner]}", self.take(count * SIZES[inner])))
+
+    def name(self) -> str:
+        """Longer ones are no names."""
         count = self.u64()
         if count > LONGEST_NAME:
             raise ValueError(f"a name of {count} bytes")
-        return self.take(count)
+        return self.take(count).decode("utf-8", "replace")
 
     def u32(self) -> int:
         return int.from_bytes(self.take(4), "little")
@@ -155,17 +209,7 @@ class _Walk:
         self.at += count
 
 
-def _check_sizes(numbers: dict[bytes, int], tensors: int, widest: int) -> None:
-    """Raises ValueError where an entry names a size that the tensors cannot have."""
-    for name, value in numbers.items():
-        most = (
-            tensors if name.endswith(LAYERS) else widest if name.decode("utf-8", "replace").endswith(WIDTHS) else None
-        )
-        if most is not None and not 0 <= value <= most:
-            raise ValueError(f"{_text(name)} is {value}, and its tensors allow {most}")
-
-
-def _bytes(name: bytes, shape: list[int], kind: int) -> int:
+def _bytes(name: str, shape: list[int], kind: int) -> int:
     """Bytes of a tensor of this type. Raises ValueError."""
     import gguf
 
@@ -178,6 +222,6 @@ def _bytes(name: bytes, shape: list[int], kind: int) -> int:
     return math.prod(shape) // int(block) * int(nbytes)
 
 
-def _text(name: bytes) -> str:
+def _text(name: str) -> str:
     """On one line, whatever it holds."""
-    return repr(name[:60])[1:]
+    return repr(name[:60])

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
@@ -22,6 +21,8 @@ from qia3.base.calibrate import own_windows, read_text, read_windows, window_len
 from qia3.base.complete import check_places, check_report, empty_model, note_untied
 from qia3.base.frozen import BaseModel, fingerprint
 from qia3.base.gguf_codes import keep_q4_0
+from qia3.base.gguf_parts import Gguf, open_gguf
+from qia3.base.gguf_weights import load_gguf
 from qia3.base.given import Given, parameters
 from qia3.base.kept import is_kept, keep, open_kept, open_named
 from qia3.base.kind import check_decoder
@@ -141,7 +142,7 @@ def _make(source: Source, asked: Asked, track: Track) -> BaseModel:
             return _quantised(source, stream.model, tokenizer, asked, track, None, stream.layers)
     model = _float_model(source, files)
     with _told(source):
-        given = keep_q4_0(model, Path(source.name) / source.gguf_file) if source.gguf_file else None
+        given = keep_q4_0(model, _opened(source)) if source.gguf_file else None
     if given is not None:
         asked = replace(asked, calibration="none", text="none")
     return _quantised(source, model, tokenizer, asked, track, given)
@@ -261,26 +262,25 @@ def _tokenizer(source: Source) -> Any:
 
 
 def _float_model(source: Source, files: Mapping[str, Entry] | None) -> Any:
-    """By transformers, from safetensors (`files`) or GGUF only.
+    """By transformers from safetensors (`files`), by ourselves from GGUF.
 
     A GGUF file is dequantised to float32; other weights keep the type they are stored in.
     """
-    if files is not None:
-        _check_places(source, files)
-    dtype, safe = (torch.float32, None) if files is None else ("auto", True)
+    if files is None:
+        with _told(source):
+            return load_gguf(_opened(source))
+    _check_places(source, files)
     with _told(source):
         model, report = AutoModelForCausalLM.from_pretrained(
-            source.name,
-            dtype=dtype,
-            use_safetensors=safe,
-            trust_remote_code=False,
-            output_loading_info=True,
-            **_gguf(source),
+            source.name, dtype="auto", use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
-        if files is not None:
-            check_report(report, files)
-            note_untied(model)
+        check_report(report, files)
+        note_untied(model)
     return model
+
+
+def _opened(source: Source) -> Gguf:
+    return open_gguf(Path(source.name) / str(source.gguf_file))
 
 
 def _check_places(source: Source, files: Mapping[str, Entry]) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 import platformdirs
 from transformers import CONFIG_MAPPING
 
-from qia3.base.gguf_file import check_gguf
+from qia3.base.gguf_parts import open_gguf
 from qia3.base.hub import fetch_hub
 from qia3.base.identity import identity
 from qia3.base.shards import Entry, entries
@@ -41,7 +41,7 @@ class Source:
     def identity(self) -> list[list[str]]:
         """What tells these weights from others: the content of the files. Raises BaseModelError."""
         if self.gguf_file is not None:
-            files = [Path(self.name) / self.gguf_file]
+            files = list(open_gguf(Path(self.name) / self.gguf_file).files)
         else:
             files = sorted({entry.file for entry in (entries(Path(self.name)) or {}).values()})
         if not files:
@@ -80,11 +80,11 @@ def resolve(reference: str) -> Source:
         file = _fetch(reference, ALIASES[reference])
         return Source(reference, str(file.parent), file.name)
     path = Path(reference)
-    if path.suffix == ".gguf":
+    if path.suffix.lower() == ".gguf":
         if not path.is_file():
             raise BaseModelError(f"there is no file {reference}")
-        check_gguf(path)
-        return Source(reference, str(path.parent), path.name)
+        first = open_gguf(path).path
+        return Source(reference, str(first.parent), first.name)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise BaseModelError(
