@@ -7,26 +7,25 @@ weights.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from qia3.bundle.adapter import Adapter, read_adapter, write_adapter
-from qia3.bundle.layout import WRITTEN_ANEW
+from qia3.bundle.folder import linked_copy, whole_or_absent
 from qia3.bundle.opened import ADAPTERS, Bundle, read_manifest
 from qia3.bundle.peft import open_peft, read_peft, write_peft
 from qia3.bundle.sites import Vectors, bundle_sites
 from qia3.bundle.task import Task, plain_task, write_task
 from qia3.errors import AdapterError, ConfigError
 from qia3.footprint.documents import seal
-from qia3.graph.folder import whole_or_absent
 from qia3.names import ADAPTER, check_name
-from qia3.runtime.adapters import AdapterBank
+from qia3.runtime.readback import read_back
 
 
 @dataclass(frozen=True)
@@ -76,13 +75,12 @@ def import_adapter(bundle: Path, folder: Path, name: str) -> Imported:
     whole = {s.name: found.vectors.get(s.name, np.ones(s.size, np.float32)) for s in sites}
     task = _plain(opened, name) if found.task is None else replace(found.task, name=name)
     manifest["tasks"][name] = task.to_json()
-    with whole_or_absent(bundle) as scratch:
-        _copy(bundle, scratch)
+    with whole_or_absent(bundle, partial(read_back, adapters=[name])) as scratch:
+        linked_copy(bundle, scratch)
         write_adapter(scratch / ADAPTERS / f"{name}{ADAPTER}", whole, opened.fingerprint)
         adapter = Adapter(whole, opened.fingerprint)
         write_peft(scratch / ADAPTERS / name, adapter, sites, manifest["base"]["reference"])
         seal(scratch, manifest)
-        AdapterBank(Bundle.open(scratch)).vectors(name)
     return Imported(bundle, task, found.task is not None)
 
 
@@ -116,19 +114,6 @@ def _plain(opened: Bundle, name: str) -> Task:
     """Generation with the base's own prompt, which ends as the bundle's other tasks do."""
     end = next((task.end for task in opened.tasks.values()), "")
     return plain_task(name, opened.prefix, opened.suffix, end)
-
-
-def _copy(bundle: Path, scratch: Path) -> None:
-    """The bundle's files, linked where that works; those that are written anew are left out."""
-    for file in sorted(p for p in bundle.rglob("*") if p.is_file()):
-        if file.name in WRITTEN_ANEW:
-            continue
-        place = scratch / file.relative_to(bundle)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(file, place)
-        except OSError:
-            shutil.copy2(file, place)
 
 
 def _onnx_tensors(path: Path) -> tuple[Mapping[str, Any], str | None]:

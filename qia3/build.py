@@ -5,6 +5,7 @@ model reference -> 4-bit base -> IA³ trained on it -> side vectors or fold -> O
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from qia3.base.frozen import BaseModel
@@ -17,8 +18,9 @@ from qia3.examples import Example
 from qia3.ia3.mix import Within, named
 from qia3.ia3.roles import Roles, find_roles
 from qia3.ia3.vectors import Scaled, attach
-from qia3.progress import bar, say
+from qia3.progress import bar, is_main, say
 from qia3.publish import exported, publish
+from qia3.storage import locked
 from qia3.train import processes
 from qia3.train.data import read_task
 from qia3.train.task import Job, load_task, train_task
@@ -27,28 +29,31 @@ from qia3.train.task import Job, load_task, train_task
 def build(plan: Build) -> Path:
     """Everything: base, training, export, parity, measurement. Returns the bundle's folder."""
     jobs = _alone(plan_jobs(plan))
-    base, roles, scaled = load(plan)
-    graph = exported(plan, base, scaled)
-    trained = [train_task(base, scaled, job, plan.work_folder / job.task.name) for job in jobs]
-    return publish(plan, base, roles, scaled, trained, _tests(jobs), graph)
+    with _working(plan):
+        base, roles, scaled = load(plan)
+        graph = exported(plan, base, scaled)
+        trained = [train_task(base, scaled, job, plan.work_folder / job.task.name) for job in jobs]
+        return publish(plan, base, roles, scaled, trained, _tests(jobs), graph)
 
 
 def train(plan: Build) -> Path:
     """Base and training alone. Returns the work folder, which `export` reads."""
     jobs = plan_jobs(plan)
-    base, _, scaled = load(plan)
-    exported(plan, base, scaled)
-    for job in jobs:
-        train_task(base, scaled, job, plan.work_folder / job.task.name)
+    with _working(plan):
+        base, _, scaled = load(plan)
+        exported(plan, base, scaled)
+        for job in jobs:
+            train_task(base, scaled, job, plan.work_folder / job.task.name)
     return plan.work_folder
 
 
 def export(plan: Build) -> Path:
     """The bundle from tasks that were trained before. Returns its folder."""
     jobs = _alone(plan_jobs(plan))
-    base, roles, scaled = load(plan)
-    trained = [load_task(base, scaled, job, plan.work_folder / job.task.name) for job in jobs]
-    return publish(plan, base, roles, scaled, trained, _tests(jobs), exported(plan, base, scaled))
+    with _working(plan):
+        base, roles, scaled = load(plan)
+        trained = [load_task(base, scaled, job, plan.work_folder / job.task.name) for job in jobs]
+        return publish(plan, base, roles, scaled, trained, _tests(jobs), exported(plan, base, scaled))
 
 
 def plan_jobs(plan: Build) -> list[Job]:
@@ -79,6 +84,13 @@ def _alone(jobs: list[Job]) -> list[Job]:
             "only `qia3 train` runs in several processes; run it with `accelerate launch`, then `qia3 export` by itself"
         )
     return jobs
+
+
+def _working(plan: Build) -> AbstractContextManager[None]:
+    """The work folder, for this run alone; the processes of one run share it."""
+    if not is_main():
+        return nullcontext()
+    return locked(plan.work_folder, "wait for it, or name another folder with --work")
 
 
 def load(plan: Build) -> tuple[BaseModel, Roles, dict[str, Scaled]]:

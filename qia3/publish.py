@@ -17,6 +17,7 @@ import torch
 
 from qia3.base.frozen import BaseModel
 from qia3.bundle.adapter import Adapter, as_inputs, write_adapter
+from qia3.bundle.folder import whole_or_absent
 from qia3.bundle.layout import GRAPH
 from qia3.bundle.opened import Bundle
 from qia3.bundle.peft import write_peft
@@ -27,7 +28,7 @@ from qia3.footprint.documents import seal
 from qia3.footprint.measure import measure
 from qia3.graph.export import export_decoder
 from qia3.graph.external import write_graph
-from qia3.graph.folder import whole_or_absent, write_configs, write_tokenizer
+from qia3.graph.folder import write_configs, write_tokenizer
 from qia3.graph.forced import OrtDecoder, torch_choices, torch_logits
 from qia3.graph.parity import Agreement, check, compare
 from qia3.graph.passes import AccuracyLevel
@@ -39,6 +40,7 @@ from qia3.recoding import recode_base
 from qia3.runtime.adapters import AdapterBank
 from qia3.runtime.engine import Engine
 from qia3.runtime.evaluate import evaluate
+from qia3.runtime.readback import read_back
 from qia3.targets import load_target
 from qia3.train.compute import computing
 from qia3.train.task import Trained
@@ -80,7 +82,7 @@ def publish(
         set_vectors(scaled, chosen.vectors)
         fold(scaled)
         detach(base.model, scaled)
-    with whole_or_absent(plan.output_folder) as folder:
+    with whole_or_absent(plan.output_folder, read_back) as folder:
         if plan.export.mode == "merged" or recoded:  # other weights than those that `graph` holds
             say("exporting the graph")
             graph = export_decoder(

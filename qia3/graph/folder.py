@@ -1,54 +1,15 @@
-"""The other files of a bundle's folder: adapters, tokenizer, configurations; and the folder itself, whole or absent."""
+"""The files of a bundle that other loaders read: tokenizer and configurations."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from qia3.bundle.layout import GRAPH, transformers_js_config
-from qia3.errors import StorageError
-from qia3.storage import writing
-
-
-@contextmanager
-def whole_or_absent(target: Path) -> Iterator[Path]:
-    """A temporary folder beside `target`, renamed to it when the block ends well and removed when it does not.
-
-    An older bundle in its place is replaced at that moment and not before; a folder that is no bundle is never
-    replaced.
-    """
-    if target.exists() and not (target / "manifest.json").is_file() and (not target.is_dir() or any(target.iterdir())):
-        raise StorageError(f"{target} exists and is not a bundle; choose another output or move it away")
-    with writing(target.parent):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        with writing(target):
-            yield scratch
-            scratch.chmod(0o755)
-            _swap(scratch, target)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _swap(new: Path, target: Path) -> None:
-    old = new.with_name(new.name + ".old")
-    if target.exists():
-        target.rename(old)
-    try:
-        new.rename(target)
-    except OSError:
-        if old.exists():
-            old.rename(target)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def write_tokenizer(tokenizer: Any, folder: Path) -> None:

@@ -1,0 +1,51 @@
+"""A bundle's folder: whole or absent, and read back before it takes an older one's place."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from qia3.bundle.layout import MANIFEST, WRITTEN_ANEW
+from qia3.errors import QIA3Error, StorageError
+from qia3.storage import replaced
+
+
+@contextmanager
+def whole_or_absent(target: Path, read_back: Callable[[Path], None]) -> Iterator[Path]:
+    """A scratch folder that becomes the bundle `target` when the block ends well and `read_back` takes it.
+
+    An older bundle in its place is replaced at that moment and not before; a folder that is not a bundle is never
+    replaced. `read_back` raises what its reader would; the older bundle is then what it was.
+    """
+    _check_place(target)
+    with replaced(target) as scratch:
+        yield scratch
+        try:
+            read_back(scratch)
+        except QIA3Error as error:
+            told = str(error).replace(str(scratch), "the new folder")
+            raise type(error)(f"{told}; nothing was published, and {target} is as it was") from error
+
+
+def linked_copy(bundle: Path, scratch: Path) -> None:
+    """A bundle's files in another folder of the same disk, as hard links where that works.
+
+    Those that are written anew after every change are left out.
+    """
+    for file in sorted(p for p in bundle.rglob("*") if p.is_file()):
+        if file.name in WRITTEN_ANEW and file.parent == bundle:
+            continue
+        place = scratch / file.relative_to(bundle)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(file, place)
+        except OSError:
+            shutil.copy2(file, place)
+
+
+def _check_place(target: Path) -> None:
+    if target.exists() and not (target / MANIFEST).is_file() and (not target.is_dir() or any(target.iterdir())):
+        raise StorageError(f"{target} exists and is not a bundle; choose another output or move it away")
