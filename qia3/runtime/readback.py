@@ -6,7 +6,8 @@ from collections.abc import Collection
 from pathlib import Path
 
 from qia3.bundle.opened import Bundle
-from qia3.runtime.adapters import NONE, AdapterBank
+from qia3.names import NONE
+from qia3.runtime.adapters import AdapterBank
 from qia3.runtime.answer import task_of
 from qia3.runtime.engine import Engine
 
