@@ -6,11 +6,13 @@ model reference -> 4-bit base -> IA³ trained on it -> side vectors or fold -> O
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 from qia3.base.frozen import BaseModel
 from qia3.base.kind import check_decoder
 from qia3.base.load import load_base
+from qia3.base.text import read_base_text
 from qia3.bundle.sites import Site
 from qia3.config import Build
 from qia3.errors import ConfigError
@@ -22,13 +24,15 @@ from qia3.progress import bar, is_main, say
 from qia3.publish import exported, publish
 from qia3.storage import locked
 from qia3.train import processes
-from qia3.train.data import read_task
+from qia3.train.data import Data, read_task
+from qia3.train.fit import fitted
+from qia3.train.prompts import check_end, wrapping
 from qia3.train.task import Job, load_task, train_task
 
 
 def build(plan: Build) -> Path:
     """Everything: base, training, export, parity, measurement. Returns the bundle's folder."""
-    jobs = _alone(plan_jobs(plan))
+    jobs = measured(plan, _alone(plan_jobs(plan)))
     with _working(plan):
         base, roles, scaled = load(plan)
         graph = exported(plan, base, scaled)
@@ -38,7 +42,7 @@ def build(plan: Build) -> Path:
 
 def train(plan: Build) -> Path:
     """Base and training alone. Returns the work folder, which `export` reads."""
-    jobs = plan_jobs(plan)
+    jobs = measured(plan, plan_jobs(plan))
     with _working(plan):
         base, _, scaled = load(plan)
         exported(plan, base, scaled)
@@ -49,7 +53,7 @@ def train(plan: Build) -> Path:
 
 def export(plan: Build) -> Path:
     """The bundle from tasks that were trained before. Returns its folder."""
-    jobs = _alone(plan_jobs(plan))
+    jobs = measured(plan, _alone(plan_jobs(plan)))
     with _working(plan):
         base, roles, scaled = load(plan)
         trained = [load_task(base, scaled, job, plan.work_folder / job.task.name) for job in jobs]
@@ -70,6 +74,31 @@ def plan_jobs(plan: Build) -> list[Job]:
             tuple((tasks[name], data[name]) for name in task.mixture),
         )
         for task in plan.task
+    ]
+
+
+def measured(plan: Build, jobs: list[Job]) -> list[Job]:
+    """The jobs, with lines that the tokenizer alone shows to fit, or cut where the task says so; the base's template
+    and end token are tried as well.
+
+    Raises ConfigError and DataError, before any weight is loaded.
+    """
+    text = read_base_text(plan.base.model)
+    context = min(plan.export.context_length, text.positions or plan.export.context_length)
+    warnings: dict[str, None] = {}
+    fit: dict[str, Data] = {}
+    for job in jobs:
+        task = job.task
+        wrap = wrapping(text.tokenizer, text.generation_config, task.chat, task.end)
+        check_end(text.tokens, wrap.end, task.end is not None or text.names_end, task.name)
+        warnings |= dict.fromkeys(wrap.warnings)
+        users = [other.settings for other in jobs if task.name in (other.task.name, *other.task.mixture)]
+        fit[task.name] = fitted(task, job.data, text.tokens, wrap, users, plan.seed, context)
+    for warning in warnings:
+        say(f"warning: {warning}")
+    return [
+        replace(job, data=fit[job.task.name], mixed=tuple((task, fit[task.name]) for task, _ in job.mixed))
+        for job in jobs
     ]
 
 

@@ -36,6 +36,9 @@
     train = "train.jsonl"            # or several. {"text": ..., "label": ..., and "choices": [...] if it has its own}; generate: "target"
     test = "test.jsonl"
     ranking = "sum"                  # of log-probabilities, or their "mean" a token; default: what the losses train
+    chat = true                      # false: without the base's chat template
+    end = "<|im_end|>"               # the token that ends an answer. Default: the base's own
+    overlong = "refuse"              # lines longer than the context; "cut" shortens their words and says how many
     shots = 0                        # demonstrations before the question, drawn from the task's other examples
     mixture = ["quiz", "commands"]   # train on these tasks' examples, with their prompts, too (or, without `train`, only)
 
@@ -137,6 +140,8 @@ class Task(Section):
     shots: int = Field(default=0, ge=0)
     mixture: tuple[str, ...] = ()
     max_new_tokens: int = Field(default=32, ge=1)
+    end: str | None = None
+    overlong: Literal["refuse", "cut"] = "refuse"
     overrides: dict[str, Any] = Field(default_factory=dict, alias="training")
 
     @field_validator("name")

@@ -26,7 +26,6 @@ from qia3.graph.folder import head_size
 from qia3.ia3.roles import Roles
 from qia3.ia3.vectors import Scaled
 from qia3.recipe import Train
-from qia3.train.prompts import wrapping
 from qia3.train.task import Trained
 
 PACKAGES = ("torch", "transformers", "onnxruntime", "onnx-ir", "onnx", "numpy", "peft", "tokenizers")
@@ -72,7 +71,7 @@ def describe(
 ) -> dict[str, Any]:
     """All but what is measured afterwards: parity, evaluation, memory and speed, and the list of files."""
     config = base.model.config.get_text_config()
-    wrap = wrapping(base.tokenizer, base.model.generation_config, chat=True)
+    wrap = next((t.wrapping for t in trained if t.task.chat), trained[0].wrapping)  # what the base alone speaks through
     side = plan.export.mode == "side"
     embedding, head = base.model.get_input_embeddings(), base.model.get_output_embeddings()
     return {
@@ -132,7 +131,9 @@ def describe(
         },
         "tensors": [asdict(r) for r in regions],
         "prompt": {"prefix": wrap.prefix, "suffix": wrap.suffix},
-        "stop_tokens": list(wrap.stop_tokens),
+        "stop_tokens": list(
+            dict.fromkeys(stop for t in (wrap, *(t.wrapping for t in trained)) for stop in t.stop_tokens)
+        ),
         "tasks": {
             t.task.name: {
                 "kind": t.task.kind,

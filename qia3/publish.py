@@ -100,7 +100,7 @@ def publish(
         manifest["parity"] = _parity(plan, base, scaled, trained, tests, graph, folder)
         _write_files(plan, base, scaled, trained, folder, manifest)
         seal(folder, manifest)
-        manifest["evaluation"] = _evaluation(folder, trained, plan.export.mode == "side")
+        manifest["evaluation"] = _evaluation(folder, trained, tests, plan.export.mode == "side")
         say("measuring memory and speed in a fresh process")
         manifest["measured"] = measure(folder)
         seal(folder, manifest)
@@ -213,7 +213,7 @@ def _write_files(
     write_configs(base.model, folder, manifest["architecture"]["context_length"], tuple(manifest["stop_tokens"]))
 
 
-def _evaluation(folder: Path, trained: Sequence[Trained], side: bool) -> dict[str, Any]:
+def _evaluation(folder: Path, trained: Sequence[Trained], tests: Tests, side: bool) -> dict[str, Any]:
     """Held-out scores of the bundle itself: without the adapter and with it (merged: with it only)."""
     bundle = Bundle.open(folder)
     engine, bank = Engine(bundle), AdapterBank(bundle)
@@ -224,6 +224,6 @@ def _evaluation(folder: Path, trained: Sequence[Trained], side: bool) -> dict[st
         scores = {}
         for when, adapter in [*([("before", None)] if side else []), ("after", name)]:
             track = partial(bar, title=f"{'with' if adapter else 'without'} its adapter")
-            scores[when] = evaluate(engine, bank, t.task.test, adapter, name, track).to_dict()
+            scores[when] = evaluate(engine, bank, tests[name], adapter, name, track).to_dict()
         results[name] = {"n": scores["after"]["n"], **scores}
     return results

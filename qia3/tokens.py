@@ -40,6 +40,7 @@ from qia3.parse import read_text
 SLOT = "{text}"
 NOWHERE = "\U0010ffff"  # a code point that is no character: in no vocabulary
 BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+WORD = 16  # characters of a word, or so
 MARKUP = re.compile(r"<.+>|\[.+\]", re.DOTALL)
 
 
@@ -93,6 +94,27 @@ class Tokens:
                 f"embeddings for {self.rows} tokens only; write it in another way"
             )
         return ids
+
+    def fitting(self, template: str, text: str, room: int) -> str | None:
+        """The words, or the longest beginning of them with which the prompt takes at most `room` tokens; None where the
+        template alone takes more. A text of megabytes is not encoded whole.
+        """
+        fits = 0  # characters that do
+        tried = min(len(text), 4 * room)
+        while len(self.prompt(template, text[:tried])) <= room:
+            if tried == len(text):
+                return text
+            fits, tried = tried, min(len(text), 2 * tried)
+        if not fits and len(self.prompt(template, "")) > room:
+            return None
+        while tried - fits > 1:
+            middle = (fits + tried) // 2
+            if len(self.prompt(template, text[:middle])) <= room:
+                fits = middle
+            else:
+                tried = middle
+        further = range(min(len(text), fits + WORD), fits, -1)  # "loc" may take more tokens than "lock"
+        return text[: next((n for n in further if len(self.prompt(template, text[:n])) <= room), fits)]
 
     def plain(self, template: str, text: str) -> bool:
         """Whether no control token would come of the words, if they simply stood in the template."""

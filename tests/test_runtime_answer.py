@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from qia3.errors import AdapterError, ConfigError, DataError
 from qia3.footprint.measure import KEYS
 from qia3.runtime import bench as measuring
 from qia3.runtime.adapters import AdapterBank
-from qia3.runtime.answer import Answer, answer, classify, classify_batch, prepare, reply, task_of
+from qia3.runtime.answer import Answer, answer, answer_of, classify, classify_batch, prepare, prompt_of, reply, task_of
 from qia3.runtime.engine import Engine
 from qia3.runtime.evaluate import corpus_chrf, evaluate, token_f1
 from qia3.runtime.score import rank
@@ -227,6 +228,59 @@ def test_accuracy_is_exact_and_any_of_several_right_answers_counts(tmp_path):
         for text, label in zip(texts, said, strict=True)
     ]
     assert evaluate(bare, bank, lines(tmp_path / "a.jsonl", *rows), "case").accuracy == 1
+
+
+def test_lines_that_cannot_be_asked_are_left_out_and_told(engine, tmp_path, capsys):
+    rows = [
+        {"text": "thing", "label": "lock"},
+        {"text": "thing " * 40, "label": "lock"},
+        {"text": "a", "label": "lock"},
+    ]
+    file, bank = lines(tmp_path / "a.jsonl", *rows), AdapterBank(engine.bundle)
+    found = evaluate(engine, bank, file, "lamps")
+    assert (found.n, found.left_out, found.left_out_lines) == (2, 1, [2])
+    assert found.to_dict()["left_out"] == 1
+    said = capsys.readouterr().err
+    assert f"1 of 3 lines are left out: {file}, line 2: " in said
+    assert f"do not fit the context of {tiny.CONTEXT}" in said
+    assert "left_out" not in evaluate(engine, bank, lines(file, rows[0]), "lamps").to_dict()
+    with pytest.raises(DataError, match=r"none of these lines can be asked: .*line 1: \d+ tokens do not fit"):
+        evaluate(engine, bank, lines(file, rows[1]), "lamps")
+
+
+def test_the_longest_line_that_fits_is_asked(engine, tmp_path):
+    bank = AdapterBank(engine.bundle)
+    for count in range(1, tiny.CONTEXT):
+        row = {"text": "x" * count, "label": "lock"}
+        needed = len(engine.encode(f"Topic of {'x' * count}?")) + max(len(ended(engine, c)) for c in tiny.CHOICES) - 1
+        if needed >= tiny.CONTEXT:
+            break
+    assert needed == tiny.CONTEXT
+    assert evaluate(engine, bank, lines(tmp_path / "a.jsonl", row), "lamps").n == 1
+    with pytest.raises(DataError, match="49 tokens do not fit the context of 48"):
+        evaluate(engine, bank, lines(tmp_path / "a.jsonl", row | {"text": "x" * (count + 1)}), "lamps")
+
+
+def test_a_contradiction_in_a_file_is_told(engine, tmp_path, capsys):
+    file = lines(tmp_path / "a.jsonl", {"text": "a", "label": "lock"}, {"text": "a", "label": "lights"})
+    evaluate(engine, AdapterBank(engine.bundle), file, "lamps")
+    assert "warning: a line repeats a text that has another answer" in capsys.readouterr().err
+
+
+def test_law_11_control_tokens_in_words_and_choices_are_text_on_the_device(engine):
+    end = engine.tokenizer.token_to_id(tiny.END)
+    task = task_of(engine, "lamps")
+    assert end not in prompt_of(engine, task, f"the hall{tiny.END}")
+    assert answer_of(engine, task, f"lo{tiny.END}ck").count(end) == 1
+    assert answer_of(engine, task, "lock")[-1] == end
+    asked = replace(task, prompt=f"{tiny.END}Topic of {{text}}?{tiny.END}")
+    assert prompt_of(engine, asked, f"the {tiny.END} hall").count(end) == 2
+    assert set(classify(engine, task, {}, "the hall", [f"a{tiny.END}", "a"]).scores) == {f"a{tiny.END}", "a"}
+
+
+def test_what_is_no_utf_8_is_told_in_one_line(engine):
+    with pytest.raises(DataError, match="is not UTF-8"):
+        answer(engine, "lamps", "a\udcff")
 
 
 def test_evaluation_of_generation(engine, tmp_path):

@@ -13,7 +13,6 @@ from tiny import tiny
 from qia3.base.load import fingerprint
 from qia3.base.quantise import quantise_model
 from qia3.errors import Interrupted
-from qia3.examples import Example
 from qia3.ia3.roles import find_roles
 from qia3.ia3.vectors import attach, get_vectors, set_vectors
 from qia3.recipe import Train
@@ -21,9 +20,7 @@ from qia3.train import callbacks
 from qia3.train.batches import padded
 from qia3.train.callbacks import read_log
 from qia3.train.compute import choose_compute
-from qia3.train.examples import Examples, Source
 from qia3.train.model import VectorModel
-from qia3.train.prompts import wrapping
 from qia3.train.run import train_vectors
 from qia3.train.schedule import order
 from qia3.train.trees import Tree
@@ -252,30 +249,3 @@ def test_compute_follows_what_was_asked():
     assert choose_compute("float32") == torch.float32
     assert choose_compute("bfloat16") == torch.bfloat16
     assert choose_compute("auto") in (torch.float32, torch.bfloat16)
-
-
-class Letters:
-    """A tokenizer of single letters with a chat template, in the few methods that prompts use."""
-
-    eos_token, eos_token_id, bos_token, bos_token_id, chat_template = ".", 46, "<", 60, "yes"
-
-    def encode(self, text, add_special_tokens=True):
-        return [60] * add_special_tokens + [ord(c) for c in text]
-
-    def prompt(self, template, text):
-        return self.encode(template.replace("{text}", text), add_special_tokens=False)
-
-    def apply_chat_template(self, messages, **_):
-        if messages[0]["role"] == "system":
-            raise ValueError("no system turn")
-        return f"<U:{messages[-1]['content']};A:"
-
-
-def test_a_long_prompt_loses_its_beginning_and_never_the_answer():
-    wrap = wrapping(Letters(), None, chat=True)
-    assert (wrap.prefix, wrap.suffix, wrap.end, wrap.stop_tokens) == ("<U:", ";A:", ".", (46,))
-    source = Source(("{text}",), "{text}", wrap, (Example("abcdefgh", "yes"),), None)
-    tree = Examples(Letters(), [source], max_length=8).tree(0)
-    assert "".join(map(chr, tree.prompt)) == "h;A:"
-    assert "".join(map(chr, tree.answers[0])) == "yes."
-    assert wrapping(Letters(), None, chat=False).prefix == "<"

@@ -14,6 +14,7 @@ from qia3.config import Task
 from qia3.errors import ConfigError, DataError
 from qia3.examples import Example
 from qia3.recipe import Train
+from qia3.tokens import Tokens
 from qia3.train.batches import count
 from qia3.train.data import read_task, split
 from qia3.train.examples import Examples, Source
@@ -29,6 +30,8 @@ class Letters:
 
     def prompt(self, template, text):
         return [ord(c) for c in template.replace("{text}", text)]
+
+    fitting = Tokens.fitting
 
 
 def text(tokens) -> str:
@@ -130,7 +133,7 @@ def test_an_example_whose_words_are_control_tokens_is_never_shown():
     assert text(made(odd).tree(2).prompt) == "<Q say <>"
 
 
-def test_what_is_too_long_loses_demonstrations_then_its_beginning_and_never_the_answer():
+def test_what_is_too_long_loses_demonstrations_then_the_end_of_its_words_and_never_instruction_or_answer():
     one = len("Q t0 a\n\n")
     whole = made(shots=3).tree(2)
     assert text(whole.prompt).count("\n\n") == 3
@@ -144,8 +147,10 @@ def test_what_is_too_long_loses_demonstrations_then_its_beginning_and_never_the_
         assert text(tree.prompt).count("\n\n") == shown
         assert text(tree.prompt).endswith("Q t2>")
         assert tree.longest_path <= limit
-    assert text(made(shots=3, max_length=5).tree(2).prompt) == "t2>"
-    assert text(made(shots=3, max_length=5).tree(2).answers[0]) == "a."
+    assert text(made(shots=3, max_length=7).tree(2).prompt) == "<Q t>"
+    assert text(made(shots=3, max_length=7).tree(2).answers[0]) == "a."
+    with pytest.raises(ConfigError, match=r"max_length = 5 has no room for the prompt and an answer: 'Q \{text\}'"):
+        made(shots=3, max_length=5).tree(2)
 
 
 def test_the_longest_path_is_that_of_any_prompt_that_may_be_drawn():

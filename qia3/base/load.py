@@ -121,7 +121,7 @@ def load_float(reference: str) -> tuple[Any, Any]:
     source = resolve(reference)
     files = check_weights(source)
     with quiet():
-        return _float_model(source, files), _tokenizer(source)
+        return _float_model(source, files), read_tokenizer(source)
 
 
 def _make(source: Source, asked: Asked, track: Track) -> BaseModel:
@@ -130,8 +130,8 @@ def _make(source: Source, asked: Asked, track: Track) -> BaseModel:
     """
     files = check_weights(source)
     _check_kind(source)
-    tokenizer = _tokenizer(source)
-    with _told(source):
+    tokenizer = read_tokenizer(source)
+    with told(source):
         model, given = open_quantised(source) or (None, None)
     if model is not None and given is not None:
         return _quantised(source, model, tokenizer, replace(asked, calibration="none", text="none"), track, given)
@@ -141,7 +141,7 @@ def _make(source: Source, asked: Asked, track: Track) -> BaseModel:
         if (stream := open_stream(Path(source.name), files)) is not None:
             return _quantised(source, stream.model, tokenizer, asked, track, None, stream.layers)
     model = _float_model(source, files)
-    with _told(source):
+    with told(source):
         given = keep_q4_0(model, _opened(source)) if source.gguf_file else None
     if given is not None:
         asked = replace(asked, calibration="none", text="none")
@@ -241,13 +241,13 @@ def _kept_folder(source: Source, asked: Asked) -> Path:
 def _check_kind(source: Source) -> None:
     """Of a folder or a hub's model; a GGUF file's is known when it is read."""
     if source.gguf_file is None:
-        with _told(source):
+        with told(source):
             config = AutoConfig.from_pretrained(source.name, trust_remote_code=False)
         check_decoder(config, source.reference)
 
 
-def _tokenizer(source: Source) -> Any:
-    with _told(source):
+def read_tokenizer(source: Source) -> Any:
+    with told(source):
         try:
             tokenizer = AutoTokenizer.from_pretrained(source.name, trust_remote_code=False, **_gguf(source))
         except ValueError as error:
@@ -267,10 +267,10 @@ def _float_model(source: Source, files: Mapping[str, Entry] | None) -> Any:
     A GGUF file is dequantised to float32; other weights keep the type they are stored in.
     """
     if files is None:
-        with _told(source):
+        with told(source):
             return load_gguf(_opened(source))
     _check_places(source, files)
-    with _told(source):
+    with told(source):
         model, report = AutoModelForCausalLM.from_pretrained(
             source.name, dtype="auto", use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
@@ -285,7 +285,7 @@ def _opened(source: Source) -> Gguf:
 
 def _check_places(source: Source, files: Mapping[str, Entry]) -> None:
     """Before anything is read. Raises BaseModelError."""
-    with _told(source):
+    with told(source):
         check_places(empty_model(Path(source.name)), files)
 
 
@@ -294,7 +294,7 @@ def _gguf(source: Source) -> dict[str, str]:
 
 
 @contextmanager
-def _told(source: Source) -> Iterator[None]:
+def told(source: Source) -> Iterator[None]:
     """transformers raises many types; the user needs one line."""
     try:
         yield

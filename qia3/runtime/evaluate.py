@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from qia3.bundle.task import Task
-from qia3.examples import Example, read_examples
+from qia3.errors import DataError
+from qia3.examples import SHOWN, Example, contradiction, listed, read_examples
 from qia3.names import NONE
+from qia3.progress import say
 from qia3.runtime.adapters import AdapterBank
-from qia3.runtime.answer import classify, prepare, reply, task_of
+from qia3.runtime.answer import answer_of, classify, prepare, prompt_of, reply, task_of
 from qia3.runtime.cache import Floats
 from qia3.runtime.engine import Engine
 
@@ -32,6 +34,8 @@ Track = Callable[[list[Example]], Iterable[Example]]
 class Evaluation:
     """`labels` gives per label how many there were and how many were right; `f1` (0 to 1) and `chrf` (0 to 100, as
     sacrebleu gives it for a whole file) are None for classification, `labels` where the task has no choices of its own.
+
+    `n` examples were asked; `left_out` lines could not be, of which the first few are named.
     """
 
     adapter: str
@@ -44,6 +48,8 @@ class Evaluation:
     labels: dict[str, dict[str, int]] | None
     seconds: float
     examples_per_second: float
+    left_out: int | None = None
+    left_out_lines: list[int] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return {k: v for k, v in asdict(self).items() if v is not None}
@@ -52,17 +58,24 @@ class Evaluation:
 def evaluate(
     engine: Engine,
     bank: AdapterBank,
-    path: Path,
+    given: Path | Sequence[Example],
     adapter: str | None,
     task: str | None = None,
     track: Track = lambda examples: examples,
 ) -> Evaluation:
     """`adapter` None or "none" scores the base, with the prompt of `task`; `track` wraps the examples (a progress bar).
 
-    Raises DataError naming the line.
+    Lines that cannot be asked (too long for the context) are left out, counted and named on stderr. Raises DataError
+    naming each line that is malformed, or where none can be asked.
     """
     chosen = _task(engine, adapter, task)
-    examples = read_examples(path, chosen.kind, chosen.choices or ())
+    if isinstance(given, Path):
+        read = read_examples(given, chosen.kind, chosen.choices or ())
+        if remark := contradiction(read):
+            say(f"warning: {remark}")
+    else:
+        read = list(given)
+    examples, left_out = _askable(engine, chosen, read)
     vectors = bank.vectors(adapter)
     started = time.perf_counter()
     kept = list(engine.begun)
@@ -86,6 +99,33 @@ def evaluate(
         labels=_by_label(examples, right) if chosen.choices else None,
         seconds=round(seconds, 2),
         examples_per_second=round(len(examples) / seconds, 2),
+        left_out=len(left_out) or None,
+        left_out_lines=[e.place.line for e in left_out[:SHOWN] if e.place] or None,
+    )
+
+
+def _askable(engine: Engine, task: Task, examples: Sequence[Example]) -> tuple[list[Example], list[Example]]:
+    """Those that can be asked and those that cannot, of which stderr is told. Raises DataError if there are none."""
+    reasons = {i: reason for i, e in enumerate(examples) if (reason := _why_not(engine, task, e))}
+    if reasons:
+        told = listed([f"{examples[i].place}: {reason}" for i, reason in reasons.items()])
+        if len(reasons) == len(examples):
+            raise DataError(f"none of these lines can be asked: {told}")
+        say(f"warning: {len(reasons)} of {len(examples)} lines are left out: {told}")
+    asked = [e for i, e in enumerate(examples) if i not in reasons]
+    return asked, [examples[i] for i in reasons]
+
+
+def _why_not(engine: Engine, task: Task, example: Example) -> str | None:
+    """Why a line cannot be asked."""
+    choices = (example.choices or task.choices or ()) if task.kind == "classify" else ()
+    try:
+        longest = max((len(answer_of(engine, task, choice)) for choice in choices), default=1)
+        needed = len(prompt_of(engine, task, example.text)) + longest - 1
+    except DataError as error:
+        return str(error)
+    return (
+        f"{needed} tokens do not fit the context of {engine.context_length}" if needed > engine.context_length else None
     )
 
 

@@ -9,17 +9,19 @@ Where wrong answers count, a step compares the right answer with at most `at_mos
 what a step costs must not grow with a task's labels. What is ranked (validation, tests) has them all.
 
 The device encodes prompt and answer apart, by qia3.tokens, and so does this. What is longer than `max_length` loses demonstrations
-first, then the beginning of the prompt, never the answer.
+first, then the end of the user's words, never the instruction and never the answer.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from qia3.config import Task
+from qia3.errors import ConfigError
 from qia3.examples import Example
 from qia3.tokens import SLOT, Tokens
 from qia3.train.prompts import Wrapping, ask, demonstration
@@ -48,7 +50,14 @@ class Source:
     def content(self) -> list[Any]:
         """All that decides what is trained; the rest follows from it."""
         examples = [e.content() for e in self.examples]
-        return [self.prompts, self.question, asdict(self.wrap), examples, self.choices]
+        wrap = [self.wrap.prefix, self.wrap.suffix, self.wrap.end]
+        return [self.prompts, self.question, wrap, examples, self.choices]
+
+    def on_device(self, shots: int, seed: int) -> str:
+        """The prompt that the device fills in, holding {text}, with its demonstrations in it: the same ones for every
+        question.
+        """
+        return ask(self.wrap, self.question, self.demonstrations(self.question, shots, random.Random(seed)))
 
     def demonstrations(self, prompt: str, count: int, draw: random.Random, without: int | None = None) -> list[str]:
         """`count` examples, or as many as there are, drawn without the one that is asked.
@@ -62,6 +71,18 @@ class Source:
         ]
         picked = draw.sample(able, min(count, len(able)))
         return [demonstration(prompt, self.examples[i].text, self.examples[i].answer) for i in picked]
+
+
+def source_of(tokens: Tokens, wrap: Wrapping, task: Task, examples: tuple[Example, ...], choices: Any) -> Source:
+    """Examples of a task of the build file. A demonstration is encoded as a part of the template."""
+
+    def shows(prompt: str, e: Example) -> bool:
+        words, answer = demonstration(prompt, SLOT, e.answer), demonstration(prompt, e.text, SLOT)
+        return tokens.plain(words, e.text) and tokens.plain(answer, e.answer)
+
+    asked = {*task.prompts, task.question} if task.shots else ()
+    unshown = frozenset(i for i, e in enumerate(examples) if not all(shows(prompt, e) for prompt in asked))
+    return Source(task.prompts, task.question, wrap, examples, choices, unshown)
 
 
 class Examples:
@@ -90,6 +111,7 @@ class Examples:
         )
         self.places = [(source, i) for source in sources for i in range(len(source.examples))]
         self.encoded = lru_cache(KEPT)(tokens.prompt)
+        self.fitting = lru_cache(KEPT)(tokens.fitting)
 
     def __len__(self) -> int:
         return len(self.places)
@@ -107,9 +129,8 @@ class Examples:
             wrong = draw.sample([i for i in range(len(answers)) if i != right], self.at_most - 1)
             kept = sorted([right, *wrong])
             answers, right = tuple(answers[i] for i in kept), kept.index(right)
-        room = max(1, self.max_length - max(map(len, answers)))
-        ids = self._prompt(source.wrap, prompt, example.text, shown, room)
-        return Tree(ids[-room:], answers, right)
+        room = self.max_length - max(map(len, answers))
+        return Tree(self._prompt(source.wrap, prompt, example.text, shown, room), answers, right)
 
     def longest_path(self) -> int:
         """Tokens of the longest tree's longest path, at most; with demonstrations, the limit."""
@@ -120,7 +141,7 @@ class Examples:
             example = source.examples[place]
             answer = max(len(a) for a in self._answers(source, example)[0])
             prompt = max(
-                len(self._prompt(source.wrap, p, example.text, [], self.max_length))
+                len(self._prompt(source.wrap, p, example.text, [], self.max_length - answer))
                 for p in {*source.prompts, source.question}
             )
             longest = max(longest, prompt + answer)
@@ -131,12 +152,15 @@ class Examples:
         choices = (example.choices or source.choices) if self.ranked else None
         texts = tuple(c for c in choices or (example.answer,) if c not in example.also)
         ending = f"{SLOT}{source.wrap.end}"
-        return tuple(self.encoded(ending, text)[: self.max_length] for text in texts), texts.index(example.answer)
+        return tuple(self.encoded(ending, text) for text in texts), texts.index(example.answer)
 
     def _prompt(self, wrap: Wrapping, prompt: str, text: str, shown: Sequence[str], room: int) -> tuple[int, ...]:
-        """With as many demonstrations as fit in `room`."""
+        """With as many demonstrations as fit in `room`; else with as much of the words as fits."""
         for first in range(len(shown) + 1):
             ids = self.encoded(ask(wrap, prompt, shown[first:]), text)
             if len(ids) <= room:
-                break
-        return ids
+                return ids
+        words = self.fitting(ask(wrap, prompt), text, room) if room > 0 else None
+        if words is None:
+            raise ConfigError(f"max_length = {self.max_length} has no room for the prompt and an answer: {prompt!r}")
+        return self.encoded(ask(wrap, prompt), words)

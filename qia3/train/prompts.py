@@ -16,10 +16,12 @@ play a song music\n\n".
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-MARK = "\u0001text\u0001"
+from qia3.errors import ConfigError
+from qia3.tokens import Tokens
+from qia3.train.template import render
 
 
 @dataclass(frozen=True)
@@ -33,42 +35,60 @@ class Wrapping:
     suffix: str
     end: str
     stop_tokens: tuple[int, ...]
+    warnings: tuple[str, ...] = field(default=(), compare=False)
 
 
-def wrapping(tokenizer: Any, generation_config: Any, chat: bool) -> Wrapping:
-    """The base's chat template around a user's words; without a template (or chat=False), its beginning-of-text token
-    and a space after.
+def wrapping(tokenizer: Any, generation_config: Any, chat: bool, end: str | None = None) -> Wrapping:
+    """The base's chat template around a user's words; without a template (or chat=False), its beginning-of-text token.
+
+    `end` ends answers instead of the base's end-of-text token. Raises ConfigError for a template that cannot be used.
     """
-    end = tokenizer.eos_token or ""
-    configured = getattr(generation_config, "eos_token_id", None)
-    stops = [configured] if isinstance(configured, int) else list(configured or [])
+    stops = [*([] if end is None else [tokenizer.convert_tokens_to_ids(end)]), *configured_stops(generation_config)]
     if tokenizer.eos_token_id is not None:
         stops.append(tokenizer.eos_token_id)
+    warnings: tuple[str, ...] = ()
     if chat and tokenizer.chat_template:
-        prefix, suffix = _render(tokenizer).split(MARK)
+        template = render(tokenizer)
+        prefix, suffix, warnings = template.prefix, template.suffix, template.warnings
     else:
         with_special, bare = tokenizer.encode("a"), tokenizer.encode("a", add_special_tokens=False)
         begins = tokenizer.bos_token or ""
-        prefix, suffix = (
-            (begins if begins and with_special != bare and with_special[0] == tokenizer.bos_token_id else ""),
-            "",
-        )
-    return Wrapping(prefix, suffix, end, tuple(dict.fromkeys(stops)))
+        added = begins and with_special != bare and with_special[0] == tokenizer.bos_token_id
+        prefix, suffix = begins if added else "", ""
+    ending = (tokenizer.eos_token or "") if end is None else end
+    return Wrapping(prefix, suffix, ending, tuple(dict.fromkeys(stops)), warnings)
 
 
-def _render(tokenizer: Any) -> str:
-    """The template around the mark, with an empty system turn where the template takes one: a default persona costs
-    tokens every time.
+def configured_stops(generation_config: Any) -> list[int]:
+    """The ids that a base's configuration ends a text with."""
+    configured = getattr(generation_config, "eos_token_id", None)
+    return [configured] if isinstance(configured, int) else list(configured or [])
+
+
+def check_end(tokens: Tokens, end: str, known: bool, task: str) -> None:
+    """An answer ends with one control token that the base has an embedding for, and that somebody named.
+
+    `known`: the build file, the base's tokenizer files or its configuration name it. Raises ConfigError.
     """
-    user = {"role": "user", "content": MARK}
-    for messages in ([{"role": "system", "content": ""}, user], [user]):
-        try:
-            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        except Exception:  # templates raise what they like on a system turn
-            continue
-        if isinstance(text, str) and text.count(MARK) == 1:
-            return text
-    raise ValueError("the base's chat template changes the user's words; set chat = false for this task")
+    found = tokens.control_token(end) if end else None
+    if found is None:
+        what = f"{end!r}, its end token, is not one control token of its tokenizer" if end else "it names no end token"
+    elif tokens.rows is not None and found >= tokens.rows:
+        what = f"{end!r}, its end token, has id {found}, and the base has {tokens.rows} embeddings"
+    elif not known:
+        what = f"none of its files names an end token ({end!r} is the library's guess)"
+    else:
+        return
+    raise ConfigError(
+        f"task {task!r} cannot tell where an answer of this base ends: {what}; "
+        f'set end = "..." in the [[task]], or eos_token in its tokenizer_config.json{_ends(tokens)}'
+    )
+
+
+def _ends(tokens: Tokens) -> str:
+    rows = tokens.rows or 1 << 62
+    known = [repr(text) for i, text in sorted(tokens.control.items()) if i < rows]
+    return f" (its control tokens: {', '.join(known[:8])}{', ...' if known[8:] else ''})" if known else ""
 
 
 def ask(wrap: Wrapping, prompt: str, shown: Sequence[str] = ()) -> str:

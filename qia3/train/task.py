@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import random
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -26,16 +25,14 @@ from qia3.bundle.sites import Vectors
 from qia3.bundle.task import Task as BundleTask
 from qia3.config import Task
 from qia3.errors import ConfigError
-from qia3.examples import Example
 from qia3.ia3.vectors import Scaled, get_vectors
 from qia3.progress import is_main, say
 from qia3.recipe import Train
 from qia3.storage import writing
-from qia3.tokens import SLOT
 from qia3.train import processes
 from qia3.train.data import Data
-from qia3.train.examples import Examples, Source
-from qia3.train.prompts import Wrapping, ask, demonstration, wrapping
+from qia3.train.examples import Examples, Source, source_of
+from qia3.train.prompts import Wrapping, wrapping
 from qia3.train.run import CHECKPOINTS, Record, read_record, train_vectors, write_record
 from qia3.train.start import digest, read_start
 
@@ -128,12 +125,9 @@ def load_task(base: BaseModel, scaled: Mapping[str, Scaled], job: Job, folder: P
 
 
 def _trained(base: BaseModel, job: Job, vectors: Vectors, record: Record) -> Trained:
-    """The prompt that the device fills in has its demonstrations in it, the same ones for every question."""
     own = _source(base, job.task, job.data)
-    shown = own.demonstrations(own.question, job.task.shots, random.Random(job.seed))
-    return Trained(
-        job.task, ask(own.wrap, own.question, shown), own.wrap, job.data.choices, job.ranking, vectors, record
-    )
+    prompt = own.on_device(job.task.shots, job.seed)
+    return Trained(job.task, prompt, own.wrap, job.data.choices, job.ranking, vectors, record)
 
 
 def _sources(base: BaseModel, job: Job, held_back: bool = False) -> list[Source]:
@@ -142,21 +136,8 @@ def _sources(base: BaseModel, job: Job, held_back: bool = False) -> list[Source]
 
 
 def _source(base: BaseModel, task: Task, data: Data, held_back: bool = False) -> Source:
-    wrap = wrapping(base.tokenizer, base.model.generation_config, task.chat)
-    examples = data.validation if held_back else data.train
-    unshown = _unshown(base, task, examples) if task.shots else frozenset()
-    return Source(task.prompts, task.question, wrap, examples, data.choices, unshown)
-
-
-def _unshown(base: BaseModel, task: Task, examples: Sequence[Example]) -> frozenset[int]:
-    """Places of examples that would bring control tokens into a demonstration."""
-
-    def shows(prompt: str, e: Example) -> bool:
-        words, answer = demonstration(prompt, SLOT, e.answer), demonstration(prompt, e.text, SLOT)
-        return base.tokens.plain(words, e.text) and base.tokens.plain(answer, e.answer)
-
-    asked = {*task.prompts, task.question}
-    return frozenset(i for i, e in enumerate(examples) if not all(shows(prompt, e) for prompt in asked))
+    wrap = wrapping(base.tokenizer, base.model.generation_config, task.chat, task.end)
+    return source_of(base.tokens, wrap, task, data.validation if held_back else data.train, data.choices)
 
 
 def _key(base: BaseModel, job: Job, sources: list[Source], start: Vectors | None) -> str:

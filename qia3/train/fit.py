@@ -1,0 +1,124 @@
+"""Every line of a task's files is measured before anything is loaded: does it fit the context, and training's limit?
+
+A line fits the context where prompt and longest answer do; the answer's last token is predicted and never read:
+
+    prompt tokens + longest answer's tokens - 1 <= context
+
+What does not fit is refused, each line by its file and number, or, where the task says `overlong = "cut"`, loses the
+end of its words; instruction, template and answer stay whole. `max_length`, which bounds what a training step costs,
+cuts the same way as it trains, and is only counted here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
+
+from qia3.config import Task
+from qia3.errors import ConfigError, DataError
+from qia3.examples import Example, listed
+from qia3.progress import say
+from qia3.recipe import Train
+from qia3.tokens import SLOT, Tokens
+from qia3.train.data import Data
+from qia3.train.examples import source_of
+from qia3.train.prompts import Wrapping, ask
+
+
+def fitted(
+    task: Task, data: Data, tokens: Tokens, wrap: Wrapping, settings: Sequence[Train], seed: int, context: int
+) -> Data:
+    """The data, with lines cut where the task says so. Raises DataError with each line that does not fit.
+
+    `settings`: of every training that takes the task's examples.
+    """
+    drawn = [ask(wrap, prompt) for prompt in dict.fromkeys((*task.prompts, task.question))]
+    ruler = _Ruler(task, data, tokens, wrap, context)
+    train = ruler.fitted(data.train, drawn)
+    validation = ruler.fitted(data.validation, drawn[-1:])
+    own = source_of(tokens, wrap, task, train, data.choices)
+    test = ruler.fitted(data.test, [own.on_device(task.shots, seed)])
+    ruler.tell()
+    _count_cut(ruler, train, drawn, settings)
+    return replace(data, train=train, validation=validation, test=test)
+
+
+class _Ruler:
+    """Measures lines, and gathers what is wrong with them."""
+
+    def __init__(self, task: Task, data: Data, tokens: Tokens, wrap: Wrapping, context: int) -> None:
+        self.task, self.data, self.tokens, self.context = task, data, tokens, context
+        self.ending = f"{SLOT}{wrap.end}"
+        self.answer = lru_cache(1 << 14)(lambda text: len(tokens.prompt(self.ending, text)))
+        self.bad: list[str] = []
+        self.cut: list[Example] = []
+
+    def longest(self, example: Example, ranked: bool = True) -> int:
+        """Tokens of the longest answer that is compared."""
+        choices = (example.choices or self.data.choices) if ranked else None
+        return max(map(self.answer, choices or (example.answer,)))
+
+    def fitted(self, examples: Sequence[Example], templates: Sequence[str]) -> tuple[Example, ...]:
+        """The examples, cut where they may be."""
+        return tuple(self._fitted(example, templates) for example in examples)
+
+    def _fitted(self, example: Example, templates: Sequence[str]) -> Example:
+        try:
+            room = self.context - self.longest(example) + 1
+            words = [self.tokens.fitting(template, example.text, room) for template in templates]
+        except DataError as error:
+            self.bad.append(f"{example.place}: {error}")
+            return example
+        shortest = min((w for w in words if w is not None), key=len, default="")
+        if None in words or not shortest.strip():
+            raise ConfigError(
+                f"task {self.task.name!r}: its prompt and its longest answer leave no room for words in a context of "
+                f"{self.context} tokens ({example.place}); raise context_length in [export] or shorten them"
+            )
+        if shortest == example.text:
+            return example
+        self.cut.append(example)
+        return replace(example, text=shortest)
+
+    def tell(self) -> None:
+        """Raises DataError for what is refused, and says what is cut."""
+        cut = [f"{e.place}: {len(e.text):,} characters" for e in self.cut]
+        if self.task.overlong == "refuse" and cut:
+            many = f"these {len(cut)} lines do" if len(cut) > 1 else "this line does"
+            self.bad.append(
+                f"{many} not fit the context of {self.context} tokens beside prompt and answer: {listed(cut)}; shorten, "
+                f'raise context_length in [export], or set overlong = "cut" in the [[task]]'
+            )
+        if self.bad:
+            raise DataError(f"task {self.task.name!r}: {listed(self.bad)}")
+        if cut:
+            say(
+                f"warning: task {self.task.name!r}: {_lines(len(cut))} cut to fit the context of {self.context} "
+                f"tokens: {listed(cut)}"
+            )
+
+
+def _count_cut(ruler: _Ruler, train: Sequence[Example], templates: Sequence[str], settings: Sequence[Train]) -> None:
+    """Says how many lines training will cut."""
+    over = []
+    limit, ranked = min(s.max_length for s in settings), any(s.ranked for s in settings)
+    for example in train:
+        room = limit - ruler.longest(example, ranked)
+        words = [ruler.tokens.fitting(template, example.text, room) if room > 0 else None for template in templates]
+        if None in words:
+            raise ConfigError(
+                f"task {ruler.task.name!r}: max_length = {limit} leaves no room for words beside its "
+                f"prompt and its longest answer ({example.place}); raise max_length in [train]"
+            )
+        if any(w != example.text for w in words):
+            over.append(example)
+    if over:
+        say(
+            f"warning: task {ruler.task.name!r}: {_lines(len(over))} cut in training, to max_length = {limit} tokens "
+            f"(their words, not the instruction; the first is {over[0].place})"
+        )
+
+
+def _lines(count: int) -> str:
+    return f"{count} lines are" if count > 1 else "1 line is"

@@ -1,0 +1,124 @@
+r"""A base's chat template, rendered once around a mark: what stands before the mark and after it is all that a device
+needs. That only works where the template leaves the words as they are, so it is tried with words that show it, in a
+child process (bounded.py) and before any weight is loaded.
+
+Templates that take a message's content as a list of parts, as those of vision models do, get the words as one part.
+
+A template that writes today's date makes another prompt every day. The date is held at `DATE`, on every build day, in
+training and on the device alike, and a warning says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from transformers.utils import chat_template_utils
+
+from qia3.errors import ConfigError
+from qia3.train.bounded import bounded
+
+MARK = "\u0001text\u0001"
+SHOWING = "Aß \"x\" 'y' <b>&amp; \\n{1}\n\tÉ 1,5  z."  # upper, lower and odd characters, two spaces, line ends
+DATE, ANOTHER = datetime(2024, 7, 26), datetime(2031, 11, 3)
+REMEDY = "mend the template in the base's folder, or set chat = false in this [[task]]"
+
+
+@dataclass(frozen=True)
+class Template:
+    """What stands around a user's words, and what is worth a warning."""
+
+    prefix: str
+    suffix: str
+    warnings: tuple[str, ...] = ()
+
+
+def render(tokenizer: Any) -> Template:
+    """Raises ConfigError: the template fails, does not end, or changes the words."""
+    try:
+        found = bounded(lambda: _tried(tokenizer))
+    except ValueError as error:
+        raise ConfigError(f"the base's chat template cannot be used: {error}; {REMEDY}") from error
+    return Template(found["prefix"], found["suffix"], tuple(found["warnings"]))
+
+
+def _tried(tokenizer: Any) -> dict[str, Any]:
+    """The template around the mark, tried. Raises ValueError."""
+    with _clock(DATE):
+        turns, text = _turns(tokenizer)
+        prefix, suffix = text.split(MARK)
+        for words in (SHOWING, "x"):
+            if (said := _filled(tokenizer, turns, words)) != prefix + words + suffix:
+                raise ValueError(f"it changes a question's words ({_difference(prefix + words + suffix, said)})")
+        spaced = _filled(tokenizer, turns, f" {SHOWING} ")
+    warnings = []
+    if spaced != f"{prefix} {SHOWING} {suffix}":
+        if spaced != prefix + SHOWING + suffix:
+            raise ValueError("it changes the spaces around a question")
+        warnings.append("the base's chat template takes away spaces around a question; here they stay")
+    with _clock(ANOTHER):
+        if _filled(tokenizer, turns, MARK) != text:
+            warnings.append(
+                f"the base's chat template writes today's date into every prompt; it is held at {DATE:%d %b %Y}, in "
+                "training and on the device alike (chat = false in a [[task]] does without the template)"
+            )
+    return {"prefix": prefix, "suffix": suffix, "warnings": warnings}
+
+
+def _turns(tokenizer: Any) -> tuple[tuple[bool, bool], str]:
+    """The first kind of conversation that the template takes and leaves the mark in, and the text."""
+    reasons = []
+    for turns in ((True, False), (False, False), (True, True), (False, True)):
+        try:
+            text = _filled(tokenizer, turns, MARK)
+        except MemoryError:
+            raise
+        except Exception as error:  # templates raise what they like
+            reasons.append(str(error) or type(error).__name__)
+            continue
+        if text.count(MARK) == 1:
+            return turns, text
+        reasons.append(f"it changes a question's words ({_difference(MARK, text)})")
+    raise ValueError(reasons[1])
+
+
+def _filled(tokenizer: Any, turns: tuple[bool, bool], words: str) -> str:
+    """`turns`: with an empty system turn (a default persona costs tokens every time), and with parts."""
+    system, parts = turns
+
+    def content(text: str) -> Any:
+        return [{"type": "text", "text": text}] if parts else text
+
+    messages = [{"role": "system", "content": content("")}] if system else []
+    messages.append({"role": "user", "content": content(words)})
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    if not isinstance(text, str):
+        raise ValueError("it gives no text")
+    return text
+
+
+def _difference(expected: str, found: str) -> str:
+    """Where they begin to differ."""
+    pairs = zip(expected, found, strict=False)
+    start = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(expected), len(found)))
+    return f"{found[max(0, start - 8) : start + 8]!r} where {expected[max(0, start - 8) : start + 8]!r} was given"
+
+
+@contextmanager
+def _clock(now: datetime) -> Iterator[None]:
+    """What strftime_now says in a template, within: in the child process, where there is one."""
+
+    class Held(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Held:
+            return cls(now.year, now.month, now.day, tzinfo=tz)
+
+    before = chat_template_utils.datetime
+    chat_template_utils.datetime = Held
+    try:
+        yield
+    finally:
+        chat_template_utils.datetime = before
