@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import io
 import json
 import os
 import random
@@ -39,6 +38,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).parents[1]
 SECONDS, MEMORY = 10, 6 << 30
 BAD = ("defect", "died", "hung")
 BATCH = 40  # mutations in one child
@@ -166,10 +166,9 @@ def run_reader(reader: Reader, count: int, seed: int, work: Path) -> tuple[Count
     shutil.rmtree(template.parent, ignore_errors=True)
     template.mkdir(parents=True)
     reader.make(template)
-    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
-        told = _end(reader, template)
-    if told["end"] != "passes":
-        sys.exit(f"{reader.name}: the unchanged input does not pass: {told}")
+    for result in _child(reader, template, range(-1, 0), seed, work):
+        if result["end"] != "passes":
+            sys.exit(f"{reader.name}: the unchanged input does not pass: {result}")
     while done < count:
         for result in _child(reader, template, range(done, min(done + BATCH, count)), seed, work):
             ends[result["end"]] += 1
@@ -226,7 +225,8 @@ def _work(reader: Reader, template: Path, indices: range, seed: int, work: Path,
         draw = random.Random(f"{seed}/{reader.name}/{index}")
         shutil.copytree(template, place, symlinks=True)
         file = draw.choice(reader.files)
-        (place / file).write_bytes(mutate((place / file).read_bytes(), reader.kind, draw))
+        if index >= 0:  # below: the unchanged input
+            (place / file).write_bytes(mutate((place / file).read_bytes(), reader.kind, draw))
         started = time.monotonic()
         try:
             reader.after(place, file)
@@ -243,12 +243,12 @@ def _work(reader: Reader, template: Path, indices: range, seed: int, work: Path,
 
 def _end(reader: Reader, place: Path) -> dict[str, Any]:
     """How reading ends, as the command line would have it."""
-    from qia3.console import _complaint
+    from qia3.console import complaint
 
     try:
         reader.act(place)
     except BaseException as error:
-        told = _complaint(error)
+        told = complaint(error)
         if told is None:
             where = traceback.extract_tb(error.__traceback__)
             ours = next((f for f in reversed(where) if "/qia3/" in f.filename), where[-1])
@@ -264,11 +264,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--readers", nargs="*", help="only these")
     asked = parser.parse_args()
+    work = Path(tempfile.mkdtemp(prefix="fuzz-"))
+    quiet = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
+    os.environ.update(quiet | {"QIA3_CACHE": str(work / "cache")})
     from fuzz_readers import readers
 
-    os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1")
-    work = Path(tempfile.mkdtemp(prefix="fuzz-"))
-    os.environ["QIA3_CACHE"] = str(work / "cache")
     chosen = [r for r in readers(work) if not asked.readers or r.name in asked.readers]
     shares = sum(r.share for r in chosen)
     total: Counter[str] = Counter()

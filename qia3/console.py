@@ -60,7 +60,7 @@ def progress_on_stderr() -> contextlib.AbstractContextManager[Any]:
     return contextlib.redirect_stdout(sys.stderr)
 
 
-def _complaint(error: BaseException) -> tuple[str, int] | None:
+def complaint(error: BaseException) -> tuple[str, int] | None:
     """What to tell the user and the exit code; None for a fault of ours, which deserves its traceback."""
     match error:
         case QIA3Error():
@@ -116,6 +116,6 @@ def run_command(command: click.Command, arguments: Sequence[str]) -> int:
     except BaseException as error:  # a panic of a library in Rust is no Exception
         if os.environ.get("QIA3_TRACEBACK") or isinstance(error, SystemExit | GeneratorExit):
             raise
-        message, code = _complaint(error) or (_defect(error), DEFECT)
+        message, code = complaint(error) or (_defect(error), DEFECT)
         print("qia3: " + "; ".join(line.strip() for line in message.splitlines() if line.strip()), file=sys.stderr)
     return code if isinstance(code, int) else 0
