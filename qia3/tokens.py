@@ -40,6 +40,7 @@ from qia3.parse import read_text
 SLOT = "{text}"
 NOWHERE = "\U0010ffff"  # a code point that is no character: in no vocabulary
 BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+ANSWERS = 1 << 12  # that are kept
 WORD = 16  # characters of a word, or so
 MARKUP = re.compile(r"<.+>|\[.+\]", re.DOTALL)
 
@@ -59,6 +60,7 @@ class Tokens:
         self.unknown = _unknown(tokenizer, self.control)
         self._apart: _Apart | None = None
         self._written = lru_cache(64)(self._renamed)
+        self.answer = lru_cache(ANSWERS)(self._answer)
 
     @classmethod
     def read(cls, path: Path, rows: int | None = None) -> Tokens:
@@ -90,10 +92,16 @@ class Tokens:
         if self.rows is not None and ids and max(ids) >= self.rows:
             beyond = max(ids)
             raise DataError(
-                f"the text has the token {self.tokenizer.id_to_token(beyond)!r} (id {beyond}), and the base has "
-                f"embeddings for {self.rows} tokens only; write it in another way"
+                f"the base has no embedding for the token {self.tokenizer.id_to_token(beyond)!r} (id {beyond}; it has "
+                f"{self.rows}); write it in another way"
             )
         return ids
+
+    def _answer(self, text: str, end: str) -> tuple[int, ...]:
+        """An answer's words and the token that ends it. A task's answers are asked for again and again, so they are
+        kept.
+        """
+        return self.prompt(SLOT + end, text)
 
     def fitting(self, template: str, text: str, room: int) -> str | None:
         """The words, or the longest beginning of them with which the prompt takes at most `room` tokens; None where the

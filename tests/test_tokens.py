@@ -206,7 +206,9 @@ def test_a_token_beyond_the_embedding_is_refused_and_named():
     raw = made("byte-level")
     tokens = Tokens(raw, rows=raw.token_to_id("hallway"))
     assert tokens.encode("lock the door <think>")  # a control token's characters are fine
-    with pytest.raises(DataError, match=rf"the token 'hallway' \(id {tokens.rows}\)"):
+    with pytest.raises(
+        DataError, match=rf"no embedding for the token 'hallway' \(id {tokens.rows}; it has {tokens.rows}\)"
+    ):
         tokens.encode("the hallway")
     with pytest.raises(DataError, match="'hallway'"):
         tokens.prompt("in the hallway: {text}", "lock")

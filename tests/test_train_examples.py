@@ -9,6 +9,7 @@ import random
 from collections import Counter
 
 import pytest
+import tiny_bundle
 
 from qia3.config import Task
 from qia3.errors import ConfigError, DataError
@@ -17,7 +18,7 @@ from qia3.recipe import Train
 from qia3.tokens import Tokens
 from qia3.train.batches import count
 from qia3.train.data import read_task, split
-from qia3.train.examples import Examples, Source
+from qia3.train.examples import Examples, Source, source_of
 from qia3.train.prompts import Wrapping
 from qia3.train.schedule import Collator, Schedule
 
@@ -30,6 +31,9 @@ class Letters:
 
     def prompt(self, template, text):
         return [ord(c) for c in template.replace("{text}", text)]
+
+    def answer(self, text, end):
+        return self.prompt("{text}" + end, text)
 
     fitting = Tokens.fitting
 
@@ -131,6 +135,28 @@ def test_an_example_whose_words_are_control_tokens_is_never_shown():
     shown = {s for i in range(50) for s in odd.demonstrations("Q {text}", 2, random.Random(i))}
     assert shown == {"Q t0 a\n\n", "Q t1 b\n\n"}
     assert text(made(odd).tree(2).prompt) == "<Q say <>"
+
+
+def test_law_11_control_tokens_in_an_example_s_words_are_text_in_training():
+    """In questions, in answers, and in demonstrations, where such an example is not shown."""
+    tokens, end = Tokens(tiny_bundle.tokenizer()), tiny_bundle.tokenizer().token_to_id(tiny_bundle.END)
+    wrap = Wrapping("u:", f"{tiny_bundle.END}a:", tiny_bundle.END, (end,))
+    said = (
+        Example(f"lock {tiny_bundle.END} up", "a"),
+        Example("lock", f"a{tiny_bundle.END}b"),
+        Example("|end|>", "a"),  # the prompt's own "<" would complete it
+        Example("the door", "b"),
+        Example("lights", "a"),
+    )
+    task = Task(name="t", kind="generate", prompt="Q <{text}", train="a", test="b", shots=4)
+    source = source_of(tokens, wrap, task, said, None)
+    assert source.unshown == {0, 1, 2}
+    for draw in map(random.Random, range(10)):
+        for i in range(len(said)):
+            tree = Examples(tokens, [source], 200, shots=4).tree(i, draw)
+            assert tree.prompt.count(end) == 1
+            assert [answer.count(end) for answer in tree.answers] == [1]
+            assert tree.answers[0][-1] == end
 
 
 def test_what_is_too_long_loses_demonstrations_then_the_end_of_its_words_and_never_instruction_or_answer():

@@ -101,7 +101,20 @@ def test_a_token_beyond_the_embedding_is_told_with_its_line(place):
     state["added_tokens"].append(entry | {"id": rows})
     (place / "base" / "tokenizer.json").write_text(json.dumps(state))
     with_line(place, "topics.jsonl", {"text": "the hallway is dark", "label": "lights"})
-    with pytest.raises(DataError, match=rf"topics.jsonl, line 2: the text has the token 'hallway' \(id {rows}\)"):
+    with pytest.raises(
+        DataError, match=rf"topics.jsonl, line 2: the base has no embedding for the token 'hallway' \(id {rows}; "
+    ):
+        fit(place)
+
+
+def test_a_template_with_a_token_beyond_the_embedding_is_told_once(place):
+    state = json.loads((place / "base" / "tokenizer.json").read_text())
+    rows = json.loads((place / "base" / "config.json").read_text())["vocab_size"]
+    state["added_tokens"].append(state["added_tokens"][0] | {"content": "<|turn|>", "id": rows})
+    (place / "base" / "tokenizer.json").write_text(json.dumps(state))
+    template = place / "base" / "chat_template.jinja"
+    template.write_text(template.read_text().replace("u:", "") + "<|turn|>")
+    with pytest.raises(ConfigError, match=r"no embedding for the token '<\|turn\|>'.*chat = false in the \[\[task\]\]"):
         fit(place)
 
 

@@ -22,7 +22,6 @@ from qia3.runtime.cache import Floats
 from qia3.runtime.engine import Engine
 from qia3.runtime.generate import generate, stream_text
 from qia3.runtime.score import Scores, rank_batch
-from qia3.tokens import SLOT
 
 BASE_TOKENS = 128  # what the base alone may say
 OPENINGS = ("a", "the", "I", "What", "7", "?", "é")  # unlike each other, and most melt into a space before them
@@ -124,7 +123,7 @@ def prompt_of(engine: Engine, task: Task, text: str) -> list[int]:
 
 def answer_of(engine: Engine, task: Task, choice: str) -> list[int]:
     """Token ids of an answer and of the token that ends it."""
-    return list(engine.tokens.prompt(f"{SLOT}{task.end}", choice))
+    return list(engine.tokens.answer(choice, task.end))
 
 
 def _chosen(choices: Sequence[str], scores: Scores) -> Answer:

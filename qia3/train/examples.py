@@ -110,6 +110,7 @@ class Examples:
             at_most,
         )
         self.places = [(source, i) for source in sources for i in range(len(source.examples))]
+        self.answer = tokens.answer
         self.encoded = lru_cache(KEPT)(tokens.prompt)
         self.fitting = lru_cache(KEPT)(tokens.fitting)
 
@@ -151,8 +152,7 @@ class Examples:
         """Tokens of the answers, and which is right. Of several right ones the first stands for all."""
         choices = (example.choices or source.choices) if self.ranked else None
         texts = tuple(c for c in choices or (example.answer,) if c not in example.also)
-        ending = f"{SLOT}{source.wrap.end}"
-        return tuple(self.encoded(ending, text) for text in texts), texts.index(example.answer)
+        return tuple(self.answer(text, source.wrap.end) for text in texts), texts.index(example.answer)
 
     def _prompt(self, wrap: Wrapping, prompt: str, text: str, shown: Sequence[str], room: int) -> tuple[int, ...]:
         """With as many demonstrations as fit in `room`; else with as much of the words as fits."""

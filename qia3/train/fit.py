@@ -13,14 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
 
 from qia3.config import Task
 from qia3.errors import ConfigError, DataError
 from qia3.examples import Example, listed
 from qia3.progress import say
 from qia3.recipe import Train
-from qia3.tokens import SLOT, Tokens
+from qia3.tokens import Tokens
 from qia3.train.data import Data
 from qia3.train.examples import source_of
 from qia3.train.prompts import Wrapping, ask
@@ -34,6 +33,7 @@ def fitted(
     `settings`: of every training that takes the task's examples.
     """
     drawn = [ask(wrap, prompt) for prompt in dict.fromkeys((*task.prompts, task.question))]
+    _check_templates(task, drawn, tokens)
     ruler = _Ruler(task, data, tokens, wrap, context)
     train = ruler.fitted(data.train, drawn)
     validation = ruler.fitted(data.validation, drawn[-1:])
@@ -44,20 +44,31 @@ def fitted(
     return replace(data, train=train, validation=validation, test=test)
 
 
+def _check_templates(task: Task, templates: Sequence[str], tokens: Tokens) -> None:
+    """What every line would run into is said once. Raises ConfigError."""
+    for template in templates:
+        try:
+            tokens.prompt(template, "")
+        except DataError as error:
+            raise ConfigError(
+                f"task {task.name!r} cannot be asked of this base: in its prompt, with the chat template around it, "
+                f"{error}, or set chat = false in the [[task]]"
+            ) from error
+
+
 class _Ruler:
     """Measures lines, and gathers what is wrong with them."""
 
     def __init__(self, task: Task, data: Data, tokens: Tokens, wrap: Wrapping, context: int) -> None:
         self.task, self.data, self.tokens, self.context = task, data, tokens, context
-        self.ending = f"{SLOT}{wrap.end}"
-        self.answer = lru_cache(1 << 14)(lambda text: len(tokens.prompt(self.ending, text)))
+        self.end = wrap.end
         self.bad: list[str] = []
         self.cut: list[Example] = []
 
     def longest(self, example: Example, ranked: bool = True) -> int:
         """Tokens of the longest answer that is compared."""
         choices = (example.choices or self.data.choices) if ranked else None
-        return max(map(self.answer, choices or (example.answer,)))
+        return max(len(self.tokens.answer(text, self.end)) for text in choices or (example.answer,))
 
     def fitted(self, examples: Sequence[Example], templates: Sequence[str]) -> tuple[Example, ...]:
         """The examples, cut where they may be."""
