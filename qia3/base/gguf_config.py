@@ -105,12 +105,12 @@ def read_gguf_config(file: Gguf) -> Any:
             "take the model's safetensors instead"
         )
     config = AutoConfig.for_model(model_type, **wanted)
-    other = [
-        f"{n} is {getattr(config, n, None)}, not {value}" for n, value in wanted.items() if not _is(config, n, value)
-    ]
+    other = [n for n, value in wanted.items() if not _is(config, n, value)]
     if other:
+        told = ", ".join(next((e for e in entries if n in NAMES.get(e, ())), n) + f" = {wanted[n]}" for n in other)
         raise BaseModelError(
-            f"{file.path.name}: transformers' {type(config).__name__} does not take it: {'; '.join(other)}"
+            f"{file.path.name} says what transformers' {type(config).__name__} does not take: {told}; "
+            "take the model's safetensors instead"
         )
     return config
 

@@ -21,7 +21,7 @@ from qia3.errors import BaseModelError
 from qia3.parse import read_json_table
 
 READ = (".json", ".jinja", ".model", ".txt", ".tiktoken")  # beside the weights: configuration and tokenizer
-BESIDE_GGUF = ("generation_config.json", "tokenizer_config.json")
+BESIDE_GGUF = ("tokenizer.json",)  # read where the file's own tokenizer is not understood
 LEAST_REMEMBERED = 1 << 26  # bytes; a smaller file is hashed in a blink
 SETTLED = 2.0  # seconds; the coarsest times are those of FAT
 

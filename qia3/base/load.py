@@ -23,6 +23,7 @@ from qia3.base.frozen import BaseModel, fingerprint
 from qia3.base.gguf_codes import keep_q4_0
 from qia3.base.gguf_parts import Gguf, open_gguf
 from qia3.base.gguf_weights import load_gguf
+from qia3.base.gguf_words import read_gguf_tokenizer
 from qia3.base.given import Given, parameters
 from qia3.base.kept import is_kept, keep, open_kept, open_named
 from qia3.base.kind import check_decoder
@@ -248,8 +249,10 @@ def _check_kind(source: Source) -> None:
 
 def read_tokenizer(source: Source) -> Any:
     with told(source):
+        if source.gguf_file is not None:
+            return read_gguf_tokenizer(_opened(source))
         try:
-            tokenizer = AutoTokenizer.from_pretrained(source.name, trust_remote_code=False, **_gguf(source))
+            tokenizer = AutoTokenizer.from_pretrained(source.name, trust_remote_code=False)
         except ValueError as error:
             if "custom code" in str(error):
                 raise own_code(Path(source.name) / "tokenizer_config.json") from error
@@ -287,10 +290,6 @@ def _check_places(source: Source, files: Mapping[str, Entry]) -> None:
     """Before anything is read. Raises BaseModelError."""
     with told(source):
         check_places(empty_model(Path(source.name)), files)
-
-
-def _gguf(source: Source) -> dict[str, str]:
-    return {} if source.gguf_file is None else {"gguf_file": source.gguf_file}
 
 
 @contextmanager
