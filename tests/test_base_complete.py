@@ -48,7 +48,7 @@ def test_every_kind_of_tensor_is_missed(whole):
     check_places(model, found)
     for gone in kinds(found).values():
         line = said(model, {name: entry for name, entry in found.items() if name != gone})
-        assert "is missing" in line, gone
+        assert "is missing" in line or "are missing" in line, gone  # with the head that is tied to it
         assert gone.rpartition(".")[0] in line or "embed_out" in gone, line  # GPT-NeoX's head is renamed
 
 
@@ -60,7 +60,7 @@ def test_every_kind_of_tensor_under_a_wrong_name_or_in_a_wrong_shape_is_named(wh
         renamed = {n: e for n, e in found.items() if n != name} | {f"{holder}_old.{end}": entry}
         line = said(model, renamed)
         assert f"{holder}_old.{end} has no place in the model" in line
-        assert "is missing" in line
+        assert "is missing" in line or "are missing" in line
         flipped = dataclasses.replace(entry, shape=(*entry.shape[:-1], entry.shape[-1] + 1))
         line = said(model, found | {name: flipped})
         assert f"{name} is float32 {list(flipped.shape)} and should be float32 {list(entry.shape)}" in line
@@ -89,7 +89,7 @@ def test_a_layer_that_was_cut_off_and_one_too_many_are_told_as_such(whole):
 
 def test_whole_files_give_transformers_logits_exactly(whole, monkeypatch):
     folder, _, _ = whole
-    monkeypatch.setattr(load, "_tokenizer", lambda source: None)
+    monkeypatch.setattr(load, "read_tokenizer", lambda source: None)
     model, _ = load_float(str(folder))
     oracle = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
     with torch.no_grad():
@@ -164,11 +164,11 @@ def test_a_rotation_in_the_files_is_the_one_that_the_config_gives(tmp_path):
                 for n, w in list(t.items())
                 if "v_proj" in n
             ],
-            ["v_proj.base_layer.weight has no place", "training state of an adapter", "merge_and_unload"],
+            ["v_proj.base_layer.weight", "have no place", "training state of an adapter", "merge_and_unload"],
         ),
         (
             lambda t: t.update({f"model.layers.{i}.self_attn.q_proj.bias": torch.ones(96) for i in range(2)}),
-            ["q_proj.bias has no place", "attention_bias"],
+            ["layers.0.self_attn.q_proj.bias and model.layers.1.self_attn.q_proj.bias have no place", "attention_bias"],
         ),
         (
             lambda t: t.update({f"model.layers.0.mlp.up_proj.{k}": torch.ones(1) for k in ("qweight", "qzeros")}),

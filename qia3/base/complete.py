@@ -54,12 +54,11 @@ class Misfit:
         raise BaseModelError(f"the weights do not fit config.json: {'; '.join(named)}{reason and f'; {reason}'}")
 
     def _each(self) -> list[str]:
-        return [
-            *(f"{name} is missing" for name in self.missing),
-            *self.wrong,
-            *(f"{name} has no place in the model" for name in self.left),
-            *self.twice,
-        ]
+        missing = [f"{_and(self.missing)} {'is' if len(self.missing) == 1 else 'are'} missing"] if self.missing else []
+        left = (
+            [f"{_and(self.left)} {'has' if len(self.left) == 1 else 'have'} no place in the model"] if self.left else []
+        )
+        return [*missing, *self.wrong, *left, *self.twice]
 
     def _counted(self) -> list[str]:
         clauses = [*self.wrong[:3], *([f"{len(self.wrong) - 3} more are so"] if len(self.wrong) > 3 else [])]
@@ -197,6 +196,10 @@ def _places(
             targets = by_pattern[pattern].target_patterns
             filled |= {made: [] for t in targets if (made := new.replace(targets[0], t)) in wanted}
     return filled, left
+
+
+def _and(names: list[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def _kinds(names: Iterable[str]) -> str:
