@@ -172,6 +172,24 @@ def test_control_tokens_in_words_are_spelt_as_by_a_tokenizer_that_has_none(kind,
         assert whole.decode(list(found), skip_special_tokens=False) == f"<s>user\nTopic of {text}?<|im_end|>\n"
 
 
+@pytest.mark.parametrize("merges", [["< s", "<s >", "<s> a"], [["<", "s"], ["<s", ">"], ["<s>", "a"]]])
+def test_merges_that_spell_a_control_token_are_not_made(merges):
+    """As in vocabularies that came from sentencepiece, where the control pieces stand among the others."""
+    vocabulary = {piece: i for i, piece in enumerate(["<", "s", ">", "a", "<s", "<s>", "<s>a"])}
+    added = {"id": 5, "content": "<s>", "special": True} | dict.fromkeys(
+        ("single_word", "lstrip", "rstrip", "normalized"), False
+    )
+    document = {
+        "version": "1.0",
+        "added_tokens": [added],
+        "model": {"type": "BPE", "vocab": vocabulary, "merges": merges},
+    }
+    tokens = Tokens(Tokenizer.from_str(json.dumps(document)))
+    assert tokens.encode("<s>a<s") == (4, 2, 3, 4)
+    assert tokens.prompt("<s>{text}<s>", "<s>") == (5, 4, 2, 5)
+    assert tokens.prompt("<s>a{text}", "s>") == (5, 3, 1, 2)
+
+
 def test_which_added_tokens_are_control_tokens():
     control = ["<think>", "[TOOL]", "<|im_end|>", "</tool_call>", "<unused0>", "<｜User｜>", " <mask>", "[INST]"]
     assert all(is_control(text, special=False) for text in control)
