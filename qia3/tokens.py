@@ -254,5 +254,8 @@ def _why_not(text: str, reason: BaseException) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        return f"the text is not UTF-8: what stands after {error.start} characters is no character"
+        code = ord(text[error.start])
+        if 0xDC80 <= code <= 0xDCFF:  # how Python carries a byte of the command line that it could not decode
+            return f"the text is not UTF-8: it has a byte {code - 0xDC00:#04x} that belongs to no character"
+        return "the text is not UTF-8: it has half of a surrogate pair, which is no character"
     return f"the tokenizer cannot read this text: {first_line(reason)}"
