@@ -17,6 +17,7 @@ LIGHT_MODULES = [
     *(
         "qia3",
         "qia3.adapters",
+        "qia3.bounded",
         "qia3.cli",
         "qia3.complaints",
         "qia3.config",

@@ -13,10 +13,11 @@ from tiny_build import CHAT, write_base
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
+from qia3.base.reach import check_ids
 from qia3.base.text import read_base_text
+from qia3.bounded import bounded
 from qia3.errors import ConfigError
 from qia3.tokens import Tokens
-from qia3.train.bounded import bounded
 from qia3.train.prompts import check_end, wrapping
 from qia3.train.template import render
 
@@ -83,6 +84,14 @@ def test_a_template_that_never_ends_is_ended(monkeypatch):
     assert time.monotonic() - started < 5
     with pytest.raises(ChildProcessError):  # the child is gone
         os.waitpid(-1, os.WNOHANG)
+
+
+def test_a_template_that_never_ends_does_not_hold_up_a_base_that_does_without_it(monkeypatch):
+    monkeypatch.setattr("qia3.base.reach.bounded", lambda work: bounded(work, 0.5))
+    own, started = words(LOOP + CHAT), time.monotonic()
+    own.add_tokens([AddedToken("<|turn|>", special=True)])
+    check_ids(own, len(own) - 1)
+    assert time.monotonic() - started < 5
 
 
 def test_a_date_in_a_template_is_held_and_told():

@@ -12,8 +12,10 @@ More rows than tokens are usual (vocabularies padded to a multiple of 64) and no
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
+from qia3.bounded import bounded
 from qia3.errors import BaseModelError
 from qia3.progress import say
 from qia3.tokens import is_control
@@ -50,11 +52,15 @@ def _always_used(tokenizer: Any) -> set[int]:
         ]
         for messages in (chat, chat[:1]):
             try:
-                text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+                text = bounded(partial(_rendered, tokenizer, messages))
                 ids |= set(tokenizer.encode(text, add_special_tokens=False))
             except Exception:  # templates raise what they like
                 continue
     return {i for i in ids if isinstance(i, int)}
+
+
+def _rendered(tokenizer: Any, messages: list[dict[str, str]]) -> Any:
+    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
 
 def _named(tokens: Iterable[str]) -> str:

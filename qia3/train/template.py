@@ -18,8 +18,8 @@ from typing import Any
 
 from transformers.utils import chat_template_utils
 
+from qia3.bounded import bounded
 from qia3.errors import ConfigError
-from qia3.train.bounded import bounded
 
 MARK = "\u0001text\u0001"
 SHOWING = "Aß \"x\" 'y' <b>&amp; \\n{1}\n\tÉ 1,5  z."  # upper, lower and odd characters, two spaces, line ends
