@@ -95,6 +95,7 @@ def describe(
                 "codes": base.codes,
                 "embedding": _grid(embedding.store) if isinstance(embedding, GridEmbedding) else None,
             }
+            | ({} if base.rounding is None else {"rounding": asdict(base.rounding)})
             | ({"eight_bit": list(base.eight_bit)} if base.eight_bit else {})
             | ({"blocks": dict(base.blocks)} if base.blocks else {}),
         },

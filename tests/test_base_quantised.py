@@ -40,6 +40,9 @@ SOURCES = {
     "gptq symmetric": {"codes": "gptq", "symmetric": True},
     "gptq_v2": {"codes": "gptq_v2", "shards": 3, "tied": False},
     "awq": {"codes": "awq", "group": 32},
+    "compressed-tensors": {"codes": "compressed-tensors"},
+    "compressed-tensors symmetric": {"codes": "compressed-tensors", "symmetric": True, "shards": 2},
+    "mlx": {"codes": "mlx"},
     "q4_0": {},
 }
 
@@ -353,7 +356,7 @@ GIVEN = {"bits": 4, "group_size": 32}
             {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "fp4"},
             "by bitsandbytes to fp4",
         ),
-        ({"quant_method": "compressed-tensors"}, "quantised by 'compressed-tensors'"),
+        ({"quant_method": "somebody's"}, 'quantised by "somebody\'s"'),
     ],
 )
 def test_other_layouts_are_refused_in_one_line_that_names_what_is_read(settings, complaint, tmp_path):

@@ -1,6 +1,6 @@
 """Tiny checkpoints as other tools write them:
 
-GPTQ and AWQ folders, Q4_0 files. Each writer returns the codes that it wrote, by module name.
+GPTQ, AWQ, compressed-tensors and MLX folders, Q4_0 files. Each writer returns the codes that it wrote, by module name.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from qia3.grids import int4
 from qia3.grids.awq import pack_awq
+from qia3.grids.compressed import pack_compressed
 from qia3.grids.gptq import pack_gptq
 from qia3.grids.int4 import Int4
+from qia3.grids.mlx import pack_mlx
 from qia3.grids.q4_0 import pack_q4_0, rows
 
 
@@ -40,8 +42,34 @@ def linears(model: nn.Module) -> dict[str, nn.Linear]:
 def settings(codes: str, group: int, symmetric: bool) -> dict:
     if codes == "awq":
         return {"quant_method": "awq", "bits": 4, "group_size": group, "zero_point": True, "version": "gemm"}
+    if codes == "mlx":
+        return {"group_size": group, "bits": 4, "model.embed_tokens": False}
+    if codes == "compressed-tensors":
+        weights = {"num_bits": 4, "type": "int", "symmetric": symmetric, "strategy": "group", "group_size": group}
+        scheme = {"targets": ["Linear"], "weights": weights, "input_activations": None, "output_activations": None}
+        groups = {"config_groups": {"group_0": scheme}, "ignore": ["lm_head"]}
+        return {"quant_method": codes, "format": "pack-quantized", "kv_cache_scheme": None, **groups}
     known = {"quant_method": "gptq", "bits": 4, "group_size": group, "sym": symmetric, "desc_act": False}
     return known | ({} if codes == "gptq" else {"checkpoint_format": codes})
+
+
+def packed(weight: Int4, codes: str) -> dict[str, torch.Tensor]:
+    """The tensors of a layer, by what follows its name."""
+    if codes == "mlx":
+        return {
+            kind: torch.from_numpy(a) for kind, a in zip(("weight", "scales", "biases"), pack_mlx(weight), strict=True)
+        }
+    if codes == "compressed-tensors":
+        words, scales, zeros = pack_compressed(weight)
+        found = {"weight_packed": words, "weight_scale": scales.astype(np.float16)}
+        found |= {"weight_shape": np.array([weight.outputs, weight.inputs])}
+        found |= {} if zeros is None else {"weight_zero_point": zeros}
+        return {kind: torch.from_numpy(a) for kind, a in found.items()}
+    arrays = pack_awq(weight) if codes == "awq" else pack_gptq(weight, codes)
+    found = dict(zip(("qweight", "qzeros", "scales"), arrays, strict=True))
+    if codes != "awq":
+        found["g_idx"] = np.arange(weight.inputs, dtype=np.int32) // weight.block_size
+    return {kind: torch.from_numpy(a) for kind, a in found.items()}
 
 
 def write_packed(
@@ -53,24 +81,19 @@ def write_packed(
     tied: bool = True,
     shards: int = 1,
 ) -> dict[str, Int4]:
-    """A GPTQ or AWQ folder of a tiny model, the rest in float16."""
+    """A GPTQ, AWQ, compressed-tensors or MLX folder of a tiny model, the rest in float16."""
     write_base(folder, family, tied=tied)
     model = AutoModelForCausalLM.from_pretrained(folder)
     wrote = {name: on_grid(layer, group, symmetric) for name, layer in linears(model).items()}
     tensors = {}
     for name, weight in wrote.items():
-        packed = pack_awq(weight) if codes == "awq" else pack_gptq(weight, codes)
-        tensors |= {
-            f"{name}.{kind}": torch.from_numpy(a)
-            for kind, a in zip(("qweight", "qzeros", "scales"), packed, strict=True)
-        }
-        if codes != "awq":
-            tensors[f"{name}.g_idx"] = torch.arange(weight.inputs, dtype=torch.int32) // group
+        tensors |= {f"{name}.{kind}": tensor for kind, tensor in packed(weight, codes).items()}
     for name, tensor in model.state_dict().items():
         if name.removesuffix(".weight") not in wrote and not (tied and name == "lm_head.weight"):
             tensors[name] = tensor.half()
     write_tensors(folder, tensors, shards)
-    configure(folder, quantization_config=settings(codes, group, symmetric))
+    key = "quantization" if codes == "mlx" else "quantization_config"
+    configure(folder, **{key: settings(codes, group, symmetric)})
     return wrote
 
 

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from qia3.base.layout import Need, marked, refused
+from qia3.base.layout import Layer, Loaded, Need, marked, refused
 from qia3.base.nf4 import Nf4Weight
 from qia3.base.tensors import Tensors
 from qia3.grids import nf4
@@ -52,8 +52,8 @@ class BnbLayout:
 
     codes: str = "nf4"
 
-    def layers(self, model: nn.Module, tensors: Tensors) -> list[str]:
-        return marked(tensors, STATE)
+    def layers(self, model: nn.Module, tensors: Tensors) -> Mapping[str, Layer]:
+        return dict.fromkeys(marked(tensors, STATE), self)
 
     def needs(self, name: str, inputs: int, outputs: int, tensors: Tensors) -> dict[str, Need]:
         """Tensors of a layer by what follows its name. Raises ValueError where they cannot be."""
@@ -75,7 +75,7 @@ class BnbLayout:
             found["weight.nested_quant_map"] = (FLOAT, (256,))
         return found
 
-    def weight(self, name: str, tensors: Tensors) -> Nf4Weight:
+    def load(self, name: str, tensors: Tensors) -> Loaded:
         """The layer's bytes, its scales plain. Raises ValueError."""
         state = read_state(name, tensors)
         if not np.array_equal(tensors.read(f"{name}.weight.quant_map").numpy(), nf4.LEVELS):
@@ -86,9 +86,8 @@ class BnbLayout:
             scales = nf4.unnest(scales, levels, wide, state.offset, state.nested_block)
         if not np.isfinite(scales).all():
             raise ValueError("its scales hold NaN or infinity")
-        return Nf4Weight(
-            nf4.Nf4(tensors.read(f"{name}.weight").numpy().reshape(-1), scales, state.block_size, *state.shape)
-        )
+        codes = tensors.read(f"{name}.weight").numpy().reshape(-1)
+        return Loaded(Nf4Weight(nf4.Nf4(codes, scales, state.block_size, *state.shape)))
 
 
 def read_bitsandbytes(settings: Mapping[str, Any]) -> BnbLayout:

@@ -27,6 +27,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from qia3.base.idle import not_idle
+from qia3.base.modules import GridEmbedding, GridLinear
 from qia3.base.shards import Entry
 from qia3.errors import BaseModelError
 
@@ -134,11 +135,16 @@ def tied_names(model: Any) -> dict[str, set[str]]:
 def note_untied(model: Any) -> None:
     """A head of its own in the files wins over `tie_word_embeddings` in config.json, which is set to what is."""
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    if head is None or embedding is None or head._parameters.get("weight") is embedding._parameters["weight"]:
+    if head is None or embedding is None or _weight(head) is _weight(embedding):
         return
     for config in (model.config, model.config.get_text_config()):
         if getattr(config, "tie_word_embeddings", False):
             config.tie_word_embeddings = False
+
+
+def _weight(module: nn.Module) -> Any:
+    """What a layer's weight is held by."""
+    return module.store if isinstance(module, GridLinear | GridEmbedding) else module._parameters["weight"]
 
 
 def likely(model: Any, misfit: Misfit, found: Mapping[str, Entry]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from qia3.base.drift import Rounding
 from qia3.base.shards import raw
 from qia3.tokens import Tokens
 
@@ -18,8 +19,9 @@ from qia3.tokens import Tokens
 class BaseModel:
     """A frozen 4-bit model. `fingerprint` is the SHA-256 over the name, type, shape and bytes of each of its tensors.
 
-    `codes`: "own", or the checkpoint format that the layers' codes came in ("gptq", "gptq_v2", "awq", "q4_0"); block
-    size and symmetry are theirs.
+    `codes`: "own", or the checkpoint format that the layers' codes came in ("gptq", "gptq_v2", "awq", "q4_0",
+    "compressed-tensors", "mlx"); block size and symmetry are theirs. `rounding`: what whole zero points made of those
+    that came with other offsets.
     """
 
     reference: str
@@ -36,6 +38,7 @@ class BaseModel:
     )  # by block size, of those in other blocks than `block_size`
     codes: str = "own"
     format: str = "int4"  # the grid of its linear layers
+    rounding: Rounding | None = None
 
     @cached_property
     def tokens(self) -> Tokens:

@@ -7,24 +7,29 @@ What a BaseModel says of itself is then what is in the file, not what a build as
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import nn
 
-from qia3.base.modules import GridLinear
+from qia3.base.drift import Moved, Rounding
+from qia3.base.modules import GridEmbedding, GridLinear
 
 
 @dataclass(frozen=True)
 class Given:
-    """Where the codes are from ("gptq", "gptq_v2", "awq" or "q4_0"), and the grid that most of them are on."""
+    """Where the codes are from ("gptq", "gptq_v2", "awq", "nf4", "q4_0", "compressed-tensors" or "mlx"), and the grid
+    that most of them are on. `rounding`: what that grid made of them, where it is not quite theirs.
+    """
 
     codes: str
     block_size: int
     symmetric: bool
     layers: int
+    rounding: Rounding | None = None
 
     @classmethod
-    def in_model(cls, codes: str, model: nn.Module) -> Given:
+    def in_model(cls, codes: str, model: nn.Module, moved: Mapping[str, Moved] | None = None) -> Given:
         """Of a model whose only layers on a grid are the given ones."""
         grids: Counter[tuple[int, bool]] = Counter()
         layers = [m for m in model.modules() if isinstance(m, GridLinear)]
@@ -32,12 +37,13 @@ class Given:
             symmetric = getattr(layer.store, "zero_points", None) is None
             grids[layer.store.block_size, symmetric] += layer.in_features * layer.out_features
         block_size, symmetric = grids.most_common(1)[0][0]
-        return cls(codes, block_size, symmetric, len(layers))
+        return cls(codes, block_size, symmetric, len(layers), Rounding.over(moved) if moved else None)
 
 
 def parameters(model: nn.Module) -> int:
     """Weights of the model, those on a grid among them; a shared one once."""
     layers = [m for m in model.modules() if isinstance(m, GridLinear)]
-    stored = {id(m.store): m.in_features * m.out_features for m in layers}
+    on_grid = [m for m in model.modules() if isinstance(m, GridLinear | GridEmbedding)]
+    stored = {id(m.store): m.store.inputs * m.store.outputs for m in on_grid}
     biases = sum(m.bias.numel() for m in layers if m.bias is not None)
     return sum(p.numel() for p in model.parameters()) + sum(stored.values()) + biases

@@ -17,6 +17,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from qia3.base.drift import Rounding
 from qia3.base.frozen import BaseModel, fingerprint, tables
 from qia3.base.kinds import KINDS
 from qia3.base.modules import GridEmbedding, GridLinear
@@ -112,7 +114,10 @@ def open_kept(folder: Path, reference: str) -> BaseModel:
             raise ValueError(f"{WEIGHTS} and the model do not hold the same tensors: {', '.join(stray[:3])}")
         model.generation_config = GenerationConfig.from_pretrained(folder)
         taken: dict[str, Any] = {name: tuple(v) if isinstance(v := facts[name], list) else v for name in TAKEN}
-        base = BaseModel(reference, model, tokenizer, **taken)
+        rounding = facts.get("rounding")  # not in those that were kept before there was any
+        base = BaseModel(
+            reference, model, tokenizer, rounding=None if rounding is None else Rounding(**rounding), **taken
+        )
     except Exception as error:  # a damaged file makes transformers and json raise many types
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise BaseModelError(
@@ -147,6 +152,7 @@ def _facts(base: BaseModel) -> dict[str, Any]:
             if isinstance(module, GridEmbedding):
                 modules[name]["scale"] = module.scale
     taken = {name: getattr(base, name) for name in TAKEN}
+    taken["rounding"] = None if base.rounding is None else asdict(base.rounding)
     return {"reference": Path(base.reference).name, **taken, "tables": tables(base.model), "modules": modules}
 
 

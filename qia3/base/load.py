@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from qia3.base.calibrate import own_windows, read_text, read_windows, window_length
 from qia3.base.complete import check_places, check_report, empty_model, note_untied
+from qia3.base.drift import Rounding
 from qia3.base.frozen import BaseModel, fingerprint
 from qia3.base.gguf_codes import keep_q4_0
 from qia3.base.gguf_parts import Gguf, open_gguf
@@ -166,6 +167,8 @@ def _quantised(
         format = "nf4" if given.codes == "nf4" else "int4"
         rest = "stays float" if format == "nf4" else "is quantised without calibration"
         say(f"{given.layers} layers keep their {given.codes} codes, block {given.block_size}; the rest {rest}")
+        if given.rounding is not None:
+            say(_rounded(given.rounding))
     windows = None if format == "nf4" else _windows(model, tokenizer, asked.calibration, track)
     chosen = _mixed(model, asked, given, windows)
     say("quantising" + ("" if windows is None else f", each layer for the inputs it gets ({windows.numel():,} tokens)"))
@@ -175,7 +178,15 @@ def _quantised(
     grid = (asked.block_size, asked.symmetric) if given is None else (given.block_size, given.symmetric)
     codes = "own" if given is None else given.codes
     mix = (chosen.eight_bit, chosen.blocks)
-    return BaseModel(source.reference, model, tokenizer, fingerprint(model), *grid, count, text, *mix, codes, format)
+    rounding = None if given is None else given.rounding
+    made = source.reference, model, tokenizer, fingerprint(model), *grid, count, text
+    return BaseModel(*made, *mix, codes, format, rounding)
+
+
+def _rounded(rounding: Rounding) -> str:
+    worst = f"{rounding.worst_layer} by {rounding.worst_relative_rms:.2%}"
+    anew = f", {rounding.anew} layers have blocks whose codes are others" if rounding.anew else ""
+    return f"their zero points are whole numbers here: weights move by {rounding.relative_rms:.2%} (rms; {worst}){anew}"
 
 
 def _mixed(model: Any, asked: Asked, given: Given | None, windows: Tensor | None) -> Chosen:

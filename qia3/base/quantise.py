@@ -132,7 +132,8 @@ def quantise_model(
     grid = Grid(block_size, symmetric, own or {}, format)
     ends = format == "int4"  # whether embedding and head are quantised, too
     embedding, head = get_module(model, "get_input_embeddings"), get_module(model, "get_output_embeddings")
-    tied = embedding is not None and head is not None and head.weight is embedding.weight
+    given = isinstance(embedding, GridEmbedding)  # with codes already, and a head that shares them has them, too
+    tied = embedding is not None and head is not None and not given and head.weight is embedding.weight
     kept = head if tied or not ends else None
     names = [n for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and m is not kept]
     for name in track(names):

@@ -1,8 +1,8 @@
-"""Opens a checkpoint that others quantised (GPTQ, AWQ, bitsandbytes NF4) with its own codes: to a model whose layers
-are GridLinear already.
+"""Opens a checkpoint that others quantised (GPTQ, AWQ, bitsandbytes NF4, compressed-tensors, MLX) with its own codes:
+to a model whose layers are GridLinear already.
 
     config.json          the architecture, and `quantization_config`, which is dropped: transformers' own quantisers are not used
-    *.safetensors        what a layout has for each quantised layer (layouts.py, bnb.py), NAME.bias; the rest by its name, in float
+    *.safetensors        what a layout has for each quantised layer (layouts.py), NAME.bias; the rest by its name, in float
 
 The model is first built without memory (on torch's meta device), and every tensor that it needs is held against the
 list of those that the files have: names, types, shapes. Then it is built again, with memory for buffers alone, and
@@ -13,7 +13,7 @@ from.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -25,18 +25,18 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from transformers.pytorch_utils import Conv1D
 
 from qia3.base.complete import Misfit, likely, misshapen, note_untied, tied_names
+from qia3.base.drift import Moved
 from qia3.base.given import Given
 from qia3.base.idle import not_idle
 from qia3.base.layout import FLOATS, Layout, Need
 from qia3.base.layouts import read_layout
-from qia3.base.modules import GridLinear
+from qia3.base.modules import GridEmbedding, GridLinear
+from qia3.base.placed import place
+from qia3.base.settings import take_settings, unsaid
 from qia3.base.shards import raw
 from qia3.base.sources import Source
 from qia3.base.tensors import Tensors
 from qia3.errors import BaseModelError
-from qia3.parse import read_json_table
-
-OLDER = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
 
 
 def open_quantised(source: Source) -> tuple[Any, Given] | None:
@@ -44,17 +44,17 @@ def open_quantised(source: Source) -> tuple[Any, Given] | None:
     if source.gguf_file is not None:
         return None
     config = AutoConfig.from_pretrained(source.name, trust_remote_code=False)
-    settings = _settings(config, Path(source.name))
+    settings = take_settings(config, Path(source.name))
     if settings is None:
         return None
-    layout = read_layout(settings)
     tensors = Tensors(Path(source.name))
+    layout = read_layout(settings | {"quant_method": settings.get("quant_method") or unsaid(tensors)})
     check(_built(config, tensors, torch.device("meta")), layout, tensors)
     model = _built(config, tensors, init_empty_weights(include_buffers=False))
-    _fill(model, layout, tensors)
+    moved = _fill(model, layout, tensors)
     if (tensors.folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(tensors.folder)
-    return model.eval().requires_grad_(False), Given.in_model(layout.codes, model)
+    return model.eval().requires_grad_(False), Given.in_model(layout.codes, model, moved)
 
 
 def check(model: Any, layout: Layout, tensors: Tensors) -> None:
@@ -81,10 +81,10 @@ def _needed(model: Any, layout: Layout, tensors: Tensors) -> Iterator[tuple[str,
     places, layers = tensors.places, layout.layers(model, tensors)
     if not layers:
         raise BaseModelError("config.json says that weights are quantised, but the files hold none that are")
-    for name in layers:
+    for name, layer in layers.items():
         inputs, outputs = _size(model, name, tensors)
         try:
-            needs = layout.needs(name, inputs, outputs, tensors)
+            needs = layer.needs(name, inputs, outputs, tensors)
         except ValueError as error:
             raise BaseModelError(f"cannot keep the codes of {name}: {error}") from error
         if f"{name}.bias" in places or getattr(model.get_submodule(name), "bias", None) is not None:
@@ -98,7 +98,7 @@ def _needed(model: Any, layout: Layout, tensors: Tensors) -> Iterator[tuple[str,
 
 
 def _size(model: nn.Module, name: str, tensors: Tensors) -> tuple[int, int]:
-    """Inputs and outputs of the linear layer of this name."""
+    """Inputs and outputs of the linear layer of this name; of an embedding, the length of a row and their number."""
     try:
         layer = model.get_submodule(name)
     except AttributeError:
@@ -107,19 +107,26 @@ def _size(model: nn.Module, name: str, tensors: Tensors) -> tuple[int, int]:
         return layer.in_features, layer.out_features
     if isinstance(layer, Conv1D):
         return int(layer.nx), int(layer.nf)
+    if isinstance(layer, nn.Embedding):
+        return layer.embedding_dim, layer.num_embeddings
     first = next(place for place in tensors.places if place.startswith(f"{name}."))
     raise BaseModelError(f"the weights do not fit config.json: {first} has no linear layer in the model")
 
 
-def _fill(model: Any, layout: Layout, tensors: Tensors) -> None:
-    """Every tensor in its place."""
-    for name in layout.layers(model, tensors):
-        bias = tensors.read(f"{name}.bias") if f"{name}.bias" in tensors.places else None
+def _fill(model: Any, layout: Layout, tensors: Tensors) -> dict[str, Moved]:
+    """Every tensor in its place. Layers that are not quite what the files have, and how far they moved."""
+    layers, moved = layout.layers(model, tensors), {}
+    for name, layer in layers.items():
         try:
-            model.set_submodule(name, GridLinear(layout.weight(name, tensors), bias))
+            loaded = layer.load(name, tensors)
         except ValueError as error:
             raise BaseModelError(f"cannot keep the codes of {name}: {error}") from error
+        place(model, name, loaded.weight, tensors)
+        if loaded.moved is not None:
+            moved[name] = loaded.moved
     for prefix, module in model.named_modules():
+        if prefix in layers:
+            continue
         for child, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
             name = f"{prefix}.{child}" if prefix else child
             if name in tensors.places and isinstance(tensor, nn.Parameter):
@@ -131,6 +138,7 @@ def _fill(model: Any, layout: Layout, tensors: Tensors) -> None:
             ):
                 module._buffers[child] = tensors.read(name).to(tensor.dtype)
     _tie(model, tensors)
+    return moved
 
 
 def _tie(model: Any, tensors: Tensors) -> None:
@@ -141,7 +149,7 @@ def _tie(model: Any, tensors: Tensors) -> None:
         present = sorted(other for other in group if other in tensors.places)
         alike = len({hashlib.sha256(raw(tensors.read(other))).digest() for other in present}) == 1
         holder, _, child = name.rpartition(".")
-        if alike and not isinstance(model.get_submodule(holder), GridLinear):
+        if alike and not isinstance(model.get_submodule(holder), GridLinear | GridEmbedding):
             setattr(model.get_submodule(holder), child, model.get_parameter(present[0]))
     note_untied(model)
 
@@ -154,14 +162,3 @@ def _built(config: Any, tensors: Tensors, place: AbstractContextManager[Any] | t
         )
     with place:
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
-
-
-def _settings(config: Any, folder: Path) -> dict[str, Any] | None:
-    """`quantization_config`, taken out of the config; older files of AutoGPTQ and AutoAWQ have it beside config.json
-    only. Raises BaseModelError.
-    """
-    settings = config.__dict__.pop("quantization_config", None)
-    for name, method in OLDER.items():
-        if settings is None and (folder / name).is_file():
-            settings = {"quant_method": method, **read_json_table(folder / name, BaseModelError, "fetch it again")}
-    return None if settings is None else dict(settings if isinstance(settings, Mapping) else settings.to_dict())

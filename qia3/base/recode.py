@@ -11,12 +11,12 @@ folded. Layers of another grid are left as they are.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from qia3.base.drift import Drift, Moved
 from qia3.base.int8 import Int8Weight
 from qia3.base.modules import GridLinear
 from qia3.base.nf4 import Nf4Weight
@@ -26,40 +26,18 @@ from qia3.grids import int4, int8
 Recoded = Literal["int8", "int4"]
 
 
-@dataclass(frozen=True)
-class Drift:
-    """How far the weights moved: root mean square of the difference over that of the weights, of all layers and of the
-    worst one.
-    """
-
-    format: str
-    block_size: int
-    layers: int
-    relative_rms: float
-    worst_relative_rms: float
-    worst_layer: str
-
-
 def recode(model: nn.Module, to: Recoded, block_size: int) -> Drift | None:
     """Puts every NF4 layer of `model` on the grid `to`, with blocks of at most `block_size`, in place.
 
     None where it has no such layer.
     """
-    each: dict[str, tuple[float, float]] = {}
+    each: dict[str, Moved] = {}
     for name, layer in model.named_modules():
         if isinstance(layer, GridLinear) and isinstance(layer.store, Nf4Weight):
             dense = layer.store.rows(slice(None), torch.float32)
             layer.store = _store(dense, to, min(block_size, 256))
-            error = layer.store.rows(slice(None), torch.float32) - dense
-            each[name.replace(".base", "")] = (
-                float(error.double().square().sum()),
-                float(dense.double().square().sum()),
-            )
-    if not each:
-        return None
-    worst = max(each, key=lambda name: each[name][0] / max(each[name][1], 1e-300))
-    moved, whole = (sum(column) for column in zip(*each.values(), strict=True))
-    return Drift(to, block_size, len(each), (moved / whole) ** 0.5, (each[worst][0] / each[worst][1]) ** 0.5, worst)
+            each[name.replace(".base", "")] = Moved.between(dense, layer.store)
+    return Drift.over(to, block_size, each) if each else None
 
 
 def _store(dense: Tensor, to: Recoded, block_size: int) -> GridWeight:

@@ -6,29 +6,38 @@
     {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": true, "version": "gemm"}
     {"w_bit": 4, "q_group_size": 128, "zero_point": true, "version": "GEMM"}        quant_config.json of AutoAWQ, before 0.1.6
 
-Only what is said of the bits, the groups and the packing is believed; whether zero points are 8 and groups are in order
-is seen in the tensors. Where a file says that it is symmetric, every zero point is 8, and that decides between GPTQ's
-two conventions whatever `checkpoint_format` says: files exist whose label is wrong, and each weight would be off by its
-scale.
+    {"quant_method": "auto-round", "packing_format": "auto_round:auto_gptq" or "auto_round:auto_awq", ...}   the very same tensors
+
+Layers may have a form of their own (rules.py). Only what is said of the bits, the groups and the packing is believed;
+whether zero points are 8 and groups are in order is seen in the tensors. Where a file says that it is symmetric, every
+zero point is 8, and that decides between GPTQ's two conventions whatever `checkpoint_format` says: files exist whose
+label is wrong, and each weight would be off by its scale.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
-from qia3.base.layout import FLOATS, WORDS, Need, marked, refused
+from qia3.base.layout import FLOATS, WORDS, Layer, Loaded, Need, marked, refused
+from qia3.base.rules import Rule, form_of, read_dynamic, read_extra
 from qia3.base.tensors import Tensors
-from qia3.base.weights import GridWeight, Int4Weight
+from qia3.base.weights import Int4Weight
 from qia3.grids import awq, gptq
 from qia3.grids.grouped import block_of, group_inputs
 from qia3.grids.int4 import SYMMETRIC_ZERO, Int4
 
 TYPES = {"qweight": WORDS, "qzeros": WORDS, "scales": FLOATS, "g_idx": WORDS, "bias": FLOATS}
+AUTO_ROUND = {
+    "auto_round:auto_gptq": "gptq",
+    "auto_round:gptq": "gptq",
+    "auto_round:auto_awq": "awq",
+    "auto_round:awq": "awq",
+}
 
 
 @dataclass(frozen=True)
@@ -43,9 +52,6 @@ class Words:
     sorted_by_activation: bool = False
     symmetric: bool = False
 
-    def layers(self, model: nn.Module, tensors: Tensors) -> list[str]:
-        return marked(tensors, ".qweight")
-
     def needs(self, name: str, inputs: int, outputs: int, tensors: Tensors) -> dict[str, Need]:
         block_of(group_inputs(self.group_size, inputs))
         shapes = (awq.shapes if self.codes == "awq" else gptq.shapes)(inputs, outputs, self.group_size)
@@ -53,10 +59,9 @@ class Words:
             shapes["g_idx"] = (inputs,)
         return {kind: (TYPES[kind], shape) for kind, shape in shapes.items()}
 
-    def weight(self, name: str, tensors: Tensors) -> GridWeight:
-        return Int4Weight(
-            self.unpack({kind: tensors.read(f"{name}.{kind}") for kind in TYPES if f"{name}.{kind}" in tensors.places})
-        )
+    def load(self, name: str, tensors: Tensors) -> Loaded:
+        kinds = [kind for kind in TYPES if f"{name}.{kind}" in tensors.places]
+        return Loaded(Int4Weight(self.unpack({kind: tensors.read(f"{name}.{kind}") for kind in kinds})))
 
     def unpack(self, tensors: Mapping[str, Tensor]) -> Int4:
         """A layer's codes. Raises ValueError."""
@@ -96,7 +101,30 @@ class Words:
             )
 
 
-def read_words(method: str, settings: Mapping[str, Any]) -> Words:
+@dataclass(frozen=True)
+class WordsLayout:
+    """`words` is how layers are stored that no rule speaks of."""
+
+    words: Words
+    rules: tuple[Rule, ...] = ()
+
+    @property
+    def codes(self) -> str:
+        return self.words.codes
+
+    def layers(self, model: nn.Module, tensors: Tensors) -> Mapping[str, Layer]:
+        return {name: self._stored(form_of(name, self.rules)) for name in marked(tensors, ".qweight")}
+
+    def _stored(self, form: Mapping[str, Any]) -> Words:
+        return replace(
+            self.words,
+            group_size=_group(form.get("group_size", self.words.group_size)),
+            sorted_by_activation=bool(form.get("desc_act", self.words.sorted_by_activation)),
+            symmetric=bool(form.get("sym", self.words.symmetric)),
+        )
+
+
+def read_words(method: str, settings: Mapping[str, Any]) -> WordsLayout:
     """`method`: "gptq" or "awq". Raises BaseModelError, naming what is read, for what is not."""
     bits, group = settings.get("bits", settings.get("w_bit")), settings.get("group_size", settings.get("q_group_size"))
     key = "version" if method == "awq" else "checkpoint_format"
@@ -107,7 +135,27 @@ def read_words(method: str, settings: Mapping[str, Any]) -> Words:
         )
     if bits != 4:
         raise refused(f"its {method.upper()} weights have {bits!r} bits")
+    symmetric = settings.get("zero_point") is False if method == "awq" else settings.get("sym") is True
+    codes = "awq" if method == "awq" else packing
+    words = Words(codes, _group(group), bool(settings.get("desc_act")), symmetric)
+    return WordsLayout(words, read_dynamic(settings.get("dynamic")))
+
+
+def read_auto_round(settings: Mapping[str, Any]) -> WordsLayout:
+    """AutoRound's folders that hold GPTQ's or AWQ's tensors. Raises BaseModelError for its other packings."""
+    packing = str(settings.get("packing_format"))
+    if (method := AUTO_ROUND.get(packing)) is None:
+        raise refused(f"its weights are packed by AutoRound for {packing!r}")
+    if (kind := settings.get("data_type", "int")) != "int":
+        raise refused(f"its weights are quantised by AutoRound to {kind!r}")
+    if isinstance(inputs := settings.get("act_bits"), int) and inputs < 16:
+        raise refused(f"the inputs of its layers are rounded to {inputs} bits (AutoRound, act_bits)")
+    told = {key: settings.get(key) for key in ("bits", "group_size")}
+    told |= {"zero_point": not settings.get("sym", True)} if method == "awq" else {"sym": settings.get("sym", True)}
+    return replace(read_words(method, told), rules=read_extra(settings.get("extra_config")))
+
+
+def _group(group: Any) -> int:
     if not isinstance(group, int) or isinstance(group, bool) or not (group == -1 or group > 0):
         raise refused(f"its group_size is {group!r}")
-    symmetric = settings.get("zero_point") is False if method == "awq" else settings.get("sym") is True
-    return Words("awq" if method == "awq" else packing, group, bool(settings.get("desc_act")), symmetric)
+    return group

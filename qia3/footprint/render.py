@@ -34,7 +34,7 @@ BOTH = {"codes": "codes, 4 bits and 8", "zero_points": "zero points (one a block
 
 def markdown(report: Report) -> str:
     """The whole report."""
-    sections = (_title, _tasks, _parity, _drift, _measured, _bytes, _adapters, _systems, _claim)
+    sections = (_title, _tasks, _parity, _drift, _rounding, _measured, _bytes, _adapters, _systems, _claim)
     return "\n\n".join(text for section in sections if (text := section(report))) + "\n"
 
 
@@ -120,6 +120,20 @@ def _drift(report: Report) -> str:
     )
     return f"## Drift\n\n{note}\n\n" + table(
         ["adapter", "max difference", "KL (nats)", "same top token", "positions"], rows
+    )
+
+
+def _rounding(report: Report) -> str:
+    """What whole zero points made of a base whose codes came with other offsets; empty for all others."""
+    rounding = report.base["grid"].get("rounding")
+    if not rounding:
+        return ""
+    anew = f", and {rounding['anew']} of them have blocks with other codes" if rounding["anew"] else ""
+    return (
+        f"## Codes of {report.base['grid']['codes']}\n\n"
+        f"{rounding['layers']} layers keep the codes and scales that they came with, on whole zero points: their weights move by "
+        f"{percent(rounding['relative_rms'])} of their size, those of {rounding['worst_layer']} by "
+        f"{percent(rounding['worst_relative_rms'])} (root mean squares){anew}."
     )
 
 
