@@ -8,7 +8,6 @@ weights.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -116,7 +115,7 @@ def _plain(opened: Bundle, name: str) -> Task:
     return plain_task(name, opened.prefix, opened.suffix, end)
 
 
-def _onnx_tensors(path: Path) -> tuple[Mapping[str, Any], str | None]:
+def _onnx_tensors(path: Path) -> tuple[Vectors, str | None]:
     adapter = read_adapter(path)
     return adapter.vectors, adapter.base
 

@@ -10,6 +10,7 @@ import onnxruntime as ort
 import pytest
 import tiny_bundle as tiny
 
+import qia3.bundle.adapter as adapter_module
 from qia3.bundle.adapter import load_adapter, read_adapter, write_adapter
 from qia3.errors import AdapterError
 
@@ -61,6 +62,23 @@ def test_loaded_tensors_own_their_memory(file):
     churn = [np.full(size * k, 7, np.float32) for size in tiny.SIZES.values() for k in range(1, 12) for _ in range(40)]
     same(adapter.vectors, flat(1))
     assert churn
+
+
+def test_nothing_is_looked_at_after_its_memory_is_freed(tmp_path, monkeypatch):
+    """A second reader did not copy: a third of its tensors were other bytes as soon as anything was allocated."""
+    rng = np.random.default_rng(0)
+    vectors = {f"layers.{i}.x.ia3_l": rng.normal(1, 1, 400 + i).astype(np.float32) for i in range(90)}
+    write_adapter(tmp_path / "a.onnx_adapter", vectors, tiny.FINGERPRINT)
+    held, check = [], adapter_module._misfit
+
+    def churn(*arguments):
+        held.extend(np.full(400 + i, 7, np.float32) for i in range(90))
+        return check(*arguments)
+
+    monkeypatch.setattr(adapter_module, "_misfit", churn)
+    same(read_adapter(tmp_path / "a.onnx_adapter").vectors, vectors)
+    sizes = {name: vector.size for name, vector in vectors.items()}
+    same(load_adapter(tmp_path / "a.onnx_adapter", sizes, tiny.FINGERPRINT).vectors, vectors)
 
 
 def test_another_base_is_refused(tmp_path):
