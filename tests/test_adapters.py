@@ -15,8 +15,10 @@ from test_laws_imports import BLOCK, python
 from tiny_build import write_build
 
 from qia3 import cli
-from qia3.bundle.adapter import write_adapter
+from qia3.bundle.adapter import Adapter, write_adapter
 from qia3.bundle.opened import Bundle
+from qia3.bundle.peft import write_peft
+from qia3.bundle.sites import Site
 from qia3.bundle.task import Task
 from qia3.runtime.adapters import AdapterBank
 
@@ -111,6 +113,18 @@ def test_a_name_that_is_none_or_taken_leaves_the_bundle_byte_for_byte(name, bund
 def test_what_is_no_adapter_is_not_exported_and_nothing_is_written(name, bundle, tmp_path, capsys):
     assert "it has: commands, topics" in complaint(capsys, "adapter", "export", bundle, name, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_query_vectors_without_a_place_are_told_the_key_that_gives_them_one(bundle, tmp_path, capsys):
+    before, linears = tree(bundle), json.loads((bundle / "manifest.json").read_text())["linears"]
+    for role, hint in (("query", True), ("attention_output", False)):
+        sites = [Site(n["name"], "query", "output", n["outputs"]) for n in linears if n["role"] == role]
+        write_peft(tmp_path / role, Adapter({}, None), sites, "base")
+        said = complaint(capsys, "adapter", "import", bundle, tmp_path / role, "--name", "new")
+        assert f"{len(sites)} bad tensors" in said
+        assert said.count("(no place") == len(sites) == 2
+        assert ("query_vectors = true under [export]" in said) == hint
+    unchanged(bundle, before)
 
 
 def test_an_adapter_of_a_merged_bundle_has_no_place(built, tmp_path, peft, capsys):
