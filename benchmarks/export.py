@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from qia3.base.load import load_base
+from qia3.base.load import Asked, load_base
 from qia3.graph.export import export_decoder
 from qia3.graph.external import write_graph
 from qia3.ia3.roles import find_roles
@@ -30,8 +30,10 @@ def main() -> None:
     parser.add_argument("--calibration", default="own")
     asked = parser.parse_args()
     libraries = sum(resident()[k] for k in ("RssAnon", "RssFile"))
-    load_base(asked.model, asked.block, False, asked.calibration)  # makes and keeps it, where that was not done before
-    base = load_base(asked.model, asked.block, False, asked.calibration)
+    load_base(
+        Asked(asked.model, block_size=asked.block, calibration=asked.calibration)
+    )  # makes and keeps it, where that was not done before
+    base = load_base(Asked(asked.model, block_size=asked.block, calibration=asked.calibration))
     roles = find_roles(base.model)
     attach(base.model, roles.sites)
     loaded = sum(resident()[k] for k in ("RssAnon", "RssFile"))

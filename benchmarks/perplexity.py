@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from texts import articles
 
-from qia3.base.load import load_base, load_float
+from qia3.base.load import Asked, load_base, load_float
 from qia3.base.weights import GridWeight
 from qia3.footprint.bits import bits_each
 from qia3.ia3.mix import Within, named
@@ -63,7 +63,13 @@ def grid(model: str, asked: str, text: Path, windows: list[list[int]]) -> tuple[
     )  # down8@0-2,11 for down@0-2,11
     told = str(text) if calibration == "editorials" else calibration
     base = load_base(
-        model, int(block), "symmetric" in rest, told, mix=named(roles) if budget is None else Within(budget, bar)
+        Asked(
+            model,
+            block_size=int(block),
+            symmetric="symmetric" in rest,
+            calibration=told,
+            mix=named(roles) if budget is None else Within(budget, bar),
+        )
     )
     stores = [m for m in base.model.modules() if isinstance(m, GridWeight)]
     facts = {

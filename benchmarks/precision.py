@@ -27,7 +27,7 @@ from quality_parts import slope
 from quality_tasks import load
 from torch import Tensor, nn
 
-from qia3.base.load import load_base
+from qia3.base.load import Asked, load_base
 from qia3.bundle.sites import Site
 from qia3.ia3.roles import find_roles
 from qia3.ia3.vectors import Scaled, attach, detach
@@ -112,7 +112,7 @@ def main() -> None:
         (k, r) for k, r in product(KINDS, RATES) if not any(row["kind"] == k and row["rate"] == r for row in rows)
     ]
     if missing and not asked.draw:
-        base, split = load_base(MODEL, 64, False, "own"), load("intent")
+        base, split = load_base(Asked(MODEL, block_size=64, calibration="own")), load("intent")
         set_compute(base.model, base.model.get_output_embeddings(), torch.bfloat16)
         wrap, prompt = wrapping(base.tokenizer, None, chat=True), split.task.prompt
         slots = Schedule(

@@ -53,8 +53,8 @@ from safetensors.numpy import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from qia3.base.load import load_base
-from qia3.base.quantise import quantise_model
+from qia3.base.load import Asked, load_base
+from qia3.base.quantise import Grid, quantise_model
 from qia3.base.weights import GridWeight
 from qia3.bundle.opened import Bundle
 from qia3.bundle.task import Task
@@ -205,7 +205,7 @@ class Methods:
         """As PEQA trains scales, on IA³'s layers; it folds exactly too, but only into one task's own copy of the
         weights.
         """
-        model = load_base(MODEL, 64, False, "own").model
+        model = load_base(Asked(MODEL, block_size=64, calibration="own")).model
         for site in find_roles(model).sites:
             model.set_submodule(site.module, BlockScaled(model.get_submodule(site.module)))
         with computing(model, torch.bfloat16):
@@ -214,7 +214,7 @@ class Methods:
         return Found({"blocks-int4": self.ranked(model, cell)}, {"blocks-int4": 4 * count}, training)
 
     def qia3_int4_values8(self, cell: Cell) -> Found:
-        base = load_base(MODEL, 64, False, "own", mix=named(["value"]))
+        base = load_base(Asked(MODEL, block_size=64, calibration="own", mix=named(["value"])))
         scaled = attach(base.model, find_roles(base.model).sites)
         training = self.train_ours(base.model, scaled, cell)
         size = self.adapter_bytes()
@@ -245,7 +245,7 @@ class Methods:
 
     def qia3_nf4(self, cell: Cell) -> Found:
         model = self.float_model()
-        quantise_model(model, 64, symmetric=True, format="nf4")
+        quantise_model(model, Grid(64, True, name="nf4"))
         scaled = attach(model, find_roles(model).sites)
         training = self.train_ours(model, scaled, cell)
         set_vectors(scaled, get_vectors(scaled))
@@ -256,7 +256,7 @@ class Methods:
 
     def attached(self) -> tuple[Any, Any]:
         """Our base with vectors of ones; the bundle's graph is of the same."""
-        base = load_base(MODEL, 64, False, "own")
+        base = load_base(Asked(MODEL, block_size=64, calibration="own"))
         known = Bundle.open(self.places["side"], verify=False).fingerprint
         assert base.fingerprint == known, "the bundle is of another base: build it again"
         return base, attach(base.model, find_roles(base.model).sites)

@@ -31,7 +31,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from qia3 import build
-from qia3.base.load import load_base
+from qia3.base.load import Asked, load_base
 from qia3.config import read_build
 from qia3.graph.export import export_decoder
 from qia3.graph.external import write_graph
@@ -141,7 +141,7 @@ def warm(place: Path) -> None:
         )
         LlamaForCausalLM(small).save_pretrained(folder)
         _tokenizer().save_pretrained(folder)
-        load_base(folder, BLOCK, False)
+        load_base(Asked(folder, block_size=BLOCK))
 
 
 def run_stage(stage: str, place: Path) -> None:
@@ -150,13 +150,13 @@ def run_stage(stage: str, place: Path) -> None:
     warm(place)
     before, started, cpu = resident(), time.perf_counter(), cpu_seconds()
     if stage == "quantise":
-        load_base(str(place / "float"), BLOCK, False)
+        load_base(Asked(str(place / "float"), block_size=BLOCK))
     elif stage == "train":
         build.train(plan)
     elif stage == "export":
         build.export(plan)
     else:
-        base = load_base(str(place / "float"), BLOCK, False)
+        base = load_base(Asked(str(place / "float"), block_size=BLOCK))
         attach(base.model, find_roles(base.model).sites)
         with tempfile.TemporaryDirectory(dir=place) as folder:
             write_graph(export_decoder(base.model, 4, 2048, "last"), Path(folder), ["model.embed_tokens", "lm_head"])

@@ -15,7 +15,7 @@ import torch
 from texts import articles
 
 from qia3.base.calibrate import LENGTH, ROWS
-from qia3.base.load import load_base, load_float
+from qia3.base.load import Asked, load_base, load_float
 from qia3.base.modules import GridLinear
 from qia3.base.sensitivity import divergences
 from qia3.ia3.roles import find_roles
@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--grid", default="own:64")
     asked = parser.parse_args()
     calibration, block = asked.grid.split(":")
-    base = load_base(asked.model, int(block), False, calibration).model
+    base = load_base(Asked(asked.model, block_size=int(block), calibration=calibration)).model
     model, tokenizer = load_float(asked.model)
     ids = torch.tensor(tokenizer.encode("\n\n".join(articles()))[: ROWS * LENGTH])
     stores = {name: layer.store for name, layer in base.named_modules() if isinstance(layer, GridLinear)}

@@ -46,8 +46,8 @@ from transformers import (
     TrainingArguments,
 )
 
-from qia3.base.load import load_base
-from qia3.base.quantise import quantise_model
+from qia3.base.load import Asked, load_base
+from qia3.base.quantise import Grid, quantise_model
 from qia3.examples import read_examples
 from qia3.ia3.roles import find_roles
 from qia3.ia3.vectors import attach
@@ -186,14 +186,14 @@ def by_peft(contender: str, floats: Path, workload: str) -> dict[str, float]:
 
 def by_qia3(contender: str, floats: Path, workload: str) -> dict[str, float]:
     if "int4" in contender:
-        base = load_base(MODEL, 64, False, "own")
+        base = load_base(Asked(MODEL, block_size=64, calibration="own"))
         model, tokenizer = base.model, base.tokenizer
     else:
         model, tokenizer = (
             AutoModelForCausalLM.from_pretrained(floats, dtype=torch.float32),
             AutoTokenizer.from_pretrained(floats),
         )
-        quantise_model(model, 64, symmetric=True, format="nf4")
+        quantise_model(model, Grid(64, True, name="nf4"))
     scaled = attach(model, find_roles(model).sites)
     names = ("lm",) if WORKLOADS[workload] is None else NAMES
     compute = "float32" if contender.endswith("float32") else "auto"

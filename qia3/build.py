@@ -11,10 +11,10 @@ from pathlib import Path
 
 from qia3.base.frozen import BaseModel
 from qia3.base.kind import check_decoder
-from qia3.base.load import load_base
+from qia3.base.load import Asked, load_base
 from qia3.base.text import read_base_text
 from qia3.bundle.sites import Site
-from qia3.config import Build
+from qia3.config import Base, Build
 from qia3.errors import ConfigError
 from qia3.examples import Example
 from qia3.ia3.mix import Within, named
@@ -124,14 +124,25 @@ def _working(plan: Build) -> AbstractContextManager[None]:
 
 def load(plan: Build) -> tuple[BaseModel, Roles, dict[str, Scaled]]:
     """The 4-bit base with vectors of ones on it."""
-    asked = plan.base
-    budget = f", at most {asked.bits:g} bits a weight" if asked.bits else ""
-    say(f"loading {asked.model} on the {asked.grid} grid, block {asked.block_size}{budget}")
-    mix = Within(asked.bits, bar) if asked.bits else named(asked.eight_bit, asked.blocks.items())
-    base = load_base(asked.model, asked.block_size, asked.symmetric, asked.calibration, bar, mix, asked.grid)
+    budget = f", at most {plan.base.bits:g} bits a weight" if plan.base.bits else ""
+    say(f"loading {plan.base.model} on the {plan.base.grid} grid, block {plan.base.block_size}{budget}")
+    base = load_base(asked_of(plan.base), bar)
     check_decoder(base.model.config, plan.base.model)  # a GGUF file's
     roles = find_roles(base.model)
     return base, roles, attach(base.model, _sites(plan, roles))
+
+
+def asked_of(base: Base) -> Asked:
+    """What a build file says of its base, as the loader takes it."""
+    mix = Within(base.bits, bar) if base.bits else named(base.eight_bit, base.blocks.items())
+    return Asked(
+        base.model,
+        block_size=base.block_size,
+        symmetric=base.symmetric,
+        calibration=base.calibration,
+        mix=mix,
+        grid=base.grid,
+    )
 
 
 def _sites(plan: Build, roles: Roles) -> tuple[Site, ...]:

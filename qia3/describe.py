@@ -88,7 +88,7 @@ def describe(
             "model_type": config.model_type,
             "parameters": base.parameters,
             "grid": {
-                "format": base.format,
+                "format": base.grid,
                 "block_size": base.block_size,
                 "symmetric": base.symmetric,
                 "calibration": base.calibration,

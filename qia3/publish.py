@@ -69,7 +69,7 @@ def publish(
 ) -> Path:
     """Writes the bundle of `plan` and returns its folder. `graph` is what `exported` gave."""
     target = load_target(plan.export.target)
-    recoded = base.format == "nf4" and target.nf4 != "exact"
+    recoded = base.grid == "nf4" and target.nf4 != "exact"
     drift = _recoded(plan, base, scaled, trained, tests) if recoded else None
     linears = linear_layers(base.model, roles)
     if base.eight_bit and target.accuracy_level != 4:

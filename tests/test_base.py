@@ -12,9 +12,9 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from qia3.base import sources
-from qia3.base.load import load_base
+from qia3.base.load import Asked, load_base
 from qia3.base.modules import GridEmbedding, GridLinear
-from qia3.base.quantise import float_weight, quantise_model
+from qia3.base.quantise import Grid, float_weight, quantise_model
 from qia3.base.weights import Int4Weight
 from qia3.errors import BaseModelError
 from qia3.grids import int4
@@ -45,7 +45,7 @@ def test_holding_the_dense_weight_changes_no_value():
 @pytest.mark.parametrize("family", DECODERS)
 def test_the_quantised_model_is_the_float_model_on_dequantised_weights(family):
     model, reference = tiny(family), tiny(family)
-    quantise_model(model, 32, symmetric=False)
+    quantise_model(model, Grid(32, False))
     with torch.no_grad():
         for name, layer in reference.named_modules():
             if isinstance(layer, nn.Linear | Conv1D):
@@ -59,7 +59,7 @@ def test_the_quantised_model_is_the_float_model_on_dequantised_weights(family):
 
 def test_an_embedding_whose_width_the_block_does_not_divide_gets_a_smaller_block():
     model = tiny("llama")  # width 96
-    quantise_model(model, 64, symmetric=False)
+    quantise_model(model, Grid(64, False))
     assert model.model.embed_tokens.store.block_size == 32
 
 
@@ -67,17 +67,17 @@ def test_weights_that_are_not_finite_are_named():
     model = tiny("llama")
     model.model.layers[1].mlp.up_proj.weight.data[0, 0] = float("nan")
     with pytest.raises(BaseModelError, match=r"model\.layers\.1\.mlp\.up_proj.*NaN"):
-        quantise_model(model, 32, symmetric=False)
+        quantise_model(model, Grid(32, False))
 
 
 def test_a_missing_model_lists_the_aliases(tmp_path):
     with pytest.raises(BaseModelError, match="smollm2-135m-instruct"):
-        load_base(str(tmp_path / "nothing"), 32, False)
+        load_base(Asked(str(tmp_path / "nothing"), block_size=32))
     with pytest.raises(BaseModelError, match="no file"):
-        load_base(str(tmp_path / "nothing.gguf"), 32, False)
+        load_base(Asked(str(tmp_path / "nothing.gguf"), block_size=32))
     (tmp_path / "empty").mkdir()
     with pytest.raises(BaseModelError, match=r"no config\.json"):
-        load_base(str(tmp_path / "empty"), 32, False)
+        load_base(Asked(str(tmp_path / "empty"), block_size=32))
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_a_broken_gguf_is_one_clear_line(content, tmp_path):
     path = tmp_path / "model.gguf"
     path.write_bytes(content)
     with pytest.raises(BaseModelError, match=r"model\.gguf") as caught:
-        load_base(str(path), 32, False)
+        load_base(Asked(str(path), block_size=32))
     assert "\n" not in str(caught.value)
 
 

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from qia3 import cli
 from qia3.base.bnb import STATE
-from qia3.base.load import load_base
+from qia3.base.load import Asked, load_base
 from qia3.base.modules import GridLinear
 from qia3.base.nf4 import Nf4Weight
 from qia3.errors import BaseModelError, QIA3Error
@@ -53,7 +53,7 @@ def serialised(folder: Path, family: str = "llama", double: bool = False) -> Pat
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
 def test_codes_are_kept_and_the_model_computes_what_they_mean(family, double, tmp_path):
     place = serialised(tmp_path, family, double)
-    base = load_base(str(place), 64, False)
+    base = load_base(Asked(str(place), block_size=64))
     held, file = {}, load_file(place / "model.safetensors")
     for name, layer in base.model.named_modules():
         if isinstance(layer, GridLinear):
@@ -61,7 +61,7 @@ def test_codes_are_kept_and_the_model_computes_what_they_mean(family, double, tm
             np.testing.assert_array_equal(layer.store.codes.numpy(), file[f"{name}.weight"].numpy().reshape(-1))
             held[name] = layer.store.dense(torch.float32)
     assert len(held) == 2 * 7
-    assert (base.format, base.codes, base.block_size) == ("nf4", "nf4", 64)
+    assert (base.grid, base.codes, base.block_size) == ("nf4", "nf4", 64)
     assert ("weight.nested_absmax" in " ".join(file)) == double
     floats = AutoModelForCausalLM.from_pretrained(tmp_path / "float", dtype=torch.float32).eval()
     for name, dense in held.items():
@@ -104,7 +104,7 @@ def test_damage_is_told_in_one_line(how, tmp_path):
     change, told = DAMAGE[how]
     damaged(place, change)
     with pytest.raises(BaseModelError, match=told) as found:
-        load_base(str(place), 64, False)
+        load_base(Asked(str(place), block_size=64))
     assert "\n" not in str(found.value)
 
 
@@ -114,13 +114,13 @@ def test_eight_bits_are_refused(tmp_path):
     config["quantization_config"] |= {"load_in_4bit": False, "_load_in_4bit": False, "load_in_8bit": True}
     (place / "config.json").write_text(json.dumps(config))
     with pytest.raises(BaseModelError, match="bitsandbytes to 8 bits, which is not read"):
-        load_base(str(place), 64, False)
+        load_base(Asked(str(place), block_size=64))
 
 
 @pytest.mark.parametrize("role", ["head", "value"])
 def test_layers_at_eight_bits_are_refused(role, tmp_path):
     with pytest.raises(BaseModelError, match="on NF4 already"):
-        load_base(str(serialised(tmp_path)), 64, False, mix=named((role,)))
+        load_base(Asked(str(serialised(tmp_path)), block_size=64, mix=named((role,))))
 
 
 def test_no_mutation_of_the_file_crashes_the_reader(tmp_path):
@@ -136,7 +136,7 @@ def test_no_mutation_of_the_file_crashes_the_reader(tmp_path):
                 changed[draw.randrange(header if draw.random() < 0.7 else len(changed))] = draw.randrange(256)
         (place / "model.safetensors").write_bytes(bytes(changed))
         with contextlib.suppress(QIA3Error):  # a changed code is another model, and no error
-            load_base(str(place), 64, False)
+            load_base(Asked(str(place), block_size=64))
 
 
 def test_a_bundle_ships_the_codes_of_the_checkpoint(tmp_path):

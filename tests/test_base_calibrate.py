@@ -17,7 +17,7 @@ from qia3.base import kept, load
 from qia3.base.calibrate import Moments, layer_stack, own_windows, read_windows, window_length
 from qia3.base.frozen import BaseModel, fingerprint
 from qia3.base.modules import GridLinear
-from qia3.base.quantise import _bias, _replace, float_weight, quantise_model
+from qia3.base.quantise import Grid, _bias, _replace, float_weight, quantise_model
 from qia3.base.weights import Int4Weight
 from qia3.errors import BaseModelError
 from qia3.grids import int4
@@ -145,7 +145,7 @@ def test_a_calibrated_model_is_nearer_to_the_float_one(family):
 
     def divergence(chosen) -> float:
         model = tiny(family)
-        quantise_model(model, 32, symmetric=False, windows=chosen)
+        quantise_model(model, Grid(32, False), windows=chosen)
         with torch.no_grad():
             return float((wanted.exp() * (wanted - model(input_ids=windows).logits.log_softmax(-1))).sum(-1).mean())
 
@@ -191,15 +191,33 @@ def tiny_tokenizer(tiny_folder):
 @pytest.fixture
 def base(tiny_tokenizer):
     model = tiny("llama")
-    quantise_model(model, 32, symmetric=False)
-    return BaseModel("tiny", model, tiny_tokenizer, fingerprint(model), 32, False, 1234, "own")
+    quantise_model(model, Grid(32, False))
+    return BaseModel(
+        reference="tiny",
+        model=model,
+        tokenizer=tiny_tokenizer,
+        fingerprint=fingerprint(model),
+        block_size=32,
+        symmetric=False,
+        parameters=1234,
+        calibration="own",
+    )
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt2", "opt", "phi3"])
 def test_a_kept_base_is_the_base(family, tiny_tokenizer, tmp_path):
     model = tiny(family)
-    quantise_model(model, 32, symmetric=family == "opt")
-    made = BaseModel("tiny", model, tiny_tokenizer, fingerprint(model), 32, family == "opt", 1234, "own")
+    quantise_model(model, Grid(32, family == "opt"))
+    made = BaseModel(
+        reference="tiny",
+        model=model,
+        tokenizer=tiny_tokenizer,
+        fingerprint=fingerprint(model),
+        block_size=32,
+        symmetric=family == "opt",
+        parameters=1234,
+        calibration="own",
+    )
     kept.keep(made, tmp_path / "base")
     read = kept.open_kept(tmp_path / "base", "tiny")
     assert read.fingerprint == made.fingerprint
@@ -235,26 +253,26 @@ def test_the_first_process_to_keep_a_base_wins(base, tmp_path):
 def test_a_base_is_made_once(tmp_path, monkeypatch, tiny_folder):
     monkeypatch.setenv("QIA3_CACHE", str(tmp_path))
     monkeypatch.setattr(load, "LEAST_KEPT", 0)
-    first = load.load_base(str(tiny_folder), 32, False, "own")
+    first = load.load_base(load.Asked(str(tiny_folder), block_size=32, calibration="own"))
     monkeypatch.setattr(load, "quantise_model", None)  # calling it again would fail
-    again = load.load_base(str(tiny_folder), 32, False, "own")
+    again = load.load_base(load.Asked(str(tiny_folder), block_size=32, calibration="own"))
     assert again.fingerprint == first.fingerprint
     with pytest.raises(TypeError):
-        load.load_base(str(tiny_folder), 64, False, "own")
+        load.load_base(load.Asked(str(tiny_folder), block_size=64, calibration="own"))
 
 
 def test_a_base_that_cannot_be_kept_is_there_all_the_same(tmp_path, monkeypatch, tiny_folder, capsys):
     (tmp_path / "cache").write_text("a file where the folder should be")
     monkeypatch.setenv("QIA3_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(load, "LEAST_KEPT", 0)
-    assert load.load_base(str(tiny_folder), 32, False).fingerprint
+    assert load.load_base(load.Asked(str(tiny_folder), block_size=32)).fingerprint
     assert "not kept" in capsys.readouterr().err
 
 
 def test_a_text_that_is_not_there_is_told_before_anything_is_loaded(tiny_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(load, "_make", None)  # calling it would fail
     with pytest.raises(BaseModelError, match="cannot read the calibration text"):
-        load.load_base(str(tiny_folder), 32, False, str(tmp_path / "nothing.txt"))
+        load.load_base(load.Asked(str(tiny_folder), block_size=32, calibration=str(tmp_path / "nothing.txt")))
 
 
 def test_layers_on_the_same_inputs_share_what_follows_from_them():

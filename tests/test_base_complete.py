@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from qia3.base import load
 from qia3.base.complete import LAYER, LISTED, check_places, check_report, empty_model
-from qia3.base.load import load_base, load_float
+from qia3.base.load import Asked, load_base, load_float
 from qia3.base.shards import entries
 from qia3.errors import BaseModelError
 
@@ -191,7 +191,7 @@ def test_a_base_that_is_not_what_its_files_say_is_refused_before_it_is_quantised
     monkeypatch.setattr(load, "quantise_model", None)  # calling it would fail
     monkeypatch.setattr(load, "own_windows", None)
     with pytest.raises(BaseModelError) as caught:
-        load_base(str(tmp_path), 32, False, calibration)
+        load_base(Asked(str(tmp_path), block_size=32, calibration=calibration))
     assert all(word in str(caught.value) for word in words), str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -240,7 +240,7 @@ def test_the_files_win_over_tie_word_embeddings(case, source, tmp_path):
     head = torch.randn(load_file(tmp_path / "plain/model.safetensors")["model.embed_tokens.weight"].shape) * 0.12
     own = head.half() if source == "gptq" else head
     write_tied(tmp_path / "base", source, own if case == "own head" else None, case == "head's name only")
-    base = load_base(str(tmp_path / "base"), 32, False)
+    base = load_base(Asked(str(tmp_path / "base"), block_size=32))
     embedding, top = base.model.get_input_embeddings().store, base.model.get_output_embeddings().store
     assert (embedding is top) == (case != "own head")
     assert base.model.config.tie_word_embeddings is (case != "own head")
@@ -248,7 +248,7 @@ def test_the_files_win_over_tie_word_embeddings(case, source, tmp_path):
         error = (top.dense(torch.float32) - head).norm() / head.norm()
         assert error < 0.1  # of rounding; of another table it would be 1.4
     write_base(tmp_path / "as-written") if source == "float" else write_packed(tmp_path / "as-written")
-    usual = load_base(str(tmp_path / "as-written"), 32, False)
+    usual = load_base(Asked(str(tmp_path / "as-written"), block_size=32))
     if case != "own head":
         assert usual.fingerprint == base.fingerprint
     assert json.loads((tmp_path / "base/config.json").read_text())["tie_word_embeddings"]

@@ -21,9 +21,9 @@ from transformers import AutoModelForCausalLM
 
 from qia3.base.kept import keep, open_kept
 from qia3.base.layouts import OTHERS
-from qia3.base.load import load_base
+from qia3.base.load import Asked, load_base
 from qia3.base.modules import GridEmbedding, GridLinear
-from qia3.base.quantise import quantise_model
+from qia3.base.quantise import Grid, quantise_model
 from qia3.base.quantised import open_quantised
 from qia3.base.sources import Source
 from qia3.bundle.layout import GRAPH
@@ -45,7 +45,7 @@ def foreign(name: str):
 
 def refused(folder: Path) -> str:
     with pytest.raises(BaseModelError) as caught:
-        load_base(str(folder), 16, False)
+        load_base(Asked(str(folder), block_size=16))
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -129,7 +129,7 @@ def test_the_order_of_a_compressed_tensors_layers_inputs_is_seen(order, tmp_path
     tensors = load_file(tmp_path / "model.safetensors")
     write_tensors(tmp_path, tensors | {f"{UP}.weight_g_idx": g_idx if order == "plain" else g_idx.flip(0)})
     if order == "plain":
-        assert load_base(str(tmp_path), 16, False).codes == "compressed-tensors"
+        assert load_base(Asked(str(tmp_path), block_size=16)).codes == "compressed-tensors"
     else:
         assert "sorted by activation (actorder" in refused(tmp_path)
 
@@ -189,7 +189,7 @@ def test_an_mlx_base_ships_its_embedding_and_head_as_they_are(tmp_path):
         shutil.copy(GOLDEN / "mlx" / file, tmp_path / "base" / file)
     configure(tmp_path / "base", vocab_size=101)
     model, _ = open_quantised(Source("mlx", str(tmp_path / "base")))
-    quantise_model(model, 16, False)
+    quantise_model(model, Grid(16, False))
     (tmp_path / "graph").mkdir()
     names = ["model.embed_tokens", "lm_head"]
     regions = write_graph(export_decoder(model, 0, 48, "last"), tmp_path / "graph", names)
@@ -212,7 +212,7 @@ def test_an_embedding_that_is_scaled_keeps_its_codes_and_its_scale(family, tmp_p
             tensors |= {f"{name}.{kind}": tensor for kind, tensor in packed(grid, "mlx").items()}
     write_tensors(tmp_path, tensors)
     configure(tmp_path, quantization={"group_size": 32, "bits": 4}, quantization_config={"group_size": 32, "bits": 4})
-    base = load_base(str(tmp_path), 16, False)
+    base = load_base(Asked(str(tmp_path), block_size=16))
     torch.testing.assert_close(base.model(ids()).logits, float_model(ids()).logits, atol=1e-3, rtol=1e-4)
     assert base.parameters == sum(p.numel() for p in float_model.parameters())
     assert (base.model.get_input_embeddings().scale is not None) is (family == "gemma3_text")
@@ -224,7 +224,7 @@ def test_mlx_layers_without_whole_zero_points_are_rounded_anew_and_told(tmp_path
     tensors = load_file(tmp_path / "model.safetensors")
     tensors[f"{UP}.biases"][3:5, 1] += 0.4 * tensors[f"{UP}.scales"][3:5, 1]
     write_tensors(tmp_path, tensors)
-    base = load_base(str(tmp_path), 16, False)
+    base = load_base(Asked(str(tmp_path), block_size=16))
     assert (base.rounding.anew, base.rounding.worst_layer) == (1, UP)
     assert base.rounding.worst_relative_rms > 1e-3
     error = (base.model.get_submodule(UP).weight - mlx_floats(tensors, UP)).square().sum().sqrt()
@@ -240,7 +240,7 @@ def test_quantization_config_alone_is_mlx_where_there_are_biases(tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     config["quantization_config"] = config.pop("quantization")
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert load_base(str(tmp_path), 16, False).codes == "mlx"
+    assert load_base(Asked(str(tmp_path), block_size=16)).codes == "mlx"
 
 
 @pytest.mark.parametrize(
@@ -309,7 +309,7 @@ def test_rules_of_gptqmodel_are_followed_layer_by_layer(tmp_path):
         r"layers\.0": {"bits": 8},  # begins no name
     }
     retold(tmp_path / "base", dynamic=rules)
-    base = load_base(str(tmp_path / "base"), 64, False)
+    base = load_base(Asked(str(tmp_path / "base"), block_size=64))
     as_written(base, wrote)
     assert (base.codes, base.block_size) == ("gptq", 32)
     assert base.model.get_submodule(UP).store.block_size == 16
@@ -345,7 +345,7 @@ def test_auto_rounds_folders_with_gptq_or_awq_tensors_are_read(codes, tmp_path):
     told = {"quant_method": "auto-round", "bits": 4, "group_size": 32, "sym": False, "data_type": "int"}
     told |= {"packing_format": f"auto_round:auto_{codes}", "extra_config": extra}
     configure(tmp_path / "base", quantization_config=told)
-    base = load_base(str(tmp_path / "base"), 64, False)
+    base = load_base(Asked(str(tmp_path / "base"), block_size=64))
     as_written(base, wrote)
     assert base.codes == codes
 
@@ -405,6 +405,6 @@ def test_a_bundle_of_an_mlx_base_tells_what_whole_zero_points_made_of_it(tmp_pat
     report = (tmp_path / "out/report.md").read_text(encoding="utf-8")
     assert f"## Codes of mlx\n\n{len(wrote) + 1} layers keep the codes and scales that they came with" in report
     assert "and 1 of them have blocks with other codes." in report
-    base = load_base(str(tmp_path / "base"), 16, False)
+    base = load_base(Asked(str(tmp_path / "base"), block_size=16))
     keep(base, tmp_path / "kept")
     assert open_kept(tmp_path / "kept", "x").rounding == base.rounding

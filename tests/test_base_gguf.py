@@ -14,7 +14,7 @@ from qia3.base.gguf_config import ZERO_IS_NONE, read_gguf_config
 from qia3.base.gguf_parts import open_gguf
 from qia3.base.gguf_rope import ROPE_TENSORS
 from qia3.base.gguf_weights import load_gguf
-from qia3.base.load import load_base
+from qia3.base.load import Asked, load_base
 from qia3.base.sources import resolve
 from qia3.errors import BaseModelError
 
@@ -28,7 +28,7 @@ def loaded(path):
 def refused(path, *said):
     """One line that says all of this."""
     with pytest.raises(BaseModelError) as caught:
-        load_base(str(path), 16, False)
+        load_base(Asked(str(path), block_size=16))
     line = str(caught.value)
     assert "\n" not in line
     for part in said:

@@ -17,7 +17,7 @@ from tiny_quantised import write_gguf
 
 from qia3.base import identity, kept, load, sources
 from qia3.base.identity import digest
-from qia3.base.load import load_base
+from qia3.base.load import Asked, load_base
 from qia3.errors import BaseModelError
 from qia3.ia3.mix import named
 
@@ -35,7 +35,7 @@ def made_once(monkeypatch):
     """Makes the base, and then fails where it would be made again."""
 
     def make(folder, **asked):
-        made = load_base(str(folder), 32, False, **asked)
+        made = load_base(Asked(str(folder), block_size=32, **asked))
         monkeypatch.setattr(load, "quantise_model", None)
         return made
 
@@ -65,7 +65,7 @@ def fetched(folder: Path) -> Path:
 def test_a_kept_base_is_found_wherever_its_files_lie_and_whenever_they_were_written(moved, cache, made_once, tmp_path):
     folder = write_base(tmp_path / "base")
     made = made_once(folder)
-    assert load_base(str(moved(folder)), 32, False).fingerprint == made.fingerprint
+    assert load_base(Asked(str(moved(folder)), block_size=32)).fingerprint == made.fingerprint
 
 
 def test_a_gguf_file_under_another_name_is_the_same(cache, made_once, tmp_path):
@@ -76,7 +76,7 @@ def test_a_gguf_file_under_another_name_is_the_same(cache, made_once, tmp_path):
     other = tmp_path / "elsewhere" / "another.gguf"
     other.parent.mkdir()
     shutil.copy(file, other)
-    assert load_base(str(other), 32, False).fingerprint == made.fingerprint
+    assert load_base(Asked(str(other), block_size=32)).fingerprint == made.fingerprint
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"])
@@ -89,18 +89,18 @@ def test_one_byte_more_or_another_is_another_base(file, cache, made_once, tmp_pa
     (folder / file).write_bytes(changed)
     os.utime(folder / file, ns=(before.st_atime_ns, before.st_mtime_ns))
     with pytest.raises(TypeError):
-        load_base(str(folder), 32, False)
+        load_base(Asked(str(folder), block_size=32))
 
 
 def test_other_settings_are_another_base(cache, made_once, tmp_path):
     folder = str(write_base(tmp_path / "base"))
     made_once(folder)
-    for other in ({"mix": named(("head",))}, {"format": "nf4"}, {"calibration": "own"}):
+    for other in ({"mix": named(("head",))}, {"grid": "nf4"}, {"calibration": "own"}):
         with pytest.raises(TypeError):
-            load_base(folder, 32, False, **other)
+            load_base(Asked(folder, block_size=32, **other))
     for block, symmetric in ((16, False), (32, True)):
         with pytest.raises(TypeError):
-            load_base(folder, block, symmetric)
+            load_base(Asked(folder, block_size=block, symmetric=symmetric))
 
 
 def test_a_kept_base_that_was_carried_to_another_machine_is_found_there(cache, made_once, tmp_path, monkeypatch):
@@ -109,7 +109,7 @@ def test_a_kept_base_that_was_carried_to_another_machine_is_found_there(cache, m
     monkeypatch.setenv("QIA3_CACHE", str(tmp_path / "there"))
     shutil.copytree(cache / "bases", tmp_path / "there/bases", copy_function=shutil.copy)
     other = shutil.copytree(folder, tmp_path / "elsewhere", copy_function=shutil.copy)
-    assert load_base(str(other), 32, False).fingerprint == made.fingerprint
+    assert load_base(Asked(str(other), block_size=32)).fingerprint == made.fingerprint
 
 
 def test_a_build_file_may_name_a_kept_base_made_with_its_settings(cache, made_once, tmp_path):
@@ -117,16 +117,16 @@ def test_a_build_file_may_name_a_kept_base_made_with_its_settings(cache, made_on
     folder = tmp_path / "carried"
     shutil.copytree(next((cache / "bases").iterdir()), folder)
     shutil.rmtree(tmp_path / "base")
-    found = load_base(str(folder), 32, False, mix=named(("head",)))
+    found = load_base(Asked(str(folder), block_size=32, mix=named(("head",))))
     assert (found.fingerprint, found.eight_bit, found.reference) == (made.fingerprint, ("head",), "base")
     with pytest.raises(BaseModelError, match=r'made with block_size 32, and this build asks for 64; layers .*"head"'):
-        load_base(str(folder), 64, False)
+        load_base(Asked(str(folder), block_size=64))
     with pytest.raises(BaseModelError, match='calibration "none", and this build asks for "own"'):
-        load_base(str(folder), 32, False, "own", mix=named(("head",)))
+        load_base(Asked(str(folder), block_size=32, calibration="own", mix=named(("head",))))
     facts = json.loads((folder / kept.FACTS).read_text())
     (folder / kept.FACTS).write_text(json.dumps(facts | {"block_size": 16}))
     with pytest.raises(BaseModelError, match="has changed since it was written"):
-        load_base(str(folder), 32, False, mix=named(("head",)))
+        load_base(Asked(str(folder), block_size=32, mix=named(("head",))))
 
 
 def test_a_digest_is_remembered_as_long_as_the_file_is_the_same(tmp_path, monkeypatch):

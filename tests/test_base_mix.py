@@ -12,7 +12,7 @@ from tiny_build import write_base
 
 from qia3.base import load
 from qia3.base.int8 import Int8Weight
-from qia3.base.load import load_base
+from qia3.base.load import Asked, load_base
 from qia3.base.modules import GridEmbedding, GridLinear
 from qia3.base.quantise import Grid, float_weight, quantise_model
 from qia3.base.weights import GridWeight, Int4Weight
@@ -43,7 +43,7 @@ def test_modules_dequantise_as_the_grid_does(block, symmetric):
 def test_roles_are_found_in_the_float_model_and_those_layers_are_at_eight_bits(family):
     model = tiny(family)
     own = named(("head", "down", "value")).find(model, GRID, None).own
-    quantise_model(model, 32, symmetric=False, own=own)
+    quantise_model(model, Grid(32, False, own=own))
     roles = find_roles(model).linears
     for name, layer in model.named_modules():
         if isinstance(layer, GridLinear):
@@ -81,7 +81,7 @@ def test_layers_may_be_in_other_blocks():
     model = tiny("llama")
     chosen = named(("head",), [(16, ("up@1", "down")), (32, ("key",))]).find(model, Grid(16, False), None)
     assert chosen.blocks == {"16": ["down", "up@1"], "32": ["key"]}
-    quantise_model(model, 16, symmetric=False, own=chosen.own)
+    quantise_model(model, Grid(16, False, own=chosen.own))
     for name, layer in model.named_modules():
         if isinstance(layer, GridLinear):
             assert layer.store.block_size == (32 if "k_proj" in name or "head" in name else 16), name
@@ -98,7 +98,9 @@ def test_a_layer_has_one_form():
 
 @pytest.mark.parametrize("block", [16, 32])
 def test_a_tied_embedding_is_in_its_heads_blocks(block, tmp_path):
-    base = load_base(str(write_base(tmp_path / "base", tied=True)), 16, False, mix=named((), [(block, ("head",))]))
+    base = load_base(
+        Asked(str(write_base(tmp_path / "base", tied=True)), block_size=16, mix=named((), [(block, ("head",))]))
+    )
     assert base.model.get_input_embeddings().store is base.model.get_output_embeddings().store
     assert base.model.get_input_embeddings().store.block_size == block
     assert base.blocks == {str(block): ["head"]}
@@ -106,7 +108,7 @@ def test_a_tied_embedding_is_in_its_heads_blocks(block, tmp_path):
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_tied_embedding_is_at_eight_bits_with_its_head_and_another_stays_at_four(tied, tmp_path):
-    base = load_base(str(write_base(tmp_path / "base", tied=tied)), 16, False, mix=named(("head",)))
+    base = load_base(Asked(str(write_base(tmp_path / "base", tied=tied)), block_size=16, mix=named(("head",))))
     embedding, head = base.model.get_input_embeddings().store, base.model.get_output_embeddings().store
     assert isinstance(head, Int8Weight)
     assert (embedding is head) is tied
@@ -117,9 +119,9 @@ def test_a_tied_embedding_is_at_eight_bits_with_its_head_and_another_stays_at_fo
 def test_what_is_calibrated_is_four_bit_layers_and_the_others_are_rounded_to_nearest():
     model, reference = tiny("llama"), tiny("llama")
     own = named(("head", "down", "query")).find(model, GRID, None).own
-    quantise_model(model, 32, symmetric=False, windows=ids(4, 16), own=own)
+    quantise_model(model, Grid(32, False, own=own), windows=ids(4, 16))
     plain = tiny("llama")
-    quantise_model(plain, 32, symmetric=False)
+    quantise_model(plain, Grid(32, False))
     for name, layer in model.named_modules():
         if isinstance(layer, GridLinear) and name in own:
             weight = float_weight(reference.get_submodule(name)).detach().numpy()
@@ -133,9 +135,9 @@ def test_a_kept_base_has_its_eight_bit_layers_and_another_choice_is_another_base
     monkeypatch.setenv("QIA3_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(load, "LEAST_KEPT", 0)
     folder = str(write_base(tmp_path / "base"))
-    made = load_base(folder, 16, False, mix=named(("down", "head")))
-    again = load_base(folder, 16, False, mix=named(("head", "down")))
-    other = load_base(folder, 16, False)
+    made = load_base(Asked(folder, block_size=16, mix=named(("down", "head"))))
+    again = load_base(Asked(folder, block_size=16, mix=named(("head", "down"))))
+    other = load_base(Asked(folder, block_size=16))
     assert len(list((tmp_path / "cache" / "bases").iterdir())) == 2
     assert made.fingerprint == again.fingerprint != other.fingerprint
     assert (made.eight_bit, again.eight_bit, other.eight_bit) == (("down", "head"), ("down", "head"), ())

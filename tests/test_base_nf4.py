@@ -17,7 +17,7 @@ from torch import nn
 from qia3.base import load
 from qia3.base.modules import GridLinear
 from qia3.base.nf4 import Nf4Weight
-from qia3.base.quantise import quantise_model
+from qia3.base.quantise import Grid, quantise_model
 from qia3.bundle.layout import GRAPH
 from qia3.errors import AdapterError
 from qia3.graph.export import export_decoder
@@ -32,7 +32,7 @@ FAMILIES = ["llama", "qwen2", "phi3", "gpt_neox"]
 
 def on_nf4(family: str, block: int = 32):
     model = tiny(family)
-    quantise_model(model, block, symmetric=True, format="nf4")
+    quantise_model(model, Grid(block, True, name="nf4"))
     return model
 
 
@@ -114,10 +114,10 @@ def test_a_base_on_nf4_is_kept_and_read_as_it_is(tied, tmp_path, monkeypatch):
     monkeypatch.setenv("QIA3_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(load, "LEAST_KEPT", 0)
     folder = str(write_base(tmp_path / "base", tied=tied))
-    made = load.load_base(folder, 32, False, format="nf4")
+    made = load.load_base(load.Asked(folder, block_size=32, grid="nf4"))
     monkeypatch.setattr(load, "quantise_model", None)  # calling it again would fail
-    read = load.load_base(folder, 32, False, format="nf4")
-    assert (read.fingerprint, read.format, read.block_size) == (made.fingerprint, "nf4", 32)
+    read = load.load_base(load.Asked(folder, block_size=32, grid="nf4"))
+    assert (read.fingerprint, read.grid, read.block_size) == (made.fingerprint, "nf4", 32)
     head, embedding = read.model.get_output_embeddings(), read.model.get_input_embeddings()
     assert (head.weight is embedding.weight) == tied
     torch.testing.assert_close(read.model(input_ids=ids()).logits, made.model(input_ids=ids()).logits)

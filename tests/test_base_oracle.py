@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from qia3.base import load
-from qia3.base.load import load_base
+from qia3.base.load import Asked, load_base
 
 FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "olmo2", "gemma2", "gemma3_text", "phi3", "phi", "granite", "smollm3",
             "gpt2", "gpt_neox", "opt"]  # fmt: skip
@@ -95,9 +95,9 @@ def test_a_float_checkpoint_on_nf4(family, way, tmp_path, monkeypatch):
         monkeypatch.setattr(load, "_float_model", None)
     if way == "kept":
         monkeypatch.setattr(load, "LEAST_KEPT", 0)
-        load_base(str(folder), 32, False, format="nf4")
+        load_base(Asked(str(folder), block_size=32, grid="nf4"))
         monkeypatch.setattr(load, "_make", None)
-    agree(load_base(str(folder), 32, False, format="nf4"), on_nf4(folder, 32))
+    agree(load_base(Asked(str(folder), block_size=32, grid="nf4")), on_nf4(folder, 32))
 
 
 @pytest.mark.parametrize("calibration", ["none", "own"])
@@ -105,7 +105,7 @@ def test_a_float_checkpoint_on_nf4(family, way, tmp_path, monkeypatch):
 def test_a_float_checkpoint_on_int4(family, calibration, tmp_path):
     """Each weight is near its own in the file (another one's would be off by 1.4), and the model is these weights."""
     folder = write_base(tmp_path / "base", family, tied=False)
-    base, oracle = load_base(str(folder), 32, False, calibration), eager(folder)
+    base, oracle = load_base(Asked(str(folder), block_size=32, calibration=calibration)), eager(folder)
     take_ours(base, oracle)
     agree(base, oracle)
 
@@ -183,7 +183,7 @@ def test_a_checkpoint_of_packed_words(codes, symmetric, family, tmp_path):
         told["checkpoint_format"] = codes
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"quantization_config": told}))
-    base = load_base(str(folder), 16, False)
+    base = load_base(Asked(str(folder), block_size=16))
     tensors = {name: tensor.numpy() for name, tensor in base.model.state_dict().items()}
     with torch.no_grad():
         for name in ("model.embed_tokens", "lm_head"):
@@ -223,7 +223,7 @@ def test_a_checkpoint_of_bitsandbytes(family, double, tmp_path):
         for name in oracle.state_dict()
     }
     oracle.load_state_dict(state)
-    agree(load_base(str(folder), 64, False), oracle)
+    agree(load_base(Asked(str(folder), block_size=64)), oracle)
 
 
 def test_the_oracle_sees_a_weight_in_another_ones_place(tmp_path):
@@ -233,4 +233,4 @@ def test_the_oracle_sees_a_weight_in_another_ones_place(tmp_path):
     first, second = (layer.mlp.up_proj.weight.data for layer in oracle.model.layers)
     oracle.model.layers[0].mlp.up_proj.weight.data, oracle.model.layers[1].mlp.up_proj.weight.data = second, first
     with pytest.raises(AssertionError, match="Tensor-likes are not close"):
-        agree(load_base(str(folder), 32, False, format="nf4"), oracle)
+        agree(load_base(Asked(str(folder), block_size=32, grid="nf4")), oracle)

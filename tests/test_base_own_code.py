@@ -12,7 +12,7 @@ import pytest
 from tiny_build import write_build
 
 from qia3.base import load
-from qia3.base.load import load_base
+from qia3.base.load import Asked, load_base
 
 CODE = """
 from pathlib import Path
@@ -73,9 +73,9 @@ def test_a_models_own_python_is_not_run_and_nobody_is_asked(file, changes, tmp_p
 def test_a_class_that_transformers_has_is_its_own_whatever_the_folder_brings(tmp_path, monkeypatch):
     monkeypatch.setattr("builtins.input", None)  # calling it would fail
     ran = with_code(tmp_path)
-    wanted = load_base(str(tmp_path / "base"), 16, False).fingerprint
+    wanted = load_base(Asked(str(tmp_path / "base"), block_size=16)).fingerprint
     edit(tmp_path / "base/config.json", auto_map=CONFIG)
     edit(tmp_path / "base/generation_config.json", auto_map=CONFIG)
-    assert load_base(str(tmp_path / "base"), 16, False).fingerprint == wanted
-    assert load_base(str(tmp_path / "base"), 16, False, "own").fingerprint
+    assert load_base(Asked(str(tmp_path / "base"), block_size=16)).fingerprint == wanted
+    assert load_base(Asked(str(tmp_path / "base"), block_size=16, calibration="own")).fingerprint
     assert not ran.exists()

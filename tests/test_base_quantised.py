@@ -20,7 +20,7 @@ from tiny_quantised import configure, write_gguf, write_packed, write_tensors
 from transformers import AutoModelForCausalLM
 
 from qia3.base import gguf_codes, kept, load, sources
-from qia3.base.load import load_base
+from qia3.base.load import Asked, load_base
 from qia3.base.modules import GridLinear
 from qia3.build import load as load_plan
 from qia3.build import plan_jobs
@@ -84,7 +84,7 @@ def test_rows_in_an_order_that_we_do_not_know_are_not_taken_for_ours(tmp_path, m
     """Codes are kept where they are worth the very weight that transformers made, and nowhere else."""
     monkeypatch.setattr(gguf_codes, "_orders", lambda count, config: iter([np.arange(count)]))
     path, _ = write_gguf(tmp_path)
-    base = load_base(str(path), 16, False)
+    base = load_base(Asked(str(path), block_size=16))
     blocks = {
         name: getattr(base.model.model.layers[0].self_attn, name).store.block_size
         for name in ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -97,7 +97,7 @@ def test_other_gguf_formats_get_our_codes(tmp_path):
     and trained and shipped so.
     """
     path, wrote = write_gguf(tmp_path / "base", layers="Q4_1")
-    base = load_base(str(path), 16, False)
+    base = load_base(Asked(str(path), block_size=16))
     assert (base.codes, base.block_size, base.symmetric) == ("own", 16, False)
     for name, weight in wrote.items():
         error = base.model.get_submodule(name).weight.numpy() - dequantise(weight)
@@ -144,7 +144,7 @@ def test_a_given_base_is_the_model_with_its_codes_dequantised(source, family, tm
     as they came out.
     """
     reference, wrote = write(source, tmp_path / "base", family)
-    base = load_base(reference, 16, False)
+    base = load_base(Asked(reference, block_size=16))
     oracle = AutoModelForCausalLM.from_pretrained(
         write_base(tmp_path / "float", family, tied=SOURCES[source].get("tied", True))
     )
@@ -179,8 +179,8 @@ def test_layers_whose_codes_are_kept_are_not_called_eight_bit_layers(source, tmp
         BaseModelError,
         match=rf"eight_bit or blocks names 2 layers that this base has in its own {source.split()[0]} codes.*{first}",
     ):
-        load_base(reference, 16, False, mix=named(("value", "head")))
-    base = load_base(reference, 16, False, mix=named(("head",)))
+        load_base(Asked(reference, block_size=16, mix=named(("value", "head"))))
+    base = load_base(Asked(reference, block_size=16, mix=named(("head",))))
     assert base.eight_bit == ("head",)
     assert {n for n, m in base.model.named_modules() if isinstance(m, GridLinear) and m.store.bits == 8} == {"lm_head"}
 
@@ -213,9 +213,9 @@ def test_a_given_base_is_kept_as_it_is(tmp_path, monkeypatch):
     monkeypatch.setenv("QIA3_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(load, "LEAST_KEPT", 0)
     reference, _ = write("awq", tmp_path / "base", "llama")
-    made = load_base(reference, 64, False)
+    made = load_base(Asked(reference, block_size=64))
     monkeypatch.setattr(load, "open_quantised", None)  # calling it again would fail
-    read = load_base(reference, 64, False)
+    read = load_base(Asked(reference, block_size=64))
     assert {k: getattr(read, k) for k in ("fingerprint", *kept.TAKEN)} == {
         k: getattr(made, k) for k in ("fingerprint", *kept.TAKEN)
     }
@@ -224,9 +224,9 @@ def test_a_given_base_is_kept_as_it_is(tmp_path, monkeypatch):
 
 def test_both_conventions_give_one_base(tmp_path):
     """The same codes written as GPTQ v1, GPTQ v2 and AWQ have one fingerprint."""
-    found = {load_base(write(s, tmp_path / s, "qwen2")[0], 32, False).fingerprint for s in ("gptq", "awq")}
+    found = {load_base(Asked(write(s, tmp_path / s, "qwen2")[0], block_size=32)).fingerprint for s in ("gptq", "awq")}
     write_packed(tmp_path / "v2", "gptq_v2", "qwen2")
-    assert found == {load_base(str(tmp_path / "v2"), 32, False).fingerprint}
+    assert found == {load_base(Asked(str(tmp_path / "v2"), block_size=32)).fingerprint}
 
 
 @pytest.mark.parametrize("group", [64, -1])
@@ -241,7 +241,7 @@ def test_groups_that_are_no_block_or_do_not_fill_a_row(group, tmp_path):
         expected = slow(*layer, inputs if group == -1 else group, 1)
         np.testing.assert_array_equal(dequantise(unpack_gptq(*layer, group, "gptq")), expected)
     write_packed(tmp_path, "gptq", group=64)
-    base = load_base(str(tmp_path), 16, False)
+    base = load_base(Asked(str(tmp_path), block_size=16))
     assert base.block_size == 64
     assert base.model(input_ids=ids()).logits.isfinite().all()
 
@@ -255,7 +255,7 @@ def test_layers_that_are_left_in_float_are_ours(tmp_path):
             del tensors[f"{name}.{kind}"]
         tensors[f"{name}.weight"] = torch.from_numpy(dequantise(wrote[name])).half()
     write_tensors(tmp_path, tensors)
-    base = load_base(str(tmp_path), 16, False)
+    base = load_base(Asked(str(tmp_path), block_size=16))
     assert base.model.model.layers[0].mlp.up_proj.store.block_size == 16
     assert base.model.model.layers[1].mlp.up_proj.store.block_size == 32
     assert base.block_size == 32
@@ -269,7 +269,7 @@ def test_the_older_file_of_autogptq_is_read(tmp_path):
     (tmp_path / "quantize_config.json").write_text(
         json.dumps({k: v for k, v in settings.items() if k != "quant_method"})
     )
-    assert load_base(str(tmp_path), 16, False).codes == "gptq"
+    assert load_base(Asked(str(tmp_path), block_size=16)).codes == "gptq"
 
 
 def test_the_older_file_of_autoawq_is_read(tmp_path):
@@ -281,8 +281,8 @@ def test_the_older_file_of_autoawq_is_read(tmp_path):
     (tmp_path / "old/config.json").write_text(json.dumps(config))
     older = {"zero_point": True, "q_group_size": 32, "w_bit": 4, "version": "GEMM"}
     (tmp_path / "old/quant_config.json").write_text(json.dumps(older))
-    base = load_base(str(tmp_path / "old"), 16, False)
-    assert (base.codes, base.fingerprint) == ("awq", load_base(str(tmp_path / "new"), 16, False).fingerprint)
+    base = load_base(Asked(str(tmp_path / "old"), block_size=16))
+    assert (base.codes, base.fingerprint) == ("awq", load_base(Asked(str(tmp_path / "new"), block_size=16)).fingerprint)
     (tmp_path / "old/quant_config.json").write_text(json.dumps(older | {"w_bit": 3}))
     assert "AWQ weights have 3 bits" in refused(tmp_path / "old")
     (tmp_path / "old/quant_config.json").write_text("[4]")
@@ -300,12 +300,12 @@ def test_zero_points_of_a_symmetric_file_are_8_whatever_its_format_is_called(sto
     wrote = write_packed(tmp_path, stored, symmetric=True)
     known = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
     configure(tmp_path, quantization_config=known | {"sym": True, "checkpoint_format": told})
-    base = load_base(str(tmp_path), 16, False)
+    base = load_base(Asked(str(tmp_path), block_size=16))
     for name, weight in wrote.items():
         np.testing.assert_array_equal(base.model.get_submodule(name).weight.numpy(), dequantise(weight))
     configure(tmp_path, quantization_config=known | {"sym": False, "checkpoint_format": told})
     if stored == told:
-        assert load_base(str(tmp_path), 16, False).fingerprint == base.fingerprint
+        assert load_base(Asked(str(tmp_path), block_size=16)).fingerprint == base.fingerprint
     else:
         assert f"which is 8 in checkpoint_format {stored}; config.json says {told}" in refused(tmp_path)
 
@@ -332,7 +332,7 @@ def test_a_hubs_files_are_fetched_as_safetensors_and_json(tmp_path, monkeypatch)
         lambda name, allow_patterns: asked.update({name: allow_patterns}) or tmp_path,
     )
     assert sources.resolve("someone/model").name == str(tmp_path)
-    assert load_base("someone/model", 16, False).reference == "someone/model"
+    assert load_base(Asked("someone/model", block_size=16)).reference == "someone/model"
     assert not any(p.endswith((".bin", ".pt", "*")) for p in asked["someone/model"])
 
 
@@ -371,7 +371,7 @@ def test_other_layouts_are_refused_in_one_line_that_names_what_is_read(settings,
 
 def refused(reference) -> str:
     with pytest.raises(BaseModelError) as caught:
-        load_base(str(reference), 16, False)
+        load_base(Asked(str(reference), block_size=16))
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -395,12 +395,12 @@ def test_inputs_sorted_by_activation_are_refused_and_plain_ones_are_not(tmp_path
     write_packed(tmp_path)
     settings = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
     configure(tmp_path, quantization_config=settings | {"desc_act": True})  # said, but the groups are in order
-    assert load_base(str(tmp_path), 16, False).codes == "gptq"
+    assert load_base(Asked(str(tmp_path), block_size=16)).codes == "gptq"
     found = {n: t for n, t in load_file(tmp_path / "model.safetensors").items() if not n.endswith("g_idx")}
     write_tensors(tmp_path, found)
     assert "sorted by activation" in refused(tmp_path)
     configure(tmp_path, quantization_config=settings)
-    assert load_base(str(tmp_path), 16, False).codes == "gptq"
+    assert load_base(Asked(str(tmp_path), block_size=16)).codes == "gptq"
 
 
 def test_tensors_that_are_missing_of_other_shapes_or_strange_are_named(tmp_path):
@@ -449,7 +449,7 @@ def outcome(reference) -> str:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     said, base = "", None
     try:
-        base = load_base(str(reference), 16, False)
+        base = load_base(Asked(str(reference), block_size=16))
     except BaseModelError as error:
         said = str(error)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400_000

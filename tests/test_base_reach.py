@@ -7,7 +7,7 @@ from tiny_build import write_base
 from tiny_bundle import END
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from qia3.base.load import load_base
+from qia3.base.load import Asked, load_base
 from qia3.errors import BaseModelError
 
 MARKS = "{% for m in messages %}<|go|>{{ m['content'] }}<|stop|>{% endfor %}a:"
@@ -47,7 +47,7 @@ def ended(tokenizer):
 @pytest.mark.parametrize("calibration", ["none", "own"])
 def test_tokens_that_prompts_bring_and_that_have_no_row_are_refused(change, words, calibration, tmp_path):
     with pytest.raises(BaseModelError) as caught:
-        load_base(words_beyond(tmp_path, change), 32, False, calibration)
+        load_base(Asked(words_beyond(tmp_path, change), block_size=32, calibration=calibration))
     assert "\n" not in str(caught.value)
     assert all(word in str(caught.value) for word in (*words, "resized")), str(caught.value)
 
@@ -55,7 +55,7 @@ def test_tokens_that_prompts_bring_and_that_have_no_row_are_refused(change, word
 def test_a_token_that_only_its_own_name_brings_is_told_and_refused_when_a_text_has_it(tmp_path, capsys):
     from qia3.errors import DataError
 
-    base = load_base(words_beyond(tmp_path, special("<tool>")), 32, False)
+    base = load_base(Asked(words_beyond(tmp_path, special("<tool>")), block_size=32))
     assert "1 tokens lie beyond the embedding's" in (said := capsys.readouterr().err)
     assert "'<tool>'" in said
     base.tokens.encode("the <tool> as words")
@@ -68,7 +68,7 @@ def test_more_rows_than_tokens_are_no_fault(tmp_path, capsys):
     model = AutoModelForCausalLM.from_pretrained(tmp_path)
     model.resize_token_embeddings(model.config.vocab_size + 21)
     model.save_pretrained(tmp_path)
-    base = load_base(str(tmp_path), 32, False)
+    base = load_base(Asked(str(tmp_path), block_size=32))
     assert base.model.get_input_embeddings().num_embeddings == model.config.vocab_size
     assert base.tokens.encode(f"a{END}")
     assert "beyond" not in capsys.readouterr().err

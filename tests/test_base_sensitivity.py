@@ -13,7 +13,7 @@ from tiny import DECODERS, ids, tiny
 from tiny_build import write_base
 
 from qia3.base import load
-from qia3.base.load import load_base
+from qia3.base.load import Asked, load_base
 from qia3.base.modules import GridLinear
 from qia3.base.quantise import Form, Grid, float_weight, quantise_model
 from qia3.base.sensitivity import choose, divergences, spend
@@ -142,7 +142,7 @@ def test_a_budget_is_kept_and_what_it_chose_can_be_named(family, bits, monkeypat
         model, GRID, None
     )
     assert (again.own, again.eight_bit, again.blocks) == (chosen.own, chosen.eight_bit, chosen.blocks)
-    quantise_model(model, 32, symmetric=False, own=chosen.own)
+    quantise_model(model, Grid(32, False, own=chosen.own))
     forms = {n: Form(m.store.bits, m.store.block_size) for n, m in model.named_modules() if isinstance(m, GridLinear)}
     assert {name for name, form in forms.items() if form.bits == 8} == {
         name for name, form in chosen.own.items() if form.bits == 8
@@ -218,12 +218,15 @@ def test_a_base_within_a_budget_is_the_base_with_those_layers_named(tmp_path, mo
     monkeypatch.setattr(load, "LEAST_KEPT", 0)
     monkeypatch.setenv("QIA3_CACHE", str(tmp_path / "cache"))
     folder = str(write_base(tmp_path / "base"))
-    made = load_base(folder, 32, False, "own", mix=Within(7.0, quiet))
+    made = load_base(Asked(folder, block_size=32, calibration="own", mix=Within(7.0, quiet)))
     assert made.eight_bit
     assert made.blocks
     with monkeypatch.context() as within:
         within.setattr(load, "_make", None)
-        again = load_base(folder, 32, False, "own", mix=Within(7.0, quiet))
+        again = load_base(Asked(folder, block_size=32, calibration="own", mix=Within(7.0, quiet)))
     assert (again.eight_bit, again.blocks, again.fingerprint) == (made.eight_bit, made.blocks, made.fingerprint)
     blocks = [(int(block), roles) for block, roles in made.blocks.items()]
-    assert load_base(folder, 32, False, "own", mix=named(made.eight_bit, blocks)).fingerprint == made.fingerprint
+    assert (
+        load_base(Asked(folder, block_size=32, calibration="own", mix=named(made.eight_bit, blocks))).fingerprint
+        == made.fingerprint
+    )

@@ -24,8 +24,8 @@ from transformers import AutoTokenizer
 from qia3.base import kept
 from qia3.base.frozen import BaseModel, fingerprint
 from qia3.base.gguf_file import MOST_ELEMENTS, read_index
-from qia3.base.load import load_base
-from qia3.base.quantise import quantise_model
+from qia3.base.load import Asked, load_base
+from qia3.base.quantise import Grid, quantise_model
 from qia3.base.shards import INDEX, LONGEST_HEADER, entries, file_entries, read
 from qia3.errors import BaseModelError
 
@@ -238,7 +238,7 @@ def test_a_folder_that_leads_elsewhere_or_is_damaged_is_refused(damage, words, c
     shutil.copytree(folder, tmp_path / "base")
     damage(tmp_path / "base")
     with pytest.raises(BaseModelError, match=words) as caught:
-        load_base(str(tmp_path / "base"), 32, False, calibration)
+        load_base(Asked(str(tmp_path / "base"), block_size=32, calibration=calibration))
     assert len(str(caught.value).splitlines()) == 1
 
 
@@ -340,10 +340,19 @@ def test_a_changed_gguf_is_refused_or_lies_within_its_length(tmp_path_factory, g
 @pytest.fixture(scope="module")
 def kept_base(folder, tmp_path_factory):
     model = tiny("llama")
-    quantise_model(model, 32, symmetric=False)
+    quantise_model(model, Grid(32, False))
     place = tmp_path_factory.mktemp("kept") / "base"
     kept.keep(
-        BaseModel("tiny", model, AutoTokenizer.from_pretrained(folder), fingerprint(model), 32, False, 1234, "none"),
+        BaseModel(
+            reference="tiny",
+            model=model,
+            tokenizer=AutoTokenizer.from_pretrained(folder),
+            fingerprint=fingerprint(model),
+            block_size=32,
+            symmetric=False,
+            parameters=1234,
+            calibration="none",
+        ),
         place,
     )
     return place

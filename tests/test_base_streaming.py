@@ -16,8 +16,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from qia3.base import load, streaming
 from qia3.base.frozen import fingerprint
-from qia3.base.load import load_base
-from qia3.base.quantise import quantise_model
+from qia3.base.load import Asked, load_base
+from qia3.base.quantise import Grid, quantise_model
 from qia3.base.shards import entries
 from qia3.base.streaming import open_stream
 
@@ -38,13 +38,13 @@ def stream(folder):
 
 def streamed(folder, symmetric=False):
     found = stream(folder)
-    quantise_model(found.model.eval(), 32, symmetric, found.layers)
+    quantise_model(found.model.eval(), Grid(32, symmetric), found.layers)
     return found.model
 
 
 def loaded(folder, symmetric=False):
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
-    quantise_model(model, 32, symmetric)
+    quantise_model(model, Grid(32, symmetric))
     return model
 
 
@@ -94,7 +94,7 @@ def test_no_more_than_one_layer_is_float_at_a_time(tmp_path):
             floats.append([n for n, p in found.model.named_parameters() if not p.is_meta])
             yield name
 
-    quantise_model(found.model.eval(), 32, False, seen)
+    quantise_model(found.model.eval(), Grid(32, False), seen)
     assert all(len({n.rpartition(".")[0] for n in names}) == 1 for names in floats)
     assert len(floats) == 15  # seven in each layer, and the head
     assert not any(p.is_meta for p in found.model.parameters())
@@ -158,13 +158,13 @@ def test_a_checkpoint_that_is_quantised_already_is_left_to_others(tmp_path):
 def test_load_base_streams_where_it_can_and_gives_the_same_base(tied, tmp_path, monkeypatch):
     folder = str(write_base(tmp_path / "base", tied=tied))
     monkeypatch.setattr(load, "open_stream", lambda folder, found: None)
-    wanted = load_base(folder, 32, False)
+    wanted = load_base(Asked(folder, block_size=32))
     monkeypatch.setattr(load, "open_stream", streaming.open_stream)
     monkeypatch.setattr(load, "_float_model", None)  # calling it would fail
-    found = load_base(folder, 32, False)
+    found = load_base(Asked(folder, block_size=32))
     assert (found.fingerprint, found.parameters) == (wanted.fingerprint, wanted.parameters)
     with pytest.raises(TypeError):
-        load_base(folder, 32, False, "own")  # which needs the float model
+        load_base(Asked(folder, block_size=32, calibration="own"))  # which needs the float model
 
 
 def test_floats_are_released_as_their_4_bit_form_appears(tmp_path):
@@ -172,5 +172,5 @@ def test_floats_are_released_as_their_4_bit_form_appears(tmp_path):
     write("llama", tmp_path)
     found = stream(tmp_path)
     layers = [m for m in found.model.modules() if isinstance(m, nn.Linear)]
-    quantise_model(found.model.eval(), 32, False, found.layers)
+    quantise_model(found.model.eval(), Grid(32, False), found.layers)
     assert not any(m._parameters for m in layers)

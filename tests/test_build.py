@@ -22,7 +22,7 @@ from tiny_build import FILE, SAID, write_base, write_build, write_lines
 from transformers import MambaConfig, MambaForCausalLM
 
 from qia3 import cli
-from qia3.base.load import load_base
+from qia3.base.load import Asked, load_base
 from qia3.base.weights import GridWeight
 from qia3.bundle.opened import Bundle
 from qia3.graph.forced import torch_logits
@@ -107,7 +107,7 @@ def merged(place) -> Path:
 
 
 def loaded(place: Path, **changes: object) -> tuple:
-    base = load_base(str(place / "base"), 16, False)
+    base = load_base(Asked(str(place / "base"), block_size=16))
     return base, attach(base.model, find_roles(base.model).sites)
 
 

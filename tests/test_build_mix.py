@@ -18,7 +18,7 @@ from tiny import ids
 from tiny_build import write_build
 
 from qia3 import cli
-from qia3.base.load import load_base
+from qia3.base.load import Asked, load_base
 from qia3.base.weights import GridWeight
 from qia3.bundle.layout import GRAPH
 from qia3.bundle.opened import Bundle
@@ -113,7 +113,7 @@ def test_a_build_within_a_budget_says_what_it_chose(tmp_path, capsys):
 
 
 def base_of(place: Path):
-    return load_base(str(place / "base"), 16, False, mix=named(ROLES, [(32, ("value", "up@1"))]))
+    return load_base(Asked(str(place / "base"), block_size=16, mix=named(ROLES, [(32, ("value", "up@1"))])))
 
 
 @pytest.mark.parametrize("mode", ["side", "merged"])

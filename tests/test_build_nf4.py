@@ -14,7 +14,7 @@ from test_build import tensors
 from tiny_build import write_build
 
 from qia3 import cli
-from qia3.base.load import load_base
+from qia3.base.load import Asked, load_base
 from qia3.base.modules import GridLinear
 from qia3.bundle.opened import Bundle
 from qia3.graph.forced import torch_logits
@@ -67,7 +67,7 @@ def logits(folder: Path, adapter: str | None) -> np.ndarray:
 
 
 def test_the_exact_bundle_ships_the_bytes_that_trained(place):
-    base = load_base(str(place / "base"), 32, False, format="nf4")
+    base = load_base(Asked(str(place / "base"), block_size=32, grid="nf4"))
     assert base.fingerprint == manifest(place / "exact")["base"]["fingerprint"]
     trained = {
         t.numpy().tobytes()
@@ -83,7 +83,7 @@ def test_the_exact_bundle_ships_the_bytes_that_trained(place):
 
 
 def test_the_exact_bundle_is_the_model_with_its_adapter(place):
-    base = load_base(str(place / "base"), 32, False, format="nf4")
+    base = load_base(Asked(str(place / "base"), block_size=32, grid="nf4"))
     scaled = attach(base.model, find_roles(base.model).sites)
     bundle = Bundle.open(place / "exact")
     set_vectors(scaled, {n: v.reshape(-1) for n, v in AdapterBank(bundle).vectors("topics").items()})

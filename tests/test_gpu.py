@@ -10,7 +10,7 @@ import torch
 from tiny import ids, random_vectors, tiny
 
 from qia3.base.modules import GridLinear
-from qia3.base.quantise import quantise_model
+from qia3.base.quantise import Grid, quantise_model
 from qia3.bundle.layout import DATA
 from qia3.graph.export import export_decoder
 from qia3.graph.external import write_graph
@@ -43,7 +43,7 @@ def test_a_step_in_bfloat16_is_the_cpus(format):
     gradients = []
     for device, dtype in (("cpu", torch.float32), ("cuda", torch.bfloat16)):
         model = tiny("llama")
-        quantise_model(model, 32, symmetric=False, format=format)
+        quantise_model(model, Grid(32, False, name=format))
         scaled = attach(model, find_roles(model).sites)
         set_vectors(scaled, random_vectors(scaled))
         model.to(device)
@@ -60,7 +60,7 @@ def test_the_graph_is_the_one_that_a_cpu_exports(tmp_path):
     data = []
     for device in ("cpu", "cuda"):
         model = tiny("llama")
-        quantise_model(model, 32, symmetric=True, format="nf4")
+        quantise_model(model, Grid(32, True, name="nf4"))
         scaled = attach(model, find_roles(model).sites)
         model.to(device)
         assert all(np.array_equal(v, np.ones_like(v)) for v in get_vectors(scaled).values())

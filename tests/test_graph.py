@@ -30,7 +30,7 @@ from qia3.train.compute import computing
 
 def exported(family, folder, *, symmetric=False, block=32, logits="last", folded=False, level=0, eight_bit=()):
     model = tiny(family)
-    quantise_model(model, block, symmetric, own=named(eight_bit).find(model, Grid(block, symmetric), None).own)
+    quantise_model(model, Grid(block, symmetric, own=named(eight_bit).find(model, Grid(block, symmetric), None).own))
     scaled = attach(model, find_roles(model).sites)
     vectors = random_vectors(scaled)
     set_vectors(scaled, vectors)
@@ -65,7 +65,7 @@ def test_the_graph_is_the_model(family, tmp_path):
 def test_tokens_are_chosen_with_a_cache_as_without(family):
     """And with weights that are held dequantised, as parity is measured, which leaves nothing behind."""
     model, prompt = tiny(family), ids(1, 11)[0].tolist()
-    quantise_model(model, 32, symmetric=False)
+    quantise_model(model, Grid(32, False))
     chosen: list[int] = []
     for _ in range(4):
         chosen.append(int(torch_logits(model, [*prompt, *chosen], []).argmax()))
@@ -228,7 +228,7 @@ def test_what_is_trained_is_what_ships(tmp_path):
 
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **SHAPE, tie_word_embeddings=True)).eval()
-    quantise_model(model, 32, symmetric=False)
+    quantise_model(model, Grid(32, False))
     attach(model, find_roles(model).sites)
     trained = {
         hashlib.sha256(t.numpy().tobytes()).hexdigest()
@@ -258,7 +258,7 @@ def test_what_is_trained_is_what_ships(tmp_path):
 
 def test_exporting_leaves_the_model_as_it_was(tmp_path):
     model = tiny("gemma2")
-    quantise_model(model, 32, symmetric=False)
+    quantise_model(model, Grid(32, False))
     before = model(input_ids=ids()).logits
     export_decoder(model, 4, 48, "last")
     torch.testing.assert_close(model(input_ids=ids()).logits, before, rtol=0, atol=0)

@@ -8,7 +8,7 @@ from tiny import FAMILIES, SHAPE, tiny
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, T5Config, T5ForConditionalGeneration
 
-from qia3.base.quantise import quantise_model
+from qia3.base.quantise import Grid, quantise_model
 from qia3.errors import BaseModelError
 from qia3.ia3.roles import find_roles
 
@@ -29,7 +29,7 @@ def closed_formula(config) -> int:
 def test_parameters_equal_the_closed_formula(family, quantised):
     model = tiny(family)
     if quantised:
-        quantise_model(model, 32, symmetric=False)
+        quantise_model(model, Grid(32, False))
     roles = find_roles(model)
     assert sum(s.parameters for s in roles.sites) == closed_formula(model.config)
     assert len({s.name for s in roles.sites}) == len(roles.sites)

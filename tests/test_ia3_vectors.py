@@ -8,7 +8,7 @@ import torch
 from tiny import DECODERS, GATED, ids, random_vectors, tiny
 
 from qia3.base.load import fingerprint
-from qia3.base.quantise import quantise_model
+from qia3.base.quantise import Grid, quantise_model
 from qia3.errors import AdapterError
 from qia3.ia3.roles import find_roles
 from qia3.ia3.vectors import attach, detach, fold, get_vectors, set_vectors
@@ -16,14 +16,14 @@ from qia3.ia3.vectors import attach, detach, fold, get_vectors, set_vectors
 
 def adapted(family, symmetric=False, block=32):
     model = tiny(family)
-    quantise_model(model, block, symmetric)
+    quantise_model(model, Grid(block, symmetric))
     return model, attach(model, find_roles(model).sites)
 
 
 @pytest.mark.parametrize("family", DECODERS)
 def test_ones_mean_base(family):
     model = tiny(family)
-    quantise_model(model, 32, symmetric=False)
+    quantise_model(model, Grid(32, False))
     before = model(input_ids=ids()).logits
     attach(model, find_roles(model).sites)
     torch.testing.assert_close(model(input_ids=ids()).logits, before, rtol=0, atol=0)
@@ -78,7 +78,7 @@ def test_every_bad_tensor_is_listed():
 
 def test_the_fingerprint_sees_one_changed_scale():
     model = tiny("llama")
-    quantise_model(model, 32, symmetric=False)
+    quantise_model(model, Grid(32, False))
     first = fingerprint(model)
     assert first == fingerprint(model)
     model.model.layers[1].mlp.up_proj.store.scales[0, 0] *= 1.0001

@@ -19,7 +19,7 @@ import pytest
 from tiny import DECODERS, tiny
 from tiny_build import built
 
-from qia3.base.quantise import quantise_model
+from qia3.base.quantise import Grid, quantise_model
 from qia3.bundle.layout import DATA, GRAPH
 from qia3.graph.export import export_decoder
 from qia3.graph.external import write_graph
@@ -140,7 +140,7 @@ def test_cache_names(bundle):
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "gpt2", "gpt_neox"])
 def test_cache_shapes(family, tmp_path):
     model = tiny(family)
-    quantise_model(model, 32, symmetric=False)
+    quantise_model(model, Grid(32, False))
     attach(model, find_roles(model).sites)
     write_graph(export_decoder(model, 0, 48, "last"), tmp_path, [])
     graph, config = read_graph(tmp_path / GRAPH), model.config.to_dict()

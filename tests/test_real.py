@@ -18,7 +18,7 @@ from test_build import QUANTISED, qia3, tensors
 from test_runtime_answer import without_torch
 
 from qia3 import cli
-from qia3.base.load import load_base
+from qia3.base.load import Asked, load_base
 from qia3.base.weights import GridWeight
 from qia3.bundle.layout import GRAPH
 from qia3.bundle.opened import Bundle
@@ -79,7 +79,7 @@ def test_parity_with_torch(report):
 
 def test_what_was_trained_is_what_ships_and_merged_is_side(bundle, tmp_path):
     """Laws 1 and 2 at full size: bytes by SHA-256, logits within 1e-3 at accuracy_level 0."""
-    base = load_base("smollm2-135m-instruct", 64, False, "own")
+    base = load_base(Asked("smollm2-135m-instruct", block_size=64, calibration="own"))
     stores = [m for m in base.model.modules() if isinstance(m, GridWeight)]
     shipped = tensors(bundle)
     assert {hashlib.sha256(b.numpy().tobytes()).hexdigest() for s in stores for b in s.buffers()} == {

@@ -11,7 +11,7 @@ import torch
 from tiny import tiny
 
 from qia3.base.load import fingerprint
-from qia3.base.quantise import quantise_model
+from qia3.base.quantise import Grid, quantise_model
 from qia3.errors import Interrupted
 from qia3.ia3.roles import find_roles
 from qia3.ia3.vectors import attach, get_vectors, set_vectors
@@ -56,7 +56,7 @@ EXAMPLES = Fixed(TREES, drawn=True)
 
 def adapted(family="llama"):
     model = tiny(family)
-    quantise_model(model, 32, symmetric=False)
+    quantise_model(model, Grid(32, False))
     return model, attach(model, find_roles(model).sites)
 
 

@@ -10,7 +10,7 @@ import torch
 from tiny import DECODERS, FAMILIES, random_vectors, tiny
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from qia3.base.quantise import quantise_model
+from qia3.base.quantise import Grid, quantise_model
 from qia3.ia3.roles import find_roles
 from qia3.ia3.vectors import attach
 from qia3.train.batches import Totals, count, lay_out, packed, padded
@@ -26,7 +26,7 @@ def adapted(family, **changes):
     model = tiny(family)
     for key, value in changes.items():
         setattr(model.config, key, value)
-    quantise_model(model, 32, symmetric=False)
+    quantise_model(model, Grid(32, False))
     scaled = attach(model, find_roles(model).sites)
     for name, vector in random_vectors(scaled).items():
         layer = scaled[name]

@@ -15,7 +15,7 @@ from qia3.base.shards import raw
 from qia3.tokens import Tokens
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BaseModel:
     """A frozen 4-bit model. `fingerprint` is the SHA-256 over the name, type, shape and bytes of each of its tensors.
 
@@ -37,7 +37,7 @@ class BaseModel:
         default_factory=dict
     )  # by block size, of those in other blocks than `block_size`
     codes: str = "own"
-    format: str = "int4"  # the grid of its linear layers
+    grid: str = "int4"  # of its linear layers
     rounding: Rounding | None = None
 
     @cached_property

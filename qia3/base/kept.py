@@ -37,6 +37,7 @@ from qia3.parse import read_json_table
 from qia3.storage import made_once
 
 WEIGHTS, FACTS, SEAL = "model.safetensors", "base.json", "base.sha256"
+FORMAT = 2  # of base.json
 TAKEN = (
     "fingerprint",
     "block_size",
@@ -46,7 +47,7 @@ TAKEN = (
     "eight_bit",
     "blocks",
     "codes",
-    "format",
+    "grid",
 )
 
 
@@ -116,7 +117,11 @@ def open_kept(folder: Path, reference: str) -> BaseModel:
         taken: dict[str, Any] = {name: tuple(v) if isinstance(v := facts[name], list) else v for name in TAKEN}
         rounding = facts.get("rounding")  # not in those that were kept before there was any
         base = BaseModel(
-            reference, model, tokenizer, rounding=None if rounding is None else Rounding(**rounding), **taken
+            reference=reference,
+            model=model,
+            tokenizer=tokenizer,
+            rounding=None if rounding is None else Rounding(**rounding),
+            **taken,
         )
     except Exception as error:  # a damaged file makes transformers and json raise many types
         reason = next(iter(str(error).splitlines()), type(error).__name__)

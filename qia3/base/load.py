@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -26,12 +27,12 @@ from qia3.base.gguf_parts import Gguf, open_gguf
 from qia3.base.gguf_weights import load_gguf
 from qia3.base.gguf_words import read_gguf_tokenizer
 from qia3.base.given import Given, parameters
-from qia3.base.kept import is_kept, keep, open_kept, open_named
+from qia3.base.kept import FORMAT, is_kept, keep, open_kept, open_named
 from qia3.base.kind import check_decoder
 from qia3.base.memory import available_bytes, give_back
 from qia3.base.modules import GridLinear
 from qia3.base.processor import has_fast
-from qia3.base.quantise import Chosen, Format, Grid, Mix, Uniform, quantise_model
+from qia3.base.quantise import Chosen, Grid, GridName, Mix, Uniform, quantise_model
 from qia3.base.quantised import open_quantised
 from qia3.base.reach import check_ids
 from qia3.base.shards import Entry
@@ -54,44 +55,51 @@ class Track(Protocol):
 
 @dataclass(frozen=True)
 class Asked:
-    """What a base is to be. `text` names the calibration's text in the manifest."""
+    """What a base is to be: `model` as a build file names it, and what its weights are on.
 
-    block_size: int
-    symmetric: bool
-    calibration: str
-    text: str
-    mix: Mix
-    format: Format
+    `calibration`: "own" for text that the model makes itself, "none", or the path of a text. `mix`: layers with shorter
+    blocks or more bits. The grid "nf4" is bitsandbytes', which is not calibrated: its codes are the nearest ones, as
+    there.
+    """
+
+    model: str
+    block_size: int = 64
+    symmetric: bool = False
+    calibration: str = "none"
+    mix: Mix = UNIFORM
+    grid: GridName = "int4"
+
+    @cached_property
+    def text(self) -> str:
+        """The calibration for the manifest: "none", "own", or the SHA-256 of the text. Raises BaseModelError where there
+        is no such text.
+        """
+        if self.calibration in ("own", "none"):
+            return self.calibration
+        return f"text {hashlib.sha256(read_text(Path(self.calibration)).encode()).hexdigest()}"
 
     @property
     def settings(self) -> dict[str, Any]:
         """All that codes depend on besides the weights, as a kept base records it."""
         return {
-            "grid": self.format,
+            "grid": self.grid,
             "block_size": self.block_size,
             "symmetric": self.symmetric,
             "calibration": self.text,
             "layers": list(self.mix.asked),
         }
 
+    def uncalibrated(self) -> Asked:
+        """The same where codes came with the weights, and only the rest is quantised."""
+        return replace(self, calibration="none")
 
-def load_base(
-    reference: str,
-    block_size: int,
-    symmetric: bool,
-    calibration: str = "none",
-    track: Track = lambda items, title: items,
-    mix: Mix = UNIFORM,
-    format: Format = "int4",
-) -> BaseModel:
+
+def load_base(asked: Asked, track: Track = lambda items, title: items) -> BaseModel:
     """Finds, loads and quantises a causal language model, or takes it as it was kept when it was made before.
 
-    `calibration`: "own" for text that the model makes itself, "none", or the path of a text. `mix`: layers with shorter
-    blocks or more bits. `format` "nf4" is bitsandbytes' grid, which is not calibrated: its codes are the nearest ones,
-    as there. Raises BaseModelError with one clear line.
+    Raises BaseModelError with one clear line.
     """
-    source = resolve(reference)
-    asked = Asked(block_size, symmetric, calibration, _named(calibration), mix, format)
+    source = resolve(asked.model)
     if source.gguf_file is None and is_kept(Path(source.name)):
         with quiet():
             return open_named(Path(source.name), asked.settings)
@@ -99,7 +107,7 @@ def load_base(
     if is_kept(folder):
         say(f"the base was quantised before: {folder}")
         with quiet():
-            return open_kept(folder, reference)
+            return open_kept(folder, asked.model)
     with quiet():
         base = _make(source, asked, track)
         if base.parameters < LEAST_KEPT:
@@ -112,7 +120,7 @@ def load_base(
         del base  # the same bytes are not held twice
         gc.collect()
         give_back()
-        return open_kept(folder, reference)
+        return open_kept(folder, asked.model)
 
 
 def load_float(reference: str) -> tuple[Any, Any]:
@@ -136,8 +144,8 @@ def _make(source: Source, asked: Asked, track: Track) -> BaseModel:
     with told(source):
         model, given = open_quantised(source) or (None, None)
     if model is not None and given is not None:
-        return _quantised(source, model, tokenizer, replace(asked, calibration="none", text="none"), track, given)
-    plain = (asked.calibration == "none" or asked.format == "nf4") and not asked.mix.asked
+        return _quantised(source, model, tokenizer, asked.uncalibrated(), track, given)
+    plain = (asked.calibration == "none" or asked.grid == "nf4") and not asked.mix.asked
     if files is not None and plain:
         _check_places(source, files)
         if (stream := open_stream(Path(source.name), files)) is not None:
@@ -146,7 +154,7 @@ def _make(source: Source, asked: Asked, track: Track) -> BaseModel:
     with told(source):
         given = keep_q4_0(model, _opened(source)) if source.gguf_file else None
     if given is not None:
-        asked = replace(asked, calibration="none", text="none")
+        asked = asked.uncalibrated()
     return _quantised(source, model, tokenizer, asked, track, given)
 
 
@@ -161,26 +169,34 @@ def _quantised(
 ) -> BaseModel:
     """`given`: the codes that some of its layers have already. `layers` fills what is streamed, one after the other."""
     check_ids(tokenizer, model.get_input_embeddings().num_embeddings)
-    count, format = parameters(model), asked.format
+    count, grid = parameters(model), asked.grid
     model.eval()
     if given is not None:
-        format = "nf4" if given.codes == "nf4" else "int4"
-        rest = "stays float" if format == "nf4" else "is quantised without calibration"
+        grid = "nf4" if given.codes == "nf4" else "int4"
+        rest = "stays float" if grid == "nf4" else "is quantised without calibration"
         say(f"{given.layers} layers keep their {given.codes} codes, block {given.block_size}; the rest {rest}")
         if given.rounding is not None:
             say(_rounded(given.rounding))
-    windows = None if format == "nf4" else _windows(model, tokenizer, asked.calibration, track)
+    windows = None if grid == "nf4" else _windows(model, tokenizer, asked.calibration, track)
     chosen = _mixed(model, asked, given, windows)
     say("quantising" + ("" if windows is None else f", each layer for the inputs it gets ({windows.numel():,} tokens)"))
     each = lambda names: layers(track(names, "quantising"))  # noqa: E731 (it is handed on once)
-    quantise_model(model, asked.block_size, asked.symmetric, each, windows, chosen.own, format)
-    text = "none" if windows is None else asked.text
-    grid = (asked.block_size, asked.symmetric) if given is None else (given.block_size, given.symmetric)
-    codes = "own" if given is None else given.codes
-    mix = (chosen.eight_bit, chosen.blocks)
-    rounding = None if given is None else given.rounding
-    made = source.reference, model, tokenizer, fingerprint(model), *grid, count, text
-    return BaseModel(*made, *mix, codes, format, rounding)
+    quantise_model(model, Grid(asked.block_size, asked.symmetric, chosen.own, grid), each, windows)
+    return BaseModel(
+        reference=source.reference,
+        model=model,
+        tokenizer=tokenizer,
+        fingerprint=fingerprint(model),
+        block_size=asked.block_size if given is None else given.block_size,
+        symmetric=asked.symmetric if given is None else given.symmetric,
+        parameters=count,
+        calibration="none" if windows is None else asked.text,
+        eight_bit=chosen.eight_bit,
+        blocks=chosen.blocks,
+        codes="own" if given is None else given.codes,
+        grid=grid,
+        rounding=None if given is None else given.rounding,
+    )
 
 
 def _rounded(rounding: Rounding) -> str:
@@ -232,21 +248,9 @@ def _windows(model: Any, tokenizer: Any, calibration: str, track: Track) -> Tens
     return own_windows(model, length, lambda steps: track(list(steps), "sampling text"))
 
 
-def _named(calibration: str) -> str:
-    """For the manifest:
-
-    "none", "own", or the SHA-256 of the text. Raises BaseModelError where there is no such text.
-    """
-    return (
-        calibration
-        if calibration in ("own", "none")
-        else f"text {hashlib.sha256(read_text(Path(calibration)).encode()).hexdigest()}"
-    )
-
-
 def _kept_folder(source: Source, asked: Asked) -> Path:
     """Where this very base is kept: by the content of what it is made from, and how."""
-    key = json.dumps([source.identity(), asked.settings, RECIPE], sort_keys=True)
+    key = json.dumps([source.identity(), asked.settings, RECIPE, FORMAT], sort_keys=True)
     return cache_folder() / "bases" / hashlib.sha256(key.encode()).hexdigest()[:16]
 
 

@@ -36,7 +36,7 @@ from qia3.grids.calibrated import Seen
 from qia3.grids.int4 import block_for
 
 Track = Callable[[list[str]], Iterable[str]]
-Format = Literal["int4", "nf4"]
+GridName = Literal["int4", "nf4"]
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Grid:
     block_size: int
     symmetric: bool
     own: Mapping[str, Form] = field(default_factory=dict)
-    format: Format = "int4"
+    name: GridName = "int4"
 
     def form(self, name: str) -> Form:
         """A layer's."""
@@ -69,7 +69,7 @@ class Grid:
         form = self.form(name)
         at_most = at_most or form.block_size
         try:
-            if self.format == "nf4":
+            if self.name == "nf4":
                 return Nf4Weight.from_float(weight, at_most)
             if form.bits == 8:
                 return Int8Weight.from_float(
@@ -114,23 +114,14 @@ class Uniform:
 
 
 def quantise_model(
-    model: nn.Module,
-    block_size: int,
-    symmetric: bool,
-    track: Track = lambda names: names,
-    windows: Tensor | None = None,
-    own: Mapping[str, Form] | None = None,
-    format: Format = "int4",
+    model: nn.Module, grid: Grid, track: Track = lambda names: names, windows: Tensor | None = None
 ) -> None:
-    """Replaces the layers of `model` in place.
+    """Replaces the layers of `model` in place. A head that is tied to the embedding stands for both.
 
     `track` wraps the list of layer names (a progress bar); windows [rows, length] of token ids.
-
-    `own`: forms of layers by name; a head that is tied to the embedding stands for both.
     """
     moments = None if windows is None else Moments(model, windows)
-    grid = Grid(block_size, symmetric, own or {}, format)
-    ends = format == "int4"  # whether embedding and head are quantised, too
+    ends = grid.name == "int4"  # whether embedding and head are quantised, too
     embedding, head = get_module(model, "get_input_embeddings"), get_module(model, "get_output_embeddings")
     given = isinstance(embedding, GridEmbedding)  # with codes already, and a head that shares them has them, too
     tied = embedding is not None and head is not None and not given and head.weight is embedding.weight

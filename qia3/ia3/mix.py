@@ -94,7 +94,9 @@ class Within:
         say("quantising at 4 bits first, to see what that costs in each layer")
         shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
         rounded = copy.deepcopy(model, shared)  # layers of its own over the same weights
-        quantise_model(rounded, grid.block_size, grid.symmetric, lambda names: self.track(names, "quantising"), windows)
+        quantise_model(
+            rounded, Grid(grid.block_size, grid.symmetric), lambda names: self.track(names, "quantising"), windows
+        )
         stores = {name: layer.store for name, layer in rounded.named_modules() if isinstance(layer, GridLinear)}
         forms = choose(model, groups, stores, grid, SHORT, self.bits, windows, self.track)
         own = {group: form for group, form in forms.items() if form != Form(4, grid.block_size)}
