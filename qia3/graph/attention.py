@@ -56,8 +56,11 @@ def reason_against(call: Call, config: Any) -> str | None:
         return f"heads of {size} entries, where the operator takes multiples of {MULTIPLE},"
     if call.k.shape[2] != length:
         return f"{call.k.shape[2] - length:+d} keys beside those of the text (attention sinks or a prefix)"
-    stated = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    stated_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    try:
+        stated = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        stated_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    except Exception:  # transformers refuses to name one number where layers have their own (Gemma 4)
+        return "heads of another size or number in each kind of layer"
     if (heads, kv, size) != (config.num_attention_heads, stated, stated_size):
         told = f"{config.num_attention_heads} heads, {stated} for keys, of {stated_size} entries"
         return f"layers of their own shape ({heads} heads, {kv} for keys, of {size} entries, where the configuration says {told}),"

@@ -54,7 +54,7 @@ class Decoder(nn.Module):
         state.vectors = dict(zip(self.sizes, vectors, strict=True))
         state.last = valid - 1 - start
         state.seqlens = (valid - 1).to(torch.int32)
-        state.total_length = attention_mask.shape[1]
+        state.total_length, state.batch = attention_mask.shape[1], input_ids.shape[0]
         state.total = torch.scalar_tensor(torch.ops.aten.sym_size.int(attention_mask, 1), dtype=torch.int32)
         positions = start[:, None] + torch.arange(length)[None]
         logits = self.model(input_ids=input_ids, attention_mask=None, position_ids=positions, use_cache=False).logits

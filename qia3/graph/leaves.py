@@ -47,6 +47,7 @@ class Inputs:
     seqlens: Tensor | None = None
     total: Tensor | None = None
     total_length: int | torch.SymInt = 0
+    batch: int | torch.SymInt = 1
 
 
 class MatMulNBits(nn.Module):
@@ -160,10 +161,12 @@ class ScaledLeaf(nn.Module):
         return y if self.on_input else self._scale(y)
 
     def _scale(self, x: Tensor) -> Tensor:
+        # a model that has all positions of all rows in one dimension (OPT) gets them apart again for it
+        rows = x if x.dim() == 3 else x.view(self.graph_inputs.batch, -1, x.shape[-1])
         out: Tensor = symbolic(
-            "Mul", (x, self.graph_inputs.vectors[self.name]), {}, dtype=x.dtype, shape=x.shape, version=14
+            "Mul", (rows, self.graph_inputs.vectors[self.name]), {}, dtype=x.dtype, shape=rows.shape, version=14
         )
-        return out
+        return out.view(x.shape)
 
 
 class LastPosition(nn.Module):

@@ -28,7 +28,8 @@ from qia3.bundle.sites import Vectors
 from qia3.errors import BaseModelError, first_line
 from qia3.graph.export import export_decoder
 from qia3.graph.passes import AccuracyLevel
-from qia3.graph.watch import sample_ids
+from qia3.graph.watch import other_states, sample_ids
+from qia3.ia3.roles import device_of
 from qia3.ia3.vectors import Scaled, set_vectors
 
 Floats = NDArray[np.float32]
@@ -83,9 +84,15 @@ def _compare(
         reference = np.stack([expected[i] for i in rows])
         difference = float(np.abs(found - reference).max())
         if not difference <= limit * max(1.0, float(np.abs(reference).max()) / USUAL):
+            states = other_states(model)
+            reason = (
+                f"the graph keeps keys and values only, and its layers also carry a state of {', '.join(states)} from token to token"
+                if states
+                else "and no reason was found in its attention"
+            )
             raise BaseModelError(
                 f"{name} cannot be shipped: its graph differs from torch by {difference:.2g} {what} (limit {limit:g}, on logits up to "
-                f"{np.abs(reference).max():.2g}), and no reason was found in its attention; nothing was trained"
+                f"{np.abs(reference).max():.2g}); {reason}"
             )
 
 
@@ -112,7 +119,7 @@ def _around_one(scaled: Mapping[str, Scaled]) -> Vectors:
 
 def _torch(model: PreTrainedModel, prompt: Sequence[int], forced: Sequence[int]) -> Floats:
     """[1 + len(forced), V]: after the prompt and after each forced token, from one pass."""
-    ids = torch.tensor([[*prompt, *forced]], device=model.device)
+    ids = torch.tensor([[*prompt, *forced]], device=device_of(model))
     with torch.no_grad():
         logits = model(input_ids=ids, use_cache=False, logits_to_keep=1 + len(forced)).logits[0, -1 - len(forced) :]
     found: Floats = logits.float().cpu().numpy()

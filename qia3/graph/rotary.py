@@ -89,10 +89,9 @@ def in_operator(model: PreTrainedModel, seen: Watched, tables: dict[str, Tables]
     cos, sin = (t.float().chunk(2, dim=-1)[0].contiguous() for t in only.buffers())
     if cos.shape[-1] % 8:  # the operator rotates multiples of 8 pairs
         return None
-    try:
-        with without_rotation(model):
-            plain = watch(model, [c.answer for c in seen.calls])
-    except TypeError:  # a rotation function with other arguments
+    with without_rotation(model):
+        plain = watch(model, [c.answer for c in seen.calls])
+    if len(plain.calls) != len(seen.calls):  # a rotation function with other arguments
         return None
     layers = set()
     for after, before in zip(seen.calls, plain.calls, strict=True):

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
-from qia3.ia3.roles import attention
+from qia3.errors import BaseModelError, first_line
+from qia3.ia3.roles import attention, device_of
 
 WATCH = "qia3_watch"
 TOKENS = 12
@@ -68,7 +69,7 @@ class Watched:
 def sample_ids(model: PreTrainedModel, length: int = TOKENS) -> Tensor:
     """[1, length] of tokens that differ."""
     vocabulary = int(model.config.get_text_config().vocab_size)
-    return (torch.arange(length, device=model.device) * 37 + 5)[None] % vocabulary
+    return (torch.arange(length, device=device_of(model)) * 37 + 5)[None] % vocabulary
 
 
 def watch(model: PreTrainedModel, answers: Sequence[Tensor] | None = None) -> Watched:
@@ -96,10 +97,57 @@ def watch(model: PreTrainedModel, answers: Sequence[Tensor] | None = None) -> Wa
     try:
         with attention(model, WATCH), torch.no_grad():
             model(input_ids=sample_ids(model), use_cache=False)
+    except (TypeError, ValueError, RuntimeError, KeyError, AttributeError, IndexError) as error:
+        if answers is not None:  # a rotation function with other arguments
+            return Watched()
+        raise BaseModelError(f"{type(model).__name__} does not run on a text alone: {first_line(error)}") from error
     finally:
         for handle in handles:
             handle.remove()
     return seen
+
+
+@torch.no_grad()
+def other_states(model: PreTrainedModel) -> list[str]:
+    """Classes of modules beside attention whose last position depends on earlier ones: they carry a state of their own.
+
+    Found by running each child of a decoder layer again on its own inputs with the last position but one changed.
+    """
+    attention_names = {call.name for call in watch(model).calls}
+    layers = {name.rpartition(".")[0] for name in attention_names}
+    inputs: dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+    children = [c for layer in layers for n, c in model.get_submodule(layer).named_children()
+                if f"{layer}.{n}" not in attention_names]  # fmt: skip
+    handles = [
+        c.register_forward_pre_hook(lambda m, args, kwargs: inputs.update({m: (args, kwargs)}), with_kwargs=True)
+        for c in children
+    ]
+    try:
+        model(input_ids=sample_ids(model), use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return sorted({type(m).__name__ for m, (args, kwargs) in inputs.items() if _looks_back(m, args, kwargs)})
+
+
+def _looks_back(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether the last position of what it gives depends on the position before it of what it is given."""
+    changed = [_changed(a) for a in args], {name: _changed(a) for name, a in kwargs.items()}
+    try:
+        before, after = module(*args, **kwargs), module(*changed[0], **changed[1])
+    except (TypeError, ValueError, RuntimeError):
+        return False
+    first, second = (r[0] if isinstance(r, tuple) else r for r in (before, after))
+    return isinstance(first, Tensor) and first.dim() == 3 and not torch.allclose(first[:, -1], second[:, -1], atol=1e-6)
+
+
+def _changed(value: Any) -> Any:
+    """An activation [1, S, d] with another last position but one; anything else as it is."""
+    if not isinstance(value, Tensor) or value.dim() != 3 or not value.is_floating_point():
+        return value
+    other = value.clone()
+    other[:, -2] += 1
+    return other
 
 
 def rotary_modules(model: nn.Module) -> dict[str, nn.Module]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Iterable
 from typing import Any
 
@@ -13,7 +14,7 @@ SHOWN = 4
 
 def no_attention(model: PreTrainedModel) -> str:
     """Nothing was handed to the attention function: the model computes attention in its own code, or has none."""
-    own = _classes(m for m in model.modules() if "attention" in type(m).__name__.lower())
+    own = has_own_attention(model)
     if own:
         return (
             f"its attention is computed in code of its own ({', '.join(own)}), not through transformers' attention interface, "
@@ -22,6 +23,12 @@ def no_attention(model: PreTrainedModel) -> str:
     stack = max((m for m in model.modules() if isinstance(m, nn.ModuleList)), key=len, default=nn.ModuleList())
     inside = [child for layer in stack for child in layer.children() if "norm" not in type(child).__name__.lower()]
     return f"no attention, and so no keys and values; its layers are made of {', '.join(_classes(inside)) or 'nothing known'}"
+
+
+def has_own_attention(model: nn.Module) -> list[str]:
+    """Classes of attention whose files do not ask transformers which attention function to call."""
+    found = [m for m in model.modules() if "attention" in type(m).__name__.lower()]
+    return _classes(m for m in found if not hasattr(sys.modules[type(m).__module__], "ALL_ATTENTION_FUNCTIONS"))
 
 
 def no_feed_forward(model: PreTrainedModel) -> str:

@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
@@ -30,7 +31,14 @@ from transformers.pytorch_utils import Conv1D
 from qia3.base.modules import GridLinear
 from qia3.bundle.sites import Site
 from qia3.errors import BaseModelError, first_line
-from qia3.ia3.refusals import beside_the_text, experts, no_attention, no_feed_forward, without_numbers
+from qia3.ia3.refusals import (
+    beside_the_text,
+    experts,
+    has_own_attention,
+    no_attention,
+    no_feed_forward,
+    without_numbers,
+)
 
 PROBE = "qia3_probe"
 LINEAR = (nn.Linear, Conv1D, GridLinear)
@@ -64,6 +72,8 @@ def find_roles(model: PreTrainedModel) -> Roles:
     """
     names = {m: n for n, m in model.named_modules()}
     linears = {n: m for n, m in model.named_modules() if isinstance(m, LINEAR)}
+    if experts(model):
+        raise BaseModelError(_nothing_found(model, no_feed_forward(model), linears))
     watch = _run(model, linears, {})
     attention = [(names[module], qkv) for module, qkv in watch.attention]
     _refuse_parts_unseen(model, linears, watch, [name for name, _ in attention])
@@ -196,7 +206,7 @@ def _run(model: PreTrainedModel, linears: dict[str, nn.Module], fixed: dict[str,
         def keep(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
             watch.inputs[name] = inputs[0]
             watch.outputs[name] = fixed.get(name, output).detach().requires_grad_()
-            return watch.outputs[name]
+            return watch.outputs[name].clone()  # some write into what a layer gave (Gemma 3n)
 
         return keep
 
@@ -209,20 +219,27 @@ def _run(model: PreTrainedModel, linears: dict[str, nn.Module], fixed: dict[str,
 
     AttentionInterface.register(PROBE, attend)
     handles = [m.register_forward_hook(hook(n)) for n, m in linears.items()]
-    ids = torch.arange(4, device=model.device)[None] % model.config.get_text_config().vocab_size
+    ids = torch.arange(4, device=device_of(model))[None] % model.config.get_text_config().vocab_size
     extra = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
     try:
         with attention(model, PROBE), torch.enable_grad():
             model(input_ids=ids, use_cache=False, **extra)
     except (TypeError, ValueError, RuntimeError, KeyError, AttributeError) as error:
-        raise BaseModelError(_does_not_run(model, ids, extra, error)) from error
+        raise BaseModelError(_does_not_run(model, ids, extra, watch, linears, error)) from error
     finally:
         for handle in handles:
             handle.remove()
     return watch
 
 
-def _does_not_run(model: PreTrainedModel, ids: Tensor, extra: dict[str, Tensor], error: Exception) -> str:
+def _does_not_run(
+    model: PreTrainedModel,
+    ids: Tensor,
+    extra: dict[str, Tensor],
+    watch: _Watch,
+    linears: dict[str, nn.Module],
+    error: Exception,
+) -> str:
     """Whether it is the attention interface or the model itself that a text does not go through."""
     name = type(model).__name__
     try:
@@ -230,7 +247,14 @@ def _does_not_run(model: PreTrainedModel, ids: Tensor, extra: dict[str, Tensor],
             model(input_ids=ids, use_cache=False, **extra)
     except Exception as own:  # a model's own code raises anything
         return f"{name} does not run on a text alone: {first_line(own)}"
+    if not watch.attention and has_own_attention(model):
+        return _nothing_found(model, no_attention(model), linears)
     return f"{name} does not run on transformers' attention interface, which QIA³ needs: {first_line(error)}"
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model is, also one that has no parameters left (OLMo on a grid)."""
+    return next(chain(model.parameters(), model.buffers())).device
 
 
 @contextmanager
@@ -253,8 +277,6 @@ def _refuse_parts_unseen(
     """Raises BaseModelError where a decoder layer has more in it than a text goes through."""
     if not attention:
         raise BaseModelError(_nothing_found(model, no_attention(model), linears))
-    if experts(model):
-        raise BaseModelError(_nothing_found(model, no_feed_forward(model), linears))
     unseen = beside_the_text(linears, watch.outputs, attention)
     if unseen:
         raise BaseModelError(

@@ -1,0 +1,315 @@
+"""Tiny random models of the decoder families of transformers, and what becomes of each: its graph agrees with
+transformers' eager attention, or it is refused with a reason.
+
+    python tests/families.py            writes docs/families.md
+    python tests/families.py llama      prints what becomes of one family
+
+The oracle is the family's own model from transformers with eager attention and the dequantised weights, the vectors put
+on by forward hooks; prompts of several lengths, past windows and the lengths at which rotations switch, with steps after
+each, alone and as one batch padded on the right.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import torch
+from tiny import GPT2, SHAPE, WIDE, ids, random_vectors
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from qia3.base.kind import check_decoder
+from qia3.base.modules import GridEmbedding, GridLinear
+from qia3.base.quantise import quantise_model
+from qia3.bundle.layout import GRAPH
+from qia3.errors import BaseModelError
+from qia3.graph.external import write_graph
+from qia3.graph.passes import AccuracyLevel
+from qia3.graph.preflight import preflight
+from qia3.ia3.roles import find_roles
+from qia3.ia3.vectors import Scaled, attach
+
+TABLE = Path(__file__).parent.parent / "docs" / "families.md"
+POSITIONS = 64
+AGREES = 1e-4  # of the largest logit, or of one
+LENGTHS, FORCED = (5, 11, 40), (7, 9, 11, 13)
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 10000.0}
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 32, "low_freq_factor": 1.0,
+          "high_freq_factor": 4.0, "rope_theta": 10000.0}  # fmt: skip
+DYNAMIC = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0}
+LONG = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0 + 0.05 * i for i in range(8)],
+        "long_factor": [2.0 + 0.7 * i for i in range(8)]}  # fmt: skip
+MOE = {
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+}
+MLA = {
+    "kv_lora_rank": 16,
+    "q_lora_rank": 24,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 16,
+    "v_head_dim": 16,
+    "head_dim": 8,
+    "num_key_value_heads": 6,
+}
+OPT = {"ffn_dim": 160, "word_embed_proj_dim": 96, **{k: v for k, v in WIDE.items() if k != "intermediate_size"}}
+BLOOM = {"vocab_size": 101, "hidden_size": 96, "n_layer": 2, "n_head": 6}
+
+
+@dataclass(frozen=True)
+class Family:
+    """`config` over transformers' defaults; `refused` matches the reason, None where it is to work."""
+
+    kind: str
+    config: dict[str, Any]
+    refused: str | None = None
+    note: str = ""
+    heavy: bool = False  # takes a minute: in the table, not in the test
+
+
+OWN_CODE = r"no place for IA³ vectors: its attention is computed in code of its own \({}"
+EXPERTS = r"no feed-forward whose inner activation can be scaled, for its feed-forwards are mixtures of experts"
+
+FAMILIES = [
+    Family("llama", SHAPE),
+    Family("llama", SHAPE | {"rope_parameters": YARN}, note="yarn"),
+    Family("llama", SHAPE | {"rope_parameters": LLAMA3}, note="llama3 rope"),
+    Family("llama", SHAPE | {"rope_parameters": DYNAMIC}, note="dynamic rope, within its length"),
+    Family("mistral", SHAPE | {"sliding_window": 7}, note="window"),
+    Family("ministral", SHAPE | {"sliding_window": 7, "layer_types": ["sliding_attention", "full_attention"]}, note="window in one layer"),
+    Family("qwen2", SHAPE),
+    Family("qwen3", SHAPE),
+    Family("qwen3", SHAPE | {"head_dim": 20}, r"heads of 20 entries, where the operator takes multiples of 8", note="heads of 20"),
+    Family("gemma", SHAPE),
+    Family("gemma2", SHAPE | {"sliding_window": 7, "query_pre_attn_scalar": 16}, note="window, soft caps"),
+    Family("gemma3_text", SHAPE | {"sliding_window": 7, "query_pre_attn_scalar": 16,
+                                   "layer_types": ["sliding_attention", "full_attention"]}, note="window in one layer, two rotations"),
+    Family("vaultgemma", SHAPE | {"sliding_window": 7, "query_pre_attn_scalar": 16}, note="window"),
+    Family("olmo", SHAPE),
+    Family("olmo2", SHAPE),
+    Family("olmo3", SHAPE | {"sliding_window": 7, "layer_types": ["sliding_attention", "full_attention"]}, note="window in one layer"),
+    Family("granite", SHAPE | {"logits_scaling": 3.0, "embedding_multiplier": 2.0}, note="multipliers"),
+    Family("phi", SHAPE),
+    Family("phi3", SHAPE),
+    Family("phi3", SHAPE | {"rope_parameters": LONG | {"original_max_position_embeddings": 64}, "original_max_position_embeddings": 64,
+                            "max_position_embeddings": 256}, note="longrope, within its original length"),
+    Family("phi3", SHAPE | {"rope_parameters": LONG | {"original_max_position_embeddings": 24}, "original_max_position_embeddings": 24,
+                            "max_position_embeddings": 256},
+           r"turns positions by other factors in texts of more than 24 tokens \(rope_type longrope\).*set context_length = 24",
+           note="longrope, beyond it"),
+    Family("smollm3", SHAPE | {"no_rope_layer_interval": 2}, note="layers without rotation"),
+    Family("stablelm", SHAPE),
+    Family("stablelm", SHAPE | {"use_parallel_residual": True, "qk_layernorm": True}, note="norms of queries and keys"),
+    Family("starcoder2", SHAPE),
+    Family("cohere", SHAPE),
+    Family("cohere2", SHAPE | {"sliding_window": 7, "layer_types": ["sliding_attention", "full_attention"]}, note="no rotation in one layer"),
+    Family("glm", SHAPE),
+    Family("glm4", SHAPE),
+    Family("helium", SHAPE),
+    Family("ernie4_5", SHAPE),
+    Family("nemotron", SHAPE),
+    Family("hunyuan_v1_dense", SHAPE, note="norms after the rotation"),
+    Family("exaone4", SHAPE | {"sliding_window": 7, "layer_types": ["sliding_attention", "full_attention"]}, note="no rotation in one layer"),
+    Family("seed_oss", SHAPE),
+    Family("apertus", SHAPE),
+    Family("arcee", SHAPE),
+    Family("cwm", SHAPE),
+    Family("nanochat", SHAPE, note="norms after the rotation"),
+    Family("jais2", SHAPE),
+    Family("gpt2", GPT2),
+    Family("gpt_neox", WIDE),
+    Family("persimmon", WIDE),
+    Family("opt", OPT),
+    Family("biogpt", WIDE),
+    Family("gpt_bigcode", GPT2 | {"multi_query": False}),
+    Family("gpt_bigcode", GPT2, note="one key head"),
+    Family("bitnet", SHAPE, r"no feed-forward whose inner activation can be scaled\. Linear layers seen"),
+    Family("diffllama", SHAPE, r"attention that runs several times in layers 0, 1"),
+    Family("doge", SHAPE, r"biases on attention scores"),
+    Family("minicpm3", SHAPE | MLA, r"keys of 24 and values of 16 entries a head \(latent attention"),
+    Family("youtu", SHAPE | MLA, r"keys of 24 and values of 16 entries a head \(latent attention"),
+    Family("bloom", BLOOM, OWN_CODE.format("BloomAttention")),
+    Family("gptj", GPT2 | {"rotary_dim": 8}, OWN_CODE.format("GPTJAttention")),
+    Family("gpt_neo", {"vocab_size": 101, "hidden_size": 96, "num_layers": 2, "num_heads": 6, "attention_types": [[["global", "local"], 1]]},
+           OWN_CODE.format("GPTNeoAttention")),
+    Family("codegen", GPT2 | {"n_head": 8, "rotary_dim": 8}, OWN_CODE.format("CodeGenAttention")),
+    Family("falcon", WIDE, OWN_CODE.format("FalconAttention")),
+    Family("mpt", {"vocab_size": 101, "d_model": 96, "n_layers": 2, "n_heads": 6, "max_seq_len": 64}, OWN_CODE.format("MptAttention")),
+    Family("xglm", {"vocab_size": 101, "d_model": 96, "ffn_dim": 160, "num_layers": 2, "attention_heads": 6}, OWN_CODE.format("XGLMAttention")),
+    Family("mamba", {"vocab_size": 101, "hidden_size": 96, "num_hidden_layers": 2}, r"no attention, and so no keys and values"),
+    Family("recurrent_gemma", SHAPE | {"num_hidden_layers": 3, "attention_window_size": 16, "lru_width": 96},
+           r"a state other than keys and values \(RecurrentGemmaRecurrentBlock"),
+    Family("mixtral", SHAPE | MOE, EXPERTS),
+    Family("qwen3_moe", SHAPE | MOE, EXPERTS),
+    Family("olmoe", SHAPE | MOE, EXPERTS),
+    Family("gpt_oss", SHAPE | MOE, EXPERTS),
+    Family("deepseek_v3", SHAPE | MOE | {"n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "kv_lora_rank": 16, "q_lora_rank": 24,
+                                        "qk_rope_head_dim": 16, "qk_nope_head_dim": 16, "v_head_dim": 16, "num_key_value_heads": 6}, EXPERTS),
+    Family("lfm2", SHAPE | {"layer_types": ["conv", "full_attention"]}, r"a state other than keys and values \(Lfm2ShortConv\) in layer 0"),
+    Family("qwen3_next", SHAPE | MOE | {"layer_types": ["linear_attention", "full_attention"]}, EXPERTS),
+    Family("falcon_h1", SHAPE | {"mamba_d_ssm": 96, "mamba_n_heads": 6, "mamba_d_head": 16, "mamba_d_state": 16, "num_hidden_layers": 1},
+           r"a state of FalconH1Mixer", heavy=True),
+    Family("llama4_text", SHAPE | MOE, EXPERTS),
+    Family("gemma3n_text", SHAPE | {"num_kv_shared_layers": 0, "sliding_window": 7,
+                                    "layer_types": ["sliding_attention", "full_attention"]}, heavy=True),
+    Family("gemma4_text", SHAPE, r"heads of another size or number in each kind of layer"),
+    Family("modernbert-decoder", WIDE | {"local_attention": 8}, note="window in two layers of three"),
+    Family("bert", WIDE, r"is an encoder, or a decoder that is one part of a larger model \(bert"),
+    Family("whisper", {"vocab_size": 101, "d_model": 96}, r"is an encoder-decoder \(whisper\)"),
+    Family("bart", {"vocab_size": 101, "d_model": 96}, r"is an encoder-decoder \(bart\)"),
+    Family("t5", {"vocab_size": 101, "d_model": 96}, r"is an encoder-decoder \(t5\)"),
+    Family("t5gemma", {}, r"is an encoder-decoder \(t5gemma\)"),
+]  # fmt: skip
+
+
+def label(family: Family) -> str:
+    return f"{family.kind}, {family.note}" if family.note else family.kind
+
+
+def random_model(family: Family) -> PreTrainedModel:
+    """With eager attention, and weights that are large enough to matter. Raises BaseModelError for kinds that are none."""
+    config = AutoConfig.for_model(family.kind, **family.config)
+    check_decoder(config, "it")
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32).eval()
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if p.dim() == 1:
+                p.add_(torch.randn_like(p) * 0.2)
+            elif "norm" not in name:
+                p.copy_(torch.randn_like(p) * 0.08)
+    return model
+
+
+def outcome(family: Family) -> float | str:
+    """The largest difference to the oracle, in parts of its largest logit; or why the family is refused."""
+    try:
+        oracle = random_model(family)
+        model = copy.deepcopy(oracle)
+        quantise_model(model, 32, symmetric=False)
+        scaled = attach(model, find_roles(model).sites)
+        graph = preflight(model, scaled, POSITIONS, 4, "last", False, 1e-3)
+    except BaseModelError as error:
+        return str(error)
+    vectors = random_vectors(scaled)
+    _as_quantised(oracle, model, scaled, vectors)
+    AccuracyLevel(0)(graph)
+    with tempfile.TemporaryDirectory() as folder:
+        write_graph(graph, Path(folder), [])
+        session = ort.InferenceSession(str(Path(folder) / GRAPH), providers=["CPUExecutionProvider"])
+    fed = {name: v.reshape(1, 1, -1) for name, v in vectors.items()}
+    rows = [ids(1, n, seed=n)[0].tolist() for n in LENGTHS]
+    expected = np.stack([_eager(oracle, row) for row in rows])
+    found = [np.concatenate([run(session, [row], fed) for row in rows]), run(session, rows, fed)]
+    return max(float(np.abs(f - expected).max()) for f in found) / max(1.0, float(np.abs(expected).max()))
+
+
+def _as_quantised(
+    oracle: PreTrainedModel, model: Any, scaled: dict[str, Scaled], vectors: dict[str, np.ndarray]
+) -> None:
+    """Gives the oracle the dequantised weights, and hooks that scale."""
+    plain = {
+        re.sub(r"\.base$", "", n): m for n, m in model.named_modules() if isinstance(m, GridLinear | GridEmbedding)
+    }
+    with torch.no_grad():
+        for name, module in plain.items():
+            weight = oracle.get_submodule(name).weight
+            dense = module.store.dense(torch.float32)
+            weight.copy_(dense.T if isinstance(oracle.get_submodule(name), Conv1D) else dense)
+    for name, layer in scaled.items():
+        vector, module = torch.from_numpy(vectors[name]), oracle.get_submodule(layer.site.module)
+        if layer.site.placement == "input":
+            module.register_forward_pre_hook(lambda _, x, v=vector: (x[0] * v, *x[1:]))
+        else:
+            module.register_forward_hook(lambda _, x, y, v=vector: y * v)
+
+
+def _eager(oracle: PreTrainedModel, prompt: list[int]) -> np.ndarray:
+    """[1 + steps, V] after the prompt and each forced token, each by a pass over the whole text."""
+    texts = [[*prompt, *FORCED[:n]] for n in range(1 + len(FORCED))]
+    with torch.no_grad():
+        return np.stack([oracle(input_ids=torch.tensor([t]), use_cache=False).logits[0, -1].numpy() for t in texts])
+
+
+def run(session: ort.InferenceSession, prompts: list[list[int]], vectors: dict[str, np.ndarray]) -> np.ndarray:
+    """[rows, 1 + steps, V] of the graph: rows padded on the right, then the forced tokens with the cache."""
+    lengths = np.array([len(p) for p in prompts])
+    tokens = np.zeros((len(prompts), lengths.max()), np.int64)
+    for row, prompt in zip(tokens, prompts, strict=True):
+        row[: len(prompt)] = prompt
+    names = [o.name for o in session.get_outputs()]
+    cache = {i.name: np.zeros((len(prompts), i.shape[1], 0, i.shape[3]), np.float32)
+             for i in session.get_inputs() if i.name.startswith("past")}  # fmt: skip
+    found = []
+    for token in (*FORCED, None):
+        mask = (np.arange(lengths.max())[None] < lengths[:, None]).astype(np.int64)
+        feeds = {"input_ids": tokens, "attention_mask": mask, **cache, **vectors}
+        out = dict(zip(names, session.run(None, feeds), strict=True))
+        found.append(out["logits"][:, -1])
+        cache = {n: out[n.replace("past_key_values", "present")] for n in cache}
+        if token is not None:
+            tokens, lengths = np.full((len(prompts), 1), token, np.int64), lengths + 1
+    return np.stack(found, axis=1)
+
+
+def told(family: Family, found: float | str) -> str:
+    """A row of the table."""
+    result = (
+        found.split(" Linear layers seen")[0]
+        if isinstance(found, str)
+        else "works"
+        if found < AGREES
+        else f"WRONG by {found:.2g}"
+    )
+    result = result if isinstance(found, float) else f"refused: {result}"
+    return f"| {family.kind} | {family.note} | {result.replace('|', '/')} |"
+
+
+HEAD = """# Families
+
+What becomes of a base, by its family: tiny random models of transformers, each through everything that `qia3 build` does
+before it trains. "works" means that the exported graph agrees with transformers' own eager attention on the dequantised
+weights, with vectors, to 1e-4 of the largest logit: prompts of {lengths} tokens, past windows and past the lengths at
+which rotations switch, {steps} steps after each, alone and as a batch of unequal rows. What is refused is refused before
+anything is trained, with the reason below. Nothing here is a list that the program reads: what a model does is watched.
+
+Written by `python tests/families.py`; tests/test_families.py holds every row to it.
+
+| family | what of it | outcome |
+|---|---|---|
+"""
+
+
+def table(rows: list[str]) -> str:
+    return (
+        HEAD.format(lengths=", ".join(map(str, LENGTHS[:-1])) + f" and {LENGTHS[-1]}", steps=len(FORCED))
+        + "\n".join(rows)
+        + "\n"
+    )
+
+
+def main() -> None:
+    asked = [f for f in FAMILIES if f.kind in sys.argv[1:]]
+    rows = []
+    for family in asked or FAMILIES:
+        rows.append(told(family, outcome(family)))
+        print(rows[-1], flush=True)
+    if not asked:
+        TABLE.parent.mkdir(exist_ok=True)
+        TABLE.write_text(table(sorted(rows)), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
