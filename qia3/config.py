@@ -225,9 +225,10 @@ class Export(Section):
 
 
 class Parity(Section):
-    """Limits of the gate.
+    """How torch and ONNX Runtime are compared.
 
-    `max_difference` bounds |logit difference| at accuracy_level 0; the others the graph as shipped.
+    `max_difference` bounds |logit difference| at accuracy_level 0 and is a gate. The other two are about the graph as
+    shipped, whose int8 activations are an approximation: past them there is a warning.
     """
 
     prompts: int = Field(default=8, ge=1)
@@ -235,6 +236,12 @@ class Parity(Section):
     max_difference: float = Field(default=1e-3, gt=0)
     max_kl: float = Field(default=0.02, gt=0)
     min_top1: float = Field(default=0.9, ge=0, le=1)
+
+    def remarks(self, kl: float, top1: float) -> list[str]:
+        """What is beyond the limits of the graph as shipped."""
+        far = [] if kl <= self.max_kl else [f"KL divergence {kl:.3g} nats (max_kl {self.max_kl:g})"]
+        few = [] if top1 >= self.min_top1 else [f"same top token {top1:.1%} (min_top1 {self.min_top1:.1%})"]
+        return far + few
 
 
 class Build(Section):

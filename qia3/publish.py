@@ -30,7 +30,7 @@ from qia3.graph.export import export_decoder
 from qia3.graph.external import write_graph
 from qia3.graph.folder import write_configs, write_tokenizer
 from qia3.graph.forced import OrtDecoder, torch_choices, torch_logits
-from qia3.graph.parity import Agreement, check, compare
+from qia3.graph.parity import REMEDY, Agreement, check, compare
 from qia3.graph.passes import AccuracyLevel
 from qia3.graph.preflight import preflight
 from qia3.ia3.roles import Roles
@@ -141,7 +141,9 @@ def _parity(
             found[name][kind] = case.compared(decoder)
         del decoder
     for name, agreement in found.items():
-        check(agreement["exact"], agreement["shipped"], plan.parity, f"adapter {name}")
+        remarks = check(agreement["exact"], agreement["shipped"], plan.parity, f"adapter {name}", str(plan.work_folder))
+        if remarks:
+            say(f"warning: int8 activations change adapter {name} beyond [parity]: {'; '.join(remarks)}; {REMEDY}")
     exact_path.unlink()
     return {name: {kind: a.to_dict() for kind, a in agreement.items()} for name, agreement in found.items()}
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -22,10 +23,11 @@ from tiny_build import FILE, SAID, write_base, write_build, write_lines
 from transformers import MambaConfig, MambaForCausalLM
 
 from qia3 import cli
+from qia3 import publish as publishing
 from qia3.base.load import Asked, load_base
 from qia3.base.weights import GridWeight
 from qia3.bundle.opened import Bundle
-from qia3.graph.forced import torch_logits
+from qia3.graph.forced import OrtDecoder, torch_logits
 from qia3.ia3.roles import find_roles
 from qia3.ia3.vectors import attach, set_vectors
 from qia3.runtime.adapters import AdapterBank
@@ -287,9 +289,49 @@ def test_law_4_a_bundle_past_the_limit_is_not_published(place, tmp_path, capsys)
     shutil.copytree(place / "side", tmp_path / "out")
     shutil.copytree(place / "side.work", tmp_path / "out.work")
     before = tree(tmp_path / "out")
-    assert "parity fails for adapter none" in complaint(capsys, "build", file, "--output", tmp_path / "out")
+    told = complaint(capsys, "build", file, "--output", tmp_path / "out")
+    assert "parity fails for adapter none" in told
+    assert "max_difference in [parity]" in told
+    assert f"the training is kept in {tmp_path / 'out.work'}" in told
     assert tree(tmp_path / "out") == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "out.work"]
+
+
+def test_law_4_what_int8_activations_cost_is_a_warning_and_a_figure(place, tmp_path, capsys):
+    file = place / "taste.toml"
+    file.write_text(FILE.format(steps=8).replace("ort-exact", "ort-cpu") + "max_kl = 1e-12\nmin_top1 = 0\n")
+    code, _, err = qia3(capsys, "export", file, "--output", tmp_path / "out", "--work", place / "side.work")
+    assert code == 0
+    told = [line for line in err.splitlines() if "KL divergence" in line]
+    assert [line.split(" beyond ")[0] for line in told] == [
+        f"warning: int8 activations change adapter {name}" for name in ("none", "topics", "commands")
+    ]
+    assert all("(max_kl 1e-12)" in line and "ort-exact" in line for line in told)
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert re.search(
+        r"more than the build file's limits: none: KL divergence \S+ nats \(max_kl 1e-12\); topics: ", report
+    )
+    assert "build file's limits" not in (place / "side" / "report.md").read_text()
+
+
+def test_law_4_a_broken_graph_is_not_published_whatever_the_limits(place, tmp_path, capsys, monkeypatch):
+    """The graph as shipped gives other tokens' logits; the exact one is right."""
+
+    class Shuffled(OrtDecoder):
+        def __init__(self, path: Path, config: object) -> None:
+            super().__init__(path, config)
+            self.shift = 0 if path.name == "exact.onnx" else 1
+
+        def logits(self, *given: object) -> np.ndarray:
+            return np.roll(super().logits(*given), self.shift, axis=1)
+
+    monkeypatch.setattr(publishing, "OrtDecoder", Shuffled)
+    file = place / "loose.toml"
+    file.write_text(FILE.format(steps=8) + "max_kl = 99\nmin_top1 = 0\n")
+    told = complaint(capsys, "export", file, "--output", tmp_path / "out", "--work", place / "side.work")
+    assert "not the model any more" in told
+    assert f"the training is kept in {place / 'side.work'}" in told
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_halves_make_the_same_bundle(place, tmp_path, capsys):

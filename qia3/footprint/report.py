@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from qia3.config import Parity
 from qia3.footprint.account import Account, account
 from qia3.footprint.kernels import KernelBytes, kernel_bytes, kernel_here, kv_cache_bytes, mapped_bytes
 from qia3.footprint.lora import FLOAT32_BYTES, AdapterCost, adapter_costs, ia3_cost, ia3_entries, ia3_parameters
@@ -42,6 +43,7 @@ class Report:
     training: dict[str, dict[str, Any]]
     evaluation: dict[str, Any] | None
     parity: dict[str, Any] | None
+    beyond: dict[str, list[str]]  # what of parity is past the build file's limits, by adapter
     measured: dict[str, Any] | None
     account: Account
     fused_qkv: bool
@@ -72,6 +74,7 @@ def build_report(folder: Path, manifest: Mapping[str, Any], sealed: Mapping[str,
         training=dict(manifest.get("training") or {}),
         evaluation=manifest.get("evaluation"),
         parity=manifest.get("parity"),
+        beyond=_beyond(manifest),
         measured=manifest.get("measured"),
         account=totals,
         fused_qkv=any(layer["role"] == "qkv" for layer in manifest["linears"]),
@@ -80,6 +83,16 @@ def build_report(folder: Path, manifest: Mapping[str, Any], sealed: Mapping[str,
         claim=claim(found),
         memory=_memory(manifest, totals),
     )
+
+
+def _beyond(manifest: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Remarks on the graphs as shipped, by the limits that the build file had."""
+    asked = (manifest.get("config") or {}).get("parity")
+    if asked is None:
+        return {}
+    limits = Parity.model_validate(asked)
+    shipped = {name: both["shipped"] for name, both in (manifest.get("parity") or {}).items()}
+    return {name: far for name, a in shipped.items() if (far := limits.remarks(a["kl"], a["top1"]))}
 
 
 def _ia3(folder: Path, manifest: Mapping[str, Any]) -> AdapterCost:

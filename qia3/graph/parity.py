@@ -1,9 +1,10 @@
-"""Law 4: torch and ONNX Runtime are compared on real prompts, and a build that differs too much is not published.
+"""Law 4: torch and ONNX Runtime are compared on real prompts, and a graph that is not the model is not published.
 
 Two comparisons. `exact`: the graph with accuracy_level 0 against torch in float32; the same function, so any difference
-beyond rounding is a defect. `shipped`: the graph as the device runs it, whose int8 activations are an approximation; KL
-divergence and top-1 agreement say how good. Each prompt is run as a prompt and then fed torch's own choices one at a
-time, so the cache is compared too.
+beyond rounding is a defect, and the build is refused. `shipped`: the graph as the device runs it, whose int8 activations
+are an approximation; KL divergence and top-1 agreement say how good, which is a measurement. Past the build file's
+limits it is a warning. It is refused where it can be no approximation any more (BROKEN). Each prompt is run as a prompt
+and then fed torch's own choices one at a time, so the cache is compared too.
 """
 
 from __future__ import annotations
@@ -18,6 +19,16 @@ from qia3.config import Parity
 from qia3.errors import ParityError
 
 Floats = NDArray[np.float32]
+# KL divergence over `known`, past which a graph is broken. Measured: int8 activations on SmolLM2-135M 0.0001 to 0.0013, on
+# random models with uneven channels 0.009 to 0.032; SmolLM2's first down projection with its scales doubled 0.09 to 0.15,
+# in another order 0.47 to 0.60; tiny random models with every scale doubled or zero point off by one, above 1.7. A fault
+# in one layer of the middle (0.0005 to 0.035) does not show here; the exact graph, on the same bytes, has it or not
+BROKEN = 0.05
+UNSEEN = 1e-6  # nats, of a model that knows nothing
+REMEDY = (
+    'target = "ort-exact" in [export] computes without int8 activations (slower) and needs no new training; smaller blocks '
+    "(block_size in [base]) come nearer and train anew"
+)
 # logits [T, V] of the last position of the prompt and of each forced token after it
 Forced = Callable[[Sequence[int], Sequence[int]], Floats]
 
@@ -25,16 +36,18 @@ Forced = Callable[[Sequence[int], Sequence[int]], Floats]
 @dataclass(frozen=True)
 class Agreement:
     """`max_difference` over all logits, `kl` the mean KL(torch || graph) in nats, `top1` the share of positions with
-    the same best token.
+    the same best token. `known`: the mean KL(torch || every token alike), what a graph that knows nothing loses.
     """
 
     max_difference: float
     kl: float
     top1: float
     positions: int
+    known: float
 
     def to_dict(self) -> dict[str, float]:
-        return asdict(self)
+        """For the manifest."""
+        return {key: value for key, value in asdict(self).items() if key != "known"}
 
 
 def compare(reference: Floats, candidate: Floats) -> Agreement:
@@ -42,24 +55,28 @@ def compare(reference: Floats, candidate: Floats) -> Agreement:
     p, q = _log_softmax(reference), _log_softmax(candidate)
     kl = float((np.exp(p) * (p - q)).sum(-1).mean())
     top1 = float((reference.argmax(-1) == candidate.argmax(-1)).mean())
-    return Agreement(float(np.abs(reference - candidate).max()), max(kl, 0.0), top1, len(reference))
+    known = float((np.exp(p) * p).sum(-1).mean() + np.log(p.shape[-1]))
+    return Agreement(float(np.abs(reference - candidate).max()), max(kl, 0.0), top1, len(reference), known)
 
 
-def check(exact: Agreement, shipped: Agreement, limits: Parity, what: str) -> None:
-    """Raises ParityError naming each figure past its limit."""
-    bad = []
+def check(exact: Agreement, shipped: Agreement, limits: Parity, what: str, kept: str) -> list[str]:
+    """What a user should know of how `shipped` differs, past [parity]'s limits.
+
+    `what` was compared, and the training is `kept` where it says. Raises ParityError for a graph that is not the model.
+    """
     if not exact.max_difference <= limits.max_difference:
-        bad.append(
-            f"the graph at accuracy_level 0 differs by {exact.max_difference:.2g} (limit {limits.max_difference:.2g})"
-        )
-    if not shipped.kl <= limits.max_kl:
-        bad.append(f"the shipped graph's KL divergence is {shipped.kl:.3g} (limit {limits.max_kl:.3g})")
-    if not shipped.top1 >= limits.min_top1:
-        bad.append(f"the shipped graph's top-1 agreement is {shipped.top1:.1%} (limit {limits.min_top1:.1%})")
-    if bad:
         raise ParityError(
-            f"parity fails for {what}: {'; '.join(bad)}; nothing was published (limits: [parity] in the build file)"
+            f"parity fails for {what}: the graph at accuracy_level 0 differs from torch by {exact.max_difference:.2g} "
+            f"(max_difference in [parity] allows {limits.max_difference:.2g}), where it should compute the same: a defect of the export; "
+            f"nothing was published, the training is kept in {kept}, and `qia3 export` goes on from there"
         )
+    if not shipped.kl <= max(BROKEN * shipped.known, UNSEEN):
+        raise ParityError(
+            f"parity fails for {what}: as shipped, the graph is not the model any more: KL divergence {shipped.kl:.3g} nats, where "
+            f"forgetting all it knows would be {shipped.known:.3g} (limit {BROKEN:.0%} of that), same top token {shipped.top1:.1%}; "
+            f"nothing was published, the training is kept in {kept}, and `qia3 export` goes on from there: {REMEDY}"
+        )
+    return limits.remarks(shipped.kl, shipped.top1)
 
 
 def _log_softmax(logits: Floats) -> NDArray[np.float64]:
