@@ -132,8 +132,6 @@ class _Session:
     def __init__(self, graph: ir.Model, model: PreTrainedModel) -> None:
         options = ort.SessionOptions()
         options.log_severity_level = 3
-        # products take the codes as they are, instead of a second copy of them in an order of their own
-        options.add_session_config_entry("session.disable_prepacking", "1")
         self.held = _handed_over(graph)
         proto = _without_bytes(graph, self.held)
         options.add_external_initializers(list(self.held), list(self.held.values()))
