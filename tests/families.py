@@ -28,7 +28,7 @@ from transformers.pytorch_utils import Conv1D
 
 from qia3.base.kind import check_decoder
 from qia3.base.modules import GridEmbedding, GridLinear
-from qia3.base.quantise import quantise_model
+from qia3.base.quantise import Grid, quantise_model
 from qia3.bundle.layout import GRAPH
 from qia3.errors import BaseModelError
 from qia3.graph.external import write_graph
@@ -198,7 +198,7 @@ def outcome(family: Family) -> float | str:
     try:
         oracle = random_model(family)
         model = copy.deepcopy(oracle)
-        quantise_model(model, 32, symmetric=False)
+        quantise_model(model, Grid(32, False))
         scaled = attach(model, find_roles(model).sites)
         graph = preflight(model, scaled, POSITIONS, 4, "last", False, 1e-3)
     except BaseModelError as error:

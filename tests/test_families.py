@@ -10,7 +10,7 @@ import re
 import pytest
 from families import AGREES, FAMILIES, TABLE, Family, label, outcome, random_model, table, told
 
-from qia3.base.quantise import quantise_model
+from qia3.base.quantise import Grid, quantise_model
 from qia3.errors import BaseModelError
 from qia3.graph.preflight import preflight
 from qia3.graph.rotary import in_operator, lookups
@@ -77,7 +77,7 @@ def test_preflight_sees_a_graph_that_is_not_the_model(monkeypatch):
     from qia3.graph import leaves
 
     model = random_model(named("llama"))
-    quantise_model(model, 32, symmetric=False)
+    quantise_model(model, Grid(32, False))
     scaled = attach(model, find_roles(model).sites)
     original = leaves.RMSNorm.__init__
     monkeypatch.setattr(leaves.RMSNorm, "__init__", lambda self, w, e: original(self, w * 1.01, e))
