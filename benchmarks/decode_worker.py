@@ -20,7 +20,7 @@ Run = Callable[[int, int], float]  # prompt tokens, new tokens -> seconds of the
 
 
 def qia3(folder: Path, threads: int, adapter: str | None) -> tuple[Run, dict[str, Any]]:
-    from qia3.bundle.opened import Bundle, read_manifest
+    from qia3.bundle.opened import Bundle
     from qia3.footprint.kernels import kernel_bytes, kernel_here
     from qia3.runtime.adapters import AdapterBank
     from qia3.runtime.engine import Engine
@@ -28,7 +28,7 @@ def qia3(folder: Path, threads: int, adapter: str | None) -> tuple[Run, dict[str
     bundle = Bundle.open(folder, verify=False)
     engine = Engine(bundle, threads)
     vectors = AdapterBank(bundle).vectors(adapter) if adapter else {}
-    manifest = read_manifest(folder)
+    manifest = bundle.manifest
 
     def run(prompt: int, new: int) -> float:
         start = time.perf_counter()
@@ -41,8 +41,8 @@ def qia3(folder: Path, threads: int, adapter: str | None) -> tuple[Run, dict[str
         return time.perf_counter() - start
 
     return run, {
-        "streamed_bytes": kernel_bytes(manifest)[kernel_here(manifest)].streamed_bytes,
-        "versions": {"qia3": manifest["qia3"]},
+        "streamed_bytes": kernel_bytes(manifest.linears)[kernel_here(manifest.decoder)].streamed_bytes,
+        "versions": {"qia3": manifest.qia3},
     }
 
 

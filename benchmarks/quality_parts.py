@@ -115,6 +115,7 @@ def merged_bundle(bundle: Path, scales: dict[str, np.ndarray], vectors: dict[str
     Folding touches scales only (law 2), so no export is needed for it.
     """
     manifest = json.loads((bundle / "manifest.json").read_text())
+    graph = manifest["graphs"]["decoder"]
     with tempfile.TemporaryDirectory(dir=bundle.parent) as scratch:
         folder = Path(scratch) / "merged"
         folder.mkdir()
@@ -122,15 +123,15 @@ def merged_bundle(bundle: Path, scales: dict[str, np.ndarray], vectors: dict[str
             if file.name != "onnx":
                 (folder / file.name).symlink_to(file.resolve())
         (folder / "onnx").mkdir()
-        (folder / manifest["graph"]["file"]).write_bytes((bundle / manifest["graph"]["file"]).read_bytes())
-        data = bytearray((bundle / manifest["graph"]["data"]).read_bytes())
+        (folder / graph["file"]).write_bytes((bundle / graph["file"]).read_bytes())
+        data = bytearray((bundle / graph["data"]).read_bytes())
         places = scale_places(manifest)
         for name, vector in vectors.items():
             folded = (scales[name] * vector[:, None]).astype(np.float32).tobytes()
             start, size = places[name.removesuffix(".ia3_l") + ".scales"]
             assert size == len(folded), name
             data[start : start + size] = folded
-        (folder / manifest["graph"]["data"]).write_bytes(data)
+        (folder / graph["data"]).write_bytes(data)
         yield folder
 
 
@@ -139,7 +140,7 @@ def scale_places(manifest: dict[str, Any]) -> dict[str, tuple[int, int]]:
     places = {}
     for region in manifest["tensors"]:
         start = region["offset"]
-        for name, size in region["packed"] or [(region["name"], region["bytes"])]:
+        for name, size in region.get("packed") or [(region["name"], region["bytes"])]:
             places[name] = (start, size)
             start += size
     return places

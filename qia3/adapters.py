@@ -17,9 +17,9 @@ import numpy as np
 
 from qia3.bundle.adapter import Adapter, read_adapter, write_adapter
 from qia3.bundle.folder import linked_copy, whole_or_absent
-from qia3.bundle.opened import ADAPTERS, Bundle, read_manifest
+from qia3.bundle.opened import ADAPTERS, Bundle
 from qia3.bundle.peft import open_peft, read_peft, write_peft
-from qia3.bundle.sites import Vectors, bundle_sites
+from qia3.bundle.sites import Vectors
 from qia3.bundle.task import Task, plain_task, write_task
 from qia3.errors import AdapterError, ConfigError
 from qia3.footprint.documents import seal
@@ -64,22 +64,22 @@ def import_adapter(bundle: Path, folder: Path, name: str) -> Imported:
 
     Raises AdapterError or ConfigError, and then the bundle is as it was; an adapter of that name is never overwritten.
     """
-    opened, manifest = Bundle.open(bundle), read_manifest(bundle)
+    opened = Bundle.open(bundle)
+    manifest = opened.manifest
     if opened.mode != "side":
         raise AdapterError(f"{bundle} is merged: its graph has no places for vectors; build it with mode 'side'")
     _check_free(bundle, name, {*opened.tasks, *opened.adapters})
-    sites = bundle_sites(manifest)
-    layers = {layer["name"]: layer["role"] for layer in manifest.get("linears", [])}
+    sites = manifest.decoder.sites
+    layers = {layer.name: layer.role for layer in manifest.linears}
     found = read_peft(folder, sites, opened.fingerprint, layers)
     whole = {s.name: found.vectors.get(s.name, np.ones(s.size, np.float32)) for s in sites}
     task = _plain(opened, name) if found.task is None else replace(found.task, name=name)
-    manifest["tasks"][name] = task.to_json()
     with whole_or_absent(bundle, partial(read_back, adapters=[name])) as scratch:
         linked_copy(bundle, scratch)
         write_adapter(scratch / ADAPTERS / f"{name}{ADAPTER}", whole, opened.fingerprint)
         adapter = Adapter(whole, opened.fingerprint)
-        write_peft(scratch / ADAPTERS / name, adapter, sites, manifest["base"]["reference"])
-        seal(scratch, manifest)
+        write_peft(scratch / ADAPTERS / name, adapter, sites, manifest.base.reference)
+        seal(scratch, replace(manifest, tasks={**manifest.tasks, name: task}))
     return Imported(bundle, task, found.task is not None)
 
 

@@ -282,12 +282,13 @@ def bench(bundle: Path, adapter: str | None, as_json: bool) -> None:
 
     BUNDLE runs in a process of its own, so that the figures are its own.
     """
+    from qia3.bundle.checked import encode
     from qia3.bundle.opened import Bundle
     from qia3.footprint.measure import measure
     from qia3.runtime.adapters import AdapterBank
 
     AdapterBank(Bundle.open(bundle)).vectors(adapter)  # mistakes are told here, not by the other process
-    figures = measure(bundle, adapter)
+    figures = encode(measure(bundle, adapter))
     print_result(figures, fact_lines(figures), as_json)
 
 
@@ -436,11 +437,10 @@ def _only_adapter(bundle: Bundle) -> str:
 
 def _report(folder: Path) -> Report:
     """The footprint report of a bundle, made anew from its files and its manifest."""
-    from qia3.bundle.opened import Bundle, read_manifest
+    from qia3.bundle.opened import Bundle
     from qia3.footprint.report import build_report
 
-    Bundle.open(folder)
-    return build_report(folder, read_manifest(folder))
+    return build_report(folder, Bundle.open(folder).manifest)
 
 
 def _print_report(folder: Path, as_json: bool) -> None:

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -19,9 +18,22 @@ from qia3.base.frozen import BaseModel
 from qia3.base.modules import GridEmbedding, GridLinear
 from qia3.base.weights import GridWeight
 from qia3.bundle.layout import DATA, GRAPH
-from qia3.bundle.opened import FORMAT
+from qia3.bundle.manifest import (
+    DECODER,
+    Architecture,
+    Base,
+    Code,
+    Graph,
+    Grid,
+    Layer,
+    Manifest,
+    Prompt,
+    Region,
+    Stored,
+    Vector,
+)
+from qia3.bundle.records import Drift, Rounding
 from qia3.config import Build, Task
-from qia3.graph.external import Region
 from qia3.graph.folder import head_size
 from qia3.ia3.roles import Roles
 from qia3.ia3.vectors import Scaled
@@ -39,25 +51,18 @@ def positions(plan: Build, base: BaseModel) -> int:
     )
 
 
-def linear_layers(model: nn.Module, roles: Roles) -> list[dict[str, Any]]:
+def linear_layers(model: nn.Module, roles: Roles) -> tuple[Layer, ...]:
     """Every linear layer with its shape and role."""
     plain = {name.replace(".base", ""): m for name, m in model.named_modules() if isinstance(m, GridLinear)}
-    return [
-        {
-            "name": n,
-            "inputs": m.in_features,
-            "outputs": m.out_features,
-            "role": roles.linears.get(n, "other"),
-            **_grid(m.store),
-        }
-        for n, m in plain.items()
-    ]
+    return tuple(
+        Layer(name, m.in_features, m.out_features, roles.linears.get(name, "other"), *_stored(m.store))
+        for name, m in plain.items()
+    )
 
 
-def _grid(store: GridWeight) -> dict[str, Any]:
+def _stored(store: GridWeight) -> tuple[int, Code, int, bool]:
     """What a layer's bytes are on, which may be another grid than the one asked for."""
-    symmetric = getattr(store, "zero_points", None) is None
-    return {"bits": store.bits, "format": store.kind, "block_size": store.block_size, "symmetric": symmetric}
+    return store.bits, cast(Code, store.kind), store.block_size, getattr(store, "zero_points", None) is None
 
 
 def describe(
@@ -65,90 +70,74 @@ def describe(
     base: BaseModel,
     scaled: Mapping[str, Scaled],
     trained: Sequence[Trained],
-    linears: list[dict[str, Any]],
+    linears: tuple[Layer, ...],
     regions: Sequence[Region],
     accuracy_level: int,
-) -> dict[str, Any]:
+    drift: Drift | None = None,
+) -> Manifest:
     """All but what is measured afterwards: parity, evaluation, memory and speed, and the list of files."""
     config = base.model.config.get_text_config()
     wrap = next((t.wrapping for t in trained if t.task.chat), trained[0].wrapping)  # what the base alone speaks through
+    wraps = (wrap, *(t.wrapping for t in trained))
     side = plan.export.mode == "side"
+    return Manifest(
+        qia3=__version__,
+        name=plan.name,
+        mode=plan.export.mode,
+        merged_task=None if side else plan.export.merge_task,
+        seed=plan.seed,
+        versions={"python": platform.python_version(), **_versions()},
+        base=_base(base, drift),
+        architecture=_architecture(base, config, positions(plan, base)),
+        linears=linears,
+        graphs={
+            DECODER: Graph(
+                GRAPH,
+                DATA,
+                plan.export.target,
+                accuracy_level,
+                plan.export.logits,
+                tuple(Vector.of(s.site) for s in scaled.values()) if side else (),
+            )
+        },
+        tensors=tuple(regions),
+        prompt=Prompt(wrap.prefix, wrap.suffix),
+        stop_tokens=tuple(dict.fromkeys(stop for w in wraps for stop in w.stop_tokens)),
+        tasks={t.task.name: t.shipped for t in trained},
+        training={t.task.name: t.record for t in trained},
+        config=_as_asked(plan),
+    )
+
+
+def _base(base: BaseModel, drift: Drift | None) -> Base:
+    embedding = base.model.get_input_embeddings()
+    grid = Grid(
+        format=cast(Code, base.grid),
+        block_size=base.block_size,
+        symmetric=base.symmetric,
+        calibration=base.calibration,
+        codes=base.codes,
+        embedding=Stored(*_stored(embedding.store)) if isinstance(embedding, GridEmbedding) else None,
+        eight_bit=tuple(base.eight_bit),
+        blocks={str(size): tuple(roles) for size, roles in base.blocks.items()},
+        rounding=None if base.rounding is None else Rounding(**vars(base.rounding)),
+    )
+    model_type = base.model.config.get_text_config().model_type
+    return Base(_reference(base.reference), base.fingerprint, model_type, base.parameters, grid, drift)
+
+
+def _architecture(base: BaseModel, config: Any, context_length: int) -> Architecture:
     embedding, head = base.model.get_input_embeddings(), base.model.get_output_embeddings()
-    return {
-        "format": FORMAT,
-        "qia3": __version__,
-        "name": plan.name,
-        "mode": plan.export.mode,
-        "merged_task": plan.export.merge_task if not side else None,
-        "seed": plan.seed,
-        "versions": {"python": platform.python_version(), **_versions()},
-        "base": {
-            "reference": _reference(base.reference),
-            "fingerprint": base.fingerprint,
-            "model_type": config.model_type,
-            "parameters": base.parameters,
-            "grid": {
-                "format": base.grid,
-                "block_size": base.block_size,
-                "symmetric": base.symmetric,
-                "calibration": base.calibration,
-                "codes": base.codes,
-                "embedding": _grid(embedding.store) if isinstance(embedding, GridEmbedding) else None,
-            }
-            | ({} if base.rounding is None else {"rounding": asdict(base.rounding)})
-            | ({"eight_bit": list(base.eight_bit)} if base.eight_bit else {})
-            | ({"blocks": dict(base.blocks)} if base.blocks else {}),
-        },
-        "architecture": {
-            "layers": config.num_hidden_layers,
-            "heads": config.num_attention_heads,
-            "kv_heads": getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
-            "head_size": head_size(config),
-            "hidden_size": config.hidden_size,
-            "vocab_size": config.vocab_size,
-            "context_length": positions(plan, base),
-            "tied_embedding": head is not None and _bytes_of(embedding) is _bytes_of(head),
-        },
-        "linears": linears,
-        "graph": {
-            "file": GRAPH,
-            "data": DATA,
-            "target": plan.export.target,
-            "accuracy_level": accuracy_level,
-            "logits": plan.export.logits,
-            "vectors": [
-                {
-                    "name": n,
-                    "size": s.site.size,
-                    "role": s.site.role,
-                    "placement": s.site.placement,
-                    "down": s.site.down,
-                }
-                | ({} if s.site.rows is None else {"rows": list(s.site.rows)})
-                for n, s in scaled.items()
-            ]
-            if side
-            else [],
-        },
-        "tensors": [asdict(r) for r in regions],
-        "prompt": {"prefix": wrap.prefix, "suffix": wrap.suffix},
-        "stop_tokens": list(
-            dict.fromkeys(stop for t in (wrap, *(t.wrapping for t in trained)) for stop in t.stop_tokens)
-        ),
-        "tasks": {
-            t.task.name: {
-                "kind": t.task.kind,
-                "prompt": t.prompt,
-                "choices": None if t.choices is None else list(t.choices),
-                "ranking": t.ranking,
-                "max_new_tokens": t.task.max_new_tokens,
-                "end": t.wrapping.end,
-            }
-            for t in trained
-        },
-        "training": {t.task.name: vars(t.record) for t in trained},
-        "config": _as_asked(plan),
-    }
+    return Architecture(
+        layers=config.num_hidden_layers,
+        heads=config.num_attention_heads,
+        kv_heads=getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
+        head_size=head_size(config),
+        hidden_size=config.hidden_size,
+        vocab_size=config.vocab_size,
+        context_length=context_length,
+        tied_embedding=head is not None and _bytes_of(embedding) is _bytes_of(head),
+    )
 
 
 def _bytes_of(module: nn.Module) -> object:

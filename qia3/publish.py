@@ -6,7 +6,7 @@ Nothing is kept if a step fails.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,13 @@ import torch
 
 from qia3.base.frozen import BaseModel
 from qia3.bundle.adapter import Adapter, as_inputs, write_adapter
+from qia3.bundle.checked import decode
 from qia3.bundle.folder import whole_or_absent
 from qia3.bundle.layout import GRAPH
+from qia3.bundle.manifest import Manifest
 from qia3.bundle.opened import Bundle
 from qia3.bundle.peft import write_peft
+from qia3.bundle.records import Drift, HeldOut, Parity
 from qia3.config import Build
 from qia3.describe import describe, linear_layers, positions
 from qia3.examples import Example
@@ -93,17 +96,17 @@ def publish(
                 target.vectors == "required",
             )
         regions = write_graph(graph, folder, _vocabulary(base.model))
-        manifest = describe(plan, base, scaled, trained, linears, regions, target.accuracy_level)
-        if drift is not None:
-            manifest["base"]["drift"] = drift
+        lost = None if drift is None else decode(Drift, drift)
+        manifest = describe(plan, base, scaled, trained, linears, regions, target.accuracy_level, lost)
         say("comparing torch and ONNX Runtime")
-        manifest["parity"] = _parity(plan, base, scaled, trained, tests, graph, folder)
+        parity = _parity(plan, base, scaled, trained, tests, graph, folder)
+        manifest = replace(manifest, parity={name: decode(Parity, both) for name, both in parity.items()})
         _write_files(plan, base, scaled, trained, folder, manifest)
         seal(folder, manifest)
-        manifest["evaluation"] = _evaluation(folder, trained, tests, plan.export.mode == "side")
+        scores = _evaluation(folder, trained, tests, plan.export.mode == "side")
+        manifest = replace(manifest, evaluation={name: decode(HeldOut, score) for name, score in scores.items()})
         say("measuring memory and speed in a fresh process")
-        manifest["measured"] = measure(folder)
-        seal(folder, manifest)
+        seal(folder, replace(manifest, measured=measure(folder)))
     return plan.output_folder
 
 
@@ -202,7 +205,7 @@ def _write_files(
     scaled: Mapping[str, Scaled],
     trained: Sequence[Trained],
     folder: Path,
-    manifest: Mapping[str, Any],
+    manifest: Manifest,
 ) -> None:
     """Adapters in both forms, tokenizer, configurations."""
     if plan.export.mode == "side":
@@ -210,9 +213,9 @@ def _write_files(
         for t in trained:
             write_adapter(folder / "adapters" / f"{t.task.name}.onnx_adapter", t.vectors, base.fingerprint)
             adapter = Adapter(t.vectors, base.fingerprint)
-            write_peft(folder / "adapters" / t.task.name, adapter, sites, manifest["base"]["reference"])
+            write_peft(folder / "adapters" / t.task.name, adapter, sites, manifest.base.reference)
     write_tokenizer(base.tokenizer, folder)
-    write_configs(base.model, folder, manifest["architecture"]["context_length"], tuple(manifest["stop_tokens"]))
+    write_configs(base.model, folder, manifest.architecture.context_length, manifest.stop_tokens)
 
 
 def _evaluation(folder: Path, trained: Sequence[Trained], tests: Tests, side: bool) -> dict[str, Any]:

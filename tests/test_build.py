@@ -76,7 +76,7 @@ def tensors(bundle: Path) -> dict[str, tuple[str, bytes]]:
     found = {}
     for region in json.loads((bundle / "manifest.json").read_text())["tensors"]:
         place = region["offset"]
-        for name, size in region["packed"] or [(region["name"], region["bytes"])]:
+        for name, size in region.get("packed") or [(region["name"], region["bytes"])]:
             found[name] = (region["part"], data[place : place + size])
             place += size
         assert place == region["offset"] + region["bytes"]

@@ -5,12 +5,28 @@ from __future__ import annotations
 import itertools
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from qia3.bundle.manifest import (
+    Architecture,
+    Base,
+    File,
+    Graph,
+    Grid,
+    Layer,
+    Manifest,
+    Prompt,
+    Region,
+    Stored,
+    Vector,
+)
+from qia3.bundle.records import Agreement, HeldOut, Measured, Parity, Record, Score
+from qia3.bundle.task import Task
 from qia3.errors import BundleError
 from qia3.footprint.account import account, part_of
 from qia3.footprint.bits import Shape, grid_bytes, on_grid
@@ -28,97 +44,97 @@ SHAPES |= {"feed_forward": (HIDDEN, INNER), "feed_forward_up": (HIDDEN, INNER), 
 VECTORS = {"key": KEYS, "value": KEYS, "feed_forward": INNER}
 
 
-def layer(name: str, role: str, inputs: int, outputs: int) -> dict[str, Any]:
-    return {"name": name, "inputs": inputs, "outputs": outputs, "role": role, "bits": 4}
+def layer(name: str, role: str, inputs: int, outputs: int, symmetric: bool = False, bits: int = 4) -> Layer:
+    """In the block that rows get where BLOCK is the largest."""
+    shape = on_grid(outputs, inputs, BLOCK, symmetric, "int8" if bits == 8 else "int4")
+    return Layer(name, inputs, outputs, role, bits, shape.format, shape.block, symmetric)
 
 
-def manifest_of(symmetric: bool = False, tied: bool = True) -> dict[str, Any]:
+def manifest_of(symmetric: bool = False, tied: bool = True) -> Manifest:
     """A whole manifest, but for its tensors and files."""
-    linears = [layer(f"layers.{i}.{role}", role, *shape) for i in range(LAYERS) for role, shape in SHAPES.items()]
-    agreement = {"max_difference": 1e-4, "kl": 2e-9, "top1": 1.0, "positions": 40}
-    return {
-        "format": 2,
-        "name": "small",
-        "mode": "side",
-        "merged_task": None,
-        "versions": {"python": "3.11.7", "onnxruntime": "1.32.0"},
-        "base": {
-            "reference": "tiny",
-            "fingerprint": "ab" * 32,
-            "model_type": "llama",
-            "parameters": sum(i * o for i, o in SHAPES.values()) * LAYERS + VOCABULARY * HIDDEN + HIDDEN,
-            "grid": {"format": "int4", "block_size": BLOCK, "symmetric": symmetric},
+    layers = [(f"layers.{i}.{role}", role, *shape) for i in range(LAYERS) for role, shape in SHAPES.items()]
+    embedding = on_grid(VOCABULARY, HIDDEN, BLOCK, symmetric)
+    exact, shipped = Agreement(1e-4, 2e-9, 1.0, 40), Agreement(1.25, 0.0072, 0.925, 40)
+    scored = {"task": "lamps", "kind": "classify", "n": 240, "seconds": 2.0, "examples_per_second": 120.0}
+    return Manifest(
+        qia3="0.1.0",
+        name="small",
+        mode="side",
+        merged_task=None,
+        seed=0,
+        versions={"python": "3.11.7", "onnxruntime": "1.32.0"},
+        base=Base(
+            reference="tiny",
+            fingerprint="ab" * 32,
+            model_type="llama",
+            parameters=sum(i * o for i, o in SHAPES.values()) * LAYERS + VOCABULARY * HIDDEN + HIDDEN,
+            grid=Grid("int4", BLOCK, symmetric, "none", "own", Stored(4, "int4", embedding.block, symmetric)),
+        ),
+        architecture=Architecture(LAYERS, 4, 1, KEYS, HIDDEN, VOCABULARY, 128, tied),
+        linears=tuple(layer(*entry, symmetric) for entry in [*layers, ("head", "head", HIDDEN, VOCABULARY)]),
+        graphs={
+            "decoder": Graph(
+                "onnx/model_q4.onnx",
+                "onnx/model_q4.onnx_data",
+                "ort-cpu",
+                4,
+                "last",
+                tuple(
+                    Vector(f"layers.{i}.{r}.ia3_l", n, r, "output") for i in range(LAYERS) for r, n in VECTORS.items()
+                ),
+            )
         },
-        "architecture": {"layers": LAYERS, "heads": 4, "kv_heads": 1, "head_size": KEYS, "hidden_size": HIDDEN}
-        | {"vocab_size": VOCABULARY, "context_length": 128, "tied_embedding": tied},
-        "linears": [*linears, layer("head", "head", HIDDEN, VOCABULARY)],
-        "graph": {
-            "file": "onnx/model_q4.onnx",
-            "data": "onnx/model_q4.onnx_data",
-            "target": "ort-cpu",
-            "accuracy_level": 4,
-            "logits": "last",
-            "vectors": [
-                {"name": f"layers.{i}.{r}.ia3_l", "size": n, "role": r}
-                for i in range(LAYERS)
-                for r, n in VECTORS.items()
-            ],
+        tensors=(),
+        prompt=Prompt("", ""),
+        stop_tokens=(1,),
+        tasks={
+            "lamps": Task("lamps", "classify", "{text}", ("on", "off"), 32, ""),
+            "notes": Task("notes", "generate", "{text}", None, 32, ""),
         },
-        "tasks": {
-            "lamps": {"kind": "classify", "choices": ["on", "off"]},
-            "notes": {"kind": "generate", "choices": None},
+        training={"lamps": Record(416, 12, 3.4, 0.5, 16, "bfloat16", {"master": 1664}, False, None, None)},
+        evaluation={
+            "lamps": HeldOut(
+                240,
+                before=Score(adapter="none", accuracy=0.35, **scored),
+                after=Score(adapter="lamps", accuracy=0.925, **scored),
+            )
         },
-        "training": {"lamps": {"parameters": 416, "steps": 12, "seconds": 3.4, "examples": 16, "compute": "bfloat16"}},
-        "evaluation": {"lamps": {"n": 240, "before": {"accuracy": 0.35}, "after": {"accuracy": 0.925}}},
-        "parity": {
-            "none": {"exact": agreement, "shipped": agreement | {"max_difference": 1.25, "kl": 0.0072, "top1": 0.925}}
-        },
-        "measured": {
-            "load_seconds": 0.2,
-            "peak_anonymous_bytes": 166416384,
-            "peak_file_bytes": 68632576,
-            "peak_resident_bytes": 235048960,
-        }
-        | {
-            "prompt_tokens_per_second": 753.4,
-            "decode_tokens_per_second": 124.5,
-            "threads": 2,
-            "machine": "AMD EPYC, 2 cores, Linux x86_64",
-        },
-    }
+        parity={"none": Parity(exact, shipped)},
+        measured=Measured(
+            0.2, 166416384, 68632576, 235048960, 753.4, 124.5, 128, 64, 2, "AMD EPYC, 2 cores, Linux x86_64"
+        ),
+    )
 
 
-def write_weights(folder: Path, manifest: dict[str, Any]) -> None:
-    """onnx/model_q4.onnx_data as the exporter lays it out, each region on a multiple of 64; and manifest["tensors"]."""
+def write_weights(folder: Path, manifest: Manifest) -> Manifest:
+    """onnx/model_q4.onnx_data as the exporter lays it out, each region on a multiple of 64; the manifest with them."""
     random, regions, data = np.random.default_rng(0), [], b""
-    stored = list(manifest["linears"])
-    if not manifest["architecture"]["tied_embedding"]:
-        stored.append(layer("embedding", "head", HIDDEN, VOCABULARY))
+    stored, symmetric = list(manifest.linears), manifest.base.grid.symmetric
+    if not manifest.architecture.tied_embedding:
+        stored.append(layer("embedding", "head", HIDDEN, VOCABULARY, symmetric))
     tensors = []
     for entry in stored:
-        grid = manifest["base"]["grid"]
-        weight = random.standard_normal((entry["outputs"], entry["inputs"]), np.float32)
-        quantised = quantise(weight, grid["block_size"], grid["symmetric"])
-        prefix = "embedding_" if entry["role"] == "head" else ""
+        weight = random.standard_normal((entry.outputs, entry.inputs), np.float32)
+        quantised = quantise(weight, BLOCK, symmetric)
+        prefix = "embedding_" if entry.role == "head" else ""
         kinds = {"codes": quantised.codes, "scales": quantised.scales, "zero_points": quantised.zero_points}
-        tensors += [(f"{entry['name']}.{k}", prefix + k, a.tobytes()) for k, a in kinds.items() if a is not None]
+        tensors += [(f"{entry.name}.{k}", prefix + k, a.tobytes()) for k, a in kinds.items() if a is not None]
     for name, part, content in [
         *tensors,
         ("norm.weight", "norms_and_biases", bytes(HIDDEN * 4)),
         ("cos", "rotary", bytes(1000)),
     ]:
         data += bytes(-len(data) % 64)
-        regions.append({"name": name, "part": part, "bytes": len(content), "offset": len(data)})
+        regions.append(Region(name, part, len(content), len(data), "onnx/model_q4.onnx_data"))
         data += content
     (folder / "onnx").mkdir(parents=True, exist_ok=True)
     (folder / "onnx/model_q4.onnx_data").write_bytes(data)
-    manifest["tensors"] = regions
+    return replace(manifest, tensors=tuple(regions))
 
 
-def write_bundle(folder: Path, **changes: Any) -> dict[str, Any]:
+def write_bundle(folder: Path, **changes: Any) -> Manifest:
     """A bundle's folder, not sealed yet; returns its manifest."""
-    manifest = manifest_of(**changes)
-    write_weights(folder, manifest)
+    manifest = write_weights(folder, manifest_of(**changes))
     sizes = {
         "onnx/model_q4.onnx": 3001,
         "tokenizer.json": 2003,
@@ -127,7 +143,7 @@ def write_bundle(folder: Path, **changes: Any) -> dict[str, Any]:
         "config.json": 401,
     }
     sizes |= {"generation_config.json": 77, "genai_config.json": 203, "LICENSE": 11}
-    for name in manifest["tasks"]:
+    for name in manifest.tasks:
         sizes |= {f"adapters/{name}.onnx_adapter": 2111, f"adapters/{name}/adapter_config.json": 301}
         sizes |= {f"adapters/{name}/adapter_model.safetensors": 1901}
     for name, size in sizes.items():
@@ -141,9 +157,9 @@ def du(folder: Path) -> int:
     return sum(os.path.getsize(os.path.join(where, name)) for where, _, names in os.walk(folder) for name in names)  # noqa: PTH118, PTH202
 
 
-def listed(folder: Path) -> dict[str, Any]:
+def listed(folder: Path) -> dict[str, File]:
     found = [f for f in folder.rglob("*") if f.is_file() and f.name != "manifest.json"]
-    return {f.relative_to(folder).as_posix(): {"sha256": "", "bytes": f.stat().st_size} for f in found}
+    return {f.relative_to(folder).as_posix(): File("0" * 64, f.stat().st_size) for f in found}
 
 
 @pytest.mark.parametrize(("symmetric", "tied"), list(itertools.product((False, True), repeat=2)))
@@ -151,7 +167,7 @@ def test_law_5_bytes_add_up(tmp_path, symmetric, tied):
     manifest = write_bundle(tmp_path, symmetric=symmetric, tied=tied)
     found = account(tmp_path, manifest)
     assert found.total == sum(found.parts.values()) == du(tmp_path)
-    in_file = sum(t["bytes"] for t in manifest["tensors"]) + found.parts["padding"]
+    in_file = sum(t.bytes for t in manifest.tensors) + found.parts["padding"]
     assert in_file == (tmp_path / "onnx/model_q4.onnx_data").stat().st_size
     assert found.weights == in_file + 3001
     assert ("zero_points" in found.parts) is not symmetric
@@ -197,19 +213,19 @@ def test_a_changed_byte_count_of_the_weights_fails(tmp_path, change):
 
 def test_a_missing_weight_file_and_overlapping_tensors_fail(tmp_path):
     manifest = write_bundle(tmp_path)
-    manifest["tensors"][1]["offset"] -= 1
+    first, second, *others = manifest.tensors
+    moved = (first, replace(second, offset=second.offset - 1), *others)
     with pytest.raises(BundleError, match="overlaps"):
-        account(tmp_path, manifest)
+        account(tmp_path, replace(manifest, tensors=moved))
     (tmp_path / "onnx/model_q4.onnx_data").unlink()
-    manifest["tensors"][1]["offset"] += 1
     with pytest.raises(BundleError, match="has 0 bytes"):
         account(tmp_path, manifest)
 
 
 def test_every_file_that_is_not_as_listed_is_named(tmp_path):
     manifest = write_bundle(tmp_path)
-    manifest["files"] = listed(tmp_path)
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest))  # lists the others, not itself
+    manifest = replace(manifest, files=listed(tmp_path))
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest.to_json()))  # lists the others, not itself
     assert account(tmp_path, manifest).total == du(tmp_path)
     (tmp_path / "tokenizer.json").write_bytes(bytes(2004))
     (tmp_path / "LICENSE").unlink()

@@ -6,8 +6,9 @@ import itertools
 from dataclasses import replace
 
 import pytest
-from test_footprint_account import LAYERS, layer, write_bundle
+from test_footprint_account import LAYERS, layer, manifest_of, write_bundle
 
+from qia3.bundle.sites import Site
 from qia3.footprint.account import account
 from qia3.footprint.kernels import kernel_bytes, kv_cache_bytes, mapped_bytes
 from qia3.footprint.lora import (
@@ -52,7 +53,7 @@ def shapes(layers: int, hidden: int, keys: int, inner: int):
     one += [("feed_forward", hidden, inner), ("feed_forward_up", hidden, inner), ("feed_forward_down", inner, hidden)]
     linears = [layer(f"{i}.{role}", role, inputs, outputs) for i in range(layers) for role, inputs, outputs in one]
     sizes = {"key": keys, "value": keys, "feed_forward": inner}
-    vectors = [{"name": f"{i}.{role}", "size": n, "role": role} for i in range(layers) for role, n in sizes.items()]
+    vectors = [Site(f"{i}.{role}", role, "output", n) for i in range(layers) for role, n in sizes.items()]
     return [*linears, layer("head", "head", hidden, 50_000)], vectors
 
 
@@ -78,14 +79,14 @@ def test_flan_t5_base_with_k_v_and_wo():
     keys, inner = 12 * 64, 2048
     encoder = [("key", keys), ("value", keys), ("feed_forward", inner)]
     decoder = [("key", keys), ("value", keys), ("key", keys), ("value", keys), ("feed_forward", inner)]
-    vectors = [{"name": str(i), "role": role, "size": n} for i in range(12) for role, n in encoder + decoder]
+    vectors = [Site(str(i), role, "output", n) for i in range(12) for role, n in encoder + decoder]
     assert ia3_parameters(vectors) == 104_448
 
 
 def test_a_fused_layer_trains_its_rows_and_multiplies_all_and_takes_lora_whole():
     vectors = [
-        {"name": "qkv", "role": "qkv", "size": 144, "rows": list(range(96, 144))},
-        {"name": "q", "role": "query", "size": 96},
+        Site("qkv", "qkv", "output", 144, rows=tuple(range(96, 144))),
+        Site("q", "query", "output", 96),
     ]
     assert (ia3_parameters(vectors), ia3_entries(vectors)) == (48, 240)
     assert lora_parameters(
@@ -113,18 +114,14 @@ def test_costs_follow_from_the_parameters():
 
 @pytest.mark.parametrize(("block", "level_4", "level_0"), [(32, 7.0, 5.0), (64, 5.5, 4.5), (128, 4.75, 4.25)])
 def test_resident_bits_are_those_measured(block, level_4, level_0):
-    manifest = {
-        "base": {"grid": {"block_size": block, "symmetric": False}},
-        "linears": [layer("w", "query", 2048, 2048)] * 24,
-    }
+    linears = [replace(layer("w", "query", 2048, 2048), block_size=block)] * 24
     weights = 24 * 2048**2
-    found = kernel_bytes(manifest)
+    found = kernel_bytes(linears)
     assert found["x64-int8"].held_bytes * 8 / weights == level_4
     assert found["x64-int8"].streamed_bytes * 8 / weights == 4 + 64 / block
     assert found["float32"].held_bytes * 8 / weights == found["float32"].streamed_bytes * 8 / weights == level_0
     assert "kleidiai" not in found
-    manifest["base"]["grid"]["symmetric"] = True
-    packed = kernel_bytes(manifest)["kleidiai"]
+    packed = kernel_bytes([replace(each, symmetric=True) for each in linears])["kleidiai"]
     assert (packed.held_bytes * 8 / weights, packed.streamed_bytes * 8 / weights) == (4 + 48 / block, 4 + 16 / block)
 
 
@@ -135,53 +132,44 @@ HELD = [(8192, 2048, 64, 19_922_944), (8192, 2048, 128, 18_350_080), (8200, 2000
 
 @pytest.mark.parametrize(("outputs", "inputs", "block", "measured"), HELD)
 def test_a_layer_at_eight_bits_holds_what_was_measured(outputs, inputs, block, measured):
-    linears = [
-        layer("w", "head", inputs, outputs) | {"bits": 8, "format": "int8", "block_size": block, "symmetric": True}
-    ]
-    found = kernel_bytes({"base": {"grid": {"block_size": block, "symmetric": True}}, "linears": linears})
+    found = kernel_bytes([replace(layer("w", "head", inputs, outputs, symmetric=True, bits=8), block_size=block)])
     assert found["x64-int8"].held_bytes == measured
     assert "kleidiai" not in found
 
 
 def test_without_a_kernel_for_eight_bits_a_layer_is_dequantised_whole_and_stays_in_the_file():
-    eight, four = layer("down", "feed_forward_down", 160, 96) | {"bits": 8}, layer("query", "query", 96, 96)
-    graph, architecture = {"accuracy_level": 0}, {"tied_embedding": False, "vocab_size": 70, "hidden_size": 96}
-    manifest = {
-        "base": {"grid": {"block_size": 32, "symmetric": False}},
-        "linears": [four, eight, eight],
-        "graph": graph,
-        "tensors": [],
-    }
-    manifest["architecture"] = architecture
-    found, codes = kernel_bytes(manifest)["float32"], 96 * 5 * (32 + 4)
+    eight, four = layer("down", "feed_forward_down", 160, 96, bits=8), layer("query", "query", 96, 96)
+    whole = manifest_of(tied=False)
+    manifest, exact = replace(whole, linears=(four, eight, eight)), replace(whole.decoder, accuracy_level=0)
+    found, codes = kernel_bytes(manifest.linears)["float32"], 96 * 5 * (32 + 4)
     assert found.held_bytes == 96 * 3 * (16 + 4) + 4 * 96 * 160
     assert found.streamed_bytes == 96 * 3 * (16 + 4) + 2 * (codes + 8 * 96 * 160)
-    assert mapped_bytes(manifest, {}) == 2 * (codes + 96 * 5)
-    assert mapped_bytes(manifest | {"graph": {"accuracy_level": 4}}, {}) == 0
+    assert mapped_bytes(replace(manifest, graphs={"decoder": exact}), {}) == 2 * (codes + 96 * 5)
+    assert mapped_bytes(manifest, {}) == 0
 
 
 def test_block_sums_are_rounded_up_to_sixteen_rows():
-    manifest = {"base": {"grid": {"block_size": 32, "symmetric": False}}, "linears": [layer("w", "query", 65, 17)]}
-    assert kernel_bytes(manifest)["x64-int8"].held_bytes == 17 * 3 * 16 + 2 * 4 * 17 * 3 + 4 * 32 * 3
+    linears = [replace(layer("w", "query", 65, 17), block_size=32)]
+    assert kernel_bytes(linears)["x64-int8"].held_bytes == 17 * 3 * 16 + 2 * 4 * 17 * 3 + 4 * 32 * 3
 
 
 def test_cache_of_published_models():
     for layers, heads, a_token in ((30, 3, 46_080), (16, 8, 65_536)):
-        shape = {"layers": layers, "kv_heads": heads, "head_size": 64}
-        assert kv_cache_bytes({"architecture": shape}, 1) == a_token
-        assert kv_cache_bytes({"architecture": shape}, 2048) == 2048 * a_token
+        shape = replace(manifest_of().architecture, layers=layers, kv_heads=heads, head_size=64)
+        assert kv_cache_bytes(shape, 1) == a_token
+        assert kv_cache_bytes(shape, 2048) == 2048 * a_token
 
 
 @pytest.mark.parametrize("mode", ["side", "merged"])
 def test_systems_and_the_claim(tmp_path, mode):
-    manifest = write_bundle(tmp_path) | {"mode": mode}
+    manifest = write_bundle(tmp_path)
     if mode == "merged":
-        manifest["graph"]["vectors"] = []
-        manifest["tasks"].pop("notes")
+        graphs, tasks = {"decoder": replace(manifest.decoder, vectors=())}, {"lamps": manifest.tasks["lamps"]}
+        manifest = replace(manifest, mode=mode, merged_task="lamps", graphs=graphs, tasks=tasks)
     totals = account(tmp_path, manifest)
     found = systems(manifest, totals, ia3_cost(416, 416 if mode == "side" else 0, 2111))
-    lora, tasks = lora_parameters(manifest["linears"], 8), len(manifest["tasks"])
-    parameters = manifest["base"]["parameters"]
+    lora, tasks = lora_parameters(manifest.linears, 8), len(manifest.tasks)
+    parameters = manifest.base.parameters
     base = [4 * parameters, 2 * parameters, totals.weights]
     assert [s.disk_bytes for s in found[:3]] == [n + 4 * lora * tasks for n in base]
     assert found[3].disk_bytes == totals.weights + 2111 * tasks

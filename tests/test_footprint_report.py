@@ -14,10 +14,13 @@ import pytest
 from test_footprint_account import du, write_bundle
 
 from qia3.bundle import seal as sealing
+from qia3.bundle.checked import encode
+from qia3.bundle.manifest import Manifest
+from qia3.bundle.records import Measured
 from qia3.errors import BundleError
 from qia3.footprint import measure as measuring
 from qia3.footprint.documents import seal
-from qia3.footprint.measure import KEYS, measure
+from qia3.footprint.measure import measure
 from qia3.footprint.render import PARTS, markdown
 from qia3.footprint.report import build_report
 from qia3.footprint.table import table
@@ -45,30 +48,31 @@ def test_the_printed_column_adds_up_to_the_disk(tmp_path):
 
 
 def test_the_seal_lists_every_file_and_is_the_same_again(tmp_path):
-    manifest = write_bundle(tmp_path)
-    report = seal(tmp_path, manifest)
+    manifest = seal(tmp_path, write_bundle(tmp_path))
+    report = build_report(tmp_path, manifest)
     written = {f.relative_to(tmp_path).as_posix(): f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()}
     assert report.account.total == du(tmp_path)
     assert json.loads(written["report.json"]) == json.loads(json.dumps(report.to_dict()))
     assert json.loads(written["report.json"])["account"]["total"] == du(tmp_path)
     assert written["report.md"].decode() == markdown(report)
     kept = json.loads(written["manifest.json"])
-    assert kept == json.loads(json.dumps(manifest))
+    assert kept == json.loads(json.dumps(manifest.to_json()))
     entries = {n: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)} for n, data in written.items()}
     assert kept["files"] == {n: e for n, e in entries.items() if n != "manifest.json"}
-    assert build_report(tmp_path, kept) == report
-    seal(tmp_path, kept)
+    again = Manifest.from_json(kept)
+    assert again == manifest
+    seal(tmp_path, again)
     assert written == {n: (tmp_path / n).read_bytes() for n in written}
 
 
 def test_sealing_again_after_an_adapter_came(tmp_path):
-    manifest = write_bundle(tmp_path)
-    seal(tmp_path, manifest)
+    manifest = seal(tmp_path, write_bundle(tmp_path))
     (tmp_path / "adapters/garden.onnx_adapter").write_bytes(bytes(2500))
     with pytest.raises(BundleError, match=r"garden.onnx_adapter is not in the manifest"):
         build_report(tmp_path, manifest)
-    assert seal(tmp_path, manifest).account.total == du(tmp_path)
-    assert manifest["files"]["adapters/garden.onnx_adapter"]["bytes"] == 2500
+    manifest = seal(tmp_path, manifest)
+    assert build_report(tmp_path, manifest).account.total == du(tmp_path)
+    assert manifest.files["adapters/garden.onnx_adapter"].bytes == 2500
 
 
 def test_a_file_is_hashed_once(tmp_path, monkeypatch):
@@ -89,8 +93,8 @@ def test_a_report_that_does_not_settle_is_refused(tmp_path):
 
 @pytest.mark.parametrize("left_out", [*((key,) for key in OPTIONAL), OPTIONAL])
 def test_what_was_not_measured_says_so(tmp_path, left_out):
-    manifest = {key: value for key, value in write_bundle(tmp_path).items() if key not in left_out}
-    text = markdown(seal(tmp_path, manifest))
+    content = {key: value for key, value in write_bundle(tmp_path).to_json().items() if key not in left_out}
+    text = markdown(build_report(tmp_path, seal(tmp_path, Manifest.from_json(content))))
     assert text.count("not measured") > 0
     assert "None" not in text
     assert "nan" not in text
@@ -98,7 +102,8 @@ def test_what_was_not_measured_says_so(tmp_path, left_out):
 
 def test_memory_that_the_system_does_not_tell_is_not_measured(tmp_path):
     manifest = write_bundle(tmp_path)
-    manifest["measured"] |= {"peak_resident_bytes": None, "peak_file_bytes": None, "peak_anonymous_bytes": None}
+    unknown = {"peak_resident_bytes": None, "peak_file_bytes": None, "peak_anonymous_bytes": None}
+    manifest = replace(manifest, measured=replace(manifest.measured, **unknown))
     assert "| peak resident memory " in (text := markdown(build_report(tmp_path, manifest)))
     assert "None" not in text
 
@@ -106,14 +111,16 @@ def test_memory_that_the_system_does_not_tell_is_not_measured(tmp_path):
 def test_a_task_that_got_worse_is_named(tmp_path):
     manifest = write_bundle(tmp_path)
     assert "Worse" not in markdown(build_report(tmp_path, manifest))
-    manifest["evaluation"]["lamps"]["after"]["accuracy"] = 0.1
-    assert "Worse with its adapter than without: lamps." in markdown(build_report(tmp_path, manifest))
+    held_out = manifest.evaluation["lamps"]
+    worse = {"lamps": replace(held_out, after=replace(held_out.after, accuracy=0.1))}
+    report = build_report(tmp_path, replace(manifest, evaluation=worse))
+    assert "Worse with its adapter than without: lamps." in markdown(report)
 
 
 def test_a_merged_bundle_adds_nothing(tmp_path):
-    manifest = write_bundle(tmp_path) | {"mode": "merged", "merged_task": "lamps"}
-    manifest["graph"]["vectors"] = []
-    report = build_report(tmp_path, manifest)
+    manifest = write_bundle(tmp_path)
+    graphs = {"decoder": replace(manifest.decoder, vectors=())}
+    report = build_report(tmp_path, replace(manifest, mode="merged", merged_task="lamps", graphs=graphs))
     assert (
         report.adapters[0].parameters,
         report.adapters[0].runtime_bytes,
@@ -124,8 +131,9 @@ def test_a_merged_bundle_adds_nothing(tmp_path):
 
 def test_a_fused_layer_is_said(tmp_path):
     manifest = write_bundle(tmp_path)
-    manifest["linears"][0]["role"] = "qkv"
-    assert "one fused layer" in markdown(build_report(tmp_path, manifest))
+    first, *others = manifest.linears
+    fused = replace(manifest, linears=(replace(first, role="qkv"), *others))
+    assert "one fused layer" in markdown(build_report(tmp_path, fused))
 
 
 def test_a_bar_in_a_cell_does_not_break_the_table():
@@ -145,8 +153,8 @@ def answer(monkeypatch, code: int, out: str, error: str = "") -> list[list[str]]
 
 
 def test_figures_come_back_as_they_were_printed(tmp_path, monkeypatch):
-    figures = dict.fromkeys(KEYS, 1) | {"machine": "m", "prompt_tokens": 128}
-    commands = answer(monkeypatch, 0, json.dumps(figures) + "\n")
+    figures = Measured(0.25, 1, 2, 3, 700.5, 120.0, 128, 64, 2, "m")
+    commands = answer(monkeypatch, 0, json.dumps(encode(figures)) + "\n")
     assert measure(tmp_path, "lamps", 2) == figures
     assert commands[0][1:] == [
         "-m",
@@ -166,8 +174,8 @@ def test_figures_come_back_as_they_were_printed(tmp_path, monkeypatch):
         (2, "", "Traceback\n  line\nno such bundle\n", "failed: no such bundle"),
         (-9, "", "", "exit code -9 and no reason given"),
         (0, "warming up", "", "gave no JSON"),
-        (0, "[1]", "", "without an object"),
-        (0, '{"load_seconds": 1}', "", "without peak_anonymous_bytes"),
+        (0, "[1]", "", "the whole is a list instead of an object"),
+        (0, '{"load_seconds": 1}', "", "peak_anonymous_bytes is missing"),
     ],
 )
 def test_a_failed_measurement_is_one_line(tmp_path, monkeypatch, code, out, error, said):

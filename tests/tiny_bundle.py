@@ -19,6 +19,8 @@ from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from qia3.bundle.layout import DATA, GRAPH
+from qia3.bundle.manifest import Architecture, Base, Graph, Grid, Layer, Manifest, Prompt, Vector
+from qia3.bundle.task import Task
 from qia3.grids.int4 import Int4, dequantise, quantise
 
 LAYERS, HEADS, KV_HEADS, SIZE, HIDDEN, FEED, CONTEXT = 2, 6, 2, 16, 96, 160, 48
@@ -112,7 +114,7 @@ def logits(w: dict, tokens: list[int], vectors: dict | None = None) -> np.ndarra
     return norm("norm", x[-1]) @ w["head"]
 
 
-class Graph:
+class Nodes:
     """Nodes and initializers as they are added."""
 
     def __init__(self) -> None:
@@ -149,8 +151,8 @@ class Graph:
         )
 
 
-def _decoder(w: dict, level: int, side: bool, all_logits: bool) -> Graph:
-    g = Graph()
+def _decoder(w: dict, level: int, side: bool, all_logits: bool) -> Nodes:
+    g = Nodes()
     one, zero, axis = (g.constant(n, np.array(v, np.int64)) for n, v in (("one", 1), ("zero", 0), ("axis", [1])))
     valid = g.op("ReduceSum", ["attention_mask", axis], keepdims=0)
     before = g.op("Sub", [valid, one])
@@ -252,21 +254,27 @@ def write_bundle(
     if mode == "side":
         for seed, name in enumerate(tasks, 1):
             write_adapter(folder / "adapters" / f"{name}.onnx_adapter", random_vectors(seed))
-    vectors = [{"name": n, "size": d, "role": "key"} for n, d in SIZES.items()]
-    shape = {"layers": LAYERS, "heads": HEADS, "kv_heads": KV_HEADS, "head_size": SIZE, "hidden_size": HIDDEN}
-    manifest = {
-        "format": 2, "qia3": "0.1.0", "name": "tiny", "mode": mode, "merged_task": None if mode == "side" else "lamps", "seed": 0,
-        "base": {"reference": "tiny", "fingerprint": FINGERPRINT},
-        "architecture": shape | {"vocab_size": words.get_vocab_size(), "context_length": CONTEXT, "tied_embedding": False},
-        "graph": {"file": GRAPH, "data": DATA, "vectors": vectors if mode == "side" else []},
-        "prompt": {"prefix": "Q: ", "suffix": "\nA: "}, "stop_tokens": [words.token_to_id(END)], "tasks": tasks,
-    }  # fmt: skip
-    seal(folder, manifest)
+    seal(folder, manifest_of(words, mode, tasks).to_json())
     return folder
 
 
+def manifest_of(words: Tokenizer, mode: str, tasks: dict) -> Manifest:
+    """Without its files, and with no regions: the footprint has bundles of its own."""
+    roles = {"k_proj": "key", "v_proj": "value", "up_proj": "feed_forward"}
+    layers = [Layer(f"layers.{i}.{n}", s[1], s[0], "other", 4, "int4", 16, False) for i in range(LAYERS) for n, s in SHAPES.items()]  # fmt: skip
+    vectors = [Vector(n, d, roles[n.split(".")[2]], "output") for n, d in SIZES.items()] if mode == "side" else []
+    return Manifest(
+        qia3="0.1.0", name="tiny", mode=mode, merged_task=None if mode == "side" else "lamps", seed=0, versions={"python": "3.11"},
+        base=Base("tiny", FINGERPRINT, "llama", 1000, Grid("int4", 16, False, "none", "own", None)),
+        architecture=Architecture(LAYERS, HEADS, KV_HEADS, SIZE, HIDDEN, words.get_vocab_size(), CONTEXT, False),
+        linears=tuple(layers), graphs={"decoder": Graph(GRAPH, DATA, "ort-exact", 0, "last", tuple(vectors))}, tensors=(),
+        prompt=Prompt("Q: ", "\nA: "), stop_tokens=(words.token_to_id(END),),
+        tasks={name: Task.from_json(name, task) for name, task in tasks.items()},
+    )  # fmt: skip
+
+
 def seal(folder: Path, manifest: dict) -> None:
-    """The manifest with every other file's size and SHA-256."""
+    """The manifest, as JSON of any format, with every other file's size and SHA-256."""
     files = sorted(f for f in folder.rglob("*") if f.is_file() and f.name != "manifest.json")
     entries = {
         f.relative_to(folder).as_posix(): {

@@ -10,7 +10,6 @@ read in.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 DTYPE = "q4"  # transformers.js's word for 4-bit weights and float32 activations
@@ -19,16 +18,6 @@ DATA = f"{GRAPH}_data"
 FORMAT_1 = ("model.onnx", "model.onnx.data")
 MANIFEST = "manifest.json"
 WRITTEN_ANEW = ("report.md", "report.json", MANIFEST)  # by whoever changes a bundle: they speak of all other files
-
-
-def graph_files(manifest: Mapping[str, Any]) -> tuple[str, str]:
-    """Graph and weight file of a bundle, as paths within its folder.
-
-    Raises KeyError where the manifest does not say.
-    """
-    if manifest["format"] == 1:
-        return FORMAT_1
-    return manifest["graph"]["file"], manifest["graph"]["data"]
 
 
 def transformers_js_config() -> dict[str, Any]:

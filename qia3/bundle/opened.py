@@ -7,34 +7,21 @@ runtime needs it is refused, all of them in one line; files that the manifest do
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any
 
-from qia3.bundle.layout import MANIFEST, graph_files
+from qia3.bundle.layout import MANIFEST
+from qia3.bundle.manifest import ADAPTERS, FORMAT, Architecture, File, Graph, Manifest
+from qia3.bundle.onnx_file import external_files
 from qia3.bundle.sites import base_version
 from qia3.bundle.task import Task
-from qia3.errors import BundleError
-from qia3.names import ADAPTER
+from qia3.errors import BundleError, shown
+from qia3.parse import read_json_table
 
-FORMAT = 2
-READABLE = (1, FORMAT)  # format 1 had its graph beside the manifest
-ADAPTERS = "adapters/"
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """Counts and sizes of the base; context_length in tokens."""
-
-    layers: int
-    heads: int
-    kv_heads: int
-    head_size: int
-    hidden_size: int
-    vocab_size: int
-    context_length: int
+__all__ = ["ADAPTERS", "Bundle", "check_files", "read_manifest"]
+AGAIN = "copy the bundle again or build it again"
 
 
 @dataclass(frozen=True)
@@ -42,96 +29,150 @@ class Bundle:
     """A bundle's folder and what its manifest says."""
 
     path: Path
-    name: str
-    mode: str  # "side" or "merged"
-    merged_task: str | None
-    graph: str  # the .onnx, within the folder
-    fingerprint: str
-    base_version: int  # what an adapter of this base carries: the fingerprint's first 28 bits
-    architecture: Architecture
-    vectors: dict[str, int]  # input name -> size; empty when merged
-    tasks: dict[str, Task]
-    adapters: tuple[str, ...]
-    prefix: str
-    suffix: str
-    stop_tokens: tuple[int, ...]
+    manifest: Manifest
 
     @classmethod
     def open(cls, path: Path | str, verify: bool = True) -> Bundle:
-        """Raises BundleError: no bundle, a damaged manifest, another format, or every file that is missing or changed."""
+        """Raises BundleError: no bundle, a damaged manifest, another format, or every file that is missing or changed.
+
+        `verify` False leaves out what takes reading every file.
+        """
         path = Path(path)
         manifest = read_manifest(path)
-        try:
-            if verify:
-                check_files(path, manifest)
-            return cls._from_manifest(path, manifest)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            what = f"lacks {error}" if isinstance(error, KeyError) else f"is damaged ({error})"
-            raise BundleError(f"{path / MANIFEST} {what}; build the bundle again") from error
+        if verify:
+            check_files(path, manifest)
+        check_links(path, manifest)
+        return cls(path, manifest)
 
-    @classmethod
-    def _from_manifest(cls, path: Path, manifest: Mapping[str, Any]) -> Bundle:
-        files = [name for name in manifest["files"] if name.startswith(ADAPTERS) and name.endswith(ADAPTER)]
-        fingerprint = manifest["base"]["fingerprint"]
-        return cls(
-            path=path,
-            name=manifest["name"],
-            mode=manifest["mode"],
-            merged_task=manifest["merged_task"],
-            graph=graph_files(manifest)[0],
-            fingerprint=fingerprint,
-            base_version=base_version(fingerprint),
-            architecture=Architecture(
-                **{key: int(manifest["architecture"][key]) for key in Architecture.__annotations__}
-            ),
-            vectors={v["name"]: int(v["size"]) for v in manifest["graph"]["vectors"]},
-            tasks={name: Task.from_json(name, task) for name, task in manifest["tasks"].items()},
-            adapters=tuple(sorted(name.removeprefix(ADAPTERS).removesuffix(ADAPTER) for name in files)),
-            prefix=manifest["prompt"]["prefix"],
-            suffix=manifest["prompt"]["suffix"],
-            stop_tokens=tuple(int(token) for token in manifest["stop_tokens"]),
-        )
+    @property
+    def name(self) -> str:
+        return self.manifest.name
+
+    @property
+    def mode(self) -> str:
+        """ "side" or "merged"."""
+        return self.manifest.mode
+
+    @property
+    def merged_task(self) -> str | None:
+        return self.manifest.merged_task
+
+    @property
+    def graph(self) -> str:
+        """The decoder's .onnx, within the folder."""
+        return self.manifest.decoder.file
+
+    @property
+    def fingerprint(self) -> str:
+        return self.manifest.base.fingerprint
+
+    @property
+    def base_version(self) -> int:
+        """What an adapter of this base carries: the fingerprint's first 28 bits."""
+        return base_version(self.fingerprint)
+
+    @property
+    def architecture(self) -> Architecture:
+        return self.manifest.architecture
+
+    @cached_property
+    def vectors(self) -> dict[str, int]:
+        """Sizes by input name; empty when merged."""
+        return {vector.name: vector.size for vector in self.manifest.decoder.vectors}
+
+    @property
+    def tasks(self) -> dict[str, Task]:
+        return dict(self.manifest.tasks)
+
+    @cached_property
+    def adapters(self) -> tuple[str, ...]:
+        return self.manifest.adapters
+
+    @property
+    def prefix(self) -> str:
+        return self.manifest.prompt.prefix
+
+    @property
+    def suffix(self) -> str:
+        return self.manifest.prompt.suffix
+
+    @property
+    def stop_tokens(self) -> tuple[int, ...]:
+        return self.manifest.stop_tokens
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest as it stands. Raises BundleError."""
+def read_manifest(path: Path) -> Manifest:
+    """Of this format or an earlier one. Raises BundleError."""
+    file = path / MANIFEST
     try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        version = manifest["format"]
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise BundleError(f"{path} is not a bundle: it has no {MANIFEST}; make one with `qia3 build`") from error
-    except OSError as error:
-        raise BundleError(f"cannot read {path / MANIFEST}: {error.strerror}") from error
-    except KeyError as error:
-        raise BundleError(
-            f"{path / MANIFEST} is not a bundle's: it has no {error}; make one with `qia3 build`"
-        ) from error
-    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, RecursionError) as error:
-        raise BundleError(f"{path / MANIFEST} is damaged ({error}); copy the bundle again or rebuild it") from error
-    if version not in READABLE:
-        remedy = "upgrade qia3" if isinstance(version, int) and version > FORMAT else "build it again"
-        raise BundleError(f"{path} has bundle format {version!r}, this version reads up to {FORMAT}; {remedy}")
-    return dict(manifest)
+        there = file.exists()
+    except (OSError, ValueError):  # a name that no file can have
+        there = False
+    if not there:
+        raise BundleError(f"{shown(path)} is not a bundle: it has no {MANIFEST}; make one with `qia3 build`")
+    table = read_json_table(file, BundleError, AGAIN)
+    if "format" not in table:
+        raise BundleError(f"{file} is not a bundle's: it has no 'format'; make one with `qia3 build`")
+    version = table["format"]
+    if isinstance(version, int) and version > FORMAT:
+        number = version if version < 10**9 else "a later one"
+        raise BundleError(f"{path} has bundle format {number}, this version reads up to {FORMAT}; upgrade qia3")
+    try:
+        return Manifest.from_json(table)
+    except ValueError as error:
+        raise BundleError(f"{file} is damaged: {error}; {AGAIN}") from error
 
 
-def check_files(path: Path, manifest: Mapping[str, Any]) -> None:
-    """Presence, size and SHA-256 of every file that the manifest lists."""
-    files = manifest["files"]
-    bad = [f"{name} is not in the manifest" for name in graph_files(manifest) if name not in files]
-    bad += [complaint for name, expected in files.items() if (complaint := _complaint(path, name, expected))]
+def check_files(path: Path, manifest: Manifest) -> None:
+    """Presence, size and SHA-256 of every file that the manifest lists, and that it lists all that its graphs read."""
+    graphs = manifest.graphs.values()
+    needed = sorted({name for graph in graphs for name in (graph.file, graph.data)})
+    bad = [f"{name} is not in the manifest" for name in needed if name not in manifest.files]
+    bad += [complaint for name, file in manifest.files.items() if (complaint := _complaint(path, name, file))]
+    if not bad:
+        bad = [complaint for graph in graphs for complaint in _reads_elsewhere(path, manifest, graph)]
     if bad:
         raise BundleError(f"{path} is not what was built: {'; '.join(bad)}; copy it again or rebuild it")
 
 
-def _complaint(path: Path, name: str, expected: Mapping[str, Any]) -> str | None:
-    file, place = path / name, PurePosixPath(name)
-    if place.is_absolute() or ".." in place.parts:
-        return f"{name} is outside the bundle"
-    if not file.is_file():
-        return f"{name} is missing"
-    if (size := file.stat().st_size) != expected["bytes"]:
-        return f"{name} has {size} bytes instead of {expected['bytes']}"
-    return None if _sha256(file) == expected["sha256"] else f"{name} has changed"
+def check_links(path: Path, manifest: Manifest) -> None:
+    """That no data file is a link which ONNX Runtime does not follow; caches of a hub make such links."""
+    if links := sorted({graph.data for graph in manifest.graphs.values() if _leaves(path, graph)}):
+        raise BundleError(
+            f"{path}: {', '.join(links)} is a link to another folder, and ONNX Runtime reads no weights through one; "
+            f"copy the bundle with its links followed: `cp -rL {path} COPY`"
+        )
+
+
+def _complaint(path: Path, name: str, expected: File) -> str | None:
+    try:
+        file = path / name
+        if not file.is_file():
+            return f"{shown(name)} is missing"
+        if (size := file.stat().st_size) != expected.bytes:
+            return f"{shown(name)} has {size} bytes instead of {expected.bytes}"
+        return None if _sha256(file) == expected.sha256 else f"{shown(name)} has changed"
+    except OSError as error:
+        return f"{shown(name)} cannot be read ({error.strerror})"
+
+
+def _reads_elsewhere(path: Path, manifest: Manifest, graph: Graph) -> Iterator[str]:
+    """What an .onnx reads beside the files that were checked."""
+    for location in sorted(external_files(path / graph.file)):
+        name = str(PurePosixPath(graph.file).parent / location)
+        if name not in manifest.files:
+            yield f"{graph.file} reads {shown(name)}, which is not in the manifest"
+
+
+def _leaves(path: Path, graph: Graph) -> bool:
+    """Whether ONNX Runtime refuses the data file (1.32): it is neither below the graph's folder nor below that of the file that
+    the graph is a link to.
+    """
+    try:
+        data, file = (path / graph.data).resolve(), path / graph.file
+    except (OSError, RuntimeError):  # a link to itself
+        return True
+    return not any(data.is_relative_to(place) for place in (file.parent.resolve(), file.resolve().parent))
 
 
 def _sha256(file: Path) -> str:

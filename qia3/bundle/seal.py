@@ -10,34 +10,37 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from qia3.bundle.layout import MANIFEST, WRITTEN_ANEW
+from qia3.bundle.manifest import File, Manifest
 from qia3.errors import BundleError
 
 ROUNDS = 20
 # what the documents hold, by name, given the manifest without `files` and the sizes that the sealed files are to have
-Documents = Callable[[Mapping[str, Any], Mapping[str, int]], Mapping[str, bytes]]
+Documents = Callable[[Manifest, Mapping[str, int]], Mapping[str, bytes]]
 
 
-def seal_files(folder: Path, manifest: dict[str, Any], documents: Documents) -> None:
-    """Adds `files` (SHA-256 and bytes of every file but the manifest) to `manifest` and writes it and the documents.
+def seal_files(folder: Path, manifest: Manifest, documents: Documents) -> Manifest:
+    """`manifest` with its `files` (SHA-256 and bytes of every file but the manifest), written with the documents.
 
     Raises BundleError where a document does not settle on its own length, and as `documents` does.
     """
     others = {name: _entry_of(folder / name) for name in files_on_disk(folder) if name not in WRITTEN_ANEW}
-    bare = {key: value for key, value in manifest.items() if key != "files"}  # an earlier seal's list is not today's
+    bare = replace(manifest, files={})  # an earlier seal's list is not today's
     sizes = dict.fromkeys(WRITTEN_ANEW, 0)
     for _ in range(ROUNDS):
         written = dict(documents(bare, sizes))
-        manifest["files"] = dict(sorted((others | {name: _entry(data) for name, data in written.items()}).items()))
-        written[MANIFEST] = to_json(manifest)
+        files = sorted((others | {name: _entry(data) for name, data in written.items()}).items())
+        sealed = replace(manifest, files=dict(files))
+        written[MANIFEST] = to_json(sealed.to_json())
         stated, sizes = sizes, {name: len(data) for name, data in written.items()}
         if stated == sizes:
             for name, data in written.items():
                 (folder / name).write_bytes(data)
-            return
+            return sealed
     raise BundleError(f"the report of {folder} does not settle on its own length; this is a defect, please report it")
 
 
@@ -51,11 +54,11 @@ def to_json(content: Any) -> bytes:
     return (json.dumps(content, indent=1, sort_keys=False, ensure_ascii=False) + "\n").encode()
 
 
-def _entry(data: bytes) -> dict[str, Any]:
-    return {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+def _entry(data: bytes) -> File:
+    return File(hashlib.sha256(data).hexdigest(), len(data))
 
 
-def _entry_of(path: Path) -> dict[str, Any]:
+def _entry_of(path: Path) -> File:
     """Read in pieces: a weight file may be larger than memory."""
     with path.open("rb") as file:
-        return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "bytes": path.stat().st_size}
+        return File(hashlib.file_digest(file, "sha256").hexdigest(), path.stat().st_size)

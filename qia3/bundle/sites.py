@@ -49,21 +49,6 @@ class Site:
         return self.size if self.rows is None else len(self.rows)
 
 
-def bundle_sites(manifest: Mapping[str, Any]) -> tuple[Site, ...]:
-    """The places for vectors in a bundle's graph, in the graph's order."""
-    return tuple(
-        Site(
-            v["name"].removesuffix(SUFFIX),
-            v["role"],
-            v.get("placement", "output"),
-            v["size"],
-            tuple(v["rows"]) if "rows" in v else None,
-            v.get("down"),
-        )
-        for v in manifest["graph"]["vectors"]
-    )
-
-
 def base_version(fingerprint: str) -> int:
     """What an adapter file says of its base: the first 28 bits of the base's fingerprint (SHA-256, hexadecimal)."""
     return int(fingerprint[:VERSION_DIGITS], 16)

@@ -8,11 +8,12 @@ travels alone, as task.json.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from qia3.bundle.checked import plain
 from qia3.errors import AdapterError
 from qia3.parse import read_json
 
@@ -38,6 +39,7 @@ class Task:
     max_new_tokens: int
     end: str
     ranking: Ranking = "sum"
+    later: Mapping[str, Any] = field(default_factory=dict, hash=False)  # what a later version wrote in a manifest
 
     def to_json(self) -> dict[str, Any]:
         """All but the name, which the place has."""
@@ -52,7 +54,7 @@ class Task:
 
     @classmethod
     def from_json(cls, name: str, value: Any) -> Task:
-        """From a manifest, whose later versions may know more keys: those are left alone.
+        """From a manifest, whose later versions may know more keys: those are kept.
 
         Raises ValueError, in one line, with everything that is wrong.
         """
@@ -60,7 +62,8 @@ class Task:
             raise ValueError("; ".join(bad))
         known = {key: value[key] for key in RULES if key in value}
         choices = None if value["choices"] is None else tuple(value["choices"])
-        return cls(name, **{**known, "choices": choices})
+        later = plain({key: entry for key, entry in value.items() if key not in RULES})
+        return cls(name, **{**known, "choices": choices, "later": later})
 
 
 def plain_task(name: str, prefix: str, suffix: str, end: str) -> Task:

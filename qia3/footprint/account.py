@@ -10,14 +10,14 @@ came or went is named.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from qia3.bundle.layout import MANIFEST, WRITTEN_ANEW, graph_files
+from qia3.bundle.layout import MANIFEST, WRITTEN_ANEW
+from qia3.bundle.manifest import File, Manifest, Region
 from qia3.bundle.seal import files_on_disk
-from qia3.errors import BundleError
+from qia3.errors import BundleError, shown
 from qia3.footprint.bits import bits_each, grid_bytes, stored_shapes, weight_count
 
 QUANTISED = ("codes", "scales", "zero_points", "embedding_codes", "embedding_scales", "embedding_zero_points")
@@ -53,25 +53,28 @@ class Account:
         return sum(self.parts.get(part, 0) for part in WEIGHTS)
 
 
-def account(folder: Path, manifest: Mapping[str, Any], sealed: Mapping[str, int] | None = None) -> Account:
+def account(folder: Path, manifest: Manifest, sealed: Mapping[str, int] | None = None) -> Account:
     """`sealed` gives the sizes that report and manifest are about to have, while they are being written.
 
     Raises BundleError, naming the difference, where the regions do not make the weight file or the files are not those
     of the manifest.
     """
     sizes = files_on_disk(folder) | dict(sealed or {})
-    if "files" in manifest:
-        _same_files(folder, sizes, manifest["files"])
-    graph, data = graph_files(manifest)
-    parts = _tensor_parts(folder / data, manifest["tensors"], sizes.pop(data, 0)) | {"graph": sizes.pop(graph, 0)}
+    if manifest.files:
+        _same_files(folder, sizes, manifest.files)
+    parts: dict[str, int] = {}
+    for data in sorted({graph.data for graph in manifest.graphs.values()} | {t.file for t in manifest.tensors}):
+        tensors = [t for t in manifest.tensors if t.file == data]
+        _add(parts, _tensor_parts(folder / data, tensors, sizes.pop(data, 0)))
+    _add(parts, {"graph": sum(sizes.pop(file, 0) for file in {graph.file for graph in manifest.graphs.values()})})
     for name, size in sizes.items():
-        parts[part_of(name)] = parts.get(part_of(name), 0) + size
+        _add(parts, {part_of(name): size})
     order = {part: i for i, part in enumerate((*TENSORS, *FILES))}
     shapes = stored_shapes(manifest)
     arithmetic = sum(grid_bytes(shape) for shape in shapes)
     return Account(
         parts={part: parts[part] for part in sorted(parts, key=lambda p: order.get(p, len(order))) if parts[part]},
-        tied=bool(manifest["architecture"]["tied_embedding"]),
+        tied=manifest.architecture.tied_embedding,
         quantised_weights=weight_count(shapes),
         bits_per_weight=bits_each(sum(parts.get(part, 0) for part in QUANTISED), weight_count(shapes)),
         grid_bits_per_weight=bits_each(arithmetic, weight_count(shapes)),
@@ -89,16 +92,16 @@ def part_of(name: str) -> str:
     return "configs" if name.endswith("config.json") else "other_files"
 
 
-def _tensor_parts(file: Path, tensors: list[Mapping[str, Any]], file_bytes: int) -> dict[str, int]:
+def _tensor_parts(file: Path, tensors: Sequence[Region], file_bytes: int) -> dict[str, int]:
     """The weight file by part; regions may not overlap, and they end where the file ends."""
     parts: dict[str, int] = {}
     end = 0
     for tensor in tensors:
-        if tensor["offset"] < end:
-            raise BundleError(f"{file}: {tensor['name']} overlaps the tensor before it; build the bundle again")
-        parts["padding"] = parts.get("padding", 0) + tensor["offset"] - end
-        parts[tensor["part"]] = parts.get(tensor["part"], 0) + tensor["bytes"]
-        end = tensor["offset"] + tensor["bytes"]
+        if tensor.offset < end:
+            raise BundleError(f"{file}: {shown(tensor.name)} overlaps the tensor before it; build the bundle again")
+        _add(parts, {"padding": tensor.offset - end})
+        _add(parts, {tensor.part: tensor.bytes})
+        end = tensor.offset + tensor.bytes
     if end != file_bytes:
         raise BundleError(
             f"{file} has {file_bytes:,} bytes, its tensors make {end:,}: {_apart(file_bytes - end)}; build the bundle again"
@@ -106,13 +109,18 @@ def _tensor_parts(file: Path, tensors: list[Mapping[str, Any]], file_bytes: int)
     return parts
 
 
-def _same_files(folder: Path, sizes: Mapping[str, int], listed: Mapping[str, Mapping[str, Any]]) -> None:
+def _add(parts: dict[str, int], more: Mapping[str, int]) -> None:
+    for part, size in more.items():
+        parts[part] = parts.get(part, 0) + size
+
+
+def _same_files(folder: Path, sizes: Mapping[str, int], listed: Mapping[str, File]) -> None:
     """Names every file that differs from the manifest's list."""
     found = {name: size for name, size in sizes.items() if name != MANIFEST}
     wrong = [f"{name} is missing" for name in listed if name not in found]
     wrong += [f"{name} is not in the manifest ({found[name]:,} bytes)" for name in found if name not in listed]
     wrong += [
-        f"{n}: {_apart(found[n] - listed[n]['bytes'])}" for n in listed if n in found and found[n] != listed[n]["bytes"]
+        f"{n}: {_apart(found[n] - listed[n].bytes)}" for n in listed if n in found and found[n] != listed[n].bytes
     ]
     if wrong:
         raise BundleError(

@@ -12,15 +12,15 @@ and B is even, and a little more elsewhere; at 8 bits 8 + 32/b + 8/b. K = 576, b
 a row, 5.125 bits a weight. On NF4 a weight of N rows takes ceil(N K / 2) bytes of codes and 4 ceil(N K / b) of scales.
 
 Which grid and block a layer has stands beside it in the manifest: a base may keep the codes that it came with (GPTQ,
-AWQ, Q4_0, NF4), and some layers may be at 8 bits. Where it does not stand there (bundles from before), it is the one up
-to the base's block size in which the layer's rows take the fewest bytes.
+AWQ, Q4_0, NF4), and some layers may be at 8 bits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
+from qia3.bundle.manifest import Layer, Manifest
 from qia3.grids import int4, int8
 
 
@@ -60,40 +60,34 @@ def on_grid(outputs: int, inputs: int, at_most: int, symmetric: bool, format: st
     return Shape(outputs, inputs, chosen(inputs, at_most, symmetric), symmetric, format)
 
 
-def linear_shapes(manifest: Mapping[str, Any]) -> list[Shape]:
+def linear_shapes(linears: Sequence[Layer]) -> list[Shape]:
     """Every linear layer, the head among them."""
-    return [_stored(manifest, layer["outputs"], layer["inputs"], layer) for layer in manifest["linears"]]
+    return [Shape(x.outputs, x.inputs, x.block_size, x.symmetric, x.format) for x in linears]
 
 
-def embedding_shape(manifest: Mapping[str, Any]) -> Shape | None:
+def embedding_shape(manifest: Manifest) -> Shape | None:
     """The embedding that is looked up on the grid, whether or not it is the head as well; None where there is none."""
-    regions = sum(t["part"] == "embedding_codes" for t in manifest["tensors"])
-    head = any(layer["role"] == "head" for layer in manifest["linears"])
-    looked_up = bool(regions) and (manifest["architecture"]["tied_embedding"] or not head or regions > 1)
-    if not looked_up:
+    regions = sum(t.part == "embedding_codes" for t in manifest.tensors)
+    architecture, on = manifest.architecture, manifest.base.grid.embedding
+    looked_up = bool(regions) and (architecture.tied_embedding or not _has_head(manifest) or regions > 1)
+    if not looked_up or on is None:
         return None
-    architecture, own = manifest["architecture"], manifest["base"]["grid"].get("embedding") or {}
-    return _stored(manifest, architecture["vocab_size"], architecture["hidden_size"], own)
+    return Shape(architecture.vocab_size, architecture.hidden_size, on.block_size, on.symmetric, on.format)
 
 
-def stored_shapes(manifest: Mapping[str, Any]) -> list[Shape]:
+def stored_shapes(manifest: Manifest) -> list[Shape]:
     """What the weight file holds on the grid: a tied embedding and head once."""
-    shapes, embedding = linear_shapes(manifest), embedding_shape(manifest)
-    once = manifest["architecture"]["tied_embedding"] and any(layer["role"] == "head" for layer in manifest["linears"])
+    shapes, embedding = linear_shapes(manifest.linears), embedding_shape(manifest)
+    once = manifest.architecture.tied_embedding and _has_head(manifest)
     return shapes if embedding is None or once else [*shapes, embedding]
+
+
+def _has_head(manifest: Manifest) -> bool:
+    return any(layer.role == "head" for layer in manifest.linears)
 
 
 def weight_count(shapes: list[Shape]) -> int:
     return sum(shape.outputs * shape.inputs for shape in shapes)
-
-
-def _stored(manifest: Mapping[str, Any], outputs: int, inputs: int, own: Mapping[str, Any]) -> Shape:
-    """On the grid that a layer's own entry names, else on the base's."""
-    grid = manifest["base"]["grid"]
-    if "block_size" in own:
-        return Shape(outputs, inputs, own["block_size"], own["symmetric"], own["format"])
-    format = "int8" if own.get("bits") == 8 else "int4"
-    return on_grid(outputs, inputs, grid["block_size"], grid["symmetric"], format)
 
 
 def bits_each(bytes_: int, weights: int) -> float:

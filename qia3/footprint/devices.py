@@ -140,13 +140,13 @@ def _kernel(device: Device, report: Report) -> KernelBytes:
     kernels = report.memory.kernels
     if device.family == "x64":
         return kernels[report.memory.kernel_here]
-    packed = report.graph["accuracy_level"] == 4 and "dotprod" in device.isa.value and "kleidiai" in kernels
+    packed = report.graph.accuracy_level == 4 and "dotprod" in device.isa.value and "kleidiai" in kernels
     return kernels["kleidiai" if packed else "float32"]
 
 
 def _process_bytes(report: Report) -> int:
     """What the measured process held beyond its weights; 0 where it was not measured."""
-    measured = (report.measured or {}).get("peak_resident_bytes")
+    measured = report.measured.peak_resident_bytes if report.measured else None
     weights = report.memory.kernels[report.memory.kernel_here].held_bytes + report.memory.mapped_bytes
     return max(0, measured - weights) if measured else 0
 

@@ -22,10 +22,11 @@ what stays mapped from the file.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from qia3.bundle.manifest import Architecture, Graph, Layer, Manifest
 from qia3.footprint.bits import Shape, embedding_shape, grid_bytes, linear_shapes
 
 KEPT_PARTS = ("zero_points", "embedding_weights", "norms_and_biases", "rotary", "other")
@@ -56,9 +57,9 @@ class KernelBytes:
     streamed_bytes: int
 
 
-def kernel_bytes(manifest: Mapping[str, Any]) -> dict[str, KernelBytes]:
+def kernel_bytes(linears: Sequence[Layer]) -> dict[str, KernelBytes]:
     """By kernel. `kleidiai` is there only where the grid lets it run."""
-    shapes = linear_shapes(manifest)
+    shapes = linear_shapes(linears)
     layers = [Blocks(s.outputs, s.block, s.blocks, s.bits, s.format == "int4") for s in shapes]
     found = {"x64-int8": _x64_int8(layers), "float32": _float32(layers)}
     if all(_runs_on_kleidiai(s) for s in shapes):
@@ -75,27 +76,26 @@ def _runs_on_kleidiai(shape: Shape) -> bool:
     )
 
 
-def kernel_here(manifest: Mapping[str, Any]) -> str:
+def kernel_here(graph: Graph) -> str:
     """The kernel on x64, where bundles are measured."""
-    return "x64-int8" if manifest["graph"]["accuracy_level"] == 4 else "float32"
+    return "x64-int8" if graph.accuracy_level == 4 else "float32"
 
 
-def mapped_bytes(manifest: Mapping[str, Any], parts: Mapping[str, int]) -> int:
+def mapped_bytes(manifest: Manifest, parts: Mapping[str, int]) -> int:
     """Bytes that stay mapped from the file, at most: an embedding that is looked up (beside the packed copy of a tied
     head), layers that are not packed, and the rest.
     """
     embedding = embedding_shape(manifest)
     found = [embedding] if embedding else []
-    if kernel_here(manifest) == "float32":
-        unpacked = [s for s in linear_shapes(manifest) if s.format != "int4"]
-        found += [s for s in unpacked if not (manifest["architecture"]["tied_embedding"] and s == embedding)]
+    if kernel_here(manifest.decoder) == "float32":
+        unpacked = [s for s in linear_shapes(manifest.linears) if s.format != "int4"]
+        found += [s for s in unpacked if not (manifest.architecture.tied_embedding and s == embedding)]
     return sum(map(grid_bytes, found)) + sum(parts.get(part, 0) for part in KEPT_PARTS)
 
 
-def kv_cache_bytes(manifest: Mapping[str, Any], positions: int) -> int:
+def kv_cache_bytes(shape: Architecture, positions: int) -> int:
     """Keys and values in float32 for one row of `positions` tokens."""
-    shape = manifest["architecture"]
-    return int(2 * shape["layers"] * shape["kv_heads"] * shape["head_size"] * 4 * positions)
+    return 2 * shape.layers * shape.kv_heads * shape.head_size * 4 * positions
 
 
 def _x64_int8(layers: list[Blocks]) -> KernelBytes:

@@ -14,9 +14,11 @@ and an add each; IA³ at the side one multiply an entry of its vectors; a merged
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+
+from qia3.bundle.manifest import Layer
+from qia3.bundle.sites import Site
 
 STATE_BYTES = 16
 FLOAT32_BYTES = 4
@@ -39,23 +41,23 @@ class AdapterCost:
     operations_per_token: int
 
 
-def lora_parameters(linears: Sequence[Mapping[str, Any]], rank: int, roles: Collection[str] | None = None) -> int:
+def lora_parameters(linears: Sequence[Layer], rank: int, roles: Collection[str] | None = None) -> int:
     """On the layers of these roles; None: on every linear layer but the head."""
-    chosen = [x for x in linears if (x["role"] != "head" if roles is None else x["role"] in roles)]
-    return sum(rank * (x["inputs"] + x["outputs"]) for x in chosen)
+    chosen = [x for x in linears if (x.role != "head" if roles is None else x.role in roles)]
+    return sum(rank * (x.inputs + x.outputs) for x in chosen)
 
 
-def ia3_parameters(vectors: Sequence[Mapping[str, Any]]) -> int:
+def ia3_parameters(sites: Sequence[Site]) -> int:
     """Entries that train: a fused layer's `rows` where given; vectors on queries only carry what other tools trained."""
-    return sum(len(v["rows"]) if "rows" in v else v["size"] for v in vectors if v["role"] != "query")
+    return sum(site.parameters for site in sites if site.role != "query")
 
 
-def ia3_entries(vectors: Sequence[Mapping[str, Any]]) -> int:
+def ia3_entries(sites: Sequence[Site]) -> int:
     """Entries that are multiplied at run time, those fixed at one included."""
-    return sum(v["size"] for v in vectors)
+    return sum(site.size for site in sites)
 
 
-def lora_cost(linears: Sequence[Mapping[str, Any]], rank: int, roles: Collection[str] | None) -> AdapterCost:
+def lora_cost(linears: Sequence[Layer], rank: int, roles: Collection[str] | None) -> AdapterCost:
     """Computed, float32 on disk and in memory, without the few bytes of a file's header."""
     count = lora_parameters(linears, rank, roles)
     where = "all linear" if roles is None else "q, v"
@@ -69,6 +71,6 @@ def ia3_cost(parameters: int, entries: int, disk_bytes: int) -> AdapterCost:
     return AdapterCost("IA³", parameters, disk_bytes, FLOAT32_BYTES * entries, STATE_BYTES * parameters, entries)
 
 
-def adapter_costs(linears: Sequence[Mapping[str, Any]], ia3: AdapterCost) -> list[AdapterCost]:
+def adapter_costs(linears: Sequence[Layer], ia3: AdapterCost) -> list[AdapterCost]:
     """IA³ first, then LoRA by rank, on q and v and on every linear layer."""
     return [ia3, *(lora_cost(linears, rank, roles) for roles in (QUERY_VALUE, None) for rank in RANKS)]

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
+from qia3.bundle.checked import decode
+from qia3.bundle.records import Measured
 from qia3.errors import BundleError
-
-Measured = dict[str, Any]  # exactly what the manifest's "measured" holds
-KEYS = (
-    *("load_seconds", "peak_anonymous_bytes", "peak_file_bytes", "peak_resident_bytes"),
-    *("prompt_tokens_per_second", "decode_tokens_per_second", "threads", "machine"),
-)
+from qia3.parse import parse_json
 
 
 def measure(folder: Path, adapter: str | None = None, threads: int | None = None) -> Measured:
@@ -35,10 +30,10 @@ def measure(folder: Path, adapter: str | None = None, threads: int | None = None
 def read_figures(folder: Path, text: str) -> Measured:
     """The one JSON object that the process printed."""
     try:
-        figures = json.loads(text)
-    except json.JSONDecodeError as error:
+        figures = parse_json(text)
+    except ValueError as error:
         raise BundleError(f"measuring {folder} gave no JSON ({error}): {text.strip()[:80]!r}") from error
-    if not isinstance(figures, dict) or (lacking := [key for key in KEYS if key not in figures]):
-        what = ", ".join(lacking) if isinstance(figures, dict) else "an object"
-        raise BundleError(f"measuring {folder} gave figures without {what}; is qia3 whole?")
-    return figures
+    try:
+        return decode(Measured, figures)
+    except ValueError as error:
+        raise BundleError(f"measuring {folder} gave other figures than asked for ({error}); is qia3 whole?") from error

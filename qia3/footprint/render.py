@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
+from qia3.bundle.records import Agreement, Record
 from qia3.footprint.report import Report
 from qia3.footprint.table import NOT_MEASURED, kib, mib, percent, table
 
@@ -39,62 +37,57 @@ def markdown(report: Report) -> str:
 
 
 def _title(report: Report) -> str:
-    base, grid = report.base, report.base["grid"]
-    symmetry = "symmetric" if grid["symmetric"] else "asymmetric"
+    base, grid = report.base, report.base.grid
+    symmetry = "symmetric" if grid.symmetric else "asymmetric"
     mode = "vectors at the side" if report.mode == "side" else f"merged with {report.merged_task}"
-    drift = base.get("drift")
-    shipped = f", shipped as {drift['format']}" if drift else ""
+    shipped = f", shipped as {base.drift.format}" if base.drift else ""
     return (
-        f"# {report.name}\n\nBase {base['reference']} ({base['model_type']}, {base['parameters']:,} parameters) on the {grid['format']} grid, "
-        f"{symmetry}, block {grid['block_size']}{shipped}; {mode}; "
-        f"target {report.graph['target']} (accuracy_level {report.graph['accuracy_level']}). "
-        f"Fingerprint {base['fingerprint'][:16]}.{_finer(report)}"
+        f"# {report.name}\n\nBase {base.reference} ({base.model_type}, {base.parameters:,} parameters) on the {grid.format} grid, "
+        f"{symmetry}, block {grid.block_size}{shipped}; {mode}; "
+        f"target {report.graph.target} (accuracy_level {report.graph.accuracy_level}). "
+        f"Fingerprint {base.fingerprint[:16]}.{_finer(report)}"
     )
 
 
 def _finer(report: Report) -> str:
     """Which layers are in other blocks, and which at 8 bits; empty where none are."""
-    grid = report.base["grid"]
-    named = {f"In blocks of {size}": roles for size, roles in grid.get("blocks", {}).items()} | {
-        "At 8 bits": grid.get("eight_bit", [])
-    }
+    grid = report.base.grid
+    named = {f"In blocks of {size}": roles for size, roles in grid.blocks.items()} | {"At 8 bits": grid.eight_bit}
     return "".join(f" {where}: {'; '.join(roles)}." for where, roles in named.items() if roles)
 
 
 def _has_eight_bit(report: Report) -> bool:
-    return bool(report.base["grid"].get("eight_bit"))
+    return bool(report.base.grid.eight_bit)
 
 
 def _tasks(report: Report) -> str:
     rows, worse = [], []
     for name, task in report.tasks.items():
-        scores = (report.evaluation or {}).get(name) or {}
-        before, after = ((scores.get(when) or {}).get("accuracy") for when in ("before", "after"))
-        if before is not None and after is not None and after < before:
+        scores = (report.evaluation or {}).get(name)
+        before, after = (scores.before, scores.after) if scores else (None, None)
+        if before and after and after.accuracy < before.accuracy:
             worse.append(name)
-        f1 = (scores.get("after") or {}).get("f1")
-        overlap = "-" if f1 is None else f"{f1:.2f}"
-        run = _training(report.training.get(name))
-        rows.append([name, task["kind"], str(scores.get("n", "-")), percent(before), percent(after), overlap, run])
+        shares = [percent(score.accuracy if score else None) for score in (before, after)]
+        overlap = "-" if after is None or after.f1 is None else f"{after.f1:.2f}"
+        count = str(scores.n) if scores else "-"
+        rows.append([name, task.kind, count, *shares, overlap, _training(report.training.get(name))])
     note = "Held-out accuracy of this bundle on ONNX Runtime (`qia3 eval BUNDLE FILE --adapter NAME`; generation: exact match, and F1 over words)."
     warning = f"\n\nWorse with its adapter than without: {', '.join(worse)}." if worse else ""
     head = ["task", "kind", "n", "no adapter", "with adapter", "token F1", "training"]
     return f"## Tasks\n\n{note}{warning}\n\n" + table(head, rows, left=(0, 1, 6))
 
 
-def _training(run: Mapping[str, Any] | None) -> str:
-    return (
-        f"{run['examples']} examples, {run['steps']} steps, {run['seconds']:.0f} s, {run['compute']}"
-        if run
-        else NOT_MEASURED
-    )
+def _training(run: Record | None) -> str:
+    if run is None:
+        return NOT_MEASURED
+    return f"{run.examples} examples, {run.steps} steps, {run.seconds:.0f} s, {run.compute}"
 
 
 def _parity(report: Report) -> str:
     rows = [
-        [name, kind, f"{a['max_difference']:.2g}", f"{a['kl']:.2g}", percent(a["top1"]), str(a["positions"])]
+        [name, kind, *_agreement(agreement)]
         for name, both in (report.parity or {}).items()
-        for kind, a in both.items()
+        for kind, agreement in (("exact", both.exact), ("shipped", both.shipped))
     ]
     if not rows:
         return f"## Parity with torch\n\n{NOT_MEASURED}"
@@ -105,19 +98,19 @@ def _parity(report: Report) -> str:
     return f"## Parity with torch\n\n{note}\n\n{table(head, rows, left=(0, 1))}{warning}"
 
 
+def _agreement(a: Agreement) -> list[str]:
+    return [f"{a.max_difference:.2g}", f"{a.kl:.2g}", percent(a.top1), str(a.positions)]
+
+
 def _drift(report: Report) -> str:
     """What a base on NF4 lost on its way to another grid; empty where it took none."""
-    drift = report.base.get("drift")
+    drift = report.base.drift
     if not drift:
         return ""
-    logits = drift["logits"].items()
-    rows = [
-        [name, f"{a['max_difference']:.2g}", f"{a['kl']:.2g}", percent(a["top1"]), str(a["positions"])]
-        for name, a in logits
-    ]
+    rows = [[name, *_agreement(agreement)] for name, agreement in drift.logits.items()]
     note = (
-        f"{drift['layers']} layers moved from NF4 to {drift['format']} (blocks of {drift['block_size']} at most): their weights by "
-        f"{percent(drift['relative_rms'])} of their size, those of {drift['worst_layer']} by {percent(drift['worst_relative_rms'])} "
+        f"{drift.layers} layers moved from NF4 to {drift.format} (blocks of {drift.block_size} at most): their weights by "
+        f"{percent(drift.relative_rms)} of their size, those of {drift.worst_layer} by {percent(drift.worst_relative_rms)} "
         "(root mean squares). In torch, before against after:"
     )
     return f"## Drift\n\n{note}\n\n" + table(
@@ -127,37 +120,37 @@ def _drift(report: Report) -> str:
 
 def _rounding(report: Report) -> str:
     """What whole zero points made of a base whose codes came with other offsets; empty for all others."""
-    rounding = report.base["grid"].get("rounding")
+    rounding = report.base.grid.rounding
     if not rounding:
         return ""
-    anew = f", and {rounding['anew']} of them have blocks with other codes" if rounding["anew"] else ""
+    anew = f", and {rounding.anew} of them have blocks with other codes" if rounding.anew else ""
     return (
-        f"## Codes of {report.base['grid']['codes']}\n\n"
-        f"{rounding['layers']} layers keep the codes and scales that they came with, on whole zero points: their weights move by "
-        f"{percent(rounding['relative_rms'])} of their size, those of {rounding['worst_layer']} by "
-        f"{percent(rounding['worst_relative_rms'])} (root mean squares){anew}."
+        f"## Codes of {report.base.grid.codes}\n\n"
+        f"{rounding.layers} layers keep the codes and scales that they came with, on whole zero points: their weights move by "
+        f"{percent(rounding.relative_rms)} of their size, those of {rounding.worst_layer} by "
+        f"{percent(rounding.worst_relative_rms)} (root mean squares){anew}."
     )
 
 
 def _measured(report: Report) -> str:
     title, cache = (
         "## Memory and speed\n\n",
-        f"cache for {report.architecture['context_length']} positions (computed, float32)",
+        f"cache for {report.architecture.context_length} positions (computed, float32)",
     )
     found = report.measured
     if not found:
         return f"{title}{NOT_MEASURED}\n\n" + table(["", "bytes"], [[cache, mib(report.memory.kv_cache_bytes)]])
     rows = [
-        ["peak resident memory", mib(found["peak_resident_bytes"])],
-        ["anonymous (held), at its peak", mib(found["peak_anonymous_bytes"])],
-        ["file-backed (mapped, can be dropped), at its peak", mib(found["peak_file_bytes"])],
-        ["load", f"{found['load_seconds']:.2f} s"],
-        [f"prompt of {found.get('prompt_tokens', 128)} tokens", f"{found['prompt_tokens_per_second']:,.0f} tokens/s"],
-        [f"decoding {found.get('new_tokens', 64)} tokens", f"{found['decode_tokens_per_second']:,.0f} tokens/s"],
+        ["peak resident memory", mib(found.peak_resident_bytes)],
+        ["anonymous (held), at its peak", mib(found.peak_anonymous_bytes)],
+        ["file-backed (mapped, can be dropped), at its peak", mib(found.peak_file_bytes)],
+        ["load", f"{found.load_seconds:.2f} s"],
+        [f"prompt of {found.prompt_tokens} tokens", f"{found.prompt_tokens_per_second:,.0f} tokens/s"],
+        [f"decoding {found.new_tokens} tokens", f"{found.decode_tokens_per_second:,.0f} tokens/s"],
         [cache, mib(report.memory.kv_cache_bytes)],
     ]
     versions = ", ".join(f"{k} {v}" for k, v in report.versions.items())
-    where = f"A fresh ONNX Runtime process (`qia3 bench BUNDLE`), {found['threads']} threads, {found['machine']}; {versions}."
+    where = f"A fresh ONNX Runtime process (`qia3 bench BUNDLE`), {found.threads} threads, {found.machine}; {versions}."
     return f"{title}{where}\n\n" + table(["", "measured"], rows)
 
 

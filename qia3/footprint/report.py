@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qia3.config import Parity
+from qia3 import config
+from qia3.bundle.checked import encode
+from qia3.bundle.layout import MANIFEST
+from qia3.bundle.manifest import DECODER, Architecture, Base, Graph, Manifest
+from qia3.bundle.records import HeldOut, Measured, Parity, Record
+from qia3.bundle.task import Task
+from qia3.errors import BundleError
 from qia3.footprint.account import Account, account
 from qia3.footprint.kernels import KernelBytes, kernel_bytes, kernel_here, kv_cache_bytes, mapped_bytes
 from qia3.footprint.lora import FLOAT32_BYTES, AdapterCost, adapter_costs, ia3_cost, ia3_entries, ia3_parameters
@@ -35,16 +41,16 @@ class Report:
     name: str
     mode: str
     merged_task: str | None
-    base: dict[str, Any]
-    architecture: dict[str, Any]
-    graph: dict[str, Any]
-    versions: dict[str, str]
-    tasks: dict[str, dict[str, Any]]
-    training: dict[str, dict[str, Any]]
-    evaluation: dict[str, Any] | None
-    parity: dict[str, Any] | None
+    base: Base
+    architecture: Architecture
+    graphs: Mapping[str, Graph]
+    versions: Mapping[str, str]
+    tasks: Mapping[str, Task]
+    training: Mapping[str, Record]
+    evaluation: Mapping[str, HeldOut] | None
+    parity: Mapping[str, Parity] | None
     beyond: dict[str, list[str]]  # what of parity is past the build file's limits, by adapter
-    measured: dict[str, Any] | None
+    measured: Measured | None
     account: Account
     fused_qkv: bool
     adapters: list[AdapterCost]
@@ -53,65 +59,79 @@ class Report:
     memory: Memory
 
     def to_dict(self) -> dict[str, Any]:
-        """For report.json: the account with its total."""
-        return asdict(self) | {"account": asdict(self.account) | {"total": self.account.total}}
+        """For report.json: the account with its total, graphs and tasks in short."""
+        content: dict[str, Any] = encode(self)
+        for graph in content["graphs"].values():
+            del graph["vectors"]
+        content["tasks"] = {name: {"kind": t.kind, "choices": encode(t.choices)} for name, t in self.tasks.items()}
+        content["account"]["total"] = self.account.total
+        return content
+
+    @property
+    def graph(self) -> Graph:
+        """The decoder, which takes most of the work."""
+        return self.graphs[DECODER]
 
 
-def build_report(folder: Path, manifest: Mapping[str, Any], sealed: Mapping[str, int] | None = None) -> Report:
+def build_report(folder: Path, manifest: Manifest, sealed: Mapping[str, int] | None = None) -> Report:
     """`sealed`: sizes that report and manifest are about to have. Raises BundleError where the bytes do not add up."""
     totals = account(folder, manifest, sealed)
     ia3 = _ia3(folder, manifest)
     found = systems(manifest, totals, ia3)
     return Report(
-        name=manifest["name"],
-        mode=manifest["mode"],
-        merged_task=manifest.get("merged_task"),
-        base=dict(manifest["base"]),
-        architecture=dict(manifest["architecture"]),
-        graph={k: v for k, v in manifest["graph"].items() if k != "vectors"},
-        versions=dict(manifest.get("versions") or {}),
-        tasks={name: {"kind": t["kind"], "choices": t.get("choices")} for name, t in manifest["tasks"].items()},
-        training=dict(manifest.get("training") or {}),
-        evaluation=manifest.get("evaluation"),
-        parity=manifest.get("parity"),
+        name=manifest.name,
+        mode=manifest.mode,
+        merged_task=manifest.merged_task,
+        base=manifest.base,
+        architecture=manifest.architecture,
+        graphs=manifest.graphs,
+        versions=manifest.versions,
+        tasks=manifest.tasks,
+        training=manifest.training,
+        evaluation=manifest.evaluation,
+        parity=manifest.parity,
         beyond=_beyond(manifest),
-        measured=manifest.get("measured"),
+        measured=manifest.measured,
         account=totals,
-        fused_qkv=any(layer["role"] == "qkv" for layer in manifest["linears"]),
-        adapters=adapter_costs(manifest["linears"], ia3),
+        fused_qkv=any(layer.role == "qkv" for layer in manifest.linears),
+        adapters=adapter_costs(manifest.linears, ia3),
         systems=found,
         claim=claim(found),
         memory=_memory(manifest, totals),
     )
 
 
-def _beyond(manifest: Mapping[str, Any]) -> dict[str, list[str]]:
+def _beyond(manifest: Manifest) -> dict[str, list[str]]:
     """Remarks on the graphs as shipped, by the limits that the build file had."""
-    asked = (manifest.get("config") or {}).get("parity")
-    if asked is None:
+    if "parity" not in manifest.config:
         return {}
-    limits = Parity.model_validate(asked)
-    shipped = {name: both["shipped"] for name, both in (manifest.get("parity") or {}).items()}
-    return {name: far for name, a in shipped.items() if (far := limits.remarks(a["kl"], a["top1"]))}
+    try:
+        limits = config.Parity.model_validate(manifest.config["parity"])
+    except ValueError as error:
+        raise BundleError(
+            f"{MANIFEST} is damaged: config.parity is no [parity] table; build the bundle again"
+        ) from error
+    shipped = {name: both.shipped for name, both in (manifest.parity or {}).items()}
+    return {name: far for name, a in shipped.items() if (far := limits.remarks(a.kl, a.top1))}
 
 
-def _ia3(folder: Path, manifest: Mapping[str, Any]) -> AdapterCost:
+def _ia3(folder: Path, manifest: Manifest) -> AdapterCost:
     """From the graph's vectors and the largest adapter file; merged: from what was trained, with no bytes and no
     arithmetic left.
     """
-    vectors = manifest["graph"]["vectors"]
-    trained = [t["parameters"] for t in (manifest.get("training") or {}).values()]
-    parameters = ia3_parameters(vectors) if vectors else max(trained, default=0)
+    sites = manifest.decoder.sites
+    trained = [record.parameters for record in manifest.training.values()]
+    parameters = ia3_parameters(sites) if sites else max(trained, default=0)
     files = [f.stat().st_size for f in (folder / "adapters").glob("*.onnx_adapter")]
-    return ia3_cost(parameters, ia3_entries(vectors), max(files, default=FLOAT32_BYTES * parameters))
+    return ia3_cost(parameters, ia3_entries(sites), max(files, default=FLOAT32_BYTES * parameters))
 
 
-def _memory(manifest: Mapping[str, Any], totals: Account) -> Memory:
-    shape = manifest["architecture"]
+def _memory(manifest: Manifest, totals: Account) -> Memory:
+    shape = manifest.architecture
     return Memory(
-        kernel_here=kernel_here(manifest),
-        kernels=kernel_bytes(manifest),
+        kernel_here=kernel_here(manifest.decoder),
+        kernels=kernel_bytes(manifest.linears),
         mapped_bytes=mapped_bytes(manifest, totals.parts),
-        kv_cache_bytes=kv_cache_bytes(manifest, shape["context_length"]),
-        nodes=len(manifest["linears"]) + len(manifest["graph"]["vectors"]) + OTHER_NODES * shape["layers"],
+        kv_cache_bytes=kv_cache_bytes(shape, shape.context_length),
+        nodes=len(manifest.linears) + len(manifest.decoder.vectors) + OTHER_NODES * shape.layers,
     )

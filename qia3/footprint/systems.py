@@ -9,10 +9,10 @@ apart; the whole process was measured for the bundle itself only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from qia3.bundle.manifest import Manifest
 from qia3.footprint.account import Account
 from qia3.footprint.kernels import kernel_bytes, kernel_here, mapped_bytes
 from qia3.footprint.lora import FLOAT32_BYTES, AdapterCost, ia3_entries, lora_cost
@@ -51,13 +51,14 @@ class Claim:
     holds: dict[str, bool]
 
 
-def systems(manifest: Mapping[str, Any], totals: Account, ia3: AdapterCost) -> list[System]:
+def systems(manifest: Manifest, totals: Account, ia3: AdapterCost) -> list[System]:
     """In the order: float32 with LoRA, bfloat16 with LoRA, 4-bit with LoRA, 4-bit with IA³ at the side, 4-bit merged."""
-    tasks = max(1, len(manifest["tasks"]))
-    lora = lora_cost(manifest["linears"], LORA_RANK, roles=None)
-    resident = kernel_bytes(manifest)[kernel_here(manifest)].held_bytes + mapped_bytes(manifest, totals.parts)
-    measured = (manifest.get("measured") or {}).get("peak_resident_bytes")
-    side = manifest["mode"] == "side"
+    tasks = max(1, len(manifest.tasks))
+    lora = lora_cost(manifest.linears, LORA_RANK, roles=None)
+    kernel = kernel_bytes(manifest.linears)[kernel_here(manifest.decoder)]
+    resident = kernel.held_bytes + mapped_bytes(manifest, totals.parts)
+    measured = manifest.measured.peak_resident_bytes if manifest.measured else None
+    side = manifest.mode == "side"
 
     def with_lora(name: str, disk: int, held: int) -> System:
         added = lora.operations_per_token
@@ -70,8 +71,8 @@ def systems(manifest: Mapping[str, Any], totals: Account, ia3: AdapterCost) -> l
         disk = files * totals.weights + vectors
         return System(name, files, disk, held, measured if is_bundle else None, ia3.training_state_bytes, added)
 
-    float_bytes = {name: size * manifest["base"]["parameters"] for name, size in FLOATS.items()}
-    entries = ia3_entries(manifest["graph"]["vectors"]) if side else ia3.parameters
+    float_bytes = {name: size * manifest.base.parameters for name, size in FLOATS.items()}
+    entries = ia3_entries(manifest.decoder.sites) if side else ia3.parameters
     vectors = totals.parts.get("vectors", 0) if side else tasks * ia3.disk_bytes
     return [
         *(with_lora(f"{name} base", size, size) for name, size in float_bytes.items()),

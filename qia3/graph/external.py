@@ -9,32 +9,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection
-from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir as ir
 
 from qia3.bundle.layout import DATA, GRAPH
+from qia3.bundle.manifest import Region
 from qia3.graph.packing import PACKED
 
 ALIGNMENT = 64
 SMALLEST = 128  # bytes; smaller tensors that are no weights stay inside the .onnx
 KINDS = ("codes", "scales", "zero_points")
-
-
-@dataclass(frozen=True)
-class Region:
-    """One stretch of the data file. `part` is the footprint's name for what it holds.
-
-    `packed` names the base's own tensors that lie in it one after the other, with their bytes; empty where it is one of
-    them itself.
-    """
-
-    name: str
-    part: str
-    bytes: int
-    offset: int
-    packed: tuple[tuple[str, int], ...] = ()
 
 
 def write_graph(model: ir.Model, folder: Path, vocabulary_modules: Collection[str]) -> list[Region]:
@@ -55,7 +40,7 @@ def write_graph(model: ir.Model, folder: Path, vocabulary_modules: Collection[st
             if digest not in seen:
                 out.write(b"\0" * (-out.tell() % ALIGNMENT))
                 seen[digest] = Region(
-                    name, _part(name, vocabulary_modules), len(data), out.tell(), value.meta.get(PACKED, ())
+                    name, _part(name, vocabulary_modules), len(data), out.tell(), DATA, value.meta.get(PACKED, ())
                 )
                 regions.append(seen[digest])
                 out.write(data)

@@ -20,8 +20,7 @@ from pathlib import Path
 
 import onnxruntime as ort
 
-from qia3.bundle.layout import graph_files
-from qia3.bundle.opened import Bundle, read_manifest
+from qia3.bundle.opened import Bundle
 from qia3.errors import BundleError, QIA3Error
 from qia3.storage import made_once
 
@@ -57,8 +56,8 @@ def packed_graph(bundle: Bundle, options: ort.SessionOptions, folder: Path) -> P
 
 
 def _key(bundle: Bundle) -> str:
-    manifest = read_manifest(bundle.path)
-    what = [[manifest["files"][name]["sha256"] for name in graph_files(manifest)], ort.__version__, _processor()]
+    files, graph = bundle.manifest.files, bundle.manifest.decoder
+    what = [[files[name].sha256 for name in (graph.file, graph.data)], ort.__version__, _processor()]
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
 
 

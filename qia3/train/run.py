@@ -15,7 +15,6 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
+from qia3.bundle.checked import decode, encode
+from qia3.bundle.records import Record
 from qia3.bundle.sites import Vectors
 from qia3.errors import ConfigError, Interrupted
 from qia3.ia3.vectors import Scaled, start_vectors
@@ -41,28 +42,6 @@ from qia3.train.schedule import Collator, Schedule
 
 STATE_FILE = "trainer_state.json"  # the Trainer writes it last: a checkpoint without it was cut short
 CHECKPOINTS, LOG = "checkpoints", "log.jsonl"
-
-
-@dataclass(frozen=True)
-class Record:
-    """What a run was and cost.
-
-    `state_bytes`: float32 master copy, float32 gradients, the optimiser's float32 moments, of the vectors.
-
-    `final_loss` is a mean over the last steps. With validation, the vectors are those of `best_step`, whose loss is
-    `validation_loss`.
-    """
-
-    parameters: int
-    steps: int
-    seconds: float
-    final_loss: float
-    examples: int
-    compute: str
-    state_bytes: Mapping[str, int]
-    packed: bool = False
-    best_step: int | None = None
-    validation_loss: float | None = None
 
 
 class VectorTrainer(Trainer):  # type: ignore[misc]
@@ -163,12 +142,12 @@ def train_vectors(
 
 def write_record(record: Record, path: Path) -> None:
     """As JSON."""
-    path.write_text(json.dumps(asdict(record), indent=1) + "\n")
+    path.write_text(json.dumps(encode(record), indent=1) + "\n")
 
 
 def read_record(path: Path) -> Record:
     """What `write_record` wrote."""
-    return Record(**json.loads(path.read_text()))
+    return decode(Record, json.loads(path.read_text()))
 
 
 @contextmanager

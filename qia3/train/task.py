@@ -21,6 +21,7 @@ from typing import Literal
 from qia3.base.frozen import BaseModel
 from qia3.bundle.adapter import Adapter
 from qia3.bundle.peft import read_peft, write_peft
+from qia3.bundle.records import Record
 from qia3.bundle.sites import Vectors
 from qia3.bundle.task import Task as BundleTask
 from qia3.config import Task
@@ -33,7 +34,7 @@ from qia3.train import processes
 from qia3.train.data import Data
 from qia3.train.examples import Examples, Source, source_of
 from qia3.train.prompts import Wrapping, wrapping
-from qia3.train.run import CHECKPOINTS, Record, read_record, train_vectors, write_record
+from qia3.train.run import CHECKPOINTS, read_record, train_vectors, write_record
 from qia3.train.start import digest, read_start
 
 

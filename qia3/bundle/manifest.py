@@ -1,0 +1,289 @@
+"""manifest.json: what a bundle is, as a type, with one writer and one reader.
+
+    {"format": 3, "qia3": "0.2.0", "name": "home-intents", "mode": "side", ...
+     "graphs": {"decoder": {"file": "onnx/model_q4.onnx", "data": "onnx/model_q4.onnx_data", ...}},
+     "files": {"onnx/model_q4.onnx": {"sha256": "7667...", "bytes": 441235}, ...}}
+
+A bundle has several graphs, each by the name of what it does ("decoder"; an encoder, a trainable one beside it), which
+may share a data file. What a reader finds here is inside its bounds: counts are whole numbers, figures finite, names
+those of qia3.names, paths below the bundle's own folder. Bundles of formats 1 and 2 are read as ones of this format
+(upgrade.py). A change that an older reader would misread raises FORMAT; a key more does not (checked.py).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from qia3.bundle.checked import Codec, Part, Rule, decode, encode, plain
+from qia3.bundle.records import Count, Drift, HeldOut, Measured, Parity, Record, Rounding, Size
+from qia3.bundle.sites import SUFFIX, Placement, Role, Site
+from qia3.bundle.task import Task
+from qia3.bundle.upgrade import upgraded
+from qia3.errors import shown
+from qia3.names import ADAPTER, check_file_name, check_name
+
+FORMAT = 3
+DECODER = "decoder"
+ADAPTERS = "adapters/"
+
+
+def _outside(name: str) -> bool:
+    """Whether a path leaves the folder that it is in, on some system, or is none."""
+    parts = name.split("/")
+    return "\\" in name or "\0" in name or ":" in parts[0] or bool({"", ".", ".."} & {*parts})
+
+
+def _is_name(name: str) -> bool:
+    try:
+        return check_file_name(name) == name
+    except ValueError:
+        return False
+
+
+# aliases, since what stands in an annotation itself is evaluated in the class's own namespace
+Sha256 = Annotated[str, Rule(re.compile("[0-9a-f]{64}").fullmatch, "a SHA-256 of 64 hexadecimal digits")]
+Inside = Annotated[str, Rule(lambda name: not _outside(name), "a path inside the bundle")]
+Block = Annotated[int, Rule(lambda n: 2 <= n <= 2**31 and n % 2 == 0, "an even number from 2 to 2^31")]
+Name = Annotated[str, Rule(_is_name, "a name of up to 64 letters, digits, '.', '_' and '-'")]
+Input = Annotated[str, Rule(lambda name: name.endswith(SUFFIX), f"a name that ends in {SUFFIX}")]
+Level = Annotated[int, Rule(lambda n: 0 <= n <= 4, "a whole number from 0 to 4")]
+Bits = Annotated[int, Rule(lambda n: n in (2, 4, 8), "2, 4 or 8")]
+Code = Literal["int4", "int8", "nf4"]
+
+
+@dataclass(frozen=True)
+class Stored(Part):
+    """What a table's bytes are on. A block of int4 or int8 is of one row's inputs, one of nf4 of all entries in turn."""
+
+    bits: Bits
+    format: Code
+    block_size: Block
+    symmetric: bool
+
+
+@dataclass(frozen=True)
+class Grid(Part):
+    """What the base was asked to be on, or came on. `codes`: "own", or the checkpoint's format that they are from, and
+    `rounding` what whole zero points made of those.
+
+    `eight_bit` are the roles of layers that are at 8 bits, `blocks` those in other blocks, by the size of them.
+    `embedding` is None where it is not on a grid.
+    """
+
+    format: Code
+    block_size: Block
+    symmetric: bool
+    calibration: str
+    codes: str
+    embedding: Stored | None
+    eight_bit: tuple[str, ...] = ()
+    blocks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    rounding: Rounding | None = None
+
+
+@dataclass(frozen=True)
+class Base(Part):
+    """The frozen model. `fingerprint` is what adapters are bound to, `drift` what recoding changed."""
+
+    reference: str
+    fingerprint: Sha256
+    model_type: str
+    parameters: Count
+    grid: Grid
+    drift: Drift | None = None
+
+
+@dataclass(frozen=True)
+class Architecture(Part):
+    """Counts and sizes of the base; context_length in tokens, within what the base was made for."""
+
+    layers: Size
+    heads: Size
+    kv_heads: Size
+    head_size: Size
+    hidden_size: Size
+    vocab_size: Size
+    context_length: Size
+    tied_embedding: bool
+
+
+@dataclass(frozen=True)
+class Layer(Part):
+    """A linear layer, and what its bytes are on."""
+
+    name: str
+    inputs: Size
+    outputs: Size
+    role: str
+    bits: Bits
+    format: Code
+    block_size: Block
+    symmetric: bool
+
+
+@dataclass(frozen=True)
+class Region(Part):
+    """One stretch of a data file. `part` is the footprint's name for what it holds.
+
+    `packed` names the base's own tensors that lie in it one after the other, with their bytes; empty where it is one of
+    them itself.
+    """
+
+    name: str
+    part: str
+    bytes: Count
+    offset: Count
+    file: Inside
+    packed: tuple[tuple[str, Count], ...] = ()
+
+
+@dataclass(frozen=True)
+class Vector(Part):
+    """A graph's input for one vector: a Site by the name that it is fed by."""
+
+    name: Input
+    size: Size
+    role: Role
+    placement: Placement
+    down: str | None = None
+    rows: tuple[Count, ...] | None = None
+
+    @classmethod
+    def of(cls, site: Site) -> Vector:
+        return cls(site.name, site.size, site.role, site.placement, site.down, site.rows)
+
+    @property
+    def site(self) -> Site:
+        return Site(self.name.removesuffix(SUFFIX), self.role, self.placement, self.size, self.rows, self.down)
+
+
+@dataclass(frozen=True)
+class Graph(Part):
+    """One .onnx over its data file, made for a target. `logits`: "last" or "all" positions."""
+
+    file: Inside
+    data: Inside
+    target: str
+    accuracy_level: Level
+    logits: str
+    vectors: tuple[Vector, ...]
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The places for vectors, in the graph's order."""
+        return tuple(vector.site for vector in self.vectors)
+
+
+@dataclass(frozen=True)
+class Prompt(Part):
+    """What the base's chat template puts around a user's words."""
+
+    prefix: str
+    suffix: str
+
+
+@dataclass(frozen=True)
+class File(Part):
+    """What a file of the bundle has to be."""
+
+    sha256: Sha256
+    bytes: Count
+
+
+def _read_tasks(value: Any) -> dict[str, Task]:
+    if not isinstance(value, dict):
+        raise ValueError("is not an object of tasks by name")
+    for name, task in value.items():
+        check_name(name, value)
+        try:
+            Task.from_json(name, task)
+        except ValueError as error:
+            raise ValueError(f"holds {name!r}, which is not a task: {error}") from error
+    return {name: Task.from_json(name, task) for name, task in value.items()}
+
+
+def _read_config(value: Any) -> Any:
+    if not isinstance(value, dict):
+        raise ValueError("is not an object")
+    return plain(value)
+
+
+def _write_tasks(tasks: Mapping[str, Task]) -> dict[str, Any]:
+    return {name: task.to_json() | dict(task.later) for name, task in tasks.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest(Part):
+    """All of it. `files` lists every other file of a sealed bundle, and is empty before. None: not measured.
+
+    `config` is the build file as it was asked for, `qia3` and `versions` what made the bundle.
+    """
+
+    qia3: str
+    name: Name
+    mode: Literal["side", "merged"]
+    merged_task: str | None
+    seed: int
+    versions: Mapping[str, str]
+    base: Base
+    architecture: Architecture
+    linears: tuple[Layer, ...]
+    graphs: Mapping[str, Graph]
+    tensors: tuple[Region, ...]
+    prompt: Prompt
+    stop_tokens: tuple[Count, ...]
+    tasks: Annotated[Mapping[str, Task], Codec(_read_tasks, _write_tasks)]
+    training: Mapping[str, Record] = field(default_factory=dict)
+    config: Annotated[Mapping[str, Any], Codec(_read_config, lambda config: config)] = field(default_factory=dict)
+    parity: Mapping[str, Parity] | None = None
+    evaluation: Mapping[str, HeldOut] | None = None
+    measured: Measured | None = None
+    files: Mapping[str, File] = field(default_factory=dict)
+
+    @property
+    def decoder(self) -> Graph:
+        """The graph that gives a text's next token."""
+        return self.graphs[DECODER]
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names of the adapter files."""
+        files = [f for f in self.files if f.startswith(ADAPTERS) and f.endswith(ADAPTER)]
+        return tuple(sorted(f.removeprefix(ADAPTERS).removesuffix(ADAPTER) for f in files))
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values; the format first."""
+        content: dict[str, Any] = encode(self)
+        return {"format": FORMAT} | content
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Manifest:
+        """Of this format or an earlier one. Raises ValueError of one line that names the places in the JSON."""
+        table = upgraded(value, FORMAT)
+        found = decode(cls, {key: entry for key, entry in table.items() if key != "format"})
+        if bad := list(_contradictions(found)):
+            raise ValueError("; ".join(bad))
+        return found
+
+
+def _contradictions(manifest: Manifest) -> Iterator[str]:
+    """What no part of it can tell alone."""
+    if DECODER not in manifest.graphs:
+        yield f"graphs.{DECODER} is missing"
+    if (manifest.mode == "merged") != (manifest.merged_task is not None):
+        yield "merged_task is given in mode 'merged', and null in mode 'side'"
+    elif manifest.merged_task is not None and manifest.merged_task not in manifest.tasks:
+        yield f"merged_task {shown(manifest.merged_task)} is not one of the tasks"
+    for key, graph in manifest.graphs.items():
+        names = [vector.name for vector in graph.vectors]
+        if len(set(names)) < len(names):
+            yield f"graphs.{shown(key)}.vectors names one twice"
+        if any(vector.rows and max(vector.rows) >= vector.size for vector in graph.vectors):
+            yield f"graphs.{shown(key)}.vectors has rows past a vector's size"
+    yield from (f"files.{shown(file)} is outside the bundle" for file in manifest.files if _outside(file))
+    for adapter in manifest.adapters:
+        if not _is_name(adapter):
+            yield f"files has an adapter whose name {adapter!r} is none"

@@ -1,0 +1,138 @@
+"""What a build found out about a bundle: how it was trained, how well it does, how near torch it is, what it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated
+
+from qia3.bundle.checked import Part, Rule
+
+MOST = 2**53  # whole numbers up to here are the same in JavaScript
+Count = Annotated[int, Rule(lambda n: 0 <= n <= MOST, f"a whole number from 0 to {MOST:,}")]
+Size = Annotated[int, Rule(lambda n: 1 <= n <= MOST, f"a whole number from 1 to {MOST:,}")]
+Amount = Annotated[float, Rule(lambda x: 0 <= x <= 1e15, "a number from 0 to 1e15")]
+Share = Annotated[float, Rule(lambda x: 0 <= x <= 1, "a number from 0 to 1")]
+
+
+@dataclass(frozen=True)
+class Record(Part):
+    """What a training run was and cost.
+
+    `state_bytes`: float32 master copy, float32 gradients, the optimiser's float32 moments, of the vectors.
+
+    `final_loss` is a mean over the last steps. With validation, the vectors are those of `best_step`, whose loss is
+    `validation_loss`.
+    """
+
+    parameters: Count
+    steps: Count
+    seconds: Amount
+    final_loss: float
+    examples: Count
+    compute: str
+    state_bytes: Mapping[str, Count]
+    packed: bool
+    best_step: Count | None
+    validation_loss: float | None
+
+
+@dataclass(frozen=True)
+class Agreement(Part):
+    """Two tables of logits. `max_difference` over all of them, `kl` the mean KL divergence in nats, `top1` the share of
+    positions with the same best token.
+    """
+
+    max_difference: Amount
+    kl: Amount
+    top1: Share
+    positions: Size
+
+
+@dataclass(frozen=True)
+class Parity(Part):
+    """torch beside the graph at accuracy_level 0 and beside the graph as shipped."""
+
+    exact: Agreement
+    shipped: Agreement
+
+
+@dataclass(frozen=True)
+class Drift(Part):
+    """What a base on NF4 lost on its way to the grid that it ships on: root mean squares of the difference over that of
+    the weights, and `logits` before against after, by adapter ("none": the base alone).
+    """
+
+    format: str
+    block_size: Size
+    layers: Count
+    relative_rms: Amount
+    worst_relative_rms: Amount
+    worst_layer: str
+    logits: Mapping[str, Agreement]
+
+
+@dataclass(frozen=True)
+class Rounding(Part):
+    """What whole zero points made of codes that came with other offsets (MLX): `layers` keep theirs, and in `anew` of
+    them some blocks have other codes.
+    """
+
+    layers: Count
+    anew: Count
+    relative_rms: Amount
+    worst_relative_rms: Amount
+    worst_layer: str
+
+
+@dataclass(frozen=True)
+class Label(Part):
+    """Examples of one label, and how many were right."""
+
+    n: Count
+    right: Count
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score(Part):
+    """`f1` (0 to 1) and `chrf` (0 to 100) are None for classification, `labels` where the task has no choices of its
+    own. `left_out`: examples that could not be asked, and the lines of the first of them.
+    """
+
+    adapter: str
+    task: str
+    kind: str
+    n: Count
+    accuracy: Share
+    f1: Share | None = None
+    chrf: Amount | None = None
+    labels: Mapping[str, Label] | None = None
+    seconds: Amount
+    examples_per_second: Amount
+    left_out: Count | None = None
+    left_out_lines: tuple[Count, ...] | None = None
+
+
+@dataclass(frozen=True)
+class HeldOut(Part):
+    """Scores on `n` held-out examples, without the adapter and with it; a merged bundle cannot do without."""
+
+    n: Count
+    after: Score
+    before: Score | None = None
+
+
+@dataclass(frozen=True)
+class Measured(Part):
+    """A fresh process. Memory is None where the system does not tell it."""
+
+    load_seconds: Amount
+    peak_anonymous_bytes: Count | None
+    peak_file_bytes: Count | None
+    peak_resident_bytes: Count | None
+    prompt_tokens_per_second: Amount
+    decode_tokens_per_second: Amount
+    prompt_tokens: Count
+    new_tokens: Count
+    threads: Count
+    machine: str
