@@ -15,7 +15,7 @@ from torch import nn
 
 from qia3 import __version__
 from qia3.base.frozen import BaseModel
-from qia3.base.modules import GridEmbedding, GridLinear
+from qia3.base.modules import GridEmbedding, grid_linears
 from qia3.base.weights import GridWeight
 from qia3.bundle.layout import DATA, GRAPH
 from qia3.bundle.manifest import (
@@ -53,10 +53,9 @@ def positions(plan: Build, base: BaseModel) -> int:
 
 def linear_layers(model: nn.Module, roles: Roles) -> tuple[Layer, ...]:
     """Every linear layer with its shape and role."""
-    plain = {name.replace(".base", ""): m for name, m in model.named_modules() if isinstance(m, GridLinear)}
     return tuple(
         Layer(name, m.in_features, m.out_features, roles.linears.get(name, "other"), *_stored(m.store))
-        for name, m in plain.items()
+        for name, m in grid_linears(model)
     )
 
 

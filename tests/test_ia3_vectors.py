@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 import torch
 from tiny import DECODERS, GATED, ids, random_vectors, tiny
+from torch import nn
 
 from qia3.base.load import fingerprint
+from qia3.base.modules import grid_linears
 from qia3.base.quantise import Grid, quantise_model
+from qia3.bundle.sites import Site
 from qia3.errors import AdapterError
 from qia3.ia3.roles import find_roles
 from qia3.ia3.vectors import attach, detach, fold, get_vectors, set_vectors
@@ -108,3 +111,18 @@ def test_offsets_in_bfloat16_follow_float32_and_plain_bfloat16_ones_do_not():
     assert float32 < 1e-3
     assert offset < 1e-3
     assert bfloat16 > 10 * offset, (float32, offset, bfloat16)
+
+
+def test_wrapped_layers_keep_the_names_of_the_base_whatever_they_are_called():
+    """Names with "base" in them, and one that is "base"."""
+    wrapped, plain = ("x.base_layers.0", "base.base"), ("x.base_layers.1", "x.base")
+
+    found = nn.Module()
+    found.x, found.base = nn.Module(), nn.Module()
+    found.x.base_layers = nn.ModuleList([nn.Linear(32, 6), nn.Linear(32, 5)])
+    found.base.base, found.x.base = nn.Linear(32, 4), nn.Linear(32, 3)
+    quantise_model(found, Grid(32, False))
+    names = [name for name, _ in grid_linears(found)]
+    assert set(names) == {*wrapped, *plain}
+    attach(found, [Site(name, "value", "output", found.get_submodule(name).out_features) for name in wrapped])
+    assert [name for name, _ in grid_linears(found)] == names

@@ -8,6 +8,8 @@ softmax and the residual stream stay float32.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -64,3 +66,17 @@ class GridEmbedding(nn.Module):
         # ids [...] -> [..., H]
         rows = self.store.rows(ids, self.dtype)
         return rows if self.scale is None else rows * torch.tensor(self.scale, dtype=self.dtype, device=rows.device)
+
+
+class Wrapper(nn.Module):
+    """Something around a layer of the base, which goes by the name of that layer."""
+
+    base: nn.Module
+
+
+def grid_linears(model: nn.Module) -> Iterator[tuple[str, GridLinear]]:
+    """Every linear layer on a grid, by the name that it has in the base without wrappers."""
+    wrapped = {f"{name}.base" for name, module in model.named_modules() if isinstance(module, Wrapper)}
+    for name, module in model.named_modules():
+        if isinstance(module, GridLinear):
+            yield name.removesuffix(".base") if name in wrapped else name, module

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from qia3.base.drift import Drift, Moved
 from qia3.base.int8 import Int8Weight
-from qia3.base.modules import GridLinear
+from qia3.base.modules import grid_linears
 from qia3.base.nf4 import Nf4Weight
 from qia3.base.weights import GridWeight, Int4Weight
 from qia3.grids import int4, int8
@@ -32,11 +32,11 @@ def recode(model: nn.Module, to: Recoded, block_size: int) -> Drift | None:
     None where it has no such layer.
     """
     each: dict[str, Moved] = {}
-    for name, layer in model.named_modules():
-        if isinstance(layer, GridLinear) and isinstance(layer.store, Nf4Weight):
+    for name, layer in grid_linears(model):
+        if isinstance(layer.store, Nf4Weight):
             dense = layer.store.rows(slice(None), torch.float32)
             layer.store = _store(dense, to, min(block_size, 256))
-            each[name.replace(".base", "")] = Moved.between(dense, layer.store)
+            each[name] = Moved.between(dense, layer.store)
     return Drift.over(to, block_size, each) if each else None
 
 

@@ -17,12 +17,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from qia3.base.modules import GridLinear
+from qia3.base.modules import GridLinear, Wrapper
 from qia3.bundle.sites import Site, Vectors, check_vectors
 from qia3.errors import AdapterError
 
 
-class Scaled(nn.Module):
+class Scaled(Wrapper):
     """A linear layer whose output (or input) is multiplied, entry by entry, by l. `delta` float32 [site.parameters]."""
 
     rows: Tensor | None
