@@ -349,6 +349,42 @@ def test_exporting_before_training_says_so(place, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_export_refuses_vectors_of_another_plan_and_names_what_changed(place, tmp_path, capsys):
+    """Else old vectors would ship under a new prompt, in a report that says nothing of it."""
+    words = FILE.format(steps=9).replace("Topic of", "Which topic is")
+    file = place / "edited.toml"
+    file.write_text(words.replace('name = "tiny"', 'name = "tiny"\nseed = 1'))
+    write_lines(place / "more.jsonl", [{"text": "light", "label": "lights"}, {"text": "song", "label": "music"}])
+    file.write_text(file.read_text().replace('train = "topics.jsonl"', 'train = ["topics.jsonl", "more.jsonl"]'))
+    told = complaint(capsys, "export", file, "--output", tmp_path / "out", "--work", place / "side.work")
+    assert "task 'topics' was trained for another plan: " in told
+    assert 'prompt was ["Topic of {text}?"], is ["Which topic is {text}?"]' in told
+    assert "training.steps was 8, is 9" in told
+    assert "seed was 0, is 1" in told
+    assert re.search(r'train was "9 examples, SHA-256 \w+", is "11 examples, SHA-256 \w+"', told)
+    assert not any(same in told for same in ("base was", "template", "shots", "learning_rate", "choices"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_export_takes_vectors_where_only_other_things_changed(place, tmp_path, capsys):
+    """Names of files, when checkpoints are saved, what the graph is for."""
+    shutil.copy(place / "topics.jsonl", place / "renamed.jsonl")
+    file = place / "same.toml"
+    text = FILE.format(steps=8).replace("checkpoint_every = 2", "checkpoint_every = 7").replace("= 96", "= 80")
+    file.write_text(text.replace('train = "topics.jsonl"', 'train = "renamed.jsonl"'))
+    assert qia3(capsys, "export", file, "--output", tmp_path / "out", "--work", place / "side.work")[0] == 0
+
+
+def test_a_work_folder_that_does_not_say_what_it_is_for(place, tmp_path, capsys):
+    """As earlier versions left it."""
+    shutil.copytree(place / "side.work", tmp_path / "out.work")
+    (tmp_path / "out.work" / "topics" / "plan.json").rename(tmp_path / "out.work" / "topics" / "key")
+    told = complaint(capsys, "export", place / "qia3.toml", "--output", tmp_path / "out")
+    assert "does not say what it was trained for (plan.json)" in told
+    (tmp_path / "out.work" / "topics" / "plan.json").write_text("[1]")
+    assert "JSON object is expected" in complaint(capsys, "train", place / "qia3.toml", "--output", tmp_path / "out")
+
+
 def test_a_folder_that_is_no_bundle_is_not_replaced(place, tmp_path, capsys):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("ten years")

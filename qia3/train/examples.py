@@ -47,12 +47,6 @@ class Source:
     choices: tuple[str, ...] | None
     unshown: frozenset[int] = frozenset()
 
-    def content(self) -> list[Any]:
-        """All that decides what is trained; the rest follows from it."""
-        examples = [e.content() for e in self.examples]
-        wrap = [self.wrap.prefix, self.wrap.suffix, self.wrap.end]
-        return [self.prompts, self.question, wrap, examples, self.choices]
-
     def on_device(self, shots: int, seed: int) -> str:
         """The prompt that the device fills in, holding {text}, with its demonstrations in it: the same ones for every
         question.

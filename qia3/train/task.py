@@ -1,7 +1,7 @@
 """A task's training, kept in its work folder: skipped when it is done, resumed when it was interrupted, begun anew when
 the plan changed.
 
-WORK/TASK/key          what was asked for: base, data, prompts, settings and seed, as a SHA-256
+WORK/TASK/plan.json    what was asked for: base, data, prompts, settings and seed (qia3.train.asked)
 WORK/TASK/checkpoints  the Trainer's
 WORK/TASK/log.jsonl    a line a step
 WORK/TASK/adapter      the vectors, a PEFT checkpoint with its task.json
@@ -10,8 +10,6 @@ WORK/TASK/record.json  what the run cost; written last, so its presence means do
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,6 +29,7 @@ from qia3.progress import is_main, say
 from qia3.recipe import Train
 from qia3.storage import writing
 from qia3.train import processes
+from qia3.train.asked import PLAN, Asked, asked_of, differences, read_asked, write_asked
 from qia3.train.data import Data
 from qia3.train.examples import Examples, Source, source_of
 from qia3.train.prompts import Wrapping, wrapping
@@ -77,8 +76,8 @@ def train_task(base: BaseModel, scaled: Mapping[str, Scaled], job: Job, folder: 
     name, settings, sources = job.task.name, job.settings, _sources(base, job)
     sites = [s.site for s in scaled.values()]
     start = None if settings.init_adapter is None else read_start(settings.init_adapter, sites, base.fingerprint)
-    key = _key(base, job, sources, start)
-    if _is_done(folder, key):
+    asked = _asked(base, job, digest(start))
+    if _is_done(folder, asked):
         say(f"{name}: trained before with the same plan, kept ({folder})")
         return load_task(base, scaled, job, folder)
     examples, validation = (
@@ -93,7 +92,7 @@ def train_task(base: BaseModel, scaled: Mapping[str, Scaled], job: Job, folder: 
         for given in (sources, _sources(base, job, held_back=True))
     )
     with writing(folder):
-        _prepare(folder, key)
+        _prepare(folder, asked)
         record = train_vectors(
             base.model,
             scaled,
@@ -115,13 +114,28 @@ def train_task(base: BaseModel, scaled: Mapping[str, Scaled], job: Job, folder: 
 
 
 def load_task(base: BaseModel, scaled: Mapping[str, Scaled], job: Job, folder: Path) -> Trained:
-    """A finished task from its work folder. Raises ConfigError when it is not there."""
+    """A finished task from its work folder. Raises ConfigError when it is not there, or was trained for another plan."""
+    name, sites = job.task.name, [s.site for s in scaled.values()]
+    anew = "run `qia3 train` to train it anew, or name the folder where this plan was trained (--work)"
     if not (folder / "record.json").is_file():
         raise ConfigError(
-            f"task {job.task.name!r} is not trained yet: nothing in {folder}; "
+            f"task {name!r} is not trained yet: nothing in {folder}; "
             "run `qia3 train` first, or `qia3 build` for both, or name the folder where it was trained (--work)"
         )
-    adapter = read_peft(folder / "adapter", [s.site for s in scaled.values()], base.fingerprint)
+    was = read_asked(folder)
+    if was is None:
+        raise ConfigError(
+            f"{folder} does not say what it was trained for ({PLAN}), as an earlier version left it; {anew}"
+        )
+    if was.get("base") == base.fingerprint and job.settings.init_adapter is not None:
+        start = digest(read_start(job.settings.init_adapter, sites, base.fingerprint))
+    else:  # of another base: an adapter of that one is not read
+        start = None if job.settings.init_adapter is None else was.get("init_adapter")
+    if changed := differences(was, _asked(base, job, start)):
+        raise ConfigError(
+            f"task {name!r} was trained for another plan: {'; '.join(changed)}; give the build file back what it had, {anew}"
+        )
+    adapter = read_peft(folder / "adapter", sites, base.fingerprint)
     return _trained(base, job, adapter.vectors, read_record(folder / "record.json"))
 
 
@@ -141,40 +155,40 @@ def _source(base: BaseModel, task: Task, data: Data, held_back: bool = False) ->
     return source_of(base.tokens, wrap, task, data.validation if held_back else data.train, data.choices)
 
 
-def _key(base: BaseModel, job: Job, sources: list[Source], start: Vectors | None) -> str:
+def _asked(base: BaseModel, job: Job, start: str | None) -> Asked:
+    """`start`: the digest of the vectors that training starts from."""
+    pairs = ((job.task, job.data), *job.mixed)
+    sources = [asked_of(_source(base, task, data), data.validation) for task, data in pairs]
     # when the state is saved is not what is trained, unless the best of what was saved is kept; what the two files hold
-    # is keyed, not their names
-    held_back = [e.content() for data in (job.data, *(data for _, data in job.mixed)) for e in data.validation]
+    # is compared, not their names
+    held_back = any(data.validation for _, data in pairs)
     left_out = {"validation", "init_adapter"} | (set() if held_back else {"checkpoint_every"})
-    settings = job.settings.model_dump(mode="json", exclude=left_out)
-    what = [
-        base.fingerprint,
-        [s.content() for s in sources],
-        held_back,
-        job.task.shots,
-        settings,
-        job.seed,
-        digest(start),
-    ]
-    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+    return {
+        "base": base.fingerprint,
+        "sources": sources,
+        "shots": job.task.shots,
+        "training": job.settings.model_dump(mode="json", exclude=left_out),
+        "seed": job.seed,
+        "init_adapter": start,
+    }
 
 
-def _is_done(folder: Path, key: str) -> bool:
-    done = (folder / "record.json").is_file() and _is_of(folder, key)
+def _is_done(folder: Path, asked: Asked) -> bool:
+    done = (folder / "record.json").is_file() and _is_of(folder, asked)
     processes.wait()  # nobody writes before all have looked
     return done
 
 
-def _is_of(folder: Path, key: str) -> bool:
-    """Whether what lies there is of the plan with this key."""
-    return (folder / "key").is_file() and (folder / "key").read_text().strip() == key
+def _is_of(folder: Path, asked: Asked) -> bool:
+    """Whether what lies there is of this plan."""
+    return (was := read_asked(folder)) is not None and not differences(was, asked)
 
 
-def _prepare(folder: Path, key: str) -> None:
+def _prepare(folder: Path, asked: Asked) -> None:
     """Keeps checkpoints of the same plan, clears those of another."""
     if is_main():
-        if not _is_of(folder, key):
+        if not _is_of(folder, asked):
             shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "key").write_text(key + "\n")
+        write_asked(asked, folder)
     processes.wait()

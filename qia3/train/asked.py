@@ -1,0 +1,85 @@
+"""What a task's training was asked to be, as WORK/TASK/plan.json keeps it: enough to tell one plan from another, and to
+say in the build file's words where two differ.
+
+    {"base": "3f0c...", "shots": 0, "seed": 0, "training": {"steps": 96, ...}, "init_adapter": null,
+     "sources": [{"prompt": ["Which? {text}"], "eval_prompt": "Which? {text}", "template": {...}, "choices": ["lamp"],
+                  "train": "128 examples, SHA-256 77ab...", "validation": "0 examples, SHA-256 4f53..."}]}
+
+The first source is the task itself, the others are those that it is mixed with. Long data is there as its SHA-256. What
+cannot change the vectors is left out: names of files, and when the state is saved.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from qia3.errors import ConfigError
+from qia3.examples import Example
+from qia3.parse import read_json_table
+from qia3.train.examples import Source
+
+PLAN = "plan.json"
+SHORT = 60  # characters of a value in a message
+
+Asked = dict[str, Any]
+
+
+def asked_of(source: Source, validation: Sequence[Example]) -> Asked:
+    """Of one source of examples."""
+    wrap = source.wrap
+    return {
+        "prompt": list(source.prompts),
+        "eval_prompt": source.question,
+        "template": {"prefix": wrap.prefix, "suffix": wrap.suffix, "end": wrap.end},
+        "choices": None if source.choices is None else list(source.choices),
+        "train": _digest(source.examples),
+        "validation": _digest(validation),
+    }
+
+
+def read_asked(folder: Path) -> Asked | None:
+    """What the work folder of a task was made for; None where it does not say. Raises ConfigError."""
+    path = folder / PLAN
+    remedy = "delete it to train anew"
+    return read_json_table(path, ConfigError, remedy) if path.is_file() else None
+
+
+def write_asked(asked: Asked, folder: Path) -> None:
+    (folder / PLAN).write_text(json.dumps(asked, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def differences(was: Asked, now: Asked) -> list[str]:
+    """Each key whose value is another one, by its place: "training.steps was 96, is 120"."""
+    before, after = dict(_leaves(was)), dict(_leaves(now))
+    keys = dict.fromkeys((*after, *before))
+    return [
+        f"{key} was {_short(before.get(key))}, is {_short(after.get(key))}"
+        for key in keys
+        if before.get(key) != after.get(key)
+    ]
+
+
+def _leaves(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """Values by dotted place; a list of plain values is one. The task's own source has no place of its own."""
+    if isinstance(value, dict):
+        for key, entry in value.items():
+            yield from _leaves(entry, f"{place}.{key}" if place else key)
+    elif isinstance(value, list) and any(isinstance(entry, dict) for entry in value):
+        for i, entry in enumerate(value):
+            yield from _leaves(entry, f"mixture[{i - 1}]" if i else "")
+    else:
+        yield place, value
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= SHORT else f"{text[:SHORT]}..."
+
+
+def _digest(examples: Sequence[Example]) -> str:
+    content = json.dumps([e.content() for e in examples])
+    return f"{len(examples)} examples, SHA-256 {hashlib.sha256(content.encode()).hexdigest()[:16]}"
