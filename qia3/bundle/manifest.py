@@ -28,11 +28,14 @@ from qia3.names import ADAPTER, check_file_name, check_name
 FORMAT = 3
 DECODER = "decoder"
 ADAPTERS = "adapters/"
+LONGEST = 1000  # characters of a path or of a name
 
 
 def _outside(name: str) -> bool:
     """Whether a path leaves the folder that it is in, on some system, or is none."""
     parts = name.split("/")
+    if len(name) > LONGEST:
+        return True
     return "\\" in name or "\0" in name or ":" in parts[0] or bool({"", ".", ".."} & {*parts})
 
 
@@ -50,6 +53,7 @@ Block = Annotated[int, Rule(lambda n: 2 <= n <= 2**31 and n % 2 == 0, "an even n
 Name = Annotated[str, Rule(_is_name, "a name of up to 64 letters, digits, '.', '_' and '-'")]
 Input = Annotated[str, Rule(lambda name: name.endswith(SUFFIX), f"a name that ends in {SUFFIX}")]
 Level = Annotated[int, Rule(lambda n: 0 <= n <= 4, "a whole number from 0 to 4")]
+Brief = Annotated[str, Rule(lambda name: len(name) <= LONGEST, f"a name of at most {LONGEST} characters")]
 Bits = Annotated[int, Rule(lambda n: n in (2, 4, 8), "2, 4 or 8")]
 Code = Literal["int4", "int8", "nf4"]
 
@@ -114,7 +118,7 @@ class Architecture(Part):
 class Layer(Part):
     """A linear layer, and what its bytes are on."""
 
-    name: str
+    name: Brief
     inputs: Size
     outputs: Size
     role: str
@@ -132,8 +136,8 @@ class Region(Part):
     them itself.
     """
 
-    name: str
-    part: str
+    name: Brief
+    part: Brief
     bytes: Count
     offset: Count
     file: Inside
@@ -225,7 +229,7 @@ class Manifest(Part):
     qia3: str
     name: Name
     mode: Literal["side", "merged"]
-    merged_task: str | None
+    merged_task: Brief | None
     seed: int
     versions: Mapping[str, str]
     base: Base
@@ -280,10 +284,10 @@ def _contradictions(manifest: Manifest) -> Iterator[str]:
     for key, graph in manifest.graphs.items():
         names = [vector.name for vector in graph.vectors]
         if len(set(names)) < len(names):
-            yield f"graphs.{shown(key)}.vectors names one twice"
+            yield f"graphs.{shown(key[:80])}.vectors names one twice"
         if any(vector.rows and max(vector.rows) >= vector.size for vector in graph.vectors):
-            yield f"graphs.{shown(key)}.vectors has rows past a vector's size"
-    yield from (f"files.{shown(file)} is outside the bundle" for file in manifest.files if _outside(file))
+            yield f"graphs.{shown(key[:80])}.vectors has rows past a vector's size"
+    yield from (f"files.{shown(file[:LONGEST])} is outside the bundle" for file in manifest.files if _outside(file))
     for adapter in manifest.adapters:
         if not _is_name(adapter):
-            yield f"files has an adapter whose name {adapter!r} is none"
+            yield f"files has an adapter whose name {adapter[:80]!r} is none"
