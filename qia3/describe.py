@@ -34,7 +34,7 @@ from qia3.bundle.manifest import (
 )
 from qia3.bundle.records import Drift, Rounding
 from qia3.config import Build, Task
-from qia3.graph.folder import head_size
+from qia3.graph.loader_configs import head_size
 from qia3.ia3.roles import Roles
 from qia3.ia3.vectors import Scaled
 from qia3.recipe import Train

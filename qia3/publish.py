@@ -31,8 +31,8 @@ from qia3.footprint.documents import seal
 from qia3.footprint.measure import measure
 from qia3.graph.export import export_decoder
 from qia3.graph.external import write_graph
-from qia3.graph.folder import write_configs, write_tokenizer
 from qia3.graph.forced import OrtDecoder, torch_choices, torch_logits
+from qia3.graph.loader_configs import write_configs, write_tokenizer
 from qia3.graph.parity import REMEDY, Agreement, check, compare
 from qia3.graph.passes import AccuracyLevel
 from qia3.graph.preflight import preflight

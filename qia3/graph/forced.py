@@ -11,7 +11,7 @@ import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 
-from qia3.graph.folder import head_size
+from qia3.graph.loader_configs import head_size
 from qia3.graph.parity import Floats
 
 
