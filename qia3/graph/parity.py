@@ -21,7 +21,7 @@ from qia3.errors import ParityError
 Floats = NDArray[np.float32]
 # KL divergence over `known`, past which a graph is broken. Measured with int8 activations: SmolLM2-135M 0.0001 to 0.0015,
 # tiny random models of five families 0.0001 to 0.0003, random llamas with uneven channels 0.009 to 0.032. With every scale
-# doubled, or in another order, or every zero point off by one: SmolLM2 2.2 to 11, the tiny ones 0.3 to 6 (but a GPT-2's
+# doubled, or in another order, or every zero point off by one: SmolLM2 2.4 to 12, the tiny ones 0.3 to 6 (but a GPT-2's
 # zero points 0.013). A fault in one layer is anything from 0.0004 (in the middle) to 0.6 (the first or the last), so that
 # it may not show here; the exact graph, on the same bytes, has it or not
 BROKEN = 0.05
