@@ -156,3 +156,16 @@ def test_weights_behind_a_link_are_told_in_our_words_where_the_runtime_refuses_t
     (folder / GRAPH).rename(tmp_path / "graph")
     (folder / GRAPH).symlink_to(tmp_path / "graph")
     Engine(Bundle.open(folder)).prefill([[3, 4]], {})
+
+
+def test_a_bundle_of_0_1_0_gives_its_own_report(tmp_path):
+    """Manifest and report as 0.1.0 wrote them (format 2, its tiny build); the other files have only their sizes here."""
+    old = Path(__file__).parent / "golden" / "bundle_2"
+    for name, file in json.loads((old / "manifest.json").read_text(encoding="utf-8"))["files"].items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(bytes(file["bytes"]))
+    shutil.copy(old / "manifest.json", tmp_path)
+    manifest = read_manifest(tmp_path)
+    assert markdown(build_report(tmp_path, manifest)) == (old / "report.md").read_text(encoding="utf-8")
+    assert (manifest.adapters, manifest.decoder.file) == (("commands", "topics"), "onnx/model_q4.onnx")
+    assert Manifest.from_json(manifest.to_json()) == manifest
