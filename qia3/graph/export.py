@@ -17,15 +17,11 @@ from onnxscript.optimizer import fold_constants
 from torch.export import Dim
 from transformers import PreTrainedModel
 
+from qia3.bundle.ports import ATTENTION_MASK, INPUT_IDS, LOGITS, PAST, PRESENT, cache_names
 from qia3.graph.decoder import Decoder, lowered
 from qia3.graph.passes import run_passes
 
 OPSET = 21
-
-
-def cache_names(layers: int, prefix: str) -> list[str]:
-    """past_key_values.0.key, past_key_values.0.value, past_key_values.1.key, ..."""
-    return [f"{prefix}.{i}.{part}" for i in range(layers) for part in ("key", "value")]
 
 
 def export_decoder(
@@ -61,8 +57,8 @@ def _trace(decoder: Decoder) -> torch.onnx.ONNXProgram:
         dynamo=True,
         opset_version=OPSET,
         dynamic_shapes=shapes,
-        input_names=["input_ids", "attention_mask", *cache_names(layers, "past_key_values"), *decoder.sizes],
-        output_names=["logits", *cache_names(layers, "present")],
+        input_names=[INPUT_IDS, ATTENTION_MASK, *cache_names(layers, PAST), *decoder.sizes],
+        output_names=[LOGITS, *cache_names(layers, PRESENT)],
         verbose=False,
         # its rewrite rules take a third of the export's time, and the passes here do what a decoder needs of them
         optimize=False,

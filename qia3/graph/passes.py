@@ -13,13 +13,14 @@ import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult, PreconditionError, Sequential
 from onnx_ir.passes import common as common_passes
 
+from qia3.bundle.ports import ATTENTION_MASK, BATCH, BEFORE, INPUT_IDS, LOGITS, PAST, PRESENT, ROWS, SEQUENCE, TOTAL
 from qia3.graph.fusions import CancelPairs, SiLU, SkipNorms, WholeSlices
 from qia3.graph.packing import PackAttention
 from qia3.graph.trimming import LastPositionFirst
 
 INPUT_DIMENSIONS = {
-    "input_ids": ("batch_size", "sequence_length"),
-    "attention_mask": ("batch_size", "total_sequence_length"),
+    INPUT_IDS: (BATCH, SEQUENCE),
+    ATTENTION_MASK: (BATCH, TOTAL),
 }
 
 
@@ -43,7 +44,7 @@ class DefaultVectors(InPlacePass):  # type: ignore[misc]
         for value in model.graph.inputs:
             if value.name in self.sizes:
                 size = self.sizes[value.name]
-                value.shape = ir.Shape(["rows", 1, size])
+                value.shape = ir.Shape([ROWS, 1, size])
                 if self.required:
                     continue
                 value.const_value = ir.tensor(np.ones((1, 1, size), np.float32), name=value.name)
@@ -62,11 +63,11 @@ class NamedDimensions(InPlacePass):  # type: ignore[misc]
             name, shape = value.name or "", value.shape
             if name in INPUT_DIMENSIONS:
                 value.shape = ir.Shape(INPUT_DIMENSIONS[name])
-            elif shape is not None and name.startswith(("past_key_values.", "present.")):
-                length = "past_sequence_length" if name.startswith("past") else "total_sequence_length"
-                value.shape = ir.Shape(["batch_size", shape[1], length, shape[3]])
-            elif shape is not None and name == "logits":
-                value.shape = ir.Shape(["batch_size", 1 if shape[1] == 1 else "sequence_length", shape[2]])
+            elif shape is not None and name.startswith((PAST, PRESENT)):
+                length = BEFORE if name.startswith(PAST) else TOTAL
+                value.shape = ir.Shape([BATCH, shape[1], length, shape[3]])
+            elif shape is not None and name == LOGITS:
+                value.shape = ir.Shape([BATCH, 1 if shape[1] == 1 else SEQUENCE, shape[2]])
         return PassResult(model, modified=True)
 
 

@@ -20,9 +20,10 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from qia3.bundle.ports import PAST, PRESENT
+
 Floats = NDArray[np.float32]
 Lengths = NDArray[np.int64]
-PAST, PRESENT = "past_key_values.", "present."
 
 
 class Buffers:

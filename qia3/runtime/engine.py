@@ -28,8 +28,9 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from qia3.bundle.opened import Bundle
+from qia3.bundle.ports import ATTENTION_MASK, INPUT_IDS, LOGITS, PAST
 from qia3.errors import AdapterError, BundleError, QIA3Error
-from qia3.runtime.cache import PAST, Buffers, Cache, Floats, Lengths, ort_value, same_arrays
+from qia3.runtime.cache import Buffers, Cache, Floats, Lengths, ort_value, same_arrays
 from qia3.runtime.packed import packed_graph
 from qia3.tokens import Tokens
 
@@ -74,7 +75,7 @@ class Engine:
             for i in self.session.get_inputs()
             if i.name in bundle.vectors
         }
-        _, positions, self.vocabulary = next(o.shape for o in self.session.get_outputs() if o.name == "logits")
+        _, positions, self.vocabulary = next(o.shape for o in self.session.get_outputs() if o.name == LOGITS)
         self.last_only = positions == 1
         self.begun: list[Begun] = []
         self._tokens: Tokens | None = None
@@ -158,12 +159,12 @@ class Engine:
             self._check(vectors, len(tokens))
         binding = buffers.binding(vectors)
         mask = (np.arange(longest)[None] < lengths[:, None]).astype(np.int64)
-        held = {"input_ids": ort_value(tokens), "attention_mask": ort_value(mask)}
+        held = {INPUT_IDS: ort_value(tokens), ATTENTION_MASK: ort_value(mask)}
         for name, value in held.items():
             binding.bind_ortvalue_input(name, value)
         logits = np.empty((len(tokens), 1 if self.last_only else tokens.shape[1], self.vocabulary), np.float32)
-        held["logits"] = ort_value(logits)  # anew each time: an output that stays bound is overwritten by the next run
-        binding.bind_ortvalue_output("logits", held["logits"])
+        held[LOGITS] = ort_value(logits)  # anew each time: an output that stays bound is overwritten by the next run
+        binding.bind_ortvalue_output(LOGITS, held[LOGITS])
         self.session.run_with_iobinding(binding)
         buffers.newest = lengths
         return _last(logits, lengths - cache.lengths), Cache(buffers, lengths)
