@@ -166,7 +166,7 @@ class ScaledLeaf(nn.Module):
         out: Tensor = symbolic(
             "Mul", (rows, self.graph_inputs.vectors[self.name]), {}, dtype=x.dtype, shape=rows.shape, version=14
         )
-        return out.view(x.shape)
+        return out if rows is x else out.view(x.shape)
 
 
 class LastPosition(nn.Module):
