@@ -162,25 +162,33 @@ def _of_bases(work: Path) -> list[Reader]:
         ("bnb-config", config, "json", nf4),
         ("bnb-weights", weights, "binary", nf4),
         ("gguf", ("base/model.gguf",), "binary", gguf),
-        *_made_by_the_owners(work),
     ]
     found = [Reader(name, files, kind, _with_plan(make), _load, HEAVY) for name, files, kind, make in rows]
     kept = _with_plan(lambda folder: _keep(work, folder))
     facts = ("base/base.json", "base/config.json", "base/tokenizer.json")
     found.append(Reader("kept-facts", facts, "json", kept, _load, HEAVY))
     found.append(Reader("kept-weights", weights, "binary", kept, _load, HEAVY))
-    return found
+    return [*found, *_made_by_the_owners()]
 
 
-def _made_by_the_owners(work: Path) -> list[tuple[str, tuple[str, ...], str, Callable[[Path], Any]]]:
-    """compressed-tensors and MLX folders, as the tests write them."""
-    import tiny_quantised
+def _made_by_the_owners() -> list[Reader]:
+    """compressed-tensors and MLX folders, as the libraries wrote them; without a tokenizer, so they are only opened."""
+    golden = ROOT / "tests" / "golden"
 
-    weights, config = ("base/model.safetensors",), ("base/config.json",)
+    def opened(folder: Path) -> None:
+        from qia3.base.load import told
+        from qia3.base.quantised import open_quantised
+        from qia3.base.sources import resolve
+
+        source = resolve(str(folder / "base"))
+        with told(source):
+            open_quantised(source)
+
     found = []
     for name in ("compressed", "mlx"):
-        make = lambda folder, name=name: getattr(tiny_quantised, f"write_{name}")(folder / "base")  # noqa: E731
-        found += [(f"{name}-config", config, "json", make), (f"{name}-weights", weights, "binary", make)]
+        make = lambda folder, name=name: shutil.copytree(golden / name, folder / "base")  # noqa: E731
+        for what, file, kind in (("config", "config.json", "json"), ("weights", "model.safetensors", "binary")):
+            found.append(Reader(f"{name}-{what}", (f"base/{file}",), kind, make, opened, HEAVY))
     return found
 
 
