@@ -231,5 +231,4 @@ def _keep(work: Path, folder: Path) -> None:
     _with_plan(lambda at: write_base(at / "base"))(place)
     file = place / "qia3.toml"
     file.write_text(file.read_text().replace("[base]\n", "[base]\nblock_size = 16\n"))
-    base = load(read_build(file))
-    keep(getattr(base, "base", base[0] if isinstance(base, tuple) else base), folder / "base")
+    keep(load(read_build(file)).base, folder / "base")

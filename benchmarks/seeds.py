@@ -54,7 +54,8 @@ def main() -> None:
     plan = read_build(asked.file, **{"train.steps": asked.steps})
     job = next(j for j in plan_jobs(plan) if j.task.name == asked.task)
     task = job.task
-    base, _, scaled = load(plan)
+    adapted = load(plan)
+    base, scaled = adapted.base, adapted.scaled
     engine = Engine(Bundle.open(asked.bundle))
     assert engine.bundle.fingerprint == base.fingerprint, "the bundle is of another base"
     before = evaluate(engine, AdapterBank(engine.bundle), task.test, None, task.name)

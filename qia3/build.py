@@ -9,17 +9,14 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
-from qia3.base.frozen import BaseModel
 from qia3.base.kind import check_decoder
 from qia3.base.load import Asked, load_base
 from qia3.base.text import read_base_text
-from qia3.bundle.sites import Site
 from qia3.config import Base, Build
 from qia3.errors import ConfigError
 from qia3.examples import Example
+from qia3.ia3.adapted import AdaptedBase
 from qia3.ia3.mix import Within, named
-from qia3.ia3.roles import Roles, find_roles
-from qia3.ia3.vectors import Scaled, attach
 from qia3.progress import bar, is_main, say
 from qia3.publish import exported, publish
 from qia3.storage import locked
@@ -34,20 +31,20 @@ def build(plan: Build) -> Path:
     """Everything: base, training, export, parity, measurement. Returns the bundle's folder."""
     jobs = measured(plan, _alone(plan_jobs(plan)))
     with _working(plan):
-        base, roles, scaled = load(plan)
-        graph = exported(plan, base, scaled)
-        trained = [train_task(base, scaled, job, plan.work_folder / job.task.name) for job in jobs]
-        return publish(plan, base, roles, scaled, trained, _tests(jobs), graph)
+        adapted = load(plan)
+        graph = exported(plan, adapted)
+        trained = [train_task(adapted.base, adapted.scaled, job, plan.work_folder / job.task.name) for job in jobs]
+        return publish(plan, adapted, trained, _tests(jobs), graph)
 
 
 def train(plan: Build) -> Path:
     """Base and training alone. Returns the work folder, which `export` reads."""
     jobs = measured(plan, plan_jobs(plan))
     with _working(plan):
-        base, _, scaled = load(plan)
-        exported(plan, base, scaled)
+        adapted = load(plan)
+        exported(plan, adapted)
         for job in jobs:
-            train_task(base, scaled, job, plan.work_folder / job.task.name)
+            train_task(adapted.base, adapted.scaled, job, plan.work_folder / job.task.name)
     return plan.work_folder
 
 
@@ -55,9 +52,9 @@ def export(plan: Build) -> Path:
     """The bundle from tasks that were trained before. Returns its folder."""
     jobs = measured(plan, _alone(plan_jobs(plan)))
     with _working(plan):
-        base, roles, scaled = load(plan)
-        trained = [load_task(base, scaled, job, plan.work_folder / job.task.name) for job in jobs]
-        return publish(plan, base, roles, scaled, trained, _tests(jobs), exported(plan, base, scaled))
+        adapted = load(plan)
+        trained = [load_task(adapted.base, adapted.scaled, job, plan.work_folder / job.task.name) for job in jobs]
+        return publish(plan, adapted, trained, _tests(jobs), exported(plan, adapted))
 
 
 def plan_jobs(plan: Build) -> list[Job]:
@@ -122,14 +119,13 @@ def _working(plan: Build) -> AbstractContextManager[None]:
     return locked(plan.work_folder, "wait for it, or name another folder with --work")
 
 
-def load(plan: Build) -> tuple[BaseModel, Roles, dict[str, Scaled]]:
+def load(plan: Build) -> AdaptedBase:
     """The 4-bit base with vectors of ones on it."""
     budget = f", at most {plan.base.bits:g} bits a weight" if plan.base.bits else ""
     say(f"loading {plan.base.model} on the {plan.base.grid} grid, block {plan.base.block_size}{budget}")
     base = load_base(asked_of(plan.base), bar)
     check_decoder(base.model.config, plan.base.model)  # a GGUF file's
-    roles = find_roles(base.model)
-    return base, roles, attach(base.model, _sites(plan, roles))
+    return AdaptedBase.of(base, plan.export.query_vectors)
 
 
 def asked_of(base: Base) -> Asked:
@@ -143,7 +139,3 @@ def asked_of(base: Base) -> Asked:
         mix=mix,
         grid=base.grid,
     )
-
-
-def _sites(plan: Build, roles: Roles) -> tuple[Site, ...]:
-    return (*roles.queries, *roles.sites) if plan.export.query_vectors else roles.sites

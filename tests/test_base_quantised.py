@@ -118,7 +118,8 @@ def test_a_given_base_trains_and_ships_its_own_codes(source, family, tmp_path):
     reference, wrote = write(source, tmp_path / "base", family)
     file.write_text(file.read_text().replace('model = "base"', f'model = "{reference}"'))
     plan = read_build(file)
-    base, _, scaled = load_plan(plan)
+    adapted = load_plan(plan)
+    base, scaled = adapted.base, adapted.scaled
     trained = train_task(base, scaled, plan_jobs(plan)[0], tmp_path / "work")
     assert any((v != 1).any() for v in trained.vectors.values())
     set_vectors(scaled, trained.vectors)

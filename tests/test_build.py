@@ -23,7 +23,7 @@ from tiny_build import FILE, SAID, write_base, write_build, write_lines
 from transformers import MambaConfig, MambaForCausalLM
 
 from qia3 import cli
-from qia3 import publish as publishing
+from qia3 import gate as gating
 from qia3.base.load import Asked, load_base
 from qia3.base.weights import GridWeight
 from qia3.bundle.opened import Bundle
@@ -325,7 +325,7 @@ def test_law_4_a_broken_graph_is_not_published_whatever_the_limits(place, tmp_pa
         def logits(self, *given: object) -> np.ndarray:
             return np.roll(super().logits(*given), self.shift, axis=1)
 
-    monkeypatch.setattr(publishing, "OrtDecoder", Shuffled)
+    monkeypatch.setattr(gating, "OrtDecoder", Shuffled)
     file = place / "loose.toml"
     file.write_text(FILE.format(steps=8) + "max_kl = 99\nmin_top1 = 0\n")
     told = complaint(capsys, "export", file, "--output", tmp_path / "out", "--work", place / "side.work")

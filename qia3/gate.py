@@ -1,0 +1,125 @@
+"""One experiment, made twice: force tokens after real prompts, record torch's logits, change something, compare.
+
+The gate (law 4) changes torch for ONNX Runtime: the base alone and every adapter, on prompts of the tasks' own test
+sentences, with the graph at accuracy_level 0 and as it ships. What differs too much is not published.
+
+Recoding changes the grid: a base that trained on NF4 ships on another one. Law 1 cannot hold across that step, for the
+codes are others, so the difference is a figure in the report: how far weights, logits and first choices moved. The gate
+comes after it, on the model that ships.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from qia3.base.recode import recode
+from qia3.bundle.adapter import as_inputs
+from qia3.bundle.checked import decode
+from qia3.bundle.layout import GRAPH
+from qia3.bundle.records import Drift, Parity
+from qia3.bundle.sites import Vectors
+from qia3.config import Build
+from qia3.examples import Example
+from qia3.graph.forced import OrtDecoder, torch_choices, torch_logits
+from qia3.graph.parity import REMEDY, Agreement, Floats, check, compare
+from qia3.graph.passes import AccuracyLevel
+from qia3.ia3.adapted import AdaptedBase
+from qia3.names import NONE
+from qia3.progress import say
+from qia3.train.compute import computing
+from qia3.train.task import Trained
+
+Tests = Mapping[str, Sequence[Example]]
+
+
+@dataclass(frozen=True)
+class Case:
+    """Prompts, the tokens forced after each, and torch's logits [T, V] of them all, wearing `vectors`."""
+
+    vectors: Vectors
+    forced: Sequence[tuple[list[int], list[int]]]
+    reference: Floats
+
+    def by_torch(self, adapted: AdaptedBase) -> Agreement:
+        """The same tokens through the model as it is now."""
+        with adapted.wearing(self.vectors):
+            return compare(self.reference, _logits(adapted.model, self.forced))
+
+    def by_ort(self, decoder: OrtDecoder) -> Agreement:
+        """The same tokens through a graph, the vectors fed to it."""
+        fed = as_inputs(self.vectors)
+        return compare(self.reference, np.concatenate([decoder.logits(*pair, fed) for pair in self.forced]))
+
+
+def gate(
+    plan: Build, adapted: AdaptedBase, trained: Sequence[Trained], tests: Tests, graph: ir.Model, folder: Path
+) -> dict[str, Parity]:
+    """What torch and ONNX Runtime agree on, by adapter. Raises ParityError where they do not.
+
+    The two graphs are opened one after the other: each session holds the weights packed in a form of its own.
+    """
+    exact = (folder / GRAPH).with_name("exact.onnx")  # beside the weight file that it shares
+    AccuracyLevel(0)(graph)
+    ir.save(graph, exact)
+    cases = _cases(plan, adapted, trained, tests)
+    found: dict[str, dict[str, Agreement]] = {name: {} for name in cases}
+    for kind, path in (("exact", exact), ("shipped", folder / GRAPH)):
+        decoder = OrtDecoder(path, adapted.model.config.get_text_config())
+        for name, case in cases.items():
+            found[name][kind] = case.by_ort(decoder)
+        del decoder
+    exact.unlink()
+    for name, both in found.items():
+        remarks = check(both["exact"], both["shipped"], plan.parity, f"adapter {name}", str(plan.work_folder))
+        if remarks:
+            say(f"warning: int8 activations change adapter {name} beyond [parity]: {'; '.join(remarks)}; {REMEDY}")
+    return {name: decode(Parity, {kind: a.to_dict() for kind, a in both.items()}) for name, both in found.items()}
+
+
+def recoded(plan: Build, adapted: AdaptedBase, trained: Sequence[Trained], tests: Tests) -> Drift:
+    """Puts an NF4 base on the grid that it ships on, in place; what that changes for it and for each adapter."""
+    to = plan.export.recode
+    say(f"writing the NF4 base as {to}, and measuring what that changes")
+    cases = _cases(plan, adapted, trained, tests)
+    drift = recode(adapted.model, to, adapted.base.block_size)
+    assert drift is not None, "a base on NF4 has layers on NF4"
+    with computing(adapted.model, torch.float32):
+        logits = {name: case.by_torch(adapted).to_dict() for name, case in cases.items()}
+    return decode(Drift, asdict(drift) | {"logits": logits})
+
+
+def _cases(plan: Build, adapted: AdaptedBase, trained: Sequence[Trained], tests: Tests) -> dict[str, Case]:
+    """The base alone and each adapter; of a merged model, whose vectors are in its scales, the model as it is."""
+    if adapted.scaled:
+        worn: dict[str, tuple[Vectors, Sequence[Trained]]] = {NONE: ({}, trained)}
+        worn |= {t.task.name: (t.vectors, [t]) for t in trained}
+    else:
+        worn = {t.task.name: ({}, [t]) for t in trained}
+    with computing(adapted.model, torch.float32):
+        return {name: _case(plan, adapted, vectors, asked, tests) for name, (vectors, asked) in worn.items()}
+
+
+def _case(plan: Build, adapted: AdaptedBase, vectors: Vectors, asked: Sequence[Trained], tests: Tests) -> Case:
+    """torch's own choices after prompts of these tasks, and its logits."""
+    with adapted.wearing(vectors):
+        prompts = _prompts(plan, adapted, asked, tests)
+        forced = [(prompt, torch_choices(adapted.model, prompt, plan.parity.decode_steps)) for prompt in prompts]
+        return Case(vectors, forced, _logits(adapted.model, forced))
+
+
+def _logits(model: Any, forced: Sequence[tuple[list[int], list[int]]]) -> Floats:
+    return np.concatenate([torch_logits(model, *pair) for pair in forced])
+
+
+def _prompts(plan: Build, adapted: AdaptedBase, asked: Sequence[Trained], tests: Tests) -> list[list[int]]:
+    """Prompts in turn from each task's test sentences."""
+    texts = [(t.prompt, e.text) for t in asked for e in tests[t.task.name][: plan.parity.prompts]]
+    step = max(1, len(texts) // plan.parity.prompts)
+    return [list(adapted.base.tokens.prompt(*pair)) for pair in texts[::step][: plan.parity.prompts]]
