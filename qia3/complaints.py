@@ -17,6 +17,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from qia3.parse import parse_toml
@@ -48,7 +49,7 @@ def statements(text: str) -> Iterator[tuple[Path, int]]:
     starts = [i for i, row in enumerate(rows) if row.strip() and not row.lstrip().startswith("#") and _whole(rows[:i])]
     table: Path = ()
     count: dict[Path, int] = {}
-    for start, end in zip(starts, [*starts[1:], len(rows)], strict=True):
+    for start, end in pairwise([*starts, len(rows)]):
         header = HEADER.match(rows[start].rstrip("\r\n"))
         if header:
             table = _table(_keys(f"{header[2]} = 0"), header[1] == "[[", count)

@@ -372,3 +372,8 @@ def test_overrides_into_something_that_is_no_table_are_told_as_such(tmp_path):
     assert "train" in complaint(
         tmp_path, GOOD.replace("[train]\nsteps = 50\n", "").replace("[base]", "train = 3\n[base]"), **{"train.steps": 4}
     )
+
+
+@pytest.mark.parametrize("text", ["", "\n\n", "# nothing but a remark\n"])
+def test_an_empty_build_file_names_what_is_missing(tmp_path, text):
+    assert "'base' is missing" in complaint(tmp_path, text)
