@@ -4,11 +4,10 @@
     python benchmarks/gguf_load.py MODEL.gguf ... [--tokens 50] [--limit 0.02]
 
 Random token ids are the prompt, so that tokenizers have no part in it. Measured with xllamacpp 2026.10.11549 on x64 (50
-tokens): tiny float32 files of 18 architectures agree to 1e-5, those with GELU to some 1e-3, since llama.cpp looks GELU up
-in half precision; SmolLM2-135M dequantised to float32 agrees to 1.5e-4. Quantised files say less: llama.cpp rounds
-activations to 8 bits before it multiplies (SmolLM2's Q4_1: 0.45), so dequantise them first. A wrong load of the tiny ones
-differs by more than 0.1.
-Exit code 1 if any is past the limit; without xllamacpp nothing is compared.
+tokens): tiny float32 files of 18 architectures agree to 1e-5, those with GELU to some 1e-3, since llama.cpp looks GELU
+up in half precision; SmolLM2-135M dequantised to float32 agrees to 1.5e-4. Quantised files say less: llama.cpp rounds
+activations to 8 bits before it multiplies (SmolLM2's Q4_1: 0.45), so dequantise them first. A wrong load of the tiny
+ones differs by more than 0.1. Exit code 1 if any is past the limit; without xllamacpp nothing is compared.
 """
 
 from __future__ import annotations

@@ -1,13 +1,14 @@
-"""kill -9 at random moments of real commands: no bundle is lost, and the next run leaves nothing of the killed one behind.
+"""kill -9 at random moments of real commands: no bundle is lost, and the next run leaves nothing of the killed one
+behind.
 
     python benchmarks/kills.py                     # 50 kills, some 15 minutes of a core
     python benchmarks/kills.py --kills 10 --seed 1
 
-Three commands on a tiny random base: a build where nothing is, a build over an older bundle, and an adapter's import. Each
-is run once undisturbed; then it is killed, with its whole process group, at a moment that is drawn from the time that took.
-Afterwards the place holds the older bundle or the new one, whole (every hash, the graph, each adapter read), or nothing
-where nothing was. Then the same command is run again and must end as the undisturbed one did, by SHA-256 of adapters,
-graph and weights, with nothing else left in the folder. The exit code is 1 where any of that fails.
+Three commands on a tiny random base: a build where nothing is, a build over an older bundle, and an adapter's import.
+Each is run once undisturbed; then it is killed, with its whole process group, at a moment that is drawn from the time
+that took. Afterwards the place holds the older bundle or the new one, whole (every hash, the graph, each adapter read),
+or nothing where nothing was. Then the same command is run again and must end as the undisturbed one did, by SHA-256 of
+adapters, graph and weights, with nothing else left in the folder. The exit code is 1 where any of that fails.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What is wrong with a build file, in its own terms: the key, the line where it stands, and the nearest right key.
 
-pydantic names a place as a path, ("task", 1, "prompt"); TOML's parser keeps no lines. So statements are found by trying:
-a line begins one where everything before it is a whole TOML document. Each is a header or an assignment, and both tell
-their path:
+pydantic names a place as a path, ("task", 1, "prompt"); TOML's parser keeps no lines. So statements are found by
+trying: a line begins one where everything before it is a whole TOML document. Each is a header or an assignment, and
+both tell their path:
 
     line 5   [[task]]                      ("task", 0)
     line 6   name = "intents"              ("task", 0, "name")

@@ -1,7 +1,7 @@
 """Names of tasks, adapters and builds: each becomes the name of a file on whatever disk a bundle is copied to.
 
-So is not a name: up to 64 letters, digits, '.', '_' and '-', is no longer than 64 of them, and is none that Windows reserves: CON or
-LPT1, with any ending, whatever the case. No two names of one bundle may differ in case alone.
+So is not a name: up to 64 letters, digits, '.', '_' and '-', is no longer than 64 of them, and is none that Windows
+reserves: CON or LPT1, with any ending, whatever the case. No two names of one bundle may differ in case alone.
 """
 
 from __future__ import annotations

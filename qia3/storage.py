@@ -2,9 +2,9 @@
 
 A folder is written as a scratch folder beside its place, `.NAME.PID.xxxx.tmp`, and takes that place at the end in one
 step of the file system: a rename where nothing is there, an exchange of the two names (Linux: renameat2 with
-RENAME_EXCHANGE) where an older folder is. So a kill at any moment leaves the old folder or the new one. Where the system
-has no exchange the older one is moved away first, to `.NAME.PID.xxxx.old`; killed between the two renames, the next
-writer puts it back.
+RENAME_EXCHANGE) where an older folder is. So a kill at any moment leaves the old folder or the new one. Where the
+system has no exchange the older one is moved away first, to `.NAME.PID.xxxx.old`; killed between the two renames, the
+next writer puts it back.
 
 A scratch folder is locked (flock on the folder itself) for as long as its process lives: the next writer removes what
 dead ones left, and nothing of a living one.

@@ -5,8 +5,8 @@ transformers' eager attention, or it is refused with a reason.
     python tests/families.py llama      prints what becomes of one family
 
 The oracle is the family's own model from transformers with eager attention and the dequantised weights, the vectors put
-on by forward hooks; prompts of several lengths, past windows and the lengths at which rotations switch, with steps after
-each, alone and as one batch padded on the right.
+on by forward hooks; prompts of several lengths, past windows and the lengths at which rotations switch, with steps
+after each, alone and as one batch padded on the right.
 """
 
 from __future__ import annotations
@@ -179,7 +179,10 @@ def label(family: Family) -> str:
 
 
 def random_model(family: Family) -> PreTrainedModel:
-    """With eager attention, and weights that are large enough to matter. Raises BaseModelError for kinds that are none."""
+    """With eager attention, and weights that are large enough to matter.
+
+    Raises BaseModelError for kinds that are none.
+    """
     config = AutoConfig.for_model(family.kind, **family.config)
     check_decoder(config, "it")
     torch.manual_seed(0)

@@ -1,5 +1,5 @@
-"""A GGUF base is what its file says: families against the transformers model that the file was written from, every fault
-of a file by its name, split files as one.
+"""A GGUF base is what its file says: families against the transformers model that the file was written from, every
+fault of a file by its name, split files as one.
 """
 
 from __future__ import annotations
@@ -58,7 +58,9 @@ def test_every_parameter_is_the_tensor_of_the_model_that_wrote_it(name, tmp_path
 
 @pytest.mark.parametrize("name", CASES)
 def test_no_tensor_of_a_file_can_be_left_out(name, tmp_path):
-    """Left out one after the other, each is missed by its name; but a head that is the embedding, and scaling by tensor."""
+    """Left out one after the other, each is missed by its name; but a head that is the embedding, and scaling by
+    tensor.
+    """
     write(tmp_path / "m.gguf", name)
     whole = open_gguf(tmp_path / "m.gguf")
     for tensor in [t for t in whole.tensors if t not in ROPE_TENSORS and t != "output.weight" and ".1." not in t]:

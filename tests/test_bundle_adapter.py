@@ -1,4 +1,7 @@
-"""Law 7: adapters know their base. And an .onnx_adapter's tensors are read as they are, or refused, all of them named."""
+"""Law 7: adapters know their base.
+
+And an .onnx_adapter's tensors are read as they are, or refused, all of them named.
+"""
 
 from __future__ import annotations
 

@@ -66,8 +66,8 @@ def test_unpacking_is_the_slow_reference(inputs, outputs, group, symmetric):
 @pytest.mark.parametrize("name", ["symmetric", "asymmetric", "channel"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_the_librarys_weights_are_ours(name, dtype):
-    """Packed and decompressed by compressed-tensors (tests/golden/foreign_compressed.py): bit for bit in the type of the scale,
-    to which the library rounds once.
+    """Packed and decompressed by compressed-tensors (tests/golden/foreign_compressed.py): bit for bit in the type of
+    the scale, to which the library rounds once.
     """
     kind = f"{name}.{str(dtype).removeprefix('torch.')}"
     found = {k.removeprefix(f"{kind}."): v for k, v in load_file(FOREIGN).items() if k.startswith(f"{kind}.")}

@@ -1,4 +1,6 @@
-"""Folders are whole or absent, at every moment: replaced in one step, leftovers of the dead removed, the living left alone."""
+"""Folders are whole or absent, at every moment: replaced in one step, leftovers of the dead removed, the living left
+alone.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Tiny models of many families, and GGUF files of them as llama.cpp's converter writes them: its names, its entries, its
-orders of rows. Written from conversion/*.py of llama.cpp; what they make was compared with what that makes.
+"""Tiny models of many families, and GGUF files of them as llama.cpp's converter writes them: its names, its entries,
+its orders of rows. Written from conversion/*.py of llama.cpp; what they make was compared with what that makes.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ LONG = ROPE | {
     "short_factor": [1 + i / 10 for i in range(8)], "long_factor": [1.0 + i for i in range(8)],
 }  # fmt: skip
 FALCON = {"hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 6, "bias": False}
-CASES: dict[str, tuple[str, str, dict[str, Any]]] = {  # name -> architecture in the file, transformers' type, its configuration
+# name -> architecture in the file, transformers' type, its configuration
+CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama": ("llama", "llama", SHAPE | {"rope_parameters": ROPE}),
     "llama, a head of its own": ("llama", "llama", SHAPE | {"tie_word_embeddings": False}),
     "llama, biases": ("llama", "llama", SHAPE | {"attention_bias": True}),
@@ -197,7 +198,10 @@ def write(
     pre: str | None = "gpt-2",
     **settings: Any,
 ) -> Any:
-    """A case's file in float32. `change` edits the entries, `keep` says which tensors, `more` adds some. Returns the model."""
+    """A case's file in float32.
+
+    `change` edits the entries, `keep` says which tensors, `more` adds some. Returns the model.
+    """
     arch, model = CASES[name][0], tiny_of(name)
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = gguf.GGUFWriter(str(path), arch, **settings)

@@ -9,8 +9,8 @@
                                   and between them 1 / ((1 - s) / factor + s), s = (old / w - low) / (high - low)
     rope_factors_short.weight, rope_factors_long.weight    longrope's, for texts up to original_context_length and longer ones
 
-What is left over is refused by its name. Sources: convert_hf_to_gguf.py and llama-model.cpp of github.com/ggml-org/llama.cpp,
-modeling_rope_utils.py of transformers.
+What is left over is refused by its name. Sources: convert_hf_to_gguf.py and llama-model.cpp of
+github.com/ggml-org/llama.cpp, modeling_rope_utils.py of transformers.
 """
 
 from __future__ import annotations
@@ -88,7 +88,10 @@ def _width(entries: Entries, left: dict[str, Value], own: Mapping[str, Any]) -> 
 
 
 def _scaling(left: dict[str, Value], entries: Entries) -> dict[str, Any]:
-    """linear and yarn, taken out of `left`; what these do not have stays in it. Without a type llama.cpp takes linear."""
+    """linear and yarn, taken out of `left`; what these do not have stays in it.
+
+    Without a type llama.cpp takes linear.
+    """
     factor = left.get("rope.scaling.factor") or left.get("rope.scale_linear")
     kind = left.get("rope.scaling.type", "linear" if factor else "none")
     old = left.get("rope.scaling.original_context_length")
@@ -152,9 +155,9 @@ def _llama3(file: Gguf, base: float) -> dict[str, Any]:
 
 
 def _guesses(factors: NDArray[np.float64], wavelengths: NDArray[np.float64]) -> Iterator[tuple[float, float, int]]:
-    """(low, high, old): what Meta's models have; with its 1 and 4 another old, which one factor between the ends fixes and
-    none leaves free within bounds; and from two factors between the ends, where s is a line in 1 / w. Only old / low and
-    old / high matter, so low is 1.
+    """(low, high, old): what Meta's models have; with its 1 and 4 another old, which one factor between the ends fixes
+    and none leaves free within bounds; and from two factors between the ends, where s is a line in 1 / w. Only old /
+    low and old / high matter, so low is 1.
     """
     yield 1.0, 4.0, 8192
     factor = factors.max()

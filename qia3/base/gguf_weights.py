@@ -1,11 +1,11 @@
-"""Fills transformers' model from a GGUF file: every parameter from one tensor, every tensor in one place, or the load ends
-before anything is read.
+"""Fills transformers' model from a GGUF file: every parameter from one tensor, every tensor in one place, or the load
+ends before anything is read.
 
     model.layers.0.self_attn.q_proj.weight  <->  blk.0.attn_q.weight      gguf's own table of names
 
-llama.cpp's converter changes some tensors on the way in; UNDO takes that back. Worked example, `paired`, for one head of
-four rows: the rotation turns rows 0, 2 and rows 1, 3 together in transformers, and neighbours in llama.cpp, so the file
-has x0 x2 x1 x3, and reading it by twos down the columns gives x0 x1 x2 x3.
+llama.cpp's converter changes some tensors on the way in; UNDO takes that back. Worked example, `paired`, for one head
+of four rows: the rotation turns rows 0, 2 and rows 1, 3 together in transformers, and neighbours in llama.cpp, so the
+file has x0 x2 x1 x3, and reading it by twos down the columns gives x0 x1 x2 x3.
 
     llama       rows of queries and keys, weights and biases     `paired`; Granite and SmolLM3 the same
     gemma 1..3  norms are stored as 1 + weight                   `minus_one`; Nemotron the same

@@ -124,7 +124,10 @@ def _spaced(backend: Tokenizer) -> bool:
 
 
 def _beside(file: Gguf, reason: str) -> Any:
-    """The model's own tokenizer.json. Raises BaseModelError with the reason where there is none, or one of another model."""
+    """The model's own tokenizer.json.
+
+    Raises BaseModelError with the reason where there is none, or one of another model.
+    """
     place = file.path.with_name(BESIDE)
     if not place.is_file():
         raise BaseModelError(

@@ -71,8 +71,9 @@ class Asked:
 
     @cached_property
     def text(self) -> str:
-        """The calibration for the manifest: "none", "own", or the SHA-256 of the text. Raises BaseModelError where there
-        is no such text.
+        """The calibration for the manifest:
+
+        "none", "own", or the SHA-256 of the text. Raises BaseModelError where there is no such text.
         """
         if self.calibration in ("own", "none"):
             return self.calibration

@@ -60,7 +60,10 @@ Code = Literal["int4", "int8", "nf4"]
 
 @dataclass(frozen=True)
 class Stored(Part):
-    """What a table's bytes are on. A block of int4 or int8 is of one row's inputs, one of nf4 of all entries in turn."""
+    """What a table's bytes are on.
+
+    A block of int4 or int8 is of one row's inputs, one of nf4 of all entries in turn.
+    """
 
     bits: Bits
     format: Code

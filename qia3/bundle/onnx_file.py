@@ -2,7 +2,8 @@
 
 A message is a row of fields, each a tag (number * 8 + wire type, a varint) and what the type says: 0 a varint, 1 eight
 bytes, 2 a varint of length and as many bytes, 5 four bytes. TensorProto's field 13, external_data, holds entries of key
-(1) and value (2); the entry "location" names a file beside the .onnx. Tensors are where these fields of onnx.proto lead:
+(1) and value (2); the entry "location" names a file beside the .onnx. Tensors are where these fields of onnx.proto
+lead:
 
     ModelProto      graph 7, training_info 20, functions 25        GraphProto       node 1, initializer 5, sparse 15
     NodeProto       attribute 5                                    AttributeProto   t 5, g 6, tensors 10, graphs 11, sparse 22 and 23

@@ -165,8 +165,8 @@ def _reads_elsewhere(path: Path, manifest: Manifest, graph: Graph) -> Iterator[s
 
 
 def _leaves(path: Path, graph: Graph) -> bool:
-    """Whether ONNX Runtime refuses the data file (1.32): it is neither below the graph's folder nor below that of the file that
-    the graph is a link to.
+    """Whether ONNX Runtime refuses the data file (1.32): it is neither below the graph's folder nor below that of the
+    file that the graph is a link to.
     """
     try:
         data, file = (path / graph.data).resolve(), path / graph.file

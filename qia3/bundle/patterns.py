@@ -1,7 +1,8 @@
-"""Matching module paths against a regular expression out of somebody's file, as `re.fullmatch` does, within a time limit.
+"""Matching module paths against a regular expression out of somebody's file, as `re.fullmatch` does, within a time
+limit.
 
-Python's matcher backtracks: `(a|a)*b` takes twice as long with every letter more, and a thread cannot be stopped. So the
-matching is a child process's, a bare interpreter (about 20 ms), which can be.
+Python's matcher backtracks: `(a|a)*b` takes twice as long with every letter more, and a thread cannot be stopped. So
+the matching is a child process's, a bare interpreter (about 20 ms), which can be.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ act(gate) * (l * up). Both are the same function, so a vector read from a down p
 ours are written as up projection vectors, which PEFT loads as they are. An adapter that has both, l_up and l_down, is
 act(gate) * (l_down * l_up * up): one vector, their product.
 
-What must be there follows from adapter_config.json (peft_config.py): a tensor for each layer that it means and no other.
-PEFT itself fills a missing one with ones.
+What must be there follows from adapter_config.json (peft_config.py): a tensor for each layer that it means and no
+other. PEFT itself fills a missing one with ones.
 
 The base's fingerprint travels in the safetensors header ("qia3.base"), where PEFT leaves it alone.
 """
@@ -188,7 +188,9 @@ def _absent(folder: Path) -> str:
 
 
 def _read_floats(path: Path) -> tuple[Tensors, dict[str, str]]:
-    """Tensors of a safetensors file in float32, and its metadata. Raises AdapterError, with every tensor of no float type.
+    """Tensors of a safetensors file in float32, and its metadata.
+
+    Raises AdapterError, with every tensor of no float type.
 
     The library's own reader for numpy has no bfloat16.
     """

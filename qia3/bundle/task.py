@@ -1,5 +1,6 @@
-"""What an adapter is for: the prompt, the answers and their end. It is in a bundle's manifest, and beside an adapter that
-travels alone, as task.json.
+"""What an adapter is for: the prompt, the answers and their end.
+
+It is in a bundle's manifest, and beside an adapter that travels alone, as task.json.
 
     {"kind": "classify", "prompt": "Which device? {text}", "choices": ["lamp", "lock"], "ranking": "sum",
      "max_new_tokens": 32, "end": "<|im_end|>"}

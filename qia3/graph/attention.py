@@ -2,9 +2,10 @@
 
     out = softmax(cap(scale q k^T) + causal window) v
 
-Every layer's call is watched (watch.py) and computed again by this formula; the graph has one operator a layer, with keys
-and values of one size in the cache. What does not come out the same is named by what stands in the call: a mask with
-other numbers than 0 and -infinity is a bias on the scores, one that shows later tokens belongs to an encoder, and so on.
+Every layer's call is watched (watch.py) and computed again by this formula; the graph has one operator a layer, with
+keys and values of one size in the cache. What does not come out the same is named by what stands in the call: a mask
+with other numbers than 0 and -infinity is a bias on the scores, one that shows later tokens belongs to an encoder, and
+so on.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Law 4: torch and ONNX Runtime are compared on real prompts, and a graph that is not the model is not published.
 
 Two comparisons. `exact`: the graph with accuracy_level 0 against torch in float32; the same function, so any difference
-beyond rounding is a defect, and the build is refused. `shipped`: the graph as the device runs it, whose int8 activations
-are an approximation; KL divergence and top-1 agreement say how good, which is a measurement. Past the build file's
-limits it is a warning. It is refused where it can be no approximation any more (BROKEN). Each prompt is run as a prompt
-and then fed torch's own choices one at a time, so the cache is compared too.
+beyond rounding is a defect, and the build is refused. `shipped`: the graph as the device runs it, whose int8
+activations are an approximation; KL divergence and top-1 agreement say how good, which is a measurement. Past the build
+file's limits it is a warning. It is refused where it can be no approximation any more (BROKEN). Each prompt is run as a
+prompt and then fed torch's own choices one at a time, so the cache is compared too.
 """
 
 from __future__ import annotations
@@ -19,10 +19,13 @@ from qia3.config import Parity
 from qia3.errors import ParityError
 
 Floats = NDArray[np.float32]
-# KL divergence over `known`, past which a graph is broken. Measured with int8 activations: SmolLM2-135M 0.0001 to 0.0015,
-# tiny random models of five families 0.0001 to 0.0003, random llamas with uneven channels 0.009 to 0.032. With every scale
+# KL divergence over `known`, past which a graph is broken. Measured with int8 activations: SmolLM2-135M 0.0001 to
+# 0.0015,
+# tiny random models of five families 0.0001 to 0.0003, random llamas with uneven channels 0.009 to 0.032. With every
+# scale
 # doubled, or in another order, or every zero point off by one: SmolLM2 2.4 to 12, the tiny ones 0.3 to 6 (but a GPT-2's
-# zero points 0.013). A fault in one layer is anything from 0.0004 (in the middle) to 0.6 (the first or the last), so that
+# zero points 0.013). A fault in one layer is anything from 0.0004 (in the middle) to 0.6 (the first or the last), so
+# that
 # it may not show here; the exact graph, on the same bytes, has it or not
 BROKEN = 0.05
 UNSEEN = 1e-6  # nats, of a model that knows nothing

@@ -1,8 +1,8 @@
 """The graph that will ship, made and compared with torch before anything is trained.
 
-A graph with vectors at the side does not depend on what they become, so it is exported once, right after the vectors are
-attached; what is published later is this very graph. It is opened by ONNX Runtime at accuracy_level 0 from the modules'
-own bytes (no file is written and the weights are not copied) and held against torch in float32:
+A graph with vectors at the side does not depend on what they become, so it is exported once, right after the vectors
+are attached; what is published later is this very graph. It is opened by ONNX Runtime at accuracy_level 0 from the
+modules' own bytes (no file is written and the weights are not copied) and held against torch in float32:
 
     row 0    11 tokens and 3 steps with a cache    vectors around one, at random
     row 1     5 tokens and 3 steps                 ones: the base

@@ -1,11 +1,12 @@
 """Rotary embeddings: inside GroupQueryAttention where that is the same function, else the model's own in front of it.
 
-GroupQueryAttention rotates the two halves of the first d entries of each head: (a, b) -> (a cos - b sin, b cos + a sin),
-with cos and sin tables [positions, d/2] as inputs. transformers' models call `apply_rotary_pos_emb(q, k, cos, sin)` of
-their own file with tables from their own `rotary_emb`. Two watched passes (watch.py) give each layer's queries and keys
-with and without rotation. A layer whose rotated ones are what the operator would make of the plain ones is rotated by
-the operator; one whose two are equal is not rotated (SmolLM3 leaves out every fourth). If any layer does something else
-(a norm after the rotation, interleaved pairs, Gemma 3's two tables), the model's own rotation is exported for all.
+GroupQueryAttention rotates the two halves of the first d entries of each head: (a, b) -> (a cos - b sin, b cos + a
+sin), with cos and sin tables [positions, d/2] as inputs. transformers' models call `apply_rotary_pos_emb(q, k, cos,
+sin)` of their own file with tables from their own `rotary_emb`. Two watched passes (watch.py) give each layer's queries
+and keys with and without rotation. A layer whose rotated ones are what the operator would make of the plain ones is
+rotated by the operator; one whose two are equal is not rotated (SmolLM3 leaves out every fourth). If any layer does
+something else (a norm after the rotation, interleaved pairs, Gemma 3's two tables), the model's own rotation is
+exported for all.
 
 Either way the cosines and sines are computed once, here, by the model's own module, for all positions of the graph, and
 looked up. A module whose tables change with the length of the text (`dynamic` and `longrope` above their original

@@ -1,9 +1,9 @@
 """One pass of a few tokens through a decoder, with its attention watched layer by layer.
 
 transformers hands queries, keys and values to whatever attention function is registered. The one registered here keeps
-what it is handed, lets the model's own eager function answer, and keeps the answer. A second pass with the rotation made
-the identity, and the first pass's answers handed out again, shows each layer's queries and keys as they are before they
-are rotated, from the same hidden states:
+what it is handed, lets the model's own eager function answer, and keeps the answer. A second pass with the rotation
+made the identity, and the first pass's answers handed out again, shows each layer's queries and keys as they are before
+they are rotated, from the same hidden states:
 
     pass 1    x_i -> q_i, k_i rotated   -> o_i          pass 2    x_i -> q_i, k_i plain -> o_i of pass 1
 

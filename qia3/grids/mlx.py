@@ -13,12 +13,12 @@ b = e (mlx/ops.cpp, `affine_quantize`). So -b / s is a whole number z = -r, but 
 
     q * s + b = (q - z) * s + c,    c = b + z s
 
-A group is kept, code for code and scale for scale, where z is 0 to 15 and |c| <= u |b|, with u the type's spacing at one
-(2^-10 in float16, 2^-7 in bfloat16, 2^-23 in float32): what rounding s and b to nearest can leave together, and no more.
-Its weights then move by the constant c: in bfloat16, with z = 8 and only s rounded, by 0.03 of a step at most, where
-rounding to 4 bits had moved each by up to half a step. Other groups (learned scales, as
-DWQ's; files of MLX before it aligned the edge, b = min W; groups whose entries have one sign, z > 15) are rounded anew,
-by int4.py, from the floats that they stand for.
+A group is kept, code for code and scale for scale, where z is 0 to 15 and |c| <= u |b|, with u the type's spacing at
+one (2^-10 in float16, 2^-7 in bfloat16, 2^-23 in float32): what rounding s and b to nearest can leave together, and no
+more. Its weights then move by the constant c: in bfloat16, with z = 8 and only s rounded, by 0.03 of a step at most,
+where rounding to 4 bits had moved each by up to half a step. Other groups (learned scales, as DWQ's; files of MLX
+before it aligned the edge, b = min W; groups whose entries have one sign, z > 15) are rounded anew, by int4.py, from
+the floats that they stand for.
 
 Worked example, shown for a group of 4: W = [-0.3, 0.0, 0.6, 1.2]. The largest is 1.2, so the scale is negative:
 -(1.2 + 0.3) / 15 = -0.1, r = round(1.2 / -0.1) = -12, s = 1.2 / -12 = -0.1, b = 1.2, z = 12.
@@ -90,7 +90,10 @@ def dequantise_mlx(words: UWords, scales: Floats, biases: Floats, bits: int = 4)
 
 
 def pack_mlx(weight: Int4) -> tuple[UWords, Floats, Floats]:
-    """weight, scales and biases -z s, in float32; a block is a group. Raises ValueError where the last block is short."""
+    """weight, scales and biases -z s, in float32; a block is a group.
+
+    Raises ValueError where the last block is short.
+    """
     if weight.inputs % weight.block_size:
         raise ValueError(f"rows of {weight.inputs} inputs are not whole groups of {weight.block_size}")
     words = np.ascontiguousarray(weight.codes.reshape(weight.outputs, -1)).view("<u4").astype(np.uint32, copy=False)

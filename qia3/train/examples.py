@@ -8,8 +8,8 @@ at 0 or at 690.
 Where wrong answers count, a step compares the right answer with at most `at_most` - 1 of them, drawn anew each time:
 what a step costs must not grow with a task's labels. What is ranked (validation, tests) has them all.
 
-The device encodes prompt and answer apart, by qia3.tokens, and so does this. What is longer than `max_length` loses demonstrations
-first, then the end of the user's words, never the instruction and never the answer.
+The device encodes prompt and answer apart, by qia3.tokens, and so does this. What is longer than `max_length` loses
+demonstrations first, then the end of the user's words, never the instruction and never the answer.
 """
 
 from __future__ import annotations

@@ -114,7 +114,10 @@ def train_task(base: BaseModel, scaled: Mapping[str, Scaled], job: Job, folder: 
 
 
 def load_task(base: BaseModel, scaled: Mapping[str, Scaled], job: Job, folder: Path) -> Trained:
-    """A finished task from its work folder. Raises ConfigError when it is not there, or was trained for another plan."""
+    """A finished task from its work folder.
+
+    Raises ConfigError when it is not there, or was trained for another plan.
+    """
     name, sites = job.task.name, [s.site for s in scaled.values()]
     anew = "run `qia3 train` to train it anew, or name the folder where this plan was trained (--work)"
     if not (folder / "record.json").is_file():

@@ -53,7 +53,10 @@ def layers():
 
 
 def checkpoint(folder):
-    """mlx-lm's nn.quantize takes linear layers and the embedding; the head is tied. One layer at 8 bits, one in float."""
+    """mlx-lm's nn.quantize takes linear layers and the embedding; the head is tied.
+
+    One layer at 8 bits, one in float.
+    """
     torch.manual_seed(0)
     model = (
         AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **TINY), attn_implementation="eager")
