@@ -13,7 +13,7 @@ from qia3.base.gguf_config import read_gguf_config
 from qia3.base.gguf_parts import open_gguf
 from qia3.base.kind import check_decoder
 from qia3.base.load import quiet, read_tokenizer, told
-from qia3.base.sources import Source, resolve
+from qia3.base.sources import Source, read_config, resolve
 from qia3.errors import BaseModelError
 from qia3.parse import read_json_table
 from qia3.tokens import Tokens
@@ -41,6 +41,8 @@ def read_base_text(reference: str) -> BaseText:
     """Raises BaseModelError."""
     source = resolve(reference)
     folder = Path(source.name)
+    if source.gguf_file is None:
+        read_config(folder)  # refuses code of the model's own by the file's name
     with quiet():
         with told(source):
             if source.gguf_file is not None:
