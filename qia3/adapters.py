@@ -19,12 +19,15 @@ from qia3.bundle.adapter import Adapter, read_adapter, write_adapter
 from qia3.bundle.folder import linked_copy, whole_or_absent
 from qia3.bundle.opened import ADAPTERS, Bundle
 from qia3.bundle.peft import open_peft, read_peft, write_peft
+from qia3.bundle.seal import files_on_disk
 from qia3.bundle.sites import Vectors
 from qia3.bundle.task import Task, plain_task, write_task
 from qia3.errors import AdapterError, ConfigError
 from qia3.footprint.documents import seal
 from qia3.names import ADAPTER, check_name
+from qia3.progress import say
 from qia3.runtime.readback import read_back
+from qia3.storage import alone
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,12 @@ def import_adapter(bundle: Path, folder: Path, name: str) -> Imported:
 
     Raises AdapterError or ConfigError, and then the bundle is as it was; an adapter of that name is never overwritten.
     """
+    with alone(bundle, say):
+        return _import(bundle, folder, name)
+
+
+def _import(bundle: Path, folder: Path, name: str) -> Imported:
+    """The same, while no other process changes the bundle."""
     opened = Bundle.open(bundle)
     manifest = opened.manifest
     if opened.mode != "side":
@@ -75,11 +84,12 @@ def import_adapter(bundle: Path, folder: Path, name: str) -> Imported:
     whole = {s.name: found.vectors.get(s.name, np.ones(s.size, np.float32)) for s in sites}
     task = _plain(opened, name) if found.task is None else replace(found.task, name=name)
     with whole_or_absent(bundle, partial(read_back, adapters=[name])) as scratch:
-        linked_copy(bundle, scratch)
+        linked_copy(bundle, scratch, manifest.files)
         write_adapter(scratch / ADAPTERS / f"{name}{ADAPTER}", whole, opened.fingerprint)
         adapter = Adapter(whole, opened.fingerprint)
         write_peft(scratch / ADAPTERS / name, adapter, sites, manifest.base.reference)
         seal(scratch, replace(manifest, tasks={**manifest.tasks, name: task}))
+        linked_copy(bundle, scratch, files_on_disk(bundle))  # what is not the bundle's is kept and not listed
     return Imported(bundle, task, found.task is not None)
 
 

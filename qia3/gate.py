@@ -26,6 +26,7 @@ from qia3.bundle.layout import GRAPH
 from qia3.bundle.records import Drift, Parity
 from qia3.bundle.sites import Vectors
 from qia3.config import Build
+from qia3.describe import positions
 from qia3.examples import Example
 from qia3.graph.forced import OrtDecoder, torch_choices, torch_logits
 from qia3.graph.parity import REMEDY, Agreement, Floats, check, compare
@@ -110,7 +111,8 @@ def _case(plan: Build, adapted: AdaptedBase, vectors: Vectors, asked: Sequence[T
     """torch's own choices after prompts of these tasks, and its logits."""
     with adapted.wearing(vectors):
         prompts = _prompts(plan, adapted, asked, tests)
-        forced = [(prompt, torch_choices(adapted.model, prompt, plan.parity.decode_steps)) for prompt in prompts]
+        size, most = positions(plan, adapted.base), plan.parity.decode_steps
+        forced = [(p, torch_choices(adapted.model, p, min(most, max(0, size - len(p))))) for p in prompts]
         return Case(vectors, forced, _logits(adapted.model, forced))
 
 

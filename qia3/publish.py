@@ -36,6 +36,7 @@ from qia3.runtime.adapters import AdapterBank
 from qia3.runtime.engine import Engine
 from qia3.runtime.evaluate import evaluate
 from qia3.runtime.readback import read_back
+from qia3.storage import alone
 from qia3.targets import load_target
 from qia3.train.task import Trained
 
@@ -59,7 +60,7 @@ def publish(plan: Build, adapted: AdaptedBase, trained: Sequence[Trained], tests
     if not side:
         trained = [t for t in trained if t.task.name == plan.export.merge_task]
         adapted.merge(trained[0].vectors)
-    with whole_or_absent(plan.output_folder, read_back) as folder:
+    with alone(plan.output_folder, say), whole_or_absent(plan.output_folder, read_back) as folder:
         if not side or drift is not None:  # other weights than those that `graph` holds
             say("exporting the graph")
             size, required = positions(plan, base), target.vectors == "required"

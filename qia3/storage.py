@@ -24,7 +24,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -86,7 +86,7 @@ def replaced(target: Path) -> Iterator[Path]:
 
     Raises StorageError as `writing` does.
     """
-    target = target.resolve() if target.is_symlink() else target  # the folder is replaced, not the link to it
+    target = target.resolve()  # the folder is replaced, not a link to it; and "." has no name of its own
     with _scratch_beside(target) as scratch:
         yield scratch
         scratch.chmod(0o755)
@@ -122,6 +122,36 @@ def locked(folder: Path, remedy: str) -> Iterator[None]:
             with contextlib.suppress(OSError):  # it holds something: what was worked on
                 path.unlink()
                 folder.rmdir()
+
+
+@contextmanager
+def alone(target: Path, waiting: Callable[[str], None]) -> Iterator[None]:
+    """Waits until no other process changes the folder `target`, which may not be there, and keeps them out meanwhile.
+
+    What is read before a folder is replaced has to be read within: two that read the same and then replace it would
+    lose what the first one wrote. `waiting` is told once, in words. Nothing of the lock stays behind.
+    """
+    target = target.resolve()
+    path = target.with_name(f".{target.name}.lock")
+    with writing(target.parent):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a")
+    told = False
+    while True:
+        if not _lock(file.fileno()):
+            if not told:
+                waiting(f"waiting for another process that changes {target}")
+                told = True
+            _lock(file.fileno(), wait=True)
+        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            break
+        file.close()  # its owner took the name away with its lock
+        file = path.open("a")
+    with file:
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def exchange(one: Path, other: Path) -> bool:
@@ -195,12 +225,12 @@ def _held(folder: Path) -> Iterator[None]:
         os.close(opened)
 
 
-def _lock(opened: int) -> bool:
-    """Takes the lock of an open file, unless another process has it."""
+def _lock(opened: int, wait: bool = False) -> bool:
+    """Takes the lock of an open file, unless another process has it (`wait`: when it has let go)."""
     if fcntl is None:
         return True
     try:
-        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(opened, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:  # a file system without locks

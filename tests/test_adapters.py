@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,7 @@ import onnxruntime as ort
 import pytest
 from safetensors.numpy import load_file, save_file
 from test_build import complaint, qia3, tree
-from test_laws_imports import BLOCK, python
+from test_laws_imports import BLOCK, ROOT, python
 from tiny_build import write_build
 
 from qia3 import cli
@@ -191,3 +194,39 @@ def test_a_trained_task_is_the_one_that_ships(built):
     for name, task in tasks.items():
         written = json.loads((built / "side.work" / name / "adapter" / "task.json").read_text())
         assert written == task == Task.from_json(name, task).to_json()
+
+
+def test_imports_at_once_are_all_there_afterwards(bundle, peft):
+    """Each reads the manifest that the one before it wrote."""
+    names = ["one", "two", "three"]
+    command = [sys.executable, "-m", "qia3", "adapter", "import", str(bundle), str(peft), "--name"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    runs = [subprocess.Popen([*command, name], env=environment, stdout=subprocess.DEVNULL) for name in names]
+    assert [run.wait() for run in runs] == [0, 0, 0]
+    assert {*names, "topics", "commands"} == {*Bundle.open(bundle).adapters}
+    assert [p.name for p in bundle.parent.iterdir()] == [bundle.name]
+
+
+def test_an_import_keeps_what_lies_behind_a_link(bundle, peft, tmp_path, capsys):
+    (bundle / "adapters").rename(tmp_path / "elsewhere")
+    (bundle / "adapters").symlink_to(tmp_path / "elsewhere")
+    assert qia3(capsys, "adapter", "import", bundle, peft, "--name", "more")[0] == 0
+    opened = Bundle.open(bundle)
+    assert {*opened.adapters} == {"topics", "commands", "more"}
+    for name in opened.adapters:
+        AdapterBank(opened).vectors(name)
+
+
+def test_what_is_not_the_bundles_is_kept_and_not_listed(bundle, peft, capsys):
+    for name in ("notes.txt", "adapters/stray.onnx_adapter"):
+        (bundle / name).write_text("mine")
+    assert qia3(capsys, "adapter", "import", bundle, peft, "--name", "more")[0] == 0
+    assert (bundle / "notes.txt").read_text() == "mine"
+    (bundle / "notes.txt").write_text("changed")
+    assert {*Bundle.open(bundle).adapters} == {"topics", "commands", "more"}
+
+
+def test_a_bundle_may_be_the_folder_one_stands_in(bundle, peft, capsys, monkeypatch):
+    monkeypatch.chdir(bundle)
+    assert qia3(capsys, "adapter", "import", ".", peft, "--name", "more")[0] == 0
+    assert "more" in Bundle.open(bundle).adapters

@@ -297,6 +297,22 @@ def test_law_4_a_bundle_past_the_limit_is_not_published(place, tmp_path, capsys)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "out.work"]
 
 
+def test_a_prompt_that_fills_the_context_is_compared_as_far_as_there_is_room(place, tmp_path, capsys):
+    """Tokens forced after a prompt of the whole context would have no position; the line is one that fits."""
+    file = place / "full.toml"
+    lines = (place / "topics-test.jsonl").read_text().splitlines()
+    long = json.dumps(json.loads(lines[0]) | {"text": "lights " * 300})
+    (place / "full.jsonl").write_text("\n".join([long, *lines]) + "\n")
+    text = FILE.format(steps=8).replace("topics-test.jsonl", "full.jsonl")
+    file.write_text(
+        text.replace('kind = "classify"', 'kind = "classify"\noverlong = "cut"').replace(
+            "decode_steps = 2", "decode_steps = 40"
+        )
+    )
+    code, _, err = qia3(capsys, "export", file, "--output", tmp_path / "out", "--work", place / "side.work")
+    assert code == 0, err
+
+
 def test_law_4_what_int8_activations_cost_is_a_warning_and_a_figure(place, tmp_path, capsys):
     file = place / "taste.toml"
     file.write_text(FILE.format(steps=8).replace("ort-exact", "ort-cpu") + "max_kl = 1e-12\nmin_top1 = 0\n")

@@ -207,7 +207,8 @@ def test_a_linked_copy_has_every_file_but_those_that_are_written_anew(tmp_path):
     (bundle / "onnx").mkdir()
     (bundle / "onnx" / "report.md").write_text("not the bundle's report")
     (bundle / "report.md").write_text("r")
-    linked_copy(bundle, tmp_path / "copy")
+    (bundle / "stray").write_text("not the bundle's")
+    linked_copy(bundle, tmp_path / "copy", ["onnx/report.md", "report.md", "manifest.json"])
     assert [p.relative_to(tmp_path / "copy").as_posix() for p in (tmp_path / "copy").rglob("*") if p.is_file()] == [
         "onnx/report.md"
     ]

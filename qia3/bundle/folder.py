@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -30,15 +30,15 @@ def whole_or_absent(target: Path, read_back: Callable[[Path], None]) -> Iterator
             raise type(error)(f"{told}; nothing was published, and {target} is as it was") from error
 
 
-def linked_copy(bundle: Path, scratch: Path) -> None:
-    """A bundle's files in another folder of the same disk, as hard links where that works.
+def linked_copy(bundle: Path, scratch: Path, files: Iterable[str]) -> None:
+    """These files of a bundle in another folder of the same disk, as hard links where that works.
 
-    Those that are written anew after every change are left out.
+    Those that are written anew after every change are left out, and those that the other folder has.
     """
-    for file in sorted(p for p in bundle.rglob("*") if p.is_file()):
-        if file.name in WRITTEN_ANEW and file.parent == bundle:
+    for name in sorted(set(files) - set(WRITTEN_ANEW)):
+        file, place = (bundle / name).resolve(), scratch / name
+        if place.exists():
             continue
-        place = scratch / file.relative_to(bundle)
         place.parent.mkdir(parents=True, exist_ok=True)
         try:
             os.link(file, place)
