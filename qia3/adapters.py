@@ -22,7 +22,7 @@ from qia3.bundle.peft import open_peft, read_peft, write_peft
 from qia3.bundle.seal import files_on_disk
 from qia3.bundle.sites import Vectors
 from qia3.bundle.task import Task, plain_task, write_task
-from qia3.errors import AdapterError, ConfigError
+from qia3.errors import AdapterError, ConfigError, shown
 from qia3.footprint.documents import seal
 from qia3.names import ADAPTER, check_name
 from qia3.progress import say
@@ -50,6 +50,8 @@ def adapter_info(path: Path | str) -> dict[str, Any]:
     if not place.exists():
         raise AdapterError(f"there is no adapter {text}")
     vectors, base = _peft_tensors(place) if place.is_dir() else _onnx_tensors(place)
+    if bad := [n for n, v in vectors.items() if not v.size or not np.isfinite(v).all()]:
+        raise AdapterError(f"{text} holds tensors that are empty, NaN or infinite: {', '.join(map(shown, bad))}")
     return {
         "path": text,
         "base": base,

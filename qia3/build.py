@@ -12,6 +12,7 @@ from pathlib import Path
 from qia3.base.kind import check_decoder
 from qia3.base.load import Asked, load_base
 from qia3.base.text import read_base_text
+from qia3.bundle.folder import check_place
 from qia3.config import Base, Build
 from qia3.errors import ConfigError
 from qia3.examples import Example
@@ -29,7 +30,7 @@ from qia3.train.task import Job, load_task, train_task
 
 def build(plan: Build) -> Path:
     """Everything: base, training, export, parity, measurement. Returns the bundle's folder."""
-    jobs = measured(plan, _alone(plan_jobs(plan)))
+    jobs = measured(plan, _publishable(plan, plan_jobs(plan)))
     with _working(plan):
         adapted = load(plan)
         graph = exported(plan, adapted)
@@ -50,7 +51,7 @@ def train(plan: Build) -> Path:
 
 def export(plan: Build) -> Path:
     """The bundle from tasks that were trained before. Returns its folder."""
-    jobs = measured(plan, _alone(plan_jobs(plan)))
+    jobs = measured(plan, _publishable(plan, plan_jobs(plan)))
     with _working(plan):
         adapted = load(plan)
         trained = [load_task(adapted.base, adapted.scaled, job, plan.work_folder / job.task.name) for job in jobs]
@@ -103,8 +104,9 @@ def _tests(jobs: list[Job]) -> dict[str, tuple[Example, ...]]:
     return {job.task.name: job.data.test for job in jobs}
 
 
-def _alone(jobs: list[Job]) -> list[Job]:
-    """Publishing is for one process. Raises ConfigError in several."""
+def _publishable(plan: Build, jobs: list[Job]) -> list[Job]:
+    """Publishing is for one process, and takes the place of a bundle only. Raises ConfigError and StorageError."""
+    check_place(plan.output_folder)
     if processes.count() > 1:
         raise ConfigError(
             "only `qia3 train` runs in several processes; run it with `accelerate launch`, then `qia3 export` by itself"

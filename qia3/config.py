@@ -67,7 +67,7 @@ from qia3.parse import parse_toml, read_text
 from qia3.recipe import Section
 from qia3.recipe import Train as Train
 
-LAYERS = re.compile(r"^\d+(-\d+)?(,\d+(-\d+)?)*$")
+LAYERS = re.compile(r"\d{1,4}(-\d{1,4})?(,\d{1,4}(-\d{1,4})?)*")
 LAYER_ROLES = ("head", "query", "key", "value", "output", "up", "down")
 LARGEST = 1 << 20  # bytes of a build file
 
@@ -120,8 +120,11 @@ def _layers(value: tuple[str, ...]) -> tuple[str, ...]:
         role, at, layers = asked.partition("@")
         if role not in LAYER_ROLES:
             raise ValueError(f"no layers are called {role!r}{nearest(role, list(LAYER_ROLES))}")
-        if at and not LAYERS.match(layers):
-            raise ValueError(f"{asked!r}: after '@' stand layers, such as 0-2,11")
+        if at and not LAYERS.fullmatch(layers):
+            raise ValueError(f"{asked[:80]!r}: after '@' stand layers, such as 0-2,11")
+        for first, last in (ends.split("-") for ends in layers.split(",") if "-" in ends):
+            if int(first) > int(last):
+                raise ValueError(f"{asked!r}: {first}-{last} holds no layer; the lower one stands first")
     return tuple(sorted(set(value)))
 
 
@@ -139,7 +142,7 @@ class Task(Section):
     ranking: Literal["sum", "mean"] | None = None
     shots: int = Field(default=0, ge=0)
     mixture: tuple[str, ...] = ()
-    max_new_tokens: int = Field(default=32, ge=1)
+    max_new_tokens: int = Field(default=32, ge=1, lt=2**31)
     end: str | None = None
     overlong: Literal["refuse", "cut"] = "refuse"
     overrides: dict[str, Any] = Field(default_factory=dict, alias="training")
@@ -318,6 +321,16 @@ class Build(Section):
     def ranking_of(self, task: Task) -> Literal["sum", "mean"]:
         """How the task's choices are ranked: as it says, else as its losses train."""
         return task.ranking or self.training_of(task).ranking
+
+    @field_validator("output", "work")
+    @classmethod
+    def _place(cls, value: Path | None) -> Path | None:
+        """A folder that another one can stand beside: "." has a name only where it is."""
+        if value is None or value.name not in ("", ".."):
+            return value
+        if not (named := value.resolve()).name:
+            raise ValueError(f"{str(value)!r} is the whole disk; name a folder in it")
+        return named
 
     @property
     def output_folder(self) -> Path:

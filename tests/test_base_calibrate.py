@@ -4,6 +4,9 @@ the base that is kept.
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -296,3 +299,10 @@ def test_of_two_processes_that_keep_a_base_at_once_one_wins(base, tmp_path, monk
     kept.keep(base, tmp_path / "base")
     assert [p.name for p in tmp_path.iterdir()] == ["base"]
     assert kept.open_kept(tmp_path / "base", "tiny").fingerprint == base.fingerprint
+
+
+def test_a_text_that_never_ends_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero"), Path("a\0b")):
+        with pytest.raises(BaseModelError, match="cannot read the calibration text"):
+            read_windows(Letters(), path, 16)

@@ -561,3 +561,10 @@ def test_torch_and_onnx_runtime_rank_alike(place, by):
         np.testing.assert_allclose(one, other, atol=1e-3)
         assert one.argmax() == other.argmax()
     assert found.accuracy == np.mean([s.argmax() == 0 for s in theirs])
+
+
+def test_an_output_that_is_no_bundle_is_told_before_anything_is_loaded(place, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("qia3.build.load", None)  # calling it would be a defect
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").write_text("mine")
+    assert "is not a bundle" in complaint(capsys, "build", place / "qia3.toml", "--output", tmp_path / "notes")

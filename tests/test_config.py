@@ -377,3 +377,25 @@ def test_overrides_into_something_that_is_no_table_are_told_as_such(tmp_path):
 @pytest.mark.parametrize("text", ["", "\n\n", "# nothing but a remark\n"])
 def test_an_empty_build_file_names_what_is_missing(tmp_path, text):
     assert "'base' is missing" in complaint(tmp_path, text)
+
+
+@pytest.mark.parametrize("layers", ["3-1", "0-99999999999", "9" * 5000, "1\\n", "0-2,"])
+@pytest.mark.parametrize("key", ["eight_bit = [{}]", "blocks = {{ 32 = [{}] }}"])
+def test_layers_that_no_model_has_are_refused_and_counted_by_nobody(tmp_path, layers, key):
+    line = key.format(f'"up@{layers}"')
+    assert "up@" in complaint(tmp_path, GOOD.replace("[base]\n", f"[base]\n{line}\n"))
+
+
+def test_an_output_has_a_name(tmp_path, monkeypatch):
+    (tmp_path / "b").mkdir()
+    monkeypatch.chdir(tmp_path / "b")
+    for given in (".", "", "../b/."):
+        plan = read(tmp_path, GOOD, output=given)
+        assert (plan.output_folder.resolve(), plan.work_folder.resolve()) == (tmp_path / "b", tmp_path / "b.work")
+    assert "the whole disk" in complaint(tmp_path, GOOD, output="/")
+
+
+def test_answers_have_a_length_that_a_manifest_takes(tmp_path):
+    assert "max_new_tokens" in complaint(
+        tmp_path, GOOD.replace('kind = "generate"', 'kind = "generate"\nmax_new_tokens = 3000000000')
+    )

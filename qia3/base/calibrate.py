@@ -27,6 +27,7 @@ from transformers.pytorch_utils import Conv1D
 from qia3.base.weights import GridWeight
 from qia3.errors import BaseModelError
 from qia3.grids.calibrated import Seen
+from qia3.parse import read_text as read_plain
 
 ROWS, LENGTH, AT_ONCE = 32, 256, 8
 
@@ -108,10 +109,9 @@ def window_length(model: Any) -> int:
 def read_text(path: Path) -> str:
     """A text to calibrate on. Raises BaseModelError."""
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else error.strerror
-        raise BaseModelError(f"cannot read the calibration text {path}: {reason}") from error
+        return read_plain(path, BaseModelError)
+    except BaseModelError as error:
+        raise BaseModelError(f"cannot read the calibration text: {str(error).removeprefix('cannot read ')}") from error
 
 
 def read_windows(tokenizer: Any, path: Path, length: int) -> Tensor:

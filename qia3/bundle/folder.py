@@ -20,7 +20,7 @@ def whole_or_absent(target: Path, read_back: Callable[[Path], None]) -> Iterator
     An older bundle in its place is replaced at that moment and not before; a folder that is not a bundle is never
     replaced. `read_back` raises what its reader would; the older bundle is then what it was.
     """
-    _check_place(target)
+    check_place(target)
     with replaced(target) as scratch:
         yield scratch
         try:
@@ -46,6 +46,7 @@ def linked_copy(bundle: Path, scratch: Path, files: Iterable[str]) -> None:
             shutil.copy2(file, place)
 
 
-def _check_place(target: Path) -> None:
+def check_place(target: Path) -> None:
+    """Raises StorageError where something stands that is not a bundle: it is never replaced."""
     if target.exists() and not (target / MANIFEST).is_file() and (not target.is_dir() or any(target.iterdir())):
         raise StorageError(f"{target} exists and is not a bundle; choose another output or move it away")

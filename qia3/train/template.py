@@ -50,6 +50,8 @@ def _tried(tokenizer: Any) -> dict[str, Any]:
     with _clock(DATE):
         turns, text = _turns(tokenizer)
         prefix, suffix = text.split(MARK)
+        if "{text}" in prefix + suffix:
+            raise ValueError("it writes {text} itself, which stands for a question's words")
         for words in (SHOWING, "x"):
             if (said := _filled(tokenizer, turns, words)) != prefix + words + suffix:
                 raise ValueError(f"it changes a question's words ({_difference(prefix + words + suffix, said)})")
