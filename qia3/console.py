@@ -22,6 +22,7 @@ from typing import Any
 import click
 
 from qia3.errors import QIA3Error, first_line
+from qia3.progress import ask_to_stop, forget_the_stop
 
 DEFECT = 1  # exit code of a fault of ours
 BUILD_PACKAGES = {
@@ -96,16 +97,17 @@ def _stopping_cleanly() -> Iterator[None]:
 
     Training listens for itself meanwhile.
     """
-
-    def stop(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    previous = signal.signal(signal.SIGTERM, stop) if threading.current_thread() is threading.main_thread() else None
+    forget_the_stop()
+    here = threading.current_thread() is threading.main_thread()
+    previous = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM) if here}
+    for name, handler in previous.items():
+        if handler != signal.SIG_IGN:  # nohup, and shells that start a command in the background
+            signal.signal(name, lambda *_: ask_to_stop())
     try:
         yield
     finally:
-        if previous is not None:
-            signal.signal(signal.SIGTERM, previous)
+        for name, handler in previous.items():
+            signal.signal(name, handler)
 
 
 def run_command(command: click.Command, arguments: Sequence[str]) -> int:

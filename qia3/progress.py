@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
 T = TypeVar("T")
+_asked_to_stop = threading.Event()
 LINES = 8  # of a long run, where stderr is a file and no bar can be drawn
 
 
@@ -17,8 +19,24 @@ def is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def ask_to_stop() -> None:
+    """What a signal does: it interrupts, and where a library swallows that (Python itself does within destructors and
+    callbacks), the next line that a build has to say interrupts again.
+    """
+    _asked_to_stop.set()
+    raise KeyboardInterrupt
+
+
+def forget_the_stop() -> None:
+    """Before another command in this process."""
+    _asked_to_stop.clear()
+
+
 def say(text: str) -> None:
-    """One line on stderr."""
+    """One line on stderr. Raises KeyboardInterrupt where a signal had no effect."""
+    if _asked_to_stop.is_set():
+        _asked_to_stop.clear()
+        raise KeyboardInterrupt
     if is_main():
         print(text, file=sys.stderr, flush=True)
 

@@ -238,11 +238,25 @@ def test_a_kept_base_that_was_changed_or_torn_is_refused(base, tmp_path):
     weights = tmp_path / "base" / kept.WEIGHTS
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-7] + b"changed")
-    with pytest.raises(BaseModelError, match="has changed since it was written; delete it"):
+    with pytest.raises(BaseModelError, match="has changed since it was written; it is made again"):
         kept.open_kept(tmp_path / "base", "tiny")
     weights.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(BaseModelError, match="cannot be read"):
         kept.open_kept(tmp_path / "base", "tiny")
+
+
+def test_a_damaged_base_in_the_cache_is_made_again_and_said_so(tmp_path, monkeypatch, tiny_folder, capsys):
+    monkeypatch.setenv("QIA3_CACHE", str(tmp_path))
+    monkeypatch.setattr(load, "LEAST_KEPT", 0)
+    asked = load.Asked(str(tiny_folder), block_size=32)
+    first = load.load_base(asked)
+    weights = next((tmp_path / "bases").glob(f"*/{kept.WEIGHTS}"))
+    weights.write_bytes(weights.read_bytes()[:100])
+    capsys.readouterr()
+    assert load.load_base(asked).fingerprint == first.fingerprint
+    assert "it is made again" in capsys.readouterr().err
+    load.load_base(asked)
+    assert "made again" not in capsys.readouterr().err
 
 
 def test_the_first_process_to_keep_a_base_wins(base, tmp_path):

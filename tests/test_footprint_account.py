@@ -243,6 +243,17 @@ def test_every_file_that_is_not_as_listed_is_named(tmp_path):
     )
 
 
+def test_files_behind_a_link_to_a_folder_are_counted(tmp_path):
+    """As a hub's cache, or a second disk, makes of a bundle's parts."""
+    manifest = write_bundle(tmp_path / "bundle")
+    manifest = replace(manifest, files=listed(tmp_path / "bundle"))
+    total = account(tmp_path / "bundle", manifest).total
+    (tmp_path / "bundle" / "onnx").rename(tmp_path / "elsewhere")
+    (tmp_path / "bundle" / "onnx").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "around").symlink_to(tmp_path / "bundle")  # a circle ends
+    assert account(tmp_path / "bundle", manifest).total == total
+
+
 @pytest.mark.parametrize(
     ("inputs", "block", "symmetric"), list(itertools.product((32, 33, 96, 160, 257), (16, 32, 64, 128), (False, True)))
 )

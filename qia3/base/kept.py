@@ -32,12 +32,13 @@ from qia3.base.kinds import KINDS
 from qia3.base.modules import GridEmbedding, GridLinear
 from qia3.base.shards import file_entries
 from qia3.base.weights import GridWeight
-from qia3.errors import BaseModelError
+from qia3.errors import BaseModelError, first_line
 from qia3.parse import read_json_table
 from qia3.storage import made_once
 
 WEIGHTS, FACTS, SEAL = "model.safetensors", "base.json", "base.sha256"
 FORMAT = 2  # of base.json
+AGAIN, MADE_AGAIN = "copy it again", "it is made again"
 TAKEN = (
     "fingerprint",
     "block_size",
@@ -51,12 +52,12 @@ TAKEN = (
 )
 
 
-def keep(base: BaseModel, folder: Path, asked: Mapping[str, Any] | None = None) -> None:
+def keep(base: BaseModel, folder: Path, asked: Mapping[str, Any] | None = None, anew: bool = False) -> None:
     """Writes the base to `folder`, unless another process did so first; `asked` are the settings that it was made for.
 
-    Raises StorageError.
+    `anew`: what is there is damaged. Raises StorageError.
     """
-    if not (folder / FACTS).exists():
+    if anew or not (folder / FACTS).exists():
         shutil.rmtree(folder, ignore_errors=True)
     with made_once(folder) as scratch:
         save_file(_tensors(base.model), scratch / WEIGHTS)
@@ -74,7 +75,7 @@ def is_kept(folder: Path) -> bool:
 
 def open_named(folder: Path, asked: Mapping[str, Any]) -> BaseModel:
     """A kept base that a build file names by its folder. Raises BaseModelError where it was made for other settings."""
-    facts = read_json_table(folder / FACTS, BaseModelError, "copy the kept base again")
+    facts = read_json_table(folder / FACTS, BaseModelError, AGAIN)
     made_for = facts.get("asked")
     if not isinstance(made_for, dict):
         raise BaseModelError(
@@ -87,18 +88,16 @@ def open_named(folder: Path, asked: Mapping[str, Any]) -> BaseModel:
             f"the kept base {folder} was made with {differs}: set under [base] what it was made with, or name the model "
             "it was made from"
         )
-    return open_kept(folder, str(facts.get("reference")))
+    return open_kept(folder, str(facts.get("reference")), AGAIN)
 
 
 def _told(value: Any) -> str:
     return json.dumps(value)
 
 
-def open_kept(folder: Path, reference: str) -> BaseModel:
-    """The base as it was kept. Raises BaseModelError where it is torn or changed."""
-    changed = BaseModelError(
-        f"the kept base {folder} has changed since it was written; delete it, and it is made again"
-    )
+def open_kept(folder: Path, reference: str, remedy: str = MADE_AGAIN) -> BaseModel:
+    """The base as it was kept. Raises BaseModelError, with what to do, where it is torn or changed."""
+    changed = BaseModelError(f"the kept base {folder} has changed since it was written; {remedy}")
     if not (folder / SEAL).is_file() or (folder / SEAL).read_bytes() != _seal(folder).encode():
         raise changed
     try:
@@ -123,11 +122,10 @@ def open_kept(folder: Path, reference: str) -> BaseModel:
             rounding=None if rounding is None else Rounding(**rounding),
             **taken,
         )
+    except MemoryError:
+        raise
     except Exception as error:  # a damaged file makes transformers and json raise many types
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise BaseModelError(
-            f"the kept base {folder} cannot be read ({reason}); delete it, and it is made again"
-        ) from error
+        raise BaseModelError(f"the kept base {folder} cannot be read ({first_line(error)}); {remedy}") from error
     model.eval().requires_grad_(False)
     if fingerprint(model) != base.fingerprint or facts.get("tables") != tables(model):
         raise changed

@@ -105,16 +105,19 @@ def load_base(asked: Asked, track: Track = lambda items, title: items) -> BaseMo
         with quiet():
             return open_named(Path(source.name), asked.settings)
     folder = _kept_folder(source, asked)
-    if is_kept(folder):
+    if damaged := is_kept(folder):
         say(f"the base was quantised before: {folder}")
-        with quiet():
-            return open_kept(folder, asked.model)
+        try:
+            with quiet():
+                return open_kept(folder, asked.model)
+        except BaseModelError as error:
+            say(str(error))
     with quiet():
         base = _make(source, asked, track)
         if base.parameters < LEAST_KEPT:
             return base
         try:
-            keep(base, folder, asked.settings)
+            keep(base, folder, asked.settings, anew=damaged)
         except StorageError as error:  # minutes of work are not thrown away for it
             say(f"this base is not kept, and the next build makes it again: {error}")
             return base

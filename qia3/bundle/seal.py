@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -45,8 +46,18 @@ def seal_files(folder: Path, manifest: Manifest, documents: Documents) -> Manife
 
 
 def files_on_disk(folder: Path) -> dict[str, int]:
-    """Bytes of each file, by its path within the folder."""
-    return {f.relative_to(folder).as_posix(): f.stat().st_size for f in sorted(folder.rglob("*")) if f.is_file()}
+    """Bytes of each file, by its path within the folder; through links to folders, each folder once."""
+    found: dict[str, int] = {}
+    seen: set[str] = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        paths = (Path(place, name) for name in files)
+        found |= {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths if path.is_file()}
+    return dict(sorted(found.items()))
 
 
 def to_json(content: Any) -> bytes:
