@@ -80,7 +80,7 @@ def _import(bundle: Path, folder: Path, name: str) -> Imported:
     if opened.mode != "side":
         raise AdapterError(f"{bundle} is merged: its graph has no places for vectors; build it with mode 'side'")
     _check_free(bundle, name, {*opened.tasks, *opened.adapters})
-    sites = manifest.decoder.sites
+    sites = manifest.sites
     layers = {layer.name: layer.role for layer in manifest.linears}
     found = read_peft(folder, sites, opened.fingerprint, layers)
     whole = {s.name: found.vectors.get(s.name, np.ones(s.size, np.float32)) for s in sites}

@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -96,6 +97,70 @@ def test_keys_of_a_later_version_are_written_again():
     content["base"]["grid"]["shape"] = "round"
     content["tasks"]["lamps"]["voice"] = {"a": None}
     assert Manifest.from_json(content).to_json() == content
+
+
+def encoder_decoder():
+    """The small manifest as an encoder-decoder's: the first layers' vectors are the encoder's."""
+    manifest = manifest_of()
+    decoder, layers = manifest.decoder, manifest.linears
+    ours = [v for v in decoder.vectors if v.name.startswith("layers.0.")]
+    encoder = replace(decoder, file="onnx/encoder.onnx", vectors=tuple(ours))
+    return replace(
+        manifest,
+        architecture=replace(manifest.architecture, encoder_layers=1, layers=1, decoder_start=0),
+        linears=tuple(replace(layer, once=layer.name.startswith("layers.0.")) for layer in layers),
+        graphs={
+            "encoder": encoder,
+            "decoder": replace(decoder, vectors=tuple(v for v in decoder.vectors if v not in ours)),
+        },
+    )
+
+
+def test_an_adapter_has_the_vectors_of_all_graphs_and_each_graph_its_own():
+    manifest = encoder_decoder()
+    content = json.loads(json.dumps(manifest.to_json()))
+    assert Manifest.from_json(content) == manifest
+    assert content["format"] == 3
+    assert set(manifest.sites) == set(manifest_of().sites)
+    assert set(manifest.encoder.sites) | set(manifest.decoder.sites) == set(manifest.sites)
+    assert not set(manifest.encoder.sites) & set(manifest.decoder.sites)
+    shared = replace(manifest, graphs={**manifest.graphs, "train": manifest.decoder})  # the same places once more
+    assert Manifest.from_json(shared.to_json()).sites == manifest.sites
+
+
+def test_a_decoder_alone_is_written_as_it_was():
+    content = manifest_of().to_json()
+    assert not {"encoder_layers", "decoder_start"} & content["architecture"].keys()
+    assert not any("once" in layer for layer in content["linears"])
+    assert manifest_of().encoder is None
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda c: c["graphs"].pop("encoder"), "graphs.encoder is missing, which an encoder-decoder has"),
+        (lambda c: c["architecture"].pop("decoder_start"), "architecture.decoder_start is missing"),
+        (lambda c: c["architecture"].pop("encoder_layers"), "architecture.encoder_layers is missing"),
+        (lambda c: c["architecture"].update(decoder_start=10**6), "decoder_start is past the vocabulary"),
+        (
+            lambda c: c["graphs"]["encoder"]["vectors"].append(
+                c["graphs"]["decoder"]["vectors"][0] | {"role": "query"}
+            ),
+            r"graphs differ in the vector layers\.1\.",
+        ),
+    ],
+)
+def test_an_encoder_decoder_that_lacks_a_part_is_refused(change, told):
+    content = encoder_decoder().to_json()
+    change(content)
+    with pytest.raises(ValueError, match=told):
+        Manifest.from_json(content)
+
+
+def test_a_prompt_takes_the_context_of_the_encoder_alone():
+    shape = encoder_decoder().architecture
+    assert (shape.positions(7, 3), shape.positions(3, 7), shape.positions(3, 3)) == (7, 8, 4)
+    assert manifest_of().architecture.positions(7, 3) == 10
 
 
 def test_every_fault_is_named_at_its_place():

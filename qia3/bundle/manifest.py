@@ -5,14 +5,17 @@
      "files": {"onnx/model_q4.onnx": {"sha256": "7667...", "bytes": 441235}, ...}}
 
 A bundle has several graphs, each by the name of what it does ("decoder"; an encoder, a trainable one beside it), which
-may share a data file. What a reader finds here is inside its bounds: counts are whole numbers, figures finite, names
-those of qia3.names, paths below the bundle's own folder. Bundles of formats 1 and 2 are read as ones of this format
-(upgrade.py). A change that an older reader would misread raises FORMAT; a key more does not (checked.py).
+may share a data file. Each has inputs for its own vectors, and an adapter holds those of all: an encoder-decoder's has
+the vectors of both stacks, and cross-attention's keys and values are the decoder's. What a reader finds here is inside
+its bounds: counts are whole numbers, figures finite, names those of qia3.names, paths below the bundle's own folder.
+Bundles of formats 1 and 2 are read as ones of this format (upgrade.py). A change that an older reader would misread
+raises FORMAT; a key more does not (checked.py).
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -26,7 +29,7 @@ from qia3.errors import shown
 from qia3.names import ADAPTER, check_file_name, check_name
 
 FORMAT = 3
-DECODER = "decoder"
+DECODER, ENCODER = "decoder", "encoder"
 ADAPTERS = "adapters/"
 LONGEST = 1000  # characters of a path or of a name
 
@@ -105,7 +108,11 @@ class Base(Part):
 
 @dataclass(frozen=True)
 class Architecture(Part):
-    """Counts and sizes of the base; context_length in tokens, within what the base was made for."""
+    """Counts and sizes of the base; context_length in tokens, within what the base was made for.
+
+    An encoder-decoder has `layers` in its decoder and `encoder_layers` before them, and its answers begin with the
+    token `decoder_start`; the context is of that length for either of them.
+    """
 
     layers: Size
     heads: Size
@@ -115,11 +122,22 @@ class Architecture(Part):
     vocab_size: Size
     context_length: Size
     tied_embedding: bool
+    encoder_layers: Size | None = None
+    decoder_start: Count | None = None
+
+    def positions(self, prompt: int, more: int) -> int:
+        """What a prompt of so many tokens, and so many after it, take of the context.
+
+        A decoder has them in one row. An encoder has the prompt to itself, and the decoder a token to start from.
+        """
+        return prompt + more if self.encoder_layers is None else max(prompt, 1 + more)
 
 
 @dataclass(frozen=True)
 class Layer(Part):
-    """A linear layer, and what its bytes are on."""
+    """A linear layer, and what its bytes are on. `once`: it runs for the prompt alone and for no token of the answer,
+    as an encoder's layers do, and cross-attention's keys and values.
+    """
 
     name: Brief
     inputs: Size
@@ -129,6 +147,7 @@ class Layer(Part):
     format: Code
     block_size: Block
     symmetric: bool
+    once: bool = False
 
 
 @dataclass(frozen=True)
@@ -256,6 +275,16 @@ class Manifest(Part):
         return self.graphs[DECODER]
 
     @property
+    def encoder(self) -> Graph | None:
+        """The graph that reads the prompt; None in a decoder alone."""
+        return self.graphs.get(ENCODER)
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The places for vectors of all graphs, in their order, which are what an adapter has vectors for."""
+        return tuple(dict.fromkeys(site for graph in self.graphs.values() for site in graph.sites))
+
+    @property
     def adapters(self) -> tuple[str, ...]:
         """Names of the adapter files."""
         files = [f for f in self.files if f.startswith(ADAPTERS) and f.endswith(ADAPTER)]
@@ -280,6 +309,7 @@ def _contradictions(manifest: Manifest) -> Iterator[str]:
     """What no part of it can tell alone."""
     if DECODER not in manifest.graphs:
         yield f"graphs.{DECODER} is missing"
+    yield from _of_an_encoder(manifest)
     if (manifest.mode == "merged") != (manifest.merged_task is not None):
         yield "merged_task is given in mode 'merged', and null in mode 'side'"
     elif manifest.merged_task is not None and manifest.merged_task not in manifest.tasks:
@@ -290,7 +320,24 @@ def _contradictions(manifest: Manifest) -> Iterator[str]:
             yield f"graphs.{shown(key[:80])}.vectors names one twice"
         if any(vector.rows and max(vector.rows) >= vector.size for vector in graph.vectors):
             yield f"graphs.{shown(key[:80])}.vectors has rows past a vector's size"
+    apart = [name for name, count in Counter(site.name for site in manifest.sites).items() if count > 1]
+    yield from (f"graphs differ in the vector {shown(name[:80])}" for name in apart[:1])
     yield from (f"files.{shown(file[:LONGEST])} is outside the bundle" for file in manifest.files if _outside(file))
     for adapter in manifest.adapters:
         if not _is_name(adapter):
             yield f"files has an adapter whose name {adapter[:80]!r} is none"
+
+
+def _of_an_encoder(manifest: Manifest) -> Iterator[str]:
+    """An encoder-decoder has an encoder, a number of layers in it and a token to start from; a decoder none of them."""
+    shape = manifest.architecture
+    has = {
+        f"graphs.{ENCODER}": manifest.encoder,
+        "architecture.encoder_layers": shape.encoder_layers,
+        "architecture.decoder_start": shape.decoder_start,
+    }
+    missing = [name for name, value in has.items() if value is None]
+    if 0 < len(missing) < len(has):
+        yield f"{' and '.join(missing)} is missing, which an encoder-decoder has"
+    elif shape.decoder_start is not None and shape.decoder_start >= shape.vocab_size:
+        yield "architecture.decoder_start is past the vocabulary"

@@ -77,8 +77,8 @@ class Bundle:
 
     @cached_property
     def vectors(self) -> dict[str, int]:
-        """Sizes by input name; empty when merged."""
-        return {vector.name: vector.size for vector in self.manifest.decoder.vectors}
+        """Sizes by input name, of all graphs; empty when merged."""
+        return {site.name: site.size for site in self.manifest.sites}
 
     @property
     def tasks(self) -> dict[str, Task]:
