@@ -28,6 +28,7 @@ from qia3.names import ADAPTER, check_name
 from qia3.progress import say
 from qia3.runtime.readback import read_back
 from qia3.storage import alone
+from qia3.tokens import Tokens
 
 
 @dataclass(frozen=True)
@@ -122,8 +123,10 @@ def _check_free(bundle: Path, name: str, taken: set[str]) -> None:
 
 
 def _plain(opened: Bundle, name: str) -> Task:
-    """Generation with the base's own prompt, which ends as the bundle's other tasks do."""
-    end = next((task.end for task in opened.tasks.values()), "")
+    """Generation with the base's own prompt, which ends as the bundle's other tasks do, or else where it stops."""
+    end = next((task.end for task in opened.tasks.values() if task.end), "")
+    if not end and opened.stop_tokens:  # tasks of an earlier version, which may say no end
+        end = Tokens.read(opened.path / "tokenizer.json").tokenizer.id_to_token(opened.stop_tokens[0]) or ""
     return plain_task(name, opened.prefix, opened.suffix, end)
 
 

@@ -17,6 +17,8 @@ from typing import Any
 
 from qia3.errors import QIA3Error, first_line
 
+Pairs = Callable[[list[tuple[str, Any]]], Any]  # makes the value of an object out of its keys and values
+
 LARGEST = 1 << 28  # bytes of one document: far more than any manifest, tokenizer or table of examples here
 
 
@@ -43,29 +45,47 @@ def read_text(path: Path, error: type[QIA3Error], remedy: str = "", largest: int
         raise error(f"{path} is not UTF-8 text (byte {reason.start}){_then(remedy)}") from reason
 
 
-def read_json(path: Path, error: type[QIA3Error], remedy: str = "", largest: int = LARGEST) -> Any:
-    """The value of a JSON file. Raises `error`."""
+def read_json(
+    path: Path, error: type[QIA3Error], remedy: str = "", largest: int = LARGEST, pairs: Pairs | None = None
+) -> Any:
+    """The value of a JSON file. Raises `error`.
+
+    `pairs` is `each_once` for files of our own form, where a key that stands twice has lost one of its values; in other
+    people's the last one counts, as everywhere.
+    """
     text = read_text(path, error, remedy, largest)
     try:
-        return parse_json(text)
+        return parse_json(text, pairs)
     except ValueError as reason:
         raise error(f"{path} is not valid JSON: {reason}{_then(remedy)}") from reason
 
 
-def read_json_table(path: Path, error: type[QIA3Error], remedy: str = "", largest: int = LARGEST) -> dict[str, Any]:
+def read_json_table(
+    path: Path, error: type[QIA3Error], remedy: str = "", largest: int = LARGEST, pairs: Pairs | None = None
+) -> dict[str, Any]:
     """The same where an object is expected. Raises `error`."""
-    value = read_json(path, error, remedy, largest)
+    value = read_json(path, error, remedy, largest, pairs)
     if not isinstance(value, dict):
         raise error(f"{path} holds {kind_of(value)}, and a JSON object is expected{_then(remedy)}")
     return value
 
 
-def parse_json(text: str | bytes, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
+def parse_json(text: str | bytes, pairs: Pairs | None = None) -> Any:
     """The value of a JSON text. Raises ValueError of one line and nothing else, whatever is in the text.
 
     `pairs` makes the value of an object out of its keys and values, for those who must know of a key that stands twice.
     """
     return _parse(partial(json.loads, object_pairs_hook=pairs), text)
+
+
+def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object's keys and values. Raises ValueError for a key that stands twice."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"the key {name[:80]!r} stands twice")
+        found[name] = value
+    return found
 
 
 def parse_toml(text: str) -> dict[str, Any]:
@@ -84,7 +104,7 @@ def _parse(parser: Callable[[Any], Any], text: str | bytes) -> Any:
     except UnicodeDecodeError as reason:
         raise ValueError(f"it is not UTF-8 text (byte {reason.start})") from reason
     except ValueError as reason:
-        long_number = "digits" in str(reason) and "integer" in str(reason)  # sys.set_int_max_str_digits
+        long_number = str(reason).startswith("Exceeds the limit")  # sys.set_int_max_str_digits
         raise ValueError("a number has too many digits" if long_number else first_line(reason)) from reason
 
 

@@ -94,6 +94,56 @@ def test_a_task_that_is_none_leaves_the_bundle_byte_for_byte(change, bundle, pef
     unchanged(bundle, before)
 
 
+NEVER_ASKED = [
+    ({"end": ""}, "its end, '', is not a token that ends an answer here; this bundle stops at '<|end|>'"),
+    ({"end": "no such token"}, "'no such token', is not a token"),
+    ({"end": "{text}"}, "'{text}', is not a token"),
+    ({"end": "<|end|><|end|>"}, "'<|end|><|end|>', is not a token"),
+    ({"kind": "generate", "choices": None, "end": "<pad>"}, "'<pad>', is not a token"),
+    ({"prompt": "lamp " * 200 + "{text}"}, "no room for words in a context of 96"),
+    ({"choices": ["a", "lamp " * 200]}, "no room for words in a context of 96"),
+    ({"choices": ["lamp"]}, "'lamp' is its only choice: nothing to tell apart"),
+]
+
+
+@pytest.mark.parametrize(("change", "said"), NEVER_ASKED, ids=lambda value: str(value)[:40])
+def test_a_task_that_can_never_be_asked_leaves_the_bundle_byte_for_byte(change, said, bundle, peft, capsys):
+    before, task = tree(bundle), json.loads((peft / "task.json").read_text())
+    (peft / "task.json").write_text(json.dumps(task | change))
+    told = complaint(capsys, "adapter", "import", bundle, peft, "--name", "new")
+    assert "task 'new' cannot be asked of this bundle" in told
+    assert said in told
+    unchanged(bundle, before)
+
+
+def test_a_choice_may_end_with_any_control_token(bundle, peft, capsys):
+    task = json.loads((peft / "task.json").read_text())
+    (peft / "task.json").write_text(json.dumps(task | {"end": "<pad>"}))
+    assert qia3(capsys, "adapter", "import", bundle, peft, "--name", "padded")[0] == 0
+    assert qia3(capsys, "run", bundle, "the door", "--adapter", "padded")[0] == 0
+
+
+def test_a_bundle_whose_tasks_say_no_end_opens_and_takes_an_adapter_without_a_task(bundle, peft, capsys):
+    """As an earlier version may have left it: its new task ends where the bundle stops."""
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    for task in manifest["tasks"].values():
+        task["end"] = ""
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    (peft / "task.json").unlink()
+    assert qia3(capsys, "run", bundle, "the door", "--adapter", "topics")[0] == 0
+    assert qia3(capsys, "adapter", "import", bundle, peft, "--name", "bare")[0] == 0
+    assert Bundle.open(bundle).tasks["bare"].end == "<|end|>"
+
+
+@pytest.mark.parametrize("file", ["task.json", "adapter_config.json"])
+def test_a_key_that_stands_twice_leaves_the_bundle_byte_for_byte(file, bundle, peft, capsys):
+    before, text = tree(bundle), (peft / file).read_text()
+    key = next(iter(json.loads(text)))
+    (peft / file).write_text(text.rstrip().removesuffix("}") + f', "{key}": null}}')
+    assert f"the key {key!r} stands twice" in complaint(capsys, "adapter", "import", bundle, peft, "--name", "new")
+    unchanged(bundle, before)
+
+
 def test_half_an_adapter_leaves_the_bundle_byte_for_byte(bundle, peft, capsys):
     before, file = tree(bundle), peft / "adapter_model.safetensors"
     tensors = load_file(file)

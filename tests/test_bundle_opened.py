@@ -105,6 +105,7 @@ def test_what_is_no_bundle_is_told(tmp_path, place):
         ('"format"', "holds a string, and a JSON object is expected"),
         ("[" * 100_000, "is not valid JSON: it is nested too deeply"),
         ('{"format": ' + "9" * 5000 + "}", "is not valid JSON: a number has too many digits"),
+        ('{"format": 3, "format": 3}', "is not valid JSON: the key 'format' stands twice"),
         ("{}", "has no 'format'"),
         ('{"format": 4}', "bundle format 4, this version reads up to 3; upgrade qia3"),
         ('{"format": 0}', "build it again"),

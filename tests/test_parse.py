@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from qia3.errors import DataError, first_line
-from qia3.parse import parse_json, parse_toml, read_bytes, read_json, read_json_table
+from qia3.parse import each_once, parse_json, parse_toml, read_bytes, read_json, read_json_table
 
 BAD_JSON = {
     "digits": "[" + "9" * 5000 + "]",
@@ -35,6 +35,16 @@ def test_json_that_cannot_be_read_is_one_line(text, tmp_path):
         parse_json(text)
     with pytest.raises(DataError, match=r"^[^\n]*x\.json[^\n]*; fetch it again$"):
         read_json(file, DataError, "fetch it again")
+
+
+def test_a_key_stands_once_in_our_files_and_the_last_one_counts_in_others(tmp_path):
+    file = tmp_path / "x.json"
+    file.write_text('{"a": {"integer digits": 1, "b": 2, "integer digits": 3}}')
+    assert read_json(file, DataError) == {"a": {"integer digits": 3, "b": 2}}
+    with pytest.raises(DataError, match=r"x\.json is not valid JSON: the key 'integer digits' stands twice$"):
+        read_json_table(file, DataError, pairs=each_once)
+    file.write_text('{"a": {"b": 1}, "b": 2}')
+    assert read_json(file, DataError, pairs=each_once) == {"a": {"b": 1}, "b": 2}
 
 
 @pytest.mark.parametrize("text", BAD_TOML.values(), ids=BAD_TOML)

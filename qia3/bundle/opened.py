@@ -18,7 +18,7 @@ from qia3.bundle.onnx_file import external_files
 from qia3.bundle.sites import base_version
 from qia3.bundle.task import Task
 from qia3.errors import BundleError, shown
-from qia3.parse import read_json_table
+from qia3.parse import each_once, read_json_table
 
 __all__ = ["ADAPTERS", "Bundle", "check_files", "read_manifest"]
 AGAIN = "copy the bundle again or build it again"
@@ -110,7 +110,7 @@ def read_manifest(path: Path) -> Manifest:
         there = False
     if not there:
         raise BundleError(f"{shown(path)} is not a bundle: it has no {MANIFEST}; make one with `qia3 build`")
-    table = read_json_table(file, BundleError, AGAIN)
+    table = read_json_table(file, BundleError, AGAIN, pairs=each_once)
     if "format" not in table:
         raise BundleError(f"{file} is not a bundle's: it has no 'format'; make one with `qia3 build`")
     version = table["format"]

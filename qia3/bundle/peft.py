@@ -30,7 +30,7 @@ from qia3.bundle.peft_config import CONFIG, Config, read_config, write_config
 from qia3.bundle.sites import SUFFIX, Placement, Site, Vectors, check_vectors, refuse
 from qia3.bundle.task import read_task, write_task
 from qia3.errors import AdapterError, first_line, shown
-from qia3.parse import parse_json, read_bytes
+from qia3.parse import each_once, parse_json, read_bytes
 
 PREFIX = "base_model.model."
 BASE_KEY = "qia3.base"
@@ -197,7 +197,7 @@ def _read_floats(path: Path) -> tuple[Tensors, dict[str, str]]:
     content = read_bytes(path, AdapterError)
     try:
         stored: dict[str, Any] = dict(safetensors.deserialize(content))  # type: ignore[no-untyped-call]
-        header = parse_json(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        header = parse_json(content[8 : 8 + int.from_bytes(content[:8], "little")], each_once)
     except Exception as error:  # the library raises types of its own
         raise AdapterError(f"{path} cannot be read: {first_line(error)}") from error
     refused = [f"{shown(name)} ({entry['dtype']})" for name, entry in stored.items() if entry["dtype"] not in FLOATS]

@@ -22,7 +22,7 @@ from typing import Any
 
 from qia3.bundle.patterns import full_matches
 from qia3.errors import AdapterError, shown
-from qia3.parse import read_json_table
+from qia3.parse import each_once, read_json_table
 
 CONFIG = "adapter_config.json"
 ALL_LINEAR = "all-linear"
@@ -89,7 +89,7 @@ class Config:
 def read_config(folder: Path) -> Config:
     """The configuration of an IA³ adapter. Raises AdapterError: of another kind, or not understood."""
     path = folder / CONFIG
-    table = read_json_table(path, AdapterError)
+    table = read_json_table(path, AdapterError, pairs=each_once)
     kind = table.get("peft_type")
     if kind != "IA3":
         raise AdapterError(f"{folder} is a {shown(kind)[:80]} adapter; only IA3 ones can be used here")

@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 
 from qia3.bundle.checked import plain
 from qia3.errors import AdapterError
-from qia3.parse import read_json
+from qia3.parse import each_once, read_json
 
 Kind = Literal["classify", "generate"]
 Ranking = Literal["sum", "mean"]
@@ -83,7 +83,7 @@ def read_task(folder: Path, name: str) -> Task | None:
     path = folder / TASK
     if not path.exists():
         return None
-    value = read_json(path, AdapterError)
+    value = read_json(path, AdapterError, pairs=each_once)
     unknown = (
         [f"{key!r} is not a key of a task" for key in value if key not in RULES] if isinstance(value, dict) else []
     )

@@ -1,4 +1,8 @@
-"""Reads a bundle as a device would, before anybody relies on it: every file, the graph, the tokenizer, each adapter."""
+"""Reads a bundle as a device would, before anybody relies on it: every file, the graph, the tokenizer, each adapter, and
+whether each task can be asked.
+
+A bundle that is opened is not held to the last: one of an earlier version answers as it did. What is new is.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,11 @@ from collections.abc import Collection
 from pathlib import Path
 
 from qia3.bundle.opened import Bundle
+from qia3.bundle.task import Task
+from qia3.errors import AdapterError, DataError
 from qia3.names import NONE
 from qia3.runtime.adapters import AdapterBank
-from qia3.runtime.answer import task_of
+from qia3.runtime.answer import answer_of, prompt_of, task_of
 from qia3.runtime.engine import Engine
 
 
@@ -21,5 +27,38 @@ def read_back(folder: Path, adapters: Collection[str] | None = None) -> None:
     engine, bank = Engine(bundle), AdapterBank(bundle)
     names = adapters or bundle.adapters or ((bundle.merged_task,) if bundle.merged_task else (NONE,))
     for name in names:
-        task_of(engine, name)
+        check_task(engine, task_of(engine, name))
         engine.prefill([[0]], bank.vectors(name), room=0)
+
+
+def check_task(engine: Engine, task: Task) -> None:
+    """A task can be asked where its prompt leaves room for a word and the longest answer, and where what ends an answer
+    is a token. Raises AdapterError, with all that is wrong.
+    """
+    try:
+        prompt = len(prompt_of(engine, task, ""))
+        longest = max((len(answer_of(engine, task, choice)) for choice in task.choices or ()), default=1)
+        bad = _end(engine, task)
+    except DataError as error:
+        raise AdapterError(f"task {task.name!r} cannot be asked of this bundle: {error}") from error
+    if prompt + longest > engine.context_length:
+        told = f"its prompt takes {prompt:,} tokens" + (f" and its longest answer {longest:,}" if task.choices else "")
+        bad.append(f"{told}: no room for words in a context of {engine.context_length:,}")
+    if task.choices is not None and len(task.choices) == 1:
+        bad.append(f"{task.choices[0]!r} is its only choice: nothing to tell apart")
+    if bad:
+        raise AdapterError(f"task {task.name!r} cannot be asked of this bundle: {'; '.join(bad)}")
+
+
+def _end(engine: Engine, task: Task) -> list[str]:
+    """What keeps the end from being one. Generation ends at the bundle's own stop tokens only; a choice is ranked with
+    any control token behind it. Where a bundle of an earlier version stops nowhere, no end is one.
+    """
+    stops = engine.bundle.stop_tokens
+    if not task.end and not stops:
+        return []
+    ids = engine.tokens.answer("", task.end)
+    if len(ids) == 1 and (ids[0] in stops or (task.kind == "classify" and ids[0] in engine.tokens.control)):
+        return []
+    known = ", ".join(repr(engine.tokenizer.id_to_token(stop) or f"token {stop}") for stop in stops) or "nothing"
+    return [f"its end, {task.end[:80]!r}, is not a token that ends an answer here; this bundle stops at {known}"]
