@@ -20,9 +20,34 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from qia3.parse import parse_toml
+from qia3.parse import given, parse_toml
 
 Path = tuple[str | int, ...]
+KEY = "[key]"  # how pydantic marks that it is a table's key which is wrong
+# what pydantic calls an error: what is expected there, in TOML's terms
+EXPECTED = {
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+    "dict_type": "a table",
+    "finite_number": "a finite number",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "greater_than": "more than {gt:,}",
+    "greater_than_equal": "{ge:,} or more",
+    "int_from_float": "a whole number",
+    "int_parsing": "a whole number",
+    "int_parsing_size": "a whole number of fewer digits",
+    "int_type": "a whole number",
+    "less_than": "less than {lt:,}",
+    "less_than_equal": "{le:,} or less",
+    "literal_error": "{expected}",
+    "model_type": "a table",
+    "path_type": "the name of a file, in quotes,",
+    "string_type": "a text in quotes",
+    "too_short": "a list of at least {min_length}",
+    "tuple_type": "a list",
+}
+TASKS = ("task",)
 HEADER = re.compile(r"^\s*(\[\[?)(.+?)\]\]?\s*(#.*)?$")
 
 
@@ -37,8 +62,20 @@ def complaints(errors: Sequence[Mapping[str, Any]], text: str, known: Mapping[st
     return [_complaint(e, lines, known) for e, second in zip(errors, follows, strict=True) if not second]
 
 
+def worded(error: Mapping[str, Any]) -> str:
+    """What an error of pydantic says, in the build file's terms."""
+    expected = EXPECTED.get(error["type"])
+    if expected is None:
+        return str(error["msg"]).removeprefix("Value error, ")
+    if tuple(error["loc"]) == TASKS:
+        expected = "one [[task]] or more"
+    return f"{expected.format_map(error.get('ctx', {}))} is expected, not {given(error['input'])}"
+
+
 def nearest(key: str, known: Sequence[str]) -> str:
     """The nearest of `known`, or all of them, as the end of a complaint."""
+    if not known:
+        return "; there is none that could be meant"
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else f"; known here: {', '.join(known)}"
 
@@ -95,7 +132,7 @@ def _paths(value: Any) -> Iterator[Path]:
 
 
 def _complaint(error: Mapping[str, Any], lines: Mapping[Path, int], known: Mapping[str, Sequence[str]]) -> str:
-    path = tuple(error["loc"])
+    path = tuple(part for part in error["loc"] if part != KEY)
     named = [part for part in path if isinstance(part, str)]
     dotted, key = ".".join(map(str, path)), named[-1] if named else ""
     place = next((path[:n] for n in range(len(path), 0, -1) if path[:n] in lines), None)
@@ -105,8 +142,7 @@ def _complaint(error: Mapping[str, Any], lines: Mapping[Path, int], known: Mappi
         return f"unknown key {dotted!r}{where}{nearest(key, beside)}"
     if error["type"] == "missing":
         return f"{dotted!r} is missing" + (f" in the table of line {lines[place]}" if place else "")
-    message = str(error["msg"]).removeprefix("Value error, ")
-    return f"{dotted}{where}: {message}" if dotted else message
+    return f"{dotted}{where}: {worded(error)}" if dotted else worded(error)
 
 
 def _goes_on(path: Path, start: Path) -> bool:

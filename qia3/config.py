@@ -60,7 +60,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from qia3.complaints import complaints, nearest
+from qia3.complaints import complaints, nearest, worded
 from qia3.errors import ConfigError
 from qia3.names import check_file_name, check_name
 from qia3.parse import parse_toml, read_text
@@ -68,6 +68,7 @@ from qia3.recipe import Section
 from qia3.recipe import Train as Train
 
 LAYERS = re.compile(r"\d{1,4}(-\d{1,4})?(,\d{1,4}(-\d{1,4})?)*")
+NUMBER = re.compile(r"[0-9]{1,4}")
 LAYER_ROLES = ("head", "query", "key", "value", "output", "up", "down")
 LARGEST = 1 << 20  # bytes of a build file
 
@@ -88,7 +89,7 @@ class Base(Section):
     @classmethod
     def _numbers(cls, value: Any) -> Any:
         """A key of TOML is a string."""
-        return {int(k) if str(k).isdigit() else k: v for k, v in value.items()} if isinstance(value, dict) else value
+        return {int(k) if NUMBER.fullmatch(str(k)) else k: v for k, v in value.items()} if isinstance(value, dict) else value
 
     @field_validator("eight_bit")
     @classmethod
@@ -289,7 +290,7 @@ class Build(Section):
                 [
                     InitErrorDetails(
                         type=PydanticCustomError(
-                            "training", "{told}", {"told": e["msg"].removeprefix("Value error, ")}
+                            "training", "{told}", {"told": worded(e)}
                         ),
                         loc=("task", i, "training", *e["loc"]),
                         input=e["input"],
@@ -301,9 +302,10 @@ class Build(Section):
     def _check_mixture(self, task: Task) -> None:
         """A mixture is made of other tasks that have examples of their own."""
         others = {t.name: t for t in self.task if t.name != task.name}
+        able = sorted(name for name, other in others.items() if not other.mixture)
         for name in task.mixture:
             if name not in others:
-                raise ValueError(f"the mixture of {task.name!r} names {name!r}{nearest(name, sorted(others))}")
+                raise ValueError(f"the mixture of {task.name!r} names {name!r}{nearest(name, able)}")
             if others[name].mixture:
                 raise ValueError(
                     f"the mixture of {task.name!r} names {name!r}, which is a mixture itself; name the tasks that it is made of"

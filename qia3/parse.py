@@ -11,6 +11,7 @@ import json
 import stat
 import tomllib
 from collections.abc import Callable
+from datetime import date, time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from qia3.errors import QIA3Error, first_line
 
 Pairs = Callable[[list[tuple[str, Any]]], Any]  # makes the value of an object out of its keys and values
 
+SHORT = 40  # characters of a value in a message
 LARGEST = 1 << 28  # bytes of one document: far more than any manifest, tokenizer or table of examples here
 
 
@@ -119,6 +121,23 @@ def kind_of(value: Any) -> str:
         dict: "an object",
     }
     return names.get(type(value), "null")
+
+
+def given(value: Any) -> str:
+    """A value of a TOML document, in a few words."""
+    match value:
+        case bool():
+            return str(value).lower()
+        case int() | float() | str():
+            text = repr(value)
+            return text if len(text) <= SHORT else f"{text[:SHORT]}..."
+        case list() | tuple():
+            return "a list" if value else "an empty list"
+        case dict():
+            return "a table"
+        case date() | time():
+            return "a date or a time"
+    return "that"
 
 
 def _then(remedy: str) -> str:

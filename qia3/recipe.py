@@ -15,11 +15,15 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from qia3.parse import given
+
 
 class Section(BaseModel):
-    """A part of the build file: unknown keys are refused, values cannot change afterwards."""
+    """A part of the build file: unknown keys and numbers that are not finite are refused, values cannot change
+    afterwards.
+    """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 Loss = Literal["lm", "unlikelihood", "length-normalised"]
@@ -56,7 +60,7 @@ class Train(Section):
     preset: Literal["short", "t-few"] | None = None
     steps: int = Field(default=120, ge=1, le=10**7)
     batch_size: int = Field(default=8, ge=1, le=2**16)
-    accumulate: int = Field(default=1, ge=1)
+    accumulate: int = Field(default=1, ge=1, le=2**16)
     learning_rate: float = Field(default=2e-2, gt=0, le=10)
     warmup_steps: int = Field(default=10, ge=0)
     optimizer: Literal["adamw", "adafactor"] = "adamw"
@@ -78,11 +82,13 @@ class Train(Section):
             raise ValueError("each loss is named once")
         return value
 
-    @field_validator("validation")
+    @field_validator("validation", mode="before")
     @classmethod
-    def _fraction(cls, value: float | Path | None) -> float | Path | None:
-        if isinstance(value, float) and not 0 < value < 1:
-            raise ValueError("a fraction is between 0 and 1; or name a file")
+    def _fraction(cls, value: Any) -> Any:
+        if value is None or isinstance(value, str | Path):
+            return value
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
+            raise ValueError(f"a fraction is between 0 and 1; or name a file, in quotes; this is {given(value)}")
         return value
 
     @model_validator(mode="after")

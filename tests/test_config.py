@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from qia3.config import Build, read_build
+from qia3.config import Base, Build, Export, Parity, Task, Train, read_build
 from qia3.errors import ConfigError
 
 GOOD = """\
@@ -238,9 +238,10 @@ def test_blocks_name_layers_as_eight_bits_do(tmp_path):
     [
         ('{ 32 = ["heads"] }', "no layers are called 'heads'; did you mean 'head'"),
         ('{ 32 = ["up@"] }', "'up@': after '@' stand layers"),
-        ('{ 48 = ["up"] }', "Input should be 16, 32, 64, 128 or 256"),
+        ('{ 48 = ["up"] }', "base.blocks.48 (line 6): 16, 32, 64, 128 or 256 is expected, not 48"),
         ('["up"]', "base.blocks (line 6)"),
-        ('{ short = ["up"] }', "Input should be 16, 32, 64, 128 or 256"),
+        ('{ short = ["up"] }', "16, 32, 64, 128 or 256 is expected, not 'short'"),
+        ('{ "²" = ["up"] }', "16, 32, 64, 128 or 256 is expected, not '²'"),
     ],
 )
 def test_blocks_that_are_none_are_told(tmp_path, blocks, said):
@@ -298,6 +299,88 @@ def test_an_unknown_key_with_no_near_one_lists_those_known(tmp_path):
 def test_each_contradiction_is_told(tmp_path, old, new, said):
     assert old in GOOD
     assert said in complaint(tmp_path, GOOD.replace(old, new, 1))
+
+
+KINDS = {
+    **{"true": "true", "a list": "[]", "a table": "{}", "a list of lists": "[[]]", "a list of tables": "[{}]"},
+    **{"nan": "nan", "inf": "inf", "-inf": "-inf", "0": "0", "-1": "-1", "1.5": "1.5", "large": "1" + "0" * 400},
+    **{"a date": "2024-07-26", "a time": "07:30:00", "a word": '"zzz"', "nothing": '""', "a key": "{ zzz = 1 }"},
+}
+PYDANTIC = (
+    "Input",
+    "Field",
+    "valid ",
+    "tuple",
+    "Tuple",
+    "dictionary",
+    "instance",
+    "literal",
+    "parse",
+    "[key]",
+    "union[",
+)
+
+
+@pytest.mark.parametrize("value", KINDS.values(), ids=KINDS)
+def test_a_value_of_any_kind_in_any_place_is_taken_or_told_in_the_files_terms(tmp_path, value):
+    tables = {"base": Base, "train": Train, "task": Task, "export": Export, "parity": Parity}
+    places = [(table, field.alias or key) for table, of in tables.items() for key, field in of.model_fields.items()]
+    places += [("training", key) for key in Train.model_fields]
+    good = {"base": {"model": '"m"'}, "train": {}, "training": {}, "export": {}, "parity": {}}
+    good["task"] = {"name": '"t"', "kind": '"classify"', "train": '"a"', "test": '"b"'}
+    for table, key in places:
+        made = {name: {**keys, key: value} if name == table else keys for name, keys in good.items()}
+        heads = {"task": "[[task]]", "training": "[task.training]"}
+        order = ("base", "train", "export", "parity", "task", *(["training"] if table == "training" else []))
+        rows = [[heads.get(name, f"[{name}]"), *(f"{k} = {v}" for k, v in made[name].items())] for name in order]
+        text = 'name = "two"\n' + "".join(f"{line}\n" for lines in rows for line in lines)
+        try:
+            read(tmp_path, text)
+        except ConfigError as error:
+            told = str(error).partition("qia3.toml: ")[2]
+            assert key in told, (table, key, told)
+            assert len(told) < 400, (table, key, told)
+            assert "\n" not in told
+            assert not [word for word in PYDANTIC if word in told], (table, key, told)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (
+            "steps = 50",
+            "validation = []",
+            "train.validation (line 7): a fraction is between 0 and 1; or name a file, in",
+        ),
+        ("steps = 70", "validation = []", "task.1.training.validation (line 21): a fraction is between 0 and 1"),
+        ("steps = 50", "learning_rate = nan", "train.learning_rate (line 7): a finite number is expected, not nan"),
+        (
+            "steps = 70",
+            "learning_rate = -inf",
+            "training.learning_rate (line 21): a finite number is expected, not -inf",
+        ),
+        ("steps = 50", "steps = 0", "train.steps (line 7): 1 or more is expected, not 0"),
+        ("steps = 70", "steps = 2.5", "training.steps (line 21): a whole number is expected, not 2.5"),
+        ("steps = 50", "losses = []", "train.losses (line 7): a list of at least 1 is expected, not an empty list"),
+        ("steps = 50", 'optimizer = "sgd"', "train.optimizer (line 7): 'adamw' or 'adafactor' is expected, not 'sgd'"),
+        ("[[task]]", "[task]", "task (line 9): one [[task]] or more is expected, not a table"),
+        (
+            "steps = 70",
+            "steps = 70, init_adapter = []",
+            "the name of a file, in quotes, is expected, not an empty list",
+        ),
+    ],
+)
+def test_what_is_expected_is_told_with_what_is_there(tmp_path, old, new, said):
+    text = GOOD.partition('\n[[task]]\nname = "commands"')[0] if old == "[[task]]" else GOOD
+    assert said in complaint(tmp_path, text.replace(old, new, 1))
+
+
+def test_a_mixture_with_nothing_to_name_is_told_so(tmp_path):
+    alone = GOOD.partition('\n[[task]]\nname = "commands"')[0] + 'mixture = ["nope"]\n'
+    assert "the mixture of 'intents' names 'nope'; there is none that could be meant" in complaint(tmp_path, alone)
+    mixed = GOOD.replace('kind = "generate"\n', 'kind = "generate"\nmixture = ["nope"]\n', 1)
+    assert "names 'nope'; known here: intents" in complaint(tmp_path, mixed)
 
 
 def test_a_file_without_tasks_is_refused(tmp_path):
