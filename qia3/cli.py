@@ -26,6 +26,7 @@ from qia3.errors import ConfigError
 
 if TYPE_CHECKING:
     from qia3.bundle.opened import Bundle
+    from qia3.bundle.task import Task
     from qia3.config import Build
     from qia3.footprint.report import Report
 
@@ -233,6 +234,7 @@ def run(
     vectors = AdapterBank(opened).vectors(name)
     engine = Engine(opened, packed=packed)
     job = task_of(engine, name, task)
+    _check_asked(job, choices, max_new_tokens)
     facts: dict[str, Any] = {"adapter": name, "task": job.name}
     if job.kind == "classify":
         answer = classify(engine, job, vectors, text, choices)
@@ -245,6 +247,22 @@ def run(
     for piece in pieces:
         click.echo(piece, nl=False)
     click.echo()
+
+
+def _check_asked(task: Task, choices: Sequence[str], max_new_tokens: int | None) -> None:
+    """Raises ConfigError for options that a task of this kind has no use for, and choices that are none."""
+    if task.kind == "generate":
+        if choices:
+            raise ConfigError(f"task {task.name!r} generates text: --choice is for a task that classifies")
+        return
+    if max_new_tokens is not None:
+        raise ConfigError(f"task {task.name!r} classifies: --max-new-tokens is for a task that generates")
+    if not all(choice.strip() for choice in choices):
+        raise ConfigError("--choice is an answer, and one of them is empty")
+    if doubled := sorted({choice for choice in choices if choices.count(choice) > 1}):
+        raise ConfigError(f"--choice {doubled[0]!r} is given twice; each answer is given once")
+    if len(choices) == 1:
+        raise ConfigError(f"--choice {choices[0]!r} is the only one: nothing to tell apart; give each answer")
 
 
 @qia3.command(

@@ -74,6 +74,8 @@ def complaint(error: BaseException) -> tuple[str, int] | None:
             return "stopped", 130
         case ModuleNotFoundError() if (error.name or "").split(".")[0] in BUILD_PACKAGES:
             return f'this needs {error.name}, which is not installed: pip install "qia3[build]"', 2
+        case OSError() if _of_stdout(error):
+            return f"standard output cannot be written: {error.strerror or first_line(error)}", 2
         case OSError() if error.errno == errno.ENOSPC:
             return "the disk is full: nothing was published; free some space and run the same command again", 2
         case OSError():
@@ -81,6 +83,11 @@ def complaint(error: BaseException) -> tuple[str, int] | None:
         case MemoryError():
             return "there is not enough memory; nothing was published; close other programs or take a smaller base", 2
     return None
+
+
+def _of_stdout(error: BaseException) -> bool:
+    """Whether it came of telling a result: all of them go out by click.echo, help too."""
+    return any(frame.f_code is click.echo.__code__ for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
 def _defect(error: BaseException) -> str:

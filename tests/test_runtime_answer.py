@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import tiny_bundle as tiny
 
+from qia3 import cli
 from qia3.bundle.checked import decode, encode
 from qia3.bundle.opened import Bundle
 from qia3.bundle.records import Measured
@@ -211,6 +212,24 @@ def test_a_task_without_choices_needs_them_with_each_text(tmp_path):
             None,
             "quiz",
         )
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("echo --choice a --choice b", "task 'echo' generates text: --choice is for"),
+        ("lamps --max-new-tokens 3", "task 'lamps' classifies: --max-new-tokens is for"),
+        ("lamps --choice a --choice b --choice a", "--choice 'a' is given twice"),
+        ("lamps --choice a", "--choice 'a' is the only one: nothing to tell apart"),
+        ("lamps --choice a --choice=", "--choice is an answer, and one of them is empty"),
+    ],
+)
+def test_an_option_that_the_task_has_no_use_for_is_refused(engine, words, said, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["run", str(engine.bundle.path), "the door", "--adapter", *words.split()])
+    out, err = capsys.readouterr()
+    assert (ended.value.code, out, err.count("\n")) == (2, "", 1)
+    assert said in err
 
 
 def test_accuracy_is_exact_and_any_of_several_right_answers_counts(tmp_path):
