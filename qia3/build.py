@@ -21,11 +21,15 @@ from qia3.ia3.mix import Within, named
 from qia3.progress import bar, is_main, say
 from qia3.publish import exported, publish
 from qia3.storage import locked
+from qia3.tokens import SLOT
 from qia3.train import processes
 from qia3.train.data import Data, read_task
 from qia3.train.fit import fitted
 from qia3.train.prompts import check_end, wrapping
+from qia3.train.start import check_start
 from qia3.train.task import Job, load_task, train_task
+
+TRIED = 64  # examples of each of a task's files that the chat template is tried with
 
 
 def build(plan: Build) -> Path:
@@ -59,7 +63,10 @@ def export(plan: Build) -> Path:
 
 
 def plan_jobs(plan: Build) -> list[Job]:
-    """One for each task, its examples read. Raises DataError and ConfigError, before anything is loaded."""
+    """One for each task, its examples read. Raises DataError, ConfigError and AdapterError, before anything is loaded."""
+    for start in dict.fromkeys(plan.training_of(task).init_adapter for task in plan.task):
+        if start is not None:
+            check_start(start)
     data = {task.name: read_task(task, plan.training_of(task)) for task in plan.task}
     tasks = {task.name: task for task in plan.task}
     return [
@@ -87,7 +94,10 @@ def measured(plan: Build, jobs: list[Job]) -> list[Job]:
     fit: dict[str, Data] = {}
     for job in jobs:
         task = job.task
-        wrap = wrapping(text.tokenizer, text.generation_config, task.chat, task.end)
+        asked = [
+            prompt.replace(SLOT, e.text) for e in job.data.first(TRIED) for prompt in {*task.prompts, task.question}
+        ]
+        wrap = wrapping(text.tokenizer, text.generation_config, task.chat, task.end, asked)
         check_end(text.tokens, wrap.end, task.end is not None or text.names_end, task.name)
         warnings |= dict.fromkeys(wrap.warnings)
         users = [other.settings for other in jobs if task.name in (other.task.name, *other.task.mixture)]

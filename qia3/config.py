@@ -89,7 +89,11 @@ class Base(Section):
     @classmethod
     def _numbers(cls, value: Any) -> Any:
         """A key of TOML is a string."""
-        return {int(k) if NUMBER.fullmatch(str(k)) else k: v for k, v in value.items()} if isinstance(value, dict) else value
+        return (
+            {int(k) if NUMBER.fullmatch(str(k)) else k: v for k, v in value.items()}
+            if isinstance(value, dict)
+            else value
+        )
 
     @field_validator("eight_bit")
     @classmethod
@@ -171,8 +175,8 @@ class Task(Section):
     @field_validator("choices")
     @classmethod
     def _apart(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        if value and (not all(value) or len(set(value)) < len(value)):
-            raise ValueError("choices are distinct, and none is empty")
+        if value and (not all(value) or len(set(value)) < len(value) or len(value) == 1):
+            raise ValueError("choices are two or more, all different, and none is empty")
         return value
 
     @field_validator("overrides")
@@ -289,9 +293,7 @@ class Build(Section):
                 "Build",
                 [
                     InitErrorDetails(
-                        type=PydanticCustomError(
-                            "training", "{told}", {"told": worded(e)}
-                        ),
+                        type=PydanticCustomError("training", "{told}", {"told": worded(e)}),
                         loc=("task", i, "training", *e["loc"]),
                         input=e["input"],
                     )

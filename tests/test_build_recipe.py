@@ -153,6 +153,37 @@ def test_a_start_that_does_not_fit_is_refused(place, tmp_path, capsys):
     assert not (tmp_path / "o.work").exists()
 
 
+def test_a_start_that_is_no_adapter_is_told_before_anything_is_loaded(place, tmp_path, capsys, monkeypatch):
+    for name in ("load", "read_base_text"):
+        monkeypatch.setattr(f"qia3.build.{name}", None)  # calling it would be a defect
+    (tmp_path / "text.onnx_adapter").write_text("no adapter")
+    (tmp_path / "folder").mkdir()
+    words = ["--output", tmp_path / "o", "--init-adapter"]
+    for start, said in (
+        ("nope", "there is no adapter file"),
+        ("text.onnx_adapter", "cannot be read as an .onnx_adapter"),
+        ("folder", "is not a PEFT checkpoint"),
+    ):
+        for verb in ("train", "build", "export"):
+            assert said in complaint(capsys, verb, place / "qia3.toml", *words, tmp_path / start)
+    own = '{ losses = ["length-normalised"], init_adapter = "nope" }'
+    (place / "nope.toml").write_text(FILE.replace('{ losses = ["length-normalised"] }', own))
+    assert f"there is no adapter file {place / 'nope'}" in complaint(capsys, "train", place / "nope.toml", *words[:2])
+
+
+def test_one_label_alone_is_told_before_anything_is_loaded(place, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("qia3.build.read_base_text", None)
+    for file in place.glob("*.jsonl"):
+        (tmp_path / file.name).write_text(file.read_text())
+    write_lines(tmp_path / "one.jsonl", [{"text": f"text {i}", "label": "lamp"} for i in range(9)])
+    text = FILE.replace('["topics-a.jsonl", "topics-b.jsonl"]', '"one.jsonl"')
+    (tmp_path / "qia3.toml").write_text(text)
+    told = complaint(capsys, "train", tmp_path / "qia3.toml")
+    assert f"task 'topics': every example says 'lamp' ({tmp_path / 'one.jsonl'}): nothing to tell apart" in told
+    (tmp_path / "qia3.toml").write_text(FILE.replace('["lights", "music"]', '["lights"]'))
+    assert "choices are two or more, all different" in complaint(capsys, "train", tmp_path / "qia3.toml")
+
+
 @pytest.mark.parametrize(
     ("rows", "said"),
     [

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qia3.config import Task
-from qia3.errors import ConfigError
+from qia3.errors import ConfigError, DataError
 from qia3.examples import Example, contradiction, read_examples
 from qia3.progress import say
 from qia3.recipe import Train
@@ -28,6 +28,10 @@ class Data:
     choices: tuple[str, ...] | None
     validation: tuple[Example, ...] = ()
 
+    def first(self, count: int) -> tuple[Example, ...]:
+        """Some of each part."""
+        return (*self.train[:count], *self.test[:count], *self.validation[:count])
+
 
 def read_task(task: Task, settings: Train | None = None) -> Data:
     """Reads and checks the files of a task.
@@ -36,6 +40,12 @@ def read_task(task: Task, settings: Train | None = None) -> Data:
     """
     read = [example for file in task.train_files for example in read_examples(file, task.kind, task.choices)]
     choices = task.choices or tuple(sorted({label for e in read if e.choices is None for label in e.right}))
+    if task.kind == "classify" and len(choices) == 1:
+        files = ", ".join(map(str, task.train_files))
+        raise DataError(
+            f"task {task.name!r}: every example says {choices[0]!r} ({files}): nothing to tell apart; "
+            "add examples of another answer, or name all answers (choices) in the [[task]]"
+        )
     test = read_examples(task.test, task.kind, choices)
     for part in (read, test):
         if remark := contradiction(part):

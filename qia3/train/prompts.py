@@ -38,17 +38,20 @@ class Wrapping:
     warnings: tuple[str, ...] = field(default=(), compare=False)
 
 
-def wrapping(tokenizer: Any, generation_config: Any, chat: bool, end: str | None = None) -> Wrapping:
+def wrapping(
+    tokenizer: Any, generation_config: Any, chat: bool, end: str | None = None, questions: Sequence[str] = ()
+) -> Wrapping:
     """The base's chat template around a user's words; without a template (or chat=False), its beginning-of-text token.
 
-    `end` ends answers instead of the base's end-of-text token. Raises ConfigError for a template that cannot be used.
+    `end` ends answers instead of the base's end-of-text token; `questions` are what the template is tried with. Raises
+    ConfigError for a template that cannot be used.
     """
     stops = [*([] if end is None else [tokenizer.convert_tokens_to_ids(end)]), *configured_stops(generation_config)]
     if tokenizer.eos_token_id is not None:
         stops.append(tokenizer.eos_token_id)
     warnings: tuple[str, ...] = ()
     if chat and tokenizer.chat_template:
-        template = render(tokenizer)
+        template = render(tokenizer, questions)
         prefix, suffix, warnings = template.prefix, template.suffix, template.warnings
     else:
         with_special, bare = tokenizer.encode("a"), tokenizer.encode("a", add_special_tokens=False)

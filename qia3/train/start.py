@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from qia3.bundle.adapter import load_adapter
-from qia3.bundle.peft import read_peft
+from qia3.bundle.adapter import load_adapter, read_adapter
+from qia3.bundle.peft import open_peft, read_peft
 from qia3.bundle.sites import Site, Vectors, check_vectors
 
 
@@ -24,6 +24,14 @@ def read_start(path: Path, sites: Sequence[Site], fingerprint: str) -> Vectors:
     vectors = load_adapter(path, {s.name: s.size for s in sites}, fingerprint, optional=queries).vectors
     check_vectors(sites, vectors)
     return vectors
+
+
+def check_start(path: Path) -> None:
+    """What can be told of such an adapter before its base is there. Raises AdapterError: not there, or no adapter."""
+    if path.is_dir():
+        open_peft(path).config.check_whole()
+    else:
+        read_adapter(path)
 
 
 def digest(vectors: Vectors | None) -> str | None:

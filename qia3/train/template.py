@@ -1,6 +1,7 @@
 r"""A base's chat template, rendered once around a mark: what stands before the mark and after it is all that a device
-needs. That only works where the template leaves the words as they are, so it is tried with words that show it, in a
-child process (bounded.py) and before any weight is loaded.
+needs. That only works where the template leaves the words as they are and writes the same around all of them, so it is
+tried with words that show it and with the first questions of the task, in a child process (bounded.py) and before any
+weight is loaded.
 
 Templates that take a message's content as a list of parts, as those of vision models do, get the words as one part.
 
@@ -10,7 +11,7 @@ training and on the device alike, and a warning says so.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -23,6 +24,8 @@ from qia3.errors import ConfigError
 
 MARK = "\u0001text\u0001"
 SHOWING = "Aß \"x\" 'y' <b>&amp; \\n{1}\n\tÉ 1,5  z."  # upper, lower and odd characters, two spaces, line ends
+# questions of several kinds: short and long, of one line and of several, words and figures
+PROBES = (SHOWING, "x", "42", "What is the capital of France?", "Hello.\nPlease lock the door!", "one word more " * 300)
 DATE, ANOTHER = datetime(2024, 7, 26), datetime(2031, 11, 3)
 REMEDY = "mend the template in the base's folder, or set chat = false in this [[task]]"
 
@@ -36,25 +39,29 @@ class Template:
     warnings: tuple[str, ...] = ()
 
 
-def render(tokenizer: Any) -> Template:
-    """Raises ConfigError: the template fails, does not end, or changes the words."""
+def render(tokenizer: Any, questions: Sequence[str] = ()) -> Template:
+    """`questions`: what else it is tried with.
+
+    Raises ConfigError: the template fails, does not end, changes the words, or says other things around some of them.
+    """
     try:
-        found = bounded(lambda: _tried(tokenizer))
+        found = bounded(lambda: _tried(tokenizer, questions))
     except ValueError as error:
         raise ConfigError(f"the base's chat template cannot be used: {error}; {REMEDY}") from error
     return Template(found["prefix"], found["suffix"], tuple(found["warnings"]))
 
 
-def _tried(tokenizer: Any) -> dict[str, Any]:
+def _tried(tokenizer: Any, questions: Sequence[str]) -> dict[str, Any]:
     """The template around the mark, tried. Raises ValueError."""
     with _clock(DATE):
         turns, text = _turns(tokenizer)
         prefix, suffix = text.split(MARK)
         if "{text}" in prefix + suffix:
             raise ValueError("it writes {text} itself, which stands for a question's words")
-        for words in (SHOWING, "x"):
+        for words in (asked.strip() for asked in (*PROBES, *questions)):
             if (said := _filled(tokenizer, turns, words)) != prefix + words + suffix:
-                raise ValueError(f"it changes a question's words ({_difference(prefix + words + suffix, said)})")
+                what = "writes other things around some questions" if words in said else "changes a question's words"
+                raise ValueError(f"it {what} ({_difference(prefix + words + suffix, said)})")
         spaced = _filled(tokenizer, turns, f" {SHOWING} ")
     warnings = []
     if spaced != f"{prefix} {SHOWING} {suffix}":
