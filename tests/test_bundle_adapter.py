@@ -14,7 +14,7 @@ import pytest
 import tiny_bundle as tiny
 
 import qia3.bundle.adapter as adapter_module
-from qia3.bundle.adapter import load_adapter, read_adapter, write_adapter
+from qia3.bundle.adapter import Adapter, load_adapter, read_adapter, write_adapter
 from qia3.errors import AdapterError
 
 OTHER = hashlib.sha256(b"other").hexdigest()
@@ -160,3 +160,14 @@ def test_what_may_be_left_out_may_be_left_out(tmp_path):
     tiny.write_adapter(tmp_path / "a.onnx_adapter", vectors)
     found = load_adapter(tmp_path / "a.onnx_adapter", tiny.SIZES, tiny.FINGERPRINT, optional={first})
     assert found.vectors.keys() == vectors.keys()
+
+
+@pytest.mark.parametrize("base", [None, tiny.FINGERPRINT, tiny.FINGERPRINT[:7]])
+def test_a_base_is_known_by_the_forms_that_were_ever_written(base):
+    Adapter({}, base).check_base(tiny.FINGERPRINT, "it")
+
+
+@pytest.mark.parametrize("length", [0, 1, 6, 8, 12, 63])
+def test_the_beginning_of_a_fingerprint_is_none(length):
+    with pytest.raises(AdapterError, match=f"{tiny.FINGERPRINT[:length][:12]!r} is no fingerprint"):
+        Adapter({}, tiny.FINGERPRINT[:length]).check_base(tiny.FINGERPRINT, "it")

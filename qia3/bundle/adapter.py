@@ -7,6 +7,7 @@ says which base it was trained on (law 7). In memory a vector is [d]. The other 
 
 from __future__ import annotations
 
+import re
 import stat
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from qia3.bundle.task import Task
 from qia3.errors import AdapterError, first_line, shown
 
 Tensors = dict[str, NDArray[Any]]
+FORM = re.compile(rf"[0-9a-f]{{{VERSION_DIGITS}}}|[0-9a-f]{{64}}")  # of what an adapter says of its base
 
 
 @dataclass(frozen=True)
@@ -35,12 +37,19 @@ class Adapter:
     task: Task | None = None
 
     def check_base(self, fingerprint: str, where: object) -> None:
-        """Raises AdapterError if it was trained on another base than the one of this fingerprint."""
-        if self.base is not None and not fingerprint.startswith(self.base):
-            ours, theirs = fingerprint[: len(self.base)], self.base
+        """Raises AdapterError if it was trained on another base than the one of this fingerprint, or says a base in
+        a form that no version has written.
+        """
+        if self.base in (None, fingerprint, fingerprint[:VERSION_DIGITS]):
+            return
+        if not FORM.fullmatch(self.base):
             raise AdapterError(
-                f"{where} was trained on another base (its fingerprint is {theirs[:12]}…, this base's is {ours[:12]}…)"
+                f"{where} does not say which base it was trained on: {self.base[:12]!r} is no fingerprint"
             )
+        ours, theirs = fingerprint[: len(self.base)], self.base
+        raise AdapterError(
+            f"{where} was trained on another base (its fingerprint is {theirs[:12]}…, this base's is {ours[:12]}…)"
+        )
 
     @property
     def inputs(self) -> Vectors:
