@@ -1,7 +1,11 @@
-"""Where a bundle's graph lies: names that stock loaders look for.
+"""Where a bundle's graphs lie: names that stock loaders look for.
 
-    onnx/model_q4.onnx          transformers.js: the folder onnx/, the session "model", the suffix of dtype "q4"
-    onnx/model_q4.onnx_data     transformers.js: the graph's own name and "_data"
+    onnx/model_q4.onnx                       transformers.js: the folder onnx/, the session "model", the suffix of dtype "q4"
+    onnx/model_q4.onnx_data                  transformers.js: the graph's own name and "_data"
+
+    onnx/encoder_model_q4.onnx               an encoder-decoder's two: transformers.js's session names, and what
+    onnx/decoder_model_merged_q4.onnx        optimum-onnx's patterns find
+    onnx/decoder_model_merged_q4.onnx_data   the one data file of both
 
 onnxruntime-genai reads the graph's place from genai_config.json and takes any, so one layout serves both. A reader does
 not know these names: it asks the manifest. tests/layout_rules.toml has the loaders' rules, each with the file it was
@@ -15,6 +19,9 @@ from typing import Any
 DTYPE = "q4"  # transformers.js's word for 4-bit weights and float32 activations
 GRAPH = f"onnx/model_{DTYPE}.onnx"
 DATA = f"{GRAPH}_data"
+ENCODER_GRAPH = f"onnx/encoder_model_{DTYPE}.onnx"
+DECODER_GRAPH = f"onnx/decoder_model_merged_{DTYPE}.onnx"
+SHARED_DATA = f"{DECODER_GRAPH}_data"
 FORMAT_1 = ("model.onnx", "model.onnx.data")
 MANIFEST = "manifest.json"
 WRITTEN_ANEW = ("report.md", "report.json", MANIFEST)  # by whoever changes a bundle: they speak of all other files

@@ -1,4 +1,6 @@
-"""Names of a decoder graph's inputs and outputs, as the ecosystem's loaders look for them.
+"""Names of the graphs' inputs and outputs, as the ecosystem's loaders look for them.
+
+A decoder that stands alone:
 
     input_ids            int64 [batch_size, sequence_length]
     attention_mask       int64 [batch_size, total_sequence_length]
@@ -6,19 +8,48 @@
     logits               float32 [batch_size, sequence_length or 1, vocabulary]
     present.I.P          float32 [batch_size, kv heads, total_sequence_length, head size]
 
+An encoder, and the decoder that reads what it gives (1 in a mask: a token; padding may be on either side):
+
+    input_ids            int64 [batch_size, encoder_sequence_length]
+    attention_mask       int64 [batch_size, encoder_sequence_length]
+    last_hidden_state    float32 [batch_size, encoder_sequence_length, hidden size]
+
+    input_ids                     int64 [batch_size, sequence_length]
+    encoder_attention_mask        int64 [batch_size, encoder_sequence_length]
+    encoder_hidden_states         float32 [batch_size, encoder_sequence_length, hidden size]
+    past_key_values.I.decoder.P   float32 [batch_size, kv heads, past_decoder_sequence_length, head size]
+    past_key_values.I.encoder.P   float32 [batch_size, kv heads, past_encoder_sequence_length, head size]
+    past_length                   int64 []     positions of the decoder's past that are valid; -1, its default: all of them
+    logits                        float32 [batch_size, sequence_length or 1, vocabulary]
+    present.I.decoder.P           float32 [batch_size, kv heads, total_decoder_sequence_length, head size]
+    present.I.encoder.P           float32 [batch_size, kv heads, encoder_sequence_length, head size]
+
+The keys and values of an encoder's states are those of the past and, behind them, of the states from
+past_encoder_sequence_length on: all of them at the first call, which has a past of no positions, and none afterwards.
+
 A vector's input is called after its site (sites.py), [rows, 1, size].
 """
 
 from __future__ import annotations
 
 INPUT_IDS, ATTENTION_MASK, LOGITS = "input_ids", "attention_mask", "logits"
+ENCODER_MASK, ENCODER_STATES, LAST_STATE = "encoder_attention_mask", "encoder_hidden_states", "last_hidden_state"
+PAST_LENGTH = "past_length"
 PAST, PRESENT = "past_key_values.", "present."
 PARTS = ("key", "value")
+SELF, CROSS = "decoder", "encoder"  # whose keys and values: the decoder's own tokens', the encoder's states'
 BATCH, SEQUENCE, TOTAL, BEFORE, ROWS = (
     *("batch_size", "sequence_length", "total_sequence_length", "past_sequence_length", "rows"),
 )
+ENCODER_SEQUENCE, ENCODER_BEFORE = "encoder_sequence_length", "past_encoder_sequence_length"
+DECODER_BEFORE, DECODER_TOTAL = "past_decoder_sequence_length", "total_decoder_sequence_length"
 
 
 def cache_names(layers: int, prefix: str) -> list[str]:
     """past_key_values.0.key, past_key_values.0.value, past_key_values.1.key, ..."""
     return [f"{prefix}{i}.{part}" for i in range(layers) for part in PARTS]
+
+
+def cross_cache_names(layers: int, prefix: str) -> list[str]:
+    """past_key_values.0.decoder.key, .0.decoder.value, .0.encoder.key, .0.encoder.value, .1.decoder.key, ..."""
+    return [f"{prefix}{i}.{whose}.{part}" for i in range(layers) for whose in (SELF, CROSS) for part in PARTS]
