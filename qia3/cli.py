@@ -227,12 +227,12 @@ def run(
     from qia3.bundle.opened import Bundle
     from qia3.runtime.adapters import AdapterBank
     from qia3.runtime.answer import classify, reply, task_of
-    from qia3.runtime.engine import Engine
+    from qia3.runtime.load import open_engine
 
     opened = Bundle.open(bundle)
     name = adapter or _only_adapter(opened)
     vectors = AdapterBank(opened).vectors(name)
-    engine = Engine(opened, packed=packed)
+    engine = open_engine(opened, packed=packed)
     job = task_of(engine, name, task)
     _check_asked(job, choices, max_new_tokens)
     facts: dict[str, Any] = {"adapter": name, "task": job.name}
@@ -281,13 +281,13 @@ def evaluate(bundle: Path, file: Path, adapter: str, task: str | None, one_line:
     from qia3.bundle.opened import Bundle
     from qia3.progress import bar
     from qia3.runtime.adapters import AdapterBank
-    from qia3.runtime.engine import Engine
     from qia3.runtime.evaluate import evaluate as work
+    from qia3.runtime.load import open_engine
 
     opened = Bundle.open(bundle)
     bank = AdapterBank(opened)
     bank.vectors(adapter)  # a wrong name is told before the graph is loaded
-    result = work(Engine(opened), bank, file, adapter, task, partial(bar, title="evaluating")).to_dict()
+    result = work(open_engine(opened), bank, file, adapter, task, partial(bar, title="evaluating")).to_dict()
     click.echo(json.dumps(result, indent=None if one_line else 2, ensure_ascii=False))
 
 

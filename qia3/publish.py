@@ -33,8 +33,8 @@ from qia3.ia3.adapted import AdaptedBase
 from qia3.names import ADAPTER
 from qia3.progress import bar, say
 from qia3.runtime.adapters import AdapterBank
-from qia3.runtime.engine import Engine
 from qia3.runtime.evaluate import evaluate
+from qia3.runtime.load import open_engine
 from qia3.runtime.readback import read_back
 from qia3.storage import alone
 from qia3.targets import load_target
@@ -97,7 +97,7 @@ def _write_files(adapted: AdaptedBase, trained: Sequence[Trained], folder: Path,
 def _evaluation(folder: Path, trained: Sequence[Trained], tests: Tests, side: bool) -> dict[str, HeldOut]:
     """Held-out scores of the bundle itself: without the adapter and with it (merged: with it only)."""
     bundle = Bundle.open(folder)
-    engine, bank = Engine(bundle), AdapterBank(bundle)
+    engine, bank = open_engine(bundle), AdapterBank(bundle)
     results: dict[str, HeldOut] = {}
     for t in trained:
         name = t.task.name

@@ -44,14 +44,16 @@ def test_packing_is_done_once_and_leaves_nothing_else(bundle, tmp_path):
 
 
 def test_another_processor_version_or_graph_has_its_own(bundle, tmp_path, monkeypatch):
-    names = {packed._key(bundle)}
+    graph = bundle.manifest.decoder
+    names = {packed._key(bundle, graph)}
     with monkeypatch.context() as patch:
         patch.setattr(packed, "_processor", lambda: ["another"])
-        names.add(packed._key(bundle))
+        names.add(packed._key(bundle, graph))
     with monkeypatch.context() as patch:
         patch.setattr(packed.ort, "__version__", "0.0")
-        names.add(packed._key(bundle))
-    names.add(packed._key(Bundle.open(tiny.write_bundle(tmp_path, mode="merged"))))
+        names.add(packed._key(bundle, graph))
+    merged = Bundle.open(tiny.write_bundle(tmp_path, mode="merged"))
+    names.add(packed._key(merged, merged.manifest.decoder))
     assert len(names) == 4
 
 

@@ -6,6 +6,9 @@ present at once. The unused room is never read (it may hold NaN, which the tests
 
     buffer of one row, capacity 6, length 3      k0 k1 k2 .. .. ..      one step      k0 k1 k2 k3 .. ..
 
+What an encoder's states give a decoder, keys and values too, is made once and only read: those buffers are `fixed`. Rows
+of one prompt share one row of them.
+
 A Cache is a value all the same: stepping it twice gives two futures that do not disturb each other. Only the newest
 Cache over a set of buffers may write to them; an older one is copied first. That is the rule of Go's append, with the
 aliasing made safe.
@@ -27,33 +30,41 @@ Lengths = NDArray[np.int64]
 
 
 class Buffers:
-    """The memory and the bindings to it. `newest` are the lengths of the Cache that may write."""
+    """The memory and the bindings to it. `newest` are the lengths of the Cache that may write; `fixed` are inputs that no
+    run changes, one row for all or one each, and `made` is what the run gives that they are of, by the input's name.
+    """
 
-    def __init__(self, session: ort.InferenceSession, arrays: Mapping[str, Floats], newest: Lengths) -> None:
-        self.session, self.arrays, self.newest = session, dict(arrays), newest
+    def __init__(
+        self,
+        session: ort.InferenceSession,
+        arrays: Mapping[str, Floats],
+        newest: Lengths,
+        fixed: Mapping[str, NDArray[Any]] | None = None,
+    ) -> None:
+        self.session, self.arrays, self.newest, self.fixed = session, dict(arrays), newest, dict(fixed or {})
+        self.made: Mapping[str, Floats] = {}
         self.capacity = min(
             (a.shape[2] for a in arrays.values()), default=2**62
         )  # positions that fit; unlimited where there is no cache
         self.vectors: dict[str, Floats] = {}
-        self._binding: Any = None
-        self._held: dict[str, ort.OrtValue] = {}
+        self.binding: Any = None
+        self._held: list[ort.OrtValue] = []
 
     def bound(self, vectors: Mapping[str, Floats]) -> bool:
         """Whether these very arrays went in last time."""
-        return self._binding is not None and same_arrays(self.vectors, vectors)
+        return self.binding is not None and same_arrays(self.vectors, vectors)
 
-    def binding(self, vectors: Mapping[str, Floats]) -> Any:
-        """An IOBinding with vectors and cache bound; made anew only when the vectors are others than last time."""
-        if not self.bound(vectors):
-            self._binding, self.vectors = self.session.io_binding(), dict(vectors)
-            # a value made of an array is on the array's own memory and the binding keeps neither, so both are kept here
-            self._held = {name: ort_value(vector.astype(np.float32, copy=False)) for name, vector in vectors.items()}
-            self._held |= {name: ort_value(array) for name, array in self.arrays.items()}
-            for name, value in self._held.items():
-                self._binding.bind_ortvalue_input(name, value)
-                if name in self.arrays:
-                    self._binding.bind_ortvalue_output(name.replace(PAST, PRESENT), value)
-        return self._binding
+    def bind(self, vectors: Mapping[str, Floats], fed: Mapping[str, Floats]) -> None:
+        """An IOBinding with the cache bound, and what goes in of these vectors; it is good until the vectors are others."""
+        self.binding, self.vectors = self.session.io_binding(), dict(vectors)
+        # a value made of an array is on the array's own memory and the binding keeps neither, so both are kept here
+        held = {name: ort_value(array) for name, array in {**fed, **self.arrays, **self.fixed}.items()}
+        given = {name: ort_value(array) for name, array in self.made.items()} | {n: held[n] for n in self.arrays}
+        for name, value in held.items():
+            self.binding.bind_ortvalue_input(name, value)
+        for name, value in given.items():
+            self.binding.bind_ortvalue_output(name.replace(PAST, PRESENT), value)
+        self._held = [*held.values(), *given.values()]
 
 
 def same_arrays(known: Mapping[str, Floats], vectors: Mapping[str, Floats]) -> bool:
@@ -65,7 +76,7 @@ def ort_value(array: NDArray[Any]) -> ort.OrtValue:
     """A value on the memory of `array`, or of a contiguous copy of it, which it keeps alive for as long as it lives
     itself.
     """
-    return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+    return ort.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C"))
 
 
 class Cache:
@@ -77,7 +88,7 @@ class Cache:
     @property
     def nbytes(self) -> int:
         """Bytes of the buffers, unused room included."""
-        return sum(a.nbytes for a in self.buffers.arrays.values())
+        return sum(a.nbytes for a in (self.buffers.arrays | self.buffers.fixed).values())
 
     def expand(self, index: Sequence[int]) -> Cache:
         """Rows picked or repeated; no copy where that changes nothing."""
@@ -108,4 +119,10 @@ class Cache:
         for name, array in self.buffers.arrays.items():
             arrays[name] = np.zeros((len(index), array.shape[1], capacity, array.shape[3]), np.float32)
             arrays[name][:, :, :used] = array[index, :, :used]
-        return Cache(Buffers(self.buffers.session, arrays, lengths), lengths)
+        return Cache(Buffers(self.buffers.session, arrays, lengths, self._fixed(index)), lengths)
+
+    def _fixed(self, index: Lengths) -> Mapping[str, NDArray[Any]]:
+        """What is fixed for the rows picked: the same arrays where one row serves all, or where all rows stay."""
+        if np.array_equal(index, np.arange(len(self.lengths))):
+            return self.buffers.fixed
+        return {name: array if len(array) == 1 else array[index] for name, array in self.buffers.fixed.items()}

@@ -11,31 +11,29 @@ Prompts that begin alike need not be run from their beginning: `begin` runs it o
 belong to the vectors that they were made with. Only a prompt that is alone goes on from there; GroupQueryAttention
 takes several tokens after a past for one row, not for more.
 
-Vectors go in as ordinary inputs, [1, 1, d] for all rows or [rows, 1, d]. ONNX Runtime's own way, an active adapter, is
-ignored without an error by the IO binding that the cache needs.
+Vectors go in as ordinary inputs (session.py). A bundle with an encoder has an engine of its own (seq2seq.py);
+`open_engine` (load.py) takes the one that a bundle wants.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from qia3.bundle.opened import Bundle
-from qia3.bundle.ports import ATTENTION_MASK, INPUT_IDS, LOGITS, PAST
-from qia3.errors import AdapterError, BundleError, QIA3Error
+from qia3.bundle.ports import ATTENTION_MASK, ENCODER_STATES, INPUT_IDS, LOGITS, PAST
+from qia3.errors import BundleError, QIA3Error
 from qia3.runtime.cache import Buffers, Cache, Floats, Lengths, ort_value, same_arrays
-from qia3.runtime.packed import packed_graph
+from qia3.runtime.session import GraphSession, physical_cores
 from qia3.tokens import Tokens
 
 ROOM = 32  # positions beyond the prompt that a new cache has room for
-SIBLINGS = "cpu*/topology/thread_siblings_list"
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ class Begun:
 
 
 class Engine:
-    """One session over a bundle's graph.
+    """One session over a bundle's decoder.
 
     `threads` None takes the physical cores that this process may run on; `packed` is a folder to keep weights in as
     this processor wants them (packed.py).
@@ -64,21 +62,30 @@ class Engine:
             raise QIA3Error(f"threads must be 1 or more, not {threads}")
         self.bundle = bundle
         self.threads = threads or physical_cores()
-        graph = bundle.path / bundle.graph if packed is None else packed_graph(bundle, _options(self.threads), packed)
-        self.session = _session(graph, self.threads)
+        self.decoder = GraphSession(bundle, bundle.manifest.decoder, self.threads, packed)
+        self._check_kind()
+        self.session, self.ones = self.decoder.session, self.decoder.ones
         self.context_length = bundle.architecture.context_length
-        # kv heads and head size as the graph has them, which may differ between layers
-        self.caches = {i.name: (i.shape[1], i.shape[3]) for i in self.session.get_inputs() if i.name.startswith(PAST)}
-        # ones for the vectors that the graph has no default for (the target's `vectors` is "required")
-        self.ones = {
-            i.name: np.ones((1, 1, i.shape[2]), np.float32)
-            for i in self.session.get_inputs()
-            if i.name in bundle.vectors
-        }
+        self.caches = {name: self._sizes(shape) for name, shape in self.decoder.ports.items() if name.startswith(PAST)}
         _, positions, self.vocabulary = next(o.shape for o in self.session.get_outputs() if o.name == LOGITS)
         self.last_only = positions == 1
         self.begun: list[Begun] = []
         self._tokens: Tokens | None = None
+
+    def _check_kind(self) -> None:
+        """Raises BundleError where the decoder reads an encoder's states: without them it is another model."""
+        if ENCODER_STATES in self.decoder.ports:
+            raise BundleError(
+                f"{self.decoder.path} needs an encoder's states; open {self.bundle.path} with open_engine"
+            )
+
+    def _sizes(self, shape: Sequence[int | str]) -> tuple[int, int]:
+        """Heads and head size of a cache as the graph has them, which may differ between layers; as the bundle has them
+        where the graph leaves them open.
+        """
+        known = self.bundle.architecture
+        heads, size = shape[1], shape[3]
+        return heads if isinstance(heads, int) else known.kv_heads, size if isinstance(size, int) else known.head_size
 
     @property
     def tokens(self) -> Tokens:
@@ -117,19 +124,14 @@ class Engine:
         begun = [b for b in self.begun if len(rows) == 1 and b.begins(rows[0], vectors)]
         if begun:
             return self._go_on(max(begun, key=lambda b: len(b.tokens)), rows[0], vectors, room)
-        lengths = np.array([len(r) for r in rows], np.int64)
-        if not lengths.size or not lengths.min():
-            raise QIA3Error("an empty prompt cannot be run: give it some text")
-        longest = int(lengths.max())
-        tokens = np.zeros((len(rows), longest), np.int64)
-        for i, row in enumerate(rows):
-            tokens[i, : len(row)] = row
-        nothing = np.zeros(len(rows), np.int64)
-        capacity = min(longest + max(room, 0), self.context_length)
-        arrays = {
-            n: np.zeros((len(rows), heads, capacity, size), np.float32) for n, (heads, size) in self.caches.items()
-        }
-        return self._run(tokens, Cache(Buffers(self.session, arrays, nothing), nothing), lengths, vectors)
+        tokens, lengths = padded(rows)
+        return self._run(tokens, self._empty(len(rows), tokens.shape[1] + max(room, 0)), lengths, vectors)
+
+    def _empty(self, rows: int, capacity: int) -> Cache:
+        """No positions, and room for `capacity` of them, within the context."""
+        capacity, nothing = min(capacity, self.context_length), np.zeros(rows, np.int64)
+        arrays = {n: np.zeros((rows, heads, capacity, size), np.float32) for n, (heads, size) in self.caches.items()}
+        return Cache(Buffers(self.session, arrays, nothing), nothing)
 
     def _go_on(
         self, begun: Begun, row: Sequence[int], vectors: Mapping[str, Floats], room: int
@@ -148,18 +150,12 @@ class Engine:
     def _run(
         self, tokens: NDArray[np.int64], cache: Cache, lengths: Lengths, vectors: Mapping[str, Floats]
     ) -> tuple[Floats, Cache]:
-        longest = int(lengths.max())
-        if longest > self.context_length:
-            raise QIA3Error(
-                f"{longest} tokens do not fit the bundle's context of {self.context_length}; shorten the text"
-            )
-        vectors = {**self.ones, **vectors} if self.ones else vectors
+        longest = self._fitting(lengths)
         buffers = cache.writable(longest, self.context_length).buffers
         if not buffers.bound(vectors):
-            self._check(vectors, len(tokens))
-        binding = buffers.binding(vectors)
-        mask = (np.arange(longest)[None] < lengths[:, None]).astype(np.int64)
-        held = {INPUT_IDS: ort_value(tokens), ATTENTION_MASK: ort_value(mask)}
+            buffers.bind(vectors, self.decoder.fed(vectors, len(tokens)))
+        binding = buffers.binding
+        held = {name: ort_value(array) for name, array in self._ids(tokens, cache, lengths).items()}
         for name, value in held.items():
             binding.bind_ortvalue_input(name, value)
         logits = np.empty((len(tokens), 1 if self.last_only else tokens.shape[1], self.vocabulary), np.float32)
@@ -169,20 +165,30 @@ class Engine:
         buffers.newest = lengths
         return _last(logits, lengths - cache.lengths), Cache(buffers, lengths)
 
-    def _check(self, vectors: Mapping[str, Floats], rows: int) -> None:
-        """A wrong row count could broadcast into a wrong answer, so it is refused before the graph sees it."""
-        sizes = self.bundle.vectors
-        bad = [f"{n} has no place here" for n in vectors if n not in sizes]
-        shapes = {n: v.shape for n, v in vectors.items() if n in sizes}
-        bad += [
-            f"{n} has shape {list(s)}" for n, s in shapes.items() if s not in ((1, 1, sizes[n]), (rows, 1, sizes[n]))
-        ]
-        if len({s[0] for s in shapes.values()} | ({1} if len(shapes) < len(sizes) else set())) > 1:
-            bad.append("some have one row and some several")
-        if bad:
-            raise AdapterError(
-                f"vectors for {rows} rows are all [1, 1, d] or all [{rows}, 1, d] of the graph's inputs: {'; '.join(bad)}"
+    def _fitting(self, lengths: Lengths) -> int:
+        """The longest. Raises QIA3Error where it is longer than the context."""
+        longest = int(lengths.max())
+        if longest > self.context_length:
+            raise QIA3Error(
+                f"{longest} tokens do not fit the bundle's context of {self.context_length}; shorten the text"
             )
+        return longest
+
+    def _ids(self, tokens: NDArray[np.int64], cache: Cache, lengths: Lengths) -> dict[str, NDArray[Any]]:
+        """What goes in anew with every run: the tokens, and where they stand."""
+        mask = (np.arange(lengths.max())[None] < lengths[:, None]).astype(np.int64)
+        return {INPUT_IDS: tokens, ATTENTION_MASK: mask}
+
+
+def padded(rows: Sequence[Sequence[int]]) -> tuple[NDArray[np.int64], Lengths]:
+    """Rows of unequal lengths, padded on the right, and their lengths. Raises QIA3Error for an empty one."""
+    lengths = np.array([len(r) for r in rows], np.int64)
+    if not lengths.size or not lengths.min():
+        raise QIA3Error("an empty prompt cannot be run: give it some text")
+    tokens = np.zeros((len(rows), int(lengths.max())), np.int64)
+    for i, row in enumerate(rows):
+        tokens[i, : len(row)] = row
+    return tokens, lengths
 
 
 def select_rows(vectors: Mapping[str, Floats], index: Sequence[int]) -> Mapping[str, Floats]:
@@ -190,36 +196,6 @@ def select_rows(vectors: Mapping[str, Floats], index: Sequence[int]) -> Mapping[
     if all(len(v) == 1 for v in vectors.values()):
         return vectors
     return {name: v if len(v) == 1 else v[list(index)] for name, v in vectors.items()}
-
-
-def physical_cores() -> int:
-    """Physical cores that this process may use.
-
-    ONNX Runtime's own default counts cores that a container or taskset took away.
-    """
-    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
-    cores = {
-        file.read_text()
-        for file in Path("/sys/devices/system/cpu").glob(SIBLINGS)
-        if int(file.parts[-3].removeprefix("cpu")) in allowed
-    }
-    return len(cores) or len(allowed)
-
-
-def _options(threads: int) -> ort.SessionOptions:
-    options = ort.SessionOptions()
-    options.log_severity_level = 3  # otherwise one warning per vector with a default
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    return options
-
-
-def _session(path: Path, threads: int) -> ort.InferenceSession:
-    try:
-        return ort.InferenceSession(str(path), _options(threads), providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime raises its own types, without a common base
-        raise BundleError(f"ONNX Runtime cannot load {path}: {str(error).splitlines()[0]}") from error
 
 
 def _last(logits: Floats, counts: Lengths) -> Floats:

@@ -121,7 +121,7 @@ def _why_not(engine: Engine, task: Task, example: Example) -> str | None:
     choices = (example.choices or task.choices or ()) if task.kind == "classify" else ()
     try:
         longest = max((len(answer_of(engine, task, choice)) for choice in choices), default=1)
-        needed = len(prompt_of(engine, task, example.text)) + longest - 1
+        needed = engine.bundle.architecture.positions(len(prompt_of(engine, task, example.text)), longest - 1)
     except DataError as error:
         return str(error)
     return (

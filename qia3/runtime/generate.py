@@ -28,7 +28,7 @@ def generate(
         if token in stop:
             return
         yield token
-        if count == max_new_tokens or len(prompt) + count >= engine.context_length:
+        if count == max_new_tokens or int(cache.lengths[0]) + 1 >= engine.context_length:
             return
         logits, cache = engine.step([token], cache, vectors)
 

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import onnxruntime as ort
 
+from qia3.bundle.manifest import Graph
 from qia3.bundle.opened import Bundle
 from qia3.errors import BundleError, QIA3Error
 from qia3.storage import made_once
@@ -32,12 +33,12 @@ SETTINGS = {
 }
 
 
-def packed_graph(bundle: Bundle, options: ort.SessionOptions, folder: Path) -> Path:
-    """The packed graph of `bundle` in `folder`, made by a session with `options` if it is not there.
+def packed_graph(bundle: Bundle, graph: Graph, options: ort.SessionOptions, folder: Path) -> Path:
+    """The packed form of one graph of `bundle` in `folder`, made by a session with `options` if it is not there.
 
     Raises StorageError, and BundleError where ONNX Runtime cannot load the graph.
     """
-    place = folder / _key(bundle)
+    place, file = folder / _key(bundle, graph), bundle.path / graph.file
     if (place / PACKED).is_file():
         return place / PACKED
     try:
@@ -45,18 +46,16 @@ def packed_graph(bundle: Bundle, options: ort.SessionOptions, folder: Path) -> P
             options.optimized_model_filepath = str(scratch / PACKED)
             for name, value in SETTINGS.items():
                 options.add_session_config_entry(name, value)
-            ort.InferenceSession(str(bundle.path / bundle.graph), options, providers=["CPUExecutionProvider"])
+            ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     except QIA3Error:
         raise
     except Exception as error:  # onnxruntime raises its own types, without a common base
-        raise BundleError(
-            f"ONNX Runtime cannot pack {bundle.path / bundle.graph}: {str(error).splitlines()[0]}"
-        ) from error
+        raise BundleError(f"ONNX Runtime cannot pack {file}: {str(error).splitlines()[0]}") from error
     return place / PACKED
 
 
-def _key(bundle: Bundle) -> str:
-    files, graph = bundle.manifest.files, bundle.manifest.decoder
+def _key(bundle: Bundle, graph: Graph) -> str:
+    files = bundle.manifest.files
     what = [[files[name].sha256 for name in (graph.file, graph.data)], ort.__version__, _processor()]
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
 

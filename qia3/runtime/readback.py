@@ -1,4 +1,4 @@
-"""Reads a bundle as a device would, before anybody relies on it: every file, the graph, the tokenizer, each adapter, and
+"""Reads a bundle as a device would, before anybody relies on it: every file, the graphs, the tokenizer, each adapter, and
 whether each task can be asked.
 
 A bundle that is opened is not held to the last: one of an earlier version answers as it did. What is new is.
@@ -16,6 +16,7 @@ from qia3.names import NONE
 from qia3.runtime.adapters import AdapterBank
 from qia3.runtime.answer import answer_of, prompt_of, task_of
 from qia3.runtime.engine import Engine
+from qia3.runtime.load import open_engine
 
 
 def read_back(folder: Path, adapters: Collection[str] | None = None) -> None:
@@ -24,7 +25,7 @@ def read_back(folder: Path, adapters: Collection[str] | None = None) -> None:
     Takes what opening the bundle takes, and one step of one token per adapter.
     """
     bundle = Bundle.open(folder)
-    engine, bank = Engine(bundle), AdapterBank(bundle)
+    engine, bank = open_engine(bundle), AdapterBank(bundle)
     names = adapters or bundle.adapters or ((bundle.merged_task,) if bundle.merged_task else (NONE,))
     for name in names:
         check_task(engine, task_of(engine, name))
@@ -41,7 +42,7 @@ def check_task(engine: Engine, task: Task) -> None:
         bad = _end(engine, task)
     except DataError as error:
         raise AdapterError(f"task {task.name!r} cannot be asked of this bundle: {error}") from error
-    if prompt + longest > engine.context_length:
+    if engine.bundle.architecture.positions(prompt + 1, longest - 1) > engine.context_length:
         told = f"its prompt takes {prompt:,} tokens" + (f" and its longest answer {longest:,}" if task.choices else "")
         bad.append(f"{told}: no room for words in a context of {engine.context_length:,}")
     if task.choices is not None and len(task.choices) == 1:

@@ -1,0 +1,99 @@
+"""An encoder and its decoder, run: the prompt is encoded once, and the answer is decoded a token a row at a time.
+
+    prompt ── encoder ── states [rows, T, hidden] ──┬── decoder(start)     logits, keys and values of the states
+                                                    │   decoder(token)     logits
+                                                    │   ...
+                                    from then on by their keys and values alone
+
+The decoder has two caches. That of its own tokens is a decoder's (cache.py): buffers with room, bound as past and
+present at once. All rows have the same number of tokens, `past_length` of them valid; the graph would take the buffers'
+whole capacity otherwise. The other is of the encoder's states: the first run computes their keys and values, and later
+ones are given those as their past, and states of no rows. Nobody writes to them afterwards, so rows that were made of
+one prompt (the answers that are ranked, the beams) read one row of them: the graph's products broadcast over it.
+
+A prompt is padded on the right and masked, in the encoder and wherever its states are read. It has the whole context to
+itself, and the decoder the same again, the start token included.
+
+Nothing of the encoder can be kept from one prompt to the next, not even where both begin alike: every position attends
+to all of them, so every state is another when the last word is. `begin` keeps nothing here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qia3.bundle.opened import Bundle
+from qia3.bundle.ports import (
+    ATTENTION_MASK,
+    CROSS,
+    ENCODER_MASK,
+    ENCODER_STATES,
+    INPUT_IDS,
+    LAST_STATE,
+    PAST_LENGTH,
+)
+from qia3.errors import BundleError
+from qia3.runtime.cache import Buffers, Cache, Floats, Lengths
+from qia3.runtime.engine import ROOM, Engine, padded
+from qia3.runtime.session import GraphSession
+
+
+class Seq2Seq(Engine):
+    """Two sessions, over a bundle's encoder and its decoder; asked as an Engine is."""
+
+    def __init__(self, bundle: Bundle, threads: int | None = None, packed: Path | None = None) -> None:
+        super().__init__(bundle, threads, packed)
+        graph, start = bundle.manifest.encoder, bundle.architecture.decoder_start
+        assert graph is not None  # and start is not either: a manifest has both or neither
+        assert start is not None
+        self.start = start
+        self.encoder = GraphSession(bundle, graph, self.threads, packed)
+        self.crossed = {n: self.caches.pop(n) for n in list(self.caches) if n.split(".")[-2] == CROSS}
+        self.hidden = bundle.architecture.hidden_size
+
+    def _check_kind(self) -> None:
+        """Raises BundleError where either part is not there."""
+        if self.bundle.manifest.encoder is None:
+            raise BundleError(f"{self.bundle.path} has no encoder; open it with open_engine")
+        if missing := {ENCODER_MASK, ENCODER_STATES} - self.decoder.ports.keys():
+            raise BundleError(f"{self.decoder.path} reads no encoder: it has no input {' and '.join(sorted(missing))}")
+
+    def begin(self, tokens: Sequence[int], vectors: Mapping[str, Floats]) -> None:
+        """Keeps nothing: a prompt's states depend on its last word as on its first."""
+
+    def prefill(
+        self, rows: Sequence[Sequence[int]], vectors: Mapping[str, Floats], room: int = ROOM
+    ) -> tuple[Floats, Cache]:
+        """Logits float32 [rows, V] of the answers' first tokens, and the cache, with room for `room` more before it has
+        to grow.
+        """
+        tokens, lengths = padded(rows)
+        longest, count = self._fitting(lengths), len(rows)
+        mask = (np.arange(longest)[None] < lengths[:, None]).astype(np.int64)
+        made = {n: np.empty((count, heads, longest, size), np.float32) for n, (heads, size) in self.crossed.items()}
+        first = self._empty(count, 1 + max(room, 0)).buffers
+        first.fixed = {ENCODER_MASK: mask, ENCODER_STATES: self._encoded(tokens, mask, vectors)}
+        first.fixed |= {name: array[:, :, :0] for name, array in made.items()}
+        first.made = made
+        start, ones = np.full((count, 1), self.start, np.int64), np.ones(count, np.int64)
+        logits, cache = self._run(start, Cache(first, first.newest), ones, vectors)
+        after = Buffers(self.session, cache.buffers.arrays, cache.lengths, {ENCODER_MASK: mask, **made})
+        return logits, Cache(after, cache.lengths)
+
+    def _encoded(self, tokens: Lengths, mask: Lengths, vectors: Mapping[str, Floats]) -> Floats:
+        """[rows, T, hidden]."""
+        fed = {INPUT_IDS: tokens, ATTENTION_MASK: mask, **self.encoder.fed(vectors, len(tokens))}
+        states: Floats = self.encoder.session.run([LAST_STATE], fed)[0]
+        return states
+
+    def _ids(self, tokens: NDArray[np.int64], cache: Cache, lengths: Lengths) -> dict[str, NDArray[Any]]:
+        """The tokens, how many are before them, and, where the states' keys and values are known, no states."""
+        fed: dict[str, NDArray[Any]] = {INPUT_IDS: tokens, PAST_LENGTH: np.array(cache.lengths[0])}
+        if ENCODER_STATES not in cache.buffers.fixed:
+            fed[ENCODER_STATES] = np.empty((len(tokens), 0, self.hidden), np.float32)
+        return fed

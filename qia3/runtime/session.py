@@ -1,0 +1,92 @@
+"""A bundle's graph as ONNX Runtime has it: one session, on the physical cores at hand, and the vectors that go in.
+
+Vectors go in as ordinary inputs, [1, 1, d] for all rows or [rows, 1, d]. ONNX Runtime's own way, an active adapter, is
+ignored without an error by the IO binding that a cache needs. A bundle may have several graphs, each with inputs for its
+own vectors: what is checked are all that were given, what is fed are the graph's.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+
+from qia3.bundle.manifest import Graph
+from qia3.bundle.opened import Bundle
+from qia3.errors import AdapterError, BundleError
+from qia3.runtime.cache import Floats
+from qia3.runtime.packed import packed_graph
+
+SIBLINGS = "cpu*/topology/thread_siblings_list"
+
+
+class GraphSession:
+    """One graph of a bundle, loaded. `ports` are its inputs by name, with their shapes."""
+
+    def __init__(self, bundle: Bundle, graph: Graph, threads: int, packed: Path | None) -> None:
+        path = bundle.path / graph.file if packed is None else packed_graph(bundle, graph, options(threads), packed)
+        self.path, self.sizes = path, bundle.vectors
+        self.session = session(path, threads)
+        self.ports = {i.name: i.shape for i in self.session.get_inputs()}
+        self.own = {vector.name for vector in graph.vectors}
+        # ones for the vectors that the graph has no default for (the target's `vectors` is "required")
+        self.ones = {
+            name: np.ones((1, 1, shape[2]), np.float32) for name, shape in self.ports.items() if name in self.own
+        }
+
+    def fed(self, vectors: Mapping[str, Floats], rows: int) -> Mapping[str, Floats]:
+        """What of `vectors` goes into this graph, with ones where it needs one that is not there. Raises AdapterError.
+
+        A wrong row count could broadcast into a wrong answer, so it is refused before the graph sees it.
+        """
+        self._check(self.ones | {**vectors}, rows)
+        own = {name: v.astype(np.float32, copy=False) for name, v in vectors.items() if name in self.own}
+        return self.ones | own
+
+    def _check(self, vectors: Mapping[str, Floats], rows: int) -> None:
+        sizes = self.sizes
+        bad = [f"{n} has no place here" for n in vectors if n not in sizes]
+        shapes = {n: v.shape for n, v in vectors.items() if n in sizes}
+        bad += [
+            f"{n} has shape {list(s)}" for n, s in shapes.items() if s not in ((1, 1, sizes[n]), (rows, 1, sizes[n]))
+        ]
+        if len({s[0] for s in shapes.values()} | ({1} if len(shapes) < len(sizes) else set())) > 1:
+            bad.append("some have one row and some several")
+        if bad:
+            raise AdapterError(
+                f"vectors for {rows} rows are all [1, 1, d] or all [{rows}, 1, d] of the graph's inputs: {'; '.join(bad)}"
+            )
+
+
+def physical_cores() -> int:
+    """Physical cores that this process may use.
+
+    ONNX Runtime's own default counts cores that a container or taskset took away.
+    """
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    cores = {
+        file.read_text()
+        for file in Path("/sys/devices/system/cpu").glob(SIBLINGS)
+        if int(file.parts[-3].removeprefix("cpu")) in allowed
+    }
+    return len(cores) or len(allowed)
+
+
+def options(threads: int) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.log_severity_level = 3  # otherwise one warning per vector with a default
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    return options
+
+
+def session(path: Path, threads: int) -> ort.InferenceSession:
+    """Of a graph. Raises BundleError."""
+    try:
+        return ort.InferenceSession(str(path), options(threads), providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime raises its own types, without a common base
+        raise BundleError(f"ONNX Runtime cannot load {path}: {str(error).splitlines()[0]}") from error
