@@ -107,7 +107,7 @@ def encoder_decoder():
     encoder = replace(decoder, file="onnx/encoder.onnx", vectors=tuple(ours))
     return replace(
         manifest,
-        architecture=replace(manifest.architecture, encoder_layers=1, layers=1, decoder_start=0),
+        architecture=replace(manifest.architecture, encoder_layers=1, layers=1, decoder_start=(0,)),
         linears=tuple(replace(layer, once=layer.name.startswith("layers.0.")) for layer in layers),
         graphs={
             "encoder": encoder,
@@ -141,7 +141,7 @@ def test_a_decoder_alone_is_written_as_it_was():
         (lambda c: c["graphs"].pop("encoder"), "graphs.encoder is missing, which an encoder-decoder has"),
         (lambda c: c["architecture"].pop("decoder_start"), "architecture.decoder_start is missing"),
         (lambda c: c["architecture"].pop("encoder_layers"), "architecture.encoder_layers is missing"),
-        (lambda c: c["architecture"].update(decoder_start=10**6), "decoder_start is past the vocabulary"),
+        (lambda c: c["architecture"].update(decoder_start=[0, 10**6]), "decoder_start is past the vocabulary"),
         (
             lambda c: c["graphs"]["encoder"]["vectors"].append(
                 c["graphs"]["decoder"]["vectors"][0] | {"role": "query"}

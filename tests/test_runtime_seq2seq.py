@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import tiny_bundle as tiny
@@ -61,6 +63,19 @@ def test_the_engine_is_the_model(engine, bank, weights, adapter):
             answer = [t + r for t in (40, 50, 60)[:step]]
             expected = small.logits(weights, row, answer, vectors)
             np.testing.assert_allclose(found[step, r], expected, atol=2e-4, rtol=1e-4)
+
+
+def test_answers_may_stand_behind_two_tokens(bundle, bank, weights):
+    """BART's start, and the first word that is forced on it; in rows of a batch that have vectors of their own."""
+    shape = replace(bundle.architecture, decoder_start=(3, 7))
+    engine = open_engine(Bundle(bundle.path, replace(bundle.manifest, architecture=shape)), threads=1)
+    found = played(engine, ROWS, bank.rows(NAMES), [40, 50], room=0)
+    for r, (row, name) in enumerate(zip(ROWS, NAMES, strict=True)):
+        for step in range(3):
+            answer = [t + r for t in (40, 50)[:step]]
+            expected = small.logits(weights, row, answer, bank.vectors(name), start=(3, 7))
+            np.testing.assert_allclose(found[step, r], expected, atol=2e-4, rtol=1e-4)
+    assert len(list(generate(engine, ROWS[0], {}, 1000, ()))) == small.CONTEXT - 2
 
 
 def test_an_adapter_has_the_vectors_of_both_and_each_changes_the_answer(engine, bank):

@@ -18,7 +18,7 @@ from qia3.bundle.layout import DECODER_GRAPH, ENCODER_GRAPH, SHARED_DATA
 from qia3.bundle.manifest import Architecture, Graph, Layer, Vector
 from qia3.grids.int4 import Int4, dequantise, quantise
 
-ENCODER_LAYERS, LAYERS, HEADS, SIZE, HIDDEN, FEED, CONTEXT, START = 1, 2, 3, 16, 64, 96, 40, 0
+ENCODER_LAYERS, LAYERS, HEADS, SIZE, HIDDEN, FEED, CONTEXT, START = 1, 2, 3, 16, 64, 96, 40, (0,)
 WIDE = HEADS * SIZE
 ATTENTION = {"q": (WIDE, HIDDEN), "k": (WIDE, HIDDEN), "v": (WIDE, HIDDEN), "o": (HIDDEN, WIDE)}
 FORWARD = {"up": (FEED, HIDDEN), "down": (HIDDEN, FEED)}
@@ -54,8 +54,10 @@ def random_vectors(seed: int) -> dict[str, np.ndarray]:
     return {name: rng.normal(1, 0.4, (1, 1, size)).astype(np.float32) for name, size in SIZES.items()}
 
 
-def logits(w: dict, prompt: list[int], answer: list[int], vectors: dict | None = None) -> np.ndarray:
-    """float64 [V] after the start token and `answer`, from the definition."""
+def logits(
+    w: dict, prompt: list[int], answer: list[int], vectors: dict | None = None, start: tuple[int, ...] = START
+) -> np.ndarray:
+    """float64 [V] after the start and `answer`, from the definition."""
     l = {name: np.ones(size) for name, size in SIZES.items()} | {n: v.reshape(-1) for n, v in (vectors or {}).items()}  # noqa: E741
 
     def linear(name: str, x: np.ndarray) -> np.ndarray:
@@ -85,7 +87,7 @@ def logits(w: dict, prompt: list[int], answer: list[int], vectors: dict | None =
     def norm(at: str, x: np.ndarray) -> np.ndarray:
         return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5) * w[f"{at}.norm"]
 
-    return stack("decoder", [START, *answer], stack("encoder", prompt, None))[-1] @ w["head"]
+    return stack("decoder", [*start, *answer], stack("encoder", prompt, None))[-1] @ w["head"]
 
 
 class Stack(tiny.Nodes):

@@ -110,8 +110,9 @@ class Base(Part):
 class Architecture(Part):
     """Counts and sizes of the base; context_length in tokens, within what the base was made for.
 
-    An encoder-decoder has `layers` in its decoder and `encoder_layers` before them, and its answers begin with the
-    token `decoder_start`; the context is of that length for either of them.
+    An encoder-decoder has `layers` in its decoder and `encoder_layers` before them, and its answers stand behind the
+    tokens `decoder_start`, which are one, or two where a first word is forced (BART); the context is of that length for
+    either of them.
     """
 
     layers: Size
@@ -123,14 +124,14 @@ class Architecture(Part):
     context_length: Size
     tied_embedding: bool
     encoder_layers: Size | None = None
-    decoder_start: Count | None = None
+    decoder_start: tuple[Count, ...] = ()
 
     def positions(self, prompt: int, more: int) -> int:
         """What a prompt of so many tokens, and so many after it, take of the context.
 
-        A decoder has them in one row. An encoder has the prompt to itself, and the decoder a token to start from.
+        A decoder has them in one row. An encoder has the prompt to itself, and the decoder its start before the rest.
         """
-        return prompt + more if self.encoder_layers is None else max(prompt, 1 + more)
+        return prompt + more if self.encoder_layers is None else max(prompt, len(self.decoder_start) + more)
 
 
 @dataclass(frozen=True)
@@ -147,6 +148,17 @@ class Layer(Part):
     format: Code
     block_size: Block
     symmetric: bool
+    once: bool = False
+
+
+@dataclass(frozen=True)
+class Dense(Part):
+    """A linear layer that stays in float32, as T5's `wo` does in transformers."""
+
+    name: Brief
+    inputs: Size
+    outputs: Size
+    role: str
     once: bool = False
 
 
@@ -257,6 +269,7 @@ class Manifest(Part):
     base: Base
     architecture: Architecture
     linears: tuple[Layer, ...]
+    dense: tuple[Dense, ...] = ()
     graphs: Mapping[str, Graph]
     tensors: tuple[Region, ...]
     prompt: Prompt
@@ -329,15 +342,15 @@ def _contradictions(manifest: Manifest) -> Iterator[str]:
 
 
 def _of_an_encoder(manifest: Manifest) -> Iterator[str]:
-    """An encoder-decoder has an encoder, a number of layers in it and a token to start from; a decoder none of them."""
+    """An encoder-decoder has an encoder, a number of layers in it and a start of answers; a decoder none of them."""
     shape = manifest.architecture
     has = {
         f"graphs.{ENCODER}": manifest.encoder,
         "architecture.encoder_layers": shape.encoder_layers,
-        "architecture.decoder_start": shape.decoder_start,
+        "architecture.decoder_start": shape.decoder_start or None,
     }
     missing = [name for name, value in has.items() if value is None]
     if 0 < len(missing) < len(has):
         yield f"{' and '.join(missing)} is missing, which an encoder-decoder has"
-    elif shape.decoder_start is not None and shape.decoder_start >= shape.vocab_size:
+    elif max(shape.decoder_start, default=0) >= shape.vocab_size:
         yield "architecture.decoder_start is past the vocabulary"

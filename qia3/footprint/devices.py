@@ -120,7 +120,9 @@ def estimate(device: Device, report: Report) -> Estimate:
     """Does the bundle fit, and in what range may it decode, with one row and a short context."""
     kernel = _kernel(device, report)
     usable = int((device.usable_ram_bytes or device.ram_bytes).value)
-    needed = kernel.held_bytes + report.memory.mapped_bytes + report.memory.kv_cache_bytes + _process_bytes(report)
+    memory = report.memory
+    caches = memory.kv_cache_bytes + memory.cross_cache_bytes
+    needed = kernel.held_bytes + memory.mapped_bytes + caches + _process_bytes(report)
     low, high = ((None if share is None else share.value) for share in (device.efficiency_low, device.efficiency_high))
     return Estimate(
         device=device.name,

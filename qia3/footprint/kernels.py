@@ -14,6 +14,9 @@ float32 there is no kernel for it: nothing is packed, and at each use all of it 
 held meanwhile, written and read again. (64-bit ARM has a kernel at accuracy_level 4 since onnxruntime 1.23, pull
 request 25110; it has not run here.) So it is for NF4 (MatMulBnb4), read in the sources (matmul_bnb4.cc).
 
+A layer that stays in float32 is packed too, 4 N K bytes held and read. What runs for the prompt alone (`once`: an
+encoder's layers, cross-attention's keys and values) is held, and not read for a token.
+
 x64-int8: x64 at accuracy_level 4, measured with onnxruntime 1.32. float32: accuracy_level 0 and 1, and ARM without
 KleidiAI. kleidiai: ARM with dot products, symmetric grid, whole blocks of a multiple of 32. The ARM rows were read in
 the sources (sqnbitgemm_kernel_avx_common.h, qnbitgemm_kernel_neon.cpp) and have not run. Zero points are counted with
@@ -26,15 +29,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from qia3.bundle.manifest import Architecture, Graph, Layer, Manifest
+from qia3.bundle.manifest import Architecture, Dense, Graph, Layer, Manifest
 from qia3.footprint.bits import Shape, embedding_shape, grid_bytes, linear_shapes
 
 KEPT_PARTS = ("zero_points", "embedding_weights", "norms_and_biases", "rotary", "other")
 
 
 class Blocks(NamedTuple):
-    """A layer's rows, the size of its blocks, how many of them a row has, the bits of a code, and whether they are
-    int4's.
+    """A layer's rows, the size of its blocks, how many of them a row has, the bits of a code, whether they are int4's,
+    and how often a token reads them: once, or never.
     """
 
     rows: int
@@ -42,6 +45,7 @@ class Blocks(NamedTuple):
     each: int
     bits: int
     packs: bool
+    reads: int
 
     @property
     def codes(self) -> int:
@@ -57,14 +61,18 @@ class KernelBytes:
     streamed_bytes: int
 
 
-def kernel_bytes(linears: Sequence[Layer]) -> dict[str, KernelBytes]:
+def kernel_bytes(linears: Sequence[Layer], dense: Sequence[Dense] = ()) -> dict[str, KernelBytes]:
     """By kernel. `kleidiai` is there only where the grid lets it run."""
     shapes = linear_shapes(linears)
-    layers = [Blocks(s.outputs, s.block, s.blocks, s.bits, s.format == "int4") for s in shapes]
+    layers = [
+        Blocks(s.outputs, s.block, s.blocks, s.bits, s.format == "int4", int(not layer.once))
+        for s, layer in zip(shapes, linears, strict=True)
+    ]
     found = {"x64-int8": _x64_int8(layers), "float32": _float32(layers)}
     if all(_runs_on_kleidiai(s) for s in shapes):
         found["kleidiai"] = _scaled(layers, 6, 2)
-    return found
+    held, read = (sum(4 * x.inputs * x.outputs for x in dense if every or not x.once) for every in (True, False))
+    return {name: KernelBytes(k.held_bytes + held, k.streamed_bytes + read) for name, k in found.items()}
 
 
 def _runs_on_kleidiai(shape: Shape) -> bool:
@@ -94,13 +102,19 @@ def mapped_bytes(manifest: Manifest, parts: Mapping[str, int]) -> int:
 
 
 def kv_cache_bytes(shape: Architecture, positions: int) -> int:
-    """Keys and values in float32 for one row of `positions` tokens."""
+    """Keys and values in float32 for one row of `positions` tokens of the decoder."""
     return 2 * shape.layers * shape.kv_heads * shape.head_size * 4 * positions
 
 
+def cross_cache_bytes(shape: Architecture, positions: int) -> int:
+    """Keys and values in float32 that each layer of the decoder has of one row of `positions` tokens of the encoder."""
+    return 0 if shape.encoder_layers is None else kv_cache_bytes(shape, positions)
+
+
 def _x64_int8(layers: list[Blocks]) -> KernelBytes:
-    read = sum(b.rows * b.each * (b.codes + 4) + 4 * b.each * 16 * -(-b.rows // 16) for b in layers)
-    return KernelBytes(read + sum(4 * b.rows * b.each for b in layers), read)
+    packed = [b.rows * b.each * (b.codes + 4) + 4 * b.each * 16 * -(-b.rows // 16) for b in layers]
+    kept = sum(4 * b.rows * b.each for b in layers)
+    return KernelBytes(sum(packed) + kept, sum(size * b.reads for size, b in zip(packed, layers, strict=True)))
 
 
 def _float32(layers: list[Blocks]) -> KernelBytes:
@@ -109,10 +123,13 @@ def _float32(layers: list[Blocks]) -> KernelBytes:
     """
     four, others = _scaled([b for b in layers if b.packs], 4, 4), [b for b in layers if not b.packs]
     dense = [4 * b.rows * b.each * b.size for b in others]
-    streamed = _scaled(others, 4, 4).streamed_bytes + 2 * sum(dense)
+    streamed = _scaled(others, 4, 4).streamed_bytes + 2 * sum(n * b.reads for n, b in zip(dense, others, strict=True))
     return KernelBytes(four.held_bytes + max(dense, default=0), four.streamed_bytes + streamed)
 
 
 def _scaled(layers: list[Blocks], held: int, streamed: int) -> KernelBytes:
     """Codes, and `held` or `streamed` bytes of scales a block."""
-    return KernelBytes(*(sum(b.rows * b.each * (b.codes + scale) for b in layers) for scale in (held, streamed)))
+    return KernelBytes(
+        sum(b.rows * b.each * (b.codes + held) for b in layers),
+        sum(b.rows * b.each * (b.codes + streamed) * b.reads for b in layers),
+    )

@@ -9,7 +9,12 @@ Llama-3.2-3B (28 layers, hidden 3072, kv 1024, d_ff 8192): IA³ 28 (2048 + 8192)
 Training state in float32: a master copy, a gradient and Adam's two moments, 16 bytes a parameter, for both methods
 (QIA³'s forward pass sees a bfloat16 rounding of the master copy). Activations kept for the backward pass come on top
 and are not smaller for IA³ than for LoRA. Per token an unmerged LoRA adds 2 r (inputs + outputs) operations, a multiply
-and an add each; IA³ at the side one multiply an entry of its vectors; a merged adapter nothing.
+and an add each; IA³ at the side one multiply an entry of its vectors; a merged adapter nothing. In an encoder-decoder
+that is for one token of the prompt and one of the answer together: the encoder's layers, and the keys and values of
+cross-attention, run for the first, the others for the second.
+
+mT0-large (24 layers a stack, hidden 1024, 16 heads of 64, d_ff 2816): 72 attentions, 48 feed-forwards; IA³ 72 * 2048 +
+48 * 2816 = 282,624; LoRA r=8 on q and v 72 * 2 * 8 (1024 + 1024) = 2,359,296. Both stand in PEFT's documentation.
 """
 
 from __future__ import annotations
@@ -17,12 +22,13 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from qia3.bundle.manifest import Layer
+from qia3.bundle.manifest import Dense, Layer
 from qia3.bundle.sites import Site
 
 STATE_BYTES = 16
 FLOAT32_BYTES = 4
 RANKS = (1, 4, 8, 16, 64)
+Linear = Layer | Dense
 QUERY_VALUE = ("query", "value", "qkv")  # where q and v are fused with k, LoRA can only be put on the whole layer
 
 
@@ -41,7 +47,7 @@ class AdapterCost:
     operations_per_token: int
 
 
-def lora_parameters(linears: Sequence[Layer], rank: int, roles: Collection[str] | None = None) -> int:
+def lora_parameters(linears: Sequence[Linear], rank: int, roles: Collection[str] | None = None) -> int:
     """On the layers of these roles; None: on every linear layer but the head."""
     chosen = [x for x in linears if (x.role != "head" if roles is None else x.role in roles)]
     return sum(rank * (x.inputs + x.outputs) for x in chosen)
@@ -57,7 +63,7 @@ def ia3_entries(sites: Sequence[Site]) -> int:
     return sum(site.size for site in sites)
 
 
-def lora_cost(linears: Sequence[Layer], rank: int, roles: Collection[str] | None) -> AdapterCost:
+def lora_cost(linears: Sequence[Linear], rank: int, roles: Collection[str] | None) -> AdapterCost:
     """Computed, float32 on disk and in memory, without the few bytes of a file's header."""
     count = lora_parameters(linears, rank, roles)
     where = "all linear" if roles is None else "q, v"
@@ -71,6 +77,6 @@ def ia3_cost(parameters: int, entries: int, disk_bytes: int) -> AdapterCost:
     return AdapterCost("IA³", parameters, disk_bytes, FLOAT32_BYTES * entries, STATE_BYTES * parameters, entries)
 
 
-def adapter_costs(linears: Sequence[Layer], ia3: AdapterCost) -> list[AdapterCost]:
+def adapter_costs(linears: Sequence[Linear], ia3: AdapterCost) -> list[AdapterCost]:
     """IA³ first, then LoRA by rank, on q and v and on every linear layer."""
     return [ia3, *(lora_cost(linears, rank, roles) for roles in (QUERY_VALUE, None) for rank in RANKS)]

@@ -133,13 +133,9 @@ def _rounding(report: Report) -> str:
 
 
 def _measured(report: Report) -> str:
-    title, cache = (
-        "## Memory and speed\n\n",
-        f"cache for {report.architecture.context_length} positions (computed, float32)",
-    )
-    found = report.measured
+    title, found, caches = "## Memory and speed\n\n", report.measured, _caches(report)
     if not found:
-        return f"{title}{NOT_MEASURED}\n\n" + table(["", "bytes"], [[cache, mib(report.memory.kv_cache_bytes)]])
+        return f"{title}{NOT_MEASURED}\n\n" + table(["", "bytes"], caches)
     rows = [
         ["peak resident memory", mib(found.peak_resident_bytes)],
         ["anonymous (held), at its peak", mib(found.peak_anonymous_bytes)],
@@ -147,11 +143,22 @@ def _measured(report: Report) -> str:
         ["load", f"{found.load_seconds:.2f} s"],
         [f"prompt of {found.prompt_tokens} tokens", f"{found.prompt_tokens_per_second:,.0f} tokens/s"],
         [f"decoding {found.new_tokens} tokens", f"{found.decode_tokens_per_second:,.0f} tokens/s"],
-        [cache, mib(report.memory.kv_cache_bytes)],
+        *caches,
     ]
     versions = ", ".join(f"{k} {v}" for k, v in report.versions.items())
     where = f"A fresh ONNX Runtime process (`qia3 bench BUNDLE`), {found.threads} threads, {found.machine}; {versions}."
     return f"{title}{where}\n\n" + table(["", "measured"], rows)
+
+
+def _caches(report: Report) -> list[list[str]]:
+    """A row for each that one row of a batch has at the full context."""
+    shape = report.architecture
+    kinds = {"cache": report.memory.kv_cache_bytes}
+    if shape.encoder_layers is not None:
+        kinds |= {"the encoder's states' cache": report.memory.cross_cache_bytes}
+    return [
+        [f"{name} for {shape.context_length} positions (computed, float32)", mib(size)] for name, size in kinds.items()
+    ]
 
 
 def _bytes(report: Report) -> str:
@@ -201,8 +208,13 @@ def _adapters_note(report: Report) -> str:
         if report.mode == "merged"
         else ""
     )
+    both = (
+        " A token is one of the prompt and one of the answer here: the encoder runs for the first, the decoder for the other."
+        if report.architecture.encoder_layers is not None
+        else ""
+    )
     return (
-        f"{small}LoRA is computed, float32.{fused}{merged} "
+        f"{small}LoRA is computed, float32.{fused}{merged}{both} "
         "Training state is a master copy, a gradient and Adam's two moments in float32, 16 bytes a parameter for both; beyond that "
         "state IA³ is not lighter in training memory than LoRA: the activations kept for the backward pass come on top, and are not fewer."
     )

@@ -15,23 +15,34 @@ from qia3.bundle.records import HeldOut, Measured, Parity, Record
 from qia3.bundle.task import Task
 from qia3.errors import BundleError
 from qia3.footprint.account import Account, account
-from qia3.footprint.kernels import KernelBytes, kernel_bytes, kernel_here, kv_cache_bytes, mapped_bytes
-from qia3.footprint.lora import FLOAT32_BYTES, AdapterCost, adapter_costs, ia3_cost, ia3_entries, ia3_parameters
+from qia3.footprint.kernels import (
+    KernelBytes,
+    cross_cache_bytes,
+    kernel_bytes,
+    kernel_here,
+    kv_cache_bytes,
+    mapped_bytes,
+)
+from qia3.footprint.lora import FLOAT32_BYTES, AdapterCost, Linear, adapter_costs, ia3_cost, ia3_entries, ia3_parameters
 from qia3.footprint.systems import Claim, System, claim, systems
 
 # a layer's nodes beside its linear layers and vectors, as counted in the exported SmolLM2-135M (801 nodes, 30 layers)
 OTHER_NODES = 16
+CROSS_NODES = 45  # of a layer that attends to an encoder as well
 
 
 @dataclass(frozen=True)
 class Memory:
-    """What a device has to hold and read: by kernel, mapped from the file, and one row's cache at the full context."""
+    """What a device has to hold and read: by kernel, mapped from the file, and one row's cache at the full context, with
+    that of an encoder's states, of which there may be as many again.
+    """
 
     kernel_here: str
     kernels: dict[str, KernelBytes]
     mapped_bytes: int
     kv_cache_bytes: int
     nodes: int
+    cross_cache_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -94,7 +105,7 @@ def build_report(folder: Path, manifest: Manifest, sealed: Mapping[str, int] | N
         measured=manifest.measured,
         account=totals,
         fused_qkv=any(layer.role == "qkv" for layer in manifest.linears),
-        adapters=adapter_costs(manifest.linears, ia3),
+        adapters=adapter_costs((*manifest.linears, *manifest.dense), ia3),
         systems=found,
         claim=claim(found),
         memory=_memory(manifest, totals),
@@ -116,10 +127,10 @@ def _beyond(manifest: Manifest) -> dict[str, list[str]]:
 
 
 def _ia3(folder: Path, manifest: Manifest) -> AdapterCost:
-    """From the graph's vectors and the largest adapter file; merged: from what was trained, with no bytes and no
+    """From the graphs' vectors and the largest adapter file; merged: from what was trained, with no bytes and no
     arithmetic left.
     """
-    sites = manifest.decoder.sites
+    sites = manifest.sites
     trained = [record.parameters for record in manifest.training.values()]
     parameters = ia3_parameters(sites) if sites else max(trained, default=0)
     files = [f.stat().st_size for f in (folder / "adapters").glob("*.onnx_adapter")]
@@ -130,8 +141,17 @@ def _memory(manifest: Manifest, totals: Account) -> Memory:
     shape = manifest.architecture
     return Memory(
         kernel_here=kernel_here(manifest.decoder),
-        kernels=kernel_bytes(manifest.linears),
+        kernels=kernel_bytes(manifest.linears, manifest.dense),
         mapped_bytes=mapped_bytes(manifest, totals.parts),
         kv_cache_bytes=kv_cache_bytes(shape, shape.context_length),
-        nodes=len(manifest.linears) + len(manifest.decoder.vectors) + OTHER_NODES * shape.layers,
+        nodes=_nodes(manifest),
+        cross_cache_bytes=cross_cache_bytes(shape, shape.context_length),
     )
+
+
+def _nodes(manifest: Manifest) -> int:
+    """What runs for one token of the answer, about."""
+    shape = manifest.architecture
+    layers: tuple[Linear, ...] = (*manifest.linears, *manifest.dense)
+    others = OTHER_NODES if shape.encoder_layers is None else CROSS_NODES
+    return sum(not layer.once for layer in layers) + len(manifest.decoder.vectors) + others * shape.layers

@@ -54,8 +54,8 @@ class Claim:
 def systems(manifest: Manifest, totals: Account, ia3: AdapterCost) -> list[System]:
     """In the order: float32 with LoRA, bfloat16 with LoRA, 4-bit with LoRA, 4-bit with IA³ at the side, 4-bit merged."""
     tasks = max(1, len(manifest.tasks))
-    lora = lora_cost(manifest.linears, LORA_RANK, roles=None)
-    kernel = kernel_bytes(manifest.linears)[kernel_here(manifest.decoder)]
+    lora = lora_cost((*manifest.linears, *manifest.dense), LORA_RANK, roles=None)
+    kernel = kernel_bytes(manifest.linears, manifest.dense)[kernel_here(manifest.decoder)]
     resident = kernel.held_bytes + mapped_bytes(manifest, totals.parts)
     measured = manifest.measured.peak_resident_bytes if manifest.measured else None
     side = manifest.mode == "side"
@@ -72,7 +72,7 @@ def systems(manifest: Manifest, totals: Account, ia3: AdapterCost) -> list[Syste
         return System(name, files, disk, held, measured if is_bundle else None, ia3.training_state_bytes, added)
 
     float_bytes = {name: size * manifest.base.parameters for name, size in FLOATS.items()}
-    entries = ia3_entries(manifest.decoder.sites) if side else ia3.parameters
+    entries = ia3_entries(manifest.sites) if side else ia3.parameters
     vectors = totals.parts.get("vectors", 0) if side else tasks * ia3.disk_bytes
     return [
         *(with_lora(f"{name} base", size, size) for name, size in float_bytes.items()),

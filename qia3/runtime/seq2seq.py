@@ -48,10 +48,9 @@ class Seq2Seq(Engine):
 
     def __init__(self, bundle: Bundle, threads: int | None = None, packed: Path | None = None) -> None:
         super().__init__(bundle, threads, packed)
-        graph, start = bundle.manifest.encoder, bundle.architecture.decoder_start
-        assert graph is not None  # and start is not either: a manifest has both or neither
-        assert start is not None
-        self.start = start
+        graph = bundle.manifest.encoder
+        assert graph is not None  # or _check_kind had refused it
+        self.start = bundle.architecture.decoder_start
         self.encoder = GraphSession(bundle, graph, self.threads, packed)
         self.crossed = {n: self.caches.pop(n) for n in list(self.caches) if n.split(".")[-2] == CROSS}
         self.hidden = bundle.architecture.hidden_size
@@ -76,12 +75,13 @@ class Seq2Seq(Engine):
         longest, count = self._fitting(lengths), len(rows)
         mask = (np.arange(longest)[None] < lengths[:, None]).astype(np.int64)
         made = {n: np.empty((count, heads, longest, size), np.float32) for n, (heads, size) in self.crossed.items()}
-        first = self._empty(count, 1 + max(room, 0)).buffers
+        first = self._empty(count, len(self.start) + max(room, 0)).buffers
         first.fixed = {ENCODER_MASK: mask, ENCODER_STATES: self._encoded(tokens, mask, vectors)}
         first.fixed |= {name: array[:, :, :0] for name, array in made.items()}
         first.made = made
-        start, ones = np.full((count, 1), self.start, np.int64), np.ones(count, np.int64)
-        logits, cache = self._run(start, Cache(first, first.newest), ones, vectors)
+        start = np.array([self.start] * count, np.int64)
+        given = np.full(count, len(self.start), np.int64)
+        logits, cache = self._run(start, Cache(first, first.newest), given, vectors)
         after = Buffers(self.session, cache.buffers.arrays, cache.lengths, {ENCODER_MASK: mask, **made})
         return logits, Cache(after, cache.lengths)
 
