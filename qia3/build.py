@@ -89,6 +89,7 @@ def measured(plan: Build, jobs: list[Job]) -> list[Job]:
     Raises ConfigError and DataError, before any weight is loaded.
     """
     text = read_base_text(plan.base.model)
+    check_decoder(text.config, plan.base.model)
     context = min(plan.export.context_length, text.positions or plan.export.context_length)
     warnings: dict[str, None] = {}
     fit: dict[str, Data] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from tiny import FAMILIES, SHAPE, tiny
+from tiny_seq2seq import SEQ2SEQ, T5S, tiny_seq2seq
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, T5Config, T5ForConditionalGeneration
 
@@ -49,6 +50,68 @@ def test_flan_t5_base_has_104448_parameters():
     torch.manual_seed(0)
     roles = find_roles(T5ForConditionalGeneration(config).eval())
     assert sum(s.parameters for s in roles.sites) == 104_448
+
+
+# Raffel et al. 2020 and Chung et al. 2022: d_model, heads, d_ff, and layers of each stack; heads are of 64
+FLAN = {
+    "small": (512, 6, 1024, 8),
+    "base": (768, 12, 2048, 12),
+    "large": (1024, 16, 2816, 24),
+    "xl": (2048, 32, 5120, 24),
+}
+# by hand: each layer of the decoder has keys and values twice, layers (6 heads 64 + 2 d_ff)
+COUNTED = {"small": 34_816, "base": 104_448, "large": 282_624, "xl": 540_672}
+
+
+@pytest.mark.parametrize("size", FLAN)
+def test_a_layer_of_each_flan_t5_has_its_share_of_the_closed_formula(size):
+    """One layer in each stack, which is all that depth changes; 104,448 is what PEFT trains in flan-t5-base."""
+    width, heads, inner, layers = FLAN[size]
+    shape = {"vocab_size": 64, "d_model": width, "d_kv": 64, "num_heads": heads, "d_ff": inner, "num_layers": 1}
+    with torch.device("meta"):
+        empty = T5ForConditionalGeneration(T5Config(**shape, feed_forward_proj="gated-gelu"))
+    sites = find_roles(empty.to_empty(device="cpu").float().eval().apply(_fill)).sites
+    assert sum(site.parameters for site in sites) * layers == COUNTED[size]
+    assert [site.module.rpartition(".")[2] for site in sites] == ["k", "v", "wi_1", "k", "v", "k", "v", "wi_1"]
+
+
+def _fill(module: nn.Module) -> None:
+    for parameter in module.parameters(recurse=False):
+        nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
+
+
+@pytest.mark.parametrize("name", SEQ2SEQ)
+@pytest.mark.parametrize("quantised", [False, True])
+def test_an_encoder_decoder_has_its_sites_in_both_stacks_and_twice_in_the_decoder_s_attention(name, quantised):
+    """Names, sides and sizes, by hand; where the feed-forward is not gated, the vector is on its second layer's input."""
+    model = tiny_seq2seq(name)
+    if quantised:
+        quantise_model(model, Grid(32, False))
+    roles = find_roles(model)
+    t5, gated = name in T5S, name not in ("t5", "bart", "marian")
+    wanted = {}
+    for stack, layers in (("encoder", 2), ("decoder", 3)):
+        for i in range(layers):
+            if t5:
+                kinds = ["0.SelfAttention.k", "0.SelfAttention.v"]
+                kinds += ["1.EncDecAttention.k", "1.EncDecAttention.v"] if stack == "decoder" else []
+                down = f"{2 if stack == 'decoder' else 1}.DenseReluDense.{'wi_1' if gated else 'wo'}"
+                wanted |= {f"{stack}.block.{i}.layer.{kind}": ("output", 80) for kind in kinds}
+                wanted[f"{stack}.block.{i}.layer.{down}"] = ("output" if gated else "input", 224)
+                continue
+            cross = {"bart": "encoder_attn", "marian": "encoder_attn", "t5gemma": "cross_attn"}[name]
+            for attention in ("self_attn", cross) if stack == "decoder" else ("self_attn",):
+                size = 32 if name == "t5gemma" else 96
+                wanted |= {f"model.{stack}.layers.{i}.{attention}.{n}_proj": ("output", size) for n in ("k", "v")}
+            down = "mlp.up_proj" if gated else "fc2"
+            size = {"encoder": 160, "decoder": 224}[stack]
+            wanted[f"model.{stack}.layers.{i}.{down}"] = ("output" if gated else "input", size)
+    assert {site.module: (site.placement, site.size) for site in roles.sites} == wanted
+    assert [site.module for site in roles.sites] == [n for n, _ in model.named_modules() if n in wanted]
+    assert all(site.rows is None for site in roles.sites)
+    assert len(roles.queries) == 2 + 2 * 3
+    assert sum(role == "head" for role in roles.linears.values()) == 1
+    assert "other" not in roles.linears.values()
 
 
 def test_gated_feed_forwards_scale_the_up_projection_and_ungated_ones_the_input_of_down():

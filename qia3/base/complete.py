@@ -15,19 +15,19 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
-from qia3.base.idle import not_idle
-from qia3.base.modules import GridEmbedding, GridLinear
+from qia3.base.family import auto_class, embeddings, weight_of
+from qia3.base.idle import is_computed, not_idle
 from qia3.base.shards import Entry
 from qia3.errors import BaseModelError
 
@@ -78,7 +78,7 @@ def empty_model(folder: Path) -> Any:
     """The model of a folder's config.json without any memory. transformers raises many types."""
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        return auto_class(config).from_config(config, trust_remote_code=False)
 
 
 def check_places(model: Any, found: Mapping[str, Entry]) -> None:
@@ -90,7 +90,7 @@ def check_places(model: Any, found: Mapping[str, Entry]) -> None:
     for name, tensor in wanted.items():
         sources = filled.get(name)
         if sources is None:
-            if not any(other in filled for other in tied.get(name, ())):
+            if not any(other in filled for other in tied.get(name, ())) and not is_computed(model, name):
                 misfit.missing.append(name)
         elif len(sources) > 1:
             misfit.twice.append(f"{' and '.join(sources)} are both meant for {name}")
@@ -122,29 +122,41 @@ def check_report(report: Mapping[str, Any], found: Mapping[str, Entry]) -> None:
     misfit.refuse()
 
 
+def ties(model: Any) -> dict[str, str]:
+    """By config.json: each name that shares the tensor of another one, and that one."""
+    found: dict[str, str] = model.get_expanded_tied_weights_keys(all_submodels=True)
+    return found
+
+
 def tied_names(model: Any) -> dict[str, set[str]]:
     """For each name that shares its tensor with others by config.json: all of these names."""
     groups: dict[str, set[str]] = {}
-    for target, source in model.get_expanded_tied_weights_keys(all_submodels=True).items():
+    for target, source in ties(model).items():
         group = groups.setdefault(source, {source})
         group.add(target)
         groups[target] = group
     return groups
 
 
+def held_by(model: Any, present: Collection[str]) -> dict[str, str]:
+    """The names that no file has and config.json ties to others, and whose tensor each is, as transformers has it: that
+    of the name it is tied to, or of the first that is tied to the same one.
+    """
+    tied, found = ties(model), dict[str, str]()
+    for target, source in tied.items():
+        there = [name for name in (source, *(t for t, s in tied.items() if s == source)) if name in present]
+        found |= {name: there[0] for name in (target, source) if there and name not in present}
+    return found
+
+
 def note_untied(model: Any) -> None:
     """A head of its own in the files wins over `tie_word_embeddings` in config.json, which is set to what is."""
-    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    if head is None or embedding is None or _weight(head) is _weight(embedding):
+    head, tables = model.get_output_embeddings(), embeddings(model)
+    if head is None or not tables or any(weight_of(head) is weight_of(table) for table in tables):
         return
     for config in (model.config, model.config.get_text_config()):
         if getattr(config, "tie_word_embeddings", False):
             config.tie_word_embeddings = False
-
-
-def _weight(module: nn.Module) -> Any:
-    """What a layer's weight is held by."""
-    return module.store if isinstance(module, GridLinear | GridEmbedding) else module._parameters["weight"]
 
 
 def likely(model: Any, misfit: Misfit, found: Mapping[str, Entry]) -> str:

@@ -30,9 +30,9 @@ import torch
 from accelerate import init_empty_weights
 from numpy.typing import NDArray
 from torch import nn
-from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
+from qia3.base.family import auto_class
 from qia3.base.gguf_config import read_gguf_config
 from qia3.base.gguf_parts import Gguf
 from qia3.base.gguf_rope import ROPE_TENSORS
@@ -83,7 +83,7 @@ def load_gguf(file: Gguf) -> Any:
     """The float32 model of a file. Raises BaseModelError."""
     config = read_gguf_config(file)
     with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+        model = auto_class(config).from_config(config, dtype=torch.float32, trust_remote_code=False)
     model.tie_weights()
     places = _places(model, file)
     _check(model, file, places)

@@ -7,8 +7,11 @@ held against what it is said to be.
     masked_bias                the one number that was written where that mask is zero
     mtp.                       multi-token prediction: it drafts later tokens, and the model's own come without it
 
-Nothing may be absent but one of two names that share a tensor by config.json (`tie_word_embeddings`): the other is
-there.
+What may be absent is one of two names that share a tensor by config.json (`tie_word_embeddings`), where the other is
+there, and of encoder-decoders:
+
+    embed_positions.weight     Marian's sines and cosines, which transformers does not save
+    final_logits_bias          BART's and its kin's, nought unless it was set
 """
 
 from __future__ import annotations
@@ -19,9 +22,9 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from torch import Tensor
-from transformers import AutoModelForCausalLM
+from torch import Tensor, nn
 
+from qia3.base.family import auto_class
 from qia3.base.shards import Entry, read
 from qia3.errors import BaseModelError
 
@@ -40,6 +43,15 @@ def not_idle(config: Any, names: Iterable[str], found: Mapping[str, Entry]) -> l
     return [name for name in names if name not in rotations and not _is_idle(name, found[name])]
 
 
+def is_computed(model: Any, name: str) -> bool:
+    """Whether a tensor that no file has is one that the model works out from its sizes."""
+    holder, _, child = name.rpartition(".")
+    module = model.get_submodule(holder)
+    if child == "weight" and isinstance(module, nn.Embedding):
+        return hasattr(module, "create_weight") and "embed_positions" in holder
+    return name == "final_logits_bias" and child in module._buffers
+
+
 def _is_idle(name: str, entry: Entry) -> bool:
     shape, end = entry.shape, name.rpartition(".")[2]
     if end == "masked_bias":
@@ -55,7 +67,7 @@ def _is_idle(name: str, entry: Entry) -> bool:
 
 def _check_rotations(config: Any, names: list[str], found: Mapping[str, Entry]) -> None:
     with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        model = auto_class(config).from_config(config, trust_remote_code=False)
     own = [buffer.float() for name, buffer in model.named_buffers() if name.endswith("inv_freq")]
     other = [name for name in names if not _is_one_of(read(found[name]).float(), own)]
     if other:

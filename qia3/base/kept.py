@@ -24,9 +24,11 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
+from qia3.base.complete import note_untied
 from qia3.base.drift import Rounding
+from qia3.base.family import auto_class
 from qia3.base.frozen import BaseModel, fingerprint, tables
 from qia3.base.kinds import KINDS
 from qia3.base.modules import GridEmbedding, GridLinear
@@ -107,9 +109,10 @@ def open_kept(folder: Path, reference: str, remedy: str = MADE_AGAIN) -> BaseMod
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            model = auto_class(config).from_config(config, trust_remote_code=False)
         _put_modules(model, facts["modules"], tensors)
-        _put_tensors(model, tensors)
+        _put_tensors(model, tensors, facts.get("shared"))
+        note_untied(model)
         if stray := sorted(tensors.keys() ^ _tensors(model).keys()):
             raise ValueError(f"{WEIGHTS} and the model do not hold the same tensors: {', '.join(stray[:3])}")
         model.generation_config = GenerationConfig.from_pretrained(folder)
@@ -156,7 +159,13 @@ def _facts(base: BaseModel) -> dict[str, Any]:
                 modules[name]["scale"] = module.scale
     taken = {name: getattr(base, name) for name in TAKEN}
     taken["rounding"] = None if base.rounding is None else asdict(base.rounding)
-    return {"reference": Path(base.reference).name, **taken, "tables": tables(base.model), "modules": modules}
+    return {
+        "reference": Path(base.reference).name,
+        **taken,
+        "tables": tables(base.model),
+        "modules": modules,
+        "shared": _shared(base.model),
+    }
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -181,9 +190,16 @@ def _put_modules(model: nn.Module, modules: dict[str, dict[str, Any]], tensors: 
         model.set_submodule(name, new)
 
 
-def _put_tensors(model: Any, tensors: dict[str, Tensor]) -> None:
+def _shared(model: nn.Module) -> dict[str, str]:
+    """Other names of parameters that were written once, and the name each was written under."""
+    first: dict[int, str] = {}
+    named = model.named_parameters(remove_duplicate=False)
+    return {name: first[id(p)] for name, p in named if first.setdefault(id(p), name) != name}
+
+
+def _put_tensors(model: Any, tensors: dict[str, Tensor], shared: Mapping[str, str] | None) -> None:
     """Norms, biases and buffers in place of the empty ones; a float head that is tied to the embedding was written
-    once.
+    once, and those kept before `shared` was written down are tied by the configuration.
 
     Raises KeyError with the name of one that is not there.
     """
@@ -198,7 +214,10 @@ def _put_tensors(model: Any, tensors: dict[str, Tensor]) -> None:
         for name, buffer in module.named_buffers(recurse=False):
             if buffer.is_meta:
                 module._buffers[name] = tensors[start + name]
-    if absent:
+    if absent and shared is None:
         model.tie_weights()
+    for name, first in (shared or {}).items():
+        holder, _, child = name.rpartition(".")
+        setattr(model.get_submodule(holder), child, model.get_parameter(first))
     if lost := [name for name in absent if model.get_parameter(name).is_meta]:
         raise KeyError(lost[0])

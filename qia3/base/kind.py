@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from transformers import AutoModelForSeq2SeqLM
+
 from qia3.errors import BaseModelError
 
 ALWAYS_DECODERS = {
@@ -12,17 +14,36 @@ ALWAYS_DECODERS = {
 }  # their configurations have `is_decoder`, and their code never reads it
 
 
-def check_decoder(config: Any, reference: str) -> None:
-    """Raises BaseModelError for encoder-decoders and encoders.
+def check_kind(config: Any, reference: str) -> None:
+    """Raises BaseModelError for encoders, and for encoder-decoders of something else than text.
 
-    transformers would load the decoder of the one without its encoder, and the other as if each token saw only what
-    came before it.
+    transformers would load an encoder as if each token saw only what came before it.
     """
     kind = config.model_type
+    if config.is_encoder_decoder and not _is_of_text(config):
+        raise BaseModelError(
+            f"{reference} is an encoder-decoder ({kind}) of speech or images; those of text alone are read"
+        )
     if config.is_encoder_decoder:
-        raise BaseModelError(f"{reference} is an encoder-decoder ({kind}); this version exports decoders")
+        return
     if getattr(config, "is_decoder", None) is False and kind not in ALWAYS_DECODERS:
         raise BaseModelError(
             f"{reference} is an encoder, or a decoder that is one part of a larger model ({kind}, is_decoder is false in its "
             "configuration); this version exports decoders that stand alone"
         )
+
+
+def check_decoder(config: Any, reference: str) -> None:
+    """The same, and encoder-decoders of text are refused as well. Raises BaseModelError."""
+    check_kind(config, reference)
+    if config.is_encoder_decoder:
+        raise BaseModelError(f"{reference} is an encoder-decoder ({config.model_type}); this version exports decoders")
+
+
+def _is_of_text(config: Any) -> bool:
+    """By transformers' class for it, which is made of text alone."""
+    if type(config) not in AutoModelForSeq2SeqLM._model_mapping:
+        return False
+    made = AutoModelForSeq2SeqLM._model_mapping[type(config)]
+    modalities = made.input_modalities
+    return made.main_input_name == "input_ids" and modalities in ("text", ("text",), ["text"])

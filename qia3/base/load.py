@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from qia3.base.calibrate import own_windows, read_text, read_windows, window_length
 from qia3.base.complete import check_places, check_report, empty_model, note_untied
 from qia3.base.drift import Rounding
+from qia3.base.family import auto_class
 from qia3.base.frozen import BaseModel, fingerprint
 from qia3.base.gguf_codes import keep_q4_0
 from qia3.base.gguf_parts import Gguf, open_gguf
@@ -28,7 +29,7 @@ from qia3.base.gguf_weights import load_gguf
 from qia3.base.gguf_words import read_gguf_tokenizer
 from qia3.base.given import Given, parameters
 from qia3.base.kept import FORMAT, is_kept, keep, open_kept, open_named
-from qia3.base.kind import check_decoder
+from qia3.base.kind import check_kind
 from qia3.base.memory import available_bytes, give_back
 from qia3.base.modules import GridLinear
 from qia3.base.processor import has_fast
@@ -263,7 +264,7 @@ def _check_kind(source: Source) -> None:
     if source.gguf_file is None:
         with told(source):
             config = AutoConfig.from_pretrained(source.name, trust_remote_code=False)
-        check_decoder(config, source.reference)
+        check_kind(config, source.reference)
 
 
 def read_tokenizer(source: Source) -> Any:
@@ -293,7 +294,8 @@ def _float_model(source: Source, files: Mapping[str, Entry] | None) -> Any:
             return load_gguf(_opened(source))
     _check_places(source, files)
     with told(source):
-        model, report = AutoModelForCausalLM.from_pretrained(
+        config = AutoConfig.from_pretrained(source.name, trust_remote_code=False)
+        model, report = auto_class(config).from_pretrained(
             source.name, dtype="auto", use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
         check_report(report, files)

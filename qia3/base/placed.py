@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from qia3.base.complete import tied_names
+from qia3.base.family import get_module
 from qia3.base.modules import GridEmbedding, GridLinear
-from qia3.base.quantise import embedding_scale, get_module
+from qia3.base.quantise import embedding_scale
 from qia3.base.tensors import Tensors
 from qia3.base.weights import GridWeight
 

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from qia3.base.calibrate import Moments
+from qia3.base.family import embeddings, get_module, stays_float, weight_of
 from qia3.base.int8 import Int8Weight
 from qia3.base.modules import GridEmbedding, GridLinear
 from qia3.base.nf4 import Nf4Weight
@@ -122,11 +123,12 @@ def quantise_model(
     """
     moments = None if windows is None else Moments(model, windows)
     ends = grid.name == "int4"  # whether embedding and head are quantised, too
-    embedding, head = get_module(model, "get_input_embeddings"), get_module(model, "get_output_embeddings")
-    given = isinstance(embedding, GridEmbedding)  # with codes already, and a head that shares them has them, too
-    tied = embedding is not None and head is not None and not given and head.weight is embedding.weight
+    head, tables = get_module(model, "get_output_embeddings"), _tables(model)
+    tied = next((table for table in tables if head is not None and weight_of(head) is weight_of(table[0])), None)
     kept = head if tied or not ends else None
-    names = [n for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and m is not kept]
+    floats = stays_float(model) - grid.own.keys()
+    linears = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)]
+    names = [n for n, m in linears if m is not kept and n not in floats]
     for name in track(names):
         layer = model.get_submodule(name)
         seen = (
@@ -137,8 +139,8 @@ def quantise_model(
             else moments.of(name)
         )
         _replace(model, layer, GridLinear(grid.store(name, float_weight(layer), seen), _bias(layer)))
-    if ends and isinstance(embedding, nn.Embedding):
-        _quantise_embedding(model, embedding, head if tied else None, grid, moments)
+    for table in tables if ends else ():
+        _quantise_embedding(model, table, head if table is tied else None, grid, moments)
     for tensor in (
         *model.parameters(),
         *model.buffers(),
@@ -155,21 +157,31 @@ def float_weight(layer: nn.Module) -> Tensor:
     return weight.T if isinstance(layer, Conv1D) else weight
 
 
+def _tables(model: nn.Module) -> list[list[nn.Embedding]]:
+    """The float tables of token ids, those that are one tensor together (each stack's of an encoder-decoder)."""
+    found: dict[int, list[nn.Embedding]] = {}
+    for table in embeddings(model):
+        if isinstance(table, nn.Embedding):  # one that has codes already is given, and a head that shares them has them
+            found.setdefault(id(weight_of(table)), []).append(table)
+    return list(found.values())
+
+
 def _quantise_embedding(
-    model: nn.Module, embedding: nn.Embedding, tied_head: nn.Module | None, grid: Grid, moments: Moments | None
+    model: nn.Module, table: list[nn.Embedding], tied_head: nn.Module | None, grid: Grid, moments: Moments | None
 ) -> None:
+    embedding, scales = table[0], [embedding_scale(module) for module in table]
     name = "embedding" if tied_head is None else next(n for n, m in model.named_modules() if m is tied_head)
     form = grid.form(name)
     at_most = max(form.block_size, int8.LEAST_BLOCK) if form.bits == 8 else form.block_size
     divisors = [b for b in BLOCK_SIZES if embedding.embedding_dim % b == 0 and b <= at_most]
-    scale = embedding_scale(embedding)
     seen = None if moments is None or tied_head is None or form.bits == 8 else moments.of_head(tied_head)
-    if not divisors or scale is None:
+    if not divisors or None in scales:
         if tied_head is not None:
             _replace(model, tied_head, GridLinear(grid.store(name, float_weight(tied_head), seen), _bias(tied_head)))
         return
     store = grid.store(name, embedding.weight, seen, divisors[-1])
-    _replace(model, embedding, GridEmbedding(store, torch.float32, None if scale == 1 else scale))
+    for module, scale in zip(table, scales, strict=True):
+        _replace(model, module, GridEmbedding(store, torch.float32, None if scale == 1 else scale))
     if tied_head is not None:
         _replace(model, tied_head, GridLinear(store, _bias(tied_head)))
 
@@ -196,9 +208,3 @@ def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
 def _bias(layer: nn.Module) -> Tensor | None:
     bias = getattr(layer, "bias", None)
     return bias if isinstance(bias, Tensor) else None
-
-
-def get_module(model: nn.Module, method: str) -> nn.Module | None:
-    """What `get_input_embeddings` or `get_output_embeddings` gives, if it is a module."""
-    found = getattr(model, method, lambda: None)()
-    return found if isinstance(found, nn.Module) else None

@@ -21,11 +21,12 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+from transformers import AutoConfig, GenerationConfig
 from transformers.pytorch_utils import Conv1D
 
-from qia3.base.complete import Misfit, likely, misshapen, note_untied, tied_names
+from qia3.base.complete import Misfit, held_by, likely, misshapen, note_untied, tied_names, ties
 from qia3.base.drift import Moved
+from qia3.base.family import auto_class
 from qia3.base.given import Given
 from qia3.base.idle import not_idle
 from qia3.base.layout import FLOATS, Layout, Need
@@ -145,13 +146,19 @@ def _tie(model: Any, tensors: Tensors) -> None:
     """What shares a tensor by config.json, as transformers has it: one that is absent is the other one, and two that
     differ are two.
     """
-    for name, group in tied_names(model).items():
-        present = sorted(other for other in group if other in tensors.places)
-        alike = len({hashlib.sha256(raw(tensors.read(other))).digest() for other in present}) == 1
-        holder, _, child = name.rpartition(".")
-        if alike and not isinstance(model.get_submodule(holder), GridLinear | GridEmbedding):
-            setattr(model.get_submodule(holder), child, model.get_parameter(present[0]))
+    held = held_by(model, tensors.places)
+    for target, source in ties(model).items():
+        first = held.get(source, source)
+        alike = target in held or _digest(tensors, target) == _digest(tensors, first)
+        for name in (target, source) if alike else (source,):
+            holder, _, child = name.rpartition(".")
+            if name != first and not isinstance(model.get_submodule(holder), GridLinear | GridEmbedding):
+                setattr(model.get_submodule(holder), child, model.get_parameter(first))
     note_untied(model)
+
+
+def _digest(tensors: Tensors, name: str) -> bytes:
+    return hashlib.sha256(raw(tensors.read(name))).digest()
 
 
 def _built(config: Any, tensors: Tensors, place: AbstractContextManager[Any] | torch.device) -> Any:
@@ -161,4 +168,4 @@ def _built(config: Any, tensors: Tensors, place: AbstractContextManager[Any] | t
             f"the weights do not fit config.json: {layers} layers, and {len(tensors.places)} tensors in all"
         )
     with place:
-        return AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+        return auto_class(config).from_config(config, dtype=torch.float32, trust_remote_code=False)

@@ -35,7 +35,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qia3.base.quantise import Form, Grid, embedding_scale, float_weight, get_module
+from qia3.base.family import get_module
+from qia3.base.quantise import Form, Grid, embedding_scale, float_weight
 from qia3.base.weights import GridWeight
 from qia3.errors import BaseModelError
 from qia3.grids import int4, int8

@@ -13,6 +13,7 @@ float32), the model is loaded by transformers.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +22,13 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+from transformers import AutoConfig, GenerationConfig
 from transformers.conversion_mapping import get_model_conversion_mapping
 
+from qia3.base.complete import note_untied
+from qia3.base.family import auto_class
 from qia3.base.memory import give_back
-from qia3.base.shards import Entry, read
+from qia3.base.shards import Entry, raw, read
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 Place = tuple[nn.Module, str]
@@ -75,9 +78,11 @@ def open_stream(folder: Path, found: Mapping[str, Entry]) -> Stream | None:
         if dtype is None or getattr(config, "quantization_config", None) is not None:
             return None
         with init_empty_weights(include_buffers=False):
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+            model = auto_class(config).from_config(config, dtype=dtype, trust_remote_code=False)
         model.tie_weights()  # every assignment under init_empty_weights makes a parameter of its own
-        sources = _sources(model, found)
+        if config.is_encoder_decoder:
+            _untie(model, found)
+        sources = _sources(model, found, config.is_encoder_decoder)
         if sources is None or _converted(model, dtype):
             return None
         model.generation_config = _generation(folder)
@@ -103,19 +108,49 @@ def _converted(model: Any, dtype: torch.dtype) -> bool:
     return bool(get_model_conversion_mapping(model, add_legacy=False)) or bool(apart and dtype != torch.float32)
 
 
-def _sources(model: nn.Module, found: Mapping[str, Entry]) -> dict[Place, tuple[Entry, tuple[Place, ...]]] | None:
-    """None if a parameter is in no file, in two that might differ, or in one of another shape; or if a buffer belongs
-    to the state, too.
+def _untie(model: Any, found: Mapping[str, Entry]) -> None:
+    """Gives a parameter of its own to each name that config.json ties to another one and that has another tensor in the
+    files (the head of T5 v1.1). Names that share one afterwards stand for one tensor, however often it is there.
     """
+    for parameter, seen in _places(model).items():
+        there = [(name, place) for name, place in seen if name in found]
+        first = _digest(found[there[0][0]]) if len(there) > 1 else b""
+        for name, (module, child) in there[1:]:
+            if _digest(found[name]) != first:
+                module._parameters[child] = nn.Parameter(torch.empty_like(parameter), requires_grad=False)
+    note_untied(model)
+
+
+def _digest(entry: Entry) -> bytes:
+    return hashlib.sha256(raw(read(entry))).digest()
+
+
+def _places(model: nn.Module) -> dict[nn.Parameter, list[tuple[str, Place]]]:
+    """Every parameter, and the names and places that it has."""
     names: dict[nn.Parameter, list[tuple[str, Place]]] = {}
     for prefix, module in model.named_modules(remove_duplicate=False):
         for name, parameter in module._parameters.items():
             if parameter is not None:
                 names.setdefault(parameter, []).append((f"{prefix}.{name}" if prefix else name, (module, name)))
+    return names
+
+
+def _sources(
+    model: nn.Module, found: Mapping[str, Entry], several: bool
+) -> dict[Place, tuple[Entry, tuple[Place, ...]]] | None:
+    """None if a parameter is in no file, in two that might differ (unless `several`), or in one of another shape; or if
+    a buffer belongs to the state, too.
+    """
+    names = _places(model)
     sources: dict[Place, tuple[Entry, tuple[Place, ...]]] = {}
     for parameter, seen in names.items():
         own = [found[name] for name, _ in seen if name in found]
-        if len(own) != 1 or own[0].shape != tuple(parameter.shape) or own[0].dtype not in FLOATS:
+        if (
+            not own
+            or (len(own) > 1 and not several)
+            or own[0].shape != tuple(parameter.shape)
+            or own[0].dtype not in FLOATS
+        ):
             return None
         places = tuple(place for _, place in seen)
         sources |= dict.fromkeys(places, (own[0], places))

@@ -11,7 +11,7 @@ from transformers import AutoConfig, GenerationConfig
 
 from qia3.base.gguf_config import read_gguf_config
 from qia3.base.gguf_parts import open_gguf
-from qia3.base.kind import check_decoder
+from qia3.base.kind import check_kind
 from qia3.base.load import quiet, read_tokenizer, told
 from qia3.base.sources import Source, read_config, resolve
 from qia3.errors import BaseModelError
@@ -30,6 +30,7 @@ class BaseText:
     rows: int
     positions: int | None
     names_end: bool  # whether one of its files names the token that ends a text
+    config: Any
 
     @cached_property
     def tokens(self) -> Tokens:
@@ -51,11 +52,11 @@ def read_base_text(reference: str) -> BaseText:
                 config = AutoConfig.from_pretrained(source.name, trust_remote_code=False)
                 own = (folder / "generation_config.json").is_file()
             made = GenerationConfig.from_pretrained(source.name) if own else GenerationConfig.from_model_config(config)
-        check_decoder(config, reference)
+        check_kind(config, reference)
         tokenizer = read_tokenizer(source)
     text = config.get_text_config()
     positions = getattr(text, "max_position_embeddings", None)
-    return BaseText(tokenizer, made, text.vocab_size, positions, _names_end(source, tokenizer, made))
+    return BaseText(tokenizer, made, text.vocab_size, positions, _names_end(source, tokenizer, made), config)
 
 
 def _names_end(source: Source, tokenizer: Any, generation: Any) -> bool:

@@ -1,0 +1,71 @@
+"""What a model is by its configuration: which of transformers' classes loads it, which stacks it is made of, where token
+ids are looked up, and what of it stays in float.
+
+    decoder            AutoModelForCausalLM     one stack: the model itself
+    encoder-decoder    AutoModelForSeq2SeqLM    encoder, and a decoder that attends to the encoder's output as well
+
+An encoder-decoder has a table of tokens in each stack and a head, which may all be one table (T5, BART), or a head of its
+own beside one table (T5 v1.1, mT5), or one table in each stack (T5Gemma). Which it is, the weights' files say.
+
+Float stays what transformers itself keeps in float32 (`_keep_in_fp32_modules`): in T5 and its kin the feed-forward's
+second layer, `wo`, whose inputs reach the thousands. That is for half precision and int8; a build file that names these
+layers (eight_bit = ["down"], blocks = { 64 = ["down"] }) puts them on the grid.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+from qia3.base.modules import GridEmbedding, GridLinear
+
+
+def auto_class(config: Any) -> Any:
+    """transformers' class that loads and builds such a model."""
+    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+
+
+def stacks(model: Any) -> dict[str, nn.Module]:
+    """The model's stacks of layers by the path that they have in it, the encoder first; "" is the model itself."""
+    if not model.config.is_encoder_decoder:
+        return {"": model}
+    parts = (model.get_encoder(), model.get_decoder())
+    return {next(name for name, module in model.named_modules() if module is part): part for part in parts}
+
+
+def embeddings(model: Any) -> list[nn.Module]:
+    """The tables that token ids are looked up in, each once: the model's own, those of its stacks, and what shares their
+    tensors (`shared`).
+    """
+    found = [get_module(model, "get_input_embeddings")]
+    if _is_encoder_decoder(model):
+        found += [get_module(part, "get_input_embeddings") for part in stacks(model).values()]
+        known = {id(weight_of(table)) for table in found if table is not None}
+        tables = [module for module in model.modules() if isinstance(module, nn.Embedding | GridEmbedding)]
+        found += [table for table in tables if id(weight_of(table)) in known]
+    return list(dict.fromkeys(table for table in found if table is not None))
+
+
+def weight_of(module: nn.Module) -> Any:
+    """What a layer's weight is held by: the same object in layers that share it."""
+    return module.store if isinstance(module, GridLinear | GridEmbedding) else module._parameters["weight"]
+
+
+def stays_float(model: nn.Module) -> set[str]:
+    """Names of the linear layers that are not quantised unless they are named."""
+    kept = set(getattr(model, "_keep_in_fp32_modules", None) or ()) if _is_encoder_decoder(model) else set()
+    return {
+        name for name, module in model.named_modules() if isinstance(module, nn.Linear) and kept & {*name.split(".")}
+    }
+
+
+def get_module(model: nn.Module, method: str) -> nn.Module | None:
+    """What `get_input_embeddings` or `get_output_embeddings` gives, if it is a module."""
+    found = getattr(model, method, lambda: None)()
+    return found if isinstance(found, nn.Module) else None
+
+
+def _is_encoder_decoder(model: nn.Module) -> bool:
+    return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
