@@ -19,6 +19,7 @@ from qia3.errors import ConfigError
 from qia3.names import NONE
 from qia3.runtime.adapters import AdapterBank
 from qia3.runtime.cache import Floats
+from qia3.runtime.decoding import GREEDY, Decoding
 from qia3.runtime.engine import Engine
 from qia3.runtime.generate import generate, stream_text
 from qia3.runtime.score import Scores, rank_batch
@@ -96,11 +97,16 @@ def classify_batch(
 
 
 def reply(
-    engine: Engine, task: Task, vectors: Mapping[str, Floats], text: str, max_new_tokens: int | None = None
+    engine: Engine,
+    task: Task,
+    vectors: Mapping[str, Floats],
+    text: str,
+    max_new_tokens: int | None = None,
+    decoding: Decoding = GREEDY,
 ) -> Iterator[str]:
     """Generated text in pieces."""
     limit = task.max_new_tokens if max_new_tokens is None else max_new_tokens
-    tokens = generate(engine, prompt_of(engine, task, text), vectors, limit, engine.bundle.stop_tokens)
+    tokens = generate(engine, prompt_of(engine, task, text), vectors, limit, engine.bundle.stop_tokens, decoding)
     return stream_text(engine.tokenizer, tokens)
 
 

@@ -70,6 +70,7 @@ class Engine:
         _, positions, self.vocabulary = next(o.shape for o in self.session.get_outputs() if o.name == LOGITS)
         self.last_only = positions == 1
         self.begun: list[Begun] = []
+        self.forced = 0  # tokens of an answer that stand in its prompt
         self._tokens: Tokens | None = None
 
     def _check_kind(self) -> None:

@@ -1,4 +1,4 @@
-"""Greedy generation, and text that appears as it is made.
+"""Generation, and text that appears as it is made.
 
 A token is not a text: its bytes may be half a character, and whether a word begins with a space can depend on the word
 before. So new text is what decoding a short window of tokens with the new one adds to decoding it without, and it waits
@@ -12,19 +12,32 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from tokenizers import Tokenizer
 
+from qia3.runtime.beams import beam_search
 from qia3.runtime.cache import Floats
+from qia3.runtime.decoding import GREEDY, Chooser, Decoding
 from qia3.runtime.engine import Engine
 
 UNFINISHED = "\ufffd"
 
 
 def generate(
-    engine: Engine, prompt: Sequence[int], vectors: Mapping[str, Floats], max_new_tokens: int, stop: Collection[int]
+    engine: Engine,
+    prompt: Sequence[int],
+    vectors: Mapping[str, Floats],
+    max_new_tokens: int,
+    stop: Collection[int],
+    decoding: Decoding = GREEDY,
 ) -> Iterator[int]:
-    """Token ids, the likeliest each time, until one of `stop`, the limit or the end of the context."""
+    """Token ids, by default the likeliest each time, until one of `stop`, the limit or the end of the context. With
+    several beams they come all at once, at the end.
+    """
+    if decoding.beams > 1:
+        yield from beam_search(engine, prompt, vectors, max_new_tokens, stop, decoding)
+        return
+    choose = Chooser(decoding)
     logits, cache = engine.prefill([prompt], vectors, room=min(max_new_tokens, 256))
     for count in range(1, max_new_tokens + 1):
-        token = int(logits[0].argmax())
+        token = choose(logits)
         if token in stop:
             return
         yield token

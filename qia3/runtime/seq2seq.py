@@ -51,6 +51,7 @@ class Seq2Seq(Engine):
         graph = bundle.manifest.encoder
         assert graph is not None  # or _check_kind had refused it
         self.start = bundle.architecture.decoder_start
+        self.forced = len(self.start) - 1
         self.encoder = GraphSession(bundle, graph, self.threads, packed)
         self.crossed = {n: self.caches.pop(n) for n in list(self.caches) if n.split(".")[-2] == CROSS}
         self.hidden = bundle.architecture.hidden_size

@@ -1,0 +1,92 @@
+"""How a token is chosen: the likeliest, one drawn, or the beginning of the likeliest of several texts. As transformers
+defines the three (GenerationMixin and its logits processors, 5.x), each setting under its name there.
+
+Drawn: logits are divided by `temperature`; of the tokens the `top_k` likeliest are kept, of those the fewest likeliest
+whose shares sum to `top_p`, of those the ones that have `min_p` of the likeliest one's share. 0, 1 and 0 keep all.
+
+Beams (beams.py): texts are compared by sum_i log p(token_i) / length^length_penalty, their end token counted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qia3.errors import ConfigError
+from qia3.runtime.cache import Floats
+
+Shares = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """`temperature` None: nothing is drawn. `seed` None: drawn anew each time.
+
+    `early_stopping` True ends with as many finished texts as there are beams, False when the best running one is behind
+    all of them at its present length, "never" when it is at any length.
+    """
+
+    beams: int = 1
+    length_penalty: float = 1.0
+    early_stopping: bool | Literal["never"] = False
+    temperature: float | None = None
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        rules = {
+            "beams is 1 or more": self.beams >= 1,
+            "beams are not drawn: a temperature is for one": self.beams == 1 or self.temperature is None,
+            "temperature is above 0": self.temperature is None or self.temperature > 0,
+            "top_k is 0 (all) or more": self.top_k >= 0,
+            "top_p is above 0, and 1 at most": 0 < self.top_p <= 1,
+            "min_p is from 0 to 1": 0 <= self.min_p <= 1,
+        }
+        if broken := [rule for rule, kept in rules.items() if not kept]:
+            raise ConfigError("; ".join(broken))
+
+
+GREEDY = Decoding()
+
+
+class Chooser:
+    """Chooses a token of logits [1, V], with a random state of its own."""
+
+    def __init__(self, decoding: Decoding) -> None:
+        self.decoding, self.random = decoding, np.random.default_rng(decoding.seed)
+
+    def __call__(self, logits: Floats) -> int:
+        if self.decoding.temperature is None:
+            return int(logits[0].argmax())
+        shares = shares_of(logits[0], self.decoding)
+        return int(self.random.choice(len(shares), p=shares))
+
+
+def shares_of(logits: Floats, decoding: Decoding) -> Shares:
+    """[V], summing to 1: the chance that each token has to be drawn."""
+    kept = logits.astype(np.float64) / (decoding.temperature or 1.0)
+    if 0 < decoding.top_k < len(kept):
+        kept[kept < np.partition(kept, -decoding.top_k)[-decoding.top_k]] = -np.inf
+    if decoding.top_p < 1:
+        order = np.argsort(kept, kind="stable")
+        behind = np.cumsum(_softmax(kept)[order]) <= 1 - decoding.top_p
+        behind[-1] = False  # the likeliest stays
+        kept[order[behind]] = -np.inf
+    shares = _softmax(kept)
+    if decoding.min_p:
+        shares[shares < decoding.min_p * shares.max()] = 0
+    return _of_one(shares)
+
+
+def _softmax(logits: Shares) -> Shares:
+    return _of_one(np.exp(logits - logits.max()))
+
+
+def _of_one(shares: Shares) -> Shares:
+    whole: Shares = shares / shares.sum()
+    return whole
