@@ -13,6 +13,8 @@ Interrupted               stopped by Ctrl-C or SIGTERM after a checkpoint was sa
 
 from __future__ import annotations
 
+QUOTED = 80  # characters of a user's text in a message
+
 
 class QIA3Error(Exception):
     """A failure with one clear line: what is wrong and the way out."""
@@ -63,3 +65,8 @@ def shown(name: object) -> str:
     """A name out of a file, fit for one line: as it is where it can be printed, else with its escapes."""
     text = str(name)
     return text if text.isprintable() else repr(text)
+
+
+def quoted(text: str) -> str:
+    """What a user wrote, in quotes, fit for one line: of a long text the beginning."""
+    return repr(text) if len(text) <= QUOTED else f"{text[:QUOTED]!r}... ({len(text):,} characters)"

@@ -19,17 +19,19 @@ JSON string.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from qia3.errors import DataError
+from qia3.errors import QUOTED, DataError, quoted
 from qia3.parse import kind_of, parse_json, read_text
 
 ANSWER = {"classify": "label", "generate": "target"}
 READ = ("text", "label", "labels", "target", "choices")
 SHOWN = 5  # complaints in one message
+NAMED = 20  # labels, choices or keys in one complaint
 
 
 @dataclass(frozen=True)
@@ -104,8 +106,8 @@ def contradiction(examples: Iterable[Example]) -> str | None:
     one, other = pairs[0]
     count = f"{len(pairs)} lines repeat a text" if len(pairs) > 1 else "a line repeats a text"
     return (
-        f"{count} that has another answer elsewhere: {one.text[:40]!r} is {one.answer!r} ({one.place}) and "
-        f"{other.answer!r} ({other.place})"
+        f"{count} that has another answer elsewhere: {one.text[:40]!r} is {quoted(one.answer)} ({one.place}) and "
+        f"{quoted(other.answer)} ({other.place})"
     )
 
 
@@ -120,7 +122,7 @@ def _example(line: str, place: Place, key: str, choices: Collection[str] | None)
         return f"{place}: not JSON ({reason})"
     if not isinstance(row, dict):
         return f"{place}: a JSON object is expected, with 'text' and {key!r}"
-    wrong = f"{doubled[0]!r} stands twice" if doubled else _wrong(row, key, choices)
+    wrong = f"{quoted(doubled[0])} stands twice" if doubled else _wrong(row, key, choices)
     if wrong:
         return f"{place}: {wrong}"
     right = row["labels"] if "labels" in row and key == "label" else [row[key]]
@@ -156,11 +158,22 @@ def _wrong(row: dict[str, Any], key: str, choices: Collection[str] | None) -> st
     if not allowed:
         return "'choices' is missing: this task has none, so each line brings its own"
     strange = [label for label in row.get("labels", [row.get("label")]) if label not in allowed]
-    return f"label {strange[0]!r} is not one of {', '.join(allowed)}" if strange else None
+    return f"label {quoted(strange[0])} is not one of {_named(allowed, _bare)}" if strange else None
+
+
+def _bare(text: str) -> str:
+    """A short text as it is."""
+    return text if len(text) <= QUOTED and text.isprintable() else quoted(text)
+
+
+def _named(texts: Collection[str], form: Callable[[str], str] = quoted) -> str:
+    """The first of them."""
+    first = [form(text) for text in islice(texts, NAMED)]
+    return ", ".join([*first, f"... ({len(texts)} in all)"] if len(texts) > len(first) else first)
 
 
 def _wrong_text(row: dict[str, Any], name: str) -> str | None:
-    has = ", ".join(map(repr, row)) or "no keys"
+    has = _named(row) or "no keys"
     if name not in row:
         return f"{name!r} is missing; the line has {has}"
     value = row[name]
@@ -176,7 +189,7 @@ def _wrong_list(given: Any, name: str, least: int) -> str | None:
         return f"{name!r} is a list of texts, none of them empty"
     if len(set(given)) < least or len(set(given)) < len(given):
         needed = "two answers or more" if least == 2 else "an answer or more"
-        return f"{name!r} needs {needed}, all different; it has {', '.join(map(repr, given)) or 'none'}"
+        return f"{name!r} needs {needed}, all different; it has {_named(given) or 'none'}"
     return None
 
 

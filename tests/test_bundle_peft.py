@@ -12,6 +12,7 @@ from tiny import ids, random_vectors, tiny
 
 from qia3.bundle.adapter import Adapter
 from qia3.bundle.peft import read_peft, write_peft
+from qia3.bundle.sites import Site
 from qia3.errors import AdapterError
 from qia3.ia3.roles import find_roles
 from qia3.ia3.vectors import attach, set_vectors
@@ -66,6 +67,14 @@ def test_the_way_out_and_back_changes_nothing(tmp_path):
     write_peft(tmp_path, Adapter(vectors, BASE), sites, "tiny")
     for name, vector in read_peft(tmp_path, sites, BASE).vectors.items():
         np.testing.assert_array_equal(vector, vectors[name])
+
+
+def test_everybody_may_read_a_checkpoint_whom_the_umask_lets(tmp_path):
+    """Files of safetensors' own writer are for one user's eyes, and a bundle is run by others."""
+    write_peft(tmp_path / "a", Adapter({}, None), [Site("x", "key", "output", 3)], "tiny")
+    modes = {file.name: file.stat().st_mode & 0o777 for file in (tmp_path / "a").iterdir()}
+    (tmp_path / "plain").touch()
+    assert set(modes.values()) == {(tmp_path / "plain").stat().st_mode & 0o777}, modes
 
 
 def test_a_foreign_base_is_refused(tmp_path):

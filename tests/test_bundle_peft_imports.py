@@ -214,7 +214,7 @@ def test_an_adapter_without_tensors_is_refused(adapter):
 @pytest.mark.parametrize("name", ["model.layers.0.self_attn.k_proj.ia3_l", "base_model.model.x", "a\nb", ""])
 def test_a_tensor_of_another_name_is_named_in_one_line(name, adapter):
     change_tensors(adapter, lambda old, t: [(old, t), (name, t.clone())] if "0.self_attn.k_proj" in old else [(old, t)])
-    assert "1 bad tensors" in refused(adapter)
+    assert "1 bad tensor" in refused(adapter)
     assert "(not an IA³ vector)" in refused(adapter)
 
 
@@ -237,7 +237,7 @@ def test_what_is_not_finite_in_float32_is_refused_by_name(value, adapter):
         return [(name, tensor)]
 
     change_tensors(adapter, change)
-    assert "1 bad tensors: base_model.model.model.layers.1.self_attn.v_proj.ia3_l (holds NaN" in refused(adapter)
+    assert "1 bad tensor: base_model.model.model.layers.1.self_attn.v_proj.ia3_l (holds NaN" in refused(adapter)
 
 
 def test_another_shape_is_refused_by_name(adapter):

@@ -52,6 +52,15 @@ def test_examples_are_read(tmp_path):
         ({"text": "a", "labels": ["lock", "lock"]}, "line 2: 'labels' needs an answer or more, all different"),
         ({"text": "a", "labels": ["lock", "Lock"]}, "line 2: label 'Lock' is not one of lights, lock"),
         ({"text": "a", "label": "Lights"}, "line 2: label 'Lights' is not one of lights, lock"),
+        ({"text": "a", "label": "x" * 10**6}, r"line 2: label 'x{80}'\.\.\. \(1,000,000 characters\) is not one of"),
+        (
+            {"text": "a", "label": "x", "choices": ["y", "z" * 500]},
+            r"line 2: label 'x' is not one of y, 'z{80}'\.\.\. \(500 characters\)",
+        ),
+        (
+            {"text": "a", "label": "x", "choices": [*map(str, range(99))]},
+            r"line 2: label 'x' is not one of 0, .*, 19, \.\.\. \(99 in all\)",
+        ),
         ({"text": "a", "label": "x", "choices": ["y", "z"]}, "line 2: label 'x' is not one of y, z"),
         (
             {"text": "a", "label": "y", "choices": ["y"]},

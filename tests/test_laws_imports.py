@@ -61,6 +61,23 @@ def test_light_modules_import_where_torch_and_transformers_cannot(module):
     assert run.returncode == 0, run.stderr
 
 
+def left_in_a_home(place: Path, module: str) -> list[str]:
+    """Files that importing a module leaves in an empty home folder. What CI sets in the environment would hide some."""
+    place.mkdir()
+    kept = {name: value for name, value in os.environ.items() if name in ("PATH", "LD_LIBRARY_PATH", "SYSTEMROOT")}
+    environment = {**kept, "PYTHONPATH": str(ROOT), "HOME": str(place)}
+    subprocess.run([sys.executable, "-c", f"import {module}"], check=True, env=environment)
+    return [file.name for file in place.rglob("*") if file.is_file()]
+
+
+def test_onnx_runtime_reports_nothing_to_its_makers(tmp_path):
+    """It would at its import, and leaves a device's identifier and a database of events behind (1.32)."""
+    if "deviceid" not in left_in_a_home(tmp_path / "bare", "onnxruntime"):
+        pytest.skip("this build of ONNX Runtime collects nothing")
+    for module in ("qia3.bundle.adapter", "qia3.runtime.engine", "qia3.cli"):
+        assert left_in_a_home(tmp_path / module, module) == []
+
+
 def test_the_command_works_where_torch_cannot_be_imported():
     run = python(BLOCK + "\n    from qia3.cli import main\n    main(['targets', '--json'])")
     assert run.returncode == 0, run.stderr

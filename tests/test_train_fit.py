@@ -85,8 +85,16 @@ def test_what_training_cuts_is_counted_and_keeps_the_line_whole_otherwise(place,
 
 
 def test_a_prompt_that_leaves_no_room_is_told(place):
-    with pytest.raises(ConfigError, match=r"its prompt and its longest answer leave no room.*context of 16 tokens"):
+    with pytest.raises(ConfigError, match=r"its prompt and its longest answer, .* leave no room.*context of 16 tokens"):
         fit(place, text=[("context_length = 96", "context_length = 16"), ('"Topic of {text}?"', '"Topic of 123456789 {text}?"')])  # fmt: skip
+
+
+def test_a_label_that_leaves_no_room_is_named_with_its_own_line_and_not_written_out(place):
+    with_line(place, "topics.jsonl", {"text": "dim", "label": "lights" * 1000})
+    with pytest.raises(ConfigError, match=r"its longest answer, 'lights.*\(6,000 characters\)") as told:
+        fit(place)
+    assert "topics.jsonl, line 2), leave no room for the words of" in str(told.value)
+    assert len(str(told.value)) < 800
 
 
 def test_max_length_that_leaves_no_room_is_told(place):

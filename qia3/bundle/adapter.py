@@ -130,4 +130,4 @@ def _misfit(name: str, tensor: NDArray[Any], size: int | None) -> Iterable[str]:
 
 def _refuse(path: Path, what: str, bad: list[str]) -> None:
     if bad:
-        raise AdapterError(f"{path} {what}; {len(bad)} bad tensors: {'; '.join(bad)}")
+        raise AdapterError(f"{path} {what}; {len(bad)} bad tensor{'s' * (len(bad) > 1)}: {'; '.join(bad)}")

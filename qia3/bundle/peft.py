@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import safetensors
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from qia3.bundle.adapter import Adapter, Tensors
 from qia3.bundle.peft_config import CONFIG, Config, read_config, write_config
@@ -62,7 +62,8 @@ def write_peft(
         flat = adapter.vectors.get(site.name, np.ones(site.size, np.float32))
         tensors[f"{PREFIX}{site.name}"] = np.ascontiguousarray(flat.reshape(_shape(site.placement, site.size)))
     # one key of metadata only: of two the order would vary
-    save_file(tensors, str(folder / WEIGHTS), metadata=None if adapter.base is None else {BASE_KEY: adapter.base})
+    data = save(tensors, metadata=None if adapter.base is None else {BASE_KEY: adapter.base})
+    (folder / WEIGHTS).write_bytes(data)  # save_file's are for one user's eyes only
     on_input = [s.module for s in sites if s.placement == "input"]
     write_config(folder, [s.module for s in sites], on_input, reference, task_type)
     if adapter.task is not None:

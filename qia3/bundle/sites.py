@@ -82,4 +82,6 @@ def _misfit(name: str, vector: NDArray[Any], site: Site | None) -> list[str]:
 def refuse(bad: list[str], where: str, hint: str = "") -> None:
     """Raises AdapterError with all of `bad`, if there is any."""
     if bad:
-        raise AdapterError(f"{where} does not fit this base; {len(bad)} bad tensors: {'; '.join(bad)}{hint}")
+        raise AdapterError(
+            f"{where} does not fit this base; {len(bad)} bad tensor{'s' * (len(bad) > 1)}: {'; '.join(bad)}{hint}"
+        )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qia3.config import Task
-from qia3.errors import ConfigError, DataError
+from qia3.errors import ConfigError, DataError, quoted
 from qia3.examples import Example, contradiction, read_examples
 from qia3.progress import say
 from qia3.recipe import Train
@@ -43,7 +43,7 @@ def read_task(task: Task, settings: Train | None = None) -> Data:
     if task.kind == "classify" and len(choices) == 1:
         files = ", ".join(map(str, task.train_files))
         raise DataError(
-            f"task {task.name!r}: every example says {choices[0]!r} ({files}): nothing to tell apart; "
+            f"task {task.name!r}: every example says {quoted(choices[0])} ({files}): nothing to tell apart; "
             "add examples of another answer, or name all answers (choices) in the [[task]]"
         )
     test = read_examples(task.test, task.kind, choices)

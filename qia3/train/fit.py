@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from qia3.config import Task
-from qia3.errors import ConfigError, DataError
+from qia3.errors import ConfigError, DataError, quoted
 from qia3.examples import Example, listed
 from qia3.progress import say
 from qia3.recipe import Train
@@ -70,6 +70,13 @@ class _Ruler:
         choices = (example.choices or self.data.choices) if ranked else None
         return max(len(self.tokens.answer(text, self.end)) for text in choices or (example.answer,))
 
+    def longest_answer(self, example: Example, ranked: bool = True) -> str:
+        """Which it is, and where a line says it first."""
+        choices = (example.choices or self.data.choices) if ranked else None
+        text = max(choices or (example.answer,), key=lambda text: len(self.tokens.answer(text, self.end)))
+        where = next((e.place for e in self.data.train if text in (e.answer, *e.also)), None)
+        return quoted(text) + (f" ({where})" if where else "")
+
     def fitted(self, examples: Sequence[Example], templates: Sequence[str]) -> tuple[Example, ...]:
         """The examples, cut where they may be."""
         return tuple(self._fitted(example, templates) for example in examples)
@@ -84,8 +91,9 @@ class _Ruler:
         shortest = min((w for w in words if w is not None), key=len, default="")
         if None in words or not shortest.strip():
             raise ConfigError(
-                f"task {self.task.name!r}: its prompt and its longest answer leave no room for words in a context of "
-                f"{self.context} tokens ({example.place}); raise context_length in [export] or shorten them"
+                f"task {self.task.name!r}: its prompt and its longest answer, {self.longest_answer(example)}, leave no "
+                f"room for the words of {example.place} in a context of {self.context} tokens; "
+                "raise context_length in [export] or shorten them"
             )
         if shortest == example.text:
             return example
@@ -119,8 +127,8 @@ def _count_cut(ruler: _Ruler, train: Sequence[Example], templates: Sequence[str]
         words = [ruler.tokens.fitting(template, example.text, room) if room > 0 else None for template in templates]
         if None in words:
             raise ConfigError(
-                f"task {ruler.task.name!r}: max_length = {limit} leaves no room for words beside its "
-                f"prompt and its longest answer ({example.place}); raise max_length in [train]"
+                f"task {ruler.task.name!r}: max_length = {limit} leaves no room for the words of {example.place} beside its "
+                f"prompt and its longest answer, {ruler.longest_answer(example, ranked)}; raise max_length in [train]"
             )
         if any(w != example.text for w in words):
             over.append(example)
