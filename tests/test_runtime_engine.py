@@ -249,6 +249,29 @@ def test_a_graph_that_cannot_be_loaded_is_one_clear_line(tmp_path, file):
         Engine(Bundle.open(folder, verify=False))
 
 
+@pytest.mark.parametrize(
+    ("was", "now", "said"),
+    [
+        (b"attention_mask", b"attention_mast", "Failed to find input name"),
+        (b"logits", b"logitz", "has no output logits"),
+        (b"layers.0.k_proj.ia3_l", b"layers.0.k_prod.ia3_l", "Failed to find input name"),
+    ],
+)
+def test_a_graph_that_cannot_be_run_is_one_clear_line(tmp_path, was, now, said):
+    folder = tiny.write_bundle(tmp_path)
+    graph = folder / "onnx/model_q4.onnx"
+    assert was in graph.read_bytes()
+    graph.write_bytes(graph.read_bytes().replace(was, now))
+
+    def run() -> None:
+        Engine(Bundle.open(folder, verify=False), threads=1).prefill([[1, 2]], tiny.random_vectors(1))
+
+    with pytest.raises(BundleError, match=said) as told:
+        run()
+    assert "\n" not in str(told.value)
+    assert str(graph) in str(told.value)
+
+
 def test_a_tokenizer_that_cannot_be_read_is_one_clear_line(tmp_path):
     folder = tiny.write_bundle(tmp_path)
     (folder / "tokenizer.json").write_text("{}")

@@ -67,8 +67,7 @@ class Engine:
         self.session, self.ones = self.decoder.session, self.decoder.ones
         self.context_length = bundle.architecture.context_length
         self.caches = {name: self._sizes(shape) for name, shape in self.decoder.ports.items() if name.startswith(PAST)}
-        _, positions, self.vocabulary = next(o.shape for o in self.session.get_outputs() if o.name == LOGITS)
-        self.last_only = positions == 1
+        self.last_only, self.vocabulary = self._logits()
         self.begun: list[Begun] = []
         self.forced = 0  # tokens of an answer that stand in its prompt
         self._tokens: Tokens | None = None
@@ -79,6 +78,13 @@ class Engine:
             raise BundleError(
                 f"{self.decoder.path} needs an encoder's states; open {self.bundle.path} with open_engine"
             )
+
+    def _logits(self) -> tuple[bool, int]:
+        """Whether logits are for the last position only, and how many they are. Raises BundleError."""
+        match next((o.shape for o in self.session.get_outputs() if o.name == LOGITS), None):
+            case [_, positions, int(vocabulary)]:
+                return positions == 1, vocabulary
+        raise BundleError(f"{self.decoder.path} has no output {LOGITS} of a known width; build the bundle again")
 
     def _sizes(self, shape: Sequence[int | str]) -> tuple[int, int]:
         """Heads and head size of a cache as the graph has them, which may differ between layers; as the bundle has them
@@ -153,16 +159,19 @@ class Engine:
     ) -> tuple[Floats, Cache]:
         longest = self._fitting(lengths)
         buffers = cache.writable(longest, self.context_length).buffers
-        if not buffers.bound(vectors):
-            buffers.bind(vectors, self.decoder.fed(vectors, len(tokens)))
-        binding = buffers.binding
-        held = {name: ort_value(array) for name, array in self._ids(tokens, cache, lengths).items()}
-        for name, value in held.items():
-            binding.bind_ortvalue_input(name, value)
         logits = np.empty((len(tokens), 1 if self.last_only else tokens.shape[1], self.vocabulary), np.float32)
-        held[LOGITS] = ort_value(logits)  # anew each time: an output that stays bound is overwritten by the next run
-        binding.bind_ortvalue_output(LOGITS, held[LOGITS])
-        self.session.run_with_iobinding(binding)
+        with self.decoder.running():
+            if not buffers.bound(vectors):
+                buffers.bind(vectors, self.decoder.fed(vectors, len(tokens)))
+            binding = buffers.binding
+            held = {name: ort_value(array) for name, array in self._ids(tokens, cache, lengths).items()}
+            for name, value in held.items():
+                binding.bind_ortvalue_input(name, value)
+            held[LOGITS] = ort_value(
+                logits
+            )  # anew each time: an output that stays bound is overwritten by the next run
+            binding.bind_ortvalue_output(LOGITS, held[LOGITS])
+            self.session.run_with_iobinding(binding)
         buffers.newest = lengths
         return _last(logits, lengths - cache.lengths), Cache(buffers, lengths)
 

@@ -89,7 +89,8 @@ class Seq2Seq(Engine):
     def _encoded(self, tokens: Lengths, mask: Lengths, vectors: Mapping[str, Floats]) -> Floats:
         """[rows, T, hidden]."""
         fed = {INPUT_IDS: tokens, ATTENTION_MASK: mask, **self.encoder.fed(vectors, len(tokens))}
-        states: Floats = self.encoder.session.run([LAST_STATE], fed)[0]
+        with self.encoder.running():
+            states: Floats = self.encoder.session.run([LAST_STATE], fed)[0]
         return states
 
     def _ids(self, tokens: NDArray[np.int64], cache: Cache, lengths: Lengths) -> dict[str, NDArray[Any]]:

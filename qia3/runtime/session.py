@@ -8,7 +8,8 @@ own vectors: what is checked are all that were given, what is fed are the graph'
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import onnxruntime as ort
 
 from qia3.bundle.manifest import Graph
 from qia3.bundle.opened import Bundle
-from qia3.errors import AdapterError, BundleError
+from qia3.errors import AdapterError, BundleError, QIA3Error, first_line
 from qia3.runtime.cache import Floats
 from qia3.runtime.packed import packed_graph
 
@@ -45,6 +46,20 @@ class GraphSession:
         self._check(self.ones | {**vectors}, rows)
         own = {name: v.astype(np.float32, copy=False) for name, v in vectors.items() if name in self.own}
         return self.ones | own
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Around what ONNX Runtime does with the graph. Raises BundleError for what it raises: a graph whose inputs are not
+        those that the manifest names, or that breaks off.
+        """
+        try:
+            yield
+        except QIA3Error:
+            raise
+        except Exception as error:  # onnxruntime raises its own types, without a common base
+            raise BundleError(
+                f"ONNX Runtime cannot run {self.path}: {first_line(error)}; build the bundle again"
+            ) from error
 
     def _check(self, vectors: Mapping[str, Floats], rows: int) -> None:
         sizes = self.sizes
