@@ -6,17 +6,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 
 import pytest
 import torch
+from safetensors.numpy import load_file as load_numpy
 from safetensors.torch import load_file, save_file
 from test_base_complete import kinds, said
-from test_base_oracle import nearest_nf4, take_ours
+from test_base_oracle import nearest_nf4, nf4_worth, take_ours
 from tiny_seq2seq import SEQ2SEQ, T5S, pair, tiny_seq2seq, write_seq2seq
 from torch import nn
-from transformers import AutoConfig, AutoModelForSeq2SeqLM
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, BitsAndBytesConfig
 
 from qia3.base import load
+from qia3.base.bnb import STATE
 from qia3.base.complete import check_places, empty_model
 from qia3.base.family import embeddings, stacks, stays_float
 from qia3.base.kind import check_decoder, check_kind
@@ -82,6 +85,7 @@ def test_law_9_a_base_on_int4_is_transformers_on_its_dequantised_weights(name, w
     assert all(isinstance(table, GridEmbedding) for table in tables)
     assert any(head.store is table.store for table in tables) != SEQ2SEQ[name][2]
     assert len({id(table.store) for table in tables}) == (2 if name == "t5gemma" else 1)
+    assert base.model.config.tie_word_embeddings is not SEQ2SEQ[name][2]
 
 
 @pytest.mark.parametrize("way", ["streamed", "by transformers", "kept"])
@@ -109,6 +113,40 @@ def test_the_streamed_base_is_the_loaded_base_byte_for_byte(name, dtype, tmp_pat
     assert (open_stream(folder, entries(folder)) is None) == (dtype != torch.float32)  # transformers keeps wo apart
     monkeypatch.setattr(load, "open_stream", lambda *_: None)
     assert load_base(Asked(str(folder), block_size=32)).fingerprint == found.fingerprint
+
+
+def serialised(folder, name: str):
+    """A checkpoint in NF4 as transformers and bitsandbytes write it; `wo` they leave in float32, and so is the head."""
+    source = write_seq2seq(folder / "float", name)
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = AutoModelForSeq2SeqLM.from_pretrained(
+            source, dtype=torch.float32, quantization_config=config, device_map="cpu"
+        )
+        model.save_pretrained(folder / "nf4")
+    for file in source.glob("tokenizer*"):
+        (folder / "nf4" / file.name).write_bytes(file.read_bytes())
+    return folder / "nf4"
+
+
+@pytest.mark.parametrize("way", ["read", "kept"])
+@pytest.mark.parametrize("name", [*T5S, "bart", "t5gemma"])
+def test_law_9_a_checkpoint_of_bitsandbytes_is_transformers_on_its_dequantised_weights(
+    name, way, tmp_path, monkeypatch
+):
+    folder = serialised(tmp_path, name)
+    tensors = load_numpy(folder / "model.safetensors")
+    asked = Asked(str(folder), block_size=64)
+    base = load_by(way, "bart", monkeypatch, asked)
+    oracle = eager(tmp_path / "float", name)
+    quantised = {path.removesuffix(STATE) for path in tensors if path.endswith(STATE)}
+    assert len(quantised) == sum(isinstance(m, GridLinear) for m in base.model.modules())
+    assert not quantised & stays_float(oracle)
+    with torch.no_grad():
+        for path in quantised:
+            oracle.get_submodule(path).weight.copy_(torch.from_numpy(nf4_worth(path, tensors)))
+    agree(base, oracle)
 
 
 def change(folder, change_) -> None:

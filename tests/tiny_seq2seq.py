@@ -29,7 +29,7 @@ SEQ2SEQ: dict[str, tuple[str, dict[str, Any], bool]] = {
     "t5 v1.1": ("t5", T5 | GATED | {"tie_word_embeddings": False}, True),
     "mt5": ("mt5", T5 | GATED, True),
     "umt5": ("umt5", T5 | GATED, True),
-    "bart": ("bart", BART, False),
+    "bart": ("bart", BART | {"scale_embedding": True}, False),
     "marian": ("marian", BART | {"scale_embedding": True}, False),
     "t5gemma": ("t5gemma", {"encoder": STACK, "decoder": STACK | {"intermediate_size": 224, "num_hidden_layers": 3}}, False),
 }  # fmt: skip

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from qia3.bundle.adapter import Adapter, Tensors
-from qia3.bundle.peft_config import CONFIG, Config, read_config, write_config
+from qia3.bundle.peft_config import CAUSAL, CONFIG, SEQ_2_SEQ, Config, read_config, write_config
 from qia3.bundle.sites import SUFFIX, Placement, Site, Vectors, check_vectors, refuse
 from qia3.bundle.task import read_task, write_task
 from qia3.errors import AdapterError, first_line, shown
@@ -48,12 +48,10 @@ class Checkpoint:
     base: str | None
 
 
-def write_peft(
-    folder: Path, adapter: Adapter, sites: Sequence[Site], reference: str, task_type: str = "CAUSAL_LM"
-) -> None:
+def write_peft(folder: Path, adapter: Adapter, sites: Sequence[Site], reference: str) -> None:
     """Writes adapter_config.json and adapter_model.safetensors, and task.json if the adapter has a task.
 
-    Vectors that are absent are ones.
+    Vectors that are absent are ones. PEFT is told that it is for an encoder-decoder where some are in an encoder.
     """
     check_vectors(sites, adapter.vectors)
     folder.mkdir(parents=True, exist_ok=True)
@@ -65,6 +63,7 @@ def write_peft(
     data = save(tensors, metadata=None if adapter.base is None else {BASE_KEY: adapter.base})
     (folder / WEIGHTS).write_bytes(data)  # save_file's are for one user's eyes only
     on_input = [s.module for s in sites if s.placement == "input"]
+    task_type = SEQ_2_SEQ if any(site.in_encoder for site in sites) else CAUSAL
     write_config(folder, [s.module for s in sites], on_input, reference, task_type)
     if adapter.task is not None:
         write_task(folder, adapter.task)

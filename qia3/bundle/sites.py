@@ -45,6 +45,11 @@ class Site:
         return f"{self.module}{SUFFIX}"
 
     @property
+    def in_encoder(self) -> bool:
+        """Whether it is in an encoder-decoder's encoder. What attends to the encoder's output is in the decoder."""
+        return "encoder" in self.module.split(".")[:2]
+
+    @property
     def parameters(self) -> int:
         return self.size if self.rows is None else len(self.rows)
 

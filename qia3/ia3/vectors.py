@@ -130,11 +130,12 @@ def start_vectors(scaled: Mapping[str, Scaled], vectors: Mapping[str, NDArray[np
 
 
 def fold(scaled: Mapping[str, Scaled]) -> None:
-    """Multiplies each vector into its layer's scales (and bias) and sets it to one.
+    """Multiplies each vector into its layer's scales (and bias) and sets it to one; in a layer that is float (T5's `wo`)
+    into its rows, or its columns where the vector scales its input.
 
     Refused whole if a vector has nowhere to fold.
     """
-    stuck = [n for n, s in scaled.items() if s.site.placement == "input" or not isinstance(s.base, GridLinear)]
+    stuck = [n for n, s in scaled.items() if not isinstance(s.base, nn.Linear) and not _on_rows(s)]
     if stuck:
         raise AdapterError(
             f"{len(stuck)} vectors cannot be folded into 4-bit weights, because an activation function stands between them and the rows "
@@ -147,6 +148,21 @@ def fold(scaled: Mapping[str, Scaled]) -> None:
             f"keep them at the side (mode 'side'), or ship on another grid: {', '.join(uneven)}"
         )
     for layer in scaled.values():
-        assert isinstance(layer.base, GridLinear)
-        layer.base.fold(layer.vector().detach())
+        if isinstance(layer.base, GridLinear):
+            layer.base.fold(layer.vector().detach())
+        elif isinstance(layer.base, nn.Linear):
+            _fold_float(layer.base, layer.vector().detach(), layer.site)
     set_vectors(scaled, None)
+
+
+def _on_rows(layer: Scaled) -> bool:
+    return isinstance(layer.base, GridLinear) and layer.site.placement == "output"
+
+
+@torch.no_grad()
+def _fold_float(base: nn.Linear, vector: Tensor, site: Site) -> None:
+    """W[n, k] <- l[n] W[n, k], b[n] <- l[n] b[n]; or W[n, k] <- W[n, k] l[k]."""
+    on_rows = site.placement == "output"
+    base.weight = nn.Parameter(base.weight * (vector[:, None] if on_rows else vector), requires_grad=False)
+    if on_rows and base.bias is not None:
+        base.bias = nn.Parameter(base.bias * vector, requires_grad=False)
