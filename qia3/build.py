@@ -98,7 +98,7 @@ def measured(plan: Build, jobs: list[Job]) -> list[Job]:
         asked = [
             prompt.replace(SLOT, e.text) for e in job.data.first(TRIED) for prompt in {*task.prompts, task.question}
         ]
-        wrap = wrapping(text.tokenizer, text.generation_config, task.chat, task.end, asked)
+        wrap = wrapping(text.tokenizer, text.generation_config, task.chat, task.end, asked, text.start)
         check_end(text.tokens, wrap.end, task.end is not None or text.names_end, task.name)
         warnings |= dict.fromkeys(wrap.warnings)
         users = [other.settings for other in jobs if task.name in (other.task.name, *other.task.mixture)]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from tiny import tiny
+from tiny_pairs import PAIRS, START, adapted_pair
 
 from qia3.base.load import fingerprint
 from qia3.base.quantise import Grid, quantise_model
@@ -21,6 +22,7 @@ from qia3.train.batches import padded
 from qia3.train.callbacks import read_log
 from qia3.train.compute import choose_compute
 from qia3.train.model import VectorModel
+from qia3.train.pairs import beside
 from qia3.train.run import train_vectors
 from qia3.train.schedule import order
 from qia3.train.trees import Tree
@@ -55,6 +57,8 @@ EXAMPLES = Fixed(TREES, drawn=True)
 
 
 def adapted(family="llama"):
+    if family in PAIRS:
+        return adapted_pair(family)
     model = tiny(family)
     quantise_model(model, Grid(32, False))
     return model, attach(model, find_roles(model).sites)
@@ -86,6 +90,21 @@ def stopping_at(step):
 
 
 @pytest.mark.parametrize("compute", ["float32", "bfloat16"])
+def test_an_encoder_decoder_s_loss_falls_and_it_is_left_as_it_was(compute, tmp_path):
+    model, scaled = adapted("t5-gated")
+    before = fingerprint(model.encoder.block[1].layer[1].DenseReluDense.wi_0)
+    settings = SETTINGS.model_copy(update={"steps": 30, "compute": compute, "learning_rate": 5e-2})
+    record = train_vectors(model, scaled, EXAMPLES, settings, 0, tmp_path, "t")
+    assert record.packed
+    first, last = (np.mean([e["loss"] for e in part]) for part in (log(tmp_path)[:5], log(tmp_path)[-5:]))
+    assert last < 0.8 * first
+    assert fingerprint(model.encoder.block[1].layer[1].DenseReluDense.wi_0) == before
+    assert model.config.dropout_rate == 0.1
+    assert all(m.p == 0.1 for m in model.modules() if isinstance(m, torch.nn.Dropout))
+    assert not model.training
+
+
+@pytest.mark.parametrize("compute", ["float32", "bfloat16"])
 def test_the_loss_falls_and_the_base_stays_frozen(compute, tmp_path):
     model, scaled = adapted("qwen3")
     before = fingerprint(model.model.embed_tokens)
@@ -111,8 +130,9 @@ def test_what_is_saved_is_what_the_forward_pass_saw(tmp_path):
         assert layer.delta.dtype == torch.float32
 
 
-def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(tmp_path, monkeypatch):
-    model, scaled = adapted()
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(family, tmp_path, monkeypatch):
+    model, scaled = adapted(family)
     train_vectors(model, scaled, EXAMPLES, SETTINGS, 3, tmp_path / "whole", "t")
     whole = get_vectors(scaled)
 
@@ -135,13 +155,15 @@ RANKED = SETTINGS.model_copy(
 )
 
 
-@pytest.mark.parametrize(
-    "change", [{"accumulate": 2}, {"accumulate": 8}, {"gradient_checkpointing": True}, {"row_tokens": 8}]
-)
-def test_how_a_step_is_computed_does_not_change_what_is_trained(tmp_path, change):
+CHANGES = [{"accumulate": 2}, {"accumulate": 8}, {"gradient_checkpointing": True}, {"row_tokens": 8}]
+CHANGED = [*(("llama", change) for change in CHANGES), *(("t5", change) for change in CHANGES), ("bart", CHANGES[2])]
+
+
+@pytest.mark.parametrize(("family", "change"), CHANGED)
+def test_how_a_step_is_computed_does_not_change_what_is_trained(tmp_path, family, change):
     runs = []
     for name, settings in (("plain", RANKED), ("other", RANKED.model_copy(update=change))):
-        model, scaled = adapted()
+        model, scaled = adapted(family)
         train_vectors(model, scaled, EXAMPLES, settings, 0, tmp_path / name, "t")
         assert not any(getattr(m, "gradient_checkpointing", False) for m in model.modules())
         runs.append((log(tmp_path / name), get_vectors(scaled)))
@@ -170,14 +192,16 @@ def test_the_log_has_a_line_a_step_with_the_losses_and_the_rate(tmp_path, optimi
     assert record.state_bytes["optimizer"] == {"adamw": 8, "adafactor": 4}[optimizer] * record.parameters
 
 
-def test_the_first_step_s_loss_is_that_of_its_examples(tmp_path):
-    model, scaled = adapted()
+@pytest.mark.parametrize("family", ["llama", "t5", "marian"])
+def test_the_first_step_s_loss_is_that_of_its_examples(family, tmp_path):
+    model, scaled = adapted(family)
     examples = Fixed(TREES)
     train_vectors(model, scaled, examples, SETTINGS, 5, tmp_path, "t")
     set_vectors(scaled, None)
     first = [TREES[i] for i in order(16, 48, 5)[:4]]
+    batch = beside(first, START, 1, 96) if family in PAIRS else padded(first)
     assert read_log(tmp_path / "log.jsonl")[0]["loss"] == pytest.approx(
-        float(VectorModel(model, scaled, SETTINGS.losses)(**padded(first))["loss"].detach()), rel=1e-5
+        float(VectorModel(model, scaled, SETTINGS.losses)(**batch)["loss"].detach()), rel=1e-5
     )
 
 

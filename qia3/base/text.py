@@ -14,6 +14,7 @@ from qia3.base.gguf_parts import open_gguf
 from qia3.base.kind import check_kind
 from qia3.base.load import quiet, read_tokenizer, told
 from qia3.base.sources import Source, read_config, resolve
+from qia3.base.start import decoder_start
 from qia3.errors import BaseModelError
 from qia3.parse import read_json_table
 from qia3.tokens import Tokens
@@ -36,6 +37,11 @@ class BaseText:
     def tokens(self) -> Tokens:
         """Text to ids, within the embedding's rows."""
         return Tokens.of(self.tokenizer, self.rows)
+
+    @property
+    def start(self) -> tuple[int, ...]:
+        """What an encoder-decoder's answers begin after. Raises BaseModelError where its files do not say."""
+        return decoder_start(self.config, self.generation_config)
 
 
 def read_base_text(reference: str) -> BaseText:

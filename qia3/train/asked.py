@@ -21,6 +21,7 @@ from qia3.errors import ConfigError
 from qia3.examples import Example
 from qia3.parse import read_json_table
 from qia3.train.examples import Source
+from qia3.train.prompts import Wrapping
 
 PLAN = "plan.json"
 SHORT = 60  # characters of a value in a message
@@ -34,11 +35,16 @@ def asked_of(source: Source, validation: Sequence[Example]) -> Asked:
     return {
         "prompt": list(source.prompts),
         "eval_prompt": source.question,
-        "template": {"prefix": wrap.prefix, "suffix": wrap.suffix, "end": wrap.end},
+        "template": {"prefix": wrap.prefix, "suffix": wrap.suffix, "end": wrap.end, **_start(wrap)},
         "choices": None if source.choices is None else list(source.choices),
         "train": _digest(source.examples),
         "validation": _digest(validation),
     }
+
+
+def _start(wrap: Wrapping) -> Asked:
+    """Of an encoder-decoder; a decoder's plan has no word of it."""
+    return {"start": list(wrap.start)} if wrap.start else {}
 
 
 def read_asked(folder: Path) -> Asked | None:

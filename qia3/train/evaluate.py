@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from qia3.train.losses import Answers
-from qia3.train.model import answer_logits, log_probabilities
+from qia3.train.model import Rows, answer_logits, log_probabilities
 from qia3.train.schedule import Collator
 from qia3.train.trees import Tree
 
@@ -47,8 +47,7 @@ def rank_trees(
 
 def _scores(model: PreTrainedModel, trees: list[Tree], collator: Collator, by: str) -> Iterator[NDArray[np.float64]]:
     batch = {name: tensor.to(model.device) for name, tensor in collator.lay_out(trees).items()}
-    layout = (batch.get(name) for name in ("position_ids", "tree", "branch"))
-    logits = answer_logits(model, batch["input_ids"], batch["places"], *layout)
+    logits = answer_logits(model, Rows.of(batch))
     answers = Answers(
         log_probabilities(logits, batch["read"], batch["targets"]), batch["answer"], batch["example"], batch["right"]
     )

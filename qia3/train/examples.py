@@ -9,7 +9,8 @@ Where wrong answers count, a step compares the right answer with at most `at_mos
 what a step costs must not grow with a task's labels. What is ranked (validation, tests) has them all.
 
 The device encodes prompt and answer apart, by qia3.tokens, and so does this. What is longer than `max_length` loses
-demonstrations first, then the end of the user's words, never the instruction and never the answer.
+demonstrations first, then the end of the user's words, never the instruction and never the answer. In an
+encoder-decoder `max_length` bounds the prompt and the answer each.
 """
 
 from __future__ import annotations
@@ -124,22 +125,24 @@ class Examples:
             wrong = draw.sample([i for i in range(len(answers)) if i != right], self.at_most - 1)
             kept = sorted([right, *wrong])
             answers, right = tuple(answers[i] for i in kept), kept.index(right)
-        room = self.max_length - max(map(len, answers))
+        room = source.wrap.room(self.max_length, max(map(len, answers)))
         return Tree(self._prompt(source.wrap, prompt, example.text, shown, room), answers, right)
 
     def longest_path(self) -> int:
-        """Tokens of the longest tree's longest path, at most; with demonstrations, the limit."""
+        """Tokens of the longest tree's longest path, at most; with demonstrations, the limit. An encoder-decoder's
+        paths are those of its decoder.
+        """
         if self.shots:
             return self.max_length
         longest = 1
         for source, place in self.places:
             example = source.examples[place]
             answer = max(len(a) for a in self._answers(source, example)[0])
+            room = source.wrap.room(self.max_length, answer)
             prompt = max(
-                len(self._prompt(source.wrap, p, example.text, [], self.max_length - answer))
-                for p in {*source.prompts, source.question}
+                len(self._prompt(source.wrap, p, example.text, [], room)) for p in {*source.prompts, source.question}
             )
-            longest = max(longest, prompt + answer)
+            longest = max(longest, (len(source.wrap.start) or prompt) + answer)
         return min(longest, self.max_length)
 
     def _answers(self, source: Source, example: Example) -> tuple[tuple[tuple[int, ...], ...], int]:

@@ -4,6 +4,10 @@ A line fits the context where prompt and longest answer do; the answer's last to
 
     prompt tokens + longest answer's tokens - 1 <= context
 
+An encoder-decoder has a context for each: the prompt in its encoder, the answer behind a start token in its decoder.
+
+    prompt tokens <= context        start tokens + longest answer's tokens - 1 <= context
+
 What does not fit is refused, each line by its file and number, or, where the task says `overlong = "cut"`, loses the
 end of its words; instruction, template and answer stay whole. `max_length`, which bounds what a training step costs,
 cuts the same way as it trains, and is only counted here.
@@ -60,15 +64,18 @@ class _Ruler:
     """Measures lines, and gathers what is wrong with them."""
 
     def __init__(self, task: Task, data: Data, tokens: Tokens, wrap: Wrapping, context: int) -> None:
-        self.task, self.data, self.tokens, self.context = task, data, tokens, context
-        self.end = wrap.end
+        self.task, self.data, self.tokens, self.wrap, self.context = task, data, tokens, wrap, context
         self.bad: list[str] = []
         self.cut: list[Example] = []
+
+    def words(self, example: Example, templates: Sequence[str], room: int) -> list[str | None]:
+        """What of an example's words fits each template's prompt; None where the template alone does not."""
+        return [self.tokens.fitting(template, example.text, room) if room > 0 else None for template in templates]
 
     def longest(self, example: Example, ranked: bool = True) -> int:
         """Tokens of the longest answer that is compared."""
         choices = (example.choices or self.data.choices) if ranked else None
-        return max(len(self.tokens.answer(text, self.end)) for text in choices or (example.answer,))
+        return max(len(self.tokens.answer(text, self.wrap.end)) for text in choices or (example.answer,))
 
     def longest_answer(self, example: Example, ranked: bool = True) -> str:
         """Which it is, and where a line says it first."""
@@ -83,8 +90,7 @@ class _Ruler:
 
     def _fitted(self, example: Example, templates: Sequence[str]) -> Example:
         try:
-            room = self.context - self.longest(example) + 1
-            words = [self.tokens.fitting(template, example.text, room) for template in templates]
+            words = self.words(example, templates, self.wrap.room(self.context, self.longest(example) - 1))
         except DataError as error:
             self.bad.append(f"{example.place}: {error}")
             return example
@@ -123,8 +129,7 @@ def _count_cut(ruler: _Ruler, train: Sequence[Example], templates: Sequence[str]
     over = []
     limit, ranked = min(s.max_length for s in settings), any(s.ranked for s in settings)
     for example in train:
-        room = limit - ruler.longest(example, ranked)
-        words = [ruler.tokens.fitting(template, example.text, room) if room > 0 else None for template in templates]
+        words = ruler.words(example, templates, ruler.wrap.room(limit, ruler.longest(example, ranked)))
         if None in words:
             raise ConfigError(
                 f"task {ruler.task.name!r}: max_length = {limit} leaves no room for the words of {example.place} beside its "

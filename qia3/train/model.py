@@ -8,11 +8,13 @@ logits afterwards (a scale, a soft cap) stays where it is in the model's own cod
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
 
 from qia3.ia3.vectors import Scaled
 from qia3.train.batches import Batch, tree_mask
@@ -43,8 +45,12 @@ class VectorModel(nn.Module):
         position_ids: Tensor | None = None,
         tree: Tensor | None = None,
         branch: Tensor | None = None,
+        prompts: Tensor | None = None,
+        prompt_mask: Tensor | None = None,
+        source: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        logits = answer_logits(self.model, input_ids, places, position_ids, tree, branch)
+        rows = Rows(input_ids, places, position_ids, tree, branch, prompts, prompt_mask, source)
+        logits = answer_logits(self.model, rows)
         answers = Answers(log_probabilities(logits, read, targets), answer, example, right)
         parts = losses(answers, Totals(*totals.tolist()), self.names)
         return {"loss": parts.sum(), "parts": parts.detach()}
@@ -62,27 +68,56 @@ class VectorModel(nn.Module):
         return ((name, layer.delta) for name, layer in self.scaled.items())
 
 
-def answer_logits(
-    model: PreTrainedModel,
-    input_ids: Tensor,
-    places: Tensor,
-    position_ids: Tensor | None = None,
-    tree: Tensor | None = None,
-    branch: Tensor | None = None,
-) -> Tensor:
+@dataclass(frozen=True)
+class Rows:
+    """What of a batch the model runs (qia3.train.batches, and qia3.train.pairs for the last three)."""
+
+    input_ids: Tensor
+    places: Tensor
+    position_ids: Tensor | None = None
+    tree: Tensor | None = None
+    branch: Tensor | None = None
+    prompts: Tensor | None = None
+    prompt_mask: Tensor | None = None
+    source: Tensor | None = None
+
+    @classmethod
+    def of(cls, batch: Batch) -> Rows:
+        return cls(**{field.name: batch[field.name] for field in fields(cls) if field.name in batch})
+
+
+def answer_logits(model: PreTrainedModel, rows: Rows) -> Tensor:
     """Logits float32 [P, V] at `places` of the rows input_ids [R, L]."""
 
     def gather(_: nn.Module, hidden: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (hidden[0].flatten(0, 1)[places][None], *hidden[1:])  # [R, L, h] -> [1, P, h]
+        return (hidden[0].flatten(0, 1)[rows.places][None], *hidden[1:])  # [R, L, h] -> [1, P, h]
 
-    mask = None if tree is None or branch is None else tree_mask(tree, branch, model.dtype)
+    mask = None if rows.tree is None or rows.branch is None else tree_mask(rows.tree, rows.branch, model.dtype)
     hook = model.get_output_embeddings().register_forward_pre_hook(gather)
     try:
-        out = model(input_ids=input_ids, attention_mask=mask, position_ids=position_ids, use_cache=False)
+        out = _run(model, rows, mask) if rows.prompts is None else _run_beside(model, rows, mask)
     finally:
         hook.remove()
     logits: Tensor = out.logits[0].float()
     return logits
+
+
+def _run(model: PreTrainedModel, rows: Rows, mask: Tensor | None) -> Any:
+    return model(input_ids=rows.input_ids, attention_mask=mask, position_ids=rows.position_ids, use_cache=False)
+
+
+def _run_beside(model: PreTrainedModel, rows: Rows, mask: Tensor | None) -> Any:
+    """The encoder once for each prompt, then the decoder on rows of answers."""
+    assert rows.prompt_mask is not None
+    encoded = model.get_encoder()(input_ids=rows.prompts, attention_mask=rows.prompt_mask)
+    states: Tensor = encoded.last_hidden_state  # [E, S, h] -> [R, S, h]
+    return model(
+        encoder_outputs=BaseModelOutput(last_hidden_state=states[rows.source]),
+        attention_mask=rows.prompt_mask[rows.source],
+        decoder_input_ids=rows.input_ids,
+        decoder_attention_mask=mask,
+        use_cache=False,
+    )
 
 
 def log_probabilities(logits: Tensor, read: Tensor, targets: Tensor) -> Tensor:
@@ -115,6 +150,5 @@ class _LogProbabilities(torch.autograd.Function):
 def read_logits(model: PreTrainedModel, batch: Batch) -> Tensor:
     """Logits [T, V] of a batch's predicted tokens, answer after answer."""
     batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-    places = {name: batch.get(name) for name in ("position_ids", "tree", "branch")}
-    logits = answer_logits(model, batch["input_ids"], batch["places"], **places)
+    logits = answer_logits(model, Rows.of(batch))
     return logits[batch["read"][batch["answer"].argsort(stable=True)]]

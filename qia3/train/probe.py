@@ -1,8 +1,9 @@
 """Does this model compute the same with trees packed in one row? Asked once, by running both ways.
 
 A model's code may ignore a mask with four dimensions, add a window of its own to it, refuse positions that start again,
-or mix slots by other means than attention (convolutions, recurrences). A table of families would drift; two forward
-passes do not. They are as long as the longest example, since a sliding window shows only past its end.
+count positions by the slot (BART's decoder), or mix slots by other means than attention (convolutions, recurrences). A
+table of families would drift; two forward passes do not. They are as long as the longest example, since a sliding
+window shows only past its end.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel
 
 from qia3.train.batches import packed, padded
 from qia3.train.model import read_logits
+from qia3.train.pairs import beside
 from qia3.train.trees import Tree
 
 TOLERANCE = (
@@ -20,13 +22,19 @@ TOLERANCE = (
 
 
 @torch.no_grad()
-def packs(model: PreTrainedModel, longest_path: int) -> bool:
-    """Whether packed and padded logits agree for trees whose paths have up to `longest_path` tokens."""
-    trees = _trees(model.config.get_text_config().vocab_size, longest_path)
+def packs(model: PreTrainedModel, longest_path: int, start: tuple[int, ...] = ()) -> bool:
+    """Whether packed and padded logits agree for trees whose paths have up to `longest_path` tokens.
+
+    `start`: what an encoder-decoder's answers stand behind; its paths are those of its decoder alone.
+    """
+    trees = _trees(model.config.get_text_config().vocab_size, longest_path, start)
     training = model.training
     model.eval()
     try:
-        plain, tree = read_logits(model, padded(trees)), read_logits(model, packed(trees, 10**9, 10**9))
+        if start:
+            plain, tree = (read_logits(model, beside(trees, start, limit, 10**9)) for limit in (1, 10**9))
+        else:
+            plain, tree = read_logits(model, padded(trees)), read_logits(model, packed(trees, 10**9, 10**9))
     except Exception:  # a model that cannot take such a batch says so in its own way
         return False
     finally:
@@ -34,11 +42,13 @@ def packs(model: PreTrainedModel, longest_path: int) -> bool:
     return bool((plain - tree).abs().max() <= TOLERANCE * plain.abs().max())
 
 
-def _trees(vocabulary: int, longest_path: int) -> list[Tree]:
-    """A long and a short tree, each with answers of two lengths."""
+def _trees(vocabulary: int, longest_path: int, start: tuple[int, ...]) -> list[Tree]:
+    """A long and a short tree, each with answers of two lengths. Beside an encoder, what is long is an answer."""
     random = torch.Generator().manual_seed(0)
 
     def tokens(count: int) -> tuple[int, ...]:
         return tuple(torch.randint(vocabulary, (count,), generator=random).tolist())
 
+    if start:
+        return [Tree(tokens(n), (tokens(max(4, longest_path - len(start))), tokens(3))) for n in (5, 3)]
     return [Tree(tokens(n), (tokens(3), tokens(4))) for n in (max(1, longest_path - 4), 3)]

@@ -9,6 +9,12 @@ that ends a turn:
     <|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n  +  lights  +  <|im_end|>
     prefix                  suffix                                 answer     end
 
+An encoder-decoder reads the prompt in its encoder, with what its tokenizer puts around any text, and answers in its
+decoder, which starts from a token of its own:
+
+    {text}</s>                                                     <pad>  +  lights  +  </s>
+    prefix "", suffix "</s>"                                       start     answer     end
+
 Demonstrations, where a task shows some, stand in the user's turn before the question: "Which? lamp on lights\n\nWhich?
 play a song music\n\n".
 """
@@ -28,7 +34,8 @@ from qia3.train.template import render
 class Wrapping:
     """What a base puts around a user's words.
 
-    `end` is the text of the token that ends an answer, `stop_tokens` every id that does.
+    `end` is the text of the token that ends an answer, `stop_tokens` every id that does. `start` are the ids that an
+    encoder-decoder's answer stands behind in its decoder; a decoder's stands behind its prompt.
     """
 
     prefix: str
@@ -36,15 +43,31 @@ class Wrapping:
     end: str
     stop_tokens: tuple[int, ...]
     warnings: tuple[str, ...] = field(default=(), compare=False)
+    start: tuple[int, ...] = ()
+
+    def room(self, limit: int, answer: int) -> int:
+        """Tokens left for a prompt where `limit` bounds prompt and answer together; in an encoder-decoder, each of the
+        two, and there is no room where the answer takes more.
+        """
+        if not self.start:
+            return limit - answer
+        return limit if len(self.start) + answer <= limit else 0
 
 
 def wrapping(
-    tokenizer: Any, generation_config: Any, chat: bool, end: str | None = None, questions: Sequence[str] = ()
+    tokenizer: Any,
+    generation_config: Any,
+    chat: bool,
+    end: str | None = None,
+    questions: Sequence[str] = (),
+    start: tuple[int, ...] = (),
 ) -> Wrapping:
-    """The base's chat template around a user's words; without a template (or chat=False), its beginning-of-text token.
+    """The base's chat template around a user's words; without a template (or chat=False), its beginning-of-text token,
+    or, around what an encoder reads, all that its tokenizer adds.
 
-    `end` ends answers instead of the base's end-of-text token; `questions` are what the template is tried with. Raises
-    ConfigError for a template that cannot be used.
+    `end` ends answers instead of the base's end-of-text token; `questions` are what the template is tried with; `start`
+    is what an encoder-decoder's answers begin after (qia3.base.start). Raises ConfigError for a template that cannot be
+    used.
     """
     stops = [*([] if end is None else [tokenizer.convert_tokens_to_ids(end)]), *configured_stops(generation_config)]
     if tokenizer.eos_token_id is not None:
@@ -53,13 +76,23 @@ def wrapping(
     if chat and tokenizer.chat_template:
         template = render(tokenizer, questions)
         prefix, suffix, warnings = template.prefix, template.suffix, template.warnings
+    elif start:
+        prefix, suffix = _around(tokenizer)
     else:
         with_special, bare = tokenizer.encode("a"), tokenizer.encode("a", add_special_tokens=False)
         begins = tokenizer.bos_token or ""
         added = begins and with_special != bare and with_special[0] == tokenizer.bos_token_id
         prefix, suffix = begins if added else "", ""
     ending = (tokenizer.eos_token or "") if end is None else end
-    return Wrapping(prefix, suffix, ending, tuple(dict.fromkeys(stops)), warnings)
+    return Wrapping(prefix, suffix, ending, tuple(dict.fromkeys(stops)), warnings, start)
+
+
+def _around(tokenizer: Any) -> tuple[str, str]:
+    """The texts of the tokens that a tokenizer adds before and after any text."""
+    whole, bare = tokenizer.encode("a"), tokenizer.encode("a", add_special_tokens=False)
+    ahead = next(n for n in range(len(whole)) if whole[n : n + len(bare)] == bare)
+    before, after = whole[:ahead], whole[ahead + len(bare) :]
+    return tuple("".join(tokenizer.convert_ids_to_tokens(part)) for part in (before, after))  # type: ignore[return-value]
 
 
 def configured_stops(generation_config: Any) -> list[int]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
+from qia3.base.start import decoder_start
 from qia3.bundle.checked import decode, encode
 from qia3.bundle.records import Record
 from qia3.bundle.sites import Vectors
@@ -35,6 +36,7 @@ from qia3.train.adafactor import Adafactor
 from qia3.train.batches import count
 from qia3.train.callbacks import Interruption, Log, Patience
 from qia3.train.compute import choose_compute, computing
+from qia3.train.dropout import without_dropout
 from qia3.train.examples import Examples
 from qia3.train.model import VectorModel
 from qia3.train.probe import packs
@@ -96,8 +98,12 @@ def train_vectors(
     )
     parameters = start_vectors(scaled, start)
     vectors = processes.sharing(VectorModel(model, scaled, settings.losses)).to(arguments.device)
+    begins = decoder_start(model.config, model.generation_config)
     lays_out = Collator(
-        packs(model, examples.longest_path()), settings.row_tokens, model.config.get_text_config().hidden_size
+        packs(model, examples.longest_path(), begins),
+        settings.row_tokens,
+        model.config.get_text_config().hidden_size,
+        begins,
     )
     if not lays_out.packs:
         say(
@@ -153,7 +159,8 @@ def read_record(path: Path) -> Record:
 @contextmanager
 def _computing(model: PreTrainedModel, dtype: torch.dtype, settings: Train) -> Iterator[None]:
     """The model as training runs it, and as it was afterwards."""
-    with computing(model, dtype) as how:
+    whole = without_dropout(model) if model.config.is_encoder_decoder else nullcontext()
+    with whole, computing(model, dtype) as how:
         say(how)
         if settings.gradient_checkpointing:
             _switch(model, "enable", {"use_reentrant": False})

@@ -22,6 +22,7 @@ import numpy as np
 from qia3.train.batches import Batch, count, packed, padded
 from qia3.train.examples import Examples
 from qia3.train.losses import Totals
+from qia3.train.pairs import beside
 from qia3.train.trees import Tree
 
 
@@ -57,11 +58,15 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Collator:
-    """Slots to a batch: packed into rows of at most `row_tokens`, or, where the model cannot, a row for each answer."""
+    """Slots to a batch: packed into rows of at most `row_tokens`, or, where the model cannot, a row for each answer.
+
+    `start`: what an encoder-decoder's answers stand behind in its decoder; nothing for a decoder alone.
+    """
 
     packs: bool
     row_tokens: int
     hidden_size: int
+    start: tuple[int, ...] = ()
 
     def __call__(self, slots: list[Slot]) -> Batch:
         share = len(slots) / slots[0].batch
@@ -71,6 +76,8 @@ class Collator:
         )
 
     def lay_out(self, trees: list[Tree], totals: Totals | None = None) -> Batch:
+        if self.start:
+            return beside(trees, self.start, self.row_tokens if self.packs else 1, self.hidden_size, totals)
         return packed(trees, self.row_tokens, self.hidden_size, totals) if self.packs else padded(trees, totals)
 
 

@@ -1,0 +1,32 @@
+"""An encoder-decoder in training computes what it computes on a device: nothing is dropped.
+
+T5 and BART come with dropout at 0.1. It would make a step depend on how it is cut, in parts or over processes, and a
+frozen base has nothing to regularise but the few numbers of its vectors. The model stays in training mode, for that is
+where transformers recomputes activations instead of keeping them. Rates are found by name: transformers keeps them as
+numbers on its modules (`dropout`, `activation_dropout`, `layerdrop`), torch's layer as `p`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+
+@contextmanager
+def without_dropout(model: nn.Module) -> Iterator[None]:
+    """Rates are zero within, and what they were afterwards."""
+    rates = [
+        (module, name, rate)
+        for module in model.modules()
+        for name, rate in vars(module).items()
+        if isinstance(rate, float) and ("drop" in name or (isinstance(module, nn.Dropout) and name == "p"))
+    ]
+    try:
+        for module, name, _ in rates:
+            setattr(module, name, 0.0)
+        yield
+    finally:
+        for module, name, rate in rates:
+            setattr(module, name, rate)
