@@ -18,7 +18,8 @@ words can hold:
 Control tokens are the added tokens that say `special`, and of the others those that look like markup: in <...> or
 [...], as <think> and <tool_call>, which some tokenizers list as plain. Other added tokens (Phi's and GPT-NeoX's runs of
 spaces, words) are text. HTML tags that a tokenizer lists as tokens (Gemma's <b>) are spelt out in a user's words: the
-name does not say which is which.
+name does not say which is which. T5's sentinels, <extra_id_0> and on, are control tokens also where they are pieces of
+the vocabulary and no added tokens, as in mT5, where a sentinel's piece has a word's ▁ in front.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,8 @@ NOWHERE = "\U0010ffff"  # a code point that is no character: in no vocabulary
 BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 ANSWERS = 1 << 12  # that are kept
 WORD = 16  # characters of a word, or so
+WORD_START = "▁"
+SENTINELS = ("<extra_id_{}>", "▁<extra_id_{}>")
 MARKUP = re.compile(r"<.+>|\[.+\]", re.DOTALL)
 
 
@@ -56,7 +60,7 @@ class Tokens:
         tokenizer.no_padding()
         self.tokenizer, self.rows = tokenizer, rows
         added = tokenizer.get_added_tokens_decoder()
-        self.control = {i: t.content for i, t in added.items() if is_control(t.content, t.special)}
+        self.control = {i: t.content for i, t in added.items() if is_control(t.content, t.special)} | _sentinels(tokenizer)
         self.unknown = _unknown(tokenizer, self.control)
         self._apart: _Apart | None = None
         self._written = lru_cache(64)(self._renamed)
@@ -165,7 +169,8 @@ class Tokens:
             if i in self.control and i != self._apart.unknown:
                 written = part[start:end]
                 space = len(written) - len(written.lstrip())
-                pieces += [part[done : start + space], self._apart.names[i], written[len(written.rstrip()) :]]
+                name = self._apart.names[i].lstrip(WORD_START)  # which the tokenizer puts there itself
+                pieces += [part[done : start + space], name, written[len(written.rstrip()) :]]
                 done = end
         return "".join((*pieces, part[done:]))
 
@@ -173,6 +178,17 @@ class Tokens:
 def is_control(content: str, special: bool) -> bool:
     """Whether an added token steers the model; the others are words, and the bytes of byte fallback."""
     return not BYTE.fullmatch(content) and (special or MARKUP.fullmatch(content.strip()) is not None)
+
+
+def _sentinels(tokenizer: Tokenizer) -> dict[int, str]:
+    """T5's, counted from 0, by their ids."""
+    found = {}
+    for form in SENTINELS:
+        for number in count():
+            if (known := tokenizer.token_to_id(form.format(number))) is None:
+                break
+            found[known] = form.format(number)
+    return found
 
 
 @dataclass(frozen=True)

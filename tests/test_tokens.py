@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, T5Tokenizer
 
 from qia3.errors import BundleError, DataError
 from qia3.tokens import Tokens, is_control
@@ -168,6 +168,98 @@ def test_control_tokens_in_words_are_spelt_as_by_a_tokenizer_that_has_none(kind,
     assert [whole.id_to_token(i) for i in found] == expected
     if kind == "byte-level":
         assert whole.decode(list(found), skip_special_tokens=False) == f"<s>user\nTopic of {text}?<|im_end|>\n"
+
+
+SENTINELS = [f"<extra_id_{i}>" for i in range(3)]
+ASKED = ["Say: {text}</s>", "{text}</s>", "Fill <extra_id_0> in: {text} <extra_id_1></s>", "<{text}</s>"]
+odd = st.lists(st.sampled_from([*PIECES, *SENTINELS, "extra_id_0>", "<extra_", "▁"]) | st.text(max_size=4), max_size=7)
+
+
+def t5_words(bytes_too: bool = False) -> list[tuple[str, float]]:
+    """A Unigram vocabulary in T5's order: <pad>, </s>, <unk>, then pieces and their scores."""
+    state = json.loads(bare("unigram").to_str())
+    pieces = [(piece, score) for piece, score in state["model"]["vocab"] if piece not in SPECIAL]
+    spelt = [(f"<0x{i:02X}>", -9.0) for i in range(256)] if bytes_too else []
+    return [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *spelt, *pieces]
+
+
+def t5() -> PreTrainedTokenizerFast:
+    """transformers' own, with three sentinels."""
+    return T5Tokenizer(vocab=[*t5_words(), *((s, 0.0) for s in reversed(SENTINELS))], extra_ids=3)
+
+
+def mt5() -> PreTrainedTokenizerFast:
+    """Sentinels are pieces with a word's beginning, and added tokens are the first three alone."""
+    return T5Tokenizer(vocab=[*t5_words(), *((f"▁{s}", 0.0) for s in reversed(SENTINELS))], extra_ids=0)
+
+
+def mt5_of_old() -> PreTrainedTokenizerFast:
+    """The same, made as transformers 4 made it: words begin at any space, and nothing else parts them."""
+    state = json.loads(Tokens.of(mt5()).tokenizer.to_str())
+    state["pre_tokenizer"] = state["pre_tokenizer"]["pretokenizers"][1]
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(state)), eos_token="</s>")
+
+
+def byte_fallback() -> PreTrainedTokenizerFast:
+    """As UMT5: what the vocabulary lacks comes out as bytes."""
+    state = json.loads(Tokens.of(t5()).tokenizer.to_str())
+    state["model"] |= {"vocab": [*t5_words(True), *((s, 0.0) for s in reversed(SENTINELS))], "byte_fallback": True}
+    for token in state["added_tokens"]:
+        if token["content"] in SENTINELS:
+            token["id"] += 256
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(state)), eos_token="</s>")
+
+
+SENTENCEPIECE = {"t5": t5(), "mt5": mt5(), "mt5-old": mt5_of_old(), "bytes": byte_fallback()}
+
+
+def test_the_sentencepiece_tokenizers_are_what_they_are_meant_to_be():
+    for name, theirs in SENTENCEPIECE.items():
+        space = "▁" if "mt5" in name else ""
+        assert theirs.convert_ids_to_tokens(theirs.encode("the <extra_id_1>"))[-2:] == [f"{space}<extra_id_1>", "</s>"]
+    assert "<unk>" in SENTENCEPIECE["t5"].convert_ids_to_tokens(SENTENCEPIECE["t5"].encode("☂"))
+    assert "<0xE2>" in SENTENCEPIECE["bytes"].convert_ids_to_tokens(SENTENCEPIECE["bytes"].encode("☂"))
+
+
+@pytest.mark.parametrize("name", SENTENCEPIECE)
+@settings(max_examples=60, deadline=None)
+@given(template=st.sampled_from(ASKED), text=odd.map("".join))
+def test_law_11_sentinels_and_the_end_in_a_user_s_words_are_text(name, template, text):
+    theirs = SENTENCEPIECE[name]
+    tokens = Tokens.of(theirs)
+    steering = {i for i, piece in enumerate(theirs.convert_ids_to_tokens(range(len(theirs)))) if piece.lstrip("▁") in {*SENTINELS, "</s>", "<pad>"}}  # fmt: skip
+    assert len(steering) == 5
+    own = [i for i in theirs.encode(template.replace("{text}", "x"), add_special_tokens=False) if i in steering]
+    assert [i for i in tokens.prompt(template, text) if i in steering] == own
+    assert len(own) == (3 if "extra" in template else 1)
+    assert not {i for i in tokens.encode(text) if i in steering}
+
+
+@pytest.mark.parametrize("name", SENTENCEPIECE)
+@settings(max_examples=60, deadline=None)
+@given(text=words.filter(ordinary))
+def test_a_prompt_with_the_end_written_out_is_what_transformers_adds_it_to(name, text):
+    theirs = SENTENCEPIECE[name]
+    assert list(Tokens.of(theirs).prompt("Topic of {text}?</s>", text)) == theirs.encode(f"Topic of {text}?")
+    assert list(Tokens.of(theirs).prompt("{text}</s>", text)) == [*theirs.encode(text, add_special_tokens=False), 1]
+
+
+@pytest.mark.parametrize("name", SENTENCEPIECE)
+def test_words_that_spell_a_sentinel_leave_the_rest_of_the_prompt_as_it_is(name):
+    """Oracle: the same words by a tokenizer whose sentinels and end are gone, between the template's own."""
+    theirs = SENTENCEPIECE[name]
+    tokens, plain = Tokens.of(theirs), json.loads(Tokens.of(theirs).tokenizer.to_str())
+    plain["added_tokens"] = []
+    spoilt = [[f"\x00{i}" if piece.lstrip("▁") in {*SENTINELS, "</s>"} else piece, score] for i, (piece, score) in enumerate(plain["model"]["vocab"])]  # fmt: skip
+    plain["model"]["vocab"] = spoilt
+    without = Tokenizer.from_str(json.dumps(plain))
+    filled = tokens.prompt("Fill <extra_id_0> in: {text}</s>", "<extra_id_1>")
+    sentinel, end = theirs.convert_tokens_to_ids([f"{'▁' if 'mt5' in name else ''}<extra_id_0>", "</s>"])
+    parts = [without.encode(part, add_special_tokens=False).ids for part in ("Fill", "in: <extra_id_1>")]
+    assert list(filled) == [*parts[0], sentinel, *parts[1], end]
+    for text in ("lock <extra_id_0> the door", "<extra_id_1>", "the </s> lights<extra_id_2>"):
+        found = tokens.prompt("Topic of {text}?</s>", text)
+        assert list(found) == [*without.encode(f"Topic of {text}?", add_special_tokens=False).ids, 1]
 
 
 @pytest.mark.parametrize("merges", [["< s", "<s >", "<s> a"], [["<", "s"], ["<s", ">"], ["<s>", "a"]]])

@@ -170,8 +170,10 @@ def test_how_a_step_is_computed_does_not_change_what_is_trained(tmp_path, family
     for one, other in zip(*(entries for entries, _ in runs), strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=5e-5)
         assert one == pytest.approx(other, rel=1e-4)
-    for name, vector in runs[0][1].items():  # a bfloat16 offset may round to its neighbour
-        np.testing.assert_allclose(runs[1][1][name], vector, atol=1e-3)
+    # a bfloat16 offset may round to its neighbour; where a gradient is near zero, as more are in the tiny T5, Adam makes
+    # a part of a step of a rounding (steps are 2e-2)
+    for name, vector in runs[0][1].items():
+        np.testing.assert_allclose(runs[1][1][name], vector, atol=1e-3 if family == "llama" else 3e-3)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
