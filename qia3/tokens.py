@@ -60,7 +60,9 @@ class Tokens:
         tokenizer.no_padding()
         self.tokenizer, self.rows = tokenizer, rows
         added = tokenizer.get_added_tokens_decoder()
-        self.control = {i: t.content for i, t in added.items() if is_control(t.content, t.special)} | _sentinels(tokenizer)
+        self.control = {i: t.content for i, t in added.items() if is_control(t.content, t.special)} | _sentinels(
+            tokenizer
+        )
         self.unknown = _unknown(tokenizer, self.control)
         self._apart: _Apart | None = None
         self._written = lru_cache(64)(self._renamed)

@@ -227,7 +227,8 @@ def test_the_sentencepiece_tokenizers_are_what_they_are_meant_to_be():
 def test_law_11_sentinels_and_the_end_in_a_user_s_words_are_text(name, template, text):
     theirs = SENTENCEPIECE[name]
     tokens = Tokens.of(theirs)
-    steering = {i for i, piece in enumerate(theirs.convert_ids_to_tokens(range(len(theirs)))) if piece.lstrip("▁") in {*SENTINELS, "</s>", "<pad>"}}  # fmt: skip
+    pieces = theirs.convert_ids_to_tokens(range(len(theirs)))
+    steering = {i for i, piece in enumerate(pieces) if piece.lstrip("▁") in {*SENTINELS, "</s>", "<pad>"}}
     assert len(steering) == 5
     own = [i for i in theirs.encode(template.replace("{text}", "x"), add_special_tokens=False) if i in steering]
     assert [i for i in tokens.prompt(template, text) if i in steering] == own
@@ -250,7 +251,9 @@ def test_words_that_spell_a_sentinel_leave_the_rest_of_the_prompt_as_it_is(name)
     theirs = SENTENCEPIECE[name]
     tokens, plain = Tokens.of(theirs), json.loads(Tokens.of(theirs).tokenizer.to_str())
     plain["added_tokens"] = []
-    spoilt = [[f"\x00{i}" if piece.lstrip("▁") in {*SENTINELS, "</s>"} else piece, score] for i, (piece, score) in enumerate(plain["model"]["vocab"])]  # fmt: skip
+    gone = {*SENTINELS, "</s>"}
+    vocabulary = enumerate(plain["model"]["vocab"])
+    spoilt = [[f"\x00{i}" if piece.lstrip("▁") in gone else piece, score] for i, (piece, score) in vocabulary]
     plain["model"]["vocab"] = spoilt
     without = Tokenizer.from_str(json.dumps(plain))
     filled = tokens.prompt("Fill <extra_id_0> in: {text}</s>", "<extra_id_1>")
