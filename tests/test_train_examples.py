@@ -186,6 +186,20 @@ def test_the_longest_path_is_that_of_any_prompt_that_may_be_drawn():
     assert made(shots=1, max_length=77).longest_path() == 77
 
 
+def test_an_encoder_decoder_s_limit_is_for_the_prompt_and_for_the_answer():
+    """A start token, "a." and its end are three; a prompt has the whole limit for itself."""
+    beside = dataclasses.replace(source(), wrap=dataclasses.replace(WRAP, start=(1,)))
+    tree = made(beside, max_length=6).tree(2)
+    assert (text(tree.prompt), text(tree.answers[0])) == ("<Q t2>", "a.")
+    assert text(made(beside, max_length=5).tree(2).prompt) == "<Q t>"
+    assert text(made(source(), max_length=8).tree(2).prompt) == "<Q t2>"
+    long = dataclasses.replace(beside, examples=(Example("t", "an answer"),), choices=None)
+    assert text(made(long, max_length=11).tree(0).answers[0]) == "an answer."
+    with pytest.raises(ConfigError, match=r"max_length = 10 has no room for the prompt and an answer"):
+        made(long, max_length=10).tree(0)
+    assert made(beside, long, max_length=50).longest_path() == len("an answer.") + 1
+
+
 def test_a_schedule_s_slots_do_not_depend_on_where_it_begins():
     run = Schedule(made(ranked=True, shots=1), steps=5, batch=4, seed=3)
     again = Schedule(made(ranked=True, shots=1), steps=5, batch=4, seed=3)

@@ -11,9 +11,14 @@ import tiny_bundle
 from tiny_build import SAID, write_build, write_lines
 
 from qia3.build import measured, plan_jobs
-from qia3.config import read_build
+from qia3.config import Task, read_build
 from qia3.errors import ConfigError, DataError
+from qia3.examples import Example, Place
+from qia3.recipe import Train
 from qia3.tokens import Tokens
+from qia3.train.data import Data
+from qia3.train.fit import fitted
+from qia3.train.prompts import Wrapping
 
 LONG = "lock the door and " * 60
 
@@ -144,3 +149,36 @@ def test_jobs_that_fit_are_what_they_were(place, capsys):
     jobs = plan_jobs(plan)
     assert [replace(j) for j in measured(plan, jobs)] == jobs
     assert "warning" not in capsys.readouterr().err
+
+
+def fit_beside(text: str, label: str, context: int, max_length: int = 256) -> Data:
+    """One example of an encoder-decoder whose answers begin behind two tokens, cut where it does not fit."""
+    task = Task(name="t", kind="generate", prompt="Topic of {text}?", train="a", test="b", overlong="cut")
+    example = Example(text, label, place=Place("a.jsonl", 1))
+    wrap = Wrapping("", tiny_bundle.END, tiny_bundle.END, (1,), start=(0, 1))
+    return fitted(task, Data((example,), (example,), None), tokens(), wrap, [Train(max_length=max_length)], 0, context)
+
+
+def counted(text: str) -> int:
+    return len(tiny_bundle.tokenizer().encode(text).ids)
+
+
+def test_an_encoder_and_its_decoder_have_a_context_each(capsys):
+    """Oracle: tokenizers alone counts the prompt, whatever the answer's length, and one character more does not fit."""
+    for label in ("lock", "lock the door and lock up the hall and the lights"):
+        for cut in (fit_beside(LONG, label, 40).train[0].text, fit_beside(LONG, label, 40).test[0].text):
+            prompt = f"Topic of {cut}?{tiny_bundle.END}"
+            assert LONG.startswith(cut)
+            assert counted(prompt) <= 40 < counted(f"Topic of {LONG[: len(cut) + 1]}?{tiny_bundle.END}")
+    assert "cut to fit the context of 40 tokens" in capsys.readouterr().err
+
+
+def test_an_answer_that_its_decoder_has_no_room_for_is_told():
+    label = "lock the door and lock up"
+    needed = 2 + counted(label + tiny_bundle.END) - 1
+    assert fit_beside("lights", label, needed).train[0].text == "lights"
+    with pytest.raises(ConfigError, match=rf"no room for words in a context of {needed - 1} tokens"):
+        fit_beside("lights", label, needed - 1)
+    with pytest.raises(ConfigError, match=rf"max_length = {needed} leaves no room"):
+        fit_beside("lights", label, 96, max_length=needed)
+    assert fit_beside("lights", label, 96, max_length=needed + 1)

@@ -11,14 +11,14 @@ import pytest
 import tiny_bundle
 from tiny_build import CHAT, write_base
 from tokenizers import AddedToken
-from transformers import PreTrainedTokenizerFast
+from transformers import BartTokenizer, PreTrainedTokenizerFast, T5Tokenizer
 
 from qia3.base.reach import check_ids
 from qia3.base.text import read_base_text
 from qia3.bounded import bounded
 from qia3.errors import ConfigError
 from qia3.tokens import Tokens
-from qia3.train.prompts import check_end, wrapping
+from qia3.train.prompts import Wrapping, ask, check_end, wrapping
 from qia3.train.template import render
 
 
@@ -32,6 +32,19 @@ DATED = "{{ strftime_now('%d %b %Y') }} " + each("{{ m.content }}<|end|>")
 NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('no system turn') }}{% endif %}" + CHAT
 LOOP = "{% for i in range(99999) %}{% for j in range(99999) %}{% for k in range(99999) %}{% endfor %}{% endfor %}{% endfor %}"
 GROWING = "{% set n = namespace(x='aaaaaaaa') %}{% for i in range(60) %}{% set n.x = n.x + n.x %}{% endfor %}"
+
+
+T5_WORDS = [
+    ("<pad>", 0.0),
+    ("</s>", 0.0),
+    ("<unk>", 0.0),
+    ("▁", -2.0),
+    ("a", -3.0),
+    ("b", -3.5),
+    ("▁a", -3.2),
+    ("<extra_id_0>", 0.0),
+]
+BART_WORDS = {w: i for i, w in enumerate(["<s>", "<pad>", "</s>", "<unk>", "a", "b", "Ġ", "<mask>"])}
 
 
 def words(chat=CHAT, **settings) -> PreTrainedTokenizerFast:
@@ -158,3 +171,25 @@ def test_what_a_child_does_stays_there():
     assert seen == []
     with pytest.raises(ValueError, match="no luck"):
         bounded(lambda: (_ for _ in ()).throw(KeyError("no luck")))
+
+
+@pytest.mark.parametrize(("kind", "around"), [(T5Tokenizer, ("", "</s>")), (BartTokenizer, ("<s>", "</s>"))])
+def test_an_encoder_reads_what_its_tokenizer_puts_around_a_text(kind, around):
+    """Oracle: transformers' encode, which adds it."""
+    own = kind(vocab=T5_WORDS, extra_ids=1) if kind is T5Tokenizer else kind(vocab=BART_WORDS, merges=[])
+    wrap = wrapping(own, SimpleNamespace(eos_token_id=1), chat=True, start=(0,))
+    assert (wrap.prefix, wrap.suffix) == around
+    assert (wrap.start, wrap.end, wrap.stop_tokens) == ((0,), "</s>", (1, *([] if own.eos_token_id == 1 else [own.eos_token_id])))  # fmt: skip
+    assert list(Tokens.of(own).prompt(ask(wrap, "ab {text}"), "b a")) == own.encode("ab b a")
+
+
+def test_an_encoder_decoder_s_chat_template_comes_before_what_its_tokenizer_adds():
+    wrap = wrapping(words(), None, chat=True, start=(0,))
+    assert (wrap.prefix, wrap.suffix) == (render(words()).prefix, render(words()).suffix)
+    assert wrapping(words(), None, chat=False, start=(0,)).suffix == ""
+
+
+def test_what_a_limit_leaves_for_a_prompt():
+    decoder, pair = Wrapping("", "", ".", (1,)), Wrapping("", "", ".", (1,), start=(7, 8))
+    assert [decoder.room(10, n) for n in (3, 9, 12)] == [7, 1, -2]
+    assert [pair.room(10, n) for n in (3, 8, 9)] == [10, 10, 0]

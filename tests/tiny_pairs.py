@@ -36,11 +36,11 @@ ABSOLUTE = ["bart", "marian"]
 START = (0,)
 
 
-def tiny_pair(name: str, seed: int = 0) -> PreTrainedModel:
+def tiny_pair(name: str, seed: int = 0, **changed: Any) -> PreTrainedModel:
     """A float model whose weights, norms and biases are random and large enough to matter."""
     kind, settings = PAIRS[name]
     torch.manual_seed(seed)
-    model = AutoModelForSeq2SeqLM.from_config(AutoConfig.for_model(kind, **settings)).eval()
+    model = AutoModelForSeq2SeqLM.from_config(AutoConfig.for_model(kind, **(settings | changed))).eval()
     with torch.no_grad():
         for part, parameter in model.named_parameters():
             if parameter.dim() == 1:
