@@ -91,7 +91,7 @@ def stopping_at(step):
 
 @pytest.mark.parametrize("compute", ["float32", "bfloat16"])
 def test_an_encoder_decoder_s_loss_falls_and_it_is_left_as_it_was(compute, tmp_path):
-    model, scaled = adapted("t5-gated")
+    model, scaled = adapted("t5 v1.1")
     before = fingerprint(model.encoder.block[1].layer[1].DenseReluDense.wi_0)
     settings = SETTINGS.model_copy(update={"steps": 30, "compute": compute, "learning_rate": 5e-2})
     record = train_vectors(model, scaled, EXAMPLES, settings, 0, tmp_path, "t")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_pairs import PAIRS, START, tiny_pair
+from tiny_pairs import PAIRS, START
+from tiny_seq2seq import tiny_seq2seq
 
 from qia3.train.batches import Batch
 from qia3.train.dropout import without_dropout
@@ -18,9 +19,9 @@ def batch() -> Batch:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("name", [name for name in PAIRS if name != "t5gemma"])  # which drops nothing by default
 def test_nothing_is_dropped_within_and_something_is_outside(name):
-    model = tiny_pair(name)
+    model = tiny_seq2seq(name)
     expected = read_logits(model, batch())
     model.train()
     with without_dropout(model):
@@ -30,7 +31,7 @@ def test_nothing_is_dropped_within_and_something_is_outside(name):
 
 
 def test_a_model_that_skips_layers_skips_none_within():
-    model = tiny_pair("bart")
+    model = tiny_seq2seq("bart")
     expected = read_logits(model, batch())
     model.get_decoder().layerdrop = 1.0
     model.train()

@@ -107,7 +107,9 @@ def _run(model: PreTrainedModel, rows: Rows, mask: Tensor | None) -> Any:
 
 
 def _run_beside(model: PreTrainedModel, rows: Rows, mask: Tensor | None) -> Any:
-    """The encoder once for each prompt, then the decoder on rows of answers."""
+    """The encoder once for each prompt, then the decoder on rows of answers. Without a mask of its own T5Gemma's decoder
+    hides every padding token, also one that it starts with.
+    """
     assert rows.prompt_mask is not None
     encoded = model.get_encoder()(input_ids=rows.prompts, attention_mask=rows.prompt_mask)
     states: Tensor = encoded.last_hidden_state  # [E, S, h] -> [R, S, h]
@@ -115,7 +117,7 @@ def _run_beside(model: PreTrainedModel, rows: Rows, mask: Tensor | None) -> Any:
         encoder_outputs=BaseModelOutput(last_hidden_state=states[rows.source]),
         attention_mask=rows.prompt_mask[rows.source],
         decoder_input_ids=rows.input_ids,
-        decoder_attention_mask=mask,
+        decoder_attention_mask=torch.ones_like(rows.input_ids) if mask is None else mask,
         use_cache=False,
     )
 
