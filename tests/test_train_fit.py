@@ -177,7 +177,9 @@ def test_an_answer_that_its_decoder_has_no_room_for_is_told():
     label = "lock the door and lock up"
     needed = 2 + counted(label + tiny_bundle.END) - 1
     assert fit_beside("lights", label, needed).train[0].text == "lights"
-    with pytest.raises(ConfigError, match=rf"no room for words in a context of {needed - 1} tokens"):
+    with pytest.raises(
+        ConfigError, match=rf"leave no room for the words of a.jsonl, line 1 in a context of {needed - 1} tokens"
+    ):
         fit_beside("lights", label, needed - 1)
     with pytest.raises(ConfigError, match=rf"max_length = {needed} leaves no room"):
         fit_beside("lights", label, 96, max_length=needed)

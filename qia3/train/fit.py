@@ -80,7 +80,7 @@ class _Ruler:
     def longest_answer(self, example: Example, ranked: bool = True) -> str:
         """Which it is, and where a line says it first."""
         choices = (example.choices or self.data.choices) if ranked else None
-        text = max(choices or (example.answer,), key=lambda text: len(self.tokens.answer(text, self.end)))
+        text = max(choices or (example.answer,), key=lambda text: len(self.tokens.answer(text, self.wrap.end)))
         where = next((e.place for e in self.data.train if text in (e.answer, *e.also)), None)
         return quoted(text) + (f" ({where})" if where else "")
 
