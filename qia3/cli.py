@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -69,6 +69,18 @@ export_options = _together(
     ),
     click.option("--task", metavar="NAME", help="The task to merge (with --mode merged)."),
     click.option("--target", metavar="NAME", help="An export target; `qia3 targets` lists them."),
+)
+
+
+decoding_options = _together(
+    click.option("--beams", type=click.IntRange(min=1), help="Try so many texts side by side, and print the best."),
+    click.option("--length-penalty", type=float, help="With --beams: above 1 favours long texts, below 1 short ones."),
+    click.option(
+        "--temperature", type=float, help="Draw tokens, not the likeliest; above 1 more evenly than they are."
+    ),
+    click.option("--top-k", type=click.IntRange(min=1), help="With --temperature: of the so many likeliest."),
+    click.option("--top-p", type=float, help="With --temperature: of the likeliest that have this share together."),
+    click.option("--seed", type=int, help="With --temperature: the same seed draws the same text."),
 )
 
 
@@ -209,6 +221,7 @@ def export(
     metavar="FOLDER",
     help="Keep the weights there as this processor wants them, and map them: less memory held.",
 )
+@decoding_options
 @as_json
 def run(
     bundle: Path,
@@ -218,6 +231,12 @@ def run(
     max_new_tokens: int | None,
     choices: tuple[str, ...],
     packed: Path | None,
+    beams: int | None,
+    length_penalty: float | None,
+    temperature: float | None,
+    top_k: int | None,
+    top_p: float | None,
+    seed: int | None,
     as_json: bool,
 ) -> None:
     """Ask a bundle one thing.
@@ -227,20 +246,29 @@ def run(
     from qia3.bundle.opened import Bundle
     from qia3.runtime.adapters import AdapterBank
     from qia3.runtime.answer import classify, reply, task_of
+    from qia3.runtime.decoding import Decoding
     from qia3.runtime.load import open_engine
 
+    decoding = Decoding(
+        beams or 1,
+        1.0 if length_penalty is None else length_penalty,
+        temperature=temperature,
+        top_k=top_k or 0,
+        top_p=1.0 if top_p is None else top_p,
+        seed=seed,
+    )
     opened = Bundle.open(bundle)
     name = adapter or _only_adapter(opened)
     vectors = AdapterBank(opened).vectors(name)
     engine = open_engine(opened, packed=packed)
     job = task_of(engine, name, task)
-    _check_asked(job, choices, max_new_tokens)
+    _check_asked(job, choices, {"max-new-tokens": max_new_tokens, "beams": beams, "temperature": temperature})
     facts: dict[str, Any] = {"adapter": name, "task": job.name}
     if job.kind == "classify":
         answer = classify(engine, job, vectors, text, choices)
         print_result(facts | {"label": answer.label, "scores": answer.scores}, answer.label, as_json)
         return
-    pieces = reply(engine, job, vectors, text, max_new_tokens)
+    pieces = reply(engine, job, vectors, text, max_new_tokens, decoding)
     if as_json:
         print_result(facts | {"text": "".join(pieces)}, "", as_json)
         return
@@ -249,14 +277,17 @@ def run(
     click.echo()
 
 
-def _check_asked(task: Task, choices: Sequence[str], max_new_tokens: int | None) -> None:
-    """Raises ConfigError for options that a task of this kind has no use for, and choices that are none."""
+def _check_asked(task: Task, choices: Sequence[str], generating: Mapping[str, object]) -> None:
+    """Raises ConfigError for options that a task of this kind has no use for, and choices that are none. `generating`
+    are those of a task that generates, by name; None: not given.
+    """
     if task.kind == "generate":
         if choices:
             raise ConfigError(f"task {task.name!r} generates text: --choice is for a task that classifies")
         return
-    if max_new_tokens is not None:
-        raise ConfigError(f"task {task.name!r} classifies: --max-new-tokens is for a task that generates")
+    for name, value in generating.items():
+        if value is not None:
+            raise ConfigError(f"task {task.name!r} classifies: --{name} is for a task that generates")
     if not all(choice.strip() for choice in choices):
         raise ConfigError("--choice is an answer, and one of them is empty")
     if doubled := sorted({choice for choice in choices if choices.count(choice) > 1}):

@@ -219,6 +219,9 @@ def test_a_task_without_choices_needs_them_with_each_text(tmp_path):
     [
         ("echo --choice a --choice b", "task 'echo' generates text: --choice is for"),
         ("lamps --max-new-tokens 3", "task 'lamps' classifies: --max-new-tokens is for"),
+        ("lamps --beams 3", "task 'lamps' classifies: --beams is for"),
+        ("echo --beams 3 --temperature 1.0", "beams are not drawn"),
+        ("echo --top-p 0.9", "give a temperature"),
         ("lamps --choice a --choice b --choice a", "--choice 'a' is given twice"),
         ("lamps --choice a", "--choice 'a' is the only one: nothing to tell apart"),
         ("lamps --choice a --choice=", "--choice is an answer, and one of them is empty"),

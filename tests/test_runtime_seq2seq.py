@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -9,13 +10,18 @@ import pytest
 import tiny_bundle as tiny
 import tiny_pair as small
 
+from qia3 import cli
+from qia3.bundle.layout import ENCODER_GRAPH
 from qia3.bundle.opened import Bundle
-from qia3.errors import AdapterError, BundleError, QIA3Error
+from qia3.errors import AdapterError, BundleError, ConfigError, QIA3Error
 from qia3.runtime.adapters import AdapterBank
+from qia3.runtime.answer import classify, prepare
+from qia3.runtime.bench import bench
 from qia3.runtime.engine import Engine, select_rows
 from qia3.runtime.generate import generate
 from qia3.runtime.load import open_engine
-from qia3.runtime.score import rank_batch
+from qia3.runtime.readback import read_back
+from qia3.runtime.score import rank, rank_batch
 from qia3.runtime.seq2seq import Seq2Seq
 
 ROWS = [[5, 9, 250, 17, 33, 80, 4, 61, 12, 99, 7], [8, 44, 3, 190], [77], [6, 20, 31, 45, 120, 9, 2]]
@@ -224,3 +230,70 @@ def test_each_bundle_has_its_engine_and_the_other_is_refused(bundle, engine, tmp
     assert type(open_engine(alone, threads=1)) is Engine
     with pytest.raises(BundleError, match="has no encoder"):
         Seq2Seq(alone, threads=1)
+
+
+def said(capsys, *words) -> str:
+    with pytest.raises(SystemExit) as ended:
+        cli.main([str(word) for word in words])
+    out, err = capsys.readouterr()
+    assert ended.value.code == 0, err
+    return out
+
+
+def test_the_verbs_take_it_as_they_take_a_decoder(engine, bank, tmp_path, capsys):
+    folder = engine.bundle.path
+    found = json.loads(said(capsys, "run", folder, "the hall", "--adapter", "lamps", "--json"))
+    tokens = [list(engine.tokens.answer(c, tiny.END)) for c in tiny.CHOICES]
+    prompt = list(engine.tokens.prompt("Topic of {text}?", "the hall"))
+    scores = rank(engine, prompt, tokens, bank.vectors("lamps"))
+    assert found["label"] == tiny.CHOICES[int(scores.argmax())]
+    greedy = said(capsys, "run", folder, "the door", "--adapter", "echo")
+    beams = said(capsys, "run", folder, "the door", "--adapter", "echo", "--beams", 4, "--length-penalty", 2)
+    drawn = [
+        said(capsys, "run", folder, "the door", "--adapter", "echo", "--temperature", 9, "--seed", s) for s in (1, 1, 2)
+    ]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert len({greedy, beams, *drawn}) == 4
+    asked = tmp_path / "asked.jsonl"
+    lines = [{"text": text, "label": tiny.CHOICES[0]} for text in ("a", "the hall", "word " * 60)]
+    asked.write_text("\n".join(map(json.dumps, lines)))
+    result = json.loads(said(capsys, "eval", folder, asked, "--adapter", "lamps"))
+    assert (result["n"], result["left_out"], result["left_out_lines"]) == (2, 1, [3])
+    figures = json.loads(said(capsys, "bench", folder, "--json"))
+    assert (figures["prompt_tokens"], figures["new_tokens"]) == (26, 13)
+
+
+def test_a_prompt_and_an_answer_have_the_context_each(engine, tmp_path):
+    """35 tokens of prompt and 30 of an answer fit a context of 40; a decoder has no room for them."""
+    bank, shape = AdapterBank(engine.bundle), engine.bundle.architecture
+    found = rank(engine, [7] * 35, [[5] * 30, [6]], bank.vectors(None))
+    assert np.isfinite(found).all()
+    assert bench(engine.bundle.path, prompt_tokens=35, new_tokens=39)["new_tokens"] == 39
+    for prompt, new in ((41, 3), (3, 40)):
+        with pytest.raises(ConfigError, match="each fits the context of 40"):
+            bench(engine.bundle.path, prompt_tokens=prompt, new_tokens=new)
+    assert shape.positions(35, 29) == 35
+
+
+def test_nothing_is_kept_of_a_beginning_and_the_answers_are_the_same(bundle, bank):
+    engine, task = open_engine(bundle, threads=1), bundle.tasks["lamps"]
+    before = classify(engine, task, bank.vectors("lamps"), "the hall")
+    prepare(engine, task, bank.vectors("lamps"))
+    assert engine.begun == []
+    assert classify(engine, task, bank.vectors("lamps"), "the hall") == before
+
+
+def test_both_graphs_can_be_packed_and_a_damaged_one_is_refused(bundle, engine, bank, tmp_path):
+    kept = open_engine(bundle, threads=1, packed=tmp_path / "kept")
+    assert len(list((tmp_path / "kept").iterdir())) == 2
+    for vectors in ({}, bank.rows(NAMES)):
+        np.testing.assert_array_equal(played(kept, ROWS, vectors, [40]), played(engine, ROWS, vectors, [40]))
+    folder = small.write_bundle(tmp_path / "b")
+    read_back(folder)
+    file = folder / ENCODER_GRAPH
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    with pytest.raises(BundleError, match=r"encoder_model_q4\.onnx has changed"):
+        Bundle.open(folder)
+    file.unlink()
+    with pytest.raises(BundleError, match=r"encoder_model_q4\.onnx is missing"):
+        Bundle.open(folder)

@@ -46,6 +46,9 @@ class Decoding:
             "top_k is 0 (all) or more": self.top_k >= 0,
             "top_p is above 0, and 1 at most": 0 < self.top_p <= 1,
             "min_p is from 0 to 1": 0 <= self.min_p <= 1,
+            "a length penalty is for several beams": self.beams > 1 or self.length_penalty == 1,
+            "top_k, top_p, min_p and a seed are for drawing: give a temperature": self.temperature is not None
+            or (self.top_k, self.top_p, self.min_p, self.seed) == (0, 1, 0, None),
         }
         if broken := [rule for rule, kept in rules.items() if not kept]:
             raise ConfigError("; ".join(broken))
