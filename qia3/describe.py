@@ -12,17 +12,23 @@ from pathlib import Path
 from typing import Any, cast
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from qia3 import __version__
+from qia3.base.family import stacks
 from qia3.base.frozen import BaseModel
-from qia3.base.modules import GridEmbedding, grid_linears
+from qia3.base.modules import GridEmbedding, grid_linears, named_modules
+from qia3.base.stages import prompt_only
+from qia3.base.start import decoder_start
 from qia3.base.weights import GridWeight
-from qia3.bundle.layout import DATA, GRAPH
+from qia3.bundle.layout import DATA, DECODER_GRAPH, ENCODER_GRAPH, GRAPH, SHARED_DATA
 from qia3.bundle.manifest import (
     DECODER,
+    ENCODER,
     Architecture,
     Base,
     Code,
+    Dense,
     Graph,
     Grid,
     Layer,
@@ -33,6 +39,7 @@ from qia3.bundle.manifest import (
     Vector,
 )
 from qia3.bundle.records import Drift, Rounding
+from qia3.bundle.sites import Site
 from qia3.config import Build, Task
 from qia3.graph.loader_configs import head_size
 from qia3.ia3.roles import Roles
@@ -44,19 +51,35 @@ PACKAGES = ("torch", "transformers", "onnxruntime", "onnx-ir", "onnx", "numpy", 
 
 
 def positions(plan: Build, base: BaseModel) -> int:
-    """The context that the graph is made for: as the plan asks, within what the base was made for."""
+    """The context that the graphs are made for: as the plan asks, within what the base was made for."""
     return min(
         plan.export.context_length,
-        getattr(base.model.config.get_text_config(), "max_position_embeddings", None) or 10**9,
+        getattr(_text_config(base.model.config), "max_position_embeddings", None) or 10**9,
     )
 
 
-def linear_layers(model: nn.Module, roles: Roles) -> tuple[Layer, ...]:
-    """Every linear layer with its shape and role."""
+def linear_layers(model: PreTrainedModel, roles: Roles) -> tuple[Layer, ...]:
+    """Every linear layer on a grid with its shape and role."""
+    once = prompt_only(model)
     return tuple(
-        Layer(name, m.in_features, m.out_features, roles.linears.get(name, "other"), *_stored(m.store))
+        Layer(name, m.in_features, m.out_features, roles.linears.get(name, "other"), *_stored(m.store), name in once)
         for name, m in grid_linears(model)
     )
+
+
+def dense_layers(model: PreTrainedModel, roles: Roles) -> tuple[Dense, ...]:
+    """Those that are float, as the family keeps them; a head in float is the embedding's affair."""
+    once, head = prompt_only(model), model.get_output_embeddings()
+    return tuple(
+        Dense(name, m.in_features, m.out_features, roles.linears.get(name, "other"), name in once)
+        for name, m in named_modules(model, nn.Linear)
+        if m is not head
+    )
+
+
+def _text_config(config: Any) -> Any:
+    """The settings of the stack that writes."""
+    return config.get_text_config(decoder=True) if config.is_encoder_decoder else config.get_text_config()
 
 
 def _stored(store: GridWeight) -> tuple[int, Code, int, bool]:
@@ -70,12 +93,12 @@ def describe(
     scaled: Mapping[str, Scaled],
     trained: Sequence[Trained],
     linears: tuple[Layer, ...],
+    dense: tuple[Dense, ...],
     regions: Sequence[Region],
     accuracy_level: int,
     drift: Drift | None = None,
 ) -> Manifest:
     """All but what is measured afterwards: parity, evaluation, memory and speed, and the list of files."""
-    config = base.model.config.get_text_config()
     wrap = next((t.wrapping for t in trained if t.task.chat), trained[0].wrapping)  # what the base alone speaks through
     wraps = (wrap, *(t.wrapping for t in trained))
     side = plan.export.mode == "side"
@@ -87,18 +110,10 @@ def describe(
         seed=plan.seed,
         versions={"python": platform.python_version(), **_versions()},
         base=_base(base, drift),
-        architecture=_architecture(base, config, positions(plan, base)),
+        architecture=_architecture(base, positions(plan, base)),
         linears=linears,
-        graphs={
-            DECODER: Graph(
-                GRAPH,
-                DATA,
-                plan.export.target,
-                accuracy_level,
-                plan.export.logits,
-                tuple(Vector.of(s.site) for s in scaled.values()) if side else (),
-            )
-        },
+        dense=dense,
+        graphs=_graphs(plan, base, [s.site for s in scaled.values()] if side else [], accuracy_level),
         tensors=tuple(regions),
         prompt=Prompt(wrap.prefix, wrap.suffix),
         stop_tokens=tuple(dict.fromkeys(stop for w in wraps for stop in w.stop_tokens)),
@@ -106,6 +121,23 @@ def describe(
         training={t.task.name: t.record for t in trained},
         config=_as_asked(plan),
     )
+
+
+def _graphs(plan: Build, base: BaseModel, sites: Sequence[Site], level: int) -> dict[str, Graph]:
+    """Each with the sites of its own layers."""
+    files = {DECODER: (GRAPH, DATA)}
+    encoder = next(iter(stacks(base.model))) if base.model.config.is_encoder_decoder else None
+    if encoder is not None:
+        files = {ENCODER: (ENCODER_GRAPH, SHARED_DATA), DECODER: (DECODER_GRAPH, SHARED_DATA)}
+    places: dict[str, list[Vector]] = {name: [] for name in files}
+    for site in sites:
+        inside = encoder is not None and site.module.startswith(f"{encoder}.")
+        places[ENCODER if inside else DECODER].append(Vector.of(site))
+    export = plan.export
+    return {
+        name: Graph(file, data, export.target, level, export.logits, tuple(places[name]))
+        for name, (file, data) in files.items()
+    }
 
 
 def _base(base: BaseModel, drift: Drift | None) -> Base:
@@ -121,14 +153,16 @@ def _base(base: BaseModel, drift: Drift | None) -> Base:
         blocks={str(size): tuple(roles) for size, roles in base.blocks.items()},
         rounding=None if base.rounding is None else Rounding(**vars(base.rounding)),
     )
-    model_type = base.model.config.get_text_config().model_type
+    whole = base.model.config
+    model_type = whole.model_type if whole.is_encoder_decoder else whole.get_text_config().model_type
     return Base(_reference(base.reference), base.fingerprint, model_type, base.parameters, grid, drift)
 
 
-def _architecture(base: BaseModel, config: Any, context_length: int) -> Architecture:
+def _architecture(base: BaseModel, context_length: int) -> Architecture:
     embedding, head = base.model.get_input_embeddings(), base.model.get_output_embeddings()
+    whole, config = base.model.config, _text_config(base.model.config)
     return Architecture(
-        layers=config.num_hidden_layers,
+        layers=getattr(config, "num_decoder_layers", None) or config.num_hidden_layers,
         heads=config.num_attention_heads,
         kv_heads=getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
         head_size=head_size(config),
@@ -136,7 +170,14 @@ def _architecture(base: BaseModel, config: Any, context_length: int) -> Architec
         vocab_size=config.vocab_size,
         context_length=context_length,
         tied_embedding=head is not None and _bytes_of(embedding) is _bytes_of(head),
+        encoder_layers=_encoder_config(whole).num_hidden_layers if whole.is_encoder_decoder else None,
+        decoder_start=decoder_start(whole, base.model.generation_config),
     )
+
+
+def _encoder_config(config: Any) -> Any:
+    """The settings of an encoder-decoder's first stack: its own, or those of the whole by the encoder's names."""
+    return getattr(config, "encoder", None) or config.get_text_config(encoder=True)
 
 
 def _bytes_of(module: nn.Module) -> object:

@@ -21,7 +21,7 @@ from qia3.bundle.opened import Bundle
 from qia3.bundle.peft import write_peft
 from qia3.bundle.records import HeldOut
 from qia3.config import Build
-from qia3.describe import describe, linear_layers, positions
+from qia3.describe import dense_layers, describe, linear_layers, positions
 from qia3.footprint.documents import seal
 from qia3.footprint.measure import measure
 from qia3.gate import Tests, gate, recoded
@@ -54,7 +54,7 @@ def publish(plan: Build, adapted: AdaptedBase, trained: Sequence[Trained], tests
     """Writes the bundle of `plan` and returns its folder. `graph` is what `exported` gave."""
     target, base, side = load_target(plan.export.target), adapted.base, plan.export.mode == "side"
     drift = recoded(plan, adapted, trained, tests) if base.grid == "nf4" and target.nf4 != "exact" else None
-    linears = linear_layers(base.model, adapted.roles)
+    linears, dense = linear_layers(base.model, adapted.roles), dense_layers(base.model, adapted.roles)
     if base.eight_bit and target.accuracy_level != 4:
         say(f"ONNX Runtime has no fast product of 8-bit weights at accuracy_level {target.accuracy_level}: it is slow")
     if not side:
@@ -66,7 +66,7 @@ def publish(plan: Build, adapted: AdaptedBase, trained: Sequence[Trained], tests
             size, required = positions(plan, base), target.vectors == "required"
             graph = export_decoder(base.model, target.accuracy_level, size, plan.export.logits, required)
         regions = write_graph(graph, folder, _vocabulary(base.model))
-        manifest = describe(plan, base, adapted.scaled, trained, linears, regions, target.accuracy_level, drift)
+        manifest = describe(plan, base, adapted.scaled, trained, linears, dense, regions, target.accuracy_level, drift)
         say("comparing torch and ONNX Runtime")
         manifest = replace(manifest, parity=gate(plan, adapted, trained, tests, graph, folder))
         _write_files(adapted, trained, folder, manifest)

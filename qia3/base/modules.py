@@ -9,12 +9,15 @@ softmax and the residual stream stay float32.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from qia3.base.product import product
 from qia3.base.weights import GridWeight
+
+M = TypeVar("M", bound=nn.Module)
 
 
 class GridLinear(nn.Module):
@@ -76,7 +79,12 @@ class Wrapper(nn.Module):
 
 def grid_linears(model: nn.Module) -> Iterator[tuple[str, GridLinear]]:
     """Every linear layer on a grid, by the name that it has in the base without wrappers."""
+    return named_modules(model, GridLinear)
+
+
+def named_modules(model: nn.Module, kind: type[M]) -> Iterator[tuple[str, M]]:
+    """Every module of a kind, by the name that it has in the base without wrappers."""
     wrapped = {f"{name}.base" for name, module in model.named_modules() if isinstance(module, Wrapper)}
     for name, module in model.named_modules():
-        if isinstance(module, GridLinear):
+        if isinstance(module, kind):
             yield name.removesuffix(".base") if name in wrapped else name, module
