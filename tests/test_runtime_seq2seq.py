@@ -153,14 +153,23 @@ def test_the_cache_grows_to_the_end_of_the_context_and_not_beyond(engine, weight
         engine.prefill([[3] * 41], {})
 
 
+@pytest.fixture(scope="module")
+def unshared(tmp_path_factory):
+    """Of graphs whose inputs have all as many rows."""
+    return open_engine(Bundle.open(small.write_bundle(tmp_path_factory.mktemp("b"), prompts="batch_size")), threads=1)
+
+
 @pytest.mark.parametrize("rows", [ROWS, ROWS[:1]])
-def test_expanding_picks_rows_and_shares_what_one_prompt_made(engine, bank, rows):
+@pytest.mark.parametrize("shared", [True, False])
+def test_expanding_picks_rows_and_shares_what_one_prompt_made(engine, unshared, bank, rows, shared):
+    engine = engine if shared else unshared
     names, index = NAMES[: len(rows)], [3, 0, 0, 1] if len(rows) > 1 else [0, 0, 0]
     vectors = bank.rows(names)
     _, cache = engine.prefill(rows, vectors)
     picked = cache.expand(index)
     for name, array in picked.buffers.fixed.items():
-        assert np.shares_memory(array, cache.buffers.fixed[name]) == (len(rows) == 1)
+        assert np.shares_memory(array, cache.buffers.fixed[name]) == (len(rows) == 1 and shared)
+        assert len(array) == (1 if len(rows) == 1 and shared else len(index))
     tokens = [40 + i for i in range(len(index))]
     chosen = select_rows(vectors, index)
     first, on = engine.step(tokens, picked, chosen)

@@ -216,14 +216,17 @@ def _save(path: Path, g: Stack, inputs: list, outputs: list, required: bool) -> 
     onnx.save(model, path, save_as_external_data=True, location=Path(SHARED_DATA).name, size_threshold=1024)
 
 
-def write_graphs(folder: Path, w: dict, side: bool = True, required: bool = False) -> None:
-    """Both graphs, with their external data appended to one file."""
+def write_graphs(folder: Path, w: dict, side: bool = True, required: bool = False, prompts: str = "prompts") -> None:
+    """Both graphs, with their external data appended to one file. `prompts`: what the number of rows of the states' keys
+    and values is called.
+    """
 
     def ids(*names: tuple[str, str]) -> list:
-        return [helper.make_tensor_value_info(n, TensorProto.INT64, ["batch_size", d]) for n, d in names]
+        rows = {"encoder_attention_mask": prompts}
+        return [helper.make_tensor_value_info(n, TensorProto.INT64, [rows.get(n, "batch_size"), d]) for n, d in names]
 
     def cached(prefix: str, own: str, theirs: str) -> list:
-        dims = {"decoder": ["batch_size", HEADS, own, "size"], "encoder": ["batch_size", HEADS, theirs, "size"]}
+        dims = {"decoder": ["batch_size", HEADS, own, "size"], "encoder": [prompts, HEADS, theirs, "size"]}
         return [
             helper.make_tensor_value_info(f"{prefix}.{i}.{whose}.{part}", TensorProto.FLOAT, dims[whose])
             for i in range(LAYERS)
@@ -251,13 +254,13 @@ def write_graphs(folder: Path, w: dict, side: bool = True, required: bool = Fals
     _save(folder / DECODER_GRAPH, _decoder(w, side), inputs, outputs, required)
 
 
-def write_bundle(folder: Path, mode: str = "side", required: bool = False) -> Path:
+def write_bundle(folder: Path, mode: str = "side", required: bool = False, prompts: str = "prompts") -> Path:
     """A sealed bundle with the adapters lamps (seed 1) and echo (seed 2); merged: graphs without places for vectors."""
     (folder / ENCODER_GRAPH).parent.mkdir(parents=True)
     words = tiny.tokenizer()
     words.save(str(folder / "tokenizer.json"))
     side = mode == "side"
-    write_graphs(folder, weights(words.get_vocab_size()), side, required)
+    write_graphs(folder, weights(words.get_vocab_size()), side, required, prompts)
     tasks = tiny.TASKS if side else {"lamps": tiny.TASKS["lamps"]}
     for seed, name in enumerate(tasks if side else (), 1):
         tiny.write_adapter(folder / "adapters" / f"{name}.onnx_adapter", random_vectors(seed))

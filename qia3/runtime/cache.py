@@ -6,8 +6,8 @@ present at once. The unused room is never read (it may hold NaN, which the tests
 
     buffer of one row, capacity 6, length 3      k0 k1 k2 .. .. ..      one step      k0 k1 k2 k3 .. ..
 
-What an encoder's states give a decoder, keys and values too, is made once and only read: those buffers are `fixed`. Rows
-of one prompt share one row of them.
+What an encoder's states give a decoder, keys and values too, is made once and only read: those buffers are `fixed`.
+Rows of one prompt share one row of them where the graph takes that.
 
 A Cache is a value all the same: stepping it twice gives two futures that do not disturb each other. Only the newest
 Cache over a set of buffers may write to them; an older one is copied first. That is the rule of Go's append, with the
@@ -31,7 +31,8 @@ Lengths = NDArray[np.int64]
 
 class Buffers:
     """The memory and the bindings to it. `newest` are the lengths of the Cache that may write; `fixed` are inputs that no
-    run changes, one row for all or one each, and `made` is what the run gives that they are of, by the input's name.
+    run changes, a row each, or one row for all where they are `shared`; `made` is what the run gives that they are of, by
+    the input's name.
     """
 
     def __init__(
@@ -40,8 +41,10 @@ class Buffers:
         arrays: Mapping[str, Floats],
         newest: Lengths,
         fixed: Mapping[str, NDArray[Any]] | None = None,
+        shared: bool = False,
     ) -> None:
         self.session, self.arrays, self.newest, self.fixed = session, dict(arrays), newest, dict(fixed or {})
+        self.shared = shared
         self.made: Mapping[str, Floats] = {}
         self.capacity = min(
             (a.shape[2] for a in arrays.values()), default=2**62
@@ -119,10 +122,12 @@ class Cache:
         for name, array in self.buffers.arrays.items():
             arrays[name] = np.zeros((len(index), array.shape[1], capacity, array.shape[3]), np.float32)
             arrays[name][:, :, :used] = array[index, :, :used]
-        return Cache(Buffers(self.buffers.session, arrays, lengths, self._fixed(index)), lengths)
+        made = Buffers(self.buffers.session, arrays, lengths, self._fixed(index), self.buffers.shared)
+        return Cache(made, lengths)
 
     def _fixed(self, index: Lengths) -> Mapping[str, NDArray[Any]]:
         """What is fixed for the rows picked: the same arrays where one row serves all, or where all rows stay."""
-        if np.array_equal(index, np.arange(len(self.lengths))):
-            return self.buffers.fixed
-        return {name: array if len(array) == 1 else array[index] for name, array in self.buffers.fixed.items()}
+        fixed, one = self.buffers.fixed, self.buffers.shared and all(len(a) == 1 for a in self.buffers.fixed.values())
+        if one or np.array_equal(index, np.arange(len(self.lengths))):
+            return fixed
+        return {name: array[index] for name, array in fixed.items()}

@@ -8,8 +8,9 @@
 The decoder has two caches. That of its own tokens is a decoder's (cache.py): buffers with room, bound as past and
 present at once. All rows have the same number of tokens, `past_length` of them valid; the graph would take the buffers'
 whole capacity otherwise. The other is of the encoder's states: the first run computes their keys and values, and later
-ones are given those as their past, and states of no rows. Nobody writes to them afterwards, so rows that were made of
-one prompt (the answers that are ranked, the beams) read one row of them: the graph's products broadcast over it.
+ones are given those as their past, and states of no positions. Nobody writes to them afterwards, so rows that were made
+of one prompt (the answers that are ranked, the beams) may read one row of them, over which the graph's products
+broadcast. A graph says that it takes that: these inputs have a number of rows by another name than the token ids have.
 
 A prompt is padded on the right and masked, in the encoder and wherever its states are read. It has the whole context to
 itself, and the decoder the same again, the start token included.
@@ -54,6 +55,8 @@ class Seq2Seq(Engine):
         self.forced = len(self.start) - 1
         self.encoder = GraphSession(bundle, graph, self.threads, packed)
         self.crossed = {n: self.caches.pop(n) for n in list(self.caches) if n.split(".")[-2] == CROSS}
+        names = [self.decoder.ports[name][0] for name in (*self.crossed, ENCODER_MASK)]
+        self.shared = self.decoder.ports[INPUT_IDS][0] not in names
         self.hidden = bundle.architecture.hidden_size
 
     def _check_kind(self) -> None:
@@ -83,7 +86,7 @@ class Seq2Seq(Engine):
         start = np.array([self.start] * count, np.int64)
         given = np.full(count, len(self.start), np.int64)
         logits, cache = self._run(start, Cache(first, first.newest), given, vectors)
-        after = Buffers(self.session, cache.buffers.arrays, cache.lengths, {ENCODER_MASK: mask, **made})
+        after = Buffers(self.session, cache.buffers.arrays, cache.lengths, {ENCODER_MASK: mask, **made}, self.shared)
         return logits, Cache(after, cache.lengths)
 
     def _encoded(self, tokens: Lengths, mask: Lengths, vectors: Mapping[str, Floats]) -> Floats:
