@@ -69,6 +69,7 @@ from qia3.recipe import Train as Train
 
 LAYERS = re.compile(r"\d{1,4}(-\d{1,4})?(,\d{1,4}(-\d{1,4})?)*")
 NUMBER = re.compile(r"[0-9]{1,4}")
+STACKS = ("encoder", "decoder")
 LAYER_ROLES = ("head", "query", "key", "value", "output", "up", "down")
 LARGEST = 1 << 20  # bytes of a build file
 
@@ -120,9 +121,14 @@ class Base(Section):
 
 
 def _layers(value: tuple[str, ...]) -> tuple[str, ...]:
-    """ROLE or ROLE@LAYERS, in order, each once. Raises ValueError."""
+    """[STACK.]ROLE or [STACK.]ROLE@LAYERS, in order, each once. Raises ValueError."""
     for asked in value:
-        role, at, layers = asked.partition("@")
+        path, at, layers = asked.partition("@")
+        stack, dot, role = path.rpartition(".")
+        if dot and stack not in STACKS:
+            raise ValueError(
+                f"no stack of layers is called {stack[:80]!r}; an encoder-decoder has {' and '.join(STACKS)}"
+            )
         if role not in LAYER_ROLES:
             raise ValueError(f"no layers are called {role!r}{nearest(role, list(LAYER_ROLES))}")
         if at and not LAYERS.fullmatch(layers):

@@ -14,23 +14,25 @@ from safetensors.numpy import load_file as load_numpy
 from safetensors.torch import load_file, save_file
 from test_base_complete import kinds, said
 from test_base_oracle import nearest_nf4, nf4_worth, take_ours
+from tiny import DECODERS, tiny
 from tiny_seq2seq import SEQ2SEQ, T5S, pair, tiny_seq2seq, write_seq2seq
 from torch import nn
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, BitsAndBytesConfig
 
 from qia3.base import load
 from qia3.base.bnb import STATE
+from qia3.base.calibrate import Moments, _square, called_with, layer_stacks
 from qia3.base.complete import check_places, empty_model
-from qia3.base.family import embeddings, stacks, stays_float
+from qia3.base.family import decoder_start, embeddings, stacks, stays_float
 from qia3.base.kind import check_decoder, check_kind
 from qia3.base.load import Asked, load_base
 from qia3.base.modules import GridEmbedding, GridLinear
-from qia3.base.quantise import Grid, quantise_model
+from qia3.base.quantise import Grid, _bias, _replace, quantise_model
 from qia3.base.shards import entries
 from qia3.base.streaming import open_stream
 from qia3.base.text import read_base_text
 from qia3.errors import BaseModelError
-from qia3.ia3.mix import named
+from qia3.ia3.mix import Within, named
 
 STREAMED = [*T5S, "t5gemma"]  # the others have a buffer in their state, the bias of the logits
 
@@ -245,8 +247,6 @@ def test_wo_stays_in_float32_unless_it_is_named(name, tmp_path):
 
 
 def test_nothing_of_a_decoder_stays_in_float():
-    from tiny import DECODERS, tiny
-
     assert not any(stays_float(tiny(family)) for family in DECODERS)
 
 
@@ -277,3 +277,106 @@ def test_those_of_text_are_read_and_a_build_does_not_export_them_yet(tmp_path):
     text = read_base_text(str(write_seq2seq(tmp_path / "base")))
     assert (text.positions, text.config.is_encoder_decoder, text.config.decoder_start_token_id) == (None, True, 0)
     assert json.loads((tmp_path / "base/config.json").read_text())["model_type"] == "t5"
+
+
+def windows_of(rows: int = 12, length: int = 40) -> torch.Tensor:
+    return torch.randint(3, 101, (rows, length), generator=torch.Generator().manual_seed(5))
+
+
+@pytest.mark.parametrize("name", SEQ2SEQ)
+def test_moments_of_both_stacks_are_of_what_layers_see_when_those_before_are_quantised(name):
+    """Against a plain sum over the inputs of each layer of the decoder's last but one block, hooked in the model with all
+    before it quantised: its own states, and the quantised encoder's.
+    """
+    model, windows = tiny_seq2seq(name), windows_of()
+    moments = Moments(model, windows)
+    (_, encoder), (path, decoder) = layer_stacks(model)
+    assert (len(encoder), len(decoder)) == (2, 3)
+    own = {path: m for path, m in model.named_modules() if isinstance(m, nn.Linear)}
+    seen: dict[str, torch.Tensor] = {}
+    for layer in own:
+        if layer.startswith(f"{path}.1."):
+            seen[layer] = torch.tensor(moments.of(layer).moment)
+        elif not layer.startswith(f"{path}.2.") and own[layer] is not model.get_output_embeddings():
+            store = Grid(32, False).store(layer, own[layer].weight, moments.of(layer))
+            _replace(model, own[layer], GridLinear(store, _bias(own[layer])))
+    sums = dict.fromkeys(seen, 0)
+
+    def add(name):
+        return lambda _, args: sums.update({name: sums[name] + _square(args[0])})
+
+    for layer in seen:
+        model.get_submodule(layer).register_forward_pre_hook(add(layer))
+    half = windows.shape[1] // 2
+    given, answer = windows[:, :half].clone(), torch.zeros_like(windows[:, half:])
+    given[:, -1], answer[:, 1:], answer[:, 0] = 1, windows[:, half:-1], decoder_start(model)
+    assert decoder_start(model) == (2 if name == "t5gemma" else 0)
+    with torch.no_grad():
+        model(input_ids=given, decoder_input_ids=answer)
+    assert len(seen) == {"t5": 10, "bart": 10, "marian": 10}.get(name, 11)
+    for layer, moment in seen.items():
+        torch.testing.assert_close(moment, sums[layer], rtol=1e-3, atol=1e-3 * float(moment.max()))
+
+
+@pytest.mark.parametrize("name", SEQ2SEQ)
+def test_a_calibrated_encoder_decoder_is_nearer_to_the_float_one(name):
+    reference, windows = tiny_seq2seq(name), windows_of(32, 64)
+
+    def said(model) -> torch.Tensor:
+        with torch.no_grad():
+            return model(**called_with(model, windows)).logits.log_softmax(-1)
+
+    wanted, divergence = said(reference), []
+    for chosen in (None, windows):
+        model = tiny_seq2seq(name)
+        quantise_model(model, Grid(16, False), windows=chosen)
+        divergence.append(float((wanted.exp() * (wanted - said(model))).sum(-1).mean()))
+    assert divergence[1] < 0.95 * divergence[0]
+
+
+def test_a_text_of_its_own_is_not_to_be_had_and_that_is_told(tmp_path, capsys):
+    folder = write_seq2seq(tmp_path / "base")
+    (tmp_path / "text.txt").write_text("lock the door and turn the lights off. " * 200)
+    plain = load_base(Asked(str(folder), block_size=16))
+    own = load_base(Asked(str(folder), block_size=16, calibration="own"))
+    assert "makes none of its own; give one (calibration = PATH" in capsys.readouterr().err
+    given = load_base(Asked(str(folder), block_size=16, calibration=str(tmp_path / "text.txt")))
+    assert plain.fingerprint == own.fingerprint != given.fingerprint
+    assert (plain.calibration, own.calibration) == ("none", "none")
+    assert given.calibration.startswith("text ")
+    oracle = eager(folder, "t5")
+    take_ours(given, oracle)
+    agree(given, oracle)
+
+
+def test_layers_are_named_in_one_stack_or_in_both(tmp_path):
+    """A number is a layer's within its stack; without a stack it is that layer of either."""
+    model = tiny_seq2seq("t5")
+
+    def meant(*asked: str) -> set[str]:
+        return {name.replace(".layer.", ".") for name in named(asked).find(model, Grid(32, False), None).own}
+
+    assert meant("encoder.up@0") == {"encoder.block.0.1.DenseReluDense.wi"}
+    assert meant("decoder.value@2") == {"decoder.block.2.0.SelfAttention.v", "decoder.block.2.1.EncDecAttention.v"}
+    assert meant("key@1") == meant("encoder.key@1", "decoder.key@1")
+    assert len(meant("down")) == len(meant("encoder.down", "decoder.down")) == 5
+    assert meant("down@2") == meant("decoder.down@2")
+    assert meant("head") == meant("decoder.head") == {"lm_head"}
+    for asked, words in (
+        ("encoder.value@2", 'eight_bit names "encoder.value" in layer 2; it is in layers 0 to 1'),
+        ("value@3", 'eight_bit names "value" in layer 3; it is in layers 0 to 2'),
+        ("encoder.head", 'the encoder has no layer of the role "head", which eight_bit names'),
+    ):
+        with pytest.raises(BaseModelError, match=words):
+            meant(asked)
+    with pytest.raises(BaseModelError, match=r'"decoder\.value", and the model has one stack of layers; name "value"'):
+        named(["decoder.value"]).find(tiny("opt"), Grid(32, False), None)
+    with pytest.raises(BaseModelError, match="name an encoder-decoder's with eight_bit or blocks"):
+        Within(5.0, lambda items, title: items).find(model, Grid(32, False), windows_of())
+    folder = str(write_seq2seq(tmp_path / "base"))
+    base = load_base(Asked(folder, block_size=16, mix=named(["encoder.value", "decoder.down@0"])))
+    assert base.eight_bit == ("decoder.down@0", "encoder.value")
+    assert {n for n, m in base.model.named_modules() if isinstance(m, GridLinear) and m.store.bits == 8} == {
+        *(f"encoder.block.{i}.layer.0.SelfAttention.v" for i in range(2)),
+        "decoder.block.0.layer.2.DenseReluDense.wo",
+    }

@@ -206,6 +206,7 @@ def test_an_unknown_key_is_named_with_the_nearest_right_one(tmp_path, wrong, rig
     ("roles", "said"),
     [
         ('["heads"]', "no layers are called 'heads'; did you mean 'head'"),
+        ('["encoder.heads"]', "no layers are called 'heads'; did you mean 'head'"),
         ('["x"]', "known here: head, "),
         ('["heda@1"]', "did you mean 'head'"),
     ],
@@ -214,6 +215,14 @@ def test_an_unknown_role_is_named_with_the_nearest_right_one(tmp_path, roles, sa
     told = complaint(tmp_path, GOOD.replace("[train]", f"eight_bit = {roles}\n[train]", 1))
     assert "base.eight_bit (line 6): no layers" in told
     assert said in told
+
+
+@pytest.mark.parametrize("stack", ["encode", "", "encoder.layers"])
+def test_an_encoder_decoder_has_two_stacks_of_layers(tmp_path, stack):
+    told = complaint(tmp_path, GOOD.replace("[train]", f'eight_bit = ["{stack}.value@1"]\n[train]', 1))
+    assert f"no stack of layers is called {stack!r}; an encoder-decoder has encoder and decoder" in told
+    text = GOOD.replace("[train]", 'eight_bit = ["encoder.value@0-2", "decoder.down"]\n[train]', 1)
+    assert read(tmp_path, text).base.eight_bit == ("decoder.down", "encoder.value@0-2")
 
 
 @pytest.mark.parametrize("layers", ["", "1-", "a", "1;2", "1,", "-1"])

@@ -20,7 +20,8 @@ T5 = {"d_model": 96, "d_kv": 16, "d_ff": 224, "num_layers": 2, "num_decoder_laye
 BART = {"d_model": 96, "encoder_layers": 2, "decoder_layers": 3, "encoder_attention_heads": 6, "decoder_attention_heads": 6,
         "encoder_ffn_dim": 160, "decoder_ffn_dim": 224, "max_position_embeddings": 64, **IDS}  # fmt: skip
 STACK = {"hidden_size": 96, "intermediate_size": 160, "num_hidden_layers": 2, "num_attention_heads": 6, "num_key_value_heads": 2,
-         "head_dim": 16, "max_position_embeddings": 64, "query_pre_attn_scalar": 16, "sliding_window": 7}  # fmt: skip
+         "head_dim": 16, "max_position_embeddings": 64, "query_pre_attn_scalar": 16, "sliding_window": 7,
+         "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}  # fmt: skip
 GATED = {"feed_forward_proj": "gated-gelu"}
 
 # transformers' name of the family, its configuration, and whether its head is a table of its own
@@ -40,7 +41,7 @@ def tiny_seq2seq(name: str, vocabulary: int = 101, seed: int = 0, **changed: Any
     """A float model with random weights that are large enough to matter; `changed` are settings of its configuration."""
     family, settings, own_head = SEQ2SEQ[name]
     if family == "t5gemma":
-        settings = {part: {"vocab_size": vocabulary, **IDS} | settings[part] for part in ("encoder", "decoder")}
+        settings = {part: {"vocab_size": vocabulary} | settings[part] for part in ("encoder", "decoder")}
     config = AutoConfig.for_model(family, **{"vocab_size": vocabulary, **settings, **changed})
     torch.manual_seed(seed)
     model = AutoModelForSeq2SeqLM.from_config(config, attn_implementation="eager").eval()

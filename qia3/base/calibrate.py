@@ -7,8 +7,12 @@ model's stack are run one at a time: once in float for the moments, and once mor
 the next one's inputs. What a layer is given besides (masks, rotary tables) is recorded in one ordinary run on one
 window; windows have no padding, so it holds for all of them.
 
+An encoder-decoder's windows are halved: the encoder is given the first half, and the decoder goes on with the second.
+Its decoder is begun when the encoder is quantised, and what its layers attend to is the encoder's new output.
+
 Without a text the windows are the model's own: each begins with a token drawn at random and is sampled on from there by
-the float model. No file is needed, and the words are those that the model knows (LLM-QAT, arXiv:2305.17888).
+the float model. No file is needed, and the words are those that the model knows (LLM-QAT, arXiv:2305.17888). An
+encoder-decoder has no such text: it answers one.
 """
 
 from __future__ import annotations
@@ -24,12 +28,14 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 from transformers.pytorch_utils import Conv1D
 
+from qia3.base.family import decoder_start, stacks
 from qia3.base.weights import GridWeight
 from qia3.errors import BaseModelError
 from qia3.grids.calibrated import Seen
 from qia3.parse import read_text as read_plain
 
 ROWS, LENGTH, AT_ONCE = 32, 256, 8
+STATES = object()
 
 
 class _Enough(Exception):
@@ -43,9 +49,12 @@ class Moments:
 
     def __init__(self, model: Any, windows: Tensor) -> None:
         self.model, self.windows = model, windows
-        self.path, self.stack = layer_stack(model)
-        self.extra = _recorded(model, self.stack, windows[:1])
-        self.hidden = list(_seen_by(model, self.stack[0], windows, AT_ONCE))
+        found = layer_stacks(model)
+        self.prefixes = [f"{path}.{i}." for path, stack in found for i in range(len(stack))]
+        self.layers = [layer for _, stack in found for layer in stack]
+        self.first = {self.layers.index(stack[0]) for _, stack in found}
+        self.extra = _recorded(model, self.layers, windows[:1])
+        self.hidden, self.states = list(_seen_by(model, self.layers[0], windows, AT_ONCE)), list[Tensor]()
         self.at, self.known = -1, dict[str, Seen]()
         for parameter in model.parameters():  # the layers below run in float32, and so do the norms between them
             if parameter.dim() < 2:
@@ -66,28 +75,63 @@ class Moments:
         return Seen(_square(next(_seen_by(self.model, head, self.windows, len(self.windows)))).numpy())
 
     def _index(self, name: str) -> int | None:
-        start = f"{self.path}."
-        return int(name.removeprefix(start).split(".")[0]) if name.startswith(start) else None
+        return next((i for i, prefix in enumerate(self.prefixes) if name.startswith(prefix)), None)
 
     def _advance(self) -> None:
         """Through the layer that has been quantised, and the moments of the one after it."""
-        if self.at >= 0:
-            layer = self.stack[self.at]
-            with _dense(layer):
-                self.hidden = [self._run(x) for x in self.hidden]
+        if self.at + 1 in self.first:
+            self._begin(self.layers[self.at + 1])
+        elif self.at >= 0:
+            with _dense(self.layers[self.at]):
+                self.hidden = self._run()
         self.at += 1
-        layer, prefix = self.stack[self.at].float(), f"{self.path}.{self.at}."
+        layer, prefix = self.layers[self.at].float(), self.prefixes[self.at]
         linears = {prefix + n: m for n, m in layer.named_modules() if isinstance(m, nn.Linear | Conv1D)}
         with _gathering(linears) as self.known:
-            for x in self.hidden:
-                self._run(x)
+            self._run()
+
+    def _begin(self, layer: nn.Module) -> None:
+        """A stack of layers: the first is begun with already, and the second one's stands behind the first, on the grid
+        by now. All windows at once: each weight is dequantised once.
+        """
+        if self.at < 0:
+            return
+        with _noting_states(self.model) as states:
+            hidden = next(_seen_by(self.model, layer, self.windows, len(self.windows)))
+        self.hidden, self.states = list(torch.split(hidden, AT_ONCE)), list(torch.split(states[0].float(), AT_ONCE))
 
     @torch.inference_mode()
-    def _run(self, hidden: Tensor) -> Tensor:
-        args, kwargs = self.extra[self.at]
-        out = self.stack[self.at](hidden, *args, **kwargs)
-        result: Tensor = out[0] if isinstance(out, tuple) else out
-        return result
+    def _run(self) -> list[Tensor]:
+        """The outputs of the layer that is at, for each part of the windows."""
+        outs = []
+        for i, hidden in enumerate(self.hidden):
+            args, kwargs = tree_map(lambda t, i=i: self.states[i] if t is STATES else t, self.extra[self.at])
+            out = self.layers[self.at](hidden, *args, **kwargs)
+            outs.append(out[0] if isinstance(out, tuple) else out)
+        return outs
+
+
+def called_with(model: Any, windows: Tensor) -> dict[str, Tensor]:
+    """What a model is called with for windows [rows, length] of token ids.
+
+    An encoder-decoder's encoder gets the first half, closed by the token that ends a text, and its decoder the token
+    that it starts with and the second half but for its last token.
+    """
+    if not model.config.is_encoder_decoder:
+        return {"input_ids": windows}
+    given, answer = windows[:, : windows.shape[1] // 2].clone(), windows[:, windows.shape[1] // 2 :].clone()
+    end, start = model.config.eos_token_id, decoder_start(model)
+    if end is not None:
+        given[:, -1] = end[0] if isinstance(end, list) else end
+    if start is not None:
+        answer[:, 1:], answer[:, 0] = answer[:, :-1].clone(), start
+    return {"input_ids": given, "decoder_input_ids": answer}
+
+
+def layer_stacks(model: Any) -> list[tuple[str, nn.ModuleList]]:
+    """Paths and lists of the layers of each of the model's stacks, in the order in which they run."""
+    found = [(start, *layer_stack(part)) for start, part in stacks(model).items()]
+    return [(f"{start}.{path}" if start else path, stack) for start, path, stack in found]
 
 
 def layer_stack(model: nn.Module) -> tuple[str, nn.ModuleList]:
@@ -141,26 +185,44 @@ def own_windows(model: Any, length: int, track: Callable[[range], Iterable[int]]
     return tokens
 
 
-def _recorded(model: Any, stack: nn.ModuleList, window: Tensor) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
-    """What each layer is given besides the hidden states."""
+def _recorded(model: Any, layers: list[nn.Module], window: Tensor) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+    """What each layer is given besides the hidden states; STATES stands for an encoder's output."""
     found: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
-    def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        rest = (args[1:], {k: v for k, v in kwargs.items() if k != "hidden_states"})
-        found.append(tree_map(lambda t: t.float() if isinstance(t, Tensor) and t.is_floating_point() else t, rest))
+    def kept(t: Any) -> Any:
+        if any(t is own for own in states):
+            return STATES
+        return t.float() if isinstance(t, Tensor) and t.is_floating_point() else t
 
-    handles = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in stack]
+    def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        found.append(tree_map(kept, (args[1:], {k: v for k, v in kwargs.items() if k != "hidden_states"})))
+
+    handles = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in layers]
     try:
-        with torch.inference_mode():
-            model(input_ids=window, use_cache=False)
+        with torch.inference_mode(), _noting_states(model) as states:
+            model(**called_with(model, window), use_cache=False)
     finally:
         for handle in handles:
             handle.remove()
-    if len(found) != len(stack):
+    if len(found) != len(layers):
         raise BaseModelError(
-            f'{len(found)} of {len(stack)} layers ran; set calibration = "none" under [base] for such a model'
+            f'{len(found)} of {len(layers)} layers ran; set calibration = "none" under [base] for such a model'
         )
     return found
+
+
+@contextmanager
+def _noting_states(model: Any) -> Iterator[list[Tensor]]:
+    """What an encoder-decoder's encoder gives meanwhile; of another model nothing."""
+    states: list[Tensor] = []
+    handle = None
+    if model.config.is_encoder_decoder:
+        handle = model.get_encoder().register_forward_hook(lambda _, __, out: states.append(out[0]))
+    try:
+        yield states
+    finally:
+        if handle is not None:
+            handle.remove()
 
 
 def _seen_by(model: Any, module: nn.Module, windows: Tensor, at_once: int) -> Iterator[Tensor]:
@@ -175,7 +237,7 @@ def _seen_by(model: Any, module: nn.Module, windows: Tensor, at_once: int) -> It
     try:
         for part in (windows[i : i + at_once] for i in range(0, len(windows), at_once)):
             with contextlib.suppress(_Enough), torch.inference_mode():
-                model(input_ids=part, use_cache=False)
+                model(**called_with(model, part), use_cache=False)
             yield seen.pop()
     finally:
         handle.remove()

@@ -144,7 +144,7 @@ def _make(source: Source, asked: Asked, track: Track) -> BaseModel:
     model.
     """
     files = check_weights(source)
-    _check_kind(source)
+    asked = _calibrated(asked, _checked(source))
     tokenizer = read_tokenizer(source)
     with told(source):
         model, given = open_quantised(source) or (None, None)
@@ -237,7 +237,7 @@ def _mixed(model: Any, asked: Asked, given: Given | None, windows: Tensor | None
 
 def _windows(model: Any, tokenizer: Any, calibration: str, track: Track) -> Tensor | None:
     """Token ids to calibrate on."""
-    if calibration == "none" or model.config.is_encoder_decoder:
+    if calibration == "none":
         return None
     length = window_length(model)
     if calibration != "own":
@@ -259,12 +259,27 @@ def _kept_folder(source: Source, asked: Asked) -> Path:
     return cache_folder() / "bases" / hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
-def _check_kind(source: Source) -> None:
-    """Of a folder or a hub's model; a GGUF file's is known when it is read."""
-    if source.gguf_file is None:
-        with told(source):
-            config = AutoConfig.from_pretrained(source.name, trust_remote_code=False)
-        check_kind(config, source.reference)
+def _checked(source: Source) -> Any:
+    """The configuration of a folder or a hub's model; a GGUF file's is known when it is read, and None here.
+
+    Raises BaseModelError for kinds that are not read.
+    """
+    if source.gguf_file is not None:
+        return None
+    with told(source):
+        config = AutoConfig.from_pretrained(source.name, trust_remote_code=False)
+    check_kind(config, source.reference)
+    return config
+
+
+def _calibrated(asked: Asked, config: Any) -> Asked:
+    """What is asked for, less what such a model cannot give: text of its own to be calibrated on."""
+    if asked.calibration != "own" or asked.grid == "nf4" or not getattr(config, "is_encoder_decoder", False):
+        return asked
+    say(
+        "not calibrated: an encoder-decoder answers a text and makes none of its own; give one (calibration = PATH under [base])"
+    )
+    return asked.uncalibrated()
 
 
 def read_tokenizer(source: Source) -> Any:

@@ -46,12 +46,17 @@ class Site:
 
     @property
     def in_encoder(self) -> bool:
-        """Whether it is in an encoder-decoder's encoder. What attends to the encoder's output is in the decoder."""
-        return "encoder" in self.module.split(".")[:2]
+        """Whether it is in an encoder-decoder's encoder, whose graph then has the vector."""
+        return in_encoder(self.module)
 
     @property
     def parameters(self) -> int:
         return self.size if self.rows is None else len(self.rows)
+
+
+def in_encoder(module: str) -> bool:
+    """Whether a module is in an encoder-decoder's encoder. What attends to the encoder's output is in the decoder."""
+    return "encoder" in module.split(".")[:2]
 
 
 def base_version(fingerprint: str) -> int:

@@ -3,6 +3,7 @@ bits a weight.
 
     eight_bit = ["value", "head", "down@0-2,11,28-29"]      # all values, the head, the down projections of layers 0, 1, 2, 11, 28 and 29
     blocks = { 32 = ["up@0-3"] }                            # shorter blocks (or longer ones) than the rest have
+    eight_bit = ["encoder.value", "decoder.down@0"]         # of an encoder-decoder's one stack; "value@0" is layer 0 of either
     bits = 5.0                                              # what helps most (qia3.base.sensitivity), named in the report in the same way
 
 Roles are found in the float model by what its layers do (roles.py). "up" is all that leads into a feed-forward's inner
@@ -28,6 +29,7 @@ from torch import Tensor
 from qia3.base.modules import GridLinear
 from qia3.base.quantise import Chosen, Form, Grid, quantise_model
 from qia3.base.sensitivity import choose
+from qia3.bundle.sites import in_encoder
 from qia3.errors import BaseModelError
 from qia3.ia3.roles import find_roles
 from qia3.progress import say
@@ -85,7 +87,11 @@ class Within:
         return (f"{self.bits:g} bits",)
 
     def find(self, model: Any, grid: Grid, windows: Tensor | None) -> Chosen:
-        """Raises BaseModelError where there is no text, or where the bits are too few."""
+        """Raises BaseModelError where there is no text, or where the bits are too few, and for encoder-decoders."""
+        if model.config.is_encoder_decoder:
+            raise BaseModelError(
+                "bits chooses layers of decoders only so far; name an encoder-decoder's with eight_bit or blocks"
+            )
         if windows is None:
             raise BaseModelError(
                 "bits chooses layers by what they do to a text, and this base is calibrated on none; name layers with eight_bit or blocks"
@@ -149,9 +155,16 @@ def _ranges(numbers: list[int]) -> str:
 
 
 def _meant(asked: str, roles: dict[str, str], key: str) -> list[str]:
-    """Names of the layers that `ROLE` or `ROLE@LAYERS` means."""
-    role, _, numbers = asked.partition("@")
-    found = {name: _number(name) for name, given in roles.items() if given in MEANS[role]}
+    """Names of the layers that `[STACK.]ROLE` or `[STACK.]ROLE@LAYERS` means."""
+    path, _, numbers = asked.partition("@")
+    stack, _, role = path.rpartition(".")
+    two = any(in_encoder(name) for name in roles)
+    if stack and not two:
+        raise BaseModelError(f'{key} names "{path}", and the model has one stack of layers; name "{role}"')
+    chosen = [name for name in roles if not stack or in_encoder(name) == (stack == "encoder")]
+    found = {name: _number(name) for name in chosen if roles[name] in MEANS[role]}
+    if not found and stack:
+        raise BaseModelError(f'the {stack} has no layer of the role "{role}", which {key} names')
     if not found:
         known = [name for name, means in MEANS.items() if means & set(roles.values())]
         raise BaseModelError(f'the model has no layer of the role "{role}" in {key}; it has: {", ".join(known)}')
@@ -159,7 +172,7 @@ def _meant(asked: str, roles: dict[str, str], key: str) -> list[str]:
     if missing := wanted - set(found.values()):
         there = sorted(n for n in found.values() if n is not None)
         has = f"it is in layers {there[0]} to {there[-1]}" if there else "it is in no numbered layer"
-        raise BaseModelError(f'{key} names "{role}" in layer {", ".join(map(str, sorted(missing, key=str)))}; {has}')
+        raise BaseModelError(f'{key} names "{path}" in layer {", ".join(map(str, sorted(missing, key=str)))}; {has}')
     return [name for name, number in found.items() if number in wanted]
 
 
