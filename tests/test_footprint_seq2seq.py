@@ -92,4 +92,8 @@ def test_layers_in_float32_count_for_lora(tmp_path):
     before, after = build_report(tmp_path, manifest), build_report(tmp_path, with_dense)
     more = [b.parameters - a.parameters for a, b in zip(before.adapters, after.adapters, strict=True)]
     assert more == [0] + 5 * [0] + [rank * (INNER + HIDDEN) for rank in (1, 4, 8, 16, 64)]
+    whole = replace(
+        manifest, dense=(Dense("layers.0.wo", 50, 4, "feed_forward_down"),)
+    )  # 800 bytes, of the file's rest
+    assert build_report(tmp_path, whole).memory.mapped_bytes == before.memory.mapped_bytes - 800
     assert Manifest.from_json(with_dense.to_json()) == with_dense

@@ -32,7 +32,7 @@ from typing import NamedTuple
 from qia3.bundle.manifest import Architecture, Dense, Graph, Layer, Manifest
 from qia3.footprint.bits import Shape, embedding_shape, grid_bytes, linear_shapes
 
-KEPT_PARTS = ("zero_points", "embedding_weights", "norms_and_biases", "rotary", "other")
+KEPT_PARTS = ("zero_points", "embedding_weights", "dense", "norms_and_biases", "rotary", "other")
 
 
 class Blocks(NamedTuple):
@@ -91,14 +91,15 @@ def kernel_here(graph: Graph) -> str:
 
 def mapped_bytes(manifest: Manifest, parts: Mapping[str, int]) -> int:
     """Bytes that stay mapped from the file, at most: an embedding that is looked up (beside the packed copy of a tied
-    head), layers that are not packed, and the rest.
+    head), layers that are not packed, and the rest, less the layers in float32, which are.
     """
     embedding = embedding_shape(manifest)
     found = [embedding] if embedding else []
     if kernel_here(manifest.decoder) == "float32":
         unpacked = [s for s in linear_shapes(manifest.linears) if s.format != "int4"]
         found += [s for s in unpacked if not (manifest.architecture.tied_embedding and s == embedding)]
-    return sum(map(grid_bytes, found)) + sum(parts.get(part, 0) for part in KEPT_PARTS)
+    packed = sum(4 * layer.inputs * layer.outputs for layer in manifest.dense)
+    return sum(map(grid_bytes, found)) + max(0, sum(parts.get(part, 0) for part in KEPT_PARTS) - packed)
 
 
 def kv_cache_bytes(shape: Architecture, positions: int) -> int:

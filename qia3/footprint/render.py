@@ -15,6 +15,7 @@ PARTS = {
     "embedding_scales": "embedding and head: scales",
     "embedding_zero_points": "embedding and head: zero points",
     "embedding_weights": "embedding and head: float32",
+    "dense": "layers in float32",
     "norms_and_biases": "norms and biases",
     "rotary": "rotary tables",
     "other": "other tensors",
