@@ -27,6 +27,7 @@ from qia3.base.family import decoder_start, embeddings, stacks, stays_float
 from qia3.base.kind import check_decoder, check_kind
 from qia3.base.load import Asked, load_base
 from qia3.base.modules import GridEmbedding, GridLinear
+from qia3.base.placed import place
 from qia3.base.quantise import Grid, _bias, _replace, quantise_model
 from qia3.base.shards import entries
 from qia3.base.streaming import open_stream
@@ -380,3 +381,13 @@ def test_layers_are_named_in_one_stack_or_in_both(tmp_path):
         *(f"encoder.block.{i}.layer.0.SelfAttention.v" for i in range(2)),
         "decoder.block.0.layer.2.DenseReluDense.wo",
     }
+
+
+def test_an_embedding_that_comes_on_a_grid_is_refused():
+    """MLX quantises it: one table would be placed, and the stacks' own stay empty."""
+    model = tiny_seq2seq("t5")
+    store = Grid(32, False).store("shared", model.shared.weight, None)
+    with pytest.raises(
+        BaseModelError, match="shared is on a grid, and of an encoder-decoder embeddings are read in float"
+    ):
+        place(model, "shared", store, None)

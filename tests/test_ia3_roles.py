@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from tiny import FAMILIES, SHAPE, tiny
-from tiny_seq2seq import SEQ2SEQ, T5S, tiny_seq2seq
+from tiny_seq2seq import BART, SEQ2SEQ, T5, T5S, tiny_seq2seq
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, T5Config, T5ForConditionalGeneration
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, T5Config, T5ForConditionalGeneration
 
 from qia3.base.quantise import Grid, quantise_model
 from qia3.errors import BaseModelError
@@ -112,6 +112,24 @@ def test_an_encoder_decoder_has_its_sites_in_both_stacks_and_twice_in_the_decode
     assert len(roles.queries) == 2 + 2 * 3
     assert sum(role == "head" for role in roles.linears.values()) == 1
     assert "other" not in roles.linears.values()
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        ("longt5", T5 | {"local_radius": 4}),
+        ("longt5", T5 | {"local_radius": 4, "encoder_attention_type": "transient-global", "global_block_size": 4}),
+        ("bigbird_pegasus", BART),
+    ],
+)
+def test_a_stack_whose_attention_does_not_come_by_is_refused(family, settings):
+    """Its keys would be missed, and its values be taken for what they are not."""
+    config = AutoConfig.for_model(family, vocab_size=101, **settings)
+    torch.manual_seed(0)
+    with pytest.raises(
+        BaseModelError, match=r"code of its own in 2 of the 2 layers of (model\.)?encoder\.(block|layers)"
+    ):
+        find_roles(AutoModelForSeq2SeqLM.from_config(config).eval())
 
 
 def test_gated_feed_forwards_scale_the_up_projection_and_ungated_ones_the_input_of_down():

@@ -97,7 +97,7 @@ class Asked:
 
 
 def load_base(asked: Asked, track: Track = lambda items, title: items) -> BaseModel:
-    """Finds, loads and quantises a causal language model, or takes it as it was kept when it was made before.
+    """Finds, loads and quantises a language model, or takes it as it was kept when it was made before.
 
     Raises BaseModelError with one clear line.
     """

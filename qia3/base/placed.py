@@ -14,6 +14,7 @@ from qia3.base.modules import GridEmbedding, GridLinear
 from qia3.base.quantise import embedding_scale
 from qia3.base.tensors import Tensors
 from qia3.base.weights import GridWeight
+from qia3.errors import BaseModelError
 
 
 def place(model: Any, name: str, weight: GridWeight | Tensor, tensors: Tensors) -> None:
@@ -40,6 +41,8 @@ def _place_embedding(
     if not isinstance(weight, GridWeight):
         _fill(module, weight)
         return
+    if model.config.is_encoder_decoder:
+        raise BaseModelError(f"{name} is on a grid, and of an encoder-decoder embeddings are read in float only")
     scale = _scale(module, weight) if module is get_module(model, "get_input_embeddings") else None
     if scale is None:
         _fill(module, weight.dense(torch.float32))

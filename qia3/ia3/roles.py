@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from qia3.base.calibrate import layer_stacks
 from qia3.base.modules import GridLinear
 from qia3.bundle.sites import Site
 from qia3.errors import BaseModelError, first_line
@@ -77,6 +78,7 @@ def find_roles(model: PreTrainedModel) -> Roles:
     watch = _run(model, linears, {})
     attention = [(names[module], qkv) for module, qkv in watch.attention]
     _refuse_parts_unseen(model, linears, watch, [name for name, _ in attention])
+    _refuse_stacks_unseen(model, [name for name, _ in attention])
     inside = {n for n in linears if any(n.startswith(a + ".") for a, _ in attention)}
     roles: dict[str, str] = {}
     sites, queries = [], []
@@ -283,6 +285,21 @@ def _refuse_parts_unseen(
             f"{type(model).__name__} is one part of a larger model: a text does not reach {', '.join(without_numbers(unseen))} "
             "(attention to an encoder's output); this version adapts decoders that stand alone"
         )
+
+
+def _refuse_stacks_unseen(model: PreTrainedModel, attention: list[str]) -> None:
+    """Raises BaseModelError where a layer of an encoder-decoder has attention that did not come by: each layer of the
+    encoder has one, and of the decoder two, to itself and to the encoder's output.
+    """
+    if not model.config.is_encoder_decoder:
+        return
+    for wanted, (path, stack) in enumerate(layer_stacks(model), start=1):
+        layers = [f"{path}.{i}." for i in range(len(stack))]
+        if blind := [layer for layer in layers if sum(name.startswith(layer) for name in attention) < wanted]:
+            raise BaseModelError(
+                f"{type(model).__name__} computes attention in code of its own in {len(blind)} of the {len(layers)} layers of "
+                f"{path}, not through transformers' attention interface, where QIA³ finds keys and values and writes the graph from"
+            )
 
 
 def _nothing_found(model: PreTrainedModel, reason: str, linears: dict[str, nn.Module]) -> str:
