@@ -5,7 +5,8 @@ rates are good: README, "Accuracy beside LoRA"). `t-few` is the recipe of Liu et
 at 3e-3, up in 60 steps and then down to zero in a straight line, 1000 steps of 8 examples, and three losses
 (qia3.train.losses). The third trains the mean log-probability a token, so where it is among the losses a task is ranked
 by that. The paper's code differs from its text in places; where they differ the text is followed here, but for one:
-Adafactor scales its steps by the size of the parameters (`scale_parameter`), which only the code says.
+Adafactor scales its steps by the size of the parameters (`scale_parameter`), which only the code says. What the paper
+does before it, 100,000 steps on T0's own mixture, is no part of the preset: `init_adapter` starts from such vectors.
 """
 
 from __future__ import annotations
