@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from test_base_complete import kinds, said
 from test_base_oracle import nearest_nf4, nf4_worth, take_ours
 from tiny import DECODERS, tiny
+from tiny_quantised import configure
 from tiny_seq2seq import SEQ2SEQ, T5S, pair, tiny_seq2seq, write_seq2seq
 from torch import nn
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, BitsAndBytesConfig
@@ -110,10 +111,14 @@ def test_law_9_a_base_on_nf4_is_transformers_on_the_nearest_levels(name, way, tm
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", ["t5", "t5 v1.1"])
-def test_the_streamed_base_is_the_loaded_base_byte_for_byte(name, dtype, tmp_path, monkeypatch):
-    folder = write_seq2seq(tmp_path / "base", name, dtype)
+@pytest.mark.parametrize("said", [True, False])
+def test_the_streamed_base_is_the_loaded_base_byte_for_byte(name, said, dtype, tmp_path, monkeypatch):
+    """Also where the file has float32, and config.json names the type that the model is in."""
+    folder = write_seq2seq(tmp_path / "base", name, torch.float32 if said else dtype)
+    if said:
+        configure(folder, dtype=str(dtype).removeprefix("torch."))
     found = load_base(Asked(str(folder), block_size=32))
-    assert (open_stream(folder, entries(folder)) is None) == (dtype != torch.float32)  # transformers keeps wo apart
+    assert (open_stream(folder, entries(folder)) is None) == (dtype == torch.float16)  # transformers keeps wo apart
     monkeypatch.setattr(load, "open_stream", lambda *_: None)
     assert load_base(Asked(str(folder), block_size=32)).fingerprint == found.fingerprint
 

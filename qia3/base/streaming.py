@@ -102,10 +102,11 @@ def _dtype(config: Any, found: Mapping[str, Entry]) -> torch.dtype | None:
 
 def _converted(model: Any, dtype: torch.dtype) -> bool:
     """Whether transformers changes anything on the way from file to parameter, or keeps a part of the model in another
-    type.
+    type: of a float16 model T5's `wo`, of any of 16 bits what is in its strict list.
     """
-    apart = model._keep_in_fp32_modules or model._keep_in_fp32_modules_strict
-    return bool(get_model_conversion_mapping(model, add_legacy=False)) or bool(apart and dtype != torch.float32)
+    half = model._keep_in_fp32_modules and dtype == torch.float16
+    apart = half or (model._keep_in_fp32_modules_strict and dtype != torch.float32)
+    return bool(get_model_conversion_mapping(model, add_legacy=False)) or bool(apart)
 
 
 def _untie(model: Any, found: Mapping[str, Entry]) -> None:
