@@ -142,7 +142,9 @@ def test_rows_keep_to_the_limit_and_to_one_prompt_and_hold_every_answer_once(see
     row = batch["places"][batch["read"]] // batch["input_ids"].shape[1]
     assert (batch["source"][row] == batch["example"][batch["answer"]]).all()
     assert batch["targets"].tolist() == [token for t in trees for a in t.answers for token in a]
-    assert batch["totals"].tolist() == [*vars(count(trees)).values()]
+    whole = [*vars(count(trees)).values()]
+    assert batch["totals"].tolist() == whole
+    assert beside(trees[:2], START, limit, 96, count(trees))["totals"].tolist() == whole  # of a step in parts
 
 
 def test_few_long_rows_or_many_short_ones_by_what_they_cost():
