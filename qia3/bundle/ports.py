@@ -14,18 +14,21 @@ An encoder, and the decoder that reads what it gives (1 in a mask: a token; padd
     attention_mask       int64 [batch_size, encoder_sequence_length]
     last_hidden_state    float32 [batch_size, encoder_sequence_length, hidden size]
 
-    input_ids                     int64 [batch_size, sequence_length]
+    input_ids                     int64 [token_batch_size, sequence_length]
     encoder_attention_mask        int64 [batch_size, encoder_sequence_length]
-    encoder_hidden_states         float32 [batch_size, encoder_sequence_length, hidden size]
+    encoder_hidden_states         float32 [token_batch_size, encoder_sequence_length, hidden size]
     past_key_values.I.decoder.P   float32 [batch_size, kv heads, past_decoder_sequence_length, head size]
     past_key_values.I.encoder.P   float32 [batch_size, kv heads, past_encoder_sequence_length, head size]
     past_length                   int64 []     positions of the decoder's past that are valid; -1, its default: all of them
-    logits                        float32 [batch_size, sequence_length or 1, vocabulary]
+    logits                        float32 [token_batch_size, sequence_length or 1, vocabulary]
     present.I.decoder.P           float32 [batch_size, kv heads, total_decoder_sequence_length, head size]
-    present.I.encoder.P           float32 [batch_size, kv heads, encoder_sequence_length, head size]
+    present.I.encoder.P           float32 [batch_size, kv heads, new_encoder_sequence_length, head size]
 
-The keys and values of an encoder's states are those of the past and, behind them, of the states from
+The keys and values of an encoder's states are those of the past and those of the states that the past lacks, from
 past_encoder_sequence_length on: all of them at the first call, which has a past of no positions, and none afterwards.
+present.I.encoder.P are the new ones alone; a caller keeps what the first call gave. token_batch_size is batch_size, or
+any number where batch_size is 1: rows of tokens may share one row of the encoder's keys, values and mask. (The decoder's
+own cache has a row for each row of tokens. It says batch_size all the same, for transformers.js knows that name alone.)
 
 A vector's input is called after its site (sites.py), [rows, 1, size].
 """
@@ -41,7 +44,10 @@ SELF, CROSS = "decoder", "encoder"  # whose keys and values: the decoder's own t
 BATCH, SEQUENCE, TOTAL, BEFORE, ROWS = (
     *("batch_size", "sequence_length", "total_sequence_length", "past_sequence_length", "rows"),
 )
-ENCODER_SEQUENCE, ENCODER_BEFORE = "encoder_sequence_length", "past_encoder_sequence_length"
+TOKEN_BATCH = "token_batch_size"
+ENCODER_SEQUENCE, ENCODER_BEFORE, ENCODER_NEW = (
+    *("encoder_sequence_length", "past_encoder_sequence_length", "new_encoder_sequence_length"),
+)
 DECODER_BEFORE, DECODER_TOTAL = "past_decoder_sequence_length", "total_decoder_sequence_length"
 
 

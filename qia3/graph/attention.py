@@ -68,18 +68,19 @@ def reason_against(call: Call, config: Any) -> str | None:
     if call.extra.get("s_aux") is not None:
         return "attention sinks (a learned score that takes part in the softmax)"
     window = call.extra.get("sliding_window")
-    if _agrees(call, operator_answer(call, visible(length, window))):
+    if agrees(call, operator_answer(call, visible(length, window))):
         return None
     return _difference(call, window)
 
 
-def operator_answer(call: Call, shown: Tensor) -> Tensor:
-    """The formula above: [B, S, H, d]."""
+def operator_answer(call: Call, shown: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The formula above: [B, S, H, d]. `bias` is added to the scores."""
     groups = call.q.shape[1] // call.k.shape[1]
     k, v = (t.float().repeat_interleave(groups, dim=1) for t in (call.k, call.v))
     scores = call.q.float() @ k.transpose(2, 3) * call.scale
     if cap := call.extra.get("softcap"):
         scores = torch.tanh(scores / cap) * cap
+    scores = scores if bias is None else scores + bias
     return (scores.masked_fill(~shown, -torch.inf).softmax(-1) @ v).transpose(1, 2)
 
 
@@ -108,7 +109,7 @@ def _difference(call: Call, window: int | None) -> str:
     return "scores of another formula"
 
 
-def _agrees(call: Call, answer: Tensor) -> bool:
+def agrees(call: Call, answer: Tensor) -> bool:
     other = call.answer.float()
     return other.shape == answer.shape and torch.allclose(
         other, answer, rtol=1e-3, atol=1e-4 * float(other.abs().max())

@@ -107,22 +107,30 @@ def lowered(model: PreTrainedModel, accuracy_level: int, positions: int, logits:
     sizes = {m.site.name: m.site.size for m in model.modules() if isinstance(m, Scaled)}
     decoder = Decoder(model, inputs, sizes, rotation)
     AttentionInterface.register(ATTENTION, group_query_attention(decoder))
-    undo = _swap(model, inputs, accuracy_level, logits)
-    try:
+    with swapped(model, inputs, accuracy_level, logits) as undo:
         for name, table in tables.items():
             parent, _, child = name.rpartition(".")
             undo.append((model.get_submodule(parent), child, model.get_submodule(name)))
             setattr(model.get_submodule(parent), child, table)
         with attention(model, ATTENTION), nullcontext() if rotation is None else without_rotation(model):
             yield decoder
+
+
+Undo = list[tuple[nn.Module, str, nn.Module]]
+
+
+@contextmanager
+def swapped(model: PreTrainedModel, inputs: Inputs, accuracy_level: int, logits: str) -> Iterator[Undo]:
+    """Every leaf replaced; afterwards each module is put back under its name in its parent, and whatever is added."""
+    undo = _swap(model, inputs, accuracy_level, logits)
+    try:
+        yield undo
     finally:
         for module, name, original in reversed(undo):
             setattr(module, name, original)
 
 
-def _swap(
-    model: PreTrainedModel, inputs: Inputs, accuracy_level: int, logits: str
-) -> list[tuple[nn.Module, str, nn.Module]]:
+def _swap(model: PreTrainedModel, inputs: Inputs, accuracy_level: int, logits: str) -> Undo:
     """Replaces every leaf; returns what to put back."""
     head = model.get_output_embeddings()
     undo = []

@@ -10,10 +10,12 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import onnx_ir as ir
 import torch
 from onnxscript.optimizer import fold_constants
+from torch import nn
 from torch.export import Dim
 from transformers import PreTrainedModel
 
@@ -32,7 +34,7 @@ def export_decoder(
 
     `required`: vectors are inputs that have to be fed, instead of having a default of ones.
     """
-    with lowered(model, accuracy_level, positions, logits) as decoder, _quiet():
+    with lowered(model, accuracy_level, positions, logits) as decoder, quiet():
         program = _trace(decoder)
         fold_constants(program.model)
         return run_passes(program.model, decoder.sizes, required)
@@ -51,14 +53,23 @@ def _trace(decoder: Decoder) -> torch.onnx.ONNXProgram:
         [{0: batch, 2: before}] * len(past),
         [{0: rows}] * len(vectors),
     )
+    examples = (torch.zeros(2, 3, dtype=torch.long), torch.ones(2, 8, dtype=torch.long), past, vectors)
+    inputs = [INPUT_IDS, ATTENTION_MASK, *cache_names(layers, PAST), *decoder.sizes]
+    return trace(decoder, examples, shapes, inputs, [LOGITS, *cache_names(layers, PRESENT)])
+
+
+def trace(
+    module: nn.Module, examples: tuple[Any, ...], shapes: tuple[Any, ...], inputs: list[str], outputs: list[str]
+) -> torch.onnx.ONNXProgram:
+    """The module's program. `shapes` say which dimensions of each example may be of any length."""
     program = torch.onnx.export(
-        decoder,
-        (torch.zeros(2, 3, dtype=torch.long), torch.ones(2, 8, dtype=torch.long), past, vectors),
+        module,
+        examples,
         dynamo=True,
         opset_version=OPSET,
         dynamic_shapes=shapes,
-        input_names=[INPUT_IDS, ATTENTION_MASK, *cache_names(layers, PAST), *decoder.sizes],
-        output_names=[LOGITS, *cache_names(layers, PRESENT)],
+        input_names=inputs,
+        output_names=outputs,
         verbose=False,
         # its rewrite rules take a third of the export's time, and the passes here do what a decoder needs of them
         optimize=False,
@@ -68,7 +79,7 @@ def _trace(decoder: Decoder) -> torch.onnx.ONNXProgram:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """The exporter warns about itself at length."""
     loggers = [logging.getLogger(n) for n in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
     levels = [log.level for log in loggers]

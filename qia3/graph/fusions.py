@@ -122,7 +122,9 @@ def _known(shape: ir.Shape | None) -> bool:
 
 def _take_over(old: ir.Value, new: ir.Value) -> None:
     new.shape, new.type, new.name = old.shape, old.type, f"{old.name}_fused"
-    convenience.replace_all_uses_with(old, new)
+    if old.is_graph_output():
+        old.name, new.name = new.name, old.name
+    convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
 
 
 def _drop(model: ir.Model, *nodes: ir.Node) -> None:

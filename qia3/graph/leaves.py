@@ -55,6 +55,8 @@ class MatMulNBits(nn.Module):
     [N, B].
     """
 
+    weight = None  # T5 asks for its type
+
     def __init__(self, store: Int4Weight | Int8Weight, bias: Tensor | None, accuracy_level: int) -> None:
         super().__init__()
         self.codes, self.scales = nn.Buffer(store.codes), nn.Buffer(store.scales)
@@ -89,6 +91,8 @@ class MatMulBnb4(nn.Module):
     """codes uint8 [N K / 2], scales float32 [N K / block]: bitsandbytes' own layout, so the operator takes the bytes as
     they are.
     """
+
+    weight = None
 
     def __init__(self, store: Nf4Weight, bias: Tensor | None) -> None:
         super().__init__()
@@ -144,6 +148,8 @@ class GatherBlockQuantized(nn.Module):
 class ScaledLeaf(nn.Module):
     """The layer's operator and a Mul by the graph input of its name."""
 
+    weight = None
+
     def __init__(self, scaled: Scaled, inner: nn.Module, inputs: Inputs) -> None:
         super().__init__()
         self.lowered, self.name, self.on_input, self.graph_inputs = (
@@ -170,7 +176,7 @@ class ScaledLeaf(nn.Module):
 
 
 class LastPosition(nn.Module):
-    """The head, on the last valid position of each row only."""
+    """The head, on the last valid position of each row only: `inputs.last`, or the last one where rows are even."""
 
     def __init__(self, head: nn.Module, inputs: Inputs) -> None:
         super().__init__()
@@ -178,9 +184,11 @@ class LastPosition(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         # hidden [B, S, H] -> [B, 1, V]
-        assert self.graph_inputs.last is not None
+        if self.graph_inputs.last is None:
+            out: Tensor = self.lowered(hidden[:, -1:])
+            return out
         index = self.graph_inputs.last[:, None, None].expand(-1, 1, hidden.shape[-1])
-        out: Tensor = self.lowered(hidden.gather(1, index))
+        out = self.lowered(hidden.gather(1, index))
         return out
 
 

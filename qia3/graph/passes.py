@@ -6,7 +6,7 @@ are inputs or overridable give silent garbage (measured on ONNX Runtime 1.32). `
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -18,9 +18,14 @@ from qia3.graph.fusions import CancelPairs, SiLU, SkipNorms, WholeSlices
 from qia3.graph.packing import PackAttention
 from qia3.graph.trimming import LastPositionFirst
 
-INPUT_DIMENSIONS = {
+# names of dimensions by the beginning of an input's or output's name, the first that fits; a number stays a number
+Dimensions = Mapping[str, Sequence[str | None]]
+DECODER_DIMENSIONS: Dimensions = {
     INPUT_IDS: (BATCH, SEQUENCE),
     ATTENTION_MASK: (BATCH, TOTAL),
+    PAST: (BATCH, None, BEFORE, None),
+    PRESENT: (BATCH, None, TOTAL, None),
+    LOGITS: (BATCH, SEQUENCE, None),
 }
 
 
@@ -58,16 +63,16 @@ class DefaultVectors(InPlacePass):  # type: ignore[misc]
 class NamedDimensions(InPlacePass):  # type: ignore[misc]
     """The dimension names that the ecosystem's loaders look for (`batch_size` above all)."""
 
+    def __init__(self, dimensions: Dimensions) -> None:
+        super().__init__()
+        self.dimensions = dimensions
+
     def call(self, model: ir.Model) -> PassResult:
         for value in (*model.graph.inputs, *model.graph.outputs):
-            name, shape = value.name or "", value.shape
-            if name in INPUT_DIMENSIONS:
-                value.shape = ir.Shape(INPUT_DIMENSIONS[name])
-            elif shape is not None and name.startswith((PAST, PRESENT)):
-                length = BEFORE if name.startswith(PAST) else TOTAL
-                value.shape = ir.Shape([BATCH, shape[1], length, shape[3]])
-            elif shape is not None and name == LOGITS:
-                value.shape = ir.Shape([BATCH, 1 if shape[1] == 1 else SEQUENCE, shape[2]])
+            names = next((d for start, d in self.dimensions.items() if (value.name or "").startswith(start)), None)
+            if names is not None and value.shape is not None:
+                pairs = zip(value.shape, names, strict=True)
+                value.shape = ir.Shape([old if new is None or isinstance(old, int) else new for old, new in pairs])
         return PassResult(model, modified=True)
 
 
@@ -137,10 +142,16 @@ class AccuracyLevel(InPlacePass):  # type: ignore[misc]
         return PassResult(model, modified=True)
 
 
-def run_passes(model: ir.Model, sizes: Mapping[str, int], required: bool = False) -> ir.Model:
+def run_passes(
+    model: ir.Model,
+    sizes: Mapping[str, int],
+    required: bool = False,
+    dimensions: Dimensions = DECODER_DIMENSIONS,
+    name: str = "decoder",
+) -> ir.Model:
     """All of them, in order. `sizes` are the vectors' by input name; `required` gives them no default."""
     model.graph.opset_imports["com.microsoft"] = 1
-    model.producer_name, model.producer_version, model.graph.name = "qia3", "", "decoder"
+    model.producer_name, model.producer_version, model.graph.name = "qia3", "", name
     passes = [
         common_passes.InlinePass(),
         common_passes.RemoveUnusedNodesPass(),
@@ -148,7 +159,7 @@ def run_passes(model: ir.Model, sizes: Mapping[str, int], required: bool = False
         common_passes.RemoveUnusedFunctionsPass(),
         ModuleNames(),
         DefaultVectors(sizes, required),
-        NamedDimensions(),
+        NamedDimensions(dimensions),
         CancelPairs(),
         WholeSlices(),
         SkipNorms(),

@@ -1,4 +1,4 @@
-"""One pass of a few tokens through a decoder, with its attention watched layer by layer.
+"""One pass of a few tokens through a model, with its attention watched layer by layer.
 
 transformers hands queries, keys and values to whatever attention function is registered. The one registered here keeps
 what it is handed, lets the model's own eager function answer, and keeps the answer. A second pass with the rotation
@@ -29,7 +29,7 @@ from qia3.errors import BaseModelError, first_line
 from qia3.ia3.roles import attention, device_of
 
 WATCH = "qia3_watch"
-TOKENS = 12
+TOKENS, FEWER = 12, 7
 ROTATION = "apply_rotary_pos_emb"
 
 
@@ -72,8 +72,16 @@ def sample_ids(model: PreTrainedModel, length: int = TOKENS) -> Tensor:
     return (torch.arange(length, device=device_of(model)) * 37 + 5)[None] % vocabulary
 
 
+def sample(model: PreTrainedModel) -> dict[str, Tensor]:
+    """What a pass is fed: `sample_ids`, and to an encoder-decoder's decoder fewer of them, so that lengths tell whose
+    keys are whose.
+    """
+    ids = sample_ids(model)
+    return {"input_ids": ids} | ({"decoder_input_ids": ids[:, :FEWER]} if model.config.is_encoder_decoder else {})
+
+
 def watch(model: PreTrainedModel, answers: Sequence[Tensor] | None = None) -> Watched:
-    """Runs `sample_ids`. `answers`: what attention gives back, call by call, instead of what it computes."""
+    """Runs `sample`. `answers`: what attention gives back, call by call, instead of what it computes."""
     seen = Watched()
     names = {m: n for n, m in model.named_modules()}
 
@@ -96,7 +104,7 @@ def watch(model: PreTrainedModel, answers: Sequence[Tensor] | None = None) -> Wa
     handles = [keep(name, module) for name, module in rotary_modules(model).items()]
     try:
         with attention(model, WATCH), torch.no_grad():
-            model(input_ids=sample_ids(model), use_cache=False)
+            model(**sample(model), use_cache=False)
     except (TypeError, ValueError, RuntimeError, KeyError, AttributeError, IndexError) as error:
         if answers is not None:  # a rotation function with other arguments
             return Watched()

@@ -1,0 +1,97 @@
+"""Relative position biases (T5) as tables over the distance between two tokens.
+
+    scores[h, i, j] += b[h, j - i]
+
+transformers' models that have them make them by a method `compute_bias(query_length, key_length, device,
+past_seen_tokens)` [1, H, S, T]: buckets of distances, by a logarithm, and a row of a learned table for each. What a
+model makes of many distances is asked once, here, and has to depend on the distance alone; past some distance it no
+longer changes (128 in T5), so the table ends there and serves texts of any length:
+
+    table [H, 2 n + 1]    entry n + d is the bias of distance d, -n <= d <= n, and beyond both ends that of the ends
+
+The graph looks distances up in it. It takes no logarithm, whose rounding at the edges of buckets is another in every
+runtime, and its positions come from the number of tokens before, which the model's own method does not see here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.onnx.ops import symbolic
+
+from qia3.errors import BaseModelError
+
+METHOD = "compute_bias"
+TABLE = "relative_bias"  # the buffer that a module has while it is exported
+
+
+@contextmanager
+def tabulated(stack: nn.Module, span: Any, positions: int) -> Iterator[None]:
+    """Every module of `stack` that has a bias of its own looks it up in a table of what it makes of `positions`.
+
+    `span` gives the number of tokens before (a Tensor of no dimensions), and of all, as a Tensor and as a length.
+    Raises BaseModelError where a bias does not depend on distances alone.
+    """
+    found = [(name, m, table) for name, m in stack.named_modules() if (table := _table(name, m, positions)) is not None]
+    try:
+        for _, module, table in found:
+            module.register_buffer(TABLE, table, persistent=False)
+            module.__dict__[METHOD] = _lookup(module, span)
+        yield
+    finally:
+        for _, module, _ in found:
+            delattr(module, TABLE)
+            module.__dict__.pop(METHOD, None)
+
+
+def _lookup(module: nn.Module, span: Any) -> Any:
+    def compute_bias(
+        query_length: int, key_length: int, device: Any = None, past_seen_tokens: Any = 0
+    ) -> Tensor:  # [1, H, S, T]
+        table = getattr(module, TABLE)
+        heads, reach = table.shape[0], table.shape[1] // 2
+        before, total, length = span()
+        keys = symbolic(
+            "Range",
+            (torch.tensor(0), total, torch.tensor(1)),
+            {},
+            dtype=torch.long,
+            shape=(length,),
+            version=11,
+        )
+        queries = before + torch.arange(query_length)
+        distance = (keys[None] - queries[:, None]).clamp(-reach, reach) + reach  # [S, T]
+        rows: Tensor = symbolic(
+            "Gather", (table, distance), {"axis": 1}, dtype=table.dtype, shape=(heads, query_length, length), version=13
+        )
+        return rows[None]
+
+    return compute_bias
+
+
+@torch.no_grad()
+def _table(name: str, module: nn.Module, positions: int) -> Tensor | None:
+    """[H, 2 n + 1], or None where the module has no bias of its own."""
+    try:
+        full = getattr(module, METHOD)(positions, positions)
+    except (AttributeError, TypeError):
+        return None
+    if not isinstance(full, Tensor) or full.dim() != 4:
+        return None
+    # the first row holds distances 0 to n, the first column 0 to -n
+    line = torch.cat([full[0, :, 1:, 0].flip(-1), full[0, :, 0]], -1).float()  # [H, 2 positions - 1]
+    for i in {0, positions // 3, positions - 1}:
+        if not torch.equal(full[0, :, i].float(), line[:, positions - 1 - i : 2 * positions - 1 - i]):
+            raise BaseModelError(
+                f"{name} adds biases to its scores that depend on more than the distance of two tokens"
+            )
+    middle = positions - 1
+    changes = (line[:, 1:] != line[:, :-1]).any(0).nonzero().flatten()
+    ends = [middle - int(changes.min()), int(changes.max()) + 1 - middle] if len(changes) else [0]
+    reach = max(*ends, 1) if len(ends) > 1 else 1
+    reach = min(reach, middle) if middle else 0
+    return line[:, middle - reach : middle + reach + 1].clone()

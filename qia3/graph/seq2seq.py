@@ -1,0 +1,232 @@
+"""An encoder and the decoder that reads what it gives, as they are exported: the real transformers model with its leaves
+lowered (decoder.py), and three forms of attention (stacks.py). Inputs and outputs: bundle/ports.py.
+
+    encoder    MultiHeadAttention with a bias and a padding mask. Within noise of the same in plain operators at 16 to
+               256 tokens and 0.75 of their time at 512 (12 heads of 64, 2 threads), with no intermediate transposes
+    own        GroupQueryAttention with a bias, which writes its cache in place. The bias has to have as many entries
+               as there are valid positions, not as many as the buffer holds: a graph that is fed a buffer with room
+               left has to be told `past_length`
+    cross      plain operators. Keys and values of the encoder's states are those of the past and those of the states
+               that the past lacks, states[:, past:], which are all of them at first and none afterwards
+
+Nothing is joined before it is multiplied, so a step copies no keys:
+
+    scores = [q K_past^T | q K_new^T]      p = softmax(scores + padding)      p[past] V_past + p[new] V_new
+
+MatMulNBits over no rows, and MatMul over no rows, columns or inner entries (zeros) are what they should be in ONNX
+Runtime 1.32. `present.I.encoder.*` are the new keys and values alone, so that a step returns empty ones; both stock
+loaders keep what the first call gave. (Computing the whole of them beside the attention and not fetching it was tried:
+`only_execute_path_to_fetches` runs the Concat all the same.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.onnx.ops import symbolic, symbolic_multi_out
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
+
+from qia3.graph.decoder import swapped
+from qia3.graph.leaves import Inputs
+from qia3.graph.relative import tabulated
+from qia3.graph.stacks import Attention, attentions
+from qia3.graph.watch import watch
+from qia3.ia3.roles import attention
+from qia3.ia3.vectors import Scaled
+
+ATTENTION = "qia3_encoder_decoder"
+HIDDEN = -1e9  # added to the scores of padding
+
+
+@dataclass
+class Shared(Inputs):
+    """What one trace hands to its leaves and its attention: besides, the tokens before, of which there are `before`
+    (a Tensor of no dimensions) and with the new ones `total`; the encoder's padding; and the keys and values of its
+    states, new ones of each layer.
+    """
+
+    before: Tensor | None = None
+    padding: Tensor | None = None
+
+    def span(self) -> tuple[Tensor, Tensor, int | torch.SymInt]:
+        """Tokens before, and all of them as a Tensor and as a length."""
+        assert self.before is not None
+        assert self.total is not None
+        return self.before, self.total.to(torch.long), self.total_length
+
+
+class Past:
+    """A cache as far as a model asks it where its tokens stand; keys and values are the attention's own affair."""
+
+    is_compileable = False
+
+    def __init__(self, before: Tensor) -> None:
+        self.before = before
+
+    def get_seq_length(self, layer_idx: int = 0) -> Tensor:
+        return self.before
+
+    def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        return keys, values
+
+
+class Encoder(nn.Module):
+    """forward(input_ids, attention_mask, vectors) -> last_hidden_state; to be exported, not run."""
+
+    def __init__(self, model: PreTrainedModel, state: Shared, sizes: dict[str, int]) -> None:
+        super().__init__()
+        self.model, self.state, self.sizes = model, state, sizes
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, vectors: list[Tensor]) -> Tensor:
+        state = self.state
+        state.vectors = dict(zip(self.sizes, vectors, strict=True))
+        state.batch, state.padding = input_ids.shape[0], attention_mask
+        state.before, state.total_length = torch.tensor(0), input_ids.shape[1]
+        state.total = torch.scalar_tensor(torch.ops.aten.sym_size.int(input_ids, 1), dtype=torch.int32)
+        states: Tensor = self.model.get_encoder()(input_ids=input_ids, attention_mask=None)[0]
+        return states
+
+
+class CrossDecoder(nn.Module):
+    """forward(input_ids, encoder mask, new encoder states, past_length, past, vectors) -> (logits, *present).
+
+    `past` are four tensors a layer: own keys and values, the encoder's keys and values.
+    """
+
+    def __init__(self, model: PreTrainedModel, state: Shared, sizes: dict[str, int], layers: list[Attention]) -> None:
+        super().__init__()
+        self.model, self.state, self.sizes, self.layers = model, state, sizes, layers
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        encoder_mask: Tensor,
+        states: Tensor,
+        past_length: Tensor,
+        past: list[Tensor],
+        vectors: list[Tensor],
+    ) -> tuple[Tensor, ...]:
+        state = self.state
+        state.vectors = dict(zip(self.sizes, vectors, strict=True))
+        state.past, state.present = past, {}
+        state.batch, length = input_ids.shape[0], input_ids.shape[1]
+        room = torch.scalar_tensor(torch.ops.aten.sym_size.int(past[0], 2), dtype=torch.long)
+        state.before = torch.where(past_length < 0, room, past_length)
+        total = state.before + torch.scalar_tensor(torch.ops.aten.sym_size.int(input_ids, 1), dtype=torch.long)
+        state.total, state.total_length = total.to(torch.int32), past[0].shape[2] + length
+        state.seqlens = (state.total - 1).expand(state.batch)
+        state.padding = ((1 - encoder_mask).to(torch.float32) * HIDDEN)[:, None, None]  # [B, 1, 1, E]
+        out = self.model(
+            encoder_outputs=BaseModelOutput(last_hidden_state=states),
+            attention_mask=None,
+            decoder_input_ids=input_ids,
+            past_key_values=Past(state.before),
+            use_cache=False,
+        )
+        return (out.logits, *(t for i in sorted(state.present) for t in state.present[i]))
+
+
+def encoder_attention(state: Shared, place: Attention, q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Any) -> Any:
+    """[B, E, H d]. q [B, H, E, d], k and v [B, kv heads, E, d]."""
+    groups = place.heads // place.kv_heads
+    k, v = (t.repeat_interleave(groups, 1) if groups > 1 else t for t in (k, v))
+    flat = [t.transpose(1, 2).flatten(2) for t in (q, k, v)]
+    assert state.padding is not None
+    return symbolic(
+        "com.microsoft::MultiHeadAttention",
+        (*flat, None, state.padding.to(torch.int32), *([bias] if place.biased else [])),
+        {"num_heads": place.heads, "scale": scale, "mask_filter_value": HIDDEN},
+        dtype=q.dtype,
+        shape=flat[0].shape,
+        version=1,
+    )
+
+
+def own_attention(
+    state: Shared, place: Attention, q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Any, extra: dict[str, Any]
+) -> Tensor:
+    """[B, S, H d]; its keys and values go into `state.present`."""
+    (batch, heads, length, size), kv = q.shape, place.kv_heads
+    flat = [t.transpose(1, 2).reshape(batch, length, -1) for t in (q, k, v)]
+    attributes: dict[str, Any] = {"num_heads": heads, "kv_num_heads": kv, "do_rotary": 0, "scale": scale}
+    if extra.get("sliding_window"):
+        attributes["local_window_size"] = int(extra["sliding_window"])
+    if extra.get("softcap"):
+        attributes["softcap"] = float(extra["softcap"])
+    cache_shape = (batch, kv, state.total_length, size)
+    out, key, value = symbolic_multi_out(
+        "com.microsoft::GroupQueryAttention",
+        (*flat, *state.past[4 * place.index :][:2], state.seqlens, state.total)
+        + ((None, None, None, bias) if place.biased else ()),
+        attributes,
+        dtypes=(q.dtype,) * 3,
+        shapes=((batch, length, heads * size), cache_shape, cache_shape),
+        version=1,
+    )
+    state.present[place.index] = (key, value)
+    return out
+
+
+def cross_attention(state: Shared, place: Attention, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """[B, S, H, d]; k and v [B, kv heads, new, d] go into `state.present`, after the layer's own."""
+    (batch, heads, length, size), kv = q.shape, place.kv_heads
+    past_k, past_v = state.past[4 * place.index + 2 :][:2]
+    state.present[place.index] = (*state.present[place.index], k, v)  # type: ignore[assignment]
+    q = (q if scale == 1 else q * scale).reshape(batch, kv, heads // kv * length, size)
+    scores = torch.cat([q @ past_k.transpose(2, 3), q @ k.transpose(2, 3)], -1)
+    # by name: past and new ones are as many as the mask has, which torch's shapes cannot say
+    masked: Tensor = symbolic("Add", (scores, state.padding), {}, dtype=q.dtype, shape=scores.shape, version=14)
+    seen = masked.softmax(-1)
+    before = past_k.shape[2]
+    out = seen[..., :before] @ past_v + seen[..., before:] @ v
+    return out.reshape(batch, heads, length, size).transpose(1, 2)
+
+
+def attend(state: Shared, places: dict[nn.Module, Attention]) -> Any:
+    """transformers' attention function that emits the three forms."""
+
+    def function(
+        module: Any, q: Tensor, k: Tensor, v: Tensor, *_: Any, scaling: float | None = None, **extra: Any
+    ) -> tuple[Tensor, None]:
+        place, (batch, heads, length, size) = places[module], q.shape
+        scale, bias = float(size**-0.5 if scaling is None else scaling), extra.get("position_bias")
+        if place.kind == "cross":
+            return cross_attention(state, place, q, k, v, scale), None
+        if place.kind == "own":
+            out = own_attention(state, place, q, k, v, scale, bias, extra)
+        else:
+            out = encoder_attention(state, place, q, k, v, scale, bias)
+        return out.view(batch, length, heads, size), None
+
+    return function
+
+
+@contextmanager
+def lowered(
+    model: PreTrainedModel, accuracy_level: int, positions: int, logits: str
+) -> Iterator[tuple[Encoder, CrossDecoder]]:
+    """The model with its leaves swapped for export leaves; it is itself again afterwards.
+
+    Raises BaseModelError where its attention is none that the graphs have.
+    """
+    places = attentions(model, watch(model))
+    state = Shared()
+    encoder = model.get_encoder()
+    inside = set(encoder.modules())
+    sizes: tuple[dict[str, int], dict[str, int]] = ({}, {})
+    for module in model.modules():
+        if isinstance(module, Scaled):
+            sizes[module not in inside][module.site.name] = module.site.size
+    own = [p for p in places.values() if p.kind == "own"]
+    AttentionInterface.register(ATTENTION, attend(state, places))
+    with ExitStack() as stack:
+        stack.enter_context(swapped(model, state, accuracy_level, logits))
+        stack.enter_context(tabulated(model, state.span, positions))
+        stack.enter_context(attention(model, ATTENTION))
+        yield Encoder(model, state, sizes[0]), CrossDecoder(model, state, sizes[1], own)

@@ -1,0 +1,94 @@
+"""Edits of an encoder-decoder's graphs after the export: what torch's shapes cannot say, put in by hand.
+
+    NewStates    encoder_hidden_states -> encoder_hidden_states[:, past_encoder_sequence_length:]
+    AnyHeads     past_key_values.* [.., size] -> Reshape to the real size
+    Length       past_length gets its default, -1
+    OwnShapes    the traced shapes of what is computed are dropped: ONNX Runtime infers its own
+
+The model was traced with the new states as an input of its own length, for the length of a difference is one that
+torch.export asserts things about.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir import convenience
+from onnx_ir.passes import InPlacePass, PassResult
+
+from qia3.bundle.ports import CROSS, ENCODER_STATES, PAST, PAST_LENGTH
+
+SIZE_AXIS = "any_head_size"
+
+
+class NewStates(InPlacePass):  # type: ignore[misc]
+    """The states whose keys and values the past has already are cut off before the rest are computed."""
+
+    def call(self, model: ir.Model) -> PassResult:
+        states = next(v for v in model.graph.inputs if v.name == ENCODER_STATES)
+        past = next(v for v in model.graph.inputs if str(v.name).startswith(PAST) and f".{CROSS}." in str(v.name))
+        known = ir.node("Shape", [past], {"start": 2, "end": 3})
+        cut = ir.node("Slice", [states, known.outputs[0], *(_constant(model, *c) for c in (LAST, ROWS))])
+        cut.outputs[0].name, cut.outputs[0].type = "new_encoder_states", states.type
+        convenience.replace_all_uses_with(states, cut.outputs[0])
+        cut.replace_input_with(0, states)
+        model.graph.insert_before(next(iter(model.graph)), [known, cut])
+        return PassResult(model, modified=True)
+
+
+LAST = ("end_of_states", np.array([2**62], np.int64))
+ROWS = ("axis_of_states", np.array([1], np.int64))
+
+
+class AnyHeads(InPlacePass):  # type: ignore[misc]
+    """Takes an empty past of any head size.
+
+    optimum-onnx gives the first step one of hidden_size // num_attention_heads, which in small T5s is not the heads'
+    size (512 // 6 and 64). The reshaped past is on the same memory, so the cache is written in place all the same
+    (measured on ONNX Runtime 1.32).
+    """
+
+    def call(self, model: ir.Model) -> PassResult:
+        for value in [v for v in model.graph.inputs if str(v.name).startswith(PAST)]:
+            assert value.shape is not None
+            size = int(value.shape[3])
+            node = ir.node(
+                "Reshape", [value, _constant(model, f"heads_of_{size}", np.array([0, 0, -1, size], np.int64))]
+            )
+            node.outputs[0].name, node.outputs[0].type = f"{value.name}_whole", value.type
+            node.outputs[0].shape = ir.Shape(list(value.shape))
+            convenience.replace_all_uses_with(value, node.outputs[0])
+            node.replace_input_with(0, value)
+            value.shape = ir.Shape([*list(value.shape)[:3], SIZE_AXIS])
+            model.graph.insert_before(next(iter(model.graph)), node)
+        return PassResult(model, modified=True)
+
+
+class Length(InPlacePass):  # type: ignore[misc]
+    """The default of past_length: a loader that feeds none has as many positions as its past."""
+
+    def call(self, model: ir.Model) -> PassResult:
+        value = next(v for v in model.graph.inputs if v.name == PAST_LENGTH)
+        value.const_value = ir.tensor(np.array(-1, np.int64), name=PAST_LENGTH)
+        model.graph.initializers.add(value)
+        return PassResult(model, modified=True)
+
+
+class OwnShapes(InPlacePass):  # type: ignore[misc]
+    """Traced shapes say that rows of tokens are rows of the states' keys, and that a buffer is full; a caller may have
+    one row of keys for several of tokens, and room in the buffer.
+    """
+
+    def call(self, model: ir.Model) -> PassResult:
+        for value in (v for node in model.graph for v in node.outputs if not v.is_graph_output()):
+            value.shape = None
+        return PassResult(model, modified=True)
+
+
+def _constant(model: ir.Model, name: str, array: np.ndarray) -> ir.Value:
+    if name not in model.graph.initializers:
+        tensor = ir.tensor(array, name=name)
+        model.graph.register_initializer(
+            ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+        )
+    return model.graph.initializers[name]

@@ -1,0 +1,90 @@
+"""Whose keys an attention of an encoder-decoder sees, and whether the graphs' operators compute it.
+
+    encoder    softmax(scale q k^T + bias + padding) v           keys of the encoder's tokens, all of them
+    own        softmax(scale q k^T + bias, causal) v             keys of the decoder's tokens
+    cross      softmax(scale q k^T + padding) v                  queries of the decoder's, keys of the encoder's tokens
+
+A watched pass (watch.py) has more tokens in the encoder than in the decoder, so the numbers of queries and keys tell
+the three apart, and what each gives is computed again by its formula.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from qia3.errors import BaseModelError
+from qia3.graph.attention import MULTIPLE, agrees, operator_answer, visible
+from qia3.graph.watch import FEWER, TOKENS, Call, Watched
+
+Kind = Literal["encoder", "own", "cross"]
+KINDS: dict[tuple[int, int], Kind] = {(TOKENS, TOKENS): "encoder", (FEWER, FEWER): "own", (FEWER, TOKENS): "cross"}
+
+
+@dataclass(frozen=True)
+class Attention:
+    """One attention module: its place among those of its kind, its heads, and whether its scores have a bias."""
+
+    kind: Kind
+    index: int
+    heads: int
+    kv_heads: int
+    size: int
+    biased: bool
+
+
+def attentions(model: PreTrainedModel, seen: Watched) -> dict[nn.Module, Attention]:
+    """Every attention module of the model. Raises BaseModelError, one line with every reason found and its modules."""
+    found: dict[nn.Module, Attention] = {}
+    reasons: dict[str, list[str]] = {}
+    counts: dict[str, int] = {}
+    for call in seen.calls:
+        kind = KINDS.get((call.q.shape[2], call.k.shape[2]))
+        reason = "attention that runs several times" if call.module in found else reason_against(call, kind)
+        if reason or kind is None:
+            reasons.setdefault(str(reason), []).append(call.name)
+            continue
+        (_, heads, _, size), kv = call.q.shape, call.k.shape[1]
+        found[call.module] = Attention(kind, counts.get(kind, 0), heads, kv, size, _bias(call) is not None)
+        counts[kind] = counts.get(kind, 0) + 1
+    if not reasons and not (counts.get("own") and counts.get("own") == counts.get("cross") and counts.get("encoder")):
+        reasons["a decoder whose layers do not each attend to its own tokens and to the encoder's"] = ["its stacks"]
+    if reasons:
+        told = "; ".join(f"{reason} in {_places(where)}" for reason, where in reasons.items())
+        raise BaseModelError(f"{type(model).__name__} cannot be shipped: its graphs have no form for {told}")
+    return found
+
+
+def reason_against(call: Call, kind: Kind | None) -> str | None:
+    """What this call has that the graph does not; None where the two agree."""
+    size, queries, keys = call.q.shape[-1], call.q.shape[2], call.k.shape[2]
+    if kind is None:
+        return f"{queries} queries that see {keys} keys (attention to one's own and another stack's tokens at once)"
+    if call.v.shape[-1] != size or call.k.shape[-1] != size:
+        return f"keys of {call.k.shape[-1]} and values of {call.v.shape[-1]} entries a head"
+    if kind == "own" and size % MULTIPLE:
+        return f"heads of {size} entries, where the decoder's operator takes multiples of {MULTIPLE},"
+    bias = _bias(call)
+    if kind == "cross" and bias is not None:
+        return "biases on the scores of the encoder's tokens"
+    if kind != "own" and (call.extra.get("softcap") or call.extra.get("s_aux") is not None):
+        return "capped scores or sinks"
+    shown = visible(queries, call.extra.get("sliding_window")) if kind == "own" else torch.ones(queries, keys).bool()
+    if agrees(call, operator_answer(call, shown.to(call.q.device), bias)):
+        return None
+    return "scores of another formula, or another pattern of what each token sees"
+
+
+def _bias(call: Call) -> Tensor | None:
+    """What the model adds to the scores, if it is not nothing."""
+    bias = call.extra.get("position_bias")
+    return bias if isinstance(bias, Tensor) and bool(bias.any()) else None
+
+
+def _places(where: Sequence[str]) -> str:
+    return ", ".join(where[:3]) + (f" and {len(where) - 3} more" if len(where) > 3 else "")
