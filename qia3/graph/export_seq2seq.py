@@ -39,7 +39,7 @@ from qia3.bundle.ports import (
 from qia3.graph.export import quiet, trace
 from qia3.graph.passes import Dimensions, run_passes
 from qia3.graph.seq2seq import CrossDecoder, Encoder, lowered
-from qia3.graph.seq2seq_passes import AnyHeads, Length, NewStates, OwnShapes
+from qia3.graph.seq2seq_passes import AnyHeads, Length, NewStates, OneBatch, OwnShapes
 
 ENCODER_DIMENSIONS: Dimensions = {
     INPUT_IDS: (BATCH, ENCODER_SEQUENCE),
@@ -88,7 +88,7 @@ def _decoder(decoder: CrossDecoder, required: bool) -> ir.Model:
     inputs = [INPUT_IDS, ENCODER_MASK, ENCODER_STATES, PAST_LENGTH, *cross_cache_names(layers, PAST), *decoder.sizes]
     program = trace(decoder, examples, shapes, inputs, [LOGITS, *cross_cache_names(layers, PRESENT)])
     fold_constants(program.model)
-    passes = [NewStates(), Length()]
+    passes = [OneBatch(), NewStates(), Length()]
     if any(p.size != config.hidden_size // config.num_attention_heads for p in decoder.layers):
         passes.append(AnyHeads())
     Sequential(*passes)(program.model)

@@ -1,5 +1,6 @@
 """Edits of an encoder-decoder's graphs after the export: what torch's shapes cannot say, put in by hand.
 
+    OneBatch     the number of rows is asked of input_ids
     NewStates    encoder_hidden_states -> encoder_hidden_states[:, past_encoder_sequence_length:]
     AnyHeads     past_key_values.* [.., size] -> Reshape to the real size
     Length       past_length gets its default, -1
@@ -16,7 +17,7 @@ import onnx_ir as ir
 from onnx_ir import convenience
 from onnx_ir.passes import InPlacePass, PassResult
 
-from qia3.bundle.ports import CROSS, ENCODER_STATES, PAST, PAST_LENGTH
+from qia3.bundle.ports import CROSS, ENCODER_STATES, INPUT_IDS, PAST, PAST_LENGTH
 
 SIZE_AXIS = "any_head_size"
 
@@ -34,6 +35,29 @@ class NewStates(InPlacePass):  # type: ignore[misc]
         cut.replace_input_with(0, states)
         model.graph.insert_before(next(iter(model.graph)), [known, cut])
         return PassResult(model, modified=True)
+
+
+class OneBatch(InPlacePass):  # type: ignore[misc]
+    """The number of rows is asked of the token ids alone.
+
+    torch takes it from any input that has as many. A runtime whose rows are of one prompt gives the keys and values of
+    its states once, and products of one row with many are those of the row repeated.
+    """
+
+    def call(self, model: ir.Model) -> PassResult:
+        ids = next(v for v in model.graph.inputs if v.name == INPUT_IDS)
+        asked = [node for node in model.graph if node.op_type == "Shape" and _of_rows(node, ids)]
+        for node in asked:
+            node.replace_input_with(0, ids)
+        return PassResult(model, modified=bool(asked))
+
+
+def _of_rows(node: ir.Node, ids: ir.Value) -> bool:
+    """Whether a Shape node gives the number of rows, of something else than the token ids."""
+    value, span = node.inputs[0], {name: attribute.value for name, attribute in node.attributes.items()}
+    if value is None or value is ids or value.shape is None or span != {"start": 0, "end": 1}:
+        return False
+    return ids.shape is not None and bool(value.shape[0] == ids.shape[0])
 
 
 LAST = ("end_of_states", np.array([2**62], np.int64))
