@@ -4,17 +4,29 @@ place, feeds as stock loaders make them; against transformers' own model on the 
 
 from __future__ import annotations
 
+import hashlib
 from functools import cache
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
 from seq2seq_pair import Oracle, Pair, batch, quantised, vector_rows
 from tiny_seq2seq import T5S
 
+from qia3.base.family import embeddings
+from qia3.base.weights import GridWeight
+from qia3.bundle.layout import DECODER_GRAPH, ENCODER_GRAPH, SHARED_DATA
+from qia3.errors import BaseModelError
+from qia3.graph import preflight_seq2seq
 from qia3.graph.export_seq2seq import export_seq2seq
+from qia3.graph.external import write_graphs
+from qia3.graph.forced import torch_choices, torch_logits
+from qia3.graph.forced_seq2seq import OrtPair, start_of
+from qia3.graph.passes import AccuracyLevel
 from qia3.ia3.vectors import set_vectors
 
 POSITIONS = 48
@@ -235,3 +247,94 @@ def test_exporting_leaves_the_model_as_it_was():
         torch.testing.assert_close(model(**feeds).logits, before, rtol=0, atol=0)
     assert {n for n, _ in model.named_buffers()} == buffers
     assert not any("compute_bias" in m.__dict__ for m in model.modules())
+
+
+def written(m, folder):
+    """Both graphs in a folder, over one data file; the ones in memory stay as they are."""
+    ends = [*embeddings(m.model), m.model.get_output_embeddings()]
+    names = [n for n, x in m.model.named_modules(remove_duplicate=False) if any(x is e for e in ends)]
+    files = {ENCODER_GRAPH: m.graphs["encoder"], DECODER_GRAPH: m.graphs["decoder"]}
+    before = [(v, v.const_value) for g in files.values() for v in g.graph.initializers.values()]
+    try:
+        return write_graphs(files, SHARED_DATA, folder, names)
+    finally:
+        for value, tensor in before:
+            value.const_value = tensor
+
+
+@pytest.mark.parametrize("name", [PLAIN, "t5"])
+def test_both_graphs_lie_over_one_file_that_holds_equal_bytes_once(name, tmp_path):
+    """Law 1 for two graphs: the modules' bytes, by SHA-256, are the file's, and each is there once."""
+    m = made(name)
+    regions = written(m, tmp_path)
+    assert {p.name for p in (tmp_path / SHARED_DATA).parent.iterdir()} == {
+        Path(f).name for f in (ENCODER_GRAPH, DECODER_GRAPH, SHARED_DATA)
+    }
+    assert {r.file for r in regions} == {SHARED_DATA}
+    data = (tmp_path / SHARED_DATA).read_bytes()
+    trained = {
+        hashlib.sha256(t.numpy().tobytes()).hexdigest()
+        for module in m.model.modules()
+        if isinstance(module, GridWeight)
+        for t in module.buffers()
+    }
+    shipped = []
+    for r in regions:
+        if r.part.removeprefix("embedding_") in ("codes", "scales", "zero_points"):
+            ends = np.cumsum([size for _, size in r.packed or [(r.name, r.bytes)]])
+            pieces = np.split(np.frombuffer(data, np.uint8, r.bytes, r.offset), ends)[:-1]
+            shipped += [hashlib.sha256(piece).hexdigest() for piece in pieces]
+    assert set(shipped) == trained
+    assert len(shipped) == len(trained)
+    parts = [r.part for r in regions]
+    assert parts.count("embedding_codes") == (2 if name == PLAIN else 1)  # a head of its own, or none
+    assert parts.count("dense") == 5  # `wo` of each layer
+    assert "other" not in parts
+    prompt, forced = batch([11])[0][0].tolist(), [7, 9, 11]
+    vectors = vector_rows(m.scaled, 1)[0]
+    pair = OrtPair.read(tmp_path / ENCODER_GRAPH, tmp_path / DECODER_GRAPH, start_of(m.model))
+    found = pair.logits(prompt, forced, {n: v[None, None] for n, v in vectors.items()})
+    set_vectors(m.scaled, vectors)
+    np.testing.assert_allclose(found, torch_logits(m.model, prompt, forced), **CLOSE)
+    set_vectors(m.scaled, {})
+    np.testing.assert_allclose(pair.logits(prompt, forced, {}), torch_logits(m.model, prompt, forced), **CLOSE)
+
+
+def test_forced_logits_are_the_models_and_tokens_are_chosen_with_a_cache_as_without():
+    m = made(PLAIN)
+    ids, mask = batch([11])
+    prompt, chosen = ids[0].tolist(), []
+    for _ in range(4):
+        chosen.append(int(torch_logits(m.model, prompt, chosen)[-1].argmax()))
+    assert torch_choices(m.model, prompt, 4) == chosen
+    expected = m.oracle.logits(ids, mask, np.array([[0, *chosen]]), {})[0]
+    np.testing.assert_allclose(torch_logits(m.model, prompt, chosen), expected, **CLOSE)
+
+
+def preflighted(m, monkeypatch, graphs):
+    monkeypatch.setattr(preflight_seq2seq, "export_seq2seq", lambda *_: graphs)
+    return preflight_seq2seq.preflight_seq2seq(m.model, m.scaled, POSITIONS, 4, "last", False, 1e-3)
+
+
+@pytest.mark.parametrize("name", T5S)
+def test_preflight_passes_the_model_and_leaves_its_vectors_at_one(name, monkeypatch):
+    m = made(name)
+    graphs = preflighted(m, monkeypatch, m.graphs)
+    levels = {n.attributes["accuracy_level"].as_int() for g in graphs.values() for n in g.graph if "NBits" in n.op_type}
+    assert levels == {4}
+    assert all((layer.vector() == 1).all() for layer in m.scaled.values())
+    for graph in graphs.values():
+        AccuracyLevel(0)(graph)
+
+
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+def test_preflight_tells_which_graph_is_not_the_model(part, monkeypatch):
+    """A bias table of the other sign of distances, which a text of few tokens shows as well."""
+    m = made(PLAIN)
+    broken = {name: ir.from_proto(ir.to_proto(graph)) for name, graph in m.graphs.items()}
+    name = next(n for n in broken[part].graph.initializers if n.endswith("relative_bias"))
+    value = broken[part].graph.initializers[name]
+    value.const_value = ir.tensor(np.ascontiguousarray(value.const_value.numpy()[:, ::-1]), name=name)
+    with pytest.raises(BaseModelError, match=f"its {part}'s graph differs from torch by .* in a padded batch") as told:
+        preflighted(m, monkeypatch, broken)
+    assert "\n" not in str(told.value)

@@ -22,7 +22,7 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from qia3.base.modules import GridEmbedding, GridLinear
 from qia3.graph.attention import check_attention
-from qia3.graph.leaves import Inputs, LastPosition, RMSNorm, ScaledLeaf, lookup, product
+from qia3.graph.leaves import Dense, Inputs, LastPosition, RMSNorm, ScaledLeaf, lookup, product
 from qia3.graph.rotary import Rotation, in_operator, lookups
 from qia3.graph.watch import watch, without_rotation
 from qia3.ia3.roles import attention
@@ -154,4 +154,6 @@ def _leaf(module: nn.Module, inputs: Inputs, accuracy_level: int) -> nn.Module |
         return product(module, accuracy_level)
     if isinstance(module, GridEmbedding):
         return lookup(module)
+    if isinstance(module, nn.Linear) and inputs.dense:
+        return Dense(module)
     return RMSNorm.matching(module) if "Norm" in type(module).__name__ else None

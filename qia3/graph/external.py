@@ -1,21 +1,24 @@
-"""The graph on disk: one .onnx and one file of external data, every region of it accounted for.
+"""Graphs on disk: an .onnx each and one file of external data, every region of it accounted for.
 
 Each tensor starts on a multiple of 64 bytes. Tensors with the same bytes share one region, whatever their shapes: so a
-tied embedding, whose codes GatherBlockQuantized wants as [V, H/2] and MatMulNBits as [V, B, block/2], is stored once.
+tied embedding, whose codes GatherBlockQuantized wants as [V, H/2] and MatMulNBits as [V, B, block/2], is stored once,
+and so is what an encoder and its decoder have in common.
 The defaults of the vectors stay inside the .onnx, where they are overridable initializers.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import onnx_ir as ir
 
 from qia3.bundle.layout import DATA, GRAPH
 from qia3.bundle.manifest import Region
+from qia3.graph.leaves import DENSE
 from qia3.graph.packing import PACKED
+from qia3.graph.relative import TABLE
 
 ALIGNMENT = 64
 SMALLEST = 128  # bytes; smaller tensors that are no weights stay inside the .onnx
@@ -24,39 +27,53 @@ KINDS = ("codes", "scales", "zero_points")
 
 def write_graph(model: ir.Model, folder: Path, vocabulary_modules: Collection[str]) -> list[Region]:
     """Writes GRAPH and DATA into `folder`. `vocabulary_modules` are the module paths of the embedding and the head."""
+    return write_graphs({GRAPH: model}, DATA, folder, vocabulary_modules)
+
+
+def write_graphs(
+    models: Mapping[str, ir.Model], data: str, folder: Path, vocabulary_modules: Collection[str]
+) -> list[Region]:
+    """Writes the graphs by the names of their files, and the file `data` beside them, which is theirs together."""
     regions: list[Region] = []
     seen: dict[str, Region] = {}
-    inputs = {v.name for v in model.graph.inputs}
-    data_file = folder / DATA
+    data_file = folder / data
     data_file.parent.mkdir(parents=True, exist_ok=True)
     with data_file.open("wb") as out:
-        for name, value in model.graph.initializers.items():
-            tensor = value.const_value
-            small = tensor is not None and tensor.nbytes < SMALLEST and name.rpartition(".")[2] not in KINDS
-            if tensor is None or small or name in inputs:
-                continue
-            data = tensor.tobytes()
-            digest = hashlib.sha256(data).hexdigest()
-            if digest not in seen:
-                out.write(b"\0" * (-out.tell() % ALIGNMENT))
-                seen[digest] = Region(
-                    name, _part(name, vocabulary_modules), len(data), out.tell(), DATA, value.meta.get(PACKED, ())
-                )
-                regions.append(seen[digest])
-                out.write(data)
-            region = seen[digest]
-            shape = ir.Shape(tensor.shape.numpy())
-            value.const_value = ir.ExternalTensor(
-                data_file.name,
-                region.offset,
-                region.bytes,
-                tensor.dtype,
-                shape=shape,
-                name=name,
-                base_dir=data_file.parent,
-            )
-    ir.save(model, folder / GRAPH)
+        for model in models.values():
+            for name, value in _stored(model):
+                tensor = value.const_value
+                assert tensor is not None
+                content = tensor.tobytes()
+                digest = hashlib.sha256(content).hexdigest()
+                if digest not in seen:
+                    out.write(b"\0" * (-out.tell() % ALIGNMENT))
+                    part, packed = _part(name, vocabulary_modules), value.meta.get(PACKED, ())
+                    seen[digest] = Region(name, part, len(content), out.tell(), data, packed)
+                    regions.append(seen[digest])
+                    out.write(content)
+                value.const_value = _external(tensor, name, seen[digest], data_file)
+    for file, model in models.items():
+        ir.save(model, folder / file)
     return regions
+
+
+def _stored(model: ir.Model) -> list[tuple[str, ir.Value]]:
+    """The initializers that go into the data file."""
+    inputs = {v.name for v in model.graph.inputs}
+    found = []
+    for name, value in model.graph.initializers.items():
+        tensor = value.const_value
+        small = tensor is not None and tensor.nbytes < SMALLEST and name.rpartition(".")[2] not in KINDS
+        if tensor is not None and not small and name not in inputs:
+            found.append((name, value))
+    return found
+
+
+def _external(tensor: ir.TensorProtocol, name: str, region: Region, data_file: Path) -> ir.ExternalTensor:
+    """The same tensor, where it lies in the file."""
+    shape = ir.Shape(tensor.shape.numpy())
+    place = (data_file.name, region.offset, region.bytes, tensor.dtype)
+    return ir.ExternalTensor(*place, shape=shape, name=name, base_dir=data_file.parent)
 
 
 def _part(name: str, vocabulary_modules: Collection[str]) -> str:
@@ -67,6 +84,8 @@ def _part(name: str, vocabulary_modules: Collection[str]) -> str:
         return f"embedding_{kind}" if vocabulary else kind
     if vocabulary and kind == "weight":
         return "embedding_weights"
+    if kind == DENSE:
+        return "dense"
     if name in ("cos", "sin") or kind.startswith("rotary_"):
         return "rotary"
-    return "norms_and_biases" if kind in ("weight", "bias") else "other"
+    return "norms_and_biases" if kind in ("weight", "bias", TABLE) else "other"

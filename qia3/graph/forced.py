@@ -11,12 +11,17 @@ import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 
+from qia3.graph import forced_seq2seq
 from qia3.graph.loader_configs import head_size
 from qia3.graph.parity import Floats
 
 
 def torch_logits(model: Any, prompt: Sequence[int], forced: Sequence[int]) -> Floats:
-    """[1 + len(forced), V] float32, from one pass over the whole sequence and no cache."""
+    """[1 + len(forced), V] float32, from one pass over the whole sequence and no cache. An encoder-decoder is prompted
+    in its encoder, and what is forced comes after its decoder's start.
+    """
+    if model.config.is_encoder_decoder:
+        return forced_seq2seq.logits(model, prompt, forced)
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([[*prompt, *forced]]), use_cache=False).logits[0, len(prompt) - 1 :]
     result: Floats = logits.float().numpy()
@@ -25,6 +30,8 @@ def torch_logits(model: Any, prompt: Sequence[int], forced: Sequence[int]) -> Fl
 
 def torch_choices(model: Any, prompt: Sequence[int], count: int) -> list[int]:
     """The `count` tokens that torch itself would choose after the prompt."""
+    if model.config.is_encoder_decoder:
+        return forced_seq2seq.choices(model, prompt, count)
     chosen: list[int] = []
     newest, cache = list(prompt), None
     with torch.no_grad():

@@ -6,6 +6,7 @@ the bytes that trained are the initializers of the graph:
 
     GridLinear    -> com.microsoft::MatMulNBits(x, codes, scales[, zero points][, bias])
     GridEmbedding -> com.microsoft::GatherBlockQuantized(codes [V, H/2] (8 bits: [V, H]), ids, scales[, zero points])
+    Linear        -> MatMul(x, weight [K, N])[ + bias], in an encoder-decoder, some of whose layers stay in float
     Scaled        -> Mul by a graph input [rows, 1, d], beside the layer's own operator
     RMSNorm       -> SimplifiedLayerNormalization, where a numeric check shows the module is one
 
@@ -30,6 +31,7 @@ from qia3.ia3.vectors import Scaled
 
 Attributes = dict[str, int | float | str | bool | Sequence[int] | Sequence[float] | Sequence[str] | Sequence[bool]]
 
+DENSE = "dense"  # the name of a float layer's weight in a graph
 NF4 = 1  # MatMulBnb4's quant_type
 
 
@@ -48,6 +50,7 @@ class Inputs:
     total: Tensor | None = None
     total_length: int | torch.SymInt = 0
     batch: int | torch.SymInt = 1
+    dense: bool = False  # whether float layers are leaves, whose weights keep their names
 
 
 class MatMulNBits(nn.Module):
@@ -113,6 +116,21 @@ class MatMulBnb4(nn.Module):
             "com.microsoft::MatMulBnb4", inputs, self.attributes, dtype=x.dtype, shape=shape, version=1
         )
         return out if self.bias is None else out + self.bias
+
+
+class Dense(nn.Module):
+    """A float layer, its weight as MatMul takes it: what the exporter makes of a Linear has a name of a number."""
+
+    weight = None
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.dense = nn.Buffer(linear.weight.detach().T.contiguous())
+        self.bias = None if linear.bias is None else nn.Buffer(linear.bias.detach())
+
+    def forward(self, x: Tensor) -> Tensor:
+        # x [..., K] -> [..., N]
+        return x @ self.dense if self.bias is None else x @ self.dense + self.bias
 
 
 class GatherBlockQuantized(nn.Module):

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
@@ -27,6 +26,7 @@ from qia3.base.modules import GridLinear
 from qia3.bundle.sites import Vectors
 from qia3.errors import BaseModelError, first_line
 from qia3.graph.export import export_decoder
+from qia3.graph.in_memory import opened
 from qia3.graph.passes import AccuracyLevel
 from qia3.graph.watch import other_states, sample_ids
 from qia3.ia3.roles import device_of
@@ -36,7 +36,6 @@ Floats = NDArray[np.float32]
 PROMPTS, STEPS = (11, 5), 3
 BEYOND = 6  # tokens past a window
 CHEAP = 2e11  # products of a text that is worth its time: a few seconds
-LARGE = 1024  # bytes of an initializer that is handed over instead of being written into the graph
 LEAST_LIMIT = 1e-3  # what the build file's own limit may raise; a lower one is the gate's affair, on its own prompts
 USUAL = 30.0  # the size of a logit for which the limit is meant
 
@@ -68,7 +67,7 @@ def preflight(
 def _compare(
     model: PreTrainedModel, scaled: Mapping[str, Scaled], session: _Session, texts: Sequence[list[int]], limit: float
 ) -> None:
-    name, vectors = type(model).__name__, [_around_one(scaled), {}]
+    name, vectors = type(model).__name__, [around_one(scaled), {}]
     split = [(text[:-STEPS], text[-STEPS:]) for text in texts]
     expected = []
     for i, (prompt, forced) in enumerate(split):
@@ -106,7 +105,7 @@ def _texts(model: PreTrainedModel, graph: ir.Model, positions: int) -> list[list
     return [sample_ids(model, n)[0].tolist() for n in (*lengths, *sorted(past)[-1:])]
 
 
-def _around_one(scaled: Mapping[str, Scaled]) -> Vectors:
+def around_one(scaled: Mapping[str, Scaled]) -> Vectors:
     """Vectors that differ from one by a tenth, where their site trains."""
     generator = np.random.default_rng(0)
     found = {}
@@ -130,18 +129,8 @@ class _Session:
     """The graph in ONNX Runtime, on the memory that its tensors are in."""
 
     def __init__(self, graph: ir.Model, model: PreTrainedModel) -> None:
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        self.held = _handed_over(graph)
-        proto = _without_bytes(graph, self.held)
-        options.add_external_initializers(list(self.held), list(self.held.values()))
-        try:
-            self.session = ort.InferenceSession(proto, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime raises many types
-            raise BaseModelError(
-                f"ONNX Runtime does not open the graph of {type(model).__name__}: {first_line(error)}"
-            ) from error
         self.name = type(model).__name__
+        self.session, self.held = opened(graph, self.name)
         self.past = {i.name: i.shape for i in self.session.get_inputs() if i.name.startswith("past_key_values.")}
         self.outputs = [o.name for o in self.session.get_outputs()]
 
@@ -173,29 +162,3 @@ class _Session:
             return dict(zip(self.outputs, self.session.run(None, feeds), strict=True))
         except Exception as error:  # onnxruntime raises many types
             raise BaseModelError(f"ONNX Runtime does not run the graph of {self.name}: {first_line(error)}") from error
-
-
-def _handed_over(graph: ir.Model) -> dict[str, Any]:
-    """The large initializers as values of ONNX Runtime on the same memory, by name."""
-    inputs = {v.name for v in graph.graph.inputs}
-    return {
-        name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value.const_value.numpy()))
-        for name, value in graph.graph.initializers.items()
-        if value.const_value is not None and value.const_value.nbytes >= LARGE and name not in inputs
-    }
-
-
-def _without_bytes(graph: ir.Model, handed_over: Mapping[str, Any]) -> bytes:
-    """The graph's own file, in which the tensors that are handed over are only named."""
-    tensors = {name: graph.graph.initializers[name].const_value for name in handed_over}
-    try:
-        for name, tensor in tensors.items():
-            assert tensor is not None
-            graph.graph.initializers[name].const_value = ir.ExternalTensor(
-                "handed-over", 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=name
-            )
-        serialised: bytes = ir.to_proto(graph).SerializeToString()
-        return serialised
-    finally:
-        for name, tensor in tensors.items():
-            graph.graph.initializers[name].const_value = tensor

@@ -216,7 +216,7 @@ def lowered(
     Raises BaseModelError where its attention is none that the graphs have.
     """
     places = attentions(model, watch(model))
-    state = Shared()
+    state = Shared(dense=True)
     encoder = model.get_encoder()
     inside = set(encoder.modules())
     sizes: tuple[dict[str, int], dict[str, int]] = ({}, {})

@@ -1,0 +1,95 @@
+"""An encoder-decoder's two graphs, made and compared with torch before anything is trained (preflight.py).
+
+    row 0    11 tokens in the encoder and 8 steps of the decoder with a cache    vectors around one, at random
+    row 1     5 tokens and 8 steps                                               ones: the base
+
+as one batch that is padded on the right, row 0 once more alone, and a longer text where it is cheap. The encoder's
+states are compared first, so that what is told is which of the two graphs is not the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+from transformers import PreTrainedModel
+
+from qia3.base.modules import GridLinear
+from qia3.errors import BaseModelError, first_line
+from qia3.graph.export_seq2seq import export_seq2seq
+from qia3.graph.forced_seq2seq import OrtPair, logits, start_of, states_of
+from qia3.graph.in_memory import opened
+from qia3.graph.passes import AccuracyLevel
+from qia3.graph.preflight import CHEAP, LEAST_LIMIT, PROMPTS, USUAL, Floats, around_one
+from qia3.graph.watch import sample_ids
+from qia3.ia3.vectors import Scaled, set_vectors
+
+STEPS = 8
+LONG = 140  # tokens, more than T5 tells distances of apart
+
+
+def preflight_seq2seq(
+    model: PreTrainedModel,
+    scaled: Mapping[str, Scaled],
+    positions: int,
+    accuracy_level: int,
+    logits_at: str,
+    required: bool,
+    limit: float,
+) -> dict[str, ir.Model]:
+    """The graphs "encoder" and "decoder" with vectors at the side. The vectors are ones afterwards, ready to train.
+
+    Raises BaseModelError in one line where the model does not export or a graph is not the model.
+    """
+    graphs = export_seq2seq(model, accuracy_level, positions, logits_at, required)
+    try:
+        for graph in graphs.values():
+            AccuracyLevel(0)(graph)
+        (encoder, one), (decoder, two) = (opened(graphs[n], type(model).__name__) for n in ("encoder", "decoder"))
+        pair, held = OrtPair(encoder, decoder, start_of(model)), (one, two)
+        _compare(model, scaled, pair, _texts(model, positions), max(limit, LEAST_LIMIT))
+        del encoder, decoder, pair, held  # the sessions before the memory that they are on
+    finally:
+        set_vectors(scaled, None)
+        for graph in graphs.values():
+            AccuracyLevel(accuracy_level)(graph)
+    return graphs
+
+
+def _compare(
+    model: PreTrainedModel, scaled: Mapping[str, Scaled], pair: OrtPair, texts: Sequence[list[int]], limit: float
+) -> None:
+    name, vectors = type(model).__name__, [around_one(scaled), {}]
+    forced = sample_ids(model, STEPS + 1)[0, 1:].tolist()
+    expected: list[tuple[Floats, Floats]] = []
+    for i, text in enumerate(texts):
+        set_vectors(scaled, vectors[i % 2])
+        expected.append((states_of(model, text)[0].float().cpu().numpy(), logits(model, text, forced)))
+    cases = {"in a padded batch": [0, 1], "alone": [0]} | ({"on a longer text": [2]} if len(texts) > 2 else {})
+    for what, rows in cases.items():
+        fed = {
+            n: np.stack([vectors[i % 2].get(n, np.ones(s.site.size, np.float32))[None] for i in rows])
+            for n, s in scaled.items()
+        }
+        try:
+            found = pair.rows([texts[i] for i in rows], [forced] * len(rows), fed)
+        except Exception as error:  # onnxruntime raises many types
+            raise BaseModelError(f"ONNX Runtime does not run the graphs of {name}: {first_line(error)}") from error
+        for part, (kind, unit) in enumerate((("encoder", "states"), ("decoder", "logits"))):
+            pairs = [(found[part][row][: len(expected[i][part])], expected[i][part]) for row, i in enumerate(rows)]
+            difference = float(np.max([np.abs(graph - torch).max() for graph, torch in pairs]))
+            largest = max(float(np.abs(torch).max()) for _, torch in pairs)
+            if not difference <= limit * max(1.0, largest / USUAL):
+                raise BaseModelError(
+                    f"{name} cannot be shipped: its {kind}'s graph differs from torch by {difference:.2g} {what} (limit "
+                    f"{limit:g}, on {unit} up to {largest:.2g}); and no reason was found in its attention"
+                )
+
+
+def _texts(model: PreTrainedModel, positions: int) -> list[list[int]]:
+    """Those of the two rows, and a longer one that lies within the context, where it is cheap."""
+    products = sum(m.in_features * m.out_features for m in model.modules() if isinstance(m, GridLinear))
+    longer = min(LONG, positions)
+    lengths = [*PROMPTS, *([longer] if longer > max(PROMPTS) and longer * products <= CHEAP else [])]
+    return [sample_ids(model, n)[0].tolist() for n in lengths]
