@@ -5,6 +5,7 @@ place, feeds as stock loaders make them; against transformers' own model on the 
 from __future__ import annotations
 
 import hashlib
+import json
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +27,7 @@ from qia3.graph.export_seq2seq import export_seq2seq
 from qia3.graph.external import write_graphs
 from qia3.graph.forced import torch_choices, torch_logits
 from qia3.graph.forced_seq2seq import OrtPair, start_of
+from qia3.graph.loader_configs import write_configs
 from qia3.graph.passes import AccuracyLevel
 from qia3.ia3.vectors import set_vectors
 
@@ -338,3 +340,18 @@ def test_preflight_tells_which_graph_is_not_the_model(part, monkeypatch):
     with pytest.raises(BaseModelError, match=f"its {part}'s graph differs from torch by .* in a padded batch") as told:
         preflighted(m, monkeypatch, broken)
     assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(("name", "tied"), [("t5", True), ("t5 v1.1", False), ("mt5", False), ("bart", True)])
+def test_what_other_loaders_read_of_a_pair(name, tied, tmp_path):
+    """tie_word_embeddings is what transformers 4.57 takes it for; no file for onnxruntime-genai, which has no encoder."""
+    model, _ = quantised(name)
+    model.generation_config.decoder_start_token_id = None
+    write_configs(model, tmp_path, 40, (1,))
+    config, generation = (json.loads((tmp_path / f"{n}.json").read_text()) for n in ("config", "generation_config"))
+    assert {p.name for p in tmp_path.iterdir()} == {"config.json", "generation_config.json"}
+    assert config["tie_word_embeddings"] is tied
+    assert config["transformers.js_config"]["use_external_data_format"] == {"decoder_model_merged": True}
+    assert Path(SHARED_DATA).name == "decoder_model_merged_q4.onnx_data"
+    assert (generation["decoder_start_token_id"], generation["eos_token_id"]) == (0, [1])
+    assert config["decoder_start_token_id"] == 0

@@ -7,6 +7,14 @@
     onnx/decoder_model_merged_q4.onnx        optimum-onnx's patterns find
     onnx/decoder_model_merged_q4.onnx_data   the one data file of both
 
+transformers.js in Node reads data files beside the graph by itself, so one file for two graphs is no matter there. In a
+browser it hands a session the files of the graph's own name alone, and a caller names this one for the encoder:
+
+    session_options: { externalData: [{ path: "decoder_model_merged_q4.onnx_data",
+                                        data: "onnx/decoder_model_merged_q4.onnx_data" }] }
+
+optimum-onnx is given no file names, only subfolder="onnx": named ones make it look for a third graph.
+
 onnxruntime-genai reads the graph's place from genai_config.json and takes any, so one layout serves both. A reader does
 not know these names: it asks the manifest. tests/layout_rules.toml has the loaders' rules, each with the file it was
 read in.
@@ -14,6 +22,7 @@ read in.
 
 from __future__ import annotations
 
+from pathlib import PurePosixPath as Path
 from typing import Any
 
 DTYPE = "q4"  # transformers.js's word for 4-bit weights and float32 activations
@@ -27,6 +36,7 @@ MANIFEST = "manifest.json"
 WRITTEN_ANEW = ("report.md", "report.json", MANIFEST)  # by whoever changes a bundle: they speak of all other files
 
 
-def transformers_js_config() -> dict[str, Any]:
+def transformers_js_config(encoder_decoder: bool = False) -> dict[str, Any]:
     """The block of config.json that spares a caller of transformers.js the options dtype and use_external_data_format."""
-    return {"dtype": DTYPE, "use_external_data_format": True}
+    session = Path(DECODER_GRAPH).name.removesuffix(f"_{DTYPE}.onnx")
+    return {"dtype": DTYPE, "use_external_data_format": {session: True} if encoder_decoder else True}

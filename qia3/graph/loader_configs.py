@@ -9,7 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from qia3.base.family import embeddings, weight_of
+from qia3.base.start import decoder_start
 from qia3.bundle.layout import GRAPH, transformers_js_config
+from qia3.ia3.roles import device_of
 
 
 def write_tokenizer(tokenizer: Any, folder: Path) -> None:
@@ -22,21 +27,56 @@ def write_tokenizer(tokenizer: Any, folder: Path) -> None:
 
 
 def write_configs(model: Any, folder: Path, context_length: int, stop_tokens: tuple[int, ...]) -> None:
-    """config.json, generation_config.json and genai_config.json (onnxruntime-genai's generic "decoder" type).
+    """config.json, generation_config.json and, of a decoder, genai_config.json (onnxruntime-genai's generic "decoder"
+    type, which has no encoder).
 
     config.json's max_position_embeddings is what the graph holds, which may be less than the base: transformers.js
     stops generating there.
     """
+    pair = bool(model.config.is_encoder_decoder)
     config = model.config.to_dict() | {
         "max_position_embeddings": context_length,
-        "transformers.js_config": transformers_js_config(),
+        "transformers.js_config": transformers_js_config(pair),
     }
+    if pair:
+        config["tie_word_embeddings"] = tied_for_others(model)
     for key in ("quantization_config", "_name_or_path", "_attn_implementation"):
         config.pop(key, None)
     _write_json(folder / "config.json", config)
     generation = model.generation_config.to_dict() | {"eos_token_id": list(stop_tokens)}
+    if pair:
+        generation["decoder_start_token_id"] = decoder_start(model.config, model.generation_config)[0]
     _write_json(folder / "generation_config.json", generation)
-    _write_json(folder / "genai_config.json", genai_config(model.config.get_text_config(), context_length, stop_tokens))
+    if not pair:
+        genai = genai_config(model.config.get_text_config(), context_length, stop_tokens)
+        _write_json(folder / "genai_config.json", genai)
+
+
+def tied_for_others(model: Any) -> bool:
+    """tie_word_embeddings of an encoder-decoder as transformers 4.57 and CTranslate2 read it.
+
+    T5's code there takes it for whether the decoder's output is scaled by d_model ** -0.5 before the head, and
+    transformers 5 writes true for all T5s (findings/t5-config-of-transformers-5-scales-logits-in-4.sh). So it says what
+    this model does, seen from one pass; where nothing is scaled, whether the head is the embedding.
+    """
+    seen: dict[str, Any] = {}
+    head, stack = model.get_output_embeddings(), model.get_decoder()
+    hooks = [
+        head.register_forward_pre_hook(lambda _, inputs: seen.update(head=inputs[0])),
+        stack.register_forward_hook(lambda _, inputs, out: seen.update(states=out[0])),
+    ]
+    ids = torch.arange(3, device=device_of(model))[None]
+    try:
+        with torch.no_grad():
+            model(input_ids=ids, decoder_input_ids=ids, use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    scaled = seen["states"] * seen["states"].shape[-1] ** -0.5
+    if torch.allclose(seen["head"], scaled, rtol=1e-3):
+        return True
+    tied = any(weight_of(table) is weight_of(head) for table in embeddings(model))
+    return tied and getattr(model.config, "scale_decoder_outputs", True)
 
 
 def genai_config(config: Any, context_length: int, stop_tokens: tuple[int, ...]) -> dict[str, Any]:
