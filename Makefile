@@ -1,5 +1,6 @@
 # make demo   build the example and ask it one thing        make check  lint, types, import rules
 # make test   check, then every test                        make bench  load time, memory and speed of the demo bundle
+# make families   every family of docs/families.md (make test leaves out those that are like another)
 #
 # Needs Python 3.11 or newer and make; the rest goes into .venv, at the versions in constraints.txt.
 
@@ -8,7 +9,7 @@ BIN := .venv/bin
 STAMP := .venv/ready
 DEMO := dist/home-intents
 
-.PHONY: demo test check bench clean
+.PHONY: demo test families check bench clean
 
 # pip learned --group in 25.1, so it comes first. setuptools is for tests/test_packaging.py, which builds a wheel without a network.
 $(STAMP): pyproject.toml constraints.txt
@@ -25,6 +26,10 @@ demo: $(STAMP)
 # A worker a core, each file in one of them, for what a file's tests share takes longer to make than to use.
 test: check
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+# Every family of docs/families.md; `make test` leaves out those that have nothing of their own beside another.
+families: $(STAMP)
+	QIA3_ALL_FAMILIES=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 tests/test_families.py
 
 check: $(STAMP)
 	$(BIN)/ruff check

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
-from qia3.base.kind import check_decoder
+from qia3.base.kind import check_kind
 from qia3.base.load import Asked, load_base
 from qia3.base.text import read_base_text
 from qia3.bundle.folder import check_place
@@ -89,7 +89,7 @@ def measured(plan: Build, jobs: list[Job]) -> list[Job]:
     Raises ConfigError and DataError, before any weight is loaded.
     """
     text = read_base_text(plan.base.model)
-    check_decoder(text.config, plan.base.model)
+    check_kind(text.config, plan.base.model)
     context = min(plan.export.context_length, text.positions or plan.export.context_length)
     warnings: dict[str, None] = {}
     fit: dict[str, Data] = {}
@@ -137,7 +137,7 @@ def load(plan: Build) -> AdaptedBase:
     budget = f", at most {plan.base.bits:g} bits a weight" if plan.base.bits else ""
     say(f"loading {plan.base.model} on the {plan.base.grid} grid, block {plan.base.block_size}{budget}")
     base = load_base(asked_of(plan.base), bar)
-    check_decoder(base.model.config, plan.base.model)  # a GGUF file's
+    check_kind(base.model.config, plan.base.model)  # a GGUF file's
     return AdaptedBase.of(base, plan.export.query_vectors)
 
 

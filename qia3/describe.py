@@ -19,7 +19,6 @@ from qia3.base.family import stacks
 from qia3.base.frozen import BaseModel
 from qia3.base.modules import GridEmbedding, grid_linears, named_modules
 from qia3.base.stages import prompt_only
-from qia3.base.start import decoder_start
 from qia3.base.weights import GridWeight
 from qia3.bundle.layout import DATA, DECODER_GRAPH, ENCODER_GRAPH, GRAPH, SHARED_DATA
 from qia3.bundle.manifest import (
@@ -123,19 +122,24 @@ def describe(
     )
 
 
+def places(pair: bool) -> dict[str, tuple[str, str]]:
+    """Where the graphs of a bundle and their data lie, by what they do; an encoder and its decoder are a pair."""
+    if not pair:
+        return {DECODER: (GRAPH, DATA)}
+    return {ENCODER: (ENCODER_GRAPH, SHARED_DATA), DECODER: (DECODER_GRAPH, SHARED_DATA)}
+
+
 def _graphs(plan: Build, base: BaseModel, sites: Sequence[Site], level: int) -> dict[str, Graph]:
     """Each with the sites of its own layers."""
-    files = {DECODER: (GRAPH, DATA)}
-    encoder = next(iter(stacks(base.model))) if base.model.config.is_encoder_decoder else None
-    if encoder is not None:
-        files = {ENCODER: (ENCODER_GRAPH, SHARED_DATA), DECODER: (DECODER_GRAPH, SHARED_DATA)}
-    places: dict[str, list[Vector]] = {name: [] for name in files}
+    files = places(bool(base.start))
+    encoder = next(iter(stacks(base.model))) if base.start else None
+    found: dict[str, list[Vector]] = {name: [] for name in files}
     for site in sites:
         inside = encoder is not None and site.module.startswith(f"{encoder}.")
-        places[ENCODER if inside else DECODER].append(Vector.of(site))
+        found[ENCODER if inside else DECODER].append(Vector.of(site))
     export = plan.export
     return {
-        name: Graph(file, data, export.target, level, export.logits, tuple(places[name]))
+        name: Graph(file, data, export.target, level, export.logits, tuple(found[name]))
         for name, (file, data) in files.items()
     }
 
@@ -171,7 +175,7 @@ def _architecture(base: BaseModel, context_length: int) -> Architecture:
         context_length=context_length,
         tied_embedding=head is not None and _bytes_of(embedding) is _bytes_of(head),
         encoder_layers=_encoder_config(whole).num_hidden_layers if whole.is_encoder_decoder else None,
-        decoder_start=decoder_start(whole, base.model.generation_config),
+        decoder_start=base.start,
     )
 
 

@@ -13,22 +13,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import torch
 
+from qia3.base.frozen import BaseModel
 from qia3.base.recode import recode
 from qia3.bundle.adapter import as_inputs
 from qia3.bundle.checked import decode
-from qia3.bundle.layout import GRAPH
+from qia3.bundle.manifest import DECODER, ENCODER
 from qia3.bundle.records import Drift, Parity
 from qia3.bundle.sites import Vectors
 from qia3.config import Build
-from qia3.describe import positions
+from qia3.describe import places, positions
 from qia3.examples import Example
+from qia3.graph import forced_seq2seq
 from qia3.graph.forced import OrtDecoder, torch_choices, torch_logits
+from qia3.graph.forced_seq2seq import OrtPair
 from qia3.graph.parity import REMEDY, Agreement, Floats, check, compare
 from qia3.graph.passes import AccuracyLevel
 from qia3.ia3.adapted import AdaptedBase
@@ -51,37 +53,53 @@ class Case:
     def by_torch(self, adapted: AdaptedBase) -> Agreement:
         """The same tokens through the model as it is now."""
         with adapted.wearing(self.vectors):
-            return compare(self.reference, _logits(adapted.model, self.forced))
+            return compare(self.reference, _logits(adapted.base, self.forced))
 
-    def by_ort(self, decoder: OrtDecoder) -> Agreement:
+    def by_ort(self, decoder: OrtDecoder | OrtPair) -> Agreement:
         """The same tokens through a graph, the vectors fed to it."""
         fed = as_inputs(self.vectors)
         return compare(self.reference, np.concatenate([decoder.logits(*pair, fed) for pair in self.forced]))
 
 
 def gate(
-    plan: Build, adapted: AdaptedBase, trained: Sequence[Trained], tests: Tests, graph: ir.Model, folder: Path
+    plan: Build,
+    adapted: AdaptedBase,
+    trained: Sequence[Trained],
+    tests: Tests,
+    graphs: Mapping[str, ir.Model],
+    folder: Path,
 ) -> dict[str, Parity]:
     """What torch and ONNX Runtime agree on, by adapter. Raises ParityError where they do not.
 
-    The two graphs are opened one after the other: each session holds the weights packed in a form of its own.
+    The graphs are opened one level after the other: each session holds the weights packed in a form of its own.
     """
-    exact = (folder / GRAPH).with_name("exact.onnx")  # beside the weight file that it shares
-    AccuracyLevel(0)(graph)
-    ir.save(graph, exact)
+    shipped = {name: folder / file for name, (file, _) in places(bool(adapted.base.start)).items()}
+    exact = {
+        name: path.with_name(f"exact-{path.name}") for name, path in shipped.items()
+    }  # beside the same weight file
+    for name, graph in graphs.items():
+        AccuracyLevel(0)(graph)
+        ir.save(graph, exact[name])
     cases = _cases(plan, adapted, trained, tests)
     found: dict[str, dict[str, Agreement]] = {name: {} for name in cases}
-    for kind, path in (("exact", exact), ("shipped", folder / GRAPH)):
-        decoder = OrtDecoder(path, adapted.model.config.get_text_config())
+    for kind, paths in (("exact", exact), ("shipped", shipped)):
+        opened = _opened(paths, adapted.base)
         for name, case in cases.items():
-            found[name][kind] = case.by_ort(decoder)
-        del decoder
-    exact.unlink()
+            found[name][kind] = case.by_ort(opened)
+        del opened
+    for path in exact.values():
+        path.unlink()
     for name, both in found.items():
         remarks = check(both["exact"], both["shipped"], plan.parity, f"adapter {name}", str(plan.work_folder))
         if remarks:
             say(f"warning: int8 activations change adapter {name} beyond [parity]: {'; '.join(remarks)}; {REMEDY}")
     return {name: decode(Parity, {kind: a.to_dict() for kind, a in both.items()}) for name, both in found.items()}
+
+
+def _opened(paths: Mapping[str, Path], base: BaseModel) -> OrtDecoder | OrtPair:
+    if ENCODER in paths:
+        return OrtPair.read(paths[ENCODER], paths[DECODER], base.start)
+    return OrtDecoder(paths[DECODER], base.model.config.get_text_config())
 
 
 def recoded(plan: Build, adapted: AdaptedBase, trained: Sequence[Trained], tests: Tests) -> Drift:
@@ -112,12 +130,26 @@ def _case(plan: Build, adapted: AdaptedBase, vectors: Vectors, asked: Sequence[T
     with adapted.wearing(vectors):
         prompts = _prompts(plan, adapted, asked, tests)
         size, most = positions(plan, adapted.base), plan.parity.decode_steps
-        forced = [(p, torch_choices(adapted.model, p, min(most, max(0, size - len(p))))) for p in prompts]
-        return Case(vectors, forced, _logits(adapted.model, forced))
+        counts = [min(most, max(0, size - _taken(adapted.base, prompt))) for prompt in prompts]
+        forced = [(p, _choices(adapted.base, p, count)) for p, count in zip(prompts, counts, strict=True)]
+        return Case(vectors, forced, _logits(adapted.base, forced))
 
 
-def _logits(model: Any, forced: Sequence[tuple[list[int], list[int]]]) -> Floats:
-    return np.concatenate([torch_logits(model, *pair) for pair in forced])
+def _taken(base: BaseModel, prompt: Sequence[int]) -> int:
+    """Positions of the decoder that are taken before an answer."""
+    return len(base.start or prompt)
+
+
+def _choices(base: BaseModel, prompt: list[int], count: int) -> list[int]:
+    if base.start:
+        return forced_seq2seq.choices(base.model, prompt, count)
+    return torch_choices(base.model, prompt, count)
+
+
+def _logits(base: BaseModel, forced: Sequence[tuple[list[int], list[int]]]) -> Floats:
+    if base.start:
+        return np.concatenate([forced_seq2seq.logits(base.model, *pair) for pair in forced])
+    return np.concatenate([torch_logits(base.model, *pair) for pair in forced])
 
 
 def _prompts(plan: Build, adapted: AdaptedBase, asked: Sequence[Trained], tests: Tests) -> list[list[int]]:

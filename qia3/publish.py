@@ -5,7 +5,7 @@ Nothing is kept if a step fails.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,22 +13,26 @@ from typing import Any
 
 import onnx_ir as ir
 
+from qia3.base.family import embeddings
+from qia3.base.frozen import BaseModel
 from qia3.bundle.adapter import Adapter, write_adapter
 from qia3.bundle.checked import decode
 from qia3.bundle.folder import whole_or_absent
-from qia3.bundle.manifest import Manifest
+from qia3.bundle.manifest import DECODER, Manifest
 from qia3.bundle.opened import Bundle
 from qia3.bundle.peft import write_peft
 from qia3.bundle.records import HeldOut
 from qia3.config import Build
-from qia3.describe import dense_layers, describe, linear_layers, positions
+from qia3.describe import dense_layers, describe, linear_layers, places, positions
 from qia3.footprint.documents import seal
 from qia3.footprint.measure import measure
 from qia3.gate import Tests, gate, recoded
 from qia3.graph.export import export_decoder
-from qia3.graph.external import write_graph
+from qia3.graph.export_seq2seq import export_seq2seq
+from qia3.graph.external import write_graphs
 from qia3.graph.loader_configs import write_configs, write_tokenizer
 from qia3.graph.preflight import preflight
+from qia3.graph.preflight_seq2seq import preflight_seq2seq
 from qia3.ia3.adapted import AdaptedBase
 from qia3.names import ADAPTER
 from qia3.progress import bar, say
@@ -40,18 +44,22 @@ from qia3.storage import alone
 from qia3.targets import load_target
 from qia3.train.task import Trained
 
+Graphs = Mapping[str, ir.Model]  # by what they do: "decoder", and an encoder-decoder's "encoder" before it
 
-def exported(plan: Build, adapted: AdaptedBase) -> ir.Model:
-    """The graph with vectors at the side, compared with torch before anything is trained. Raises BaseModelError."""
+
+def exported(plan: Build, adapted: AdaptedBase) -> Graphs:
+    """The graphs with vectors at the side, compared with torch before anything is trained. Raises BaseModelError."""
     target, base = load_target(plan.export.target), adapted.base
     say("exporting the graph and comparing it with torch, before anything is trained")
-    required, limit = target.vectors == "required", plan.parity.max_difference
-    size, logits = positions(plan, base), plan.export.logits
-    return preflight(base.model, adapted.scaled, size, target.accuracy_level, logits, required, limit)
+    settings = (positions(plan, base), target.accuracy_level, plan.export.logits, target.vectors == "required")
+    limit = plan.parity.max_difference
+    if base.start:
+        return preflight_seq2seq(base.model, adapted.scaled, *settings, limit)
+    return {DECODER: preflight(base.model, adapted.scaled, *settings, limit)}
 
 
-def publish(plan: Build, adapted: AdaptedBase, trained: Sequence[Trained], tests: Tests, graph: ir.Model) -> Path:
-    """Writes the bundle of `plan` and returns its folder. `graph` is what `exported` gave."""
+def publish(plan: Build, adapted: AdaptedBase, trained: Sequence[Trained], tests: Tests, graphs: Graphs) -> Path:
+    """Writes the bundle of `plan` and returns its folder. `graphs` are what `exported` gave."""
     target, base, side = load_target(plan.export.target), adapted.base, plan.export.mode == "side"
     drift = recoded(plan, adapted, trained, tests) if base.grid == "nf4" and target.nf4 != "exact" else None
     linears, dense = linear_layers(base.model, adapted.roles), dense_layers(base.model, adapted.roles)
@@ -61,14 +69,15 @@ def publish(plan: Build, adapted: AdaptedBase, trained: Sequence[Trained], tests
         trained = [t for t in trained if t.task.name == plan.export.merge_task]
         adapted.merge(trained[0].vectors)
     with alone(plan.output_folder, say), whole_or_absent(plan.output_folder, read_back) as folder:
-        if not side or drift is not None:  # other weights than those that `graph` holds
+        if not side or drift is not None:  # other weights than those that `graphs` hold
             say("exporting the graph")
-            size, required = positions(plan, base), target.vectors == "required"
-            graph = export_decoder(base.model, target.accuracy_level, size, plan.export.logits, required)
-        regions = write_graph(graph, folder, _vocabulary(base.model))
+            graphs = _again(plan, base)
+        files = places(bool(base.start))
+        data = files[DECODER][1]
+        regions = write_graphs({files[n][0]: g for n, g in graphs.items()}, data, folder, _vocabulary(base.model))
         manifest = describe(plan, base, adapted.scaled, trained, linears, dense, regions, target.accuracy_level, drift)
         say("comparing torch and ONNX Runtime")
-        manifest = replace(manifest, parity=gate(plan, adapted, trained, tests, graph, folder))
+        manifest = replace(manifest, parity=gate(plan, adapted, trained, tests, graphs, folder))
         _write_files(adapted, trained, folder, manifest)
         seal(folder, manifest)
         manifest = replace(manifest, evaluation=_evaluation(folder, trained, tests, side))
@@ -77,9 +86,17 @@ def publish(plan: Build, adapted: AdaptedBase, trained: Sequence[Trained], tests
     return plan.output_folder
 
 
+def _again(plan: Build, base: BaseModel) -> Graphs:
+    target = load_target(plan.export.target)
+    settings = (target.accuracy_level, positions(plan, base), plan.export.logits, target.vectors == "required")
+    if base.start:
+        return export_seq2seq(base.model, *settings)
+    return {DECODER: export_decoder(base.model, *settings)}
+
+
 def _vocabulary(model: Any) -> list[str]:
-    """Paths of the embedding and the head."""
-    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    """Paths of the embeddings and the head."""
+    ends = (*embeddings(model), model.get_output_embeddings())
     return [name for name, module in model.named_modules(remove_duplicate=False) if any(module is e for e in ends)]
 
 

@@ -25,7 +25,7 @@ from qia3.base.bnb import STATE
 from qia3.base.calibrate import Moments, _square, called_with, layer_stacks
 from qia3.base.complete import check_places, empty_model
 from qia3.base.family import decoder_start, embeddings, stacks, stays_float
-from qia3.base.kind import check_decoder, check_kind
+from qia3.base.kind import check_kind
 from qia3.base.load import Asked, load_base
 from qia3.base.modules import GridEmbedding, GridLinear
 from qia3.base.placed import place
@@ -274,12 +274,9 @@ def test_encoder_decoders_of_speech_and_images_are_refused_by_name(kind):
         check_kind(AutoConfig.for_model(kind), "it")
 
 
-def test_those_of_text_are_read_and_a_build_does_not_export_them_yet(tmp_path):
+def test_those_of_text_are_read(tmp_path):
     for family, settings, _ in SEQ2SEQ.values():
-        config = AutoConfig.for_model(family, **settings)
-        check_kind(config, "it")
-        with pytest.raises(BaseModelError, match="this version exports decoders"):
-            check_decoder(config, "it")
+        check_kind(AutoConfig.for_model(family, **settings), "it")
     text = read_base_text(str(write_seq2seq(tmp_path / "base")))
     assert (text.positions, text.config.is_encoder_decoder, text.config.decoder_start_token_id) == (None, True, 0)
     assert json.loads((tmp_path / "base/config.json").read_text())["model_type"] == "t5"

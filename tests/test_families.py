@@ -5,6 +5,7 @@ The table in docs/families.md says so, row by row.
 
 from __future__ import annotations
 
+import os
 import re
 
 import pytest
@@ -23,7 +24,10 @@ def named(text: str) -> Family:
     return next(f for f in FAMILIES if label(f) == text)
 
 
-@pytest.mark.parametrize("family", [f for f in FAMILIES if not f.heavy], ids=label)
+ALL = os.environ.get("QIA3_ALL_FAMILIES") == "1"  # `make families`
+
+
+@pytest.mark.parametrize("family", [f for f in FAMILIES if ALL or not f.apart], ids=label)
 def test_a_family_agrees_with_eager_or_is_refused_with_its_reason(family):
     found = outcome(family)
     if family.refused is None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from qia3.base.drift import Rounding
 from qia3.base.shards import raw
+from qia3.base.start import decoder_start
 from qia3.tokens import Tokens
 
 
@@ -44,6 +45,11 @@ class BaseModel:
     def tokens(self) -> Tokens:
         """Text to ids as the device does it, within the embedding's rows."""
         return Tokens.of(self.tokenizer, self.model.get_input_embeddings().num_embeddings)
+
+    @cached_property
+    def start(self) -> tuple[int, ...]:
+        """What an encoder-decoder's answers begin after; nothing for a decoder alone. Raises BaseModelError."""
+        return decoder_start(self.model.config, self.model.generation_config)
 
 
 def fingerprint(model: nn.Module) -> str:

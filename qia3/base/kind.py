@@ -33,13 +33,6 @@ def check_kind(config: Any, reference: str) -> None:
         )
 
 
-def check_decoder(config: Any, reference: str) -> None:
-    """The same, and encoder-decoders of text are refused as well. Raises BaseModelError."""
-    check_kind(config, reference)
-    if config.is_encoder_decoder:
-        raise BaseModelError(f"{reference} is an encoder-decoder ({config.model_type}); this version exports decoders")
-
-
 def _is_of_text(config: Any) -> bool:
     """By transformers' class for it, which is made of text alone."""
     if type(config) not in AutoModelForSeq2SeqLM._model_mapping:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Literal
 
 from qia3.base.frozen import BaseModel
-from qia3.base.start import decoder_start
 from qia3.bundle.adapter import Adapter
 from qia3.bundle.peft import read_peft, write_peft
 from qia3.bundle.records import Record
@@ -155,7 +154,7 @@ def _sources(base: BaseModel, job: Job, held_back: bool = False) -> list[Source]
 
 
 def _source(base: BaseModel, task: Task, data: Data, held_back: bool = False) -> Source:
-    start = decoder_start(base.model.config, base.model.generation_config)
+    start = base.start
     wrap = wrapping(base.tokenizer, base.model.generation_config, task.chat, task.end, start=start)
     return source_of(base.tokens, wrap, task, data.validation if held_back else data.train, data.choices)
 
