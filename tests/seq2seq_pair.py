@@ -72,7 +72,11 @@ class Oracle:
         self.vectors = vectors
         ids, mask, decoder_ids = (torch.from_numpy(a) for a in (ids, mask, decoder_ids))
         return self.model(
-            input_ids=ids, attention_mask=mask, decoder_input_ids=decoder_ids, use_cache=False
+            input_ids=ids,
+            attention_mask=mask,
+            decoder_input_ids=decoder_ids,
+            decoder_attention_mask=torch.ones_like(decoder_ids),
+            use_cache=False,
         ).logits.numpy()
 
 

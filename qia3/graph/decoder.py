@@ -11,7 +11,7 @@ token start is n_b - 1, which overwrites a padded slot.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -108,10 +108,7 @@ def lowered(model: PreTrainedModel, accuracy_level: int, positions: int, logits:
     decoder = Decoder(model, inputs, sizes, rotation)
     AttentionInterface.register(ATTENTION, group_query_attention(decoder))
     with swapped(model, inputs, accuracy_level, logits) as undo:
-        for name, table in tables.items():
-            parent, _, child = name.rpartition(".")
-            undo.append((model.get_submodule(parent), child, model.get_submodule(name)))
-            setattr(model.get_submodule(parent), child, table)
+        put(model, tables, undo)
         with attention(model, ATTENTION), nullcontext() if rotation is None else without_rotation(model):
             yield decoder
 
@@ -128,6 +125,14 @@ def swapped(model: PreTrainedModel, inputs: Inputs, accuracy_level: int, logits:
     finally:
         for module, name, original in reversed(undo):
             setattr(module, name, original)
+
+
+def put(model: PreTrainedModel, modules: Mapping[str, nn.Module], undo: Undo) -> None:
+    """Replaces what goes by these names, and adds it to what is to be put back."""
+    for name, module in modules.items():
+        parent, _, child = name.rpartition(".")
+        undo.append((model.get_submodule(parent), child, model.get_submodule(name)))
+        setattr(model.get_submodule(parent), child, module)
 
 
 def _swap(model: PreTrainedModel, inputs: Inputs, accuracy_level: int, logits: str) -> Undo:

@@ -61,7 +61,7 @@ def export_seq2seq(
 
 
 def _encoder(encoder: Encoder, required: bool) -> ir.Model:
-    size = encoder.model.config.hidden_size
+    size = encoder.model.get_encoder().config.hidden_size
     vectors = [torch.ones(2, 1, size) for _ in encoder.sizes]
     ids, mask = torch.zeros(2, 7, dtype=torch.long), torch.ones(2, 7, dtype=torch.long)
     shapes = ({0: Dim.DYNAMIC, 1: Dim.DYNAMIC}, {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}, [{0: Dim.DYNAMIC}] * len(vectors))
@@ -71,14 +71,14 @@ def _encoder(encoder: Encoder, required: bool) -> ir.Model:
 
 
 def _decoder(decoder: CrossDecoder, required: bool) -> ir.Model:
-    config, layers = decoder.model.config, len(decoder.layers)
+    config, layers = decoder.model.get_decoder().config, len(decoder.layers)
     past = [torch.zeros(2, p.kv_heads, length, p.size) for p in decoder.layers for length in (5, 5, 4, 4)]
     vectors = [torch.ones(2, 1, size) for size in decoder.sizes.values()]
     any_two = {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}
     examples = (
         torch.zeros(2, 3, dtype=torch.long),
         torch.ones(2, 11, dtype=torch.long),
-        torch.zeros(2, 7, config.hidden_size),
+        torch.zeros(2, 7, decoder.model.get_encoder().config.hidden_size),
         torch.tensor(-1),
         past,
         vectors,

@@ -43,7 +43,8 @@ def logits(model: Any, prompt: Sequence[int], forced: Sequence[int]) -> Floats:
     """[1 + len(forced), V] float32, from one pass over all tokens and no cache."""
     start, device = start_of(model), device_of(model)
     ids, answer = (torch.tensor([list(tokens)], device=device) for tokens in (prompt, [*start, *forced]))
-    found = model(input_ids=ids, decoder_input_ids=answer, use_cache=False).logits[0, len(start) - 1 :]
+    masks = {"attention_mask": torch.ones_like(ids), "decoder_attention_mask": torch.ones_like(answer)}
+    found = model(input_ids=ids, decoder_input_ids=answer, **masks, use_cache=False).logits[0, len(start) - 1 :]
     result: Floats = found.float().cpu().numpy()
     return result
 
@@ -53,11 +54,13 @@ def choices(model: Any, prompt: Sequence[int], count: int) -> list[int]:
     """The `count` tokens that torch itself would choose after the start."""
     device = device_of(model)
     states = BaseModelOutput(last_hidden_state=states_of(model, prompt))
+    mask = torch.ones(1, len(prompt), dtype=torch.long, device=device)
     chosen: list[int] = []
     newest, cache = start_of(model), None
     for _ in range(count):
         ids = torch.tensor([newest], device=device)
-        out = model(encoder_outputs=states, decoder_input_ids=ids, past_key_values=cache, use_cache=True)
+        fed = {"encoder_outputs": states, "attention_mask": mask, "decoder_input_ids": ids}
+        out = model(**fed, past_key_values=cache, use_cache=True)
         cache, newest = out.past_key_values, [int(out.logits[0, -1].argmax())]
         chosen += newest
     return chosen
@@ -66,7 +69,8 @@ def choices(model: Any, prompt: Sequence[int], count: int) -> list[int]:
 @torch.no_grad()
 def states_of(model: Any, prompt: Sequence[int]) -> torch.Tensor:
     """[1, S, hidden]: what the encoder makes of a prompt."""
-    states: torch.Tensor = model.get_encoder()(input_ids=torch.tensor([list(prompt)], device=device_of(model)))[0]
+    ids = torch.tensor([list(prompt)], device=device_of(model))
+    states: torch.Tensor = model.get_encoder()(input_ids=ids, attention_mask=torch.ones_like(ids))[0]
     return states
 
 

@@ -32,9 +32,10 @@ from torch.onnx.ops import symbolic, symbolic_multi_out
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
-from qia3.graph.decoder import swapped
+from qia3.graph.decoder import put, swapped
 from qia3.graph.leaves import Inputs
 from qia3.graph.relative import tabulated
+from qia3.graph.rotary import lookups
 from qia3.graph.stacks import Attention, attentions
 from qia3.graph.watch import watch
 from qia3.ia3.roles import attention
@@ -47,12 +48,12 @@ HIDDEN = -1e9  # added to the scores of padding
 @dataclass
 class Shared(Inputs):
     """What one trace hands to its leaves and its attention: besides, the tokens before, of which there are `before`
-    (a Tensor of no dimensions) and with the new ones `total`; the encoder's padding; and the keys and values of its
-    states, new ones of each layer.
+    (a Tensor of no dimensions) and with the new ones `total`, and the padding among the encoder's tokens.
     """
 
     before: Tensor | None = None
     padding: Tensor | None = None
+    positions: int = 0  # that the graphs hold
 
     def span(self) -> tuple[Tensor, Tensor, int | torch.SymInt]:
         """Tokens before, and all of them as a Tensor and as a length."""
@@ -68,6 +69,8 @@ class Past:
 
     def __init__(self, before: Tensor) -> None:
         self.before = before
+        self.self_attention_cache = self.cross_attention_cache = self
+        self.is_updated: dict[int, bool] = {}
 
     def get_seq_length(self, layer_idx: int = 0) -> Tensor:
         return self.before
@@ -89,7 +92,7 @@ class Encoder(nn.Module):
         state.batch, state.padding = input_ids.shape[0], attention_mask
         state.before, state.total_length = torch.tensor(0), input_ids.shape[1]
         state.total = torch.scalar_tensor(torch.ops.aten.sym_size.int(input_ids, 1), dtype=torch.int32)
-        states: Tensor = self.model.get_encoder()(input_ids=input_ids, attention_mask=None)[0]
+        states: Tensor = self.model.get_encoder()(input_ids=input_ids, attention_mask=attention_mask)[0]
         return states
 
 
@@ -132,13 +135,23 @@ class CrossDecoder(nn.Module):
         return (out.logits, *(t for i in sorted(state.present) for t in state.present[i]))
 
 
-def encoder_attention(state: Shared, place: Attention, q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Any) -> Any:
-    """[B, E, H d]. q [B, H, E, d], k and v [B, kv heads, E, d]."""
-    groups = place.heads // place.kv_heads
+def encoder_attention(
+    state: Shared, place: Attention, q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Any, extra: dict[str, Any]
+) -> Tensor:
+    """[B, E, H, d]. q [B, H, E, d], k and v [B, kv heads, E, d]."""
+    groups, window = place.heads // place.kv_heads, extra.get("sliding_window")
     k, v = (t.repeat_interleave(groups, 1) if groups > 1 else t for t in (k, v))
-    flat = [t.transpose(1, 2).flatten(2) for t in (q, k, v)]
     assert state.padding is not None
-    return symbolic(
+    if extra.get("softcap") or (window and window < state.positions):
+        shown = (1 - state.padding).to(q.dtype)[:, None, None] * HIDDEN
+        if window and window < state.positions:
+            places = torch.arange(q.shape[2])
+            shown = shown + ((places[:, None] - places[None]).abs() > window).to(q.dtype) * HIDDEN
+        scores = capped(q @ k.transpose(2, 3) * scale, extra)
+        scores = scores + bias if place.biased else scores
+        return ((scores + shown).softmax(-1) @ v).transpose(1, 2)
+    flat = [t.transpose(1, 2).flatten(2) for t in (q, k, v)]
+    out: Tensor = symbolic(
         "com.microsoft::MultiHeadAttention",
         (*flat, None, state.padding.to(torch.int32), *([bias] if place.biased else [])),
         {"num_heads": place.heads, "scale": scale, "mask_filter_value": HIDDEN},
@@ -146,6 +159,13 @@ def encoder_attention(state: Shared, place: Attention, q: Tensor, k: Tensor, v: 
         shape=flat[0].shape,
         version=1,
     )
+    return out.view(*out.shape[:2], place.heads, place.size)
+
+
+def capped(scores: Tensor, extra: dict[str, Any]) -> Tensor:
+    """cap tanh(scores / cap), where the model caps them (Gemma)."""
+    cap = extra.get("softcap")
+    return torch.tanh(scores / cap) * cap if cap else scores
 
 
 def own_attention(
@@ -173,13 +193,15 @@ def own_attention(
     return out
 
 
-def cross_attention(state: Shared, place: Attention, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+def cross_attention(
+    state: Shared, place: Attention, q: Tensor, k: Tensor, v: Tensor, scale: float, extra: dict[str, Any]
+) -> Tensor:
     """[B, S, H, d]; k and v [B, kv heads, new, d] go into `state.present`, after the layer's own."""
     (batch, heads, length, size), kv = q.shape, place.kv_heads
     past_k, past_v = state.past[4 * place.index + 2 :][:2]
     state.present[place.index] = (*state.present[place.index], k, v)  # type: ignore[assignment]
     q = (q if scale == 1 else q * scale).reshape(batch, kv, heads // kv * length, size)
-    scores = torch.cat([q @ past_k.transpose(2, 3), q @ k.transpose(2, 3)], -1)
+    scores = capped(torch.cat([q @ past_k.transpose(2, 3), q @ k.transpose(2, 3)], -1), extra)
     # by name: past and new ones are as many as the mask has, which torch's shapes cannot say
     masked: Tensor = symbolic("Add", (scores, state.padding), {}, dtype=q.dtype, shape=scores.shape, version=14)
     seen = masked.softmax(-1)
@@ -197,11 +219,10 @@ def attend(state: Shared, places: dict[nn.Module, Attention]) -> Any:
         place, (batch, heads, length, size) = places[module], q.shape
         scale, bias = float(size**-0.5 if scaling is None else scaling), extra.get("position_bias")
         if place.kind == "cross":
-            return cross_attention(state, place, q, k, v, scale), None
-        if place.kind == "own":
-            out = own_attention(state, place, q, k, v, scale, bias, extra)
-        else:
-            out = encoder_attention(state, place, q, k, v, scale, bias)
+            return cross_attention(state, place, q, k, v, scale, extra), None
+        if place.kind == "encoder":
+            return encoder_attention(state, place, q, k, v, scale, bias, extra), None
+        out = own_attention(state, place, q, k, v, scale, bias, extra)
         return out.view(batch, length, heads, size), None
 
     return function
@@ -215,8 +236,9 @@ def lowered(
 
     Raises BaseModelError where its attention is none that the graphs have.
     """
-    places = attentions(model, watch(model))
-    state = Shared(dense=True)
+    seen = watch(model)
+    places, tables = attentions(model, seen), lookups(model, seen, positions)
+    state = Shared(dense=True, positions=positions)
     encoder = model.get_encoder()
     inside = set(encoder.modules())
     sizes: tuple[dict[str, int], dict[str, int]] = ({}, {})
@@ -226,7 +248,8 @@ def lowered(
     own = [p for p in places.values() if p.kind == "own"]
     AttentionInterface.register(ATTENTION, attend(state, places))
     with ExitStack() as stack:
-        stack.enter_context(swapped(model, state, accuracy_level, logits))
+        undo = stack.enter_context(swapped(model, state, accuracy_level, logits))
+        put(model, tables, undo)
         stack.enter_context(tabulated(model, state.span, positions))
         stack.enter_context(attention(model, ATTENTION))
         yield Encoder(model, state, sizes[0]), CrossDecoder(model, state, sizes[1], own)

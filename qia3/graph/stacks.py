@@ -1,8 +1,8 @@
 """Whose keys an attention of an encoder-decoder sees, and whether the graphs' operators compute it.
 
-    encoder    softmax(scale q k^T + bias + padding) v           keys of the encoder's tokens, all of them
-    own        softmax(scale q k^T + bias, causal) v             keys of the decoder's tokens
-    cross      softmax(scale q k^T + padding) v                  queries of the decoder's, keys of the encoder's tokens
+    encoder    softmax(cap(scale q k^T) + bias + padding) v      keys of the encoder's tokens, up to a distance or all
+    own        softmax(cap(scale q k^T) + bias, causal) v        keys of the decoder's tokens
+    cross      softmax(cap(scale q k^T) + padding) v             queries of the decoder's, keys of the encoder's tokens
 
 A watched pass (watch.py) has more tokens in the encoder than in the decoder, so the numbers of queries and keys tell
 the three apart, and what each gives is computed again by its formula.
@@ -72,12 +72,19 @@ def reason_against(call: Call, kind: Kind | None) -> str | None:
     bias = _bias(call)
     if kind == "cross" and bias is not None:
         return "biases on the scores of the encoder's tokens"
-    if kind != "own" and (call.extra.get("softcap") or call.extra.get("s_aux") is not None):
-        return "capped scores or sinks"
-    shown = visible(queries, call.extra.get("sliding_window")) if kind == "own" else torch.ones(queries, keys).bool()
+    if call.extra.get("s_aux") is not None:
+        return "attention sinks (a learned score that takes part in the softmax)"
+    window = call.extra.get("sliding_window")
+    shown = visible(queries, window) if kind == "own" else near(queries, keys, window)
     if agrees(call, operator_answer(call, shown.to(call.q.device), bias)):
         return None
     return "scores of another formula, or another pattern of what each token sees"
+
+
+def near(queries: int, keys: int, window: int | None) -> Tensor:
+    """[S, T], true where an encoder's query sees a key: as transformers has it, up to a distance of `window` itself."""
+    distance = torch.arange(queries)[:, None] - torch.arange(keys)[None]
+    return distance.abs() <= (window or queries + keys)
 
 
 def _bias(call: Call) -> Tensor | None:

@@ -74,10 +74,14 @@ def sample_ids(model: PreTrainedModel, length: int = TOKENS) -> Tensor:
 
 def sample(model: PreTrainedModel) -> dict[str, Tensor]:
     """What a pass is fed: `sample_ids`, and to an encoder-decoder's decoder fewer of them, so that lengths tell whose
-    keys are whose.
+    keys are whose. Its masks are told: some models (T5Gemma) take a token of padding's id for padding otherwise.
     """
     ids = sample_ids(model)
-    return {"input_ids": ids} | ({"decoder_input_ids": ids[:, :FEWER]} if model.config.is_encoder_decoder else {})
+    if not model.config.is_encoder_decoder:
+        return {"input_ids": ids}
+    few = ids[:, :FEWER]
+    masks = {"attention_mask": torch.ones_like(ids), "decoder_attention_mask": torch.ones_like(few)}
+    return {"input_ids": ids, "decoder_input_ids": few, **masks}
 
 
 def watch(model: PreTrainedModel, answers: Sequence[Tensor] | None = None) -> Watched:
