@@ -13,7 +13,7 @@ import pytest
 import tiny_bundle as tiny
 import torch
 from tiny import random_vectors
-from tiny_seq2seq import T5S, tiny_seq2seq
+from tiny_seq2seq import ALL, T5S, tiny_seq2seq
 from torch import nn
 
 from qia3.base.modules import GridEmbedding, grid_linears
@@ -104,7 +104,7 @@ class Made:
         return tokens[: next((i for i, token in enumerate(tokens) if token in STOP), None)]
 
 
-@pytest.fixture(scope="module", params=T5S)
+@pytest.fixture(scope="module", params=T5S if ALL else ["umt5"])
 def made(request, tmp_path_factory):
     return Made(request.param, tmp_path_factory.mktemp("bundle"))
 
