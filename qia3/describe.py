@@ -19,7 +19,7 @@ from qia3.base.family import stacks
 from qia3.base.frozen import BaseModel
 from qia3.base.modules import GridEmbedding, grid_linears, named_modules
 from qia3.base.stages import prompt_only
-from qia3.base.start import decoder_start
+from qia3.base.start import start_of
 from qia3.base.weights import GridWeight
 from qia3.bundle.layout import DATA, DECODER_GRAPH, ENCODER_GRAPH, GRAPH, SHARED_DATA
 from qia3.bundle.manifest import (
@@ -177,7 +177,7 @@ def _architecture(base: BaseModel, context_length: int) -> Architecture:
         context_length=context_length,
         tied_embedding=head is not None and _bytes_of(embedding) is _bytes_of(head),
         encoder_layers=_encoder_config(whole).num_hidden_layers if whole.is_encoder_decoder else None,
-        decoder_start=decoder_start(whole, base.model.generation_config),
+        decoder_start=start_of(base.model),
     )
 
 

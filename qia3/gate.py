@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -28,7 +29,6 @@ from qia3.bundle.sites import Vectors
 from qia3.config import Build
 from qia3.describe import places, positions
 from qia3.examples import Example
-from qia3.graph import forced_seq2seq
 from qia3.graph.forced import OrtDecoder, torch_choices, torch_logits
 from qia3.graph.forced_seq2seq import OrtPair
 from qia3.graph.parity import REMEDY, Agreement, Floats, check, compare
@@ -53,7 +53,7 @@ class Case:
     def by_torch(self, adapted: AdaptedBase) -> Agreement:
         """The same tokens through the model as it is now."""
         with adapted.wearing(self.vectors):
-            return compare(self.reference, _logits(adapted.base, self.forced))
+            return compare(self.reference, _logits(adapted.model, self.forced))
 
     def by_ort(self, decoder: OrtDecoder | OrtPair) -> Agreement:
         """The same tokens through a graph, the vectors fed to it."""
@@ -74,9 +74,8 @@ def gate(
     The graphs are opened one level after the other: each session holds the weights packed in a form of its own.
     """
     shipped = {name: folder / file for name, (file, _) in places(bool(adapted.base.start)).items()}
-    exact = {
-        name: path.with_name(f"exact-{path.name}") for name, path in shipped.items()
-    }  # beside the same weight file
+    # beside the weight file that they share
+    exact = {name: path.with_name(f"exact-{path.name}") for name, path in shipped.items()}
     for name, graph in graphs.items():
         AccuracyLevel(0)(graph)
         ir.save(graph, exact[name])
@@ -131,8 +130,8 @@ def _case(plan: Build, adapted: AdaptedBase, vectors: Vectors, asked: Sequence[T
         prompts = _prompts(plan, adapted, asked, tests)
         size, most = positions(plan, adapted.base), plan.parity.decode_steps
         counts = [min(most, max(0, size - _taken(adapted.base, prompt))) for prompt in prompts]
-        forced = [(p, _choices(adapted.base, p, count)) for p, count in zip(prompts, counts, strict=True)]
-        return Case(vectors, forced, _logits(adapted.base, forced))
+        forced = [(p, torch_choices(adapted.model, p, count)) for p, count in zip(prompts, counts, strict=True)]
+        return Case(vectors, forced, _logits(adapted.model, forced))
 
 
 def _taken(base: BaseModel, prompt: Sequence[int]) -> int:
@@ -140,16 +139,8 @@ def _taken(base: BaseModel, prompt: Sequence[int]) -> int:
     return len(base.start or prompt)
 
 
-def _choices(base: BaseModel, prompt: list[int], count: int) -> list[int]:
-    if base.start:
-        return forced_seq2seq.choices(base.model, prompt, count)
-    return torch_choices(base.model, prompt, count)
-
-
-def _logits(base: BaseModel, forced: Sequence[tuple[list[int], list[int]]]) -> Floats:
-    if base.start:
-        return np.concatenate([forced_seq2seq.logits(base.model, *pair) for pair in forced])
-    return np.concatenate([torch_logits(base.model, *pair) for pair in forced])
+def _logits(model: Any, forced: Sequence[tuple[list[int], list[int]]]) -> Floats:
+    return np.concatenate([torch_logits(model, *pair) for pair in forced])
 
 
 def _prompts(plan: Build, adapted: AdaptedBase, asked: Sequence[Trained], tests: Tests) -> list[list[int]]:

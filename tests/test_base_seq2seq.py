@@ -24,13 +24,14 @@ from qia3.base import load
 from qia3.base.bnb import STATE
 from qia3.base.calibrate import Moments, _square, called_with, layer_stacks
 from qia3.base.complete import check_places, empty_model
-from qia3.base.family import decoder_start, embeddings, stacks, stays_float
+from qia3.base.family import embeddings, stacks, stays_float
 from qia3.base.kind import check_kind
 from qia3.base.load import Asked, load_base
 from qia3.base.modules import GridEmbedding, GridLinear
 from qia3.base.placed import place
 from qia3.base.quantise import Grid, _bias, _replace, quantise_model
 from qia3.base.shards import entries
+from qia3.base.start import start_of
 from qia3.base.streaming import open_stream
 from qia3.base.text import read_base_text
 from qia3.errors import BaseModelError
@@ -312,8 +313,8 @@ def test_moments_of_both_stacks_are_of_what_layers_see_when_those_before_are_qua
         model.get_submodule(layer).register_forward_pre_hook(add(layer))
     half = windows.shape[1] // 2
     given, answer = windows[:, :half].clone(), torch.zeros_like(windows[:, half:])
-    given[:, -1], answer[:, 1:], answer[:, 0] = 1, windows[:, half:-1], decoder_start(model)
-    assert decoder_start(model) == (2 if name == "t5gemma" else 0)
+    given[:, -1], answer[:, 1:], answer[:, 0] = 1, windows[:, half:-1], start_of(model)[0]
+    assert start_of(model)[0] == (2 if name == "t5gemma" else 0)
     with torch.no_grad():
         model(input_ids=given, decoder_input_ids=answer)
     assert len(seen) == {"t5": 10, "bart": 10, "marian": 10}.get(name, 11)

@@ -28,7 +28,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 from transformers.pytorch_utils import Conv1D
 
-from qia3.base.family import decoder_start, stacks
+from qia3.base.family import stacks
+from qia3.base.start import start_of
 from qia3.base.weights import GridWeight
 from qia3.errors import BaseModelError
 from qia3.grids.calibrated import Seen
@@ -120,11 +121,10 @@ def called_with(model: Any, windows: Tensor) -> dict[str, Tensor]:
     if not model.config.is_encoder_decoder:
         return {"input_ids": windows}
     given, answer = windows[:, : windows.shape[1] // 2].clone(), windows[:, windows.shape[1] // 2 :].clone()
-    end, start = model.config.eos_token_id, decoder_start(model)
+    end = model.config.eos_token_id
     if end is not None:
         given[:, -1] = end[0] if isinstance(end, list) else end
-    if start is not None:
-        answer[:, 1:], answer[:, 0] = answer[:, :-1].clone(), start
+    answer[:, 1:], answer[:, 0] = answer[:, :-1].clone(), start_of(model)[0]
     return {"input_ids": given, "decoder_input_ids": answer}
 
 

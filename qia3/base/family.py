@@ -53,20 +53,6 @@ def weight_of(module: nn.Module) -> Any:
     return module.store if isinstance(module, GridLinear | GridEmbedding) else module._parameters["weight"]
 
 
-def decoder_start(model: Any) -> int | None:
-    """The token that an encoder-decoder's answers start with, as transformers' own generation finds it; None for a
-    decoder.
-    """
-    if not model.config.is_encoder_decoder:
-        return None
-    told = (getattr(model, "generation_config", None), model.config)
-    for name in ("decoder_start_token_id", "bos_token_id"):
-        for config in told:
-            if (token := getattr(config, name, None)) is not None:
-                return int(token)
-    return None
-
-
 def stays_float(model: nn.Module) -> set[str]:
     """Names of the linear layers that are not quantised unless they are named."""
     kept = set(getattr(model, "_keep_in_fp32_modules", None) or ()) if _is_encoder_decoder(model) else set()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from qia3.base.drift import Rounding
 from qia3.base.shards import raw
-from qia3.base.start import decoder_start
+from qia3.base.start import start_of
 from qia3.tokens import Tokens
 
 
@@ -49,7 +49,7 @@ class BaseModel:
     @cached_property
     def start(self) -> tuple[int, ...]:
         """What an encoder-decoder's answers begin after; nothing for a decoder alone. Raises BaseModelError."""
-        return decoder_start(self.model.config, self.model.generation_config)
+        return start_of(self.model)
 
 
 def fingerprint(model: nn.Module) -> str:

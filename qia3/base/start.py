@@ -29,3 +29,8 @@ def decoder_start(config: Any, generation: Any) -> tuple[int, ...]:
         )
     forced = getattr(generation, "forced_bos_token_id", None)
     return (start,) if forced is None else (start, forced)
+
+
+def start_of(model: Any) -> tuple[int, ...]:
+    """The same of a model with its settings. Raises BaseModelError."""
+    return decoder_start(model.config, model.generation_config)

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from transformers.modeling_outputs import BaseModelOutput
 
-from qia3.base.start import decoder_start
+from qia3.base.start import start_of
 from qia3.bundle.ports import (
     ATTENTION_MASK,
     CROSS,
@@ -31,11 +31,6 @@ from qia3.bundle.ports import (
 )
 from qia3.graph.parity import Floats
 from qia3.ia3.roles import device_of
-
-
-def start_of(model: Any) -> list[int]:
-    """What the decoder is given before its first word."""
-    return list(decoder_start(model.config, model.generation_config))
 
 
 @torch.no_grad()
@@ -56,7 +51,7 @@ def choices(model: Any, prompt: Sequence[int], count: int) -> list[int]:
     states = BaseModelOutput(last_hidden_state=states_of(model, prompt))
     mask = torch.ones(1, len(prompt), dtype=torch.long, device=device)
     chosen: list[int] = []
-    newest, cache = start_of(model), None
+    newest, cache = list(start_of(model)), None
     for _ in range(count):
         ids = torch.tensor([newest], device=device)
         fed = {"encoder_outputs": states, "attention_mask": mask, "decoder_input_ids": ids}

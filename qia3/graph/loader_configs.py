@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from qia3.base.family import embeddings, weight_of
-from qia3.base.start import decoder_start
+from qia3.base.start import start_of
 from qia3.bundle.layout import GRAPH, transformers_js_config
 from qia3.ia3.roles import device_of
 
@@ -45,7 +45,7 @@ def write_configs(model: Any, folder: Path, context_length: int, stop_tokens: tu
     _write_json(folder / "config.json", config)
     generation = model.generation_config.to_dict() | {"eos_token_id": list(stop_tokens)}
     if pair:
-        generation["decoder_start_token_id"] = decoder_start(model.config, model.generation_config)[0]
+        generation["decoder_start_token_id"] = start_of(model)[0]
     _write_json(folder / "generation_config.json", generation)
     if not pair:
         genai = genai_config(model.config.get_text_config(), context_length, stop_tokens)

@@ -139,10 +139,10 @@ def _multiplier(model: ir.Model, parts: list[Projection], ones: dict[int, ir.Val
             beside = next(q.vector for q in parts if q.vector is not None)
             rows = ir.node("Shape", [beside], {"start": 0, "end": 2})  # [rows, 1]
             shape = ir.node(
-                "Concat", [rows.outputs[0], _constant(model, f"size_{p.outputs}", np.array([p.outputs]))], {"axis": 0}
+                "Concat", [rows.outputs[0], constant(model, f"size_{p.outputs}", np.array([p.outputs]))], {"axis": 0}
             )
             expanded = ir.node(
-                "Expand", [_constant(model, f"ones_{p.outputs}", np.ones((1, 1, 1), np.float32)), shape.outputs[0]]
+                "Expand", [constant(model, f"ones_{p.outputs}", np.ones((1, 1, 1), np.float32)), shape.outputs[0]]
             )
             nodes += [rows, shape, expanded]
             ones[p.outputs] = expanded.outputs[0]
@@ -151,7 +151,8 @@ def _multiplier(model: ir.Model, parts: list[Projection], ones: dict[int, ir.Val
     return nodes[-1].outputs[0]
 
 
-def _constant(model: ir.Model, name: str, array: np.ndarray) -> ir.Value:
+def constant(model: ir.Model, name: str, array: np.ndarray) -> ir.Value:
+    """An initializer of the graph, made once."""
     if name not in model.graph.initializers:
         tensor = ir.tensor(array, name=name)
         model.graph.register_initializer(

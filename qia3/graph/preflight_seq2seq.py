@@ -16,12 +16,13 @@ import onnx_ir as ir
 from transformers import PreTrainedModel
 
 from qia3.base.modules import GridLinear
+from qia3.base.start import start_of
 from qia3.errors import BaseModelError, first_line
 from qia3.graph.export_seq2seq import export_seq2seq
-from qia3.graph.forced_seq2seq import OrtPair, logits, start_of, states_of
+from qia3.graph.forced_seq2seq import OrtPair, logits, states_of
 from qia3.graph.in_memory import opened
 from qia3.graph.passes import AccuracyLevel
-from qia3.graph.preflight import CHEAP, LEAST_LIMIT, PROMPTS, USUAL, Floats, around_one
+from qia3.graph.preflight import CHEAP, LEAST_LIMIT, PROMPTS, USUAL, Floats, around_one, worn
 from qia3.graph.watch import sample_ids
 from qia3.ia3.vectors import Scaled, set_vectors
 
@@ -68,12 +69,8 @@ def _compare(
         expected.append((states_of(model, text)[0].float().cpu().numpy(), logits(model, text, forced)))
     cases = {"in a padded batch": [0, 1], "alone": [0]} | ({"on a longer text": [2]} if len(texts) > 2 else {})
     for what, rows in cases.items():
-        fed = {
-            n: np.stack([vectors[i % 2].get(n, np.ones(s.site.size, np.float32))[None] for i in rows])
-            for n, s in scaled.items()
-        }
         try:
-            found = pair.rows([texts[i] for i in rows], [forced] * len(rows), fed)
+            found = pair.rows([texts[i] for i in rows], [forced] * len(rows), worn(scaled, vectors, rows))
         except Exception as error:  # onnxruntime raises many types
             raise BaseModelError(f"ONNX Runtime does not run the graphs of {name}: {first_line(error)}") from error
         for part, (kind, unit) in enumerate((("encoder", "states"), ("decoder", "logits"))):

@@ -18,6 +18,7 @@ from onnx_ir import convenience
 from onnx_ir.passes import InPlacePass, PassResult
 
 from qia3.bundle.ports import CROSS, ENCODER_STATES, INPUT_IDS, PAST, PAST_LENGTH
+from qia3.graph.packing import constant
 
 SIZE_AXIS = "any_head_size"
 
@@ -29,7 +30,7 @@ class NewStates(InPlacePass):  # type: ignore[misc]
         states = next(v for v in model.graph.inputs if v.name == ENCODER_STATES)
         past = next(v for v in model.graph.inputs if str(v.name).startswith(PAST) and f".{CROSS}." in str(v.name))
         known = ir.node("Shape", [past], {"start": 2, "end": 3})
-        cut = ir.node("Slice", [states, known.outputs[0], *(_constant(model, *c) for c in (LAST, ROWS))])
+        cut = ir.node("Slice", [states, known.outputs[0], *(constant(model, *c) for c in (LAST, ROWS))])
         cut.outputs[0].name, cut.outputs[0].type = "new_encoder_states", states.type
         convenience.replace_all_uses_with(states, cut.outputs[0])
         cut.replace_input_with(0, states)
@@ -77,7 +78,7 @@ class AnyHeads(InPlacePass):  # type: ignore[misc]
             assert value.shape is not None
             size = int(value.shape[3])
             node = ir.node(
-                "Reshape", [value, _constant(model, f"heads_of_{size}", np.array([0, 0, -1, size], np.int64))]
+                "Reshape", [value, constant(model, f"heads_of_{size}", np.array([0, 0, -1, size], np.int64))]
             )
             node.outputs[0].name, node.outputs[0].type = f"{value.name}_whole", value.type
             node.outputs[0].shape = ir.Shape(list(value.shape))
@@ -107,12 +108,3 @@ class OwnShapes(InPlacePass):  # type: ignore[misc]
         for value in (v for node in model.graph for v in node.outputs if not v.is_graph_output()):
             value.shape = None
         return PassResult(model, modified=True)
-
-
-def _constant(model: ir.Model, name: str, array: np.ndarray) -> ir.Value:
-    if name not in model.graph.initializers:
-        tensor = ir.tensor(array, name=name)
-        model.graph.register_initializer(
-            ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
-        )
-    return model.graph.initializers[name]

@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from qia3.base.start import decoder_start
+from qia3.base.start import start_of
 from qia3.bundle.checked import decode, encode
 from qia3.bundle.records import Record
 from qia3.bundle.sites import Vectors
@@ -98,7 +98,7 @@ def train_vectors(
     )
     parameters = start_vectors(scaled, start)
     vectors = processes.sharing(VectorModel(model, scaled, settings.losses)).to(arguments.device)
-    begins = decoder_start(model.config, model.generation_config)
+    begins = start_of(model)
     lays_out = Collator(
         packs(model, examples.longest_path(), begins),
         settings.row_tokens,
