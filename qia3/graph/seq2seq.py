@@ -1,8 +1,8 @@
 """An encoder and the decoder that reads what it gives, as they are exported: the real transformers model with its leaves
 lowered (decoder.py), and three forms of attention (stacks.py). Inputs and outputs: bundle/ports.py.
 
-    encoder    MultiHeadAttention with a bias and a padding mask. Within noise of the same in plain operators at 16 to
-               256 tokens and 0.75 of their time at 512 (12 heads of 64, 2 threads), with no intermediate transposes
+    encoder    MultiHeadAttention with a bias and a padding mask. As fast as plain operators up to 128 tokens, 0.8 of
+               their time at 256 and 512 (benchmarks/encoder_attention.py), with no intermediate transposes
     own        GroupQueryAttention with a bias, which writes its cache in place. The bias has to have as many entries
                as there are valid positions, not as many as the buffer holds: a graph that is fed a buffer with room
                left has to be told `past_length`
