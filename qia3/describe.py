@@ -6,7 +6,7 @@ No folder of the build machine is in it.
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, cast
@@ -18,7 +18,6 @@ from qia3 import __version__
 from qia3.base.family import stacks
 from qia3.base.frozen import BaseModel
 from qia3.base.modules import GridEmbedding, grid_linears, named_modules
-from qia3.base.stages import prompt_only
 from qia3.base.start import start_of
 from qia3.base.weights import GridWeight
 from qia3.bundle.layout import DATA, DECODER_GRAPH, ENCODER_GRAPH, GRAPH, SHARED_DATA
@@ -58,18 +57,17 @@ def positions(plan: Build, base: BaseModel) -> int:
     )
 
 
-def linear_layers(model: PreTrainedModel, roles: Roles) -> tuple[Layer, ...]:
-    """Every linear layer on a grid with its shape and role."""
-    once = prompt_only(model)
+def linear_layers(model: PreTrainedModel, roles: Roles, once: Collection[str]) -> tuple[Layer, ...]:
+    """Every linear layer on a grid with its shape and role; `once` are those that run for the prompt alone."""
     return tuple(
         Layer(name, m.in_features, m.out_features, roles.linears.get(name, "other"), *_stored(m.store), name in once)
         for name, m in grid_linears(model)
     )
 
 
-def dense_layers(model: PreTrainedModel, roles: Roles) -> tuple[Dense, ...]:
+def dense_layers(model: PreTrainedModel, roles: Roles, once: Collection[str]) -> tuple[Dense, ...]:
     """Those that are float, as the family keeps them; a head in float is the embedding's affair."""
-    once, head = prompt_only(model), model.get_output_embeddings()
+    head = model.get_output_embeddings()
     return tuple(
         Dense(name, m.in_features, m.out_features, roles.linears.get(name, "other"), name in once)
         for name, m in named_modules(model, nn.Linear)

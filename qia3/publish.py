@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from qia3.base.family import embeddings
 from qia3.base.frozen import BaseModel
+from qia3.base.stages import prompt_only
 from qia3.bundle.adapter import Adapter, write_adapter
 from qia3.bundle.checked import decode
 from qia3.bundle.folder import whole_or_absent
@@ -62,7 +63,8 @@ def publish(plan: Build, adapted: AdaptedBase, trained: Sequence[Trained], tests
     """Writes the bundle of `plan` and returns its folder. `graphs` are what `exported` gave."""
     target, base, side = load_target(plan.export.target), adapted.base, plan.export.mode == "side"
     drift = recoded(plan, adapted, trained, tests) if base.grid == "nf4" and target.nf4 != "exact" else None
-    linears, dense = linear_layers(base.model, adapted.roles), dense_layers(base.model, adapted.roles)
+    seen = (base.model, adapted.roles, prompt_only(base.model))
+    linears, dense = linear_layers(*seen), dense_layers(*seen)
     if base.eight_bit and target.accuracy_level != 4:
         say(f"ONNX Runtime has no fast product of 8-bit weights at accuracy_level {target.accuracy_level}: it is slow")
     if not side:

@@ -43,12 +43,12 @@ def described(request):
 
 def test_the_prompts_layers_are_the_encoders_and_the_keys_and_values_of_its_states(described):
     once, model = prompt_only(described.model), described.model
-    for layer in (*linear_layers(model, described.roles), *dense_layers(model, described.roles)):
+    for layer in (*linear_layers(model, described.roles, once), *dense_layers(model, described.roles, once)):
         ours = layer.role in ("key", "value") and CROSS[described.name] in layer.name
         in_encoder = layer.name.removeprefix("model.").startswith("encoder.")
         assert layer.once == (in_encoder or ours) == (layer.name in once), layer.name
-    assert sum(x.once for x in linear_layers(model, described.roles)) > 10
-    assert {n for n, _ in grid_linears(model)} == {x.name for x in linear_layers(model, described.roles)}
+    assert sum(x.once for x in linear_layers(model, described.roles, once)) > 10
+    assert {n for n, _ in grid_linears(model)} == {x.name for x in linear_layers(model, described.roles, once)}
 
 
 def test_counts_are_those_of_both_stacks(described):
@@ -56,7 +56,7 @@ def test_counts_are_those_of_both_stacks(described):
     heads, kv_heads, size, dense = FAMILIES[described.name]
     assert (shape.layers, shape.encoder_layers, shape.decoder_start) == (3, 2, (0,))
     assert (shape.heads, shape.kv_heads, shape.head_size, shape.hidden_size) == (heads, kv_heads, size, 96)
-    found = dense_layers(described.model, described.roles)
+    found = dense_layers(described.model, described.roles, prompt_only(described.model))
     assert len(found) == dense
     assert all(x.role == "feed_forward_down" for x in found)
     assert sum(isinstance(m, nn.Linear) for m in described.model.modules()) == dense

@@ -4,10 +4,10 @@ bounded rows.
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from tiny import DECODERS, FAMILIES, random_vectors, tiny
+from tiny_trees import forest
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from qia3.base.quantise import Grid, quantise_model
@@ -34,20 +34,6 @@ def adapted(family, **changes):
         layer.delta.data.copy_(0.3 * (offset if layer.rows is None else offset[layer.rows]))
         layer.precision = torch.float32
     return model, scaled
-
-
-def forest(seed, examples=5, longest=9):
-    """Prompts and answers of random lengths; the third example has one answer, as generation has."""
-    rng = np.random.default_rng(seed)
-
-    def tokens(low, high):
-        return tuple(rng.integers(3, 101, rng.integers(low, high)).tolist())
-
-    trees = []
-    for i in range(examples):
-        answers = tuple(tokens(1, 5) for _ in range(1 if i == 2 else int(rng.integers(2, 6))))
-        trees.append(Tree(tokens(1, longest), answers, int(rng.integers(len(answers)))))
-    return trees
 
 
 def loss_and_gradients(model, scaled, batch, names=NAMES):

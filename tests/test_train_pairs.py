@@ -9,6 +9,7 @@ import pytest
 import torch
 from tiny import random_vectors
 from tiny_pairs import PAIRS, RELATIVE, START, adapted_pair
+from tiny_trees import forest
 
 from qia3.train.batches import count
 from qia3.train.compute import set_compute
@@ -20,6 +21,8 @@ from qia3.train.probe import packs
 from qia3.train.schedule import Collator
 from qia3.train.trees import Tree
 
+LONGER = {"longest": 12, "answer": 6}
+
 
 def moved(name):
     """A base and vectors away from one."""
@@ -29,20 +32,6 @@ def moved(name):
         scaled[part].delta.data.copy_(0.3 * (torch.from_numpy(vector) - 1))
         scaled[part].precision = torch.float32
     return model, scaled
-
-
-def forest(seed, examples=5):
-    """Prompts and answers of random lengths; the third example has one answer, as generation has."""
-    rng = np.random.default_rng(seed)
-
-    def tokens(low, high):
-        return tuple(rng.integers(3, 101, rng.integers(low, high)).tolist())
-
-    trees = []
-    for i in range(examples):
-        answers = tuple(tokens(1, 6) for _ in range(1 if i == 2 else int(rng.integers(2, 6))))
-        trees.append(Tree(tokens(1, 12), answers, int(rng.integers(len(answers)))))
-    return trees
 
 
 def slow_logits(model, prompt, answer, start):
@@ -84,7 +73,7 @@ def losses_and_gradients(model, scaled, batch):
 @pytest.mark.parametrize(("name", "start"), [*((name, START) for name in PAIRS), ("t5", (1, 3)), ("bart", (1, 3))])
 def test_losses_and_gradients_are_those_of_each_pair_alone(name, start):
     model, scaled = moved(name)
-    trees = forest(0, examples=4)
+    trees = forest(0, examples=4, **LONGER)
     slow = slow_losses(model, trees, start)
     pulls = torch.autograd.grad(slow.sum(), [layer.delta for layer in scaled.values()])
     assert all(bool(pull.abs().max() > 1e-4) for pull in pulls)  # every vector has a say
@@ -136,7 +125,7 @@ def test_the_worked_example_of_the_header():
 @pytest.mark.parametrize("limit", [1, 7, 16, 10**9])
 @pytest.mark.parametrize("seed", range(4))
 def test_rows_keep_to_the_limit_and_to_one_prompt_and_hold_every_answer_once(seed, limit):
-    trees = forest(seed, examples=8)
+    trees = forest(seed, examples=8, **LONGER)
     batch = beside(trees, START, limit, 96)
     assert batch["input_ids"].shape[1] <= max(limit, *(len(a) for t in trees for a in t.answers))
     row = batch["places"][batch["read"]] // batch["input_ids"].shape[1]
@@ -160,7 +149,7 @@ def test_few_long_rows_or_many_short_ones_by_what_they_cost():
 @pytest.mark.parametrize("name", ["t5", "bart"])
 def test_the_encoder_runs_once_for_each_example_and_the_head_where_an_answer_is_predicted(name):
     model, scaled = adapted_pair(name)
-    trees, seen = forest(1), []
+    trees, seen = forest(1, **LONGER), []
     model.get_encoder().register_forward_hook(lambda _, __, out: seen.append(tuple(out.last_hidden_state.shape)))
     model.get_output_embeddings().register_forward_hook(lambda _, given, __: seen.append(given[0].shape[:2].numel()))
     VectorModel(model, scaled)(**beside(trees, START, 1, 96))
@@ -171,7 +160,7 @@ def test_the_encoder_runs_once_for_each_example_and_the_head_where_an_answer_is_
 @pytest.mark.parametrize("name", ["t5 v1.1", "marian"])
 def test_ranking_scores_are_those_of_each_pair_alone(name):
     model, _ = moved(name)
-    trees = forest(3, examples=5)
+    trees = forest(3, examples=5, **LONGER)
     found = rank_trees(model, trees, Collator(name in RELATIVE, 64, 96, START), batch=2)
     for tree, scores in zip(trees, found.scores, strict=True):
         for score, answer in zip(scores, tree.answers, strict=True):

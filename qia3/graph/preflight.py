@@ -75,7 +75,7 @@ def _compare(
         expected.append(_torch(model, prompt, forced))
     cases = {"in a padded batch": [0, 1], "alone": [0]} | ({"past the window": [2]} if len(texts) > 2 else {})
     for what, rows in cases.items():
-        fed = worn(scaled, vectors, rows)
+        fed = in_turn(scaled, vectors, rows)
         found = session.logits([split[i][0] for i in rows], [split[i][1] for i in rows], fed)
         reference = np.stack([expected[i] for i in rows])
         difference = float(np.abs(found - reference).max())
@@ -113,7 +113,7 @@ def around_one(scaled: Mapping[str, Scaled]) -> Vectors:
     return found
 
 
-def worn(scaled: Mapping[str, Scaled], vectors: Sequence[Vectors], texts: Sequence[int]) -> dict[str, Floats]:
+def in_turn(scaled: Mapping[str, Scaled], vectors: Sequence[Vectors], texts: Sequence[int]) -> dict[str, Floats]:
     """[rows, 1, d] by input name: each of these texts, by number, wears the vectors of its turn."""
     ones = {name: np.ones(layer.site.size, np.float32) for name, layer in scaled.items()}
     turns = [ones | vectors[i % len(vectors)] for i in texts]

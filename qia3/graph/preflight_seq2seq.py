@@ -22,7 +22,7 @@ from qia3.graph.export_seq2seq import export_seq2seq
 from qia3.graph.forced_seq2seq import OrtPair, logits, states_of
 from qia3.graph.in_memory import opened
 from qia3.graph.passes import AccuracyLevel
-from qia3.graph.preflight import CHEAP, LEAST_LIMIT, PROMPTS, USUAL, Floats, around_one, worn
+from qia3.graph.preflight import CHEAP, LEAST_LIMIT, PROMPTS, USUAL, Floats, around_one, in_turn
 from qia3.graph.watch import sample_ids
 from qia3.ia3.vectors import Scaled, set_vectors
 
@@ -70,7 +70,7 @@ def _compare(
     cases = {"in a padded batch": [0, 1], "alone": [0]} | ({"on a longer text": [2]} if len(texts) > 2 else {})
     for what, rows in cases.items():
         try:
-            found = pair.rows([texts[i] for i in rows], [forced] * len(rows), worn(scaled, vectors, rows))
+            found = pair.rows([texts[i] for i in rows], [forced] * len(rows), in_turn(scaled, vectors, rows))
         except Exception as error:  # onnxruntime raises many types
             raise BaseModelError(f"ONNX Runtime does not run the graphs of {name}: {first_line(error)}") from error
         for part, (kind, unit) in enumerate((("encoder", "states"), ("decoder", "logits"))):
