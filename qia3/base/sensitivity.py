@@ -18,7 +18,8 @@ measured so. What a shorter block leaves of its errors is a matter of the weight
 rounded to nearest, have that ratio, which is much the same for all layers (0.66 from 64 to 32, give or take a
 hundredth, on SmolLM2-135M). What 8 bits leave is a 290th, and taken for nothing.
 
-A head that is tied to the embedding moves it, too. Each group of layers gets one form, so that together they lose least
+A head that is tied to embeddings moves them, too. An encoder-decoder is given the halves that it is calibrated on, and
+its positions are its decoder's: what the encoder's rounding costs is seen through the answers alone. Each group of layers gets one form, so that together they lose least
 within the budget (a knapsack with one item from each group; Kellerer, Pferschy and Pisinger 2004, chapter 11).
 """
 
@@ -35,7 +36,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qia3.base.family import get_module
+from qia3.base.calibrate import called_with
+from qia3.base.family import embeddings, weight_of
 from qia3.base.quantise import Form, Grid, embedding_scale, float_weight
 from qia3.base.weights import GridWeight
 from qia3.errors import BaseModelError
@@ -75,7 +77,7 @@ class Moved(nn.Module):
 
 
 class MovedRows(nn.Module):
-    """The embedding that is tied to a moved head: one table, one `a`."""
+    """An embedding that is tied to a moved head: one table, one `a`."""
 
     def __init__(self, base: nn.Module, head: Moved, scale: float) -> None:
         super().__init__()
@@ -150,22 +152,23 @@ def _share(layer: nn.Module, grid: Grid, form: Form) -> float:
 
 
 def divergences(model: Any, rounded: Mapping[str, GridWeight], windows: Tensor, track: Track) -> dict[str, float]:
-    """Nats a position that each layer's rounding costs alone, on windows [rows, length] of token ids."""
+    """Nats per predicted position that each layer's rounding costs alone, on windows [rows, length] of token ids."""
     generator = torch.Generator().manual_seed(0)
     with _moved(model, rounded) as layers:
-        total = torch.zeros(len(layers))
+        total, positions = torch.zeros(len(layers)), 0
         for ids in track(
             list(torch.split(windows, max(1, AT_ONCE // windows.shape[1]))), "finding the layers that 8 bits help most"
         ):
             for layer in layers.values():
                 layer.a = torch.zeros(len(ids), 1, 1, requires_grad=True)
-            logits = model(input_ids=ids, use_cache=False).logits.float().flatten(0, 1)
+            logits = model(**called_with(model, ids), use_cache=False).logits.float().flatten(0, 1)
+            positions += len(logits)
             drawn = torch.multinomial(logits.detach().softmax(-1), DRAWS, replacement=True, generator=generator)
             for y in drawn.T:
                 loss = F.cross_entropy(logits, y, reduction="sum")
                 scores = torch.autograd.grad(loss, [layer.a for layer in layers.values()], retain_graph=True)
                 total += torch.stack([score.square().sum() for score in scores])
-    return dict(zip(layers, (total / 2 / DRAWS / windows.numel()).tolist(), strict=True))
+    return dict(zip(layers, (total / 2 / DRAWS / positions).tolist(), strict=True))
 
 
 def spend(options: Mapping[str, Mapping[K, tuple[float, int]]], budget: float) -> dict[str, K]:
@@ -201,15 +204,18 @@ def spend(options: Mapping[str, Mapping[K, tuple[float, int]]], budget: float) -
 
 
 def _tied_rows(model: nn.Module, layers: Mapping[str, Moved]) -> dict[str, MovedRows]:
-    """The embedding by its name, where its table is the head's."""
-    embedding = get_module(model, "get_input_embeddings")
-    head = next(
-        (layer for layer in layers.values() if embedding is not None and layer.weight is embedding.weight), None
-    )
-    scale = embedding_scale(embedding) if head is not None and isinstance(embedding, nn.Embedding) else None
-    if head is None or embedding is None or scale is None:
+    """The embeddings whose table is the head's, by name: one in a decoder, up to one per stack in an encoder-decoder."""
+    tables = embeddings(model)
+    head = next((layer for layer in layers.values() if any(weight_of(t) is layer.weight for t in tables)), None)
+    if head is None:
         return {}
-    return {next(n for n, m in model.named_modules() if m is embedding): MovedRows(embedding, head, scale)}
+    tied = [table for table in tables if isinstance(table, nn.Embedding) and weight_of(table) is head.weight]
+    scales = {id(table): scale for table in tied if (scale := embedding_scale(table)) is not None}
+    return {
+        name: MovedRows(module, head, scales[id(module)])
+        for name, module in model.named_modules(remove_duplicate=False)  # T5's stacks have one and the same
+        if id(module) in scales
+    }
 
 
 @contextmanager

@@ -87,16 +87,11 @@ class Within:
         return (f"{self.bits:g} bits",)
 
     def find(self, model: Any, grid: Grid, windows: Tensor | None) -> Chosen:
-        """Raises BaseModelError where there is no text, or where the bits are too few, and for encoder-decoders."""
-        if model.config.is_encoder_decoder:
-            raise BaseModelError(
-                "bits chooses layers of decoders only so far; name an encoder-decoder's with eight_bit or blocks"
-            )
+        """Raises BaseModelError where there is no text, or where the bits are too few."""
         if windows is None:
             raise BaseModelError(
                 "bits chooses layers by what they do to a text, and this base is calibrated on none; name layers with eight_bit or blocks"
             )
-        groups = _groups(find_roles(model).linears)
         say("quantising at 4 bits first, to see what that costs in each layer")
         shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
         rounded = copy.deepcopy(model, shared)  # layers of its own over the same weights
@@ -104,6 +99,7 @@ class Within:
             rounded, Grid(grid.block_size, grid.symmetric), lambda names: self.track(names, "quantising"), windows
         )
         stores = {name: layer.store for name, layer in rounded.named_modules() if isinstance(layer, GridLinear)}
+        groups = _groups({name: role for name, role in find_roles(model).linears.items() if name in stores})
         forms = choose(model, groups, stores, grid, SHORT, self.bits, windows, self.track)
         own = {group: form for group, form in forms.items() if form != Form(4, grid.block_size)}
         eight, short = ([group for group, form in own.items() if form.bits == bits] for bits in (8, 4))
@@ -123,12 +119,14 @@ def named(eight_bit: Iterable[str], blocks: Iterable[tuple[int, Iterable[str]]] 
 
 
 def _groups(roles: dict[str, str]) -> dict[str, list[str]]:
-    """Layers by what a build file can name at the least: "head", "value@3"."""
+    """Layers by what a build file can name at the least: "head", "value@3", "encoder.value@3"."""
+    two = any(in_encoder(name) for name in roles)
     groups = defaultdict(list)
     for name, role in roles.items():
         if meaning := next((asked for asked, means in MEANS.items() if role in means), None):
             number = _number(name)
-            groups[meaning if number is None else f"{meaning}@{number}"].append(name)
+            stack = ("encoder." if in_encoder(name) else "decoder.") if two and number is not None else ""
+            groups[stack + meaning + ("" if number is None else f"@{number}")].append(name)
     return dict(groups)
 
 
