@@ -18,9 +18,10 @@ measured so. What a shorter block leaves of its errors is a matter of the weight
 rounded to nearest, have that ratio, which is much the same for all layers (0.66 from 64 to 32, give or take a
 hundredth, on SmolLM2-135M). What 8 bits leave is a 290th, and taken for nothing.
 
-A head that is tied to embeddings moves them, too. An encoder-decoder is given the halves that it is calibrated on, and
-its positions are its decoder's: what the encoder's rounding costs is seen through the answers alone. Each group of layers gets one form, so that together they lose least
-within the budget (a knapsack with one item from each group; Kellerer, Pferschy and Pisinger 2004, chapter 11).
+A head that is tied to embeddings moves them, too. An encoder-decoder is given the halves that it is calibrated on,
+and its positions are its decoder's: what the encoder's rounding costs is seen through the answers alone. Each group
+of layers gets one form, so that together they lose least within the budget (a knapsack with one item from each group;
+Kellerer, Pferschy and Pisinger 2004, chapter 11).
 """
 
 from __future__ import annotations
