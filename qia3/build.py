@@ -64,6 +64,8 @@ def export(plan: Build) -> Path:
 
 def plan_jobs(plan: Build) -> list[Job]:
     """One for each task, its examples read. Raises DataError, ConfigError and AdapterError, before anything is loaded."""
+    for task in plan.task:
+        processes.check_shares(plan.training_of(task).batch_size, plan.training_of(task).accumulate)
     for start in dict.fromkeys(plan.training_of(task).init_adapter for task in plan.task):
         if start is not None:
             check_start(start)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from test_build import qia3
-from tiny import ids
+from tiny import ALL, ids
 from tiny_build import write_base, write_build
 from tiny_quantised import configure, write_gguf, write_packed, write_tensors
 from transformers import AutoModelForCausalLM
@@ -108,7 +108,7 @@ def test_other_gguf_formats_get_our_codes(tmp_path):
     np.testing.assert_allclose(logits, torch_logits(base.model, prompt, [7]), atol=1e-3)
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2"])
+@pytest.mark.parametrize("family", ["llama", *(["qwen2"] if ALL else [])])
 @pytest.mark.parametrize("source", SOURCES)
 def test_a_given_base_trains_and_ships_its_own_codes(source, family, tmp_path):
     """Two steps, then the graph with vectors at the side and merged: torch and ONNX Runtime agree to 1e-3, codes are

@@ -9,9 +9,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import DECODERS, ids, tiny
+from tiny import ALL, DECODERS, ids, tiny
 from tiny_build import write_base
-from tiny_seq2seq import ALL, SEQ2SEQ, tiny_seq2seq
+from tiny_seq2seq import SEQ2SEQ, tiny_seq2seq
 
 from qia3.base import load
 from qia3.base.load import Asked, load_base

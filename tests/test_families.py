@@ -5,11 +5,11 @@ The table in docs/families.md says so, row by row.
 
 from __future__ import annotations
 
-import os
 import re
 
 import pytest
 from families import AGREES, FAMILIES, TABLE, Family, label, outcome, random_model, table, told
+from tiny import ALL
 
 from qia3.base.quantise import Grid, quantise_model
 from qia3.errors import BaseModelError
@@ -22,9 +22,6 @@ from qia3.ia3.vectors import attach, get_vectors
 
 def named(text: str) -> Family:
     return next(f for f in FAMILIES if label(f) == text)
-
-
-ALL = os.environ.get("QIA3_ALL_FAMILIES") == "1"  # `make families`
 
 
 @pytest.mark.parametrize("family", [f for f in FAMILIES if ALL or not f.apart], ids=label)

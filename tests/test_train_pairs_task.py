@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from test_train_processes import LAUNCH, ROOT
+from tiny import ALL
 from tiny_bundle import END, tokenizer
 from tiny_seq2seq import write_seq2seq
 from train_pair import SAID, SETTINGS, job, trained
@@ -21,7 +22,7 @@ from qia3.base.load import Asked, load_base
 from qia3.ia3.adapted import AdaptedBase
 from qia3.train.task import load_task
 
-NAMES = ["t5", "bart"]
+NAMES = ["t5", *(["bart"] if ALL else [])]
 
 
 @pytest.fixture(scope="module", params=NAMES)

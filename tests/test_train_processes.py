@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from tiny_build import write_build
 
+from qia3 import cli
+
 ROOT = Path(__file__).parents[1]
 # --multi_gpu is accelerate's way to ask for torch's launcher, and the only one that starts processes where there are
 # CPUs alone
@@ -27,20 +29,17 @@ LAUNCH = [
 ]
 
 
-def train(
-    folder: Path, output: str, processes: int, *changes: str, verb: str = "train"
-) -> subprocess.CompletedProcess[str]:
+def train(folder: Path, output: str, processes: int) -> subprocess.CompletedProcess[str]:
     launched = [] if processes == 1 else [*LAUNCH, "--num_processes", str(processes), "--main_process_port", "0"]
     words = [
         sys.executable,
         *launched,
         "-m",
         "qia3",
-        verb,
+        "train",
         str(folder / "qia3.toml"),
         "--output",
         str(folder / output),
-        *changes,
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.run(words, capture_output=True, text=True, env=environment, cwd=folder, timeout=600)
@@ -81,15 +80,19 @@ def test_two_processes_give_the_loss_of_one(place):
     assert again.stderr.count("trained before with the same plan") == 2
 
 
-def test_a_batch_that_cannot_be_shared_is_told(place):
-    told = train(place, "three", 3)
-    assert told.returncode != 0
-    assert (
-        "a batch of 4 cannot be shared by 3 processes in 1 parts each; make batch_size a multiple of 3" in told.stderr
-    )
-
-
-def test_building_in_several_processes_is_refused(place):
-    told = train(place, "four", 2, verb="build")
-    assert told.returncode != 0
-    assert "only `qia3 train` runs in several processes" in told.stderr
+@pytest.mark.parametrize(
+    ("verb", "count", "line"),
+    [
+        ("train", 3, "a batch of 4 cannot be shared by 3 processes in 1 parts each; make batch_size a multiple of 3"),
+        ("build", 2, "only `qia3 train` runs in several processes"),
+    ],
+)
+def test_what_several_processes_cannot_do_is_told_before_anything_is_loaded(
+    place, verb, count, line, monkeypatch, capsys
+):
+    monkeypatch.setenv("WORLD_SIZE", str(count))  # as launchers say it
+    monkeypatch.setattr("qia3.build.load_base", None)
+    with pytest.raises(SystemExit) as ended:
+        cli.main([verb, str(place / "qia3.toml"), "--output", str(place / "never")])
+    assert ended.value.code == 2
+    assert line in capsys.readouterr().err

@@ -6,11 +6,11 @@ width, the stacks have different depths, and source and target have different le
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
+from tiny import ALL
 from tiny_bundle import END, tokenizer
 from torch import nn
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerFast
@@ -36,7 +36,6 @@ SEQ2SEQ: dict[str, tuple[str, dict[str, Any], bool]] = {
     "t5gemma": ("t5gemma", {"encoder": STACK, "decoder": STACK | {"intermediate_size": 224, "num_hidden_layers": 3}}, False),
 }  # fmt: skip
 T5S = ["t5", "t5 v1.1", "mt5", "umt5"]
-ALL = os.environ.get("QIA3_ALL_FAMILIES") == "1"  # `make families`
 EXPORTED = [*SEQ2SEQ] if ALL else ["t5 v1.1", "t5gemma"]  # whose graphs `make test` makes; it builds a T5 v1.1, too
 
 

@@ -16,12 +16,24 @@ from accelerate import PartialState
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from qia3.errors import ConfigError
+
 M = TypeVar("M", bound=nn.Module)
 
 
 def count() -> int:
     """How many processes share this run."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def check_shares(batch_size: int, accumulate: int) -> None:
+    """Raises ConfigError where a step's batch cannot be shared out evenly."""
+    shares = accumulate * count()
+    if batch_size % shares:
+        raise ConfigError(
+            f"a batch of {batch_size} cannot be shared by {count()} processes in {accumulate} parts each; "
+            f"make batch_size a multiple of {shares}"
+        )
 
 
 def wait() -> None:

@@ -27,7 +27,7 @@ from qia3.base.start import start_of
 from qia3.bundle.checked import decode, encode
 from qia3.bundle.records import Record
 from qia3.bundle.sites import Vectors
-from qia3.errors import ConfigError, Interrupted
+from qia3.errors import Interrupted
 from qia3.ia3.vectors import Scaled, start_vectors
 from qia3.progress import counting, is_main, say
 from qia3.recipe import Train
@@ -188,13 +188,8 @@ def _optimizer(scaled: Mapping[str, Scaled], settings: Train) -> Adafactor | Non
 
 
 def _arguments(settings: Train, seed: int, folder: Path, validates: bool) -> TrainingArguments:
-    """Raises ConfigError if a step's batch cannot be shared out evenly."""
+    processes.check_shares(settings.batch_size, settings.accumulate)
     shares = settings.accumulate * processes.count()
-    if settings.batch_size % shares:
-        raise ConfigError(
-            f"a batch of {settings.batch_size} cannot be shared by {processes.count()} processes in {settings.accumulate} parts each; "
-            f"make batch_size a multiple of {shares}"
-        )
     cpu = not torch.cuda.is_available()
     return TrainingArguments(
         output_dir=str(folder),
