@@ -5,8 +5,11 @@ rates are good: README, "Accuracy beside LoRA"). `t-few` is the recipe of Liu et
 at 3e-3, up in 60 steps and then down to zero in a straight line, 1000 steps of 8 examples, and three losses
 (qia3.train.losses). The third trains the mean log-probability a token, so where it is among the losses a task is ranked
 by that. The paper's code differs from its text in places; where they differ the text is followed here, but for one:
-Adafactor scales its steps by the size of the parameters (`scale_parameter`), which only the code says. What the paper
+Adafactor scales its steps by the size of the parameters (`scale_parameter`), which only the code says. The code also
+leaves the dropout of T5's configuration on (src/pl_train.py loads the model as it is, and Lightning puts it in training
+mode); the text does not speak of it, and here an encoder-decoder trains without (qia3.train.dropout). What the paper
 does before it, 100,000 steps on T0's own mixture, is no part of the preset: `init_adapter` starts from such vectors.
+The paper's tasks are T0's held-out ones with 20 to 70 examples, and RAFT's with 50.
 """
 
 from __future__ import annotations

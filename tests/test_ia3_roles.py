@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from peft import IA3Config, get_peft_model
 from tiny import FAMILIES, SHAPE, tiny
 from tiny_seq2seq import BART, SEQ2SEQ, T5, T5S, tiny_seq2seq
 from torch import nn
@@ -73,6 +74,23 @@ def test_a_layer_of_each_flan_t5_has_its_share_of_the_closed_formula(size):
     sites = find_roles(empty.to_empty(device="cpu").float().eval().apply(_fill)).sites
     assert sum(site.parameters for site in sites) * layers == COUNTED[size]
     assert [site.module.rpartition(".")[2] for site in sites] == ["k", "v", "wi_1", "k", "v", "k", "v", "wi_1"]
+
+
+@pytest.mark.parametrize("size", FLAN)
+def test_peft_trains_as_many_in_the_whole_model(size):
+    """On torch's meta device; benchmarks/peft_counts.py has what other lists of targets give."""
+    width, heads, inner, layers = FLAN[size]
+    shape = {"vocab_size": 64, "d_model": width, "d_kv": 64, "num_heads": heads, "d_ff": inner, "num_layers": layers}
+
+    def trained(*targets: str, feed_forward: tuple[str, ...] = ()) -> int:
+        with torch.device("meta"):
+            model = T5ForConditionalGeneration(T5Config(**shape, feed_forward_proj="gated-gelu"))
+            config = IA3Config(target_modules=list(targets), feedforward_modules=list(feed_forward))
+            return sum(p.numel() for p in get_peft_model(model, config).parameters() if p.requires_grad)
+
+    assert trained("k", "v", "wo", feed_forward=("wo",)) == COUNTED[size]
+    if size == "base":  # names that no layer has are passed over
+        assert trained("k_proj", "v_proj", "wi_0", "wi_1") == 98_304
 
 
 def _fill(module: nn.Module) -> None:
