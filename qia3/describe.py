@@ -15,6 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from qia3 import __version__
+from qia3.base.architecture import architecture, text_config
 from qia3.base.family import stacks
 from qia3.base.frozen import BaseModel
 from qia3.base.modules import GridEmbedding, grid_linears, named_modules
@@ -40,7 +41,6 @@ from qia3.bundle.manifest import (
 from qia3.bundle.records import Drift, Rounding
 from qia3.bundle.sites import Site
 from qia3.config import Build, Task
-from qia3.graph.loader_configs import head_size
 from qia3.ia3.roles import Roles
 from qia3.ia3.vectors import Scaled
 from qia3.recipe import Train
@@ -53,7 +53,7 @@ def positions(plan: Build, base: BaseModel) -> int:
     """The context that the graphs are made for: as the plan asks, within what the base was made for."""
     return min(
         plan.export.context_length,
-        getattr(_text_config(base.model.config), "max_position_embeddings", None) or 10**9,
+        getattr(text_config(base.model.config), "max_position_embeddings", None) or 10**9,
     )
 
 
@@ -73,11 +73,6 @@ def dense_layers(model: PreTrainedModel, roles: Roles, once: Collection[str]) ->
         for name, m in named_modules(model, nn.Linear)
         if m is not head
     )
-
-
-def _text_config(config: Any) -> Any:
-    """The settings of the stack that writes."""
-    return config.get_text_config(decoder=True) if config.is_encoder_decoder else config.get_text_config()
 
 
 def _stored(store: GridWeight) -> tuple[int, Code, int, bool]:
@@ -158,30 +153,14 @@ def _base(base: BaseModel, drift: Drift | None) -> Base:
         rounding=None if base.rounding is None else Rounding(**vars(base.rounding)),
     )
     whole = base.model.config
-    model_type = whole.model_type if whole.is_encoder_decoder else whole.get_text_config().model_type
+    model_type = whole.model_type if whole.is_encoder_decoder else whole.gettext_config().model_type
     return Base(_reference(base.reference), base.fingerprint, model_type, base.parameters, grid, drift)
 
 
 def _architecture(base: BaseModel, context_length: int) -> Architecture:
     embedding, head = base.model.get_input_embeddings(), base.model.get_output_embeddings()
-    whole, config = base.model.config, _text_config(base.model.config)
-    return Architecture(
-        layers=getattr(config, "num_decoder_layers", None) or config.num_hidden_layers,
-        heads=config.num_attention_heads,
-        kv_heads=getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
-        head_size=head_size(config),
-        hidden_size=config.hidden_size,
-        vocab_size=config.vocab_size,
-        context_length=context_length,
-        tied_embedding=head is not None and _bytes_of(embedding) is _bytes_of(head),
-        encoder_layers=_encoder_config(whole).num_hidden_layers if whole.is_encoder_decoder else None,
-        decoder_start=start_of(base.model),
-    )
-
-
-def _encoder_config(config: Any) -> Any:
-    """The settings of an encoder-decoder's first stack: its own, or those of the whole by the encoder's names."""
-    return getattr(config, "encoder", None) or config.get_text_config(encoder=True)
+    tied = head is not None and _bytes_of(embedding) is _bytes_of(head)
+    return architecture(base.model.config, context_length, tied, start_of(base.model))
 
 
 def _bytes_of(module: nn.Module) -> object:

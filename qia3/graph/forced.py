@@ -11,8 +11,8 @@ import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 
+from qia3.base.architecture import head_size
 from qia3.graph import forced_seq2seq
-from qia3.graph.loader_configs import head_size
 from qia3.graph.parity import Floats
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from qia3.base.architecture import head_size
 from qia3.base.family import embeddings, weight_of
 from qia3.base.start import start_of
 from qia3.bundle.layout import GRAPH, transformers_js_config
@@ -113,11 +114,6 @@ def genai_config(config: Any, context_length: int, stop_tokens: tuple[int, ...])
     }
     search = {"do_sample": False, "max_length": context_length, "num_beams": 1, "past_present_share_buffer": True}
     return {"model": model, "search": search}
-
-
-def head_size(config: Any) -> int:
-    """The size of one attention head."""
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 def _forget_paths(path: Path) -> None:

@@ -1,0 +1,39 @@
+"""A model's counts and sizes, read from its configuration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qia3.bundle.manifest import Architecture
+
+
+def text_config(config: Any) -> Any:
+    """The settings of the stack that writes."""
+    return config.get_text_config(decoder=True) if config.is_encoder_decoder else config.get_text_config()
+
+
+def head_size(config: Any) -> int:
+    """The size of one attention head."""
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+def architecture(whole: Any, context_length: int, tied: bool, start: tuple[int, ...]) -> Architecture:
+    """`tied`: embedding and head are one table; `start`: what an encoder-decoder's answers begin after."""
+    config = text_config(whole)
+    return Architecture(
+        layers=getattr(config, "num_decoder_layers", None) or config.num_hidden_layers,
+        heads=config.num_attention_heads,
+        kv_heads=getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
+        head_size=head_size(config),
+        hidden_size=config.hidden_size,
+        vocab_size=config.vocab_size,
+        context_length=context_length,
+        tied_embedding=tied,
+        encoder_layers=_encoder_config(whole).num_hidden_layers if whole.is_encoder_decoder else None,
+        decoder_start=start,
+    )
+
+
+def _encoder_config(config: Any) -> Any:
+    """The settings of an encoder-decoder's first stack: its own, or those of the whole by the encoder's names."""
+    return getattr(config, "encoder", None) or config.get_text_config(encoder=True)

@@ -1,0 +1,161 @@
+"""A model's sizes before it is built: which numbers it has, what each is for, and what they take in each form.
+
+    form        linear layers                                embeddings and head              everything else
+    float32     4 bytes per number                           4                                4
+    bfloat16    2                                            2                                2
+    nf4         4 bits and a float32 scale per block         4, as bitsandbytes leaves them   4
+    int4        the grid of bits.py, in blocks of b          the same                         4
+
+A row of an embedding is looked up without padding, so its block is the largest one, up to the one asked for, that divides
+its width. A table that is the head as well is counted once. What transformers keeps in float (T5's `wo`) stays so on
+both grids. So the parts of a form sum to what its weights take on disk; the graph, the tokenizer and what a bundle says
+of itself come on top.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from qia3.bundle.manifest import Architecture, Code, Dense, Layer
+from qia3.bundle.sites import Site
+from qia3.footprint.bits import Shape, grid_bytes, on_grid
+from qia3.grids.blocks import BLOCK_SIZES
+
+PARTS = ("embedding", "head", "attention", "feed_forward", "other_linear", "norms_biases_and_positions")
+ATTENTION = ("query", "key", "value", "qkv", "attention_output")
+FEED_FORWARD = ("feed_forward", "feed_forward_up", "feed_forward_down")
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A linear layer. `once`: it runs for the prompt alone; `stays_float`: on no grid, unless a build file names it."""
+
+    name: str
+    role: str
+    inputs: int
+    outputs: int
+    once: bool = False
+    stays_float: bool = False
+
+    @property
+    def numbers(self) -> int:
+        return self.inputs * self.outputs
+
+    @property
+    def part(self) -> str:
+        """Of PARTS."""
+        if self.role == "head":
+            return "head"
+        if self.role in ATTENTION:
+            return "attention"
+        return "feed_forward" if self.role in FEED_FORWARD else "other_linear"
+
+
+@dataclass(frozen=True)
+class Table:
+    """One that token ids are looked up in. `quantisable`: its rows come out as they are, or times a constant."""
+
+    rows: int
+    width: int
+    quantisable: bool = True
+
+    @property
+    def numbers(self) -> int:
+        return self.rows * self.width
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """A model, none of whose weights were read.
+
+    `matrices` are its linear layers, the head among them, which is also the first of `tables` where the architecture says
+    that it is tied. `sites` is where IA³ vectors go, `others` how many numbers are in neither.
+    """
+
+    reference: str
+    model_type: str
+    architecture: Architecture
+    matrices: tuple[Matrix, ...]
+    tables: tuple[Table, ...]
+    others: int
+    sites: tuple[Site, ...]
+
+    @property
+    def parameters(self) -> int:
+        """As transformers counts them: a tied table once."""
+        return sum(self.parts().values())
+
+    def parts(self) -> dict[str, int]:
+        """Numbers by part; a tied head's are the embedding's."""
+        found = dict.fromkeys(PARTS, 0)
+        for matrix in self.matrices:
+            found[matrix.part] += matrix.numbers
+        if self.architecture.tied_embedding:
+            found["head"] = 0
+        found["embedding"] = sum(table.numbers for table in self.tables)
+        found["norms_biases_and_positions"] = self.others
+        return {part: count for part, count in found.items() if count}
+
+
+@dataclass(frozen=True)
+class Form:
+    """How weights are kept: "float32", "bfloat16", "nf4" or "int4", the last two in blocks."""
+
+    name: str
+    block: int = 0
+    symmetric: bool = False
+
+    @property
+    def label(self) -> str:
+        return f"{self.name}, block {self.block}" if self.block else self.name
+
+    def bytes_by_part(self, shapes: Shapes) -> dict[str, int]:
+        """On disk."""
+        found = dict.fromkeys(shapes.parts(), 0)
+        for matrix in shapes.matrices:
+            if matrix.part in found:
+                found[matrix.part] += self.matrix_bytes(matrix)
+        found["embedding"] = sum(map(self.table_bytes, shapes.tables))
+        if "norms_biases_and_positions" in found:
+            found["norms_biases_and_positions"] = shapes.others * (2 if self.name == "bfloat16" else 4)
+        return found
+
+    def matrix_bytes(self, matrix: Matrix) -> int:
+        shape = self.shape(matrix)
+        return matrix.numbers * (2 if self.name == "bfloat16" else 4) if shape is None else grid_bytes(shape)
+
+    def table_bytes(self, table: Table) -> int:
+        block = self.block_of(table)
+        if block is None:
+            return table.numbers * (2 if self.name == "bfloat16" else 4)
+        return grid_bytes(on_grid(table.rows, table.width, block, self.symmetric))
+
+    def block_of(self, table: Table) -> int | None:
+        """In which an embedding's rows are; None where it stays in float."""
+        if self.name != "int4" or not table.quantisable:
+            return None
+        return max((b for b in BLOCK_SIZES if table.width % b == 0 and b <= self.block), default=None)
+
+    def shape(self, matrix: Matrix) -> Shape | None:
+        """On the grid; None where it stays in float."""
+        if not self.block or matrix.stays_float or (self.name == "nf4" and matrix.role == "head"):
+            return None
+        if self.name == "nf4":
+            return Shape(matrix.outputs, matrix.inputs, self.block, True, "nf4")
+        return on_grid(matrix.outputs, matrix.inputs, self.block, self.symmetric)
+
+    def layers(self, shapes: Shapes) -> tuple[tuple[Layer, ...], tuple[Dense, ...]]:
+        """The linear layers on the grid and those in float, as a manifest lists them."""
+        linears, dense = [], []
+        for m in shapes.matrices:
+            if (shape := self.shape(m)) is None:
+                dense.append(Dense(m.name, m.inputs, m.outputs, m.role, m.once))
+                continue
+            code: Code = "nf4" if self.name == "nf4" else "int4"
+            linears.append(Layer(m.name, m.inputs, m.outputs, m.role, 4, code, shape.block, shape.symmetric, m.once))
+        return tuple(linears), tuple(dense)
+
+
+def total(parts: Mapping[str, int]) -> int:
+    return sum(parts.values())

@@ -1,0 +1,202 @@
+"""A model's sizes from its configuration alone: no weights are read, and hardly any memory is taken.
+
+Two models are made of one configuration. The first has every size and no numbers (torch's meta device); it tells the
+shapes. The second has the same layers under the same names and is narrow: widths, heads' sizes and the vocabulary are
+divided by as much as the family's code bears. It is random and runs, so that roles.py finds what each layer does, as in a
+real base. What is found there is widened again: a vector's entries by the ratio of its layer's sizes, which keeps the
+rows of a fused layer where they are, since heads are as many in both.
+
+Whether embedding and head are one table the weights' files say, where they are there; else the configuration, as it is
+written. (transformers 5 reads and writes `tie_word_embeddings` true for every T5, and `scale_decoder_outputs` false where
+the file said otherwise; then the head is a table of its own.)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
+from transformers.pytorch_utils import Conv1D
+
+from qia3.base.architecture import architecture, text_config
+from qia3.base.family import auto_class, embeddings, get_module, stays_float, weight_of
+from qia3.base.gguf_config import read_gguf_config
+from qia3.base.gguf_parts import open_gguf
+from qia3.base.kind import check_kind
+from qia3.base.load import quiet, told
+from qia3.base.quantise import embedding_scale
+from qia3.base.shards import entries
+from qia3.base.sources import ALIASES, Source, read_config, resolve
+from qia3.base.stages import prompt_only
+from qia3.base.start import decoder_start
+from qia3.bundle.sites import Site
+from qia3.errors import BaseModelError
+from qia3.footprint.shapes import Matrix, Shapes, Table
+from qia3.ia3.roles import Roles, find_roles
+
+FACTORS = (32, 16, 8, 4, 2, 1)  # that widths are divided by, the largest first
+WIDE = 64  # what a configuration's number is to be a width
+NARROWEST = 300_000_000  # numbers of a random model that is still made
+NO_WIDTHS = ("token_id", "position", "window", "original_max", "num_")  # numbers that are none, by their names
+
+
+def read_shapes(reference: str) -> Shapes:
+    """Of a model folder, its config.json, a .gguf file, an alias, or a hub's model, whose configuration is fetched.
+
+    Raises BaseModelError for what `qia3 build` would refuse from the configuration, and where no place for vectors is
+    found.
+    """
+    with quiet():
+        config = read_any_config(reference)
+        check_kind(config, reference)
+        whole = empty(config)
+        narrow, roles = _narrow(config, reference)
+        return _widened(reference, whole, narrow, roles)
+
+
+def read_any_config(reference: str) -> Any:
+    """Raises BaseModelError."""
+    path = Path(reference)
+    if path.is_file() and path.suffix.lower() != ".gguf":
+        path = path.parent if path.name == "config.json" else path
+    if path.is_dir():
+        read_config(path)  # refuses code of the model's own by the file's name
+    source = Source(reference, str(path))
+    if reference in ALIASES or path.suffix.lower() == ".gguf":
+        source = resolve(reference)
+    with told(source):
+        if source.gguf_file is not None:
+            return read_gguf_config(open_gguf(Path(source.name) / source.gguf_file))
+        return AutoConfig.from_pretrained(source.name, trust_remote_code=False)
+
+
+def empty(config: Any) -> Any:
+    """The model of a configuration, with shapes alone."""
+    with torch.device("meta"):
+        return auto_class(config).from_config(config, trust_remote_code=False)
+
+
+def _narrow(config: Any, reference: str) -> tuple[Any, Roles]:
+    """A random model of as few numbers as its code bears, and what its layers do."""
+    refused: BaseModelError | None = None
+    for factor in FACTORS:
+        thin = thinner(config, factor)
+        try:
+            if sum(p.numel() for p in empty(thin).parameters()) > NARROWEST:
+                break
+            torch.manual_seed(0)
+            model = auto_class(thin).from_config(thin, trust_remote_code=False).float().eval()
+            return model, find_roles(model)
+        except BaseModelError as error:
+            refused = error
+        except Exception:  # widths that do not go together, which a family's code says in its own way
+            continue
+    raise refused or BaseModelError(
+        f"{reference}: no small model of this configuration runs, so nobody can tell what its layers do; build with it to see"
+    )
+
+
+def thinner(config: Any, factor: int) -> Any:
+    """The configuration with widths divided by `factor`, where they can be, and a small vocabulary. Rotations that have a
+    number for each entry of a head are plain ones there: what layers do does not hang on them.
+    """
+    thin = copy.deepcopy(config)
+    for part in {id(c): c for c in (thin, thin.get_text_config(), *_parts(thin))}.values():
+        for name, value in list(vars(part).items()):
+            if isinstance(value, int) and not isinstance(value, bool) and _is_width(name, value, factor):
+                setattr(part, name, value // factor)
+            if factor > 1 and isinstance(value, dict) and "long_factor" in value:  # as long as heads are wide
+                setattr(
+                    part,
+                    name,
+                    {"rope_type": "default", "rope_theta": value.get("rope_theta", 10000.0), **_partial(value)},
+                )
+        if factor > 1 and (getattr(part, "vocab_size", 0) or 0) > WIDE:
+            part.vocab_size = WIDE
+            part.pad_token_id = None if getattr(part, "pad_token_id", None) is None else 0
+    return thin
+
+
+def _partial(rope: dict[str, Any]) -> dict[str, Any]:
+    return {key: rope[key] for key in ("partial_rotary_factor",) if key in rope}
+
+
+def _parts(config: Any) -> list[Any]:
+    """Configurations inside a configuration."""
+    return [value for value in vars(config).values() if hasattr(value, "to_dict") and hasattr(value, "model_type")]
+
+
+def _is_width(name: str, value: int, factor: int) -> bool:
+    return value >= WIDE and value % factor == 0 and not any(word in name for word in NO_WIDTHS)
+
+
+def _widened(reference: str, whole: Any, narrow: Any, roles: Roles) -> Shapes:
+    head = get_module(whole, "get_output_embeddings")
+    tables = list({id(weight_of(t)): t for t in embeddings(whole) if isinstance(t, nn.Embedding)}.values())
+    thin_tables = {id(weight_of(t)): t for t in embeddings(narrow) if isinstance(t, nn.Embedding)}
+    as_they_are = [embedding_scale(table) is not None for table in thin_tables.values()]
+    tied = head is not None and _is_table(head, tables) and not _has_own_head(whole, reference)
+    once, floats = prompt_only(narrow), stays_float(whole)
+    matrices = tuple(
+        Matrix(name, roles.linears.get(name, "other"), *_sizes(module), name in once, name in floats)
+        for name, module in whole.named_modules()
+        if isinstance(module, nn.Linear | Conv1D)
+    )
+    found = tuple(Table(t.num_embeddings, t.embedding_dim, plain) for t, plain in zip(tables, as_they_are, strict=True))
+    others = sum(p.numel() for p in whole.parameters()) - sum(
+        m.numbers for m in matrices if not (m.role == "head" and head is not None and _is_table(head, tables))
+    )
+    config, generation = whole.config, GenerationConfig.from_model_config(whole.config)
+    longest = getattr(text_config(config), "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    return Shapes(
+        reference,
+        config.model_type if config.is_encoder_decoder else config.get_text_config().model_type,
+        architecture(config, longest or 0, tied, _start(config, generation)),
+        matrices,
+        found,
+        others - sum(table.numbers for table in found),
+        tuple(_wide(site, narrow, whole) for site in roles.sites),
+    )
+
+
+def _is_table(head: nn.Module, tables: list[nn.Embedding]) -> bool:
+    return any(weight_of(table) is head.weight for table in tables)
+
+
+def _has_own_head(model: Any, reference: str) -> bool:
+    """Whether the head is a table beside the embedding although transformers' class makes them one."""
+    name = next(n for n, m in model.named_modules() if m is get_module(model, "get_output_embeddings"))
+    folder = Path(reference)
+    if folder.is_dir() and (files := entries(folder)) is not None:
+        return f"{name}.weight" in files
+    raw: dict[str, Any] = {}
+    with contextlib.suppress(OSError, ValueError):  # what is not written can say nothing
+        raw, _ = PreTrainedConfig.get_config_dict(reference)
+    return False in (raw.get("tie_word_embeddings"), getattr(model.config, "scale_decoder_outputs", None))
+
+
+def _start(config: Any, generation: Any) -> tuple[int, ...]:
+    try:
+        return decoder_start(config, generation)
+    except BaseModelError:  # which another file may name; one token, whichever it is
+        return (0,)
+
+
+def _sizes(layer: nn.Module) -> tuple[int, int]:
+    """Inputs and outputs."""
+    rows, columns = layer.weight.shape  # type: ignore[misc]
+    return (int(rows), int(columns)) if isinstance(layer, Conv1D) else (int(columns), int(rows))
+
+
+def _wide(site: Site, narrow: Any, whole: Any) -> Site:
+    """The same place in the model as it is."""
+    side = 0 if site.placement == "input" else 1
+    thin, size = (_sizes(model.get_submodule(site.module))[side] for model in (narrow, whole))
+    ratio = size // thin
+    rows = None if site.rows is None else tuple(r * ratio + i for r in site.rows for i in range(ratio))
+    return Site(site.module, site.role, site.placement, size, rows, site.down)
