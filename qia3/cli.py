@@ -423,24 +423,42 @@ def targets(as_json: bool) -> None:
     )
 
 
-@qia3.command(epilog=_example("qia3 devices", "qia3 devices dist/home-intents --json"))
-@click.argument("bundle", type=FILE, required=False)
+@qia3.command(
+    epilog=_example(
+        "qia3 devices",
+        "qia3 devices show raspberry-pi-5",
+        "qia3 devices dist/home-intents --device here --device ./my.toml --json",
+    )
+)
+@click.argument("words", nargs=-1, metavar="[BUNDLE | show NAME...]")
+@click.option("--device", "names", multiple=True, metavar="NAME", help="Only this one; may be given again.")
 @as_json
-def devices(bundle: Path | None, as_json: bool) -> None:
-    """List devices, and whether a bundle fits.
+def devices(words: tuple[str, ...], names: tuple[str, ...], as_json: bool) -> None:
+    """List devices, explain one, and whether a bundle fits.
 
-    With BUNDLE: does it fit each device, and in what range may its speed be.
+    With BUNDLE: does it fit each device, and in what range may its speed be. With `show`: each figure with its source
+    and how far to trust it. A NAME is one that is listed, `here` (this machine, probed) or a TOML file by its path.
     """
-    from qia3.footprint.devices import estimate, load_devices
-    from qia3.footprint.render_devices import devices_text, estimates_text
+    from qia3.footprint.devices import load_device, load_devices
+    from qia3.footprint.estimate import estimate
+    from qia3.footprint.here import HERE
+    from qia3.footprint.render_devices import device_text, devices_text, estimates_text
+    from qia3.targets import load_target
 
-    known = load_devices()
-    if bundle is None:
-        print_result([d.model_dump(mode="json") for d in known], devices_text(known), as_json)
+    showing = words[:1] == ("show",)
+    if not showing and len(words) > 1:
+        raise ConfigError("qia3 devices takes one bundle; to explain devices, qia3 devices show NAME...")
+    asked = (*words[1:], *names) if showing else names
+    if showing and not asked:
+        raise ConfigError("qia3 devices show: name a device; `qia3 devices` lists them")
+    report = _report(Path(words[0])) if words and not showing else None
+    known = [load_device(name) for name in asked] if asked else [load_device(HERE), *load_devices()]
+    if report is not None:
+        found = [estimate(device, report) for device in known]
+        print_result([asdict(e) for e in found], estimates_text(found), as_json)
         return
-    report = _report(bundle)
-    found = [estimate(device, report) for device in known]
-    print_result([asdict(e) for e in found], estimates_text(found), as_json)
+    text = "\n\n".join(device_text(d, load_target(d.target)) for d in known) if showing else devices_text(known)
+    print_result([d.model_dump(mode="json") for d in known], text, as_json)
 
 
 def _plan(

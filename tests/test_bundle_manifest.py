@@ -21,8 +21,9 @@ from qia3.bundle.onnx_file import external_files
 from qia3.bundle.opened import Bundle, read_manifest
 from qia3.bundle.records import Agreement
 from qia3.errors import BundleError, QIA3Error
-from qia3.footprint.devices import estimate, load_devices
+from qia3.footprint.devices import load_devices
 from qia3.footprint.documents import seal
+from qia3.footprint.estimate import estimate
 from qia3.footprint.render import markdown
 from qia3.footprint.report import build_report
 from qia3.runtime.engine import Engine

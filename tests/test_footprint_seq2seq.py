@@ -10,7 +10,8 @@ from test_footprint_account import HIDDEN, INNER, layer, manifest_of, write_bund
 
 from qia3.bundle.manifest import Dense, Manifest
 from qia3.bundle.sites import Site
-from qia3.footprint.devices import estimate, load_device
+from qia3.footprint.devices import load_device
+from qia3.footprint.estimate import estimate
 from qia3.footprint.kernels import cross_cache_bytes, kernel_bytes, kv_cache_bytes
 from qia3.footprint.lora import QUERY_VALUE, ia3_parameters, lora_parameters
 from qia3.footprint.render import markdown

@@ -8,9 +8,10 @@ import tiny_bundle as tiny
 
 from qia3.bundle.opened import Bundle
 from qia3.errors import AdapterError, BundleError, QIA3Error
+from qia3.machine import physical_cores
 from qia3.runtime.adapters import AdapterBank
 from qia3.runtime.cache import Buffers, Cache
-from qia3.runtime.engine import Engine, physical_cores, select_rows
+from qia3.runtime.engine import Engine, select_rows
 
 ROWS = [[5, 9, 250, 17, 33, 80, 4, 61, 12, 99, 7], [8, 44, 3, 190], [77], [6, 20, 31, 45, 120, 9, 2]]
 NAMES = ["lamps", None, "echo", "lamps"]

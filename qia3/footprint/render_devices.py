@@ -1,31 +1,45 @@
-"""Devices and estimates as text tables. Formatting only."""
+"""Devices and estimates as text. Formatting only."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from qia3.footprint.devices import Device, Estimate
+from qia3.footprint.device import Device, Figure, Words
+from qia3.footprint.estimate import Estimate
 from qia3.footprint.table import mib, table
+from qia3.targets import Target
 
 UNKNOWN = "unknown"
 
 
 def devices_text(devices: Sequence[Device]) -> str:
     """One device a line."""
+    head = ["device", "", "memory", "usable", "peak GB/s", "copy GB/s", "cores", "instructions", "target"]
     rows = [
         [
             d.name,
             d.title,
-            mib(d.ram_bytes.value),
-            UNKNOWN if d.usable_ram_bytes is None else mib(d.usable_ram_bytes.value),
-            UNKNOWN
-            if d.bandwidth_peak_bytes_per_second is None
-            else f"{d.bandwidth_peak_bytes_per_second.value / 1e9:,.1f} GB/s",
+            mib(d.memory_bytes.value),
+            UNKNOWN if d.usable_bytes is None else mib(d.usable_bytes.value),
+            *(_gigabytes(f) for f in (d.peak_bandwidth_bytes_per_second, d.copy_bandwidth_bytes_per_second)),
+            UNKNOWN if d.cores is None else f"{d.cores.value:g}",
             ", ".join(d.isa.value),
+            d.target,
         ]
         for d in devices
     ]
-    return table(["device", "", "memory", "usable", "peak bandwidth", "instructions"], rows, left=(0, 1, 5))
+    return table(head, rows, left=(0, 1, 7, 8))
+
+
+def device_text(device: Device, target: Target) -> str:
+    """One device: each figure with its source, how it came about and how far to trust it."""
+    told = [f"{device.name}: {device.title}", *([device.notes] if device.notes else [])]
+    told += ["", f"export target: {target.name}", f"  {target.description}"]
+    for key, entry in device.sourced.items():
+        told += ["", f"{type(device).model_fields[key].description}: {_value(key, entry)}"]
+        told += [f"  {entry.confidence}{': ' if entry.how else ''}{entry.how}", *(f"  {s}" for s in entry.source)]
+    unknown = [f.description or k for k, f in type(device).model_fields.items() if _absent(device, k)]
+    return "\n".join([*told, *(["", f"not known: {', '.join(unknown)}"] if unknown else [])])
 
 
 def estimates_text(estimates: Sequence[Estimate]) -> str:
@@ -48,3 +62,22 @@ def speed(found: Estimate) -> str:
     if found.decode_tokens_per_second_ceiling is not None:
         return f"below {found.decode_tokens_per_second_ceiling:g}"
     return UNKNOWN
+
+
+def _value(key: str, entry: Figure | Words) -> str:
+    if isinstance(entry, Words):
+        return ", ".join(entry.value)
+    if key.endswith("_per_second"):
+        return f"{_gigabytes(entry)} GB/s"
+    return f"{mib(entry.value)} ({entry.value:,.0f} bytes)" if key.endswith("_bytes") else f"{entry.value:g}"
+
+
+def _gigabytes(rate: Figure | None) -> str:
+    return UNKNOWN if rate is None else f"{rate.value / 1e9:,.1f}"
+
+
+def _absent(device: Device, key: str) -> bool:
+    """Something that this kind of device could have and nobody publishes."""
+    apple = device.entitled_bytes is not None
+    elsewhere = {"entitled_bytes": not apple, "largest_file_bytes": device.family != "wasm"}
+    return getattr(device, key) is None and not elsewhere.get(key, False)

@@ -25,6 +25,7 @@ import numpy as np
 from qia3.bundle.manifest import Architecture
 from qia3.bundle.opened import Bundle
 from qia3.errors import ConfigError, QIA3Error
+from qia3.machine import processor
 from qia3.runtime.adapters import AdapterBank
 from qia3.runtime.cache import Cache, Floats
 from qia3.runtime.engine import Engine
@@ -45,18 +46,7 @@ def resident() -> dict[str, int]:
 
 def machine() -> str:
     """Processor, cores and system, in words."""
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        name = next(
-            (
-                line.split(":", 1)[1].strip()
-                for line in cpuinfo.read_text().splitlines()
-                if line.startswith("model name")
-            ),
-            name,
-        )
-    return f"{name}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}"
+    return f"{processor()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}"
 
 
 def bench(

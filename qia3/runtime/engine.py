@@ -29,8 +29,9 @@ from tokenizers import Tokenizer
 from qia3.bundle.opened import Bundle
 from qia3.bundle.ports import ATTENTION_MASK, ENCODER_STATES, INPUT_IDS, LOGITS, PAST
 from qia3.errors import BundleError, QIA3Error
+from qia3.machine import physical_cores
 from qia3.runtime.cache import Buffers, Cache, Floats, Lengths, ort_value, same_arrays
-from qia3.runtime.session import GraphSession, physical_cores
+from qia3.runtime.session import GraphSession
 from qia3.tokens import Tokens
 
 ROOM = 32  # positions beyond the prompt that a new cache has room for

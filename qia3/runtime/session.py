@@ -7,7 +7,6 @@ own vectors: what is checked are all that were given, what is fed are the graph'
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,8 +19,6 @@ from qia3.bundle.opened import Bundle
 from qia3.errors import AdapterError, BundleError, QIA3Error, first_line
 from qia3.runtime.cache import Floats
 from qia3.runtime.packed import packed_graph
-
-SIBLINGS = "cpu*/topology/thread_siblings_list"
 
 
 class GraphSession:
@@ -74,20 +71,6 @@ class GraphSession:
             raise AdapterError(
                 f"vectors for {rows} rows are all [1, 1, d] or all [{rows}, 1, d] of the graph's inputs: {'; '.join(bad)}"
             )
-
-
-def physical_cores() -> int:
-    """Physical cores that this process may use.
-
-    ONNX Runtime's own default counts cores that a container or taskset took away.
-    """
-    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
-    cores = {
-        file.read_text()
-        for file in Path("/sys/devices/system/cpu").glob(SIBLINGS)
-        if int(file.parts[-3].removeprefix("cpu")) in allowed
-    }
-    return len(cores) or len(allowed)
 
 
 def options(threads: int) -> ort.SessionOptions:

@@ -1,0 +1,147 @@
+"""What this machine is: processor, cores, instruction sets, and the memory that a process may still take.
+
+A container has less than its host, and the host's own figures do not say so. Each of these lines may be the one that
+ends a process, so the least of them counts:
+
+    MemAvailable of /proc/meminfo     what the system can give without swapping (free(1) calls it "available")
+    cgroup v2: memory.max             less memory.current, of the process's group and of every group above it; pages of
+    cgroup v1: memory.limit_in_bytes    files that were not used lately count as free: they can be dropped and read again
+    RLIMIT_AS                         what `ulimit -v` allows
+
+Instruction sets are those that choose ONNX Runtime's kernel for 4-bit weights, in the words of the device profiles:
+avx2, avx_vnni, avx512f, avx512_vnni; neon, dotprod, i8mm, bf16. From /proc/cpuinfo, on macOS from sysctl.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+SIBLINGS = "cpu*/topology/thread_siblings_list"
+PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
+FLAGS = {
+    "x64": {name: name for name in ("avx2", "avx_vnni", "avx512f", "avx512_vnni")},
+    "arm": {"neon": "asimd", "dotprod": "asimddp", "i8mm": "i8mm", "bf16": "bf16"},
+}
+MACOS = {"dotprod": "hw.optional.arm.FEAT_DotProd", "i8mm": "hw.optional.arm.FEAT_I8MM"}  # `sysctl -n`: 1 where it is
+ARCHITECTURES = {"x86_64": "x64", "amd64": "x64", "aarch64": "arm", "arm64": "arm"}
+# a group's limit, what it has taken, and how its memory.stat calls pages of files that were not used lately
+FILES = {
+    "v2": ("memory.max", "memory.current", "inactive_file"),
+    "v1": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
+
+
+def family() -> str | None:
+    """x64 or arm (64 bits); None: another, which no kernel is known for."""
+    return ARCHITECTURES.get(platform.machine().lower())
+
+
+def processor() -> str:
+    """Its name; of an ARM board, which tells no name of a processor, the board's."""
+    board = PROC / "device-tree/model"
+    if board.is_file():
+        return board.read_text().strip("\0\n")
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def physical_cores() -> int:
+    """Physical cores that this process may use.
+
+    ONNX Runtime's own default counts cores that a container or taskset took away.
+    """
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    cores = {
+        file.read_text()
+        for file in Path("/sys/devices/system/cpu").glob(SIBLINGS)
+        if int(file.parts[-3].removeprefix("cpu")) in allowed
+    }
+    return len(cores) or len(allowed)
+
+
+def instruction_sets() -> tuple[str, ...]:
+    """Those that this processor has; empty where the system does not tell."""
+    kind = family()
+    if platform.system() == "Darwin":
+        return ("neon", *(name for name, key in MACOS.items() if _sysctl(key) == "1")) if kind == "arm" else ()
+    told = set((_cpuinfo("flags" if kind == "x64" else "Features") or "").split())
+    return tuple(name for name, flag in FLAGS.get(kind or "", {}).items() if flag in told)
+
+
+def total_memory_bytes() -> int | None:
+    """All the memory there is; None where the system does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def available_memory_bytes(proc: Path = PROC, groups: Path = CGROUPS) -> int | None:
+    """What a process may still take, at most; None where the system does not tell (it has no /proc/meminfo)."""
+    meminfo = _pairs(proc / "meminfo")
+    if "MemAvailable" not in meminfo:
+        return None
+    rooms = [meminfo["MemAvailable"] * 1024, *_group_rooms(proc, groups), *_address_space()]
+    return max(0, min(rooms))
+
+
+def _group_rooms(proc: Path, groups: Path) -> Iterator[int]:
+    """What the process's control groups leave it."""
+    listed = proc / "self/cgroup"
+    for line in listed.read_text().splitlines() if listed.is_file() else ():
+        number, controllers, path = line.split(":", 2)
+        if number == "0" and not controllers:
+            yield from _rooms(groups, path, "v2")
+        elif "memory" in controllers.split(","):
+            yield from _rooms(groups / "memory", path, "v1")
+
+
+def _rooms(root: Path, path: str, version: str) -> Iterator[int]:
+    """Of the group at `path` and of all above it. Inside a container only the root may be there to see."""
+    limit_file, taken_file, inactive = FILES[version]
+    group = root / path.strip("/")
+    for folder in dict.fromkeys((group, *group.parents)):
+        limit = _number(folder / limit_file) if folder.is_relative_to(root) else None
+        if limit is not None:
+            kept = (_number(folder / taken_file) or 0) - _pairs(folder / "memory.stat").get(inactive, 0)
+            yield limit - max(0, kept)
+
+
+def _address_space() -> list[int]:
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return []
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return [] if limit == resource.RLIM_INFINITY else [limit]
+
+
+def _number(file: Path) -> int | None:
+    """None: no such file, or no number in it ("max": no limit)."""
+    text = file.read_text().strip() if file.is_file() else ""
+    return int(text) if text.isdigit() else None
+
+
+def _pairs(file: Path) -> dict[str, int]:
+    """Names and numbers, one pair a line; empty where there is no such file."""
+    if not file.is_file():
+        return {}
+    words = [line.replace(":", " ").split() for line in file.read_text().splitlines()]
+    return {w[0]: int(w[1]) for w in words if len(w) > 1 and w[1].isdigit()}
+
+
+def _cpuinfo(key: str) -> str | None:
+    """The first value of `key` in /proc/cpuinfo."""
+    file = PROC / "cpuinfo"
+    lines = file.read_text().splitlines() if file.is_file() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.split(":")[0].strip() == key), None)
+
+
+def _sysctl(key: str) -> str:
+    try:
+        return subprocess.run(["sysctl", "-n", key], capture_output=True, text=True, timeout=5).stdout.strip()
+    except OSError:
+        return ""

@@ -1,0 +1,95 @@
+"""Estimates for devices are ranges that follow the roofline, and published speeds lie in them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from test_footprint_account import write_bundle
+
+from qia3.footprint.devices import load_device, load_devices
+from qia3.footprint.estimate import estimate
+from qia3.footprint.kernels import KernelBytes
+from qia3.footprint.render_devices import estimates_text, speed
+from qia3.footprint.report import Report, build_report
+
+
+@pytest.fixture
+def report(tmp_path) -> Report:
+    return build_report(tmp_path, write_bundle(tmp_path))
+
+
+def test_the_estimate_is_the_roofline(report):
+    """raspberry-pi-5: 17.0 GB/s, 9.31 to 10.55 in decoding, 4 microseconds a node; written out."""
+    device = load_device("raspberry-pi-5")
+    kernels = {**report.memory.kernels, "float32": KernelBytes(10**9, 10**9)}
+    report = replace(report, memory=replace(report.memory, kernels=kernels, nodes=1000))
+    found = estimate(device, report)
+    at_low, at_high = (1 / (1 / rate + 1000 * 4e-6) for rate in (9.31, 10.55))
+    assert found.kind == "estimate"
+    assert found.decode_tokens_per_second_low == pytest.approx(0.6 * at_low, rel=0.05)
+    assert found.decode_tokens_per_second_high == pytest.approx(1.4 * at_high, rel=0.05)
+    assert found.decode_tokens_per_second_ceiling == pytest.approx(1 / (1 / 17.0 + 0.004), rel=0.05)
+
+
+def test_published_speeds_lie_in_their_range(report):
+    """llama3.2:3b Q4_K_M, 2.02 GB: 1.60 tokens/s on a Pi 400, 4.61 to 5.55 on a Pi 5, 9.06 on an N150 (geerlingguy
+    ai-benchmarks); 11.05 on a Framework 12 (sbc-reviews 107).
+    """
+    streamed = KernelBytes(2_020_000_000, 2_020_000_000)
+    memory = replace(report.memory, kernels=dict.fromkeys(("float32", "x64-int8"), streamed), nodes=700)
+    published = {
+        "raspberry-pi-4": (1.60,),
+        "raspberry-pi-5": (4.61, 5.55),
+        "intel-n100": (9.06,),
+        "intel-n150": (9.06,),
+    }
+    for name, speeds in {**published, "avx2-laptop": (11.05,)}.items():
+        found = estimate(load_device(name), replace(report, memory=memory))
+        assert all(found.decode_tokens_per_second_low < s < found.decode_tokens_per_second_high for s in speeds), name
+
+
+def test_what_is_too_large_does_not_fit(report):
+    device = load_device("browser-tab-ios")
+    assert estimate(device, report).fits
+    large = replace(report, memory=replace(report.memory, mapped_bytes=2 * 10**9))
+    assert not estimate(device, large).fits
+    unknown = device.model_copy(update={"usable_bytes": None})
+    assert estimate(unknown, large).fits
+    assert estimate(unknown, large).usable_ram_bytes == 4 * 2**30
+
+
+def test_needed_memory_has_the_measured_process_in_it(report):
+    n100 = load_device("intel-n100")
+    bare = estimate(n100, replace(report, measured=None)).needed_ram_bytes
+    kernel = report.memory.kernels["x64-int8"].held_bytes
+    assert bare == kernel + report.memory.mapped_bytes + report.memory.kv_cache_bytes
+    assert estimate(n100, report).needed_ram_bytes == 235048960 + report.memory.kv_cache_bytes
+
+
+def test_where_nothing_was_published_there_is_no_range(report):
+    found = estimate(load_device("orange-pi-5"), report)
+    assert found.decode_tokens_per_second_low is found.decode_tokens_per_second_high is None
+    assert speed(found).startswith("below ")
+    assert speed(estimate(load_device("pixel-9"), report)) == "unknown"
+    assert speed(estimate(load_device("browser-tab"), report)) == "unknown"
+
+
+def test_arm_runs_kleidiai_on_a_symmetric_grid_only(tmp_path):
+    read = {}
+    for symmetric in (False, True):
+        folder = tmp_path / str(symmetric)
+        folder.mkdir()
+        report = build_report(folder, write_bundle(folder, symmetric=symmetric))
+        read[symmetric] = {
+            n: estimate(load_device(n), report).streamed_bytes_per_token for n in ("raspberry-pi-4", "raspberry-pi-5")
+        }
+    assert read[False]["raspberry-pi-5"] == read[False]["raspberry-pi-4"] == read[True]["raspberry-pi-4"]
+    assert read[True]["raspberry-pi-5"] < read[True]["raspberry-pi-4"]
+
+
+def test_text_names_every_device_and_says_that_it_estimates(report):
+    devices = load_devices()
+    text = estimates_text([estimate(d, report) for d in devices])
+    assert all(d.name in text for d in devices)
+    assert "Estimates, not measurements" in text
