@@ -1,0 +1,86 @@
+"""What a training step keeps for its backward pass, counted and not reckoned.
+
+The model runs once on torch's meta device, where tensors have shapes and no numbers, and autograd says what it saves:
+each storage once, parameters and buffers left out. A layer whose weight is frozen keeps no input for it; a scaled one
+keeps its output, LoRA its inputs, full fine-tuning the inputs of all. Attention is transformers' eager one, as QIA³ trains
+(scores of [rows, heads, L, L] are among what is kept), nothing is checkpointed, and the loss is not counted.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from qia3.bundle.sites import Site
+from qia3.ia3.vectors import attach
+
+Method = Literal["ia3", "lora", "full"]
+RANK = 8
+
+
+class _Lora(nn.Module):
+    """A frozen linear layer with two narrow ones beside it, in float32 or what the layer is in."""
+
+    def __init__(self, base: nn.Module, inputs: int, outputs: int) -> None:
+        super().__init__()
+        weight = base.weight
+        assert isinstance(weight, Tensor)
+        self.base, self.weight = base, weight
+        self.a, self.b = (
+            nn.Linear(i, o, bias=False, device=weight.device, dtype=weight.dtype)
+            for i, o in ((inputs, RANK), (RANK, outputs))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.base(x)
+        return y + self.b(self.a(x))
+
+
+def saved_bytes(model: Any, sites: Iterable[Site], method: Method, rows: int, length: int, dtype: torch.dtype) -> int:
+    """Of one step with `rows` texts of `length` tokens. `model` is on the meta device, and is changed.
+
+    An encoder-decoder's encoder and decoder have that many tokens each.
+    """
+    model.to(dtype).eval()  # without dropout, as QIA³ trains
+    model.requires_grad_(method == "full")
+    with torch.device("meta"):
+        if method == "ia3":
+            attach(model, sites)
+        elif method == "lora":
+            _put_lora(model)
+        ids = torch.zeros(rows, length, dtype=torch.long)
+        given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        if model.config.is_encoder_decoder:  # whose masks are looked into, unless they are whole
+            mask = torch.zeros(rows, 1, length, length, dtype=dtype)
+            given = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": ids, "decoder_attention_mask": mask}
+        return _saved(model, given)
+
+
+def _saved(model: Any, given: dict[str, Tensor]) -> int:
+    own = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.setdefault(tensor.untyped_storage()._cdata, tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        out = model(**given, use_cache=False)  # held, with the graph that holds what was kept
+    found = sum(t.untyped_storage().nbytes() for storage, t in kept.items() if storage not in own)
+    del out
+    return found
+
+
+def _put_lora(model: Any) -> None:
+    head = model.get_output_embeddings()
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, nn.Linear | Conv1D) and layer is not head:
+            first, second = layer.weight.shape
+            inputs, outputs = (first, second) if isinstance(layer, Conv1D) else (second, first)
+            model.set_submodule(name, _Lora(layer, inputs, outputs))
