@@ -37,8 +37,8 @@ class _Lora(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.base(x)
-        return y + self.b(self.a(x))
+        y: Tensor = self.base(x) + self.b(self.a(x))
+        return y
 
 
 def saved_bytes(model: Any, sites: Iterable[Site], method: Method, rows: int, length: int, dtype: torch.dtype) -> int:
