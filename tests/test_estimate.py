@@ -22,7 +22,7 @@ def report(tmp_path) -> Report:
 def test_the_estimate_is_the_roofline(report):
     """raspberry-pi-5: 17.0 GB/s, 9.31 to 10.55 in decoding, 4 microseconds a node; written out."""
     device = load_device("raspberry-pi-5")
-    kernels = {**report.memory.kernels, "float32": KernelBytes(10**9, 10**9)}
+    kernels = {**report.memory.kernels, "arm-dotprod": KernelBytes(10**9, 10**9)}
     report = replace(report, memory=replace(report.memory, kernels=kernels, nodes=1000))
     found = estimate(device, report)
     at_low, at_high = (1 / (1 / rate + 1000 * 4e-6) for rate in (9.31, 10.55))
@@ -37,7 +37,7 @@ def test_published_speeds_lie_in_their_range(report):
     ai-benchmarks); 11.05 on a Framework 12 (sbc-reviews 107).
     """
     streamed = KernelBytes(2_020_000_000, 2_020_000_000)
-    memory = replace(report.memory, kernels=dict.fromkeys(("float32", "x64-int8"), streamed), nodes=700)
+    memory = replace(report.memory, kernels=dict.fromkeys(("float32", "arm-dotprod", "x64-int8"), streamed), nodes=700)
     published = {
         "raspberry-pi-4": (1.60,),
         "raspberry-pi-5": (4.61, 5.55),
@@ -75,17 +75,17 @@ def test_where_nothing_was_published_there_is_no_range(report):
     assert speed(estimate(load_device("browser-tab"), report)) == "unknown"
 
 
-def test_arm_runs_kleidiai_on_a_symmetric_grid_only(tmp_path):
-    read = {}
-    for symmetric in (False, True):
-        folder = tmp_path / str(symmetric)
-        folder.mkdir()
-        report = build_report(folder, write_bundle(folder, symmetric=symmetric))
-        read[symmetric] = {
-            n: estimate(load_device(n), report).streamed_bytes_per_token for n in ("raspberry-pi-4", "raspberry-pi-5")
-        }
-    assert read[False]["raspberry-pi-5"] == read[False]["raspberry-pi-4"] == read[True]["raspberry-pi-4"]
-    assert read[True]["raspberry-pi-5"] < read[True]["raspberry-pi-4"]
+def test_arm_runs_the_kernel_of_its_instructions(tmp_path):
+    report = build_report(tmp_path, write_bundle(tmp_path))
+    pi4, pi5 = load_device("raspberry-pi-4"), load_device("raspberry-pi-5")
+    kernels = {"pi4": "float32", "pi5": "arm-dotprod", "i8mm": "arm-i8mm"}
+    i8mm = pi5.model_copy(update={"isa": pi5.isa.model_copy(update={"value": ("neon", "dotprod", "i8mm")})})
+    distinct = {name: KernelBytes(n, n) for n, name in enumerate(("x64-int8", *kernels.values()))}
+    marked = replace(report, memory=replace(report.memory, kernels=distinct))
+    for name, device in (("pi4", pi4), ("pi5", pi5), ("i8mm", i8mm)):
+        assert estimate(device, marked).streamed_bytes_per_token == distinct[kernels[name]].streamed_bytes
+        exact = replace(marked, graphs={"decoder": replace(marked.graph, accuracy_level=0)})
+        assert estimate(device, exact).streamed_bytes_per_token == distinct["float32"].streamed_bytes
 
 
 def test_text_names_every_device_and_says_that_it_estimates(report):

@@ -120,9 +120,10 @@ def test_resident_bits_are_those_measured(block, level_4, level_0):
     assert found["x64-int8"].held_bytes * 8 / weights == level_4
     assert found["x64-int8"].streamed_bytes * 8 / weights == 4 + 64 / block
     assert found["float32"].held_bytes * 8 / weights == found["float32"].streamed_bytes * 8 / weights == level_0
-    assert "kleidiai" not in found
-    packed = kernel_bytes([replace(each, symmetric=True) for each in linears])["kleidiai"]
-    assert (packed.held_bytes * 8 / weights, packed.streamed_bytes * 8 / weights) == (4 + 48 / block, 4 + 16 / block)
+    for arm in ("arm-dotprod", "arm-i8mm"):  # measured on QEMU's cortex-a76 and neoverse-v1
+        assert found[arm].held_bytes * 8 / weights == found[arm].streamed_bytes * 8 / weights == 4 + 64 / block
+        packed = kernel_bytes([replace(each, symmetric=True) for each in linears])[arm]
+        assert packed.held_bytes * 8 / weights == packed.streamed_bytes * 8 / weights == 4 + 16 / block + 64 / 2048
 
 
 # anonymous memory of a session of one layer, less the 1.4 MB that a session of any layer took; onnxruntime 1.32,
@@ -134,7 +135,27 @@ HELD = [(8192, 2048, 64, 19_922_944), (8192, 2048, 128, 18_350_080), (8200, 2000
 def test_a_layer_at_eight_bits_holds_what_was_measured(outputs, inputs, block, measured):
     found = kernel_bytes([replace(layer("w", "head", inputs, outputs, symmetric=True, bits=8), block_size=block)])
     assert found["x64-int8"].held_bytes == measured
-    assert "kleidiai" not in found
+
+
+def test_eight_bits_are_packed_on_arm_with_dot_products_and_so_mixed_bits_cost_no_float32():
+    four = replace(layer("up", "feed_forward_up", 2048, 4096), block_size=64)
+    eight, weights = replace(layer("up", "feed_forward_up", 2048, 4096, bits=8), block_size=64), 2048 * 4096
+    for arm, bits in (("arm-dotprod", 9.5), ("arm-i8mm", 9.0)):  # of one layer, measured as above
+        for symmetric in (True, False):
+            found = kernel_bytes([replace(eight, symmetric=symmetric)])[arm]
+            assert found.held_bytes * 8 == bits * weights
+        mixed = kernel_bytes([four, eight])[arm]
+        assert mixed.held_bytes * 8 == mixed.streamed_bytes * 8 == (5 + bits) * weights
+
+
+def test_on_arm_blocks_that_are_not_whole_go_the_way_of_float32():
+    whole, short = (replace(layer("w", "query", inputs, 512), block_size=64) for inputs in (576, 600))
+    finer = replace(whole, block_size=16)
+    found = kernel_bytes([whole, short, finer])
+    assert kernel_bytes([short, finer])["arm-i8mm"] == kernel_bytes([short, finer])["float32"]
+    assert found["arm-i8mm"].held_bytes == found["float32"].held_bytes + 4 * 512 * 9
+    read_once = kernel_bytes([replace(whole, once=True)])["arm-dotprod"]
+    assert (read_once.held_bytes, read_once.streamed_bytes) == (512 * 9 * 40, 0)
 
 
 def test_without_a_kernel_for_eight_bits_a_layer_is_dequantised_whole_and_stays_in_the_file():

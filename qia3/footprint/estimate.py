@@ -72,8 +72,8 @@ def _kernel(device: Device, report: Report) -> KernelBytes:
     kernels = report.memory.kernels
     if device.family == "x64":
         return kernels[report.memory.kernel_here]
-    packed = report.graph.accuracy_level == 4 and "dotprod" in device.isa.value and "kleidiai" in kernels
-    return kernels["kleidiai" if packed else "float32"]
+    has = [isa for isa in ("i8mm", "dotprod") if isa in device.isa.value and report.graph.accuracy_level == 4]
+    return kernels[f"arm-{has[0]}" if has else "float32"]
 
 
 def _process_bytes(report: Report) -> int:

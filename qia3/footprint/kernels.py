@@ -3,24 +3,27 @@
 MatMulNBits packs its weights when a model is loaded. Of N rows in B blocks of b inputs (filled up: K = B b) it then
 holds
 
-    kernel      held, bytes                                        bits a weight   read for one token
-    x64-int8    N K/2 codes, 4 N B packed scales,                  4 + 96/b        4 + 64/b (the scales it keeps are not read)
-                4 B 16 ceil(N/16) block sums, 4 N B kept scales
-    float32     N K/2 codes, 4 N B scales                          4 + 32/b        4 + 32/b
-    kleidiai    N K/2 codes, 2 N B bfloat16 scales, 4 N B kept     4 + 48/b        4 + 16/b
+    kernel        held, bytes                                        bits a weight     read for one token
+    x64-int8      N K/2 codes, 4 N B packed scales,                  4 + 96/b          4 + 64/b (the scales it keeps
+                  4 B 16 ceil(N/16) block sums, 4 N B kept scales                      are not read)
+    float32       N K/2 codes, 4 N B scales                          4 + 32/b          4 + 32/b
+    arm-dotprod   N K/2 codes, 4 N B scales, 4 N B block sums        4 + 64/b          the same
+      symmetric   N K/2 codes, 2 N B bfloat16 scales, 8 N            4 + 16/b + 64/K   the same
+      8 bits      N K codes, 12 N B                                  8 + 96/b          the same
+    arm-i8mm      as arm-dotprod; 8 bits: N K codes, 8 N B           8 + 64/b          the same
 
 A layer at 8 bits is the same with N K codes under x64-int8 (measured, and as fast as 4 bits a byte, or faster). Under
 float32 there is no kernel for it: nothing is packed, and at each use all of it is dequantised, 4 N K bytes that are
-held meanwhile, written and read again. (64-bit ARM has a kernel at accuracy_level 4 since onnxruntime 1.23, pull
-request 25110; it has not run here.) So it is for NF4 (MatMulBnb4), read in the sources (matmul_bnb4.cc).
+held meanwhile, written and read again. So it is for NF4 (MatMulBnb4), read in the sources (matmul_bnb4.cc).
 
 A layer that stays in float32 is packed too, 4 N K bytes held and read. What runs for the prompt alone (`once`: an
 encoder's layers, cross-attention's keys and values) is held, and not read for a token.
 
-x64-int8: x64 at accuracy_level 4, measured with onnxruntime 1.32. float32: accuracy_level 0 and 1, and ARM without
-KleidiAI. kleidiai: ARM with dot products, symmetric grid, whole blocks of a multiple of 32. The ARM rows were read in
-the sources (sqnbitgemm_kernel_avx_common.h, qnbitgemm_kernel_neon.cpp) and have not run. Zero points are counted with
-what stays mapped from the file.
+x64-int8: x64 at accuracy_level 4, measured with onnxruntime 1.32. float32: accuracy_level 0 and 1, and ARM without dot
+products (Raspberry Pi 4) at any. arm-dotprod and arm-i8mm: ARM at accuracy_level 4, by the instructions that it has,
+KleidiAI on whole blocks of a multiple of 32; other layers of 4 bits go the float32 row's way. What the ARM rows hold
+was measured with onnxruntime 1.32 on QEMU's cortex-a72, cortex-a76 and neoverse-v1. Zero points are counted with what
+stays mapped from the file.
 """
 
 from __future__ import annotations
@@ -37,7 +40,7 @@ KEPT_PARTS = ("zero_points", "embedding_weights", "dense", "norms_and_biases", "
 
 class Blocks(NamedTuple):
     """A layer's rows, the size of its blocks, how many of them a row has, the bits of a code, whether they are int4's,
-    and how often a token reads them: once, or never.
+    how often a token reads them (once, or never), whether there are no zero points, and whether KleidiAI takes them.
     """
 
     rows: int
@@ -46,11 +49,18 @@ class Blocks(NamedTuple):
     bits: int
     packs: bool
     reads: int
+    symmetric: bool
+    whole: bool
 
     @property
     def codes(self) -> int:
         """Bytes of a block's codes."""
         return self.size * self.bits // 8
+
+    @property
+    def packs_on_arm(self) -> bool:
+        """Where there are dot products."""
+        return self.bits == 8 or (self.packs and self.whole)
 
 
 @dataclass(frozen=True)
@@ -62,25 +72,29 @@ class KernelBytes:
 
 
 def kernel_bytes(linears: Sequence[Layer], dense: Sequence[Dense] = ()) -> dict[str, KernelBytes]:
-    """By kernel. `kleidiai` is there only where the grid lets it run."""
-    shapes = linear_shapes(linears)
-    layers = [
-        Blocks(s.outputs, s.block, s.blocks, s.bits, s.format == "int4", int(not layer.once))
-        for s, layer in zip(shapes, linears, strict=True)
-    ]
-    found = {"x64-int8": _x64_int8(layers), "float32": _float32(layers)}
-    if all(_runs_on_kleidiai(s) for s in shapes):
-        found["kleidiai"] = _scaled(layers, 6, 2)
+    """By kernel."""
+    layers = [_blocks(s, not layer.once) for s, layer in zip(linear_shapes(linears), linears, strict=True)]
+    found = {
+        "x64-int8": _x64_int8(layers),
+        "float32": _float32(layers),
+        "arm-dotprod": _arm(layers, eight=12),
+        "arm-i8mm": _arm(layers, eight=8),
+    }
     held, read = (sum(4 * x.inputs * x.outputs for x in dense if every or not x.once) for every in (True, False))
     return {name: KernelBytes(k.held_bytes + held, k.streamed_bytes + read) for name, k in found.items()}
 
 
-def _runs_on_kleidiai(shape: Shape) -> bool:
-    return (
-        shape.symmetric
-        and shape.format == "int4"
-        and shape.block % 32 == 0
-        and shape.inputs == shape.block * shape.blocks
+def _blocks(shape: Shape, read: bool) -> Blocks:
+    whole = shape.block % 32 == 0 and shape.inputs == shape.block * shape.blocks
+    return Blocks(
+        shape.outputs,
+        shape.block,
+        shape.blocks,
+        shape.bits,
+        shape.format == "int4",
+        int(read),
+        shape.symmetric,
+        whole,
     )
 
 
@@ -126,6 +140,22 @@ def _float32(layers: list[Blocks]) -> KernelBytes:
     dense = [4 * b.rows * b.each * b.size for b in others]
     streamed = _scaled(others, 4, 4).streamed_bytes + 2 * sum(n * b.reads for n, b in zip(dense, others, strict=True))
     return KernelBytes(four.held_bytes + max(dense, default=0), four.streamed_bytes + streamed)
+
+
+def _arm(layers: list[Blocks], eight: int) -> KernelBytes:
+    """KleidiAI's layers, those at 8 bits with `eight` bytes a block beside the codes, and the rest as in float32."""
+    packed = [b for b in layers if b.packs_on_arm]
+    sizes = [b.rows * (b.each * (b.codes + _beside(b, eight)) + 8 * (b.bits == 4 and b.symmetric)) for b in packed]
+    rest = _float32([b for b in layers if not b.packs_on_arm])
+    read = sum(size * b.reads for size, b in zip(sizes, packed, strict=True))
+    return KernelBytes(sum(sizes) + rest.held_bytes, read + rest.streamed_bytes)
+
+
+def _beside(block: Blocks, eight: int) -> int:
+    """Bytes of a packed block beside its codes."""
+    if block.bits == 8:
+        return eight
+    return 2 if block.symmetric else 8
 
 
 def _scaled(layers: list[Blocks], held: int, streamed: int) -> KernelBytes:
