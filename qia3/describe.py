@@ -153,7 +153,7 @@ def _base(base: BaseModel, drift: Drift | None) -> Base:
         rounding=None if base.rounding is None else Rounding(**vars(base.rounding)),
     )
     whole = base.model.config
-    model_type = whole.model_type if whole.is_encoder_decoder else whole.gettext_config().model_type
+    model_type = whole.model_type if whole.is_encoder_decoder else whole.get_text_config().model_type
     return Base(_reference(base.reference), base.fingerprint, model_type, base.parameters, grid, drift)
 
 
