@@ -38,7 +38,7 @@ def keep_q4_0(model: Any, file: Gguf) -> Given | None:
     kept = {name for name, t in file.tensors.items() if t.kind == gguf.GGMLQuantizationType.Q4_0 and len(t.shape) == 2}
     embedding = model.get_input_embeddings().weight
     layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and m.weight is not embedding}
-    find = tensor_name(file, model.config.get_text_config().num_hidden_layers)
+    find = tensor_name(file, model.config)
     ours = {name: place for name in layers if (place := find(f"{name}.weight")) in kept and place is not None}
     if 2 * sum(layers[name].weight.numel() for name in ours) <= sum(layer.weight.numel() for layer in layers.values()):
         return None

@@ -23,8 +23,10 @@ from typing import Any
 from transformers import AutoConfig
 
 from qia3.base.gguf_file import Array, Value
+from qia3.base.gguf_ids import embedding_rows, token_ids
 from qia3.base.gguf_parts import Entries, Gguf
 from qia3.base.gguf_rope import ROPE_ENTRIES, rotations
+from qia3.base.gguf_t5 import T5, read_t5_config
 from qia3.errors import BaseModelError
 
 NAMES: dict[str, tuple[str, ...]] = {  # entry -> its name in the configuration: the first that the class has
@@ -71,7 +73,6 @@ GIVEN: dict[str, Callable[[Entries], Value | None]] = {  # where the class has n
     "attention.head_count_kv": lambda entries: entries["attention.head_count"],
     "feed_forward_length": lambda entries: 4 * entries.whole("embedding_length"),
 }
-TOKENS = {"bos_token_id": "bos_token_id", "pad_token_id": "padding_token_id"}
 MODEL_TYPES = {  # architecture of the file -> transformers' name; those that a test holds against the model itself
     "llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma": "gemma", "gemma2": "gemma2", "gemma3": "gemma3_text",
     "phi2": "phi", "phi3": "phi3", "gpt2": "gpt2", "falcon": "falcon", "stablelm": "stablelm", "starcoder2": "starcoder2",
@@ -82,10 +83,12 @@ MODEL_TYPES = {  # architecture of the file -> transformers' name; those that a 
 
 def read_gguf_config(file: Gguf) -> Any:
     """The configuration that the file describes. Raises BaseModelError that names every entry without a place."""
+    if file.architecture == T5:
+        return read_t5_config(file)
     if file.architecture not in MODEL_TYPES:
         raise BaseModelError(
             f"{file.path.name} holds a model of the architecture {file.architecture[:40]!r}, which is not read from GGUF "
-            f"(read are {', '.join(sorted(MODEL_TYPES))}); take the model's safetensors instead"
+            f"(read are {', '.join(sorted([*MODEL_TYPES, T5]))}); take the model's safetensors instead"
         )
     model_type = MODEL_TYPES[file.architecture]
     default = AutoConfig.for_model(model_type)
@@ -95,7 +98,7 @@ def read_gguf_config(file: Gguf) -> Any:
     wanted, unread = _matched(entries, default)
     wanted |= _heads(entries, default, unread)
     wanted |= _from_tensors(file, default)
-    wanted |= _tokens(file, int(wanted["vocab_size"]), entries.get("vocab_size"))
+    wanted |= token_ids(file, int(wanted["vocab_size"]), entries.get("vocab_size"))
     if file.architecture in GAPS:
         wanted |= GAPS[file.architecture](entries)
     wanted |= rotations(file, entries, default, unread)
@@ -159,31 +162,7 @@ def _from_tensors(file: Gguf, default: Any) -> dict[str, Any]:
     has = {
         flag: any(name.endswith(end) for name in ends for end in FLAGS[flag]) for flag in FLAGS if _has(default, flag)
     }
-    embedding = file.tensors.get("token_embd.weight")
-    if embedding is None:
-        raise BaseModelError(
-            f"{file.path.name} holds no embedding (token_embd.weight): is it a part of a model, without the rest?"
-        )
-    return {**has, "tie_word_embeddings": "output.weight" not in file.tensors, "vocab_size": embedding.shape[0]}
-
-
-def _tokens(file: Gguf, rows: int, told: Value | None) -> dict[str, Any]:
-    """Ids of tokens, None where the file has none: never what the class takes for granted."""
-    listed = file.values.get("tokenizer.ggml.tokens")
-    for what, count in (("vocab_size", told), ("tokens", listed.count if isinstance(listed, Array) else None)):
-        if isinstance(count, int) and (count > rows or (what == "vocab_size" and count != rows)):
-            raise BaseModelError(
-                f"{file.path.name} says {what} = {count}, and its embedding has {rows} rows; fetch it again, or take another file"
-            )
-    ids = {name: file.values.get(f"tokenizer.ggml.{entry}") for name, entry in TOKENS.items()}
-    ends = [file.values.get(f"tokenizer.ggml.{entry}") for entry in ("eos_token_id", "eot_token_id")]
-    known = list(dict.fromkeys(i for i in ends if i is not None))
-    wrong = [i for i in (*ids.values(), *known) if i is not None and not (type(i) is int and 0 <= i < rows)]
-    if wrong:
-        raise BaseModelError(
-            f"{file.path.name} names token {wrong[0]}, and its embedding has {rows} rows; fetch it again"
-        )
-    return {**ids, "eos_token_id": known if len(known) > 1 else known[0] if known else None}
+    return {**has, "tie_word_embeddings": "output.weight" not in file.tensors, "vocab_size": embedding_rows(file)}
 
 
 def _check_required(file: Gguf, entries: Entries, default: Any) -> None:

@@ -32,10 +32,12 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from qia3.base.complete import note_untied
 from qia3.base.family import auto_class
 from qia3.base.gguf_config import read_gguf_config
 from qia3.base.gguf_parts import Gguf
 from qia3.base.gguf_rope import ROPE_TENSORS
+from qia3.base.gguf_t5 import has_own_head, idle_tensors
 from qia3.errors import BaseModelError
 
 Dense = NDArray[np.float32]
@@ -85,6 +87,9 @@ def load_gguf(file: Gguf) -> Any:
     with init_empty_weights(include_buffers=False):
         model = auto_class(config).from_config(config, dtype=torch.float32, trust_remote_code=False)
     model.tie_weights()
+    if config.is_encoder_decoder and has_own_head(file):  # whatever a T5's configuration says, transformers ties it
+        model.lm_head.weight = nn.Parameter(torch.empty_like(model.lm_head.weight))
+        note_untied(model)
     places = _places(model, file)
     _check(model, file, places)
     for tensor, (module, child, others) in places.items():
@@ -94,8 +99,10 @@ def load_gguf(file: Gguf) -> Any:
     return model.eval()
 
 
-def tensor_name(file: Gguf, blocks: int) -> Callable[[str], str | None]:
+def tensor_name(file: Gguf, config: Any) -> Callable[[str], str | None]:
     """From a parameter's name in transformers to a tensor's in the file. None where gguf's table has none."""
+    text = config.get_text_config()
+    blocks = max(text.num_hidden_layers, getattr(text, "num_decoder_layers", 0))
     known = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
     table = gguf.get_tensor_name_map(known.get(file.architecture, gguf.MODEL_ARCH.LLAMA), blocks)
 
@@ -112,7 +119,7 @@ def _places(model: Any, file: Gguf) -> dict[str, tuple[nn.Module, str, list[Plac
 
     Raises BaseModelError where two parameters would take one tensor.
     """
-    find = tensor_name(file, model.config.get_text_config().num_hidden_layers)
+    find = tensor_name(file, model.config)
     seen: dict[nn.Parameter, list[tuple[str, Place]]] = {}
     for prefix, module in model.named_modules(remove_duplicate=False):
         for child, parameter in module._parameters.items():
@@ -133,7 +140,8 @@ def _places(model: Any, file: Gguf) -> dict[str, tuple[nn.Module, str, list[Plac
 def _check(model: Any, file: Gguf, places: dict[str, tuple[nn.Module, str, list[Place]]]) -> None:
     """Raises BaseModelError with everything that does not fit."""
     missing = [tensor for tensor in places if tensor not in file.tensors]
-    left = [name for name in file.tensors if name not in places and name not in ROPE_TENSORS]
+    idle = {*ROPE_TENSORS, *idle_tensors(file)}
+    left = [name for name in file.tensors if name not in places and name not in idle]
     wrong = []
     for tensor, (module, child, _) in places.items():
         shape = tuple(getattr(module, child).shape)

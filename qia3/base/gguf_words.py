@@ -73,6 +73,8 @@ def read_gguf_tokenizer(file: Gguf) -> Any:
     if kind == "gpt2" and pre not in CUT_BY_NAME:
         cut = "does not say how text is cut into words" if pre is None else f"cuts text into words by {str(pre)[:40]!r}"
         return _beside(file, f"{cut} (tokenizer.ggml.pre), which is not known here")
+    if kind == "t5":
+        return _beside(file, "has its text cut by Unigram (tokenizer.ggml.model = t5), which is not read from GGUF")
     _check_ids(file)
     words = PreTrainedTokenizerFast(name_or_path=str(file.path.parent), gguf_file=file.path.name)
     if kind == "gpt2":

@@ -24,6 +24,7 @@ from qia3.base.drift import Rounding
 from qia3.base.family import auto_class
 from qia3.base.frozen import BaseModel, fingerprint
 from qia3.base.gguf_codes import keep_q4_0
+from qia3.base.gguf_config import read_gguf_config
 from qia3.base.gguf_parts import Gguf, open_gguf
 from qia3.base.gguf_weights import load_gguf
 from qia3.base.gguf_words import read_gguf_tokenizer
@@ -144,9 +145,10 @@ def _make(source: Source, asked: Asked, track: Track) -> BaseModel:
     model.
     """
     files = check_weights(source)
-    asked = _calibrated(asked, _checked(source))
+    config = _checked(source)
     tokenizer = read_tokenizer(source)
     with told(source):
+        asked = _calibrated(asked, read_gguf_config(_opened(source)) if source.gguf_file else config)
         model, given = open_quantised(source) or (None, None)
     if model is not None and given is not None:
         return _quantised(source, model, tokenizer, asked.uncalibrated(), track, given)
@@ -260,7 +262,7 @@ def _kept_folder(source: Source, asked: Asked) -> Path:
 
 
 def _checked(source: Source) -> Any:
-    """The configuration of a folder or a hub's model; a GGUF file's is known when it is read, and None here.
+    """The configuration of a folder or a hub's model; a GGUF file's is known when its tokens are, and None here.
 
     Raises BaseModelError for kinds that are not read.
     """
