@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from qia3.bundle.opened import Bundle
     from qia3.bundle.task import Task
     from qia3.config import Build
+    from qia3.footprint.device import Device
     from qia3.footprint.report import Report
 
 Option = Callable[[Any], Any]
@@ -341,15 +342,47 @@ def bench(bundle: Path, adapter: str | None, as_json: bool) -> None:
     print_result(figures, fact_lines(figures), as_json)
 
 
-@qia3.command(epilog=_example("qia3 report dist/home-intents"))
-@click.argument("bundle", type=FILE)
+@qia3.command(
+    epilog=_example(
+        "qia3 report dist/home-intents",
+        "qia3 report Qwen/Qwen3-0.6B --device raspberry-pi-5 --context 1024",
+        "qia3 report my-model/config.json --must-fit ./my-board.toml",
+    )
+)
+@click.argument("what", metavar="BUNDLE | MODEL")
+@click.option("--device", "names", multiple=True, metavar="NAME", help="Does it fit there; may be given again.")
+@click.option("--must-fit", multiple=True, metavar="NAME", help="As --device, and exit 3 if it does not fit.")
+@click.option(
+    "--context", "contexts", multiple=True, type=click.IntRange(min=1), help="Of a MODEL: tokens; may be given again."
+)
+@click.option("--batch", type=click.IntRange(min=1), default=1, help="Of a MODEL: rows that run at once.")
 @as_json
-def report(bundle: Path, as_json: bool) -> None:
-    """Say where the bytes are.
+def report(
+    what: str, names: tuple[str, ...], must_fit: tuple[str, ...], contexts: tuple[int, ...], batch: int, as_json: bool
+) -> None:
+    """Say where the bytes are, of a bundle or of a model before it is built.
 
-    Also what was measured when BUNDLE was built.
+    BUNDLE: what was measured when it was built. MODEL: a folder, its config.json, a .gguf file or a hub's name, of which no
+    weight is read: parameters, bytes in each form, memory, training, many tasks, and devices.
     """
-    _print_report(bundle, as_json)
+    from qia3.bundle.folder import is_or_was_bundle
+    from qia3.footprint.devices import load_device
+    from qia3.footprint.estimate import check_fits
+
+    devices = [load_device(name) for name in dict.fromkeys((*names, *must_fit))]
+    wanted = {load_device(name).name for name in must_fit}
+    if is_or_was_bundle(Path(what)):
+        if contexts or batch > 1:
+            raise ConfigError("--context and --batch are for a model that is not built; a bundle has its own")
+        _print_report(Path(what), as_json, devices, wanted)
+        return
+    from qia3.footprint.render_before import markdown
+    from qia3.forecast import forecast
+
+    with progress_on_stderr():
+        found = forecast(what, contexts, batch, devices)
+    print_result(asdict(found), markdown(found), as_json)
+    check_fits([one.estimate for one in found.verdicts], wanted)
 
 
 @qia3.group(cls=Verbs, no_args_is_help=False, epilog=_example("qia3 adapter info dist/home-intents:home-intents"))
@@ -510,12 +543,20 @@ def _report(folder: Path) -> Report:
     return build_report(folder, Bundle.open(folder).manifest)
 
 
-def _print_report(folder: Path, as_json: bool) -> None:
-    """A bundle's report."""
+def _print_report(folder: Path, as_json: bool, devices: Sequence[Device] = (), must_fit: Collection[str] = ()) -> None:
+    """A bundle's report, and estimates for devices."""
+    from qia3.footprint.estimate import check_fits, estimate
     from qia3.footprint.render import markdown
+    from qia3.footprint.render_devices import estimates_text
 
     report = _report(folder)
-    print_result(report.to_dict(), markdown(report), as_json)
+    found = [estimate(device, report) for device in devices]
+    content, text = report.to_dict(), markdown(report)
+    if found:
+        content["devices"] = [asdict(e) for e in found]
+        text = f"{text}\n## Devices\n\n{estimates_text(found)}\n"
+    print_result(content, text, as_json)
+    check_fits(found, must_fit)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

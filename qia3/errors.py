@@ -7,7 +7,8 @@ QIA3Error                 every failure that a user can mend: one clear line, ex
 ├── AdapterError          an adapter that does not fit: names every bad tensor
 ├── BundleError           a bundle that is broken, changed or not one
 ├── ParityError           torch and ONNX Runtime disagree past the limit: nothing is published
-└── StorageError          the disk is full or a folder cannot be written
+├── StorageError          the disk is full or a folder cannot be written
+└── FitError              a device that must hold it cannot (exit code 3)
 Interrupted               stopped by Ctrl-C or SIGTERM after a checkpoint was saved (exit code 130)
 """
 
@@ -48,6 +49,12 @@ class ParityError(QIA3Error):
 
 class StorageError(QIA3Error):
     """The disk is full or a folder cannot be written."""
+
+
+class FitError(QIA3Error):
+    """It does not fit the device that it was said to fit."""
+
+    exit_code = 3
 
 
 class Interrupted(QIA3Error):

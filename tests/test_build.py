@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from predicted import hold_against
 from tiny_build import FILE, SAID, write_base, write_build, write_lines
 from transformers import MambaConfig, MambaForCausalLM
 
@@ -111,6 +112,54 @@ def merged(place) -> Path:
 def loaded(place: Path, **changes: object) -> tuple:
     base = load_base(Asked(str(place / "base"), block_size=16))
     return base, attach(base.model, find_roles(base.model).sites)
+
+
+def test_its_cost_was_known_before_it_was_built(place):
+    hold_against(place / "base", place / "side", 16)
+
+
+def test_a_model_is_reported_before_it_is_built(place, capsys):
+    said = qia3(
+        capsys, "report", place / "base", "--context", 16, "--context", 32, "--batch", 2, "--device", "raspberry-pi-4"
+    )
+    assert said[0] == 0
+    assert "before it is built" in said[1]
+    found = json.loads(qia3(capsys, "report", place / "base" / "config.json", "--context", 16, "--json")[1])
+    assert sum(found["parts"].values()) == found["parameters"]
+    for form in found["weights"]:
+        assert sum(form["parts"].values()) == form["disk_bytes"]
+    one, many = (next(f for f in found["fleets"] if f["tasks"] == n) for n in (1, 1000))
+    assert many["ia3_side_bytes"] - one["ia3_side_bytes"] == 999 * found["adapters"][0]["disk_bytes"]
+    assert many["ia3_merged_bytes"] == 1000 * one["ia3_merged_bytes"]
+    code, out, told = qia3(capsys, "report", place / "base", "--must-fit", small_device(place))
+    assert (code, told.count("\n")) == (3, 1)
+    assert "it does not fit small" in told
+    assert "**no**" in out  # the report is there all the same
+    assert qia3(capsys, "report", place / "side", "--must-fit", small_device(place))[0] == 3
+    assert qia3(capsys, "report", place / "side", "--must-fit", "raspberry-pi-5")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["none-such/config.json"], "there is no model folder"),
+        (["base", "--context", "100000"], "positions, and a context of 100,000 was asked for"),
+        (["base", "--device", "raspbery-pi-5"], "raspberry-pi-5"),
+        (["side", "--context", "10"], "a bundle has its own"),
+        (["."], "manifest"),
+    ],
+)
+def test_what_cannot_be_reported_is_one_line(place, words, line, capsys, monkeypatch):
+    monkeypatch.chdir(place)
+    assert line in complaint(capsys, "report", *words)
+
+
+def small_device(place: Path) -> Path:
+    """With less memory than a process takes."""
+    told = 'confidence = "reported"\nsource = "made up for a test"\n'
+    text = f'title = "Small"\nfamily = "arm"\ntarget = "ort-arm"\n[memory_bytes]\nvalue = {2**25}\n{told}'
+    (place / "small.toml").write_text(f'{text}[isa]\nvalue = ["neon"]\n{told}')
+    return place / "small.toml"
 
 
 def test_a_bundle_has_everything(place):

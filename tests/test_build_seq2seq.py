@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from predicted import hold_against
 from test_build import qia3
 from tiny_build import write_build
 from tiny_seq2seq import write_seq2seq
@@ -105,3 +106,7 @@ def codes(bundle: Path) -> dict[str, np.ndarray]:
         for t in manifest["tensors"]
         if t["name"].endswith((".codes", ".zero_points"))
     }
+
+
+def test_its_cost_was_known_before_it_was_built(place, bundle):
+    hold_against(place / "base", bundle, 16)

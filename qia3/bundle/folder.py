@@ -50,3 +50,9 @@ def check_place(target: Path) -> None:
     """Raises StorageError where something stands that is not a bundle: it is never replaced."""
     if target.exists() and not (target / MANIFEST).is_file() and (not target.is_dir() or any(target.iterdir())):
         raise StorageError(f"{target} exists and is not a bundle; choose another output or move it away")
+
+
+def is_or_was_bundle(path: Path) -> bool:
+    """A bundle, a broken one, or a folder that is nothing else that we know; no model."""
+    is_model = (path / "config.json").exists() and not (path / "onnx").is_dir()
+    return path.is_dir() and ((path / MANIFEST).exists() or not is_model)

@@ -44,6 +44,13 @@ class Shape(NamedTuple):
         return 8 if self.format == "int8" else 4
 
 
+def zero_point_bytes(shape: Shape) -> int:
+    """Those of them that are zero points, which no kernel packs."""
+    if shape.symmetric or shape.format == "nf4":
+        return 0
+    return shape.outputs * (shape.blocks if shape.bits == 8 else -(-shape.blocks // 2))
+
+
 def grid_bytes(shape: Shape) -> int:
     """Bytes of codes, scales and zero points of one layer."""
     if shape.format == "nf4":

@@ -12,8 +12,10 @@ speed at the full peak bandwidth. Prompts are bound by arithmetic and are not pr
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
+from qia3.errors import FitError
 from qia3.footprint.device import Device, Figure
 from qia3.footprint.kernels import KernelBytes
 from qia3.footprint.report import Report
@@ -44,14 +46,62 @@ class Estimate:
     decode_tokens_per_second_ceiling: float | None
 
 
+@dataclass(frozen=True)
+class Load:
+    """What a graph asks of a device: `kernels` as in kernels.py, and `nodes` that run for one token."""
+
+    kernels: Mapping[str, KernelBytes]
+    accuracy_level: int
+    mapped_bytes: int
+    cache_bytes: int
+    process_bytes: int
+    nodes: int
+
+    def on(self, device: Device) -> KernelBytes:
+        """With the kernel that ONNX Runtime would run there."""
+        if self.accuracy_level != 4:
+            return self.kernels["float32"]
+        if device.family == "x64":
+            return self.kernels["x64-int8"]
+        has = [isa for isa in ("i8mm", "dotprod") if isa in device.isa.value]
+        return self.kernels[f"arm-{has[0]}" if has else "float32"]
+
+    def seconds_per_token(self, device: Device, bandwidth: Figure | None) -> float | None:
+        """None without a bandwidth."""
+        if bandwidth is None or device.family not in NODE_SECONDS:
+            return None
+        return self.on(device).streamed_bytes / bandwidth.value + self.nodes * NODE_SECONDS[device.family]
+
+
 def estimate(device: Device, report: Report) -> Estimate:
-    """Does the bundle fit, and in what range may it decode, with one row and a short context."""
-    kernel = _kernel(device, report)
-    usable = int((device.usable_bytes or device.memory_bytes).value)
+    """Does a bundle fit, and in what range may it decode, with one row and a short context."""
     memory = report.memory
-    caches = memory.kv_cache_bytes + memory.cross_cache_bytes
-    needed = kernel.held_bytes + memory.mapped_bytes + caches + _process_bytes(report)
-    low, high = device.decode_bandwidth_low_bytes_per_second, device.decode_bandwidth_high_bytes_per_second
+    return fit(
+        device,
+        Load(
+            kernels=memory.kernels,
+            accuracy_level=report.graph.accuracy_level,
+            mapped_bytes=memory.mapped_bytes,
+            cache_bytes=memory.kv_cache_bytes + memory.cross_cache_bytes,
+            process_bytes=_process_bytes(report),
+            nodes=memory.nodes,
+        ),
+    )
+
+
+def fit(device: Device, load: Load) -> Estimate:
+    """The same of what a graph asks, whether it was built or not."""
+    kernel = load.on(device)
+    usable = int((device.usable_bytes or device.memory_bytes).value)
+    needed = kernel.held_bytes + load.mapped_bytes + load.cache_bytes + load.process_bytes
+    low, high, peak = (
+        load.seconds_per_token(device, bandwidth)
+        for bandwidth in (
+            device.decode_bandwidth_low_bytes_per_second,
+            device.decode_bandwidth_high_bytes_per_second,
+            device.peak_bandwidth_bytes_per_second,
+        )
+    )
     return Estimate(
         device=device.name,
         kind="estimate",
@@ -59,21 +109,18 @@ def estimate(device: Device, report: Report) -> Estimate:
         needed_ram_bytes=needed,
         usable_ram_bytes=usable,
         streamed_bytes_per_token=kernel.streamed_bytes,
-        decode_tokens_per_second_low=_rounded(_tokens(device, report, kernel, low), 1 - UNCERTAINTY),
-        decode_tokens_per_second_high=_rounded(_tokens(device, report, kernel, high), 1 + UNCERTAINTY),
-        decode_tokens_per_second_ceiling=_rounded(
-            _tokens(device, report, kernel, device.peak_bandwidth_bytes_per_second), 1.0
-        ),
+        decode_tokens_per_second_low=_speed(low, 1 - UNCERTAINTY),
+        decode_tokens_per_second_high=_speed(high, 1 + UNCERTAINTY),
+        decode_tokens_per_second_ceiling=_speed(peak, 1.0),
     )
 
 
-def _kernel(device: Device, report: Report) -> KernelBytes:
-    """The kernel that ONNX Runtime would run there."""
-    kernels = report.memory.kernels
-    if device.family == "x64":
-        return kernels[report.memory.kernel_here]
-    has = [isa for isa in ("i8mm", "dotprod") if isa in device.isa.value and report.graph.accuracy_level == 4]
-    return kernels[f"arm-{has[0]}" if has else "float32"]
+def check_fits(found: Iterable[Estimate], wanted: Collection[str]) -> None:
+    """Raises FitError, naming each device of `wanted` that does not hold it."""
+    short = [e for e in found if e.device in wanted and not e.fits]
+    if short:
+        told = (f"{e.device} ({(e.needed_ram_bytes - e.usable_ram_bytes) / 2**20:,.0f} MiB too many)" for e in short)
+        raise FitError(f"it does not fit {', '.join(told)}")
 
 
 def _process_bytes(report: Report) -> int:
@@ -83,12 +130,6 @@ def _process_bytes(report: Report) -> int:
     return max(0, measured - weights) if measured else 0
 
 
-def _tokens(device: Device, report: Report, kernel: KernelBytes, bandwidth: Figure | None) -> float | None:
-    """Tokens per second; None without a bandwidth."""
-    if bandwidth is None or device.family not in NODE_SECONDS:
-        return None
-    return 1 / (kernel.streamed_bytes / bandwidth.value + report.memory.nodes * NODE_SECONDS[device.family])
-
-
-def _rounded(value: float | None, factor: float) -> float | None:
-    return None if value is None else float(f"{value * factor:.2g}")
+def _speed(seconds: float | None, factor: float) -> float | None:
+    """Tokens per second, to two digits."""
+    return None if seconds is None else float(f"{factor / seconds:.2g}")

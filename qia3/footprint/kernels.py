@@ -33,7 +33,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from qia3.bundle.manifest import Architecture, Dense, Graph, Layer, Manifest
-from qia3.footprint.bits import Shape, embedding_shape, grid_bytes, linear_shapes
+from qia3.footprint.bits import Shape, embedding_shape, grid_bytes, linear_shapes, zero_point_bytes
 
 KEPT_PARTS = ("zero_points", "embedding_weights", "dense", "norms_and_biases", "rotary", "other")
 
@@ -107,13 +107,18 @@ def mapped_bytes(manifest: Manifest, parts: Mapping[str, int]) -> int:
     """Bytes that stay mapped from the file, at most: an embedding that is looked up (beside the packed copy of a tied
     head), layers that are not packed, and the rest, less the layers in float32, which are.
     """
-    embedding = embedding_shape(manifest)
+    embedding, tied = embedding_shape(manifest), manifest.architecture.tied_embedding
     found = [embedding] if embedding else []
+    shapes = linear_shapes(manifest.linears)
+    heads = [s for s, layer in zip(shapes, manifest.linears, strict=True) if layer.role == "head" and not tied]
     if kernel_here(manifest.decoder) == "float32":
-        unpacked = [s for s in linear_shapes(manifest.linears) if s.format != "int4"]
-        found += [s for s in unpacked if not (manifest.architecture.tied_embedding and s == embedding)]
+        unpacked = [s for s in shapes if s.format != "int4"]
+        found += [s for s in unpacked if not (tied and s == embedding)]
+        heads = [s for s in heads if s.format == "int4"]
     packed = sum(4 * layer.inputs * layer.outputs for layer in manifest.dense)
-    return sum(map(grid_bytes, found)) + max(0, sum(parts.get(part, 0) for part in KEPT_PARTS) - packed)
+    rest = max(0, sum(parts.get(part, 0) for part in KEPT_PARTS) - packed)
+    # a head's own zero points are counted with the embedding's in `parts`
+    return sum(map(grid_bytes, found)) + sum(map(zero_point_bytes, heads)) + rest
 
 
 def kv_cache_bytes(shape: Architecture, positions: int) -> int:

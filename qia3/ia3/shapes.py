@@ -52,11 +52,14 @@ def read_shapes(reference: str) -> Shapes:
     found.
     """
     with quiet():
-        config = read_any_config(reference)
-        check_kind(config, reference)
-        whole = empty(config)
-        narrow, roles = _narrow(config, reference)
-        return _widened(reference, whole, narrow, roles)
+        return shapes_of(read_any_config(reference), reference)
+
+
+def shapes_of(config: Any, reference: str) -> Shapes:
+    """The same of a configuration that was read."""
+    check_kind(config, reference)
+    whole = empty(config)
+    return _widened(reference, whole, *_narrow(config, reference))
 
 
 def read_any_config(reference: str) -> Any:
@@ -64,6 +67,8 @@ def read_any_config(reference: str) -> Any:
     path = Path(reference)
     if path.is_file() and path.suffix.lower() != ".gguf":
         path = path.parent if path.name == "config.json" else path
+    elif not path.exists() and (path.is_absolute() or path.suffix == ".json" or reference.startswith(".")):
+        raise BaseModelError(f"there is no model folder and no config.json {reference}")
     if path.is_dir():
         read_config(path)  # refuses code of the model's own by the file's name
     source = Source(reference, str(path))

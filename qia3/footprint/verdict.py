@@ -1,0 +1,128 @@
+"""Whether a model that is not built yet would fit a device, how fast it may be, and what to change where it does not fit.
+
+    needs = held by the kernels + mapped from the file + the cache at this context + the process itself
+
+Everything that goes into a verdict stands beside it, with the command that would check it. The process is what Python,
+ONNX Runtime, the tokenizer and the graph took beside weights and cache in bundles that were measured (PROCESS_BYTES).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from qia3.footprint.device import Device, Figure
+from qia3.footprint.estimate import Estimate, Load, fit
+from qia3.footprint.report import CROSS_NODES, OTHER_NODES
+from qia3.footprint.shapes import Form, Shapes
+from qia3.footprint.table import mib
+from qia3.footprint.weights import BLOCKS, USUAL, cache_bytes, weights_of
+
+# SmolLM2-135M-Instruct on x64, onnxruntime 1.32 (`qia3 bench`): peak resident 226.7 MiB less 105.1 of weights and 8.4 of
+# the cache; a bundle of next to nothing took 71
+PROCESS_BYTES = 113 * 2**20
+SHORTEST = 64  # positions that are still worth a build
+CHECK = "build it, copy the bundle there, and run `qia3 bench BUNDLE`"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """For one device. `left_bytes` is negative where it does not fit; `longest_context` 0 where weights alone do not.
+
+    `first_change` is the smallest one that would make it fit; None where it fits, or where none would.
+    """
+
+    estimate: Estimate
+    title: str
+    form: str
+    context: int
+    rows: int
+    left_bytes: int
+    longest_context: int
+    basis: tuple[str, ...]
+    check: str
+    first_change: str | None
+
+
+def verdict(shapes: Shapes, device: Device, context: int, rows: int, form: Form = USUAL) -> Verdict:
+    """With vectors at the side, one adapter loaded."""
+    load = load_of(shapes, form, context, rows)
+    found = fit(device, load)
+    left = found.usable_ram_bytes - found.needed_ram_bytes
+    each = rows * cache_bytes(shapes.architecture, 1)
+    longest = (left + load.cache_bytes) // each
+    return Verdict(
+        estimate=found,
+        title=device.title,
+        form=form.label,
+        context=context,
+        rows=rows,
+        left_bytes=left,
+        longest_context=max(0, min(longest, shapes.architecture.context_length or longest)),
+        basis=_basis(load, device, found.streamed_bytes_per_token),
+        check=CHECK,
+        first_change=None if found.fits else _first_change(shapes, device, context, rows, form),
+    )
+
+
+def load_of(shapes: Shapes, form: Form, context: int, rows: int) -> Load:
+    """What the graph of such a build would ask of a device."""
+    weights = weights_of(shapes, form)
+    assert weights.kernels is not None, "ONNX Runtime's 4-bit kernels are for int4"
+    return Load(
+        kernels=weights.kernels,
+        accuracy_level=4,
+        mapped_bytes=weights.mapped_bytes,
+        cache_bytes=rows * cache_bytes(shapes.architecture, context),
+        process_bytes=PROCESS_BYTES,
+        nodes=_nodes(shapes),
+    )
+
+
+def _nodes(shapes: Shapes) -> int:
+    """What runs for one token, about: as a bundle's report counts (report.py)."""
+    shape = shapes.architecture
+    others = OTHER_NODES if shape.encoder_layers is None else CROSS_NODES
+    vectors = sum(not site.in_encoder for site in shapes.sites)
+    return sum(not m.once for m in shapes.matrices) + vectors + others * shape.layers
+
+
+def _basis(load: Load, device: Device, streamed: int) -> tuple[str, ...]:
+    usable = device.usable_bytes
+    whose = "all its memory (what an app may take is not known)" if usable is None else f"usable: {_sourced(usable)}"
+    low, peak = device.decode_bandwidth_low_bytes_per_second, device.peak_bandwidth_bytes_per_second
+    rate = low or peak
+    speed = "no published bandwidth" if rate is None else f"bandwidth: {_sourced(rate)}"
+    return (
+        f"cache {mib(load.cache_bytes)}, mapped {mib(load.mapped_bytes)}, process {mib(load.process_bytes)}",
+        f"{mib(streamed)} read and {load.nodes:,} operators run per token",
+        whose,
+        speed,
+    )
+
+
+def _sourced(figure: Figure) -> str:
+    return f"{figure.confidence}, {figure.source[0]}"
+
+
+def _first_change(shapes: Shapes, device: Device, context: int, rows: int, form: Form) -> str | None:
+    for words, other, positions, count in _changes(context, rows, form):
+        if fit(device, load_of(shapes, other, positions, count)).fits:
+            return words
+    return None
+
+
+def _changes(context: int, rows: int, form: Form) -> Iterator[tuple[str, Form, int, int]]:
+    """From the least to the most that is given up."""
+    larger: Sequence[int] = [block for block in BLOCKS if block > form.block]
+    for block in larger:
+        yield f"block_size = {block}", Form("int4", block, form.symmetric), context, rows
+    if rows > 1:
+        yield "one row at a time", form, context, 1
+    shorter = context // 2
+    while shorter >= SHORTEST:
+        yield f"context_length = {shorter}", form, shorter, rows
+        shorter //= 2
+    for block in larger:
+        words = f"block_size = {block}, context_length = {SHORTEST}, one row at a time"
+        yield words, Form("int4", block, form.symmetric), SHORTEST, 1
