@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, cast
@@ -38,6 +39,7 @@ from qia3.bundle.manifest import (
     Stored,
     Vector,
 )
+from qia3.bundle.ports import Cache
 from qia3.bundle.records import Drift, Rounding
 from qia3.bundle.sites import Site
 from qia3.config import Build, Task
@@ -89,6 +91,7 @@ def describe(
     dense: tuple[Dense, ...],
     regions: Sequence[Region],
     accuracy_level: int,
+    cache: Cache | None,
     drift: Drift | None = None,
 ) -> Manifest:
     """All but what is measured afterwards: parity, evaluation, memory and speed, and the list of files."""
@@ -103,7 +106,7 @@ def describe(
         seed=plan.seed,
         versions={"python": platform.python_version(), **_versions()},
         base=_base(base, drift),
-        architecture=_architecture(base, positions(plan, base)),
+        architecture=_architecture(base, positions(plan, base), cache),
         linears=linears,
         dense=dense,
         graphs=_graphs(plan, base, [s.site for s in scaled.values()] if side else [], accuracy_level),
@@ -157,10 +160,11 @@ def _base(base: BaseModel, drift: Drift | None) -> Base:
     return Base(_reference(base.reference), base.fingerprint, model_type, base.parameters, grid, drift)
 
 
-def _architecture(base: BaseModel, context_length: int) -> Architecture:
+def _architecture(base: BaseModel, context_length: int, cache: Cache | None) -> Architecture:
     embedding, head = base.model.get_input_embeddings(), base.model.get_output_embeddings()
     tied = head is not None and _bytes_of(embedding) is _bytes_of(head)
-    return architecture(base.model.config, context_length, tied, start_of(base.model))
+    found = architecture(base.model.config, context_length, tied, start_of(base.model))
+    return found if cache is None else replace(found, kv_heads=cache.heads, head_size=cache.size)
 
 
 def _bytes_of(module: nn.Module) -> object:

@@ -98,7 +98,7 @@ def gate(
 def _opened(paths: Mapping[str, Path], base: BaseModel) -> OrtDecoder | OrtPair:
     if ENCODER in paths:
         return OrtPair.read(paths[ENCODER], paths[DECODER], base.start)
-    return OrtDecoder(paths[DECODER], base.model.config.get_text_config())
+    return OrtDecoder(paths[DECODER])
 
 
 def recoded(plan: Build, adapted: AdaptedBase, trained: Sequence[Trained], tests: Tests) -> Drift:

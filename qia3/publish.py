@@ -22,13 +22,14 @@ from qia3.bundle.folder import whole_or_absent
 from qia3.bundle.manifest import DECODER, Manifest
 from qia3.bundle.opened import Bundle
 from qia3.bundle.peft import write_peft
+from qia3.bundle.ports import Cache
 from qia3.bundle.records import HeldOut
 from qia3.config import Build
 from qia3.describe import dense_layers, describe, linear_layers, places, positions
 from qia3.footprint.documents import seal
 from qia3.footprint.measure import measure
 from qia3.gate import Tests, gate, recoded
-from qia3.graph.export import export_decoder
+from qia3.graph.export import cache_of, export_decoder
 from qia3.graph.export_seq2seq import export_seq2seq
 from qia3.graph.external import write_graphs
 from qia3.graph.loader_configs import write_configs, write_tokenizer
@@ -77,7 +78,10 @@ def publish(plan: Build, adapted: AdaptedBase, trained: Sequence[Trained], tests
         files = places(bool(base.start))
         data = files[DECODER][1]
         regions = write_graphs({files[n][0]: g for n, g in graphs.items()}, data, folder, _vocabulary(base.model))
-        manifest = describe(plan, base, adapted.scaled, trained, linears, dense, regions, target.accuracy_level, drift)
+        cache = cache_of(graphs[DECODER])
+        manifest = describe(
+            plan, base, adapted.scaled, trained, linears, dense, regions, target.accuracy_level, cache, drift
+        )
         say("comparing torch and ONNX Runtime")
         manifest = replace(manifest, parity=gate(plan, adapted, trained, tests, graphs, folder))
         _write_files(adapted, trained, folder, manifest)
@@ -110,7 +114,9 @@ def _write_files(adapted: AdaptedBase, trained: Sequence[Trained], folder: Path,
         write_adapter(place.with_name(f"{t.task.name}{ADAPTER}"), t.vectors, base.fingerprint)
         write_peft(place, Adapter(t.vectors, base.fingerprint), adapted.sites, manifest.base.reference)
     write_tokenizer(base.tokenizer, folder)
-    write_configs(base.model, folder, manifest.architecture.context_length, manifest.stop_tokens)
+    shape = manifest.architecture
+    cache = Cache(shape.kv_heads, shape.head_size)
+    write_configs(base.model, folder, shape.context_length, manifest.stop_tokens, cache)
 
 
 def _evaluation(folder: Path, trained: Sequence[Trained], tests: Tests, side: bool) -> dict[str, HeldOut]:

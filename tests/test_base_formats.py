@@ -195,7 +195,7 @@ def test_an_mlx_base_ships_its_embedding_and_head_as_they_are(tmp_path):
     regions = write_graph(export_decoder(model, 0, 48, "last"), tmp_path / "graph", names)
     assert sum(r.name.startswith("lm_head") for r in regions) + sum("embed" in r.name for r in regions) <= 3
     prompt = ids(1, 11)[0].tolist()
-    logits = OrtDecoder(tmp_path / "graph" / GRAPH, model.config).logits(prompt, [7], {})
+    logits = OrtDecoder(tmp_path / "graph" / GRAPH).logits(prompt, [7], {})
     np.testing.assert_allclose(logits, torch_logits(model, prompt, [7]), atol=1e-3)
 
 

@@ -83,7 +83,7 @@ def test_the_graph_is_the_model_and_ships_its_bytes(family, tmp_path):
     assert shipped == {
         t.numpy().tobytes() for m in model.modules() if isinstance(m, Nf4Weight) for t in (m.codes, m.scales)
     }
-    decoder, prompt = OrtDecoder(tmp_path / GRAPH, model.config), ids(1, 11)[0].tolist()
+    decoder, prompt = OrtDecoder(tmp_path / GRAPH), ids(1, 11)[0].tolist()
     fed = {n: v.reshape(1, 1, -1) for n, v in vectors.items()}
     np.testing.assert_allclose(decoder.logits(prompt, [7, 9], fed), torch_logits(model, prompt, [7, 9]), atol=1e-3)
 

@@ -104,7 +104,7 @@ def test_other_gguf_formats_get_our_codes(tmp_path):
         assert 0 < np.linalg.norm(error) < 0.1 * np.linalg.norm(dequantise(weight))
     same_codes(exported(base, tmp_path / "graph"), {name: base.model.get_submodule(name).store.grid for name in wrote})
     prompt = ids(1, 11)[0].tolist()
-    logits = OrtDecoder(tmp_path / "graph" / GRAPH, base.model.config).logits(prompt, [7], {})
+    logits = OrtDecoder(tmp_path / "graph" / GRAPH).logits(prompt, [7], {})
     np.testing.assert_allclose(logits, torch_logits(base.model, prompt, [7]), atol=1e-3)
 
 
@@ -127,15 +127,11 @@ def test_a_given_base_trains_and_ships_its_own_codes(source, family, tmp_path):
     expected = torch_logits(base.model, prompt, forced)
     same_codes(exported(base, tmp_path / "side"), wrote)
     fed = {n: v.reshape(1, 1, -1) for n, v in trained.vectors.items()}
-    np.testing.assert_allclose(
-        OrtDecoder(tmp_path / "side" / GRAPH, base.model.config).logits(prompt, forced, fed), expected, atol=1e-3
-    )
+    np.testing.assert_allclose(OrtDecoder(tmp_path / "side" / GRAPH).logits(prompt, forced, fed), expected, atol=1e-3)
     fold(scaled)
     detach(base.model, scaled)
     same_codes(exported(base, tmp_path / "merged"), wrote)
-    np.testing.assert_allclose(
-        OrtDecoder(tmp_path / "merged" / GRAPH, base.model.config).logits(prompt, forced, {}), expected, atol=1e-3
-    )
+    np.testing.assert_allclose(OrtDecoder(tmp_path / "merged" / GRAPH).logits(prompt, forced, {}), expected, atol=1e-3)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2"])

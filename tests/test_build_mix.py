@@ -39,14 +39,14 @@ BLOCKS = 'blocks = { 32 = ["value", "up@1"] }'
 def test_the_graph_is_the_model(family, roles, symmetric, tmp_path):
     model, _, vectors, _ = exported(family, tmp_path, eight_bit=roles, symmetric=symmetric)
     prompt, forced = ids(1, 11)[0].tolist(), [7, 9, 11]
-    found = OrtDecoder(tmp_path / GRAPH, model.config).logits(prompt, forced, fed(vectors))
+    found = OrtDecoder(tmp_path / GRAPH).logits(prompt, forced, fed(vectors))
     np.testing.assert_allclose(found, torch_logits(model, prompt, forced), atol=1e-3)
 
 
 def test_vectors_fold_into_layers_at_eight_bits(tmp_path):
-    model, _, vectors, _ = exported("llama", tmp_path / "side", eight_bit=("key", "value", "up"))
+    _, _, vectors, _ = exported("llama", tmp_path / "side", eight_bit=("key", "value", "up"))
     exported("llama", tmp_path / "merged", eight_bit=("key", "value", "up"), folded=True)
-    side, merged = (OrtDecoder(tmp_path / mode / GRAPH, model.config) for mode in ("side", "merged"))
+    side, merged = (OrtDecoder(tmp_path / mode / GRAPH) for mode in ("side", "merged"))
     prompt = ids(1, 11)[0].tolist()
     np.testing.assert_allclose(merged.logits(prompt, [7, 9], {}), side.logits(prompt, [7, 9], fed(vectors)), atol=1e-3)
 
@@ -69,7 +69,7 @@ def test_projections_that_are_neighbours_of_the_same_bits_are_packed(roles, prod
     counts = Counter(n.op_type for n in ir.load(tmp_path / GRAPH).graph)
     assert counts["MatMulNBits"] == 2 * products + 1
     prompt = ids(1, 11)[0].tolist()
-    found = OrtDecoder(tmp_path / GRAPH, model.config).logits(prompt, [7, 9], {} if folded else fed(vectors))
+    found = OrtDecoder(tmp_path / GRAPH).logits(prompt, [7, 9], {} if folded else fed(vectors))
     np.testing.assert_allclose(found, torch_logits(model, prompt, [7, 9]), atol=1e-3)
 
 

@@ -52,8 +52,8 @@ def test_the_prompts_layers_are_the_encoders_and_the_keys_and_values_of_its_stat
 
 
 def test_counts_are_those_of_both_stacks(described):
-    shape = _architecture(described, 40)
     heads, kv_heads, size, dense = FAMILIES[described.name]
+    shape = _architecture(described, 40, None)
     assert (shape.layers, shape.encoder_layers, shape.decoder_start) == (3, 2, (0,))
     assert (shape.heads, shape.kv_heads, shape.head_size, shape.hidden_size) == (heads, kv_heads, size, 96)
     found = dense_layers(described.model, described.roles, prompt_only(described.model))

@@ -50,7 +50,7 @@ def fed(vectors):
 @pytest.mark.parametrize("family", DECODERS)
 def test_the_graph_is_the_model(family, tmp_path):
     model, scaled, vectors, _ = exported(family, tmp_path)
-    decoder = OrtDecoder(tmp_path / GRAPH, model.config)
+    decoder = OrtDecoder(tmp_path / GRAPH)
     prompt, forced = ids(1, 11)[0].tolist(), [7, 9, 11, 13]
     np.testing.assert_allclose(
         decoder.logits(prompt, forced, fed(vectors)), torch_logits(model, prompt, forced), atol=2e-3, rtol=1e-3
@@ -79,9 +79,9 @@ def test_tokens_are_chosen_with_a_cache_as_without(family):
 def test_merged_and_side_graphs_agree(family, tmp_path):
     (tmp_path / "side").mkdir()
     (tmp_path / "merged").mkdir()
-    model, _, vectors, _ = exported(family, tmp_path / "side")
+    _, _, vectors, _ = exported(family, tmp_path / "side")
     exported(family, tmp_path / "merged", folded=True)
-    side, merged = (OrtDecoder(tmp_path / mode / GRAPH, model.config) for mode in ("side", "merged"))
+    side, merged = (OrtDecoder(tmp_path / mode / GRAPH) for mode in ("side", "merged"))
     prompt, forced = ids(1, 11)[0].tolist(), [7, 9]
     np.testing.assert_allclose(merged.logits(prompt, forced, {}), side.logits(prompt, forced, fed(vectors)), atol=1e-3)
 
@@ -90,7 +90,7 @@ def test_merged_and_side_graphs_agree(family, tmp_path):
 def test_other_grids(symmetric, block, tmp_path):
     model, _, vectors, _ = exported("llama", tmp_path, symmetric=symmetric, block=block)
     prompt = ids(1, 11)[0].tolist()
-    logits = OrtDecoder(tmp_path / GRAPH, model.config).logits(prompt, [5], fed(vectors))
+    logits = OrtDecoder(tmp_path / GRAPH).logits(prompt, [5], fed(vectors))
     np.testing.assert_allclose(logits, torch_logits(model, prompt, [5]), atol=1e-3)
 
 
@@ -122,8 +122,8 @@ def test_a_prompt_in_two_pieces_is_the_prompt(family, tmp_path):
     """The second piece is several tokens after a past: where prompts begin alike, their beginning is run once
     (Engine.begin).
     """
-    model, _, vectors, _ = exported(family, tmp_path)
-    decoder, prompt = OrtDecoder(tmp_path / GRAPH, model.config), ids(1, 11)[0].tolist()
+    _, _, vectors, _ = exported(family, tmp_path)
+    decoder, prompt = OrtDecoder(tmp_path / GRAPH), ids(1, 11)[0].tolist()
     whole = decoder.after([prompt], fed(vectors))
     pieces = decoder.after([prompt[:6], prompt[6:]], fed(vectors))
     np.testing.assert_allclose(pieces[1:], whole, atol=2e-5 * max(1, np.abs(whole).max()))
@@ -134,7 +134,7 @@ def test_rows_of_one_batch_have_their_own_lengths_and_adapters(family, tmp_path)
     model, scaled, vectors, _ = exported(family, tmp_path)
     other = random_vectors(scaled, seed=7)
     ones = {n: np.ones_like(v) for n, v in vectors.items()}
-    session = OrtDecoder(tmp_path / GRAPH, model.config).session
+    session = OrtDecoder(tmp_path / GRAPH).session
     rows = [ids(1, n, seed=n)[0].tolist() for n in (11, 4, 7)]
     adapters = [vectors, ones, other]
     mixed = {n: np.stack([a[n].reshape(1, -1) for a in adapters]) for n in vectors}

@@ -21,6 +21,7 @@ from tiny_seq2seq import ALL, EXPORTED
 from qia3.base.family import embeddings
 from qia3.base.weights import GridWeight
 from qia3.bundle.layout import DECODER_GRAPH, ENCODER_GRAPH, SHARED_DATA
+from qia3.bundle.ports import Cache
 from qia3.errors import BaseModelError
 from qia3.graph import preflight_seq2seq
 from qia3.graph.export_seq2seq import export_seq2seq
@@ -350,7 +351,7 @@ def test_what_other_loaders_read_of_a_pair(name, tied, tmp_path):
     """tie_word_embeddings is what transformers 4.57 takes it for; no file for onnxruntime-genai, which has no encoder."""
     model, _ = quantised(name)
     model.generation_config.decoder_start_token_id = None
-    write_configs(model, tmp_path, 40, (1,))
+    write_configs(model, tmp_path, 40, (1,), Cache(6, 16))
     config, generation = (json.loads((tmp_path / f"{n}.json").read_text()) for n in ("config", "generation_config"))
     assert {p.name for p in tmp_path.iterdir()} == {"config.json", "generation_config.json"}
     assert config["tie_word_embeddings"] is tied

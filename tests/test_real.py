@@ -95,7 +95,7 @@ def test_what_was_trained_is_what_ships_and_merged_is_side(bundle, tmp_path):
             fold(scaled)
             detach(base.model, scaled)
         write_graph(export_decoder(base.model, 0, 256, "last"), tmp_path / name, ["model.embed_tokens", "lm_head"])
-        decoders.append(OrtDecoder(tmp_path / name / GRAPH, base.model.config))
+        decoders.append(OrtDecoder(tmp_path / name / GRAPH))
     prompt = base.tokenizer.encode("It's freezing in here, and the lights are off.")
     forced = base.tokenizer.encode(" lights, then the heating")
     side, merged = decoders[0].logits(prompt, forced, vectors), decoders[1].logits(prompt, forced, {})

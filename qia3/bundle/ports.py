@@ -35,6 +35,8 @@ A vector's input is called after its site (sites.py), [rows, 1, size].
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 INPUT_IDS, ATTENTION_MASK, LOGITS = "input_ids", "attention_mask", "logits"
 ENCODER_MASK, ENCODER_STATES, LAST_STATE = "encoder_attention_mask", "encoder_hidden_states", "last_hidden_state"
 PAST_LENGTH = "past_length"
@@ -49,6 +51,13 @@ ENCODER_SEQUENCE, ENCODER_BEFORE, ENCODER_NEW = (
     *("encoder_sequence_length", "past_encoder_sequence_length", "new_encoder_sequence_length"),
 )
 DECODER_BEFORE, DECODER_TOTAL = "past_decoder_sequence_length", "total_decoder_sequence_length"
+
+
+class Cache(NamedTuple):
+    """What a graph keeps of each position in each layer: so many heads of keys, and of values, of this size."""
+
+    heads: int
+    size: int
 
 
 def cache_names(layers: int, prefix: str) -> list[str]:

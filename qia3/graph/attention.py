@@ -11,30 +11,55 @@ so on.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from qia3.errors import BaseModelError
+from qia3.graph.scores import HIDDEN, NOISE, bias_table, key_biases
 from qia3.graph.watch import Call, Watched
 
-HIDDEN = -1e4  # a mask's entries below it are minus infinity
 MULTIPLE = 8  # of which the operator takes head sizes
 
 
-def check_attention(model: PreTrainedModel, seen: Watched) -> None:
-    """Raises BaseModelError, one line with every reason found and its layers."""
-    config = model.config.get_text_config()
+@dataclass(frozen=True)
+class Form:
+    """How the operator is to compute a layer. `size`: of a head's keys and values in the cache; `values`: of a head's
+    values as the model has them; `groups`: how many heads of keys in turn are one and the same.
+    """
+
+    layer: int
+    kv_heads: int
+    size: int
+    values: int
+    groups: int
+    scale: float
+    window: int | None
+    cap: float | None
+
+
+Forms = dict[nn.Module, Form]
+
+
+def forms_of(model: PreTrainedModel, seen: Watched) -> Forms:
+    """Each attention module's. Raises BaseModelError, one line with every reason found and its layers."""
+    layers = model.config.get_text_config().num_hidden_layers
     found: dict[str, list[str]] = {}
-    missing = [i for i in range(config.num_hidden_layers) if i not in {c.layer for c in seen.calls}]
+    missing = [i for i in range(layers) if i not in {c.layer for c in seen.calls}]
     for i in missing:
         found.setdefault(_without_attention(model, i, {c.name for c in seen.calls}), []).append(str(i))
     times: dict[int | None, int] = {}
+    forms: Forms = {}
     for call in seen.calls:
         times[call.layer] = times.get(call.layer, 0) + 1
-        reason = "attention that runs several times" if times[call.layer] > 1 else reason_against(call, config)
+        reason = "attention that runs several times" if times[call.layer] > 1 else reason_against(call)
+        if reason is None:
+            forms[call.module] = _form(call)
+            first = next(iter(forms.values()))
+            if (forms[call.module].kv_heads, forms[call.module].size) != (first.kv_heads, first.size):
+                reason = f"heads of another size or number than in layer {first.layer}"
         if reason:
             where = call.name if call.layer is None else str(call.layer)
             found.setdefault(reason, []).append(where)
@@ -44,31 +69,69 @@ def check_attention(model: PreTrainedModel, seen: Watched) -> None:
             f"{type(model).__name__} cannot be shipped: its graph is made of ONNX Runtime's GroupQueryAttention, one a layer, "
             f"which has no form for {reasons}"
         )
+    return forms
 
 
-def reason_against(call: Call, config: Any) -> str | None:
+def _form(call: Call) -> Form:
+    groups, size = _alike(call), max(call.k.shape[-1], call.v.shape[-1])
+    return Form(
+        layer=int(call.layer or 0),
+        kv_heads=call.k.shape[1] // groups,
+        size=-(-size // MULTIPLE) * MULTIPLE,
+        values=call.v.shape[-1],
+        groups=groups,
+        scale=call.scale,
+        window=call.extra.get("sliding_window"),
+        cap=call.extra.get("softcap"),
+    )
+
+
+def _alike(call: Call) -> int:
+    """How many heads in turn have the same keys and values: a model may have repeated them already (Falcon)."""
+    heads = call.k.shape[1]
+    for groups in range(heads, 1, -1):
+        if heads % groups == 0 and all(
+            torch.equal(t, t[:, ::groups].repeat_interleave(groups, dim=1)) for t in (call.k, call.v)
+        ):
+            return groups
+    return 1
+
+
+def shared_biases(model: PreTrainedModel, seen: Watched, positions: int) -> Tensor | None:
+    """t [H, positions] added to the scores of each key in every layer; None where nothing is.
+
+    Raises BaseModelError where layers have several.
+    """
+    tables = [_key_biases(call) for call in seen.calls]
+    if all(table is None for table in tables):
+        return None
+    first = tables[0]
+    if first is None or any(t is None or not torch.allclose(t, first, rtol=1e-4, atol=1e-5) for t in tables):
+        raise BaseModelError(f"{type(model).__name__} cannot be shipped: its layers have biases of several kinds")
+    return bias_table(model, first, seen.calls[0].scale, positions)
+
+
+def _key_biases(call: Call) -> Tensor | None:
+    """t [H, T] of a module that computes by hand and sees all that came before, if it is not nothing."""
+    if not call.by_hand or call.mask is None or call.extra.get("sliding_window"):
+        return None
+    table = key_biases(call.mask)
+    return table if table is not None and bool((table.abs() > NOISE).any()) else None
+
+
+def reason_against(call: Call) -> str | None:
     """What this call has that the operator does not; None where the two agree."""
-    (_, heads, length, size), kv = call.q.shape, call.k.shape[1]
+    length = call.q.shape[2]
     if call.layer is None:
         return "keys and values that no layer of the cache belongs to"
-    if call.v.shape[-1] != size or call.k.shape[-1] != size:
-        return f"keys of {call.k.shape[-1]} and values of {call.v.shape[-1]} entries a head (latent attention, MLA)"
-    if size % MULTIPLE:
-        return f"heads of {size} entries, where the operator takes multiples of {MULTIPLE},"
     if call.k.shape[2] != length:
         return f"{call.k.shape[2] - length:+d} keys beside those of the text (attention sinks or a prefix)"
-    try:
-        stated = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        stated_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    except Exception:  # transformers refuses to name one number where layers have their own (Gemma 4)
-        return "heads of another size or number in each kind of layer"
-    if (heads, kv, size) != (config.num_attention_heads, stated, stated_size):
-        told = f"{config.num_attention_heads} heads, {stated} for keys, of {stated_size} entries"
-        return f"layers of their own shape ({heads} heads, {kv} for keys, of {size} entries, where the configuration says {told}),"
     if call.extra.get("s_aux") is not None:
         return "attention sinks (a learned score that takes part in the softmax)"
     window = call.extra.get("sliding_window")
-    if agrees(call, operator_answer(call, visible(length, window))):
+    table = _key_biases(call)
+    bias = None if table is None else table[None, :, None]
+    if agrees(call, operator_answer(call, visible(length, window), bias)):
         return None
     return _difference(call, window)
 

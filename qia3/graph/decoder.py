@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.onnx.ops import symbolic_multi_out
+from torch.onnx.ops import symbolic, symbolic_multi_out
 from transformers import AttentionInterface, PreTrainedModel
 
 from qia3.base.modules import GridEmbedding, GridLinear
-from qia3.graph.attention import check_attention
+from qia3.graph.attention import Forms, forms_of, shared_biases
 from qia3.graph.leaves import Dense, Inputs, LastPosition, RMSNorm, ScaledLeaf, lookup, product
 from qia3.graph.rotary import Rotation, in_operator, lookups
 from qia3.graph.watch import watch, without_rotation
@@ -35,10 +35,17 @@ class Decoder(nn.Module):
     """forward(input_ids, attention_mask, past, vectors) -> (logits, *present); to be exported, not run."""
 
     def __init__(
-        self, model: PreTrainedModel, inputs: Inputs, sizes: dict[str, int], rotation: Rotation | None
+        self,
+        model: PreTrainedModel,
+        inputs: Inputs,
+        sizes: dict[str, int],
+        forms: Forms,
+        rotation: Rotation | None,
+        biases: Tensor | None,
     ) -> None:
         super().__init__()
-        self.model, self.graph_inputs, self.sizes = model, inputs, sizes
+        self.model, self.graph_inputs, self.sizes, self.forms = model, inputs, sizes, forms
+        self.biases = None if biases is None else nn.Buffer(biases)
         self.cos = None if rotation is None else nn.Buffer(rotation.cos)
         self.sin = None if rotation is None else nn.Buffer(rotation.sin)
         self.rotates = frozenset() if rotation is None else rotation.layers
@@ -56,41 +63,69 @@ class Decoder(nn.Module):
         state.seqlens = (valid - 1).to(torch.int32)
         state.total_length, state.batch = attention_mask.shape[1], input_ids.shape[0]
         state.total = torch.scalar_tensor(torch.ops.aten.sym_size.int(attention_mask, 1), dtype=torch.int32)
+        state.bias = None if self.biases is None else _bias(self.biases, state, length)
         positions = start[:, None] + torch.arange(length)[None]
         logits = self.model(input_ids=input_ids, attention_mask=None, position_ids=positions, use_cache=False).logits
         return (logits, *(t for i in sorted(state.present) for t in state.present[i]))
 
 
+def _bias(table: Tensor, state: Inputs, length: int | torch.SymInt) -> Tensor:
+    """[1, H, S, T] from t [H, positions]: what every key's scores get, less what the newest key's get.
+
+    Keys stand at the same positions in every row, so one is enough for all. The difference is softmax's own affair, and
+    keeps the numbers small where text is read.
+    """
+    assert state.total is not None
+    total, heads = state.total.to(torch.long), table.shape[0]
+
+    def of(keys: Tensor, count: int | torch.SymInt) -> Tensor:
+        taken: Tensor = symbolic(
+            "Gather", (table, keys), {"axis": 1}, dtype=table.dtype, shape=(heads, count), version=13
+        )
+        return taken
+
+    every = (torch.tensor(0), total, torch.tensor(1))
+    keys = symbolic("Range", every, {}, dtype=torch.long, shape=(state.total_length,), version=11)
+    bias = of(keys, state.total_length) - of((total - 1)[None], 1)
+    return bias[None, :, None].expand(1, heads, length, state.total_length)
+
+
 def group_query_attention(decoder: Decoder) -> Any:
     """transformers' attention function that emits GroupQueryAttention. q [B, H, S, d], k and v [B, kv heads, S, d]."""
 
-    def attend(
-        module: Any, q: Tensor, k: Tensor, v: Tensor, *_: Any, scaling: float | None = None, **extra: Any
-    ) -> tuple[Tensor, None]:
-        state = decoder.graph_inputs
-        batch, heads, length, size = q.shape
-        i = int(module.layer_idx)
-        flat = [t.transpose(1, 2).reshape(batch, length, -1) for t in (q, k, v)]
-        tables = [decoder.cos, decoder.sin] if i in decoder.rotates else []
-        cache_shape = (batch, k.shape[1], state.total_length, size)
-        attributes: dict[str, Any] = {"num_heads": heads, "kv_num_heads": k.shape[1], "do_rotary": int(bool(tables))}
-        attributes["scale"] = float(size**-0.5 if scaling is None else scaling)
-        if extra.get("sliding_window"):
-            attributes["local_window_size"] = int(extra["sliding_window"])
-        if extra.get("softcap"):
-            attributes["softcap"] = float(extra["softcap"])
+    def attend(module: Any, q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
+        state, form = decoder.graph_inputs, decoder.forms[module]
+        batch, heads, length, _size = q.shape
+        if form.groups > 1:
+            k, v = k[:, :: form.groups], v[:, :: form.groups]
+        flat = [_wide(t, form.size).transpose(1, 2).reshape(batch, length, -1) for t in (q, k, v)]
+        tables = [decoder.cos, decoder.sin] if form.layer in decoder.rotates else []
+        beside = [] if state.bias is None else [*(tables or (None, None)), None, state.bias]
+        cache_shape = (batch, form.kv_heads, state.total_length, form.size)
+        attributes: dict[str, Any] = {"num_heads": heads, "kv_num_heads": form.kv_heads, "do_rotary": int(bool(tables))}
+        attributes["scale"] = form.scale
+        if form.window:
+            attributes["local_window_size"] = int(form.window)
+        if form.cap:
+            attributes["softcap"] = float(form.cap)
+        past = state.past[2 * form.layer : 2 * form.layer + 2]
         out, key, value = symbolic_multi_out(
             "com.microsoft::GroupQueryAttention",
-            (*flat, state.past[2 * i], state.past[2 * i + 1], state.seqlens, state.total, *tables),
+            (*flat, *past, state.seqlens, state.total, *(beside or tables)),
             attributes,
             dtypes=(q.dtype,) * 3,
-            shapes=((batch, length, heads * size), cache_shape, cache_shape),
+            shapes=((batch, length, heads * form.size), cache_shape, cache_shape),
             version=1,
         )
-        state.present[i] = (key, value)
-        return out.view(batch, length, heads, size), None
+        state.present[form.layer] = (key, value)
+        return out.view(batch, length, heads, form.size)[..., : form.values], None
 
     return attend
+
+
+def _wide(x: Tensor, size: int) -> Tensor:
+    """Heads of `size` entries, the last ones zero: they add nothing to a product of queries and keys."""
+    return x if x.shape[-1] == size else nn.functional.pad(x, (0, size - x.shape[-1]))
 
 
 @contextmanager
@@ -101,11 +136,11 @@ def lowered(model: PreTrainedModel, accuracy_level: int, positions: int, logits:
     """
     inputs = Inputs()
     seen = watch(model)
-    check_attention(model, seen)
+    forms, biases = forms_of(model, seen), shared_biases(model, seen, positions)
     tables = lookups(model, seen, positions)
     rotation = in_operator(model, seen, tables)
     sizes = {m.site.name: m.site.size for m in model.modules() if isinstance(m, Scaled)}
-    decoder = Decoder(model, inputs, sizes, rotation)
+    decoder = Decoder(model, inputs, sizes, forms, rotation, biases)
     AttentionInterface.register(ATTENTION, group_query_attention(decoder))
     with swapped(model, inputs, accuracy_level, logits) as undo:
         put(model, tables, undo)

@@ -19,7 +19,7 @@ from torch import nn
 from torch.export import Dim
 from transformers import PreTrainedModel
 
-from qia3.bundle.ports import ATTENTION_MASK, INPUT_IDS, LOGITS, PAST, PRESENT, cache_names
+from qia3.bundle.ports import ATTENTION_MASK, INPUT_IDS, LOGITS, PAST, PRESENT, Cache, cache_names
 from qia3.graph.decoder import Decoder, lowered
 from qia3.graph.passes import run_passes
 
@@ -40,11 +40,17 @@ def export_decoder(
         return run_passes(program.model, decoder.sizes, required)
 
 
+def cache_of(graph: ir.Model) -> Cache | None:
+    """What a decoder's graph keeps, as its inputs say; None where they leave it open (an encoder-decoder's)."""
+    past = next(value for value in graph.graph.inputs if (value.name or "").startswith(PAST))
+    assert past.shape is not None
+    heads, size = past.shape[1], past.shape[3]
+    return Cache(heads, size) if isinstance(heads, int) and isinstance(size, int) else None
+
+
 def _trace(decoder: Decoder) -> torch.onnx.ONNXProgram:
-    config = decoder.model.config.get_text_config()
-    layers, heads = config.num_hidden_layers, getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    past = [torch.zeros(2, heads, 5, size) for _ in range(2 * layers)]
+    layers, any_layer = len(decoder.forms), next(iter(decoder.forms.values()))
+    past = [torch.zeros(2, any_layer.kv_heads, 5, any_layer.size) for _ in range(2 * layers)]
     vectors = [torch.ones(2, 1, size) for size in decoder.sizes.values()]
     batch, sequence, total, before, rows = (Dim.DYNAMIC,) * 5
     shapes = (

@@ -11,7 +11,7 @@ import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 
-from qia3.base.architecture import head_size
+from qia3.bundle.ports import PAST
 from qia3.graph import forced_seq2seq
 from qia3.graph.parity import Floats
 
@@ -45,15 +45,18 @@ def torch_choices(model: Any, prompt: Sequence[int], count: int) -> list[int]:
 class OrtDecoder:
     """A graph opened alone, fed plainly: one prompt, then one token at a time, with its cache."""
 
-    def __init__(self, path: Path, config: Any) -> None:
+    def __init__(self, path: Path) -> None:
         options = ort.SessionOptions()
         options.log_severity_level = 3
         self.session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self.outputs = [o.name for o in self.session.get_outputs()]
         vectors = [i for i in self.session.get_inputs() if i.shape[:2] == ["rows", 1]]  # those without a default
         self.ones = {i.name: np.ones((1, 1, i.shape[2]), np.float32) for i in vectors}
-        self.heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        self.layers, self.size = config.num_hidden_layers, head_size(config)
+        self.empty = {
+            i.name: np.zeros((1, i.shape[1], 0, i.shape[3]), np.float32)
+            for i in self.session.get_inputs()
+            if i.name.startswith(PAST)
+        }
 
     def logits(
         self, prompt: Sequence[int], forced: Sequence[int], vectors: Mapping[str, NDArray[np.float32]]
@@ -63,9 +66,7 @@ class OrtDecoder:
 
     def after(self, pieces: Sequence[Sequence[int]], vectors: Mapping[str, NDArray[np.float32]]) -> Floats:
         """[len(pieces), V]: after the last token of each piece of one text, run one after the other."""
-        empty = np.zeros((1, self.heads, 0, self.size), np.float32)
-        cache = {f"past_key_values.{i}.{part}": empty for i in range(self.layers) for part in ("key", "value")}
-        seen, rows = 0, []
+        cache, seen, rows = self.empty, 0, []
         for piece in pieces:
             seen += len(piece)
             feeds = {"input_ids": np.array([piece], np.int64), "attention_mask": np.ones((1, seen), np.int64)}

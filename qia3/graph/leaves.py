@@ -48,6 +48,7 @@ class Inputs:
     last: Tensor | None = None
     seqlens: Tensor | None = None
     total: Tensor | None = None
+    bias: Tensor | None = None
     total_length: int | torch.SymInt = 0
     batch: int | torch.SymInt = 1
     dense: bool = False  # whether float layers are leaves, whose weights keep their names

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from qia3.base.architecture import head_size
 from qia3.base.family import embeddings, weight_of
 from qia3.base.start import start_of
 from qia3.bundle.layout import GRAPH, transformers_js_config
+from qia3.bundle.ports import Cache
 from qia3.ia3.roles import device_of
 
 
@@ -27,7 +27,7 @@ def write_tokenizer(tokenizer: Any, folder: Path) -> None:
         _forget_paths(folder / stray)
 
 
-def write_configs(model: Any, folder: Path, context_length: int, stop_tokens: tuple[int, ...]) -> None:
+def write_configs(model: Any, folder: Path, context_length: int, stop_tokens: tuple[int, ...], cache: Cache) -> None:
     """config.json, generation_config.json and, of a decoder, genai_config.json (onnxruntime-genai's generic "decoder"
     type, which has no encoder).
 
@@ -43,13 +43,17 @@ def write_configs(model: Any, folder: Path, context_length: int, stop_tokens: tu
         config["tie_word_embeddings"] = tied_for_others(model)
     for key in ("quantization_config", "_name_or_path", "_attn_implementation"):
         config.pop(key, None)
+    if config.get(
+        "multi_query"
+    ):  # true by default where it is known, and transformers.js takes it for a cache of its own kind
+        config.pop("multi_query")
     _write_json(folder / "config.json", config)
     generation = model.generation_config.to_dict() | {"eos_token_id": list(stop_tokens)}
     if pair:
         generation["decoder_start_token_id"] = start_of(model)[0]
     _write_json(folder / "generation_config.json", generation)
     if not pair:
-        genai = genai_config(model.config.get_text_config(), context_length, stop_tokens)
+        genai = genai_config(model.config.get_text_config(), context_length, stop_tokens, cache)
         _write_json(folder / "genai_config.json", genai)
 
 
@@ -80,17 +84,17 @@ def tied_for_others(model: Any) -> bool:
     return tied and getattr(model.config, "scale_decoder_outputs", True)
 
 
-def genai_config(config: Any, context_length: int, stop_tokens: tuple[int, ...]) -> dict[str, Any]:
+def genai_config(config: Any, context_length: int, stop_tokens: tuple[int, ...], cache: Cache) -> dict[str, Any]:
     """What stock onnxruntime-genai reads."""
     pad = config.pad_token_id if config.pad_token_id is not None else (stop_tokens[0] if stop_tokens else 0)
     decoder = {
         "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
         "filename": GRAPH,
-        "head_size": head_size(config),
+        "head_size": cache.size,
         "hidden_size": config.hidden_size,
         "num_attention_heads": config.num_attention_heads,
         "num_hidden_layers": config.num_hidden_layers,
-        "num_key_value_heads": getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
+        "num_key_value_heads": cache.heads,
         "inputs": {
             "input_ids": "input_ids",
             "attention_mask": "attention_mask",

@@ -26,6 +26,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
 from qia3.errors import BaseModelError, first_line
+from qia3.graph.scores import own_window, taken_apart
 from qia3.ia3.roles import attention, device_of
 
 WATCH = "qia3_watch"
@@ -46,11 +47,14 @@ class Call:
     scaling: float | None
     extra: dict[str, Any]
     answer: Tensor
+    by_hand: bool = False
 
     @property
     def layer(self) -> int | None:
-        """The index that the module keeps its keys and values under."""
+        """The index that the module keeps its keys and values under; where it computes by hand, that of its layer."""
         index = getattr(self.module, "layer_idx", None)
+        if index is None and self.by_hand:
+            index = next((int(part) for part in self.name.split(".") if part.isdigit()), None)
         return index if isinstance(index, int) else None
 
     @property
@@ -91,10 +95,15 @@ def watch(model: PreTrainedModel, answers: Sequence[Tensor] | None = None) -> Wa
 
     def attend(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, *rest: Any, **extra: Any) -> tuple[Tensor, None]:
         extra |= dict(zip(("attention_mask", "scaling", "dropout"), rest, strict=False))
-        mask = extra.pop("attention_mask", None)
-        answer = _eager(module)(module, q, k, v, mask, **extra)[0] if answers is None else answers[len(seen.calls)]
-        scaling = extra.pop("scaling", None)
-        seen.calls.append(Call(module, names[module], q, k, v, mask, scaling, extra, answer))
+        mask, made = extra.pop("attention_mask", None), extra.pop("made", None)
+        if made is not None:
+            answer, (scaling, mask) = made.answer, taken_apart(made.scores, q, k)
+            extra = {"sliding_window": own_window(module)}
+        else:
+            answer = _eager(module)(module, q, k, v, mask, **extra)[0] if answers is None else None
+            scaling = extra.pop("scaling", None)
+        answer = answer if answers is None else answers[len(seen.calls)]
+        seen.calls.append(Call(module, names[module], q, k, v, mask, scaling, extra, answer, made is not None))
         return answer, None
 
     def keep(name: str, module: nn.Module) -> Any:

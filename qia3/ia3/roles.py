@@ -32,6 +32,7 @@ from qia3.base.calibrate import layer_stacks
 from qia3.base.modules import GridLinear
 from qia3.bundle.sites import Site
 from qia3.errors import BaseModelError, first_line
+from qia3.ia3.by_hand import handed_over
 from qia3.ia3.refusals import (
     beside_the_text,
     experts,
@@ -265,9 +266,10 @@ def attention(model: PreTrainedModel, implementation: str) -> Any:
     configs = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}.values()
     before = [(c, c._attn_implementation) for c in configs]
     try:
-        for config, _ in before:
-            config._attn_implementation = implementation
-        yield
+        with handed_over(model, implementation) as by_hand:
+            for config, _ in before if not by_hand else ():
+                config._attn_implementation = implementation
+            yield
     finally:
         for config, name in before:
             config._attn_implementation = name

@@ -1,0 +1,152 @@
+"""Attention that a model's own code computes by hand, seen as if it came through transformers' attention interface.
+
+Falcon, BLOOM, MPT, GPT-J, CodeGen, GPT-Neo and XGLM do not ask transformers for an attention function. Their modules
+write out
+
+    scores = q k^T          softmax(a scores + bias + mask)          out = probabilities v
+
+in one of several ways: matmul, bmm, baddbmm or torch's own function for all three, heads in a dimension of their own or
+beside the batch. While such a module runs, torch's functions are watched (TorchFunctionMode): the product of two activations before the softmax has
+the queries and the keys, the first one after it the values. The registered function gets them in the interface's
+layout, with what the module made of them (`Made`); what it answers takes the place of the last product. So the probe
+of roles, the watch and the graph work on these models as on all others, and no list of them is kept.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from transformers import AttentionInterface, PreTrainedModel
+
+INTERFACE = "ALL_ATTENTION_FUNCTIONS"  # what a file that asks transformers has
+PRODUCTS = ("matmul", "__matmul__", "bmm", "baddbmm")
+FUSED = "scaled_dot_product_attention"
+HIDDEN = torch.finfo(torch.float32).min
+Attend = Callable[..., tuple[Tensor, Any]]
+
+
+@dataclass(frozen=True)
+class Made:
+    """By the module itself: `scores` [B, H, S, T] as they went into the softmax, and `answer` [B, S, H, d]."""
+
+    scores: Tensor
+    answer: Tensor
+
+
+def by_hand(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules of attention whose files do not ask transformers which function to call, the innermost, by name."""
+    found = {
+        name: module
+        for name, module in model.named_modules()
+        if "attention" in type(module).__name__.lower() and not hasattr(sys.modules[type(module).__module__], INTERFACE)
+    }
+    return {n: m for n, m in found.items() if not any(other.startswith(n + ".") for other in found)}
+
+
+@contextmanager
+def handed_over(model: PreTrainedModel, implementation: str) -> Iterator[bool]:
+    """Every module that computes attention by hand hands it to the registered function of this name instead.
+
+    Yields whether there are any: the implementation that their model's configuration names is what they go by, for the
+    masks they need and for what they compute (Falcon's with alibi adds it twice if it is "eager").
+    """
+    modules = by_hand(model)
+    if model.config.is_encoder_decoder:  # its graphs have attention of other kinds, too
+        modules = {}
+    attend = AttentionInterface().get(implementation)
+    try:
+        for module in modules.values():
+            module.__dict__["forward"] = _watched(module, attend)
+        yield bool(modules)
+    finally:
+        for module in modules.values():
+            del module.__dict__["forward"]
+
+
+def _watched(module: nn.Module, attend: Attend) -> Callable[..., Any]:
+    original = module.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        with _Handing(module, attend, hidden.shape[0]):
+            return original(*args, **kwargs)
+
+    return forward
+
+
+class _Handing(TorchFunctionMode):
+    """Watches one call of a module. `batch` tells heads from rows where they are one dimension."""
+
+    def __init__(self, module: nn.Module, attend: Attend, batch: int | torch.SymInt) -> None:
+        super().__init__()
+        self.module, self.attend, self.batch = module, attend, batch
+        self.factors: tuple[Tensor, Tensor] | None = None
+        self.scores: Tensor | None = None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if name == FUSED:
+            return self._fused(*args, **kwargs)
+        result = func(*args, **kwargs)
+        if name == "softmax" and self.factors is not None:
+            self.scores = args[0] if args else kwargs["input"]
+        elif name in PRODUCTS and (factors := _activations(name, args, kwargs)) is not None:
+            if self.scores is None:
+                self.factors = factors
+            else:
+                return self._answer(factors[1], result)
+        return result
+
+    def _fused(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        """torch's own function, written out."""
+        groups = q.shape[1] // k.shape[1]
+        keys, values = (t.repeat_interleave(groups, 1) if groups > 1 else t for t in (k, v))
+        scores = q @ keys.transpose(-1, -2) * (q.shape[-1] ** -0.5 if scale is None else scale)
+        shown = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril() if is_causal else attn_mask
+        if shown is not None:
+            scores = scores.masked_fill(~shown, HIDDEN) if shown.dtype is torch.bool else scores + shown
+        made = scores.softmax(-1) @ values
+        out, _ = self.attend(self.module, q, k, v, None, scaling=None, made=Made(scores, made.transpose(1, 2)))
+        return out.transpose(1, 2)
+
+    def _answer(self, values: Tensor, made: Tensor) -> Tensor:
+        """What stands for the product of probabilities and values, in its own layout."""
+        assert self.factors is not None
+        assert self.scores is not None
+        q, k = self.factors[0], self.factors[1].transpose(-1, -2)
+        q, k, v, scores, answer = (self._heads_apart(t) for t in (q, k, values, self.scores, made))
+        self.factors = self.scores = None
+        out, _ = self.attend(self.module, q, k, v, None, scaling=None, made=Made(scores, answer.transpose(1, 2)))
+        return out.transpose(1, 2).reshape(made.shape)
+
+    def _heads_apart(self, x: Tensor) -> Tensor:
+        """[B, H, n, m] of that or of [B H, n, m]."""
+        return x if x.dim() == 4 else x.reshape(self.batch, x.shape[0] // self.batch, *x.shape[1:])
+
+
+def _activations(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor] | None:
+    """The two factors, unless one is a weight."""
+    if name == "baddbmm":
+        rest = [*args[1:3], *(kwargs[n] for n in ("batch1", "batch2") if n in kwargs)]
+    else:
+        rest = [*args[:2], *(kwargs[n] for n in ("other", "mat2") if n in kwargs)]
+    first, second = rest
+    return (first, second) if first.dim() == second.dim() and first.dim() > 2 else None
