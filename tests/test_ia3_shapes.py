@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from families import FAMILIES, label, random_model
 from tiny import DECODERS, tiny
 from tiny_seq2seq import SEQ2SEQ, tiny_seq2seq
 
@@ -16,6 +17,8 @@ from qia3.base.stages import prompt_only
 from qia3.describe import dense_layers, linear_layers
 from qia3.errors import BaseModelError
 from qia3.footprint.shapes import Form, total
+from qia3.graph.attention import forms_of
+from qia3.graph.watch import watch
 from qia3.ia3 import shapes
 from qia3.ia3.roles import find_roles
 from qia3.ia3.shapes import read_shapes
@@ -55,6 +58,18 @@ def test_a_configuration_tells_what_the_model_does(family, tmp_path, monkeypatch
     assert [Form("int4", 32).block_of(t) for t in found.tables if t.quantisable] == [
         s.block_size for s in tables.values()
     ]
+
+
+@pytest.mark.parametrize(
+    "name", ["llama", "falcon, new decoder architecture", "gpt_bigcode, one key head", "minicpm3, latent attention"]
+)
+def test_heads_are_those_that_the_graph_keeps(name, tmp_path, monkeypatch):
+    """Repeated by the model itself, or made of something smaller: what the configuration calls them is another matter."""
+    monkeypatch.setattr(shapes, "WIDE", 8)
+    model = random_model(next(f for f in FAMILIES if label(f) == name))
+    model.config.save_pretrained(tmp_path)
+    shape, form = read_shapes(str(tmp_path)).architecture, next(iter(forms_of(model, watch(model)).values()))
+    assert (shape.kv_heads, shape.head_size) == (form.kv_heads, form.size)
 
 
 @pytest.mark.parametrize(

@@ -15,15 +15,16 @@ from __future__ import annotations
 
 import contextlib
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
+from torch import Tensor, nn
+from transformers import AttentionInterface, AutoConfig, GenerationConfig, PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 
-from qia3.base.architecture import architecture, text_config
+from qia3.base.architecture import architecture, head_size, text_config
 from qia3.base.family import auto_class, embeddings, get_module, stays_float, weight_of
 from qia3.base.gguf_config import read_gguf_config
 from qia3.base.gguf_parts import open_gguf
@@ -34,14 +35,17 @@ from qia3.base.shards import entries
 from qia3.base.sources import ALIASES, Source, read_config, resolve
 from qia3.base.stages import prompt_only
 from qia3.base.start import decoder_start
+from qia3.bundle.ports import Cache
 from qia3.bundle.sites import Site
 from qia3.errors import BaseModelError
 from qia3.footprint.shapes import Matrix, Shapes, Table
-from qia3.ia3.roles import Roles, find_roles
+from qia3.ia3.roles import Roles, attention, device_of, find_roles
 
 FACTORS = (32, 16, 8, 4, 2, 1)  # that widths are divided by, the largest first
 WIDE = 64  # what a configuration's number is to be a width
 NARROWEST = 300_000_000  # numbers of a random model that is still made
+MULTIPLE = 8  # of which the graph's attention takes sizes of heads
+PROBE = "qia3_heads"
 NO_WIDTHS = ("token_id", "position", "window", "original_max", "num_")  # numbers that are none, by their names
 
 
@@ -156,12 +160,14 @@ def _widened(reference: str, whole: Any, narrow: Any, roles: Roles) -> Shapes:
     others = sum(p.numel() for p in whole.parameters()) - sum(
         m.numbers for m in matrices if not (m.role == "head" and head is not None and _is_table(head, tables))
     )
+    kept = _heads_kept(whole, narrow)
     config, generation = whole.config, GenerationConfig.from_model_config(whole.config)
     longest = getattr(text_config(config), "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    shape = architecture(config, longest or 0, tied, _start(config, generation))
     return Shapes(
         reference,
         config.model_type if config.is_encoder_decoder else config.get_text_config().model_type,
-        architecture(config, longest or 0, tied, _start(config, generation)),
+        shape if kept is None else replace(shape, kv_heads=kept.heads, head_size=kept.size),
         matrices,
         found,
         others - sum(table.numbers for table in found),
@@ -183,6 +189,42 @@ def _has_own_head(model: Any, reference: str) -> bool:
     with contextlib.suppress(OSError, ValueError):  # what is not written can say nothing
         raw, _ = PreTrainedConfig.get_config_dict(reference)
     return False in (raw.get("tie_word_embeddings"), getattr(model.config, "scale_decoder_outputs", None))
+
+
+def _heads_kept(whole: Any, narrow: Any) -> Cache | None:
+    """How many heads of keys and values a graph keeps, and of what size, by what both models hand to attention: a model may
+    repeat heads itself (Falcon), or make whole ones of something smaller (latent attention). Nothing for an
+    encoder-decoder, whose configuration says it.
+    """
+    if whole.config.is_encoder_decoder:
+        return None
+    keys, values = _handed(narrow)
+    groups = next(
+        n
+        for n in range(keys.shape[1], 0, -1)
+        if keys.shape[1] % n == 0 and all(t.equal(t[:, ::n].repeat_interleave(n, dim=1)) for t in (keys, values))
+    )
+    ratio = head_size(text_config(whole.config)) / head_size(text_config(narrow.config))
+    size = max(keys.shape[-1], values.shape[-1]) * ratio
+    with contextlib.suppress(BaseModelError, RuntimeError, NotImplementedError):  # code that looks at numbers
+        size = max(t.shape[-1] for t in _handed(whole))
+    return Cache(keys.shape[1] // groups, -(-int(size) // MULTIPLE) * MULTIPLE)
+
+
+def _handed(model: Any) -> tuple[Tensor, Tensor]:
+    """Keys and values [1, heads, tokens, size] of the first layer that attends."""
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def attend(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
+        seen.append((k, v))
+        shape = (q.shape[0], q.shape[2], q.shape[1], v.shape[-1])
+        return torch.zeros(shape, dtype=v.dtype, device=v.device), None
+
+    AttentionInterface.register(PROBE, attend)
+    ids = torch.arange(4, device=device_of(model))[None]
+    with attention(model, PROBE), torch.no_grad():
+        model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+    return seen[0]
 
 
 def _start(config: Any, generation: Any) -> tuple[int, ...]:
