@@ -85,12 +85,17 @@ def _import(bundle: Path, folder: Path, name: str) -> Imported:
     layers = {layer.name: layer.role for layer in manifest.linears}
     found = read_peft(folder, sites, opened.fingerprint, layers)
     whole = {s.name: found.vectors.get(s.name, np.ones(s.size, np.float32)) for s in sites}
+    alone = manifest.architecture.pooling is not None
     task = _plain(opened, name) if found.task is None else replace(found.task, name=name)
+    if found.head is not None and not (alone and task.kind == "classify"):
+        raise AdapterError(
+            f"{folder} has a head, and {'no task.json for it' if alone else 'this bundle is no encoder'}"
+        )
     with whole_or_absent(bundle, partial(read_back, adapters=[name])) as scratch:
         linked_copy(bundle, scratch, manifest.files)
-        write_adapter(scratch / ADAPTERS / f"{name}{ADAPTER}", whole, opened.fingerprint)
-        adapter = Adapter(whole, opened.fingerprint)
-        write_peft(scratch / ADAPTERS / name, adapter, sites, manifest.base.reference)
+        write_adapter(scratch / ADAPTERS / f"{name}{ADAPTER}", whole, opened.fingerprint, found.head)
+        adapter = Adapter(whole, opened.fingerprint, head=found.head)
+        write_peft(scratch / ADAPTERS / name, adapter, sites, manifest.base.reference, alone)
         seal(scratch, replace(manifest, tasks={**manifest.tasks, name: task}))
         linked_copy(bundle, scratch, files_on_disk(bundle))  # what is not the bundle's is kept and not listed
     return Imported(bundle, task, found.task is not None)
@@ -123,7 +128,11 @@ def _check_free(bundle: Path, name: str, taken: set[str]) -> None:
 
 
 def _plain(opened: Bundle, name: str) -> Task:
-    """Generation with the base's own prompt, which ends as the bundle's other tasks do, or else where it stops."""
+    """Generation with the base's own prompt, which ends as the bundle's other tasks do, or else where it stops; of an
+    encoder, embeddings.
+    """
+    if opened.architecture.pooling is not None:
+        return plain_task(name, opened.prefix, opened.suffix, "", "embed")
     end = next((task.end for task in opened.tasks.values() if task.end), "")
     if not end and opened.stop_tokens:  # tasks of an earlier version, which may say no end
         end = Tokens.read(opened.path / "tokenizer.json").tokenizer.id_to_token(opened.stop_tokens[0]) or ""
@@ -132,7 +141,7 @@ def _plain(opened: Bundle, name: str) -> Task:
 
 def _onnx_tensors(path: Path) -> tuple[Vectors, str | None]:
     adapter = read_adapter(path)
-    return adapter.vectors, adapter.base
+    return adapter.vectors | ({} if adapter.head is None else adapter.head.inputs), adapter.base
 
 
 def _peft_tensors(folder: Path) -> tuple[Vectors, str | None]:

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
+from qia3.base.family import is_encoder
 from qia3.base.kind import check_kind
 from qia3.base.load import Asked, load_base
 from qia3.base.text import read_base_text
@@ -25,6 +26,7 @@ from qia3.tokens import SLOT
 from qia3.train import processes
 from qia3.train.data import Data, read_task
 from qia3.train.fit import fitted
+from qia3.train.headed import check_task, settings_of
 from qia3.train.prompts import check_end, wrapping
 from qia3.train.start import check_start
 from qia3.train.task import Job, load_task, train_task
@@ -92,7 +94,12 @@ def measured(plan: Build, jobs: list[Job]) -> list[Job]:
     """
     text = read_base_text(plan.base.model)
     check_kind(text.config, plan.base.model)
-    context = min(plan.export.context_length, text.positions or plan.export.context_length)
+    context, reads = (
+        min(plan.export.context_length, text.positions or plan.export.context_length),
+        is_encoder(text.config),
+    )
+    if reads:
+        jobs = [_headed(plan, job) for job in jobs]
     warnings: dict[str, None] = {}
     fit: dict[str, Data] = {}
     for job in jobs:
@@ -100,8 +107,9 @@ def measured(plan: Build, jobs: list[Job]) -> list[Job]:
         asked = [
             prompt.replace(SLOT, e.text) for e in job.data.first(TRIED) for prompt in {*task.prompts, task.question}
         ]
-        wrap = wrapping(text.tokenizer, text.generation_config, task.chat, task.end, asked, text.start)
-        check_end(text.tokens, wrap.end, task.end is not None or text.names_end, task.name)
+        wrap = wrapping(text.tokenizer, text.generation_config, task.chat, task.end, asked, text.start, reads)
+        if not reads:
+            check_end(text.tokens, wrap.end, task.end is not None or text.names_end, task.name)
         warnings |= dict.fromkeys(wrap.warnings)
         users = [other.settings for other in jobs if task.name in (other.task.name, *other.task.mixture)]
         fit[task.name] = fitted(task, job.data, text.tokens, wrap, users, plan.seed, context)
@@ -111,6 +119,17 @@ def measured(plan: Build, jobs: list[Job]) -> list[Job]:
         replace(job, data=fit[job.task.name], mixed=tuple((task, fit[task.name]) for task, _ in job.mixed))
         for job in jobs
     ]
+
+
+def _headed(plan: Build, job: Job) -> Job:
+    """A task on an encoder, whose answers are the labels of a head. Raises ConfigError."""
+    if plan.base.bits is not None:
+        raise ConfigError(
+            "bits chooses layers by the words that a base writes, and an encoder writes none; name layers with eight_bit or blocks"
+        )
+    examples = (*job.data.train, *job.data.test, *job.data.validation)
+    check_task(job.task, job.settings, any(e.choices for e in examples) or not job.data.choices)
+    return replace(job, settings=settings_of(job.settings), ranking="sum")
 
 
 def _tests(jobs: list[Job]) -> dict[str, tuple[Example, ...]]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ import click
 from qia3 import __version__
 from qia3.console import fact_lines, print_result, progress_on_stderr, run_command
 from qia3.errors import ConfigError
+from qia3.names import NONE
 
 if TYPE_CHECKING:
     from qia3.bundle.opened import Bundle
@@ -216,6 +217,7 @@ def export(
     metavar="ANSWER",
     help="An answer to rank, given once for each (default: the task's).",
 )
+@click.option("--embed", is_flag=True, help="Print the text's embedding, as JSON (of an encoder).")
 @click.option(
     "--packed",
     type=FILE,
@@ -231,6 +233,7 @@ def run(
     task: str | None,
     max_new_tokens: int | None,
     choices: tuple[str, ...],
+    embed: bool,
     packed: Path | None,
     beams: int | None,
     length_penalty: float | None,
@@ -242,13 +245,16 @@ def run(
 ) -> None:
     """Ask a bundle one thing.
 
-    Prints a label where the task classifies, and text as it comes where the task generates.
+    Prints a label where the task classifies, text as it comes where the task generates, and an embedding where an
+    encoder has no task.
     """
     from qia3.bundle.opened import Bundle
     from qia3.runtime.adapters import AdapterBank
     from qia3.runtime.answer import classify, reply, task_of
     from qia3.runtime.decoding import Decoding
+    from qia3.runtime.encoder import Encoder
     from qia3.runtime.load import open_engine
+    from qia3.runtime.texts import embed_texts
 
     decoding = Decoding(
         beams or 1,
@@ -259,10 +265,20 @@ def run(
         seed=seed,
     )
     opened = Bundle.open(bundle)
-    name = adapter or _only_adapter(opened)
+    name = adapter or (NONE if embed else _only_adapter(opened))
     vectors = AdapterBank(opened).vectors(name)
     engine = open_engine(opened, packed=packed)
+    if embed and not isinstance(engine, Encoder):
+        raise ConfigError(f"{bundle} is no encoder: --embed is for one")
     job = task_of(engine, name, task)
+    if isinstance(engine, Encoder) and (embed or job.kind == "embed"):
+        _check_asked(
+            replace(job, kind="embed"),
+            choices,
+            {"max-new-tokens": max_new_tokens, "beams": beams, "temperature": temperature},
+        )
+        click.echo(json.dumps([round(float(x), 6) for x in embed_texts(engine, [text], name)[0]]))
+        return
     _check_asked(job, choices, {"max-new-tokens": max_new_tokens, "beams": beams, "temperature": temperature})
     facts: dict[str, Any] = {"adapter": name, "task": job.name}
     if job.kind == "classify":
@@ -282,13 +298,16 @@ def _check_asked(task: Task, choices: Sequence[str], generating: Mapping[str, ob
     """Raises ConfigError for options that a task of this kind has no use for, and choices that are none. `generating`
     are those of a task that generates, by name; None: not given.
     """
+    if task.kind == "embed" and choices:
+        raise ConfigError("an embedding has no choices: --choice is for a task that classifies")
     if task.kind == "generate":
         if choices:
             raise ConfigError(f"task {task.name!r} generates text: --choice is for a task that classifies")
         return
     for name, value in generating.items():
         if value is not None:
-            raise ConfigError(f"task {task.name!r} classifies: --{name} is for a task that generates")
+            does = "gives an embedding" if task.kind == "embed" else "classifies"
+            raise ConfigError(f"task {task.name!r} {does}: --{name} is for a task that generates")
     if not all(choice.strip() for choice in choices):
         raise ConfigError("--choice is an answer, and one of them is empty")
     if doubled := sorted({choice for choice in choices if choices.count(choice) > 1}):

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from qia3 import __version__
 from qia3.base.architecture import architecture, text_config
-from qia3.base.family import stacks
+from qia3.base.family import is_encoder, positions_of, stacks
 from qia3.base.frozen import BaseModel
 from qia3.base.modules import GridEmbedding, grid_linears, named_modules
 from qia3.base.start import start_of
@@ -53,6 +53,8 @@ PACKAGES = ("torch", "transformers", "onnxruntime", "onnx-ir", "onnx", "numpy", 
 
 def positions(plan: Build, base: BaseModel) -> int:
     """The context that the graphs are made for: as the plan asks, within what the base was made for."""
+    if is_encoder(base.model.config):
+        return min(plan.export.context_length, positions_of(base.model) or 10**9)
     return min(
         plan.export.context_length,
         getattr(text_config(base.model.config), "max_position_embeddings", None) or 10**9,
@@ -119,22 +121,21 @@ def describe(
     )
 
 
-def places(pair: bool) -> dict[str, tuple[str, str]]:
-    """Where the graphs of a bundle and their data lie, by what they do; an encoder and its decoder are a pair."""
-    if not pair:
-        return {DECODER: (GRAPH, DATA)}
+def places(model: Any) -> dict[str, tuple[str, str]]:
+    """Where the graphs of a bundle and their data lie, by what they do."""
+    if not model.config.is_encoder_decoder:
+        return {ENCODER if is_encoder(model.config) else DECODER: (GRAPH, DATA)}
     return {ENCODER: (ENCODER_GRAPH, SHARED_DATA), DECODER: (DECODER_GRAPH, SHARED_DATA)}
 
 
 def _graphs(plan: Build, base: BaseModel, sites: Sequence[Site], level: int) -> dict[str, Graph]:
     """Each with the sites of its own layers."""
-    pair = base.model.config.is_encoder_decoder
-    files = places(pair)
-    encoder = next(iter(stacks(base.model))) if pair else None
+    files = places(base.model)
+    encoder = next(iter(stacks(base.model))) if len(files) > 1 else None
     found: dict[str, list[Vector]] = {name: [] for name in files}
     for site in sites:
         inside = encoder is not None and site.module.startswith(f"{encoder}.")
-        found[ENCODER if inside else DECODER].append(Vector.of(site))
+        found[ENCODER if inside or DECODER not in found else DECODER].append(Vector.of(site))
     export = plan.export
     return {
         name: Graph(file, data, export.target, level, export.logits, tuple(found[name]))

@@ -23,6 +23,7 @@ from qia3.base.frozen import BaseModel
 from qia3.base.recode import recode
 from qia3.bundle.adapter import as_inputs
 from qia3.bundle.checked import decode
+from qia3.bundle.head import Head
 from qia3.bundle.manifest import DECODER, ENCODER
 from qia3.bundle.records import Drift, Parity
 from qia3.bundle.sites import Vectors
@@ -30,6 +31,7 @@ from qia3.config import Build
 from qia3.describe import places, positions
 from qia3.examples import Example
 from qia3.graph.forced import OrtDecoder, torch_choices, torch_logits
+from qia3.graph.forced_encoder import OrtEncoder
 from qia3.graph.forced_seq2seq import OrtPair
 from qia3.graph.parity import REMEDY, Agreement, Floats, check, compare
 from qia3.graph.passes import AccuracyLevel
@@ -40,24 +42,28 @@ from qia3.train.compute import computing
 from qia3.train.task import Trained
 
 Tests = Mapping[str, Sequence[Example]]
+Opened = OrtDecoder | OrtPair | OrtEncoder
 
 
 @dataclass(frozen=True)
 class Case:
-    """Prompts, the tokens forced after each, and torch's logits [T, V] of them all, wearing `vectors`."""
+    """Prompts, the tokens forced after each, and torch's logits [T, V] of them all, wearing `vectors`. An encoder's have
+    no tokens after them, and its logits are those of `head`, or without one its states [T, hidden].
+    """
 
     vectors: Vectors
     forced: Sequence[tuple[list[int], list[int]]]
     reference: Floats
+    head: Head | None = None
 
     def by_torch(self, adapted: AdaptedBase) -> Agreement:
         """The same tokens through the model as it is now."""
         with adapted.wearing(self.vectors):
-            return compare(self.reference, _logits(adapted.model, self.forced))
+            return compare(self.reference, _logits(adapted.model, self.forced, self.head))
 
-    def by_ort(self, decoder: OrtDecoder | OrtPair) -> Agreement:
+    def by_ort(self, decoder: Opened, merged: bool) -> Agreement:
         """The same tokens through a graph, the vectors fed to it."""
-        fed = as_inputs(self.vectors)
+        fed = as_inputs(self.vectors) | ({} if self.head is None or merged else self.head.inputs)
         return compare(self.reference, np.concatenate([decoder.logits(*pair, fed) for pair in self.forced]))
 
 
@@ -73,7 +79,7 @@ def gate(
 
     The graphs are opened one level after the other: each session holds the weights packed in a form of its own.
     """
-    shipped = {name: folder / file for name, (file, _) in places(bool(adapted.base.start)).items()}
+    shipped = {name: folder / file for name, (file, _) in places(adapted.model).items()}
     # beside the weight file that they share
     exact = {name: path.with_name(f"exact-{path.name}") for name, path in shipped.items()}
     for name, graph in graphs.items():
@@ -84,7 +90,7 @@ def gate(
     for kind, paths in (("exact", exact), ("shipped", shipped)):
         opened = _opened(paths, adapted.base)
         for name, case in cases.items():
-            found[name][kind] = case.by_ort(opened)
+            found[name][kind] = case.by_ort(opened, not adapted.scaled)
         del opened
     for path in exact.values():
         path.unlink()
@@ -95,7 +101,9 @@ def gate(
     return {name: decode(Parity, {kind: a.to_dict() for kind, a in both.items()}) for name, both in found.items()}
 
 
-def _opened(paths: Mapping[str, Path], base: BaseModel) -> OrtDecoder | OrtPair:
+def _opened(paths: Mapping[str, Path], base: BaseModel) -> Opened:
+    if DECODER not in paths:
+        return OrtEncoder.read(paths[ENCODER])
     if ENCODER in paths:
         return OrtPair.read(paths[ENCODER], paths[DECODER], base.start)
     return OrtDecoder(paths[DECODER])
@@ -116,22 +124,24 @@ def recoded(plan: Build, adapted: AdaptedBase, trained: Sequence[Trained], tests
 def _cases(plan: Build, adapted: AdaptedBase, trained: Sequence[Trained], tests: Tests) -> dict[str, Case]:
     """The base alone and each adapter; of a merged model, whose vectors are in its scales, the model as it is."""
     if adapted.scaled:
-        worn: dict[str, tuple[Vectors, Sequence[Trained]]] = {NONE: ({}, trained)}
-        worn |= {t.task.name: (t.vectors, [t]) for t in trained}
+        worn: dict[str, tuple[Vectors, Head | None, Sequence[Trained]]] = {NONE: ({}, None, trained)}
+        worn |= {t.task.name: (t.vectors, t.head, [t]) for t in trained}
     else:
-        worn = {t.task.name: ({}, [t]) for t in trained}
+        worn = {t.task.name: ({}, t.head, [t]) for t in trained}
     with computing(adapted.model, torch.float32):
-        return {name: _case(plan, adapted, vectors, asked, tests) for name, (vectors, asked) in worn.items()}
+        return {name: _case(plan, adapted, *given, tests) for name, given in worn.items()}
 
 
-def _case(plan: Build, adapted: AdaptedBase, vectors: Vectors, asked: Sequence[Trained], tests: Tests) -> Case:
+def _case(
+    plan: Build, adapted: AdaptedBase, vectors: Vectors, head: Head | None, asked: Sequence[Trained], tests: Tests
+) -> Case:
     """torch's own choices after prompts of these tasks, and its logits."""
     with adapted.wearing(vectors):
         prompts = _prompts(plan, adapted, asked, tests)
         size, most = positions(plan, adapted.base), plan.parity.decode_steps
         counts = [min(most, max(0, size - _taken(adapted.base, prompt))) for prompt in prompts]
         forced = [(p, torch_choices(adapted.model, p, count)) for p, count in zip(prompts, counts, strict=True)]
-        return Case(vectors, forced, _logits(adapted.model, forced))
+        return Case(vectors, forced, _logits(adapted.model, forced, head), head)
 
 
 def _taken(base: BaseModel, prompt: Sequence[int]) -> int:
@@ -139,8 +149,8 @@ def _taken(base: BaseModel, prompt: Sequence[int]) -> int:
     return len(base.start or prompt)
 
 
-def _logits(model: Any, forced: Sequence[tuple[list[int], list[int]]]) -> Floats:
-    return np.concatenate([torch_logits(model, *pair) for pair in forced])
+def _logits(model: Any, forced: Sequence[tuple[list[int], list[int]]], head: Head | None) -> Floats:
+    return np.concatenate([torch_logits(model, *pair, head) for pair in forced])
 
 
 def _prompts(plan: Build, adapted: AdaptedBase, asked: Sequence[Trained], tests: Tests) -> list[list[int]]:

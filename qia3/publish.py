@@ -13,13 +13,14 @@ from typing import Any
 
 import onnx_ir as ir
 
-from qia3.base.family import embeddings
+from qia3.base.family import embeddings, is_encoder
 from qia3.base.frozen import BaseModel
 from qia3.base.stages import prompt_only
 from qia3.bundle.adapter import Adapter, write_adapter
 from qia3.bundle.checked import decode
 from qia3.bundle.folder import whole_or_absent
-from qia3.bundle.manifest import DECODER, Manifest
+from qia3.bundle.head import Head
+from qia3.bundle.manifest import DECODER, ENCODER, Manifest
 from qia3.bundle.opened import Bundle
 from qia3.bundle.peft import write_peft
 from qia3.bundle.ports import Cache
@@ -29,11 +30,13 @@ from qia3.describe import dense_layers, describe, linear_layers, places, positio
 from qia3.footprint.documents import seal
 from qia3.footprint.measure import measure
 from qia3.gate import Tests, gate, recoded
+from qia3.graph.encoder import export_encoder
 from qia3.graph.export import cache_of, export_decoder
 from qia3.graph.export_seq2seq import export_seq2seq
 from qia3.graph.external import write_graphs
 from qia3.graph.loader_configs import write_configs, write_tokenizer
 from qia3.graph.preflight import preflight
+from qia3.graph.preflight_encoder import preflight_encoder
 from qia3.graph.preflight_seq2seq import preflight_seq2seq
 from qia3.ia3.adapted import AdaptedBase
 from qia3.names import ADAPTER
@@ -55,6 +58,9 @@ def exported(plan: Build, adapted: AdaptedBase) -> Graphs:
     say("exporting the graph and comparing it with torch, before anything is trained")
     settings = (positions(plan, base), target.accuracy_level, plan.export.logits, target.vectors == "required")
     limit = plan.parity.max_difference
+    if is_encoder(base.model.config):
+        positions_, level, _, required = settings
+        return {ENCODER: preflight_encoder(base.model, adapted.scaled, positions_, level, required, limit)}
     if base.start:
         return preflight_seq2seq(base.model, adapted.scaled, *settings, limit)
     return {DECODER: preflight(base.model, adapted.scaled, *settings, limit)}
@@ -74,11 +80,11 @@ def publish(plan: Build, adapted: AdaptedBase, trained: Sequence[Trained], tests
     with alone(plan.output_folder, say), whole_or_absent(plan.output_folder, read_back) as folder:
         if not side or drift is not None:  # other weights than those that `graphs` hold
             say("exporting the graph")
-            graphs = _again(plan, base)
-        files = places(bool(base.start))
-        data = files[DECODER][1]
+            graphs = _again(plan, base, None if side else trained[0].head)
+        files = places(base.model)
+        data = files[DECODER if DECODER in files else ENCODER][1]
         regions = write_graphs({files[n][0]: g for n, g in graphs.items()}, data, folder, _vocabulary(base.model))
-        cache = cache_of(graphs[DECODER])
+        cache = cache_of(graphs[DECODER]) if DECODER in graphs else None
         manifest = describe(
             plan, base, adapted.scaled, trained, linears, dense, regions, target.accuracy_level, cache, drift
         )
@@ -92,9 +98,12 @@ def publish(plan: Build, adapted: AdaptedBase, trained: Sequence[Trained], tests
     return plan.output_folder
 
 
-def _again(plan: Build, base: BaseModel) -> Graphs:
+def _again(plan: Build, base: BaseModel, head: Head | None) -> Graphs:
     target = load_target(plan.export.target)
     settings = (target.accuracy_level, positions(plan, base), plan.export.logits, target.vectors == "required")
+    if is_encoder(base.model.config):
+        level, positions_, _, required = settings
+        return {ENCODER: export_encoder(base.model, level, positions_, required, head)}
     if base.start:
         return export_seq2seq(base.model, *settings)
     return {DECODER: export_decoder(base.model, *settings)}
@@ -111,24 +120,29 @@ def _write_files(adapted: AdaptedBase, trained: Sequence[Trained], folder: Path,
     base = adapted.base
     for t in trained if adapted.scaled else ():
         place = folder / "adapters" / t.task.name
-        write_adapter(place.with_name(f"{t.task.name}{ADAPTER}"), t.vectors, base.fingerprint)
-        write_peft(place, Adapter(t.vectors, base.fingerprint), adapted.sites, manifest.base.reference)
+        write_adapter(place.with_name(f"{t.task.name}{ADAPTER}"), t.vectors, base.fingerprint, t.head)
+        adapter = Adapter(t.vectors, base.fingerprint, head=t.head)
+        write_peft(place, adapter, adapted.sites, manifest.base.reference, is_encoder(base.model.config))
     write_tokenizer(base.tokenizer, folder)
+    labels = None if adapted.scaled else trained[0].choices
     shape = manifest.architecture
     cache = Cache(shape.kv_heads, shape.head_size)
-    write_configs(base.model, folder, shape.context_length, manifest.stop_tokens, cache)
+    write_configs(base.model, folder, shape.context_length, manifest.stop_tokens, cache, labels)
 
 
 def _evaluation(folder: Path, trained: Sequence[Trained], tests: Tests, side: bool) -> dict[str, HeldOut]:
-    """Held-out scores of the bundle itself: without the adapter and with it (merged: with it only)."""
+    """Held-out scores of the bundle itself: without the adapter and with it (merged, and of an encoder, which tells
+    labels by its adapter's head: with it only).
+    """
     bundle = Bundle.open(folder)
     engine, bank = open_engine(bundle), AdapterBank(bundle)
     results: dict[str, HeldOut] = {}
+    without = side and bundle.architecture.pooling is None
     for t in trained:
         name = t.task.name
         say(f"evaluating {name} on {t.task.test.name}")
         scores = {}
-        for when, adapter in [*([("before", None)] if side else []), ("after", name)]:
+        for when, adapter in [*([("before", None)] if without else []), ("after", name)]:
             track = partial(bar, title=f"{'with' if adapter else 'without'} its adapter")
             scores[when] = evaluate(engine, bank, tests[name], adapter, name, track).to_dict()
         results[name] = decode(HeldOut, {"n": scores["after"]["n"], **scores})

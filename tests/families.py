@@ -23,17 +23,21 @@ import numpy as np
 import onnxruntime as ort
 import torch
 from tiny import GPT2, SHAPE, WIDE, ids, random_vectors
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from qia3.base.family import auto_class, is_encoder
 from qia3.base.kind import check_kind
 from qia3.base.modules import GridEmbedding, GridLinear
 from qia3.base.quantise import Grid, quantise_model
 from qia3.bundle.layout import GRAPH
 from qia3.errors import AdapterError, BaseModelError
 from qia3.graph.external import write_graph
+from qia3.graph.forced_encoder import OrtEncoder
+from qia3.graph.in_memory import opened
 from qia3.graph.passes import AccuracyLevel
 from qia3.graph.preflight import preflight
+from qia3.graph.preflight_encoder import preflight_encoder
 from qia3.ia3.roles import find_roles
 from qia3.ia3.vectors import Scaled, attach, fold, set_vectors, start_vectors
 
@@ -171,7 +175,22 @@ FAMILIES = [
                                     "layer_types": ["sliding_attention", "full_attention"]}, apart=True),
     Family("gemma4_text", SHAPE, r"heads of another size or number than in layer 0"),
     Family("modernbert-decoder", WIDE | {"local_attention": 8}, note="window in two layers of three"),
-    Family("bert", WIDE, r"is an encoder, or a decoder that is one part of a larger model \(bert"),
+    Family("bert", WIDE, note="encoder", apart=True),  # built whole in test_build_encoder.py
+    Family("roberta", WIDE, note="encoder", apart=True),
+    Family("xlm-roberta", WIDE, note="encoder", apart=True),
+    Family("camembert", WIDE, note="encoder", apart=True),
+    Family("electra", WIDE | {"embedding_size": 64}, note="encoder", apart=True),
+    Family("distilbert", {"vocab_size": 101, "dim": 96, "hidden_dim": 160, "n_layers": 2, "n_heads": 6, "max_position_embeddings": 64},
+           note="encoder", apart=True),
+    Family("modernbert", WIDE | {"local_attention": 10, "global_attn_every_n_layers": 2}, note="encoder, window in one layer of two",
+           apart=True),
+    Family("nomic_bert", WIDE, note="encoder", apart=True),
+    Family("eurobert", SHAPE, note="encoder", apart=True),
+    Family("esm", WIDE | {"position_embedding_type": "rotary"}, note="encoder", apart=True),
+    Family("deberta-v2", WIDE | {"relative_attention": True, "pos_att_type": ["p2c", "c2p"]},
+           r"its attention is computed in code of its own \(DisentangledSelfAttention\), and is more than", note="encoder"),
+    Family("mpnet", WIDE, r"no form for scores of another formula", note="encoder"),
+    Family("albert", WIDE, r"attention that runs several times in", note="encoder, one layer for all"),
     Family("whisper", {"vocab_size": 101, "d_model": 96}, r"is an encoder-decoder \(whisper\)"),
 ]  # fmt: skip
 
@@ -188,7 +207,8 @@ def random_model(family: Family) -> PreTrainedModel:
     config = AutoConfig.for_model(family.kind, **family.config)
     check_kind(config, "it")
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(
+    made = auto_class(config)
+    model = made.from_config(
         config, attn_implementation="eager" if family.eager else "sdpa", dtype=torch.float32
     ).eval()
     with torch.no_grad():
@@ -215,6 +235,8 @@ def outcome(family: Family) -> Works | str:
         model = copy.deepcopy(oracle)
         quantise_model(model, Grid(32, False))
         scaled = attach(model, find_roles(model).sites)
+        if is_encoder(model.config):
+            return _of_encoder(oracle, model, scaled)
         graph = preflight(model, scaled, POSITIONS, 4, "last", False, 1e-3)
     except BaseModelError as error:
         return str(error)
@@ -252,6 +274,30 @@ def _merged(model: PreTrainedModel, scaled: dict[str, Scaled], vectors: dict[str
     except AdapterError:
         return False
     return True
+
+
+def _of_encoder(oracle: PreTrainedModel, model: Any, scaled: dict[str, Scaled]) -> Works:
+    """The same of an encoder's states, in parts of the largest. Raises BaseModelError."""
+    graph = preflight_encoder(model, scaled, POSITIONS, 4, False, 1e-3)
+    vectors = random_vectors(scaled)
+    _as_quantised(oracle, model, scaled, vectors)
+    AccuracyLevel(0)(graph)
+    session, held = opened(graph, "encoder")
+    rows = [ids(1, n, seed=n)[0].tolist() for n in LENGTHS]
+    with torch.no_grad():
+        expected = [oracle(input_ids=torch.tensor([row]))[0][0].numpy() for row in rows]
+    fed, run = {name: v.reshape(1, 1, -1) for name, v in vectors.items()}, OrtEncoder(session)
+    alone = [run.rows([row], fed)["last_hidden_state"][0] for row in rows]
+    batch = [found[: len(row)] for found, row in zip(run.rows(rows, fed)["last_hidden_state"], rows, strict=True)]
+    del session, held
+    found = [*alone, *batch]
+    merges = _merged(model, scaled, vectors)
+    if merges:
+        with torch.no_grad():
+            found += [model(input_ids=torch.tensor([row]))[0][0].numpy() for row in rows]
+    wanted = expected * (len(found) // len(expected))
+    difference = max(float(np.abs(f - e).max()) for f, e in zip(found, wanted, strict=True))
+    return Works(difference / max(1.0, max(float(np.abs(e).max()) for e in expected)), merges)
 
 
 def _as_quantised(
@@ -319,9 +365,10 @@ What becomes of a base, by its family: tiny random models of transformers, each 
 before it trains. "works" means that the exported graph agrees with transformers' own eager attention on the dequantised
 weights, with vectors, to 1e-4 of the largest logit: prompts of {lengths} tokens, past windows and past the lengths at
 which rotations switch, {steps} steps after each, alone and as a batch of unequal rows; that the merged model does, too;
-and that training reaches every vector. "at the side": an activation function stands between its feed-forward's vector
-and the rows that it would scale, so it cannot be merged into 4-bit weights. What is refused is refused before anything
-is trained, with the reason below. Nothing here is a list that the program reads: what a model does is watched.
+and that training reaches every vector. Of encoders the states are compared. "at the side": an activation function stands
+between its feed-forward's vector and the rows that it would scale, so it cannot be merged into 4-bit weights. What is
+refused is refused before anything is trained, with the reason below. Nothing here is a list that the program reads: what
+a model does is watched.
 
 Written by `python tests/families.py`; tests/test_families.py holds every row to it.
 

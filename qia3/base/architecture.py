@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from qia3.base.family import is_encoder
+from qia3.base.pooling import pooling_of
 from qia3.bundle.manifest import Architecture
 
 
@@ -31,6 +33,7 @@ def architecture(whole: Any, context_length: int, tied: bool, start: tuple[int, 
         tied_embedding=tied,
         encoder_layers=_encoder_config(whole).num_hidden_layers if whole.is_encoder_decoder else None,
         decoder_start=start,
+        pooling=pooling_of(whole) if is_encoder(whole) else None,
     )
 
 

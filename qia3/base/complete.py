@@ -27,6 +27,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from qia3.base.family import auto_class, embeddings, weight_of
+from qia3.base.heads import not_heads
 from qia3.base.idle import is_computed, not_idle
 from qia3.base.shards import Entry
 from qia3.errors import BaseModelError
@@ -85,7 +86,7 @@ def check_places(model: Any, found: Mapping[str, Entry]) -> None:
     """Holds the tensors of float files against an empty model. Raises BaseModelError with all that does not fit."""
     wanted = model.state_dict()
     filled, left = _places(model, wanted, found)
-    misfit = Misfit(left=not_idle(model.config, left, found))
+    misfit = Misfit(left=not_heads(model.config, not_idle(model.config, left, found), found))
     tied = tied_names(model)
     for name, tensor in wanted.items():
         sources = filled.get(name)

@@ -3,6 +3,7 @@ ids are looked up, and what of it stays in float.
 
     decoder            AutoModelForCausalLM     one stack: the model itself
     encoder-decoder    AutoModelForSeq2SeqLM    encoder, and a decoder that attends to the encoder's output as well
+    encoder            AutoModel                one stack: the model itself, without the heads that it was trained with
 
 An encoder-decoder has a table of tokens in each stack and a head, which may all be one table (T5, BART), or a head of its
 own beside one table (T5 v1.1, mT5), or one table in each stack (T5Gemma). Which it is, the weights' files say.
@@ -14,17 +15,61 @@ layers (eight_bit = ["down"], blocks = { 64 = ["down"] }) puts them on the grid.
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any
 
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
 from qia3.base.modules import GridEmbedding, GridLinear
 
 
 def auto_class(config: Any) -> Any:
     """transformers' class that loads and builds such a model."""
+    if is_encoder(config):
+        return Bodies
     return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+
+
+def is_encoder(config: Any) -> bool:
+    """Whether each token sees those after it, too: transformers has the model with a head for hidden words, and where it
+    can be a decoder as well (BERT), its configuration says that it is none.
+    """
+    kind = type(config)
+    if config.is_encoder_decoder or kind not in AutoModelForMaskedLM._model_mapping:
+        return False
+    return kind not in AutoModelForCausalLM._model_mapping or getattr(config, "is_decoder", None) is False
+
+
+class Bodies:
+    """AutoModel, without the layer that BERT and its kin put on the first token's state: it is a head of their training,
+    and nobody reads it.
+    """
+
+    @staticmethod
+    def from_config(config: Any, **given: Any) -> Any:
+        return AutoModel.from_config(config, **_without_pooler(config), **given)
+
+    @staticmethod
+    def from_pretrained(name: Any, **given: Any) -> Any:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        return AutoModel.from_pretrained(name, **_without_pooler(config), **given)
+
+
+def _without_pooler(config: Any) -> dict[str, bool]:
+    made = AutoModel._model_mapping[type(config)]
+    return {"add_pooling_layer": False} if "add_pooling_layer" in signature(made.__init__).parameters else {}
+
+
+def positions_of(model: Any) -> int | None:
+    """Tokens that a model has positions for; None where nothing says. RoBERTa and its kin count from behind the id of
+    their padding token, so that a table of 514 serves 512.
+    """
+    stated = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    words = get_module(model, "get_input_embeddings")
+    tables = [m for m in model.modules() if isinstance(m, nn.Embedding) and m is not words]
+    skipped = [t.padding_idx + 1 for t in tables if t.num_embeddings == stated and t.padding_idx is not None]
+    return stated if stated is None else int(stated) - max(skipped, default=0)
 
 
 def stacks(model: Any) -> dict[str, nn.Module]:

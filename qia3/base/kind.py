@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import AutoModelForSeq2SeqLM
 
+from qia3.base.family import is_encoder
 from qia3.errors import BaseModelError
 
 ALWAYS_DECODERS = {
@@ -15,21 +16,21 @@ ALWAYS_DECODERS = {
 
 
 def check_kind(config: Any, reference: str) -> None:
-    """Raises BaseModelError for encoders, and for encoder-decoders of something else than text.
+    """Raises BaseModelError for encoder-decoders of something else than text, and for what is one part of a larger model.
 
-    transformers would load an encoder as if each token saw only what came before it.
+    transformers would load an encoder as a decoder, as if each token saw only what came before it.
     """
     kind = config.model_type
     if config.is_encoder_decoder and not _is_of_text(config):
         raise BaseModelError(
             f"{reference} is an encoder-decoder ({kind}) of speech or images; those of text alone are read"
         )
-    if config.is_encoder_decoder:
+    if config.is_encoder_decoder or is_encoder(config):
         return
     if getattr(config, "is_decoder", None) is False and kind not in ALWAYS_DECODERS:
         raise BaseModelError(
-            f"{reference} is an encoder, or a decoder that is one part of a larger model ({kind}, is_decoder is false in its "
-            "configuration); this version exports decoders that stand alone"
+            f"{reference} is a decoder that is one part of a larger model, or an encoder of another kind than those that "
+            f"are trained on hidden words ({kind}, is_decoder is false in its configuration); this version has no form for it"
         )
 
 

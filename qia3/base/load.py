@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
 from qia3.base.calibrate import own_windows, read_text, read_windows, window_length
 from qia3.base.complete import check_places, check_report, empty_model, note_untied
 from qia3.base.drift import Rounding
-from qia3.base.family import auto_class
+from qia3.base.family import auto_class, is_encoder
 from qia3.base.frozen import BaseModel, fingerprint
 from qia3.base.gguf_codes import keep_q4_0
 from qia3.base.gguf_config import read_gguf_config
@@ -33,6 +33,7 @@ from qia3.base.kept import FORMAT, is_kept, keep, open_kept, open_named
 from qia3.base.kind import check_kind
 from qia3.base.memory import available_bytes, give_back
 from qia3.base.modules import GridLinear
+from qia3.base.pooling import note_pooling
 from qia3.base.processor import has_fast
 from qia3.base.quantise import Chosen, Grid, GridName, Mix, Uniform, quantise_model
 from qia3.base.quantised import open_quantised
@@ -178,6 +179,9 @@ def _quantised(
     check_ids(tokenizer, model.get_input_embeddings().num_embeddings)
     count, grid = parameters(model), asked.grid
     model.eval()
+    if is_encoder(model.config):
+        note_pooling(model.config, Path(source.name))
+        model.generation_config = GenerationConfig()  # which transformers gives to models that write
     if given is not None:
         grid = "nf4" if given.codes == "nf4" else "int4"
         rest = "stays float" if grid == "nf4" else "is quantised without calibration"
@@ -276,11 +280,13 @@ def _checked(source: Source) -> Any:
 
 def _calibrated(asked: Asked, config: Any) -> Asked:
     """What is asked for, less what such a model cannot give: text of its own to be calibrated on."""
-    if asked.calibration != "own" or asked.grid == "nf4" or not getattr(config, "is_encoder_decoder", False):
+    if asked.calibration != "own" or asked.grid == "nf4" or config is None:
         return asked
-    say(
-        "not calibrated: an encoder-decoder answers a text and makes none of its own; give one (calibration = PATH under [base])"
-    )
+    if not config.is_encoder_decoder and not is_encoder(config):
+        return asked
+    what = "answers a text" if config.is_encoder_decoder else "reads a text"
+    kind = "encoder-decoder" if config.is_encoder_decoder else "encoder"
+    say(f"not calibrated: an {kind} {what} and makes none of its own; give one (calibration = PATH under [base])")
     return asked.uncalibrated()
 
 

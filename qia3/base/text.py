@@ -9,6 +9,8 @@ from typing import Any
 
 from transformers import AutoConfig, GenerationConfig
 
+from qia3.base.complete import empty_model
+from qia3.base.family import is_encoder, positions_of
 from qia3.base.gguf_config import read_gguf_config
 from qia3.base.gguf_parts import open_gguf
 from qia3.base.kind import check_kind
@@ -62,6 +64,8 @@ def read_base_text(reference: str) -> BaseText:
         tokenizer = read_tokenizer(source)
     text = config.get_text_config()
     positions = getattr(text, "max_position_embeddings", None)
+    if is_encoder(config):
+        positions = positions_of(empty_model(folder))
     return BaseText(tokenizer, made, text.vocab_size, positions, _names_end(source, tokenizer, made), config)
 
 

@@ -1,8 +1,9 @@
 """An adapter: vectors, the base that they were trained on, and the task that they are for. And its form on a device.
 
 An .onnx_adapter is ONNX Runtime's own flatbuffer of named tensors. Here they are the IA³ vectors, float32 [1, 1, d], by
-graph input name; its model version is the first 28 bits of the base's fingerprint (seven hexadecimal digits), so a file
-says which base it was trained on (law 7). In memory a vector is [d]. The other form, a PEFT checkpoint, is peft.py's.
+graph input name, and of an encoder's task its head (head.py); its model version is the first 28 bits of the base's
+fingerprint (seven hexadecimal digits), so a file says which base it was trained on (law 7). In memory a vector is [d].
+The other form, a PEFT checkpoint, is peft.py's.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from qia3.bundle.head import Head
+from qia3.bundle.ports import HEAD
 from qia3.bundle.sites import VERSION_DIGITS, Vectors, base_version
 from qia3.bundle.task import Task
 from qia3.errors import AdapterError, first_line, shown
@@ -29,12 +32,14 @@ FORM = re.compile(rf"[0-9a-f]{{{VERSION_DIGITS}}}|[0-9a-f]{{64}}")  # of what an
 @dataclass(frozen=True)
 class Adapter:
     """`vectors` are [size] by site name. `base` is the fingerprint of the base, or its first seven digits where a file
-    holds no more, or None in a checkpoint that PEFT wrote. `task` is None where it came without one.
+    holds no more, or None in a checkpoint that PEFT wrote. `task` is None where it came without one. `head` is what an
+    encoder's task has besides.
     """
 
     vectors: Vectors
     base: str | None
     task: Task | None = None
+    head: Head | None = None
 
     def check_base(self, fingerprint: str, where: object) -> None:
         """Raises AdapterError if it was trained on another base than the one of this fingerprint, or says a base in
@@ -53,8 +58,8 @@ class Adapter:
 
     @property
     def inputs(self) -> Vectors:
-        """[1, 1, size] by input name, as a graph takes them; copies."""
-        return as_inputs(self.vectors)
+        """[1, 1, size] by input name, and the head, as a graph takes them; copies."""
+        return as_inputs(self.vectors) | ({} if self.head is None else self.head.inputs)
 
 
 def as_inputs(vectors: Mapping[str, NDArray[np.float32]]) -> Vectors:
@@ -62,14 +67,17 @@ def as_inputs(vectors: Mapping[str, NDArray[np.float32]]) -> Vectors:
     return {name: np.asarray(vector, np.float32).reshape(1, 1, -1).copy() for name, vector in vectors.items()}
 
 
-def write_adapter(path: Path, vectors: Mapping[str, NDArray[np.float32]], fingerprint: str) -> None:
-    """An .onnx_adapter of vectors [size] by name."""
+def write_adapter(
+    path: Path, vectors: Mapping[str, NDArray[np.float32]], fingerprint: str, head: Head | None = None
+) -> None:
+    """An .onnx_adapter of vectors [size] by name, and of a head."""
     adapter = ort.AdapterFormat()
     adapter.set_adapter_version(1)
     adapter.set_model_version(base_version(fingerprint))
     # OrtValues are kept here: the format holds no reference of its own. Sorted, so that the same vectors make the same
     # file
-    values = {n: ort.OrtValue.ortvalue_from_numpy(v) for n, v in sorted(as_inputs(vectors).items())}
+    inputs = Adapter(dict(vectors), None, head=head).inputs
+    values = {n: ort.OrtValue.ortvalue_from_numpy(v) for n, v in sorted(inputs.items())}
     adapter.set_parameters(values)
     path.parent.mkdir(parents=True, exist_ok=True)
     adapter.export_adapter(str(path))
@@ -77,9 +85,9 @@ def write_adapter(path: Path, vectors: Mapping[str, NDArray[np.float32]], finger
 
 def read_adapter(path: Path) -> Adapter:
     """Any .onnx_adapter of vectors. Raises AdapterError, with every tensor that is none."""
-    base, tensors = _read(path)
+    base, tensors, head = _read(path)
     _refuse(path, "holds other things than IA³ vectors", [c for n, t in tensors.items() for c in _misfit(n, t, None)])
-    return Adapter({name: tensor.flatten() for name, tensor in tensors.items()}, base)
+    return Adapter({name: tensor.flatten() for name, tensor in tensors.items()}, base, head=head)
 
 
 def load_adapter(
@@ -89,17 +97,17 @@ def load_adapter(
 
     Raises AdapterError for another base and with every bad tensor.
     """
-    base, tensors = _read(path)
+    base, tensors, head = _read(path)
     Adapter({}, base).check_base(fingerprint, path)
     bad = [f"{name} is missing" for name in sizes if name not in tensors and name not in optional]
     for name, tensor in tensors.items():
         bad += _misfit(name, tensor, sizes[name]) if name in sizes else [f"{shown(name)} has no place here"]
     _refuse(path, "does not fit this base", bad)
-    return Adapter({name: tensor.flatten() for name, tensor in tensors.items()}, base)
+    return Adapter({name: tensor.flatten() for name, tensor in tensors.items()}, base, head=head)
 
 
-def _read(path: Path) -> tuple[str, Tensors]:
-    """First digits of the base's fingerprint, and copies of the tensors as they stand."""
+def _read(path: Path) -> tuple[str, Tensors, Head | None]:
+    """First digits of the base's fingerprint, copies of the vectors as they stand, and the head."""
     try:
         regular = stat.S_ISREG(path.stat().st_mode)
     except (OSError, ValueError):
@@ -114,7 +122,8 @@ def _read(path: Path) -> tuple[str, Tensors]:
         version = int(adapter.get_model_version())
     except Exception as error:  # onnxruntime raises its own types, without a common base
         raise AdapterError(f"{path} cannot be read as an .onnx_adapter: {first_line(error)}") from error
-    return f"{version:0{VERSION_DIGITS}x}", tensors
+    head = Head.of(tensors, path)
+    return f"{version:0{VERSION_DIGITS}x}", {n: t for n, t in tensors.items() if n not in HEAD}, head
 
 
 def _misfit(name: str, tensor: NDArray[Any], size: int | None) -> Iterable[str]:

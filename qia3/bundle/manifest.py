@@ -107,12 +107,20 @@ class Base(Part):
 
 
 @dataclass(frozen=True)
+class Pooling(Part):
+    """How an encoder's states become one vector of a text: their mean, or the first one's; `normalize`: of length one."""
+
+    mode: Literal["mean", "cls"]
+    normalize: bool
+
+
+@dataclass(frozen=True)
 class Architecture(Part):
     """Counts and sizes of the base; context_length in tokens, within what the base was made for.
 
     An encoder-decoder has `layers` in its decoder and `encoder_layers` before them, and its answers stand behind the
     tokens `decoder_start`, which are one, or two where a first word is forced (BART); the context is of that length for
-    either of them.
+    either of them. An encoder alone has `layers`, and says how a text's states are pooled.
     """
 
     layers: Size
@@ -125,6 +133,7 @@ class Architecture(Part):
     tied_embedding: bool
     encoder_layers: Size | None = None
     decoder_start: tuple[Count, ...] = ()
+    pooling: Pooling | None = None
 
     def positions(self, prompt: int, more: int) -> int:
         """What a prompt of so many tokens, and so many after it, take of the context.
@@ -293,6 +302,11 @@ class Manifest(Part):
         return self.graphs.get(ENCODER)
 
     @property
+    def main(self) -> Graph:
+        """The graph that gives the answer: the decoder, or an encoder that stands alone."""
+        return self.graphs[DECODER if DECODER in self.graphs else ENCODER]
+
+    @property
     def sites(self) -> tuple[Site, ...]:
         """The places for vectors of all graphs, in their order, which are what an adapter has vectors for."""
         return tuple(dict.fromkeys(site for graph in self.graphs.values() for site in graph.sites))
@@ -320,9 +334,13 @@ class Manifest(Part):
 
 def _contradictions(manifest: Manifest) -> Iterator[str]:
     """What no part of it can tell alone."""
-    if DECODER not in manifest.graphs:
-        yield f"graphs.{DECODER} is missing"
-    yield from _of_an_encoder(manifest)
+    alone = manifest.architecture.pooling is not None
+    if (needed := ENCODER if alone else DECODER) not in manifest.graphs:
+        yield f"graphs.{needed} is missing"
+    if alone and (DECODER in manifest.graphs or manifest.architecture.decoder_start):
+        yield "architecture.pooling is of an encoder alone, and there is a decoder"
+    if not alone:
+        yield from _of_an_encoder(manifest)
     if (manifest.mode == "merged") != (manifest.merged_task is not None):
         yield "merged_task is given in mode 'merged', and null in mode 'side'"
     elif manifest.merged_task is not None and manifest.merged_task not in manifest.tasks:

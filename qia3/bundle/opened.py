@@ -59,8 +59,8 @@ class Bundle:
 
     @property
     def graph(self) -> str:
-        """The decoder's .onnx, within the folder."""
-        return self.manifest.decoder.file
+        """The .onnx that gives answers, within the folder."""
+        return self.manifest.main.file
 
     @property
     def fingerprint(self) -> str:

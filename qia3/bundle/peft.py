@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from qia3.bundle.adapter import Adapter, Tensors
-from qia3.bundle.peft_config import CAUSAL, CONFIG, SEQ_2_SEQ, Config, read_config, write_config
+from qia3.bundle.head_file import read_head, write_head
+from qia3.bundle.peft_config import CAUSAL, CONFIG, FEATURES, SEQ_2_SEQ, Config, read_config, write_config
 from qia3.bundle.sites import SUFFIX, Placement, Site, Vectors, check_vectors, refuse
 from qia3.bundle.task import read_task, write_task
 from qia3.errors import AdapterError, first_line, shown
@@ -48,10 +49,11 @@ class Checkpoint:
     base: str | None
 
 
-def write_peft(folder: Path, adapter: Adapter, sites: Sequence[Site], reference: str) -> None:
-    """Writes adapter_config.json and adapter_model.safetensors, and task.json if the adapter has a task.
+def write_peft(folder: Path, adapter: Adapter, sites: Sequence[Site], reference: str, encoder: bool = False) -> None:
+    """Writes adapter_config.json and adapter_model.safetensors, task.json if the adapter has a task, and its head.
 
-    Vectors that are absent are ones. PEFT is told that it is for an encoder-decoder where some are in an encoder.
+    Vectors that are absent are ones. PEFT is told that it is for an encoder-decoder where some are in an encoder; that
+    the base is an `encoder` alone its caller knows.
     """
     check_vectors(sites, adapter.vectors)
     folder.mkdir(parents=True, exist_ok=True)
@@ -63,10 +65,12 @@ def write_peft(folder: Path, adapter: Adapter, sites: Sequence[Site], reference:
     data = save(tensors, metadata=None if adapter.base is None else {BASE_KEY: adapter.base})
     (folder / WEIGHTS).write_bytes(data)  # save_file's are for one user's eyes only
     on_input = [s.module for s in sites if s.placement == "input"]
-    task_type = SEQ_2_SEQ if any(site.in_encoder for site in sites) else CAUSAL
+    task_type = FEATURES if encoder else SEQ_2_SEQ if any(site.in_encoder for site in sites) else CAUSAL
     write_config(folder, [s.module for s in sites], on_input, reference, task_type)
     if adapter.task is not None:
         write_task(folder, adapter.task)
+    if adapter.head is not None:
+        write_head(folder, adapter.head)
 
 
 def read_peft(
@@ -86,7 +90,7 @@ def read_peft(
         Adapter({}, found.base).check_base(fingerprint, folder)
     vectors = _Reading(found, sites, layers or {}).vectors()
     check_vectors(sites, vectors, str(folder))
-    return Adapter(vectors, found.base, read_task(folder, folder.name))
+    return Adapter(vectors, found.base, read_task(folder, folder.name), read_head(folder))
 
 
 class _Reading:

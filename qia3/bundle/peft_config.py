@@ -26,7 +26,7 @@ from qia3.parse import each_once, read_json_table
 
 CONFIG = "adapter_config.json"
 ALL_LINEAR = "all-linear"
-CAUSAL, SEQ_2_SEQ = TASK_TYPES = ("CAUSAL_LM", "SEQ_2_SEQ_LM")
+CAUSAL, SEQ_2_SEQ, FEATURES = TASK_TYPES = ("CAUSAL_LM", "SEQ_2_SEQ_LM", "FEATURE_EXTRACTION")
 # what these say is not part of the arithmetic; fan_in_fan_out is for merging, init_ia3_weights for training
 UNUSED = {
     "auto_mapping",

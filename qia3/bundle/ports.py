@@ -30,6 +30,14 @@ present.I.encoder.P are the new ones alone; a caller keeps what the first call g
 any number where batch_size is 1: rows of tokens may share one row of the encoder's keys, values and mask. (The decoder's
 own cache has a row for each row of tokens. It says batch_size all the same, for transformers.js knows that name alone.)
 
+An encoder that stands alone (token_type_ids where its family has them; nought by default):
+
+    input_ids, attention_mask, token_type_ids     int64 [batch_size, sequence_length]
+    head.weight, head.bias                        float32 [rows, labels, hidden size] and [rows, labels]
+    last_hidden_state                             float32 [batch_size, sequence_length, hidden size]
+    sentence_embedding                            float32 [batch_size, hidden size]
+    logits                                        float32 [batch_size, labels]
+
 A vector's input is called after its site (sites.py), [rows, 1, size].
 """
 
@@ -40,13 +48,15 @@ from typing import NamedTuple
 INPUT_IDS, ATTENTION_MASK, LOGITS = "input_ids", "attention_mask", "logits"
 ENCODER_MASK, ENCODER_STATES, LAST_STATE = "encoder_attention_mask", "encoder_hidden_states", "last_hidden_state"
 PAST_LENGTH = "past_length"
+TOKEN_TYPES, EMBEDDING = "token_type_ids", "sentence_embedding"
+HEAD_WEIGHT, HEAD_BIAS = HEAD = ("head.weight", "head.bias")
 PAST, PRESENT = "past_key_values.", "present."
 PARTS = ("key", "value")
 SELF, CROSS = "decoder", "encoder"  # whose keys and values: the decoder's own tokens', the encoder's states'
 BATCH, SEQUENCE, TOTAL, BEFORE, ROWS = (
     *("batch_size", "sequence_length", "total_sequence_length", "past_sequence_length", "rows"),
 )
-TOKEN_BATCH = "token_batch_size"
+TOKEN_BATCH, LABELS = "token_batch_size", "labels"
 ENCODER_SEQUENCE, ENCODER_BEFORE, ENCODER_NEW = (
     *("encoder_sequence_length", "past_encoder_sequence_length", "new_encoder_sequence_length"),
 )

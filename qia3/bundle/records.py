@@ -124,14 +124,14 @@ class HeldOut(Part):
 
 @dataclass(frozen=True)
 class Measured(Part):
-    """A fresh process. Memory is None where the system does not tell it."""
+    """A fresh process. Memory is None where the system does not tell it, decoding where an encoder stands alone."""
 
     load_seconds: Amount
     peak_anonymous_bytes: Count | None
     peak_file_bytes: Count | None
     peak_resident_bytes: Count | None
     prompt_tokens_per_second: Amount
-    decode_tokens_per_second: Amount
+    decode_tokens_per_second: Amount | None
     prompt_tokens: Count
     new_tokens: Count
     threads: Count

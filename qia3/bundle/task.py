@@ -18,7 +18,7 @@ from qia3.bundle.checked import plain
 from qia3.errors import AdapterError
 from qia3.parse import each_once, read_json
 
-Kind = Literal["classify", "generate"]
+Kind = Literal["classify", "generate", "embed"]
 Ranking = Literal["sum", "mean"]
 TASK = "task.json"
 MOST_TOKENS = 2**31 - 1
@@ -67,9 +67,9 @@ class Task:
         return cls(name, **{**known, "choices": choices, "later": later})
 
 
-def plain_task(name: str, prefix: str, suffix: str, end: str) -> Task:
-    """The base's own prompt, for an adapter that came without a task."""
-    return Task(name, "generate", f"{prefix}{{text}}{suffix}", None, PLAIN_TOKENS, end)
+def plain_task(name: str, prefix: str, suffix: str, end: str, kind: Kind = "generate") -> Task:
+    """The base's own prompt, for an adapter that came without a task: an encoder's makes embeddings."""
+    return Task(name, kind, f"{prefix}{{text}}{suffix}", None, PLAIN_TOKENS, end)
 
 
 def write_task(folder: Path, task: Task) -> None:
@@ -98,8 +98,8 @@ def _wrong(value: Any) -> list[str]:
         return ["a task is a JSON object"]
     bad = [f"{key!r} is missing" for key in RULES if key not in value and key != "ranking"]
     bad += [f"{key!r} is not {words}" for key, (fits, words) in RULES.items() if key in value and not fits(value[key])]
-    if not bad and value["kind"] == "generate" and value["choices"] is not None:
-        bad = ["'choices' are for classification, and its kind is 'generate'"]
+    if not bad and value["kind"] != "classify" and value["choices"] is not None:
+        bad = [f"'choices' are for classification, and its kind is {value['kind']!r}"]
     return bad
 
 
@@ -125,7 +125,7 @@ def _is_count(value: Any) -> bool:
 
 # key: what its value must be, as a test and in words
 RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "kind": (lambda value: value in get_args(Kind), "'classify' or 'generate'"),
+    "kind": (lambda value: value in get_args(Kind), "'classify', 'generate' or 'embed'"),
     "prompt": (_is_prompt, "a string that holds {text} exactly once"),
     "choices": (_are_choices, "null or a list of distinct strings, none empty"),
     "ranking": (lambda value: value in get_args(Ranking), "'sum' or 'mean'"),

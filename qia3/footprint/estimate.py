@@ -56,6 +56,7 @@ class Load:
     cache_bytes: int
     process_bytes: int
     nodes: int
+    writes: bool = True  # an encoder alone does not
 
     def on(self, device: Device) -> KernelBytes:
         """With the kernel that ONNX Runtime would run there."""
@@ -67,8 +68,8 @@ class Load:
         return self.kernels[f"arm-{has[0]}" if has else "float32"]
 
     def seconds_per_token(self, device: Device, bandwidth: Figure | None) -> float | None:
-        """None without a bandwidth."""
-        if bandwidth is None or device.family not in NODE_SECONDS:
+        """None without a bandwidth, and where nothing is written."""
+        if bandwidth is None or not self.writes or device.family not in NODE_SECONDS:
             return None
         return self.on(device).streamed_bytes / bandwidth.value + self.nodes * NODE_SECONDS[device.family]
 
@@ -85,6 +86,7 @@ def estimate(device: Device, report: Report) -> Estimate:
             cache_bytes=memory.kv_cache_bytes + memory.cross_cache_bytes,
             process_bytes=_process_bytes(report),
             nodes=memory.nodes,
+            writes=report.architecture.pooling is None,
         ),
     )
 

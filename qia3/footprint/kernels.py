@@ -111,7 +111,7 @@ def mapped_bytes(manifest: Manifest, parts: Mapping[str, int]) -> int:
     found = [embedding] if embedding else []
     shapes = linear_shapes(manifest.linears)
     heads = [s for s, layer in zip(shapes, manifest.linears, strict=True) if layer.role == "head" and not tied]
-    if kernel_here(manifest.decoder) == "float32":
+    if kernel_here(manifest.main) == "float32":
         unpacked = [s for s in shapes if s.format != "int4"]
         found += [s for s in unpacked if not (tied and s == embedding)]
         heads = [s for s in heads if s.format == "int4"]
@@ -122,7 +122,9 @@ def mapped_bytes(manifest: Manifest, parts: Mapping[str, int]) -> int:
 
 
 def kv_cache_bytes(shape: Architecture, positions: int) -> int:
-    """Keys and values in float32 for one row of `positions` tokens of the decoder."""
+    """Keys and values in float32 for one row of `positions` tokens of the decoder; an encoder keeps none."""
+    if shape.pooling is not None:
+        return 0
     return 2 * shape.layers * shape.kv_heads * shape.head_size * 4 * positions
 
 

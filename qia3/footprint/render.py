@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qia3.bundle.records import Agreement, Record
+from qia3.bundle.records import Agreement, Measured, Record
 from qia3.footprint.report import Report
 from qia3.footprint.table import NOT_MEASURED, kib, mib, percent, table
 
@@ -143,7 +143,7 @@ def _measured(report: Report) -> str:
         ["file-backed (mapped, can be dropped), at its peak", mib(found.peak_file_bytes)],
         ["load", f"{found.load_seconds:.2f} s"],
         [f"prompt of {found.prompt_tokens} tokens", f"{found.prompt_tokens_per_second:,.0f} tokens/s"],
-        [f"decoding {found.new_tokens} tokens", f"{found.decode_tokens_per_second:,.0f} tokens/s"],
+        *_decoding(found),
         *caches,
     ]
     versions = ", ".join(f"{k} {v}" for k, v in report.versions.items())
@@ -151,9 +151,18 @@ def _measured(report: Report) -> str:
     return f"{title}{where}\n\n" + table(["", "measured"], rows)
 
 
+def _decoding(found: Measured) -> list[list[str]]:
+    """What an encoder does not do."""
+    if found.decode_tokens_per_second is None:
+        return []
+    return [[f"decoding {found.new_tokens} tokens", f"{found.decode_tokens_per_second:,.0f} tokens/s"]]
+
+
 def _caches(report: Report) -> list[list[str]]:
-    """A row for each that one row of a batch has at the full context."""
+    """A row for each that one row of a batch has at the full context; an encoder has none."""
     shape = report.architecture
+    if shape.pooling is not None:
+        return []
     kinds = {"cache": report.memory.kv_cache_bytes}
     if shape.encoder_layers is not None:
         kinds |= {"the encoder's states' cache": report.memory.cross_cache_bytes}

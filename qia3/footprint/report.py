@@ -10,7 +10,7 @@ from typing import Any
 from qia3 import config
 from qia3.bundle.checked import encode
 from qia3.bundle.layout import MANIFEST
-from qia3.bundle.manifest import DECODER, Architecture, Base, Graph, Manifest
+from qia3.bundle.manifest import DECODER, ENCODER, Architecture, Base, Graph, Manifest
 from qia3.bundle.records import HeldOut, Measured, Parity, Record
 from qia3.bundle.task import Task
 from qia3.errors import BundleError
@@ -81,8 +81,8 @@ class Report:
 
     @property
     def graph(self) -> Graph:
-        """The decoder, which takes most of the work."""
-        return self.graphs[DECODER]
+        """The decoder, which takes most of the work, or an encoder that stands alone."""
+        return self.graphs[DECODER if DECODER in self.graphs else ENCODER]
 
 
 def build_report(folder: Path, manifest: Manifest, sealed: Mapping[str, int] | None = None) -> Report:
@@ -141,7 +141,7 @@ def _ia3(folder: Path, manifest: Manifest) -> AdapterCost:
 def _memory(manifest: Manifest, totals: Account) -> Memory:
     shape = manifest.architecture
     return Memory(
-        kernel_here=kernel_here(manifest.decoder),
+        kernel_here=kernel_here(manifest.main),
         kernels=kernel_bytes(manifest.linears, manifest.dense),
         mapped_bytes=mapped_bytes(manifest, totals.parts),
         kv_cache_bytes=kv_cache_bytes(shape, shape.context_length),
@@ -155,4 +155,4 @@ def _nodes(manifest: Manifest) -> int:
     shape = manifest.architecture
     layers: tuple[Linear, ...] = (*manifest.linears, *manifest.dense)
     others = OTHER_NODES if shape.encoder_layers is None else CROSS_NODES
-    return sum(not layer.once for layer in layers) + len(manifest.decoder.vectors) + others * shape.layers
+    return sum(not layer.once for layer in layers) + len(manifest.main.vectors) + others * shape.layers

@@ -11,15 +11,20 @@ import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 
+from qia3.base.family import is_encoder
+from qia3.bundle.head import Head
 from qia3.bundle.ports import PAST
-from qia3.graph import forced_seq2seq
+from qia3.graph import forced_encoder, forced_seq2seq
 from qia3.graph.parity import Floats
 
 
-def torch_logits(model: Any, prompt: Sequence[int], forced: Sequence[int]) -> Floats:
+def torch_logits(model: Any, prompt: Sequence[int], forced: Sequence[int], head: Head | None = None) -> Floats:
     """[1 + len(forced), V] float32, from one pass over the whole sequence and no cache. An encoder-decoder is prompted
-    in its encoder, and what is forced comes after its decoder's start.
+    in its encoder, and what is forced comes after its decoder's start. An encoder alone gives its head's logits, or its
+    states.
     """
+    if is_encoder(model.config):
+        return forced_encoder.logits(model, prompt, head)
     if model.config.is_encoder_decoder:
         return forced_seq2seq.logits(model, prompt, forced)
     with torch.no_grad():
@@ -29,7 +34,9 @@ def torch_logits(model: Any, prompt: Sequence[int], forced: Sequence[int]) -> Fl
 
 
 def torch_choices(model: Any, prompt: Sequence[int], count: int) -> list[int]:
-    """The `count` tokens that torch itself would choose after the prompt."""
+    """The `count` tokens that torch itself would choose after the prompt; an encoder chooses none."""
+    if is_encoder(model.config):
+        return []
     if model.config.is_encoder_decoder:
         return forced_seq2seq.choices(model, prompt, count)
     chosen: list[int] = []

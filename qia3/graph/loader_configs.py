@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoModelForSequenceClassification
 
-from qia3.base.family import embeddings, weight_of
+from qia3.base.family import embeddings, is_encoder, weight_of
 from qia3.base.start import start_of
 from qia3.bundle.layout import GRAPH, transformers_js_config
 from qia3.bundle.ports import Cache
@@ -27,12 +28,19 @@ def write_tokenizer(tokenizer: Any, folder: Path) -> None:
         _forget_paths(folder / stray)
 
 
-def write_configs(model: Any, folder: Path, context_length: int, stop_tokens: tuple[int, ...], cache: Cache) -> None:
+def write_configs(
+    model: Any,
+    folder: Path,
+    context_length: int,
+    stop_tokens: tuple[int, ...],
+    cache: Cache,
+    labels: Sequence[str] | None = None,
+) -> None:
     """config.json, generation_config.json and, of a decoder, genai_config.json (onnxruntime-genai's generic "decoder"
     type, which has no encoder).
 
     config.json's max_position_embeddings is what the graph holds, which may be less than the base: transformers.js
-    stops generating there.
+    stops generating there. An encoder's has the `labels` of the head that is merged into it, by which loaders name them.
     """
     pair = bool(model.config.is_encoder_decoder)
     config = model.config.to_dict() | {
@@ -43,6 +51,10 @@ def write_configs(model: Any, folder: Path, context_length: int, stop_tokens: tu
         config["tie_word_embeddings"] = tied_for_others(model)
     for key in ("quantization_config", "_name_or_path", "_attn_implementation"):
         config.pop(key, None)
+    if is_encoder(model.config):
+        config |= {"max_position_embeddings": model.config.max_position_embeddings, **_labels(model, labels)}
+        _write_json(folder / "config.json", config)
+        return
     if config.get(
         "multi_query"
     ):  # true by default where it is known, and transformers.js takes it for a cache of its own kind
@@ -55,6 +67,16 @@ def write_configs(model: Any, folder: Path, context_length: int, stop_tokens: tu
     if not pair:
         genai = genai_config(model.config.get_text_config(), context_length, stop_tokens, cache)
         _write_json(folder / "genai_config.json", genai)
+
+
+def _labels(model: Any, labels: Sequence[str] | None) -> dict[str, Any]:
+    """What a loader takes the graph for: transformers' class by its name, and the names of its logits."""
+    if labels is None:
+        return {"architectures": [type(model).__name__]}
+    made = AutoModelForSequenceClassification._model_mapping.get(type(model.config), None)
+    name = type(model).__name__ if made is None else made.__name__
+    numbered = dict(enumerate(labels))
+    return {"architectures": [name], "id2label": numbered, "label2id": {label: i for i, label in numbered.items()}}
 
 
 def tied_for_others(model: Any) -> bool:

@@ -79,21 +79,30 @@ class Past:
         return keys, values
 
 
-class Encoder(nn.Module):
-    """forward(input_ids, attention_mask, vectors) -> last_hidden_state; to be exported, not run."""
+class Reader(nn.Module):
+    """An encoder, in an encoder-decoder or alone, and the sizes of its vectors."""
 
     def __init__(self, model: PreTrainedModel, state: Shared, sizes: dict[str, int]) -> None:
         super().__init__()
         self.model, self.state, self.sizes = model, state, sizes
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, vectors: list[Tensor]) -> Tensor:
+    def states(self, input_ids: Tensor, attention_mask: Tensor, vectors: list[Tensor], **extra: Tensor) -> Tensor:
+        """[B, S, hidden]. `extra`: what the model takes besides."""
         state = self.state
         state.vectors = dict(zip(self.sizes, vectors, strict=True))
         state.batch, state.padding = input_ids.shape[0], attention_mask
         state.before, state.total_length = torch.tensor(0), input_ids.shape[1]
         state.total = torch.scalar_tensor(torch.ops.aten.sym_size.int(input_ids, 1), dtype=torch.int32)
-        states: Tensor = self.model.get_encoder()(input_ids=input_ids, attention_mask=attention_mask)[0]
+        stack = self.model.get_encoder() if self.model.config.is_encoder_decoder else self.model
+        states: Tensor = stack(input_ids=input_ids, attention_mask=attention_mask, **extra)[0]
         return states
+
+
+class Encoder(Reader):
+    """forward(input_ids, attention_mask, vectors) -> last_hidden_state; to be exported, not run."""
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, vectors: list[Tensor]) -> Tensor:
+        return self.states(input_ids, attention_mask, vectors)
 
 
 class CrossDecoder(nn.Module):
@@ -139,7 +148,7 @@ def encoder_attention(
     state: Shared, place: Attention, q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Any, extra: dict[str, Any]
 ) -> Tensor:
     """[B, E, H, d]. q [B, H, E, d], k and v [B, kv heads, E, d]."""
-    groups, window = place.heads // place.kv_heads, extra.get("sliding_window")
+    groups, window = place.heads // place.kv_heads, place.window
     k, v = (t.repeat_interleave(groups, 1) if groups > 1 else t for t in (k, v))
     assert state.padding is not None
     if extra.get("softcap") or (window and window < state.positions):

@@ -36,6 +36,7 @@ class Attention:
     kv_heads: int
     size: int
     biased: bool
+    window: int | None = None  # tokens that an encoder's query sees on either side; None: all
 
 
 def attentions(model: PreTrainedModel, seen: Watched) -> dict[nn.Module, Attention]:
@@ -50,9 +51,11 @@ def attentions(model: PreTrainedModel, seen: Watched) -> dict[nn.Module, Attenti
             reasons.setdefault(str(reason), []).append(call.name)
             continue
         (_, heads, _, size), kv = call.q.shape, call.k.shape[1]
-        found[call.module] = Attention(kind, counts.get(kind, 0), heads, kv, size, _bias(call) is not None)
+        window = window_of(call) if kind == "encoder" else None
+        found[call.module] = Attention(kind, counts.get(kind, 0), heads, kv, size, _bias(call) is not None, window)
         counts[kind] = counts.get(kind, 0) + 1
-    if not reasons and not (counts.get("own") and counts.get("own") == counts.get("cross") and counts.get("encoder")):
+    whole = counts.get("own") and counts.get("own") == counts.get("cross") and counts.get("encoder")
+    if not reasons and model.config.is_encoder_decoder and not whole:
         reasons["a decoder whose layers do not each attend to its own tokens and to the encoder's"] = ["its stacks"]
     if reasons:
         told = "; ".join(f"{reason} in {_places(where)}" for reason, where in reasons.items())
@@ -74,11 +77,21 @@ def reason_against(call: Call, kind: Kind | None) -> str | None:
         return "biases on the scores of the encoder's tokens"
     if call.extra.get("s_aux") is not None:
         return "attention sinks (a learned score that takes part in the softmax)"
-    window = call.extra.get("sliding_window")
-    shown = visible(queries, window) if kind == "own" else near(queries, keys, window)
+    if kind == "own":
+        shown = visible(queries, call.extra.get("sliding_window"))
+    else:
+        shown = near(queries, keys, window_of(call) if kind == "encoder" else None)
     if agrees(call, operator_answer(call, shown.to(call.q.device), bias)):
         return None
     return "scores of another formula, or another pattern of what each token sees"
+
+
+def window_of(call: Call) -> int | None:
+    """The reach of an encoder's layer that has one. What it hands on may be one more, for FlashAttention's sake
+    (ModernBERT): its mask is made of the configuration's.
+    """
+    handed = call.extra.get("sliding_window")
+    return None if not handed else int(getattr(getattr(call.module, "config", None), "sliding_window", None) or handed)
 
 
 def near(queries: int, keys: int, window: int | None) -> Tensor:

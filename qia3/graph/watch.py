@@ -27,6 +27,7 @@ from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
 from qia3.errors import BaseModelError, first_line
 from qia3.graph.scores import own_window, taken_apart
+from qia3.ia3.by_hand import by_hand
 from qia3.ia3.roles import attention, device_of
 
 WATCH = "qia3_watch"
@@ -121,11 +122,30 @@ def watch(model: PreTrainedModel, answers: Sequence[Tensor] | None = None) -> Wa
     except (TypeError, ValueError, RuntimeError, KeyError, AttributeError, IndexError) as error:
         if answers is not None:  # a rotation function with other arguments
             return Watched()
-        raise BaseModelError(f"{type(model).__name__} does not run on a text alone: {first_line(error)}") from error
+        raise BaseModelError(_does_not_run(model, error)) from error
     finally:
         for handle in handles:
             handle.remove()
     return seen
+
+
+@torch.no_grad()
+def _does_not_run(model: PreTrainedModel, error: Exception) -> str:
+    """Whether it is the model itself that fails, or what its own attention is taken for (DeBERTa multiplies more than
+    queries by keys).
+    """
+    name = type(model).__name__
+    own = sorted({type(module).__name__ for module in by_hand(model).values()})
+    try:
+        model(**sample(model), use_cache=False)
+    except Exception:  # a model's own code raises anything
+        own = []
+    if not own:
+        return f"{name} does not run on a text alone: {first_line(error)}"
+    return (
+        f"{name} cannot be shipped: its attention is computed in code of its own ({', '.join(own)}), and is more than "
+        "softmax(scale q k^T + bias) v"
+    )
 
 
 @torch.no_grad()

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from qia3.bundle.adapter import load_adapter
+from qia3.bundle.head import side_by_side
 from qia3.bundle.opened import ADAPTERS, Bundle
+from qia3.bundle.ports import HEAD, HEAD_WEIGHT
 from qia3.bundle.sites import Vectors
 from qia3.errors import AdapterError
 from qia3.names import ADAPTER, NONE
@@ -43,9 +45,13 @@ class AdapterBank:
         return self._loaded[name]
 
     def rows(self, names: Sequence[str | None]) -> Vectors:
-        """[len(names), 1, d] by input name: row i of the batch has adapter names[i]."""
+        """[len(names), 1, d] by input name: row i of the batch has adapter names[i], and its head."""
         each = [self.vectors(name) for name in names]
-        return {key: np.concatenate([v[key] for v in each]) for key in each[0]} if each else {}
+        keys = [key for key in (each[0] if each else {}) if key not in HEAD]
+        found = {key: np.concatenate([v[key] for v in each]) for key in keys}
+        if any(HEAD_WEIGHT in v for v in each):
+            found |= side_by_side(each, self.bundle.architecture.hidden_size)
+        return found
 
     def _unknown(self, name: str) -> str:
         """The complaint, with the known names, the nearest first."""

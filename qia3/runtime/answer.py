@@ -9,44 +9,36 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import takewhile
 
-import numpy as np
-
-from qia3.bundle.task import Task
+from qia3.bundle.task import Kind, Task
 from qia3.errors import ConfigError
 from qia3.names import NONE
 from qia3.runtime.adapters import AdapterBank
 from qia3.runtime.cache import Floats
 from qia3.runtime.decoding import GREEDY, Decoding
-from qia3.runtime.engine import Engine
+from qia3.runtime.encoder import Encoder
 from qia3.runtime.generate import generate, stream_text
-from qia3.runtime.score import Scores, rank_batch
+from qia3.runtime.load import AnyEngine
+from qia3.runtime.score import Answer, chosen, rank_batch
+from qia3.runtime.texts import labelled
 
 BASE_TOKENS = 128  # what the base alone may say
 OPENINGS = ("a", "the", "I", "What", "7", "?", "é")  # unlike each other, and most melt into a space before them
 
 
-@dataclass(frozen=True)
-class Answer:
-    """A label and every choice's probability, given that it is one of the choices."""
-
-    label: str
-    scores: dict[str, float]
-
-
-def answer(engine: Engine, adapter: str | None, text: str, task: str | None = None) -> Answer | Iterator[str]:
+def answer(engine: AnyEngine, adapter: str | None, text: str, task: str | None = None) -> Answer | Iterator[str]:
     """Classification gives an Answer, generation the text in pieces.
 
     Adapter None or "none" is the base, with the prompt of `task` if named.
     """
     vectors = AdapterBank(engine.bundle).vectors(adapter)
-    job = task_of(engine, adapter, task)
+    job = task_of(engine, adapter, task)  # an encoder's base has none, and reply says so
     return classify(engine, job, vectors, text) if job.kind == "classify" else reply(engine, job, vectors, text)
 
 
-def task_of(engine: Engine, adapter: str | None, task: str | None = None) -> Task:
+def task_of(engine: AnyEngine, adapter: str | None, task: str | None = None) -> Task:
     """The task whose prompt is used: `task`, else the adapter's own, else the base's plain prompt.
 
     How choices are ranked is a matter of the vectors: as they were trained, so as the adapter's own task says; the
@@ -56,7 +48,8 @@ def task_of(engine: Engine, adapter: str | None, task: str | None = None) -> Tas
     name = task or adapter
     if name is None or name == NONE:
         end = engine.tokenizer.id_to_token(bundle.stop_tokens[0]) if bundle.stop_tokens else ""
-        return Task(NONE, "generate", f"{bundle.prefix}{{text}}{bundle.suffix}", None, BASE_TOKENS, end or "")
+        kind: Kind = "embed" if isinstance(engine, Encoder) else "generate"
+        return Task(NONE, kind, f"{bundle.prefix}{{text}}{bundle.suffix}", None, BASE_TOKENS, end or "")
     if name not in bundle.tasks:
         near = sorted(bundle.tasks, key=lambda other: -difflib.SequenceMatcher(None, name, other).ratio())
         raise ConfigError(f"{bundle.path} has no task {name!r}; it has: {', '.join(near) or 'none'}")
@@ -65,23 +58,27 @@ def task_of(engine: Engine, adapter: str | None, task: str | None = None) -> Tas
 
 
 def classify(
-    engine: Engine, task: Task, vectors: Mapping[str, Floats], text: str, choices: Sequence[str] | None = None
+    engine: AnyEngine, task: Task, vectors: Mapping[str, Floats], text: str, choices: Sequence[str] | None = None
 ) -> Answer:
     """Ranks the choices of this text, by default the task's."""
     return classify_batch(engine, task, vectors, [text], [choices])[0]
 
 
 def classify_batch(
-    engine: Engine,
+    engine: AnyEngine,
     task: Task,
     vectors: Mapping[str, Floats],
     texts: Sequence[str],
     choices: Sequence[Sequence[str] | None] | None = None,
 ) -> list[Answer]:
-    """Ranks each text's own choices; None, for one text or for all, means the task's.
+    """Ranks each text's own choices; None, for one text or for all, means the task's, which are an encoder's only ones.
 
     Vectors are [1, 1, d] for all texts or [texts, 1, d].
     """
+    if isinstance(engine, Encoder):
+        if any(choices or ()):
+            raise ConfigError(f"task {task.name!r} has the labels that its head was trained for, and no others")
+        return labelled(engine, [task] * len(texts), vectors, texts)
     own = [given or task.choices or () for given in choices or [None] * len(texts)]
     if not all(own):
         reason = (
@@ -91,13 +88,13 @@ def classify_batch(
     tokens = [[answer_of(engine, task, choice) for choice in given] for given in own]
     prompts = [prompt_of(engine, task, text) for text in texts]
     return [
-        _chosen(given, scores)
+        chosen(given, scores)
         for given, scores in zip(own, rank_batch(engine, prompts, tokens, vectors, task.ranking), strict=True)
     ]
 
 
 def reply(
-    engine: Engine,
+    engine: AnyEngine,
     task: Task,
     vectors: Mapping[str, Floats],
     text: str,
@@ -105,34 +102,35 @@ def reply(
     decoding: Decoding = GREEDY,
 ) -> Iterator[str]:
     """Generated text in pieces."""
+    if isinstance(engine, Encoder):
+        raise ConfigError(f"{engine.bundle.path} is an encoder, which writes no text: it labels or embeds one")
     limit = task.max_new_tokens if max_new_tokens is None else max_new_tokens
     tokens = generate(engine, prompt_of(engine, task, text), vectors, limit, engine.bundle.stop_tokens, decoding)
     return stream_text(engine.tokenizer, tokens)
 
 
-def prepare(engine: Engine, task: Task, vectors: Mapping[str, Floats]) -> None:
+def prepare(engine: AnyEngine, task: Task, vectors: Mapping[str, Floats]) -> None:
     """Runs what the task's prompts begin with, so that each question after it, asked alone with these vectors, is run
     from its own words on.
 
-    A text whose first letters melt into the token before them is run whole, as it would have been.
+    A text whose first letters melt into the token before them is run whole, as it would have been. So is every text in
+    an encoder.
     """
+    if isinstance(engine, Encoder):
+        return
     columns = zip(*(prompt_of(engine, task, text) for text in OPENINGS), strict=False)
     shared = [column[0] for column in takewhile(lambda column: len(set(column)) == 1, columns)]
     if shared:
         engine.begin(shared, vectors)
 
 
-def prompt_of(engine: Engine, task: Task, text: str) -> list[int]:
+def prompt_of(engine: AnyEngine, task: Task, text: str) -> list[int]:
     """Token ids of the task's prompt around `text`."""
     return list(engine.tokens.prompt(task.prompt, text))
 
 
-def answer_of(engine: Engine, task: Task, choice: str) -> list[int]:
-    """Token ids of an answer and of the token that ends it."""
+def answer_of(engine: AnyEngine, task: Task, choice: str) -> list[int]:
+    """Token ids of an answer and of the token that ends it; an encoder's answers are numbers of its head's rows."""
+    if isinstance(engine, Encoder):
+        return [(task.choices or ()).index(choice)]
     return list(engine.tokens.answer(choice, task.end))
-
-
-def _chosen(choices: Sequence[str], scores: Scores) -> Answer:
-    shares = np.exp(scores - scores.max())
-    shares /= shares.sum()
-    return Answer(choices[int(scores.argmax())], {c: round(float(s), 6) for c, s in zip(choices, shares, strict=True)})

@@ -28,6 +28,7 @@ from qia3.errors import ConfigError, QIA3Error
 from qia3.machine import processor
 from qia3.runtime.adapters import AdapterBank
 from qia3.runtime.cache import Cache, Floats
+from qia3.runtime.encoder import Encoder
 from qia3.runtime.engine import Engine
 from qia3.runtime.load import open_engine
 
@@ -62,13 +63,17 @@ def bench(
     Raises ConfigError where the tokens do not fit.
 
     By default 128 prompt and 64 new tokens, or two thirds and one third of a context that is shorter than both. Where an
-    encoder reads the prompt, its speed is that of the encoder and of the decoder's first token together.
+    encoder reads the prompt, its speed is that of the encoder and of the decoder's first token together; an encoder alone
+    has no new tokens.
     """
     bundle = Bundle.open(path, verify=False)  # hashing would pull the whole file into memory's books
     shape = bundle.architecture
     limit = shape.context_length
     prompt_tokens = min(PROMPT_TOKENS, 2 * limit // 3) if prompt_tokens is None else prompt_tokens
-    new_tokens = min(NEW_TOKENS, limit // 3) if new_tokens is None else new_tokens
+    alone = shape.pooling is not None
+    if alone and new_tokens:
+        raise ConfigError(f"{path} is an encoder, which writes nothing: no new tokens")
+    new_tokens = 0 if alone else min(NEW_TOKENS, limit // 3) if new_tokens is None else new_tokens
     _check(shape, prompt_tokens, new_tokens)
     started = time.perf_counter()
     engine = open_engine(bundle, threads, packed)
@@ -79,6 +84,11 @@ def bench(
     prompts, steps = [], []
     for _ in range(REPEATS):
         started = time.perf_counter()
+        if isinstance(engine, Encoder):
+            engine.logits([prompt], vectors)
+            prompts.append(prompt_tokens / (time.perf_counter() - started))
+            seen.append(resident())
+            continue
         logits, cache = engine.prefill([prompt], vectors, room=new_tokens)
         prompts.append(prompt_tokens / (time.perf_counter() - started))
         seen.append(resident())
@@ -91,7 +101,7 @@ def bench(
         "peak_file_bytes": peak["RssFile"],
         "peak_resident_bytes": peak["VmHWM"],
         "prompt_tokens_per_second": round(statistics.median(prompts), 1),
-        "decode_tokens_per_second": round(statistics.median(steps), 1),
+        "decode_tokens_per_second": round(statistics.median(steps), 1) if steps else None,
         "prompt_tokens": prompt_tokens,
         "new_tokens": new_tokens,
         "threads": engine.threads,
@@ -101,6 +111,8 @@ def bench(
 
 def _check(shape: Architecture, prompt_tokens: int, new_tokens: int) -> None:
     limit = shape.context_length
+    if shape.pooling is not None and 1 <= prompt_tokens <= limit:
+        return
     if prompt_tokens < 1 or new_tokens < 1 or shape.positions(prompt_tokens, new_tokens) > limit:
         fit = "together they fit" if shape.encoder_layers is None else "each fits"
         raise ConfigError(

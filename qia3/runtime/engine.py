@@ -24,7 +24,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
 from qia3.bundle.opened import Bundle
 from qia3.bundle.ports import ATTENTION_MASK, ENCODER_STATES, INPUT_IDS, LOGITS, PAST
@@ -32,7 +31,7 @@ from qia3.errors import BundleError, QIA3Error
 from qia3.machine import physical_cores
 from qia3.runtime.cache import Buffers, Cache, Floats, Lengths, ort_value, same_arrays
 from qia3.runtime.session import GraphSession
-from qia3.tokens import Tokens
+from qia3.runtime.words import Words
 
 ROOM = 32  # positions beyond the prompt that a new cache has room for
 
@@ -51,7 +50,7 @@ class Begun:
         return len(row) > count and tuple(row[:count]) == self.tokens and same_arrays(self.vectors, vectors)
 
 
-class Engine:
+class Engine(Words):
     """One session over a bundle's decoder.
 
     `threads` None takes the physical cores that this process may run on; `packed` is a folder to keep weights in as
@@ -71,7 +70,6 @@ class Engine:
         self.last_only, self.vocabulary = self._logits()
         self.begun: list[Begun] = []
         self.forced = 0  # tokens of an answer that stand in its prompt
-        self._tokens: Tokens | None = None
 
     def _check_kind(self) -> None:
         """Raises BundleError where the decoder reads an encoder's states: without them it is another model."""
@@ -94,22 +92,6 @@ class Engine:
         known = self.bundle.architecture
         heads, size = shape[1], shape[3]
         return heads if isinstance(heads, int) else known.kv_heads, size if isinstance(size, int) else known.head_size
-
-    @property
-    def tokens(self) -> Tokens:
-        """The bundle's tokenizer, read when first asked for. Raises BundleError."""
-        if self._tokens is None:
-            self._tokens = Tokens.read(self.bundle.path / "tokenizer.json", self.vocabulary)
-        return self._tokens
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """What decodes tokens."""
-        return self.tokens.tokenizer
-
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a user's words: control tokens written in them are text (qia3.tokens)."""
-        return list(self.tokens.encode(text))
 
     def begin(self, tokens: Sequence[int], vectors: Mapping[str, Floats]) -> None:
         """Runs what prompts begin with.
@@ -175,15 +157,6 @@ class Engine:
             self.session.run_with_iobinding(binding)
         buffers.newest = lengths
         return _last(logits, lengths - cache.lengths), Cache(buffers, lengths)
-
-    def _fitting(self, lengths: Lengths) -> int:
-        """The longest. Raises QIA3Error where it is longer than the context."""
-        longest = int(lengths.max())
-        if longest > self.context_length:
-            raise QIA3Error(
-                f"{longest} tokens do not fit the bundle's context of {self.context_length}; shorten the text"
-            )
-        return longest
 
     def _ids(self, tokens: NDArray[np.int64], cache: Cache, lengths: Lengths) -> dict[str, NDArray[Any]]:
         """What goes in anew with every run: the tokens, and where they stand."""

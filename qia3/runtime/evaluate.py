@@ -18,14 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from qia3.bundle.task import Task
-from qia3.errors import DataError
+from qia3.errors import ConfigError, DataError
 from qia3.examples import SHOWN, Example, contradiction, listed, read_examples
 from qia3.names import NONE
 from qia3.progress import say
 from qia3.runtime.adapters import AdapterBank
 from qia3.runtime.answer import answer_of, classify, prepare, prompt_of, reply, task_of
 from qia3.runtime.cache import Floats
-from qia3.runtime.engine import Engine
+from qia3.runtime.encoder import Encoder
+from qia3.runtime.load import AnyEngine
 
 Track = Callable[[list[Example]], Iterable[Example]]
 
@@ -56,7 +57,7 @@ class Evaluation:
 
 
 def evaluate(
-    engine: Engine,
+    engine: AnyEngine,
     bank: AdapterBank,
     given: Path | Sequence[Example],
     adapter: str | None,
@@ -69,6 +70,8 @@ def evaluate(
     naming each line that is malformed, or where none can be asked.
     """
     chosen = _task(engine, adapter, task)
+    if chosen.kind == "embed":
+        raise ConfigError(f"{chosen.name!r} has no labels to score: it gives embeddings; name an adapter that has some")
     if isinstance(given, Path):
         read = read_examples(given, chosen.kind, chosen.choices or ())
         if remark := contradiction(read):
@@ -78,10 +81,11 @@ def evaluate(
     examples, left_out = _askable(engine, chosen, read)
     vectors = bank.vectors(adapter)
     started = time.perf_counter()
-    kept = list(engine.begun)
+    kept = [] if isinstance(engine, Encoder) else list(engine.begun)
     prepare(engine, chosen, vectors)
     answers = [_answer(engine, chosen, vectors, e) for e in track(examples)]
-    engine.begun = kept
+    if not isinstance(engine, Encoder):
+        engine.begun = kept
     seconds = time.perf_counter() - started
     generation = chosen.kind == "generate"
     right = [
@@ -104,7 +108,7 @@ def evaluate(
     )
 
 
-def _askable(engine: Engine, task: Task, examples: Sequence[Example]) -> tuple[list[Example], list[Example]]:
+def _askable(engine: AnyEngine, task: Task, examples: Sequence[Example]) -> tuple[list[Example], list[Example]]:
     """Those that can be asked and those that cannot, of which stderr is told. Raises DataError if there are none."""
     reasons = {i: reason for i, e in enumerate(examples) if (reason := _why_not(engine, task, e))}
     if reasons:
@@ -116,7 +120,7 @@ def _askable(engine: Engine, task: Task, examples: Sequence[Example]) -> tuple[l
     return asked, [examples[i] for i in reasons]
 
 
-def _why_not(engine: Engine, task: Task, example: Example) -> str | None:
+def _why_not(engine: AnyEngine, task: Task, example: Example) -> str | None:
     """Why a line cannot be asked."""
     choices = (example.choices or task.choices or ()) if task.kind == "classify" else ()
     try:
@@ -145,7 +149,7 @@ def corpus_chrf(answers: Sequence[str], expected: Sequence[str]) -> float | None
     return round(float(CHRF().corpus_score(list(answers), [list(expected)]).score), 2)
 
 
-def _task(engine: Engine, adapter: str | None, task: str | None) -> Task:
+def _task(engine: AnyEngine, adapter: str | None, task: str | None) -> Task:
     """With no adapter and one task only, that task's prompt is meant."""
     tasks = list(engine.bundle.tasks)
     if task is None and adapter in (None, NONE) and len(tasks) == 1:
@@ -153,7 +157,7 @@ def _task(engine: Engine, adapter: str | None, task: str | None) -> Task:
     return task_of(engine, adapter, task)
 
 
-def _answer(engine: Engine, task: Task, vectors: dict[str, Floats], example: Example) -> str:
+def _answer(engine: AnyEngine, task: Task, vectors: dict[str, Floats], example: Example) -> str:
     if task.kind == "classify":
         return classify(engine, task, vectors, example.text, example.choices).label
     return "".join(reply(engine, task, vectors, example.text))

@@ -15,8 +15,8 @@ from qia3.errors import AdapterError, DataError
 from qia3.names import NONE
 from qia3.runtime.adapters import AdapterBank
 from qia3.runtime.answer import answer_of, prompt_of, task_of
-from qia3.runtime.engine import Engine
-from qia3.runtime.load import open_engine
+from qia3.runtime.encoder import Encoder
+from qia3.runtime.load import AnyEngine, open_engine
 
 
 def read_back(folder: Path, adapters: Collection[str] | None = None) -> None:
@@ -28,18 +28,28 @@ def read_back(folder: Path, adapters: Collection[str] | None = None) -> None:
     engine, bank = open_engine(bundle), AdapterBank(bundle)
     names = adapters or bundle.adapters or ((bundle.merged_task,) if bundle.merged_task else (NONE,))
     for name in names:
-        check_task(engine, task_of(engine, name))
-        engine.prefill([[0]], bank.vectors(name), room=0)
+        task = task_of(engine, name)
+        check_task(engine, task)
+        if isinstance(engine, Encoder):
+            _check_head(task, engine.logits([[0]], bank.vectors(name)).shape[1])
+        else:
+            engine.prefill([[0]], bank.vectors(name), room=0)
 
 
-def check_task(engine: Engine, task: Task) -> None:
+def _check_head(task: Task, labels: int) -> None:
+    """Raises AdapterError where a head tells apart something else than the task's labels."""
+    if task.kind == "classify" and labels != len(task.choices or ()):
+        raise AdapterError(f"task {task.name!r} has {len(task.choices or ())} labels, and its head {labels}")
+
+
+def check_task(engine: AnyEngine, task: Task) -> None:
     """A task can be asked where its prompt leaves room for a word and the longest answer, and where what ends an answer
     is a token. Raises AdapterError, with all that is wrong.
     """
     try:
         prompt = len(prompt_of(engine, task, ""))
         longest = max((len(answer_of(engine, task, choice)) for choice in task.choices or ()), default=1)
-        bad = _end(engine, task)
+        bad = [] if isinstance(engine, Encoder) else _end(engine, task)
     except DataError as error:
         raise AdapterError(f"task {task.name!r} cannot be asked of this bundle: {error}") from error
     if engine.bundle.architecture.positions(prompt + 1, longest - 1) > engine.context_length:
@@ -47,11 +57,15 @@ def check_task(engine: Engine, task: Task) -> None:
         bad.append(f"{told}: no room for words in a context of {engine.context_length:,}")
     if task.choices is not None and len(task.choices) == 1:
         bad.append(f"{task.choices[0]!r} is its only choice: nothing to tell apart")
+    if task.kind == ("generate" if isinstance(engine, Encoder) else "embed"):
+        bad.append(
+            f"its kind is {task.kind!r}, which an encoder alone {'cannot' if task.kind == 'generate' else 'can'}"
+        )
     if bad:
         raise AdapterError(f"task {task.name!r} cannot be asked of this bundle: {'; '.join(bad)}")
 
 
-def _end(engine: Engine, task: Task) -> list[str]:
+def _end(engine: AnyEngine, task: Task) -> list[str]:
     """What keeps the end from being one. Generation ends at the bundle's own stop tokens only; a choice is ranked with
     any control token behind it. Where a bundle of an earlier version stops nowhere, no end is one.
     """

@@ -26,6 +26,8 @@ a thousand answers must not mean a thousand copies of the prompt's cache.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +39,21 @@ from qia3.runtime.engine import Engine, select_rows
 MAX_ROWS = 32
 Path = tuple[int, tuple[int, ...]]  # row of the prompt, tokens after it
 Scores = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A label and every choice's probability, given that it is one of the choices."""
+
+    label: str
+    scores: dict[str, float]
+
+
+def chosen(choices: Sequence[str], scores: NDArray[Any]) -> Answer:
+    """The answer that scores [choices] give, which are log-probabilities or logits."""
+    shares = np.exp(scores.astype(np.float64) - scores.max())
+    shares /= shares.sum()
+    return Answer(choices[int(scores.argmax())], {c: round(float(s), 6) for c, s in zip(choices, shares, strict=True)})
 
 
 def rank(

@@ -16,6 +16,7 @@ import onnxruntime as ort
 
 from qia3.bundle.manifest import Graph
 from qia3.bundle.opened import Bundle
+from qia3.bundle.ports import HEAD, HEAD_BIAS, HEAD_WEIGHT
 from qia3.errors import AdapterError, BundleError, QIA3Error, first_line
 from qia3.runtime.cache import Floats
 from qia3.runtime.packed import packed_graph
@@ -34,15 +35,20 @@ class GraphSession:
         self.ones = {
             name: np.ones((1, 1, shape[2]), np.float32) for name, shape in self.ports.items() if name in self.own
         }
+        self.nought: dict[str, Floats] = {}  # a head that says nothing, where the graph has no default for that
+        if HEAD_WEIGHT in self.ports:
+            width = self.ports[HEAD_WEIGHT][2]
+            self.nought = {HEAD_WEIGHT: np.zeros((1, 1, width), np.float32), HEAD_BIAS: np.zeros((1, 1), np.float32)}
 
     def fed(self, vectors: Mapping[str, Floats], rows: int) -> Mapping[str, Floats]:
         """What of `vectors` goes into this graph, with ones where it needs one that is not there. Raises AdapterError.
 
         A wrong row count could broadcast into a wrong answer, so it is refused before the graph sees it.
         """
-        self._check(self.ones | {**vectors}, rows)
+        head = {name: v for name, v in vectors.items() if name in HEAD}
+        self._check(self.ones | {name: v for name, v in vectors.items() if name not in HEAD}, rows)
         own = {name: v.astype(np.float32, copy=False) for name, v in vectors.items() if name in self.own}
-        return self.ones | own
+        return self.ones | self.nought | own | head
 
     @contextmanager
     def running(self) -> Iterator[None]:

@@ -85,7 +85,7 @@ class Examples:
 
     `ranked`: wrong answers are encoded too, for the losses that need them.
 
-    `at_most`: answers of a tree that is drawn; None for all.
+    `at_most`: answers of a tree that is drawn; None for all. `labels`: of an encoder's head, whose answers are numbers.
     """
 
     def __init__(
@@ -96,6 +96,7 @@ class Examples:
         ranked: bool = False,
         shots: int = 0,
         at_most: int | None = None,
+        labels: Sequence[str] | None = None,
     ) -> None:
         self.sources, self.max_length, self.ranked, self.shots, self.at_most = (
             sources,
@@ -105,7 +106,7 @@ class Examples:
             at_most,
         )
         self.places = [(source, i) for source in sources for i in range(len(source.examples))]
-        self.answer = tokens.answer
+        self.answer = tokens.answer if labels is None else lambda text, end: (labels.index(text),)
         self.encoded = lru_cache(KEPT)(tokens.prompt)
         self.fitting = lru_cache(KEPT)(tokens.fitting)
 

@@ -73,7 +73,9 @@ class _Ruler:
         return [self.tokens.fitting(template, example.text, room) if room > 0 else None for template in templates]
 
     def longest(self, example: Example, ranked: bool = True) -> int:
-        """Tokens of the longest answer that is compared."""
+        """Tokens of the longest answer that is compared; a label of a head is no text."""
+        if self.wrap.headed:
+            return 1
         choices = (example.choices or self.data.choices) if ranked else None
         return max(len(self.tokens.answer(text, self.wrap.end)) for text in choices or (example.answer,))
 

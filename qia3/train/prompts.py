@@ -35,7 +35,8 @@ class Wrapping:
     """What a base puts around a user's words.
 
     `end` is the text of the token that ends an answer, `stop_tokens` every id that does. `start` are the ids that an
-    encoder-decoder's answer stands behind in its decoder; a decoder's stands behind its prompt.
+    encoder-decoder's answer stands behind in its decoder; a decoder's stands behind its prompt. `headed`: the base is an
+    encoder, whose answers are labels of a head and no tokens.
     """
 
     prefix: str
@@ -44,11 +45,14 @@ class Wrapping:
     stop_tokens: tuple[int, ...]
     warnings: tuple[str, ...] = field(default=(), compare=False)
     start: tuple[int, ...] = ()
+    headed: bool = False
 
     def room(self, limit: int, answer: int) -> int:
         """Tokens left for a prompt where `limit` bounds prompt and answer together; in an encoder-decoder, each of the
         two, and there is no room where the answer takes more.
         """
+        if self.headed:
+            return limit
         if not self.start:
             return limit - answer
         return limit if len(self.start) + answer <= limit else 0
@@ -61,14 +65,17 @@ def wrapping(
     end: str | None = None,
     questions: Sequence[str] = (),
     start: tuple[int, ...] = (),
+    reads: bool = False,
 ) -> Wrapping:
     """The base's chat template around a user's words; without a template (or chat=False), its beginning-of-text token,
     or, around what an encoder reads, all that its tokenizer adds.
 
     `end` ends answers instead of the base's end-of-text token; `questions` are what the template is tried with; `start`
-    is what an encoder-decoder's answers begin after (qia3.base.start). Raises ConfigError for a template that cannot be
-    used.
+    is what an encoder-decoder's answers begin after (qia3.base.start); `reads`: the base is an encoder alone. Raises
+    ConfigError for a template that cannot be used.
     """
+    if reads:
+        return Wrapping(*_around(tokenizer), "", (), headed=True)
     stops = [*([] if end is None else [tokenizer.convert_tokens_to_ids(end)]), *configured_stops(generation_config)]
     if tokenizer.eos_token_id is not None:
         stops.append(tokenizer.eos_token_id)

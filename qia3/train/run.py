@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
+from qia3.base.family import is_encoder
 from qia3.base.start import start_of
 from qia3.bundle.checked import decode, encode
 from qia3.bundle.records import Record
@@ -38,6 +39,7 @@ from qia3.train.callbacks import Interruption, Log, Patience
 from qia3.train.compute import choose_compute, computing
 from qia3.train.dropout import without_dropout
 from qia3.train.examples import Examples
+from qia3.train.headed import HeadedModel, Texts
 from qia3.train.model import VectorModel
 from qia3.train.probe import packs
 from qia3.train.schedule import Collator, Schedule
@@ -87,8 +89,10 @@ def train_vectors(
     title: str,
     validation: Examples | None = None,
     start: Vectors | None = None,
+    head: nn.Linear | None = None,
 ) -> Record:
-    """Trains `scaled` from `start` (None: ones), or from the last checkpoint in `folder`, and leaves the result in it.
+    """Trains `scaled` from `start` (None: ones), or from the last checkpoint in `folder`, and leaves the result in it;
+    an encoder's `head` beside them.
 
     Raises Interrupted.
     """
@@ -97,15 +101,12 @@ def train_vectors(
         _arguments(settings, seed, folder / CHECKPOINTS, validation is not None),
     )
     parameters = start_vectors(scaled, start)
-    vectors = processes.sharing(VectorModel(model, scaled, settings.losses)).to(arguments.device)
-    begins = start_of(model)
-    lays_out = Collator(
-        packs(model, examples.longest_path(), begins),
-        settings.row_tokens,
-        model.config.get_text_config().hidden_size,
-        begins,
-    )
-    if not lays_out.packs:
+    if head is not None:
+        parameters += sum(p.numel() for p in head.parameters())
+    whole = VectorModel(model, scaled, settings.losses) if head is None else HeadedModel(model, scaled, head)
+    vectors = processes.sharing(whole).to(arguments.device)
+    lays_out = Texts() if head is not None else _collator(model, examples, settings)
+    if head is None and not lays_out.packs:
         say(
             f"{title}: {type(model).__name__} does not compute the same with several answers in one row; each gets a row of its own"
         )
@@ -121,7 +122,7 @@ def train_vectors(
             train_dataset=Schedule(examples, settings.steps, settings.batch_size, seed),
             data_collator=lays_out,
             callbacks=[flag, log, *([] if validation is None else [Patience(settings.patience)])],
-            optimizers=(_optimizer(scaled, settings), None),
+            optimizers=(_optimizer(whole, settings), None),
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=_last_whole_checkpoint(folder / CHECKPOINTS))
@@ -146,6 +147,13 @@ def train_vectors(
     )
 
 
+def _collator(model: PreTrainedModel, examples: Examples, settings: Train) -> Collator:
+    """Trees in rows, as the model takes them."""
+    begins = start_of(model)
+    packed = packs(model, examples.longest_path(), begins)
+    return Collator(packed, settings.row_tokens, model.config.get_text_config().hidden_size, begins)
+
+
 def write_record(record: Record, path: Path) -> None:
     """As JSON."""
     path.write_text(json.dumps(encode(record), indent=1) + "\n")
@@ -159,7 +167,8 @@ def read_record(path: Path) -> Record:
 @contextmanager
 def _computing(model: PreTrainedModel, dtype: torch.dtype, settings: Train) -> Iterator[None]:
     """The model as training runs it, and as it was afterwards."""
-    whole = without_dropout(model) if model.config.is_encoder_decoder else nullcontext()
+    reads = model.config.is_encoder_decoder or is_encoder(model.config)
+    whole = without_dropout(model) if reads else nullcontext()
     with whole, computing(model, dtype) as how:
         say(how)
         if settings.gradient_checkpointing:
@@ -178,13 +187,10 @@ def _switch(model: PreTrainedModel, how: str, *given: Any) -> None:
     getattr(model, new if hasattr(model, new) else old)(*given)
 
 
-def _optimizer(scaled: Mapping[str, Scaled], settings: Train) -> Adafactor | None:
+def _optimizer(vectors: VectorModel, settings: Train) -> Adafactor | None:
     """None is the Trainer's own AdamW."""
-    return (
-        Adafactor([s.delta for s in scaled.values()], settings.learning_rate)
-        if settings.optimizer == "adafactor"
-        else None
-    )
+    trained = [parameter for _, parameter in vectors.named_parameters()]
+    return Adafactor(trained, settings.learning_rate) if settings.optimizer == "adafactor" else None
 
 
 def _arguments(settings: Train, seed: int, folder: Path, validates: bool) -> TrainingArguments:

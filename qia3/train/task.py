@@ -16,8 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from torch import nn
+
+from qia3.base.family import is_encoder
 from qia3.base.frozen import BaseModel
 from qia3.bundle.adapter import Adapter
+from qia3.bundle.head import Head
 from qia3.bundle.peft import read_peft, write_peft
 from qia3.bundle.records import Record
 from qia3.bundle.sites import Vectors
@@ -32,6 +36,7 @@ from qia3.train import processes
 from qia3.train.asked import PLAN, Asked, asked_of, differences, read_asked, write_asked
 from qia3.train.data import Data
 from qia3.train.examples import Examples, Source, source_of
+from qia3.train.headed import new_head, trained_head
 from qia3.train.prompts import Wrapping, wrapping
 from qia3.train.run import CHECKPOINTS, read_record, train_vectors, write_record
 from qia3.train.start import digest, read_start
@@ -60,6 +65,7 @@ class Trained:
     ranking: Literal["sum", "mean"]
     vectors: Vectors
     record: Record
+    head: Head | None = None  # of an encoder's task
 
     @property
     def shipped(self) -> BundleTask:
@@ -68,7 +74,7 @@ class Trained:
         return BundleTask(self.task.name, self.task.kind, self.prompt, self.choices, tokens, end, self.ranking)
 
     def adapter(self, fingerprint: str) -> Adapter:
-        return Adapter(self.vectors, fingerprint, self.shipped)
+        return Adapter(self.vectors, fingerprint, self.shipped, self.head)
 
 
 def train_task(base: BaseModel, scaled: Mapping[str, Scaled], job: Job, folder: Path) -> Trained:
@@ -80,6 +86,8 @@ def train_task(base: BaseModel, scaled: Mapping[str, Scaled], job: Job, folder: 
     if _is_done(folder, asked):
         say(f"{name}: trained before with the same plan, kept ({folder})")
         return load_task(base, scaled, job, folder)
+    head = _new_head(base, job)
+    labels = None if head is None else job.data.choices
     examples, validation = (
         Examples(
             base.tokens,
@@ -88,6 +96,7 @@ def train_task(base: BaseModel, scaled: Mapping[str, Scaled], job: Job, folder: 
             settings.ranked,
             job.task.shots,
             settings.answers,
+            labels,
         )
         for given in (sources, _sources(base, job, held_back=True))
     )
@@ -103,10 +112,12 @@ def train_task(base: BaseModel, scaled: Mapping[str, Scaled], job: Job, folder: 
             name,
             validation if len(validation) else None,
             start,
+            head,
         )
-        trained = _trained(base, job, get_vectors(scaled), record)
+        trained = _trained(base, job, get_vectors(scaled), record, trained_head(head))
         if is_main():
-            write_peft(folder / "adapter", trained.adapter(base.fingerprint), sites, base.reference)
+            adapter = trained.adapter(base.fingerprint)
+            write_peft(folder / "adapter", adapter, sites, base.reference, head is not None)
             write_record(record, folder / "record.json")
             shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
         processes.wait()
@@ -139,13 +150,18 @@ def load_task(base: BaseModel, scaled: Mapping[str, Scaled], job: Job, folder: P
             f"task {name!r} was trained for another plan: {'; '.join(changed)}; give the build file back what it had, {anew}"
         )
     adapter = read_peft(folder / "adapter", sites, base.fingerprint)
-    return _trained(base, job, adapter.vectors, read_record(folder / "record.json"))
+    return _trained(base, job, adapter.vectors, read_record(folder / "record.json"), adapter.head)
 
 
-def _trained(base: BaseModel, job: Job, vectors: Vectors, record: Record) -> Trained:
+def _new_head(base: BaseModel, job: Job) -> nn.Linear | None:
+    """An encoder's; a model that writes has none."""
+    return new_head(base.model, job.data.choices or ()) if is_encoder(base.model.config) else None
+
+
+def _trained(base: BaseModel, job: Job, vectors: Vectors, record: Record, head: Head | None) -> Trained:
     own = _source(base, job.task, job.data)
     prompt = own.on_device(job.task.shots, job.seed)
-    return Trained(job.task, prompt, own.wrap, job.data.choices, job.ranking, vectors, record)
+    return Trained(job.task, prompt, own.wrap, job.data.choices, job.ranking, vectors, record, head)
 
 
 def _sources(base: BaseModel, job: Job, held_back: bool = False) -> list[Source]:
@@ -155,7 +171,8 @@ def _sources(base: BaseModel, job: Job, held_back: bool = False) -> list[Source]
 
 def _source(base: BaseModel, task: Task, data: Data, held_back: bool = False) -> Source:
     start = base.start
-    wrap = wrapping(base.tokenizer, base.model.generation_config, task.chat, task.end, start=start)
+    reads, made = is_encoder(base.model.config), base.model.generation_config
+    wrap = wrapping(base.tokenizer, made, task.chat, task.end, start=start, reads=reads)
     return source_of(base.tokens, wrap, task, data.validation if held_back else data.train, data.choices)
 
 

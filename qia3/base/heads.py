@@ -1,0 +1,54 @@
+"""Heads that an encoder was trained with, and that a task of one's own has no use for: what a folder's files hold beside
+the body.
+
+    bert.encoder.layer.0...      the body                  cls.predictions...    for hidden words
+    bert.pooler.dense.weight     for the next sentence     classifier.weight     somebody's own labels
+
+Which tensors those are, transformers' own classes say: the class that config.json names under `architectures`, and those
+that the family is trained with. A tensor is left out where one of them has it, in this shape; any other is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForPreTraining
+
+from qia3.base.family import is_encoder
+from qia3.base.shards import Entry
+from qia3.progress import say
+
+
+def not_heads(config: Any, names: Iterable[str], found: Mapping[str, Entry]) -> list[str]:
+    """Those of the left-over `names` that are no head's; which ones are is said. Of an encoder only."""
+    names = list(names)
+    if not names or not is_encoder(config):
+        return names
+    known = dict(_tensors(config))
+    heads = [name for name in names if known.get(name) == found[name].shape]
+    if heads:
+        parts = sorted({".".join(name.split(".")[:2]) for name in heads})
+        say(f"left out, for it belongs to another task: {', '.join(parts)} ({len(heads)} tensors)")
+    return [name for name in names if name not in heads]
+
+
+def _tensors(config: Any) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of all that the classes have, as a file of each has them."""
+    named: list[Any] = [getattr(transformers, name, None) for name in config.architectures or ()]
+    usual = [
+        auto._model_mapping.get(type(config), None)
+        for auto in (AutoModel, AutoModelForMaskedLM, AutoModelForPreTraining)
+    ]
+    classes: dict[Any, None] = dict.fromkeys(made for made in (*named, *usual) if isinstance(made, type))
+    for made in classes:
+        if made.config_class is not type(config):
+            continue
+        with torch.device("meta"):
+            state = made(config).state_dict()
+        for name, tensor in state.items():
+            yield name, tuple(tensor.shape)
+            yield f"{made.base_model_prefix}.{name}", tuple(tensor.shape)
+            yield name.removeprefix(f"{made.base_model_prefix}."), tuple(tensor.shape)

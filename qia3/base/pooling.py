@@ -1,0 +1,99 @@
+"""How an encoder's states become one vector of a text, as a folder of sentence-transformers says it.
+
+    modules.json               the steps: Transformer, Pooling, Normalize
+    1_Pooling/config.json      {"pooling_mode_mean_tokens": true, ...}: the mean over the tokens, or the first one's state
+
+A folder of transformers alone says nothing: the mean. A step that is none of these is refused, for the vector would be
+another one. What was read is kept in the model's configuration, and so in a kept base and in a bundle's config.json.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from qia3.bundle.checked import decode, encode
+from qia3.bundle.manifest import Pooling
+from qia3.errors import BaseModelError
+from qia3.parse import each_once, parse_json, read_json_table, read_text
+
+Mode = Literal["mean", "cls"]
+KEY = "qia3_pooling"
+MODES: dict[str, Mode] = {
+    "mean": "mean",
+    "cls": "cls",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_cls_token": "cls",
+}
+STEPS = (["Transformer"], ["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"])
+
+
+def note_pooling(config: Any, folder: Path) -> None:
+    """Writes what the folder says into the configuration. Raises BaseModelError for what is not understood."""
+    if not hasattr(config, KEY):
+        setattr(config, KEY, encode(_read(folder)))
+
+
+def pooling_of(config: Any) -> Pooling:
+    """What was noted; the mean, where nothing was."""
+    return decode(Pooling, getattr(config, KEY, {"mode": "mean", "normalize": False}))
+
+
+def pooled(states: Tensor, mask: Tensor, how: Pooling) -> Tensor:
+    """States [B, S, d] and a mask [B, S], 1 where a token stands -> [B, d]."""
+    if how.mode == "cls":
+        return states[:, 0]
+    shown = mask.to(states.dtype)[:, :, None]
+    return (states * shown).sum(1) / shown.sum(1).clamp_min(1e-9)
+
+
+def embedded(vector: Tensor, how: Pooling) -> Tensor:
+    """The sentence's embedding [B, d] of what was pooled."""
+    return torch.nn.functional.normalize(vector, dim=-1) if how.normalize else vector
+
+
+def _read(folder: Path) -> Pooling:
+    file = folder / "modules.json"
+    if not file.is_file():
+        return Pooling("mean", False)
+    try:
+        modules = parse_json(read_text(file, BaseModelError), each_once)
+        steps = [str(module["type"]).rpartition(".")[2] for module in modules]
+        paths = [str(module["path"]) for module in modules]
+    except (ValueError, TypeError, KeyError) as error:
+        raise BaseModelError(f"{file} does not list the steps of a sentence-transformers model ({error})") from error
+    if steps not in STEPS:
+        raise BaseModelError(
+            f"{file} lists {', '.join(steps)}; read are Transformer, Pooling and Normalize, in this order"
+        )
+    _check_words(folder)
+    return Pooling(_mode(folder / paths[1] / "config.json") if len(steps) > 1 else "mean", len(steps) > 2)
+
+
+def _mode(file: Path) -> Mode:
+    table = read_json_table(file, BaseModelError)
+    named = table.get("pooling_mode")
+    chosen = [named] if isinstance(named, str) else named if isinstance(named, list) else []
+    chosen += [key for key, value in table.items() if key.startswith("pooling_mode_") and value]
+    if len(chosen) != 1 or chosen[0] not in MODES:
+        raise BaseModelError(
+            f"{file} pools by {' and '.join(map(str, chosen)) or 'nothing'}; read are the mean over the tokens and the first token"
+        )
+    return MODES[chosen[0]]
+
+
+def _check_words(folder: Path) -> None:
+    """Raises BaseModelError where sentence-transformers would do something to a text first."""
+    prompts, lower = folder / "config_sentence_transformers.json", folder / "sentence_bert_config.json"
+    if prompts.is_file() and (name := read_json_table(prompts, BaseModelError).get("default_prompt_name")):
+        raise BaseModelError(
+            f"{prompts} puts its prompt {name!r} before every text; set default_prompt_name to null there, and write it "
+            "as the task's prompt"
+        )
+    if lower.is_file() and read_json_table(lower, BaseModelError).get("do_lower_case"):
+        raise BaseModelError(
+            f"{lower} writes every text in lower case first (do_lower_case); set it to false there if the tokenizer does so itself"
+        )

@@ -1,0 +1,78 @@
+"""What an encoder alone makes of a text, from torch and from ONNX Runtime: the two sides of its comparisons.
+
+What forced.py is for a decoder, with nothing to force: an adapter's logits [1, labels], or the states [S, hidden] of the
+base, which has no head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import torch
+from numpy.typing import NDArray
+
+from qia3.base.pooling import embedded, pooled, pooling_of
+from qia3.bundle.head import Head
+from qia3.bundle.ports import ATTENTION_MASK, EMBEDDING, HEAD, HEAD_WEIGHT, INPUT_IDS, LAST_STATE, LOGITS
+from qia3.graph.forced_seq2seq import worn
+from qia3.graph.parity import Floats
+from qia3.ia3.roles import device_of
+
+
+@torch.no_grad()
+def read(model: Any, text: Sequence[int], head: Head | None) -> dict[str, Floats]:
+    """By torch: states [1, S, d], the embedding [1, d] and, of a head, logits [1, labels]."""
+    ids = torch.tensor([list(text)], device=device_of(model))
+    mask, how = torch.ones_like(ids), pooling_of(model.config)
+    states = model(input_ids=ids, attention_mask=mask)[0].float()
+    vector = pooled(states, mask, how)
+    found = {LAST_STATE: states, EMBEDDING: embedded(vector, how)}
+    made: dict[str, Floats] = {name: tensor.cpu().numpy() for name, tensor in found.items()}
+    return made if head is None else made | {LOGITS: head.logits(vector.cpu().numpy())}
+
+
+def logits(model: Any, text: Sequence[int], head: Head | None) -> Floats:
+    """What is compared, by torch."""
+    found = read(model, text, head)
+    return found[LAST_STATE][0] if head is None else found[LOGITS]
+
+
+class OrtEncoder:
+    """The graph opened alone and fed plainly. `merged`: its head is a part of it."""
+
+    def __init__(self, session: ort.InferenceSession) -> None:
+        self.session = session
+        open_ = {i.name: i.shape for i in session.get_inputs()}
+        self.merged = HEAD_WEIGHT not in open_.keys() | {i.name for i in session.get_overridable_initializers()}
+        width = open_[HEAD_WEIGHT][2] if HEAD_WEIGHT in open_ else 0
+        nought = [np.zeros((1, 1, width), np.float32), np.zeros((1, 1), np.float32)] if width else []
+        self.nought: dict[str, Any] = dict(zip(HEAD, nought, strict=False))
+
+    @classmethod
+    def read(cls, path: Path) -> OrtEncoder:
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        return cls(ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]))
+
+    def rows(self, texts: Sequence[Sequence[int]], given: Mapping[str, NDArray[np.float32]]) -> dict[str, Floats]:
+        """States, embeddings and logits of texts padded on the right. `given`: vectors and head by input name."""
+        lengths = np.array([len(text) for text in texts])
+        tokens = np.zeros((len(texts), lengths.max()), np.int64)
+        for row, text in zip(tokens, texts, strict=True):
+            row[: len(text)] = text
+        mask = (np.arange(lengths.max())[None] < lengths[:, None]).astype(np.int64)
+        vectors = {name: v for name, v in given.items() if name not in HEAD}
+        head = {name: v for name, v in given.items() if name in HEAD}
+        fed = {INPUT_IDS: tokens, ATTENTION_MASK: mask, **worn(self.session, vectors), **self.nought, **head}
+        names = [LAST_STATE, EMBEDDING, LOGITS]
+        return dict(zip(names, self.session.run(names, fed), strict=True))
+
+    def logits(self, text: Sequence[int], forced: Sequence[int], given: Mapping[str, NDArray[np.float32]]) -> Floats:
+        """What is compared: nothing is forced."""
+        found = self.rows([text], given)
+        result: Floats = found[LOGITS] if self.merged or HEAD_WEIGHT in given else found[LAST_STATE][0]
+        return result

@@ -1,0 +1,66 @@
+"""An encoder's two questions, of many texts at once: which label, and which vector.
+
+    engine = open_engine(Bundle.open("dist/intents"))
+    classify_texts(engine, ["dim the hall", "stop the music"], ["home", "player"])    # a task for each text, or one for all
+    embed_texts(engine, ["dim the hall", "stop the music"])                           # float32 [2, hidden]
+
+Rows of one batch have their own vectors and their own head, so texts of several tasks are one run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from qia3.bundle.ports import HEAD_WEIGHT
+from qia3.bundle.task import Task
+from qia3.errors import ConfigError
+from qia3.names import NONE
+from qia3.runtime.adapters import AdapterBank
+from qia3.runtime.cache import Floats
+from qia3.runtime.encoder import Encoder
+from qia3.runtime.score import Answer, chosen
+
+
+def classify_texts(engine: Encoder, texts: Sequence[str], adapters: str | Sequence[str]) -> list[Answer]:
+    """The label of each text, by its own adapter. Raises AdapterError and ConfigError for one that has no labels."""
+    names = [adapters] * len(texts) if isinstance(adapters, str) else list(adapters)
+    if len(names) != len(texts):
+        raise ConfigError(f"{len(texts)} texts and {len(names)} adapters: give one for all texts, or one for each")
+    bank = AdapterBank(engine.bundle)
+    vectors = bank.vectors(names[0]) if len(set(names)) == 1 else bank.rows(names)
+    tasks = [engine.bundle.tasks.get(name) or _unlabelled(name) for name in names]
+    return labelled(engine, tasks, vectors, texts)
+
+
+def labelled(
+    engine: Encoder, tasks: Sequence[Task], vectors: Mapping[str, Floats], texts: Sequence[str]
+) -> list[Answer]:
+    """The same with vectors that were loaded before. Raises ConfigError where there is no head."""
+    for task in tasks:
+        if not task.choices or (HEAD_WEIGHT not in vectors and engine.bundle.mode == "side"):
+            _unlabelled(task.name)
+    rows = [engine.tokens.prompt(task.prompt, text) for task, text in zip(tasks, texts, strict=True)]
+    logits = engine.logits(rows, vectors)
+    return [
+        chosen(task.choices, row[: len(task.choices)])
+        for task, row in zip(tasks, logits, strict=True)
+        if task.choices is not None
+    ]
+
+
+def embed_texts(engine: Encoder, texts: Sequence[str], adapter: str | None = None) -> Floats:
+    """float32 [texts, hidden], as the base pools them; with an adapter, through its vectors and in its task's prompt."""
+    bundle = engine.bundle
+    named = adapter not in (None, NONE)
+    template = (
+        bundle.tasks[adapter].prompt if named and adapter in bundle.tasks else bundle.prefix + "{text}" + bundle.suffix
+    )
+    vectors = AdapterBank(bundle).vectors(adapter)
+    return engine.embed([engine.tokens.prompt(template, text) for text in texts], vectors)
+
+
+def _unlabelled(name: str) -> Task:
+    raise ConfigError(
+        f"{name!r} has no labels: an encoder tells labels by an adapter that was trained for them; without one it gives "
+        "embeddings (--embed)"
+    )

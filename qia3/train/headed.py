@@ -1,0 +1,129 @@
+"""An encoder's task: a head is trained beside the vectors, on one cross-entropy.
+
+    logits = W p + b        p the pooled state of a text        loss = -log softmax(logits)[right]
+
+So an answer is one "token" of a vocabulary of labels, its number, and everything that draws, cuts and counts trees of
+tokens (qia3.train.examples, schedule) serves as it is:
+
+    tree      prompt [CLS] turn it off [SEP]      answer (3,)
+    batch     input_ids, attention_mask int64 [E, S]      labels int64 [E]      totals float32 [3], the first the number of labels
+
+The head begins at nought and is float32, as the vectors' master copies are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from qia3.base.pooling import pooled, pooling_of
+from qia3.bundle.head import Head
+from qia3.config import Task
+from qia3.errors import ConfigError
+from qia3.ia3.vectors import Scaled
+from qia3.recipe import Train
+from qia3.train.batches import Batch, count
+from qia3.train.losses import LANGUAGE_MODELLING, Totals
+from qia3.train.model import VectorModel
+from qia3.train.schedule import Slot
+from qia3.train.trees import Tree
+
+NAMES = {"weight": "head.weight", "bias": "head.bias"}
+SETTINGS = {
+    "max_new_tokens": "max_new_tokens",
+    "end": "end",
+    "ranking": "ranking",
+    "shots": "shots",
+    "mixture": "mixture",
+}
+
+
+def check_task(task: Task, settings: Train, own_choices: bool) -> None:
+    """What an encoder has no use for is told before it is loaded. Raises ConfigError."""
+    given = [key for key in SETTINGS if key in task.model_fields_set and getattr(task, key)]
+    if task.kind != "classify":
+        reason = f'its kind is {task.kind!r}, and the base is an encoder, which writes no text; kind = "classify"'
+    elif own_choices:
+        reason = "its lines bring their own choices, and an encoder's head has the same labels for all"
+    elif given:
+        reason = f"{' and '.join(given)} {'are' if len(given) > 1 else 'is'} for bases that write, and this one is an encoder"
+    elif "losses" in settings.model_fields_set and tuple(settings.losses) != (LANGUAGE_MODELLING,):
+        reason = 'losses compare answers of tokens, and an encoder has labels: leave them out, or losses = ["lm"]'
+    else:
+        return
+    raise ConfigError(f"task {task.name!r}: {reason}")
+
+
+def settings_of(settings: Train) -> Train:
+    """With the one loss that a head has."""
+    return settings.model_copy(update={"losses": (LANGUAGE_MODELLING,)})
+
+
+def new_head(model: PreTrainedModel, labels: Sequence[str]) -> nn.Linear:
+    """Of noughts."""
+    head = nn.Linear(model.config.hidden_size, len(labels))
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    return head
+
+
+def trained_head(head: nn.Linear | None) -> Head | None:
+    """As it ships; copies."""
+    if head is None:
+        return None
+    return Head(*(p.detach().float().cpu().numpy().copy() for p in (head.weight, head.bias)))
+
+
+class HeadedModel(VectorModel):
+    """forward takes a batch and gives the loss and its one part; state_dict is the vectors' offsets and the head."""
+
+    def __init__(self, model: PreTrainedModel, scaled: Mapping[str, Scaled], head: nn.Linear) -> None:
+        super().__init__(model, scaled)
+        self.head, self.how = head, pooling_of(model.config)
+
+    def forward(  # type: ignore[override]
+        self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, totals: Tensor
+    ) -> dict[str, Tensor]:
+        states = self.model(input_ids=input_ids, attention_mask=attention_mask)[0].float()
+        logits = self.head(pooled(states, attention_mask, self.how))
+        loss = F.cross_entropy(logits, labels, reduction="sum") / totals[0]
+        return {"loss": loss, "parts": loss.detach()[None]}
+
+    def state_dict(self, *_: Any, **__: Any) -> dict[str, Tensor]:  # type: ignore[override]
+        return super().state_dict() | {NAMES[name]: p.detach() for name, p in self.head.named_parameters()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        with torch.no_grad():
+            for name, parameter in self.head.named_parameters():
+                parameter.copy_(state_dict[NAMES[name]])
+        return super().load_state_dict(state_dict, strict, assign)
+
+    def named_parameters(self, *_: Any, **__: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        yield from super().named_parameters()
+        yield from ((NAMES[name], parameter) for name, parameter in self.head.named_parameters())
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Slots to a batch, as qia3.train.schedule's Collator: a text a row."""
+
+    packs: bool = False
+
+    def __call__(self, slots: list[Slot]) -> Batch:
+        whole, share = slots[0].totals, len(slots) / slots[0].batch
+        return self.lay_out([s.tree for s in slots], Totals(whole.right * share, 0, 0))
+
+    def lay_out(self, trees: list[Tree], totals: Totals | None = None) -> Batch:
+        longest, used = max(len(tree.prompt) for tree in trees), totals or count(trees)
+        return {
+            "input_ids": torch.tensor([[*t.prompt, *[0] * (longest - len(t.prompt))] for t in trees]),
+            "attention_mask": torch.tensor([[int(i < len(t.prompt)) for i in range(longest)] for t in trees]),
+            "labels": torch.tensor([t.answers[t.right][0] for t in trees]),
+            "totals": torch.tensor([used.right, used.wrong, used.chosen], dtype=torch.float32),
+        }
