@@ -18,7 +18,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from decode_models import write_float
 from quality_methods import Cell, Methods
-from quality_tasks import BY_NAME, CORE, load
+from quality_tasks import BY_NAME, CORE, Split, load
 
 from qia3.runtime.bench import machine
 
@@ -156,8 +156,13 @@ def read(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
 
 
-def measure(methods: Methods, row: dict[str, Any], development: bool) -> dict[str, Any]:
-    cell = Cell(load(row["task"]), row["n"], row["seed"], row["steps"], row["rate"] or 0.0, development)
+def measure(
+    methods: Methods, row: dict[str, Any], development: bool, split: Callable[[], Split] | None = None
+) -> dict[str, Any]:
+    """One run: what is to be recorded of it. `split`: where a task's examples come from, if not from quality_tasks.py."""
+    cell = Cell(
+        split() if split else load(row["task"]), row["n"], row["seed"], row["steps"], row["rate"] or 0.0, development
+    )
     started = time.perf_counter()
     found = methods.run(row["method"], cell)
     return row | {

@@ -66,6 +66,7 @@ from qia3.ia3.vectors import attach, get_vectors, set_vectors
 from qia3.recipe import Train
 from qia3.runtime.answer import classify_batch
 from qia3.runtime.engine import Engine
+from qia3.runtime.load import open_engine
 from qia3.tokens import Tokens
 from qia3.train.compute import computing
 from qia3.train.evaluate import rank_trees
@@ -254,9 +255,11 @@ class Methods:
 
     # --- what they share
 
+    asked = Asked(MODEL, block_size=64, calibration="own")
+
     def attached(self) -> tuple[Any, Any]:
         """Our base with vectors of ones; the bundle's graph is of the same."""
-        base = load_base(Asked(MODEL, block_size=64, calibration="own"))
+        base = load_base(self.asked)
         known = Bundle.open(self.places["side"], verify=False).fingerprint
         assert base.fingerprint == known, "the bundle is of another base: build it again"
         return base, attach(base.model, find_roles(base.model).sites)
@@ -311,7 +314,7 @@ class Methods:
         model.set_output_embeddings(InFloat32(head))
         drawn = self.examples(cell.split.draw(cell.n, cell.seed), cell, ranked=losses != (LANGUAGE_MODELLING,))
         slots = Schedule(drawn, cell.steps, BATCH, cell.seed)
-        collate = Collator(True, ROW_TOKENS, model.config.hidden_size)
+        collate = self.collator(model)
         parameters = [p for p in model.parameters() if p.requires_grad]
         optimiser = torch.optim.AdamW(parameters, cell.rate, weight_decay=0.0)
         rise = partial(slope, steps=cell.steps)
@@ -349,7 +352,11 @@ class Methods:
                 weight.hold_dense(torch.float32)
         asked = self.examples(cell.asked, cell, ranked=True)
         trees = [asked.tree(i) for i in range(len(asked))]
-        return rank_trees(model.eval(), trees, Collator(True, ROW_TOKENS, model.config.hidden_size)).scores, trees
+        return rank_trees(model.eval(), trees, self.collator(model)).scores, trees
+
+    def collator(self, model: Any) -> Collator:
+        """How answers are laid out in rows."""
+        return Collator(True, ROW_TOKENS, model.config.hidden_size)
 
     def on_device(self, scaled: Any, cell: Cell, name: str, ranking: str) -> dict[str, float]:
         """Accuracy of the vectors through ONNX Runtime, at the side and merged."""
@@ -358,7 +365,7 @@ class Methods:
         accuracy = {f"{name}-side": self.shipped(self.engine("side"), fed, cell, ranking)}
         stores = {site: layer.base.store.scales.numpy() for site, layer in scaled.items()}
         with merged_bundle(self.places["merged"], stores, vectors) as folder:
-            engine = Engine(Bundle.open(folder, verify=False))
+            engine = open_engine(Bundle.open(folder, verify=False))
             accuracy[f"{name}-merged"] = self.shipped(engine, {}, cell, ranking)
         return accuracy
 
@@ -391,7 +398,7 @@ class Methods:
 
     def engine(self, mode: str) -> Engine:
         if mode not in self.engines:
-            self.engines[mode] = Engine(Bundle.open(self.places[mode]))
+            self.engines[mode] = open_engine(Bundle.open(self.places[mode]))
         return self.engines[mode]
 
     def adapter_bytes(self) -> int:

@@ -115,7 +115,7 @@ def merged_bundle(bundle: Path, scales: dict[str, np.ndarray], vectors: dict[str
     Folding touches scales only (law 2), so no export is needed for it.
     """
     manifest = json.loads((bundle / "manifest.json").read_text())
-    graph = manifest["graphs"]["decoder"]
+    graphs = manifest["graphs"].values()
     with tempfile.TemporaryDirectory(dir=bundle.parent) as scratch:
         folder = Path(scratch) / "merged"
         folder.mkdir()
@@ -123,15 +123,17 @@ def merged_bundle(bundle: Path, scales: dict[str, np.ndarray], vectors: dict[str
             if file.name != "onnx":
                 (folder / file.name).symlink_to(file.resolve())
         (folder / "onnx").mkdir()
-        (folder / graph["file"]).write_bytes((bundle / graph["file"]).read_bytes())
-        data = bytearray((bundle / graph["data"]).read_bytes())
+        for graph in graphs:
+            (folder / graph["file"]).write_bytes((bundle / graph["file"]).read_bytes())
+        (shared,) = {graph["data"] for graph in graphs}
+        data = bytearray((bundle / shared).read_bytes())
         places = scale_places(manifest)
         for name, vector in vectors.items():
             folded = (scales[name] * vector[:, None]).astype(np.float32).tobytes()
             start, size = places[name.removesuffix(".ia3_l") + ".scales"]
             assert size == len(folded), name
             data[start : start + size] = folded
-        (folder / graph["data"]).write_bytes(data)
+        (folder / shared).write_bytes(data)
         yield folder
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
+from qia3.config import read_build
 from qia3.errors import DataError
 from qia3.examples import Example, contradiction, read_examples
 
@@ -131,3 +133,18 @@ def test_a_text_with_two_answers_is_reported(tmp_path):
     said = contradiction(rows(("a", ["x"]), ("b", ["y"]), ("a", ["y"]), ("a", ["z"])))
     assert said.startswith("2 lines repeat a text that has another answer elsewhere: 'a' is 'x' (")
     assert "line 1) and 'y' (" in said
+
+
+SHOWN = sorted((Path(__file__).parents[1] / "examples").glob("*/qia3.toml"))
+
+
+@pytest.mark.parametrize("file", SHOWN, ids=lambda file: file.parent.name)
+def test_what_examples_ships_can_be_read_and_is_tested_on_texts_that_it_does_not_train_on(file):
+    assert {path.parent for path in SHOWN} == {path for path in file.parents[1].iterdir() if path.is_dir()}
+    for task in read_build(file).task:
+        trained = [e for part in task.train_files for e in read_examples(part, task.kind)]
+        asked = read_examples(task.test, task.kind)
+        assert not {e.text for e in trained} & {e.text for e in asked}
+        assert contradiction(trained + asked) is None
+        if task.kind == "classify":
+            assert {e.answer for e in asked} == {e.answer for e in trained}
