@@ -26,6 +26,7 @@ from tiny import GPT2, SHAPE, WIDE, ids, random_vectors
 from transformers import AutoConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from qia3.base.experts import GridExperts
 from qia3.base.family import auto_class, is_encoder
 from qia3.base.kind import check_kind
 from qia3.base.modules import GridEmbedding, GridLinear
@@ -84,7 +85,7 @@ class Family:
     apart: bool = False  # in the table, and among the tests of QIA3_ALL_FAMILIES=1 alone
 
 
-EXPERTS = r"no feed-forward whose inner activation can be scaled, for its feed-forwards are mixtures of experts"
+EXPERTS = r"its feed-forwards are mixtures of experts \(.*Experts\) of another form than ONNX Runtime's QMoE has"
 
 FAMILIES = [
     Family("llama", SHAPE),
@@ -160,14 +161,24 @@ FAMILIES = [
     Family("mamba", {"vocab_size": 101, "hidden_size": 96, "num_hidden_layers": 2}, r"no attention, and so no keys and values"),
     Family("recurrent_gemma", SHAPE | {"num_hidden_layers": 3, "attention_window_size": 16, "lru_width": 96},
            r"a state other than keys and values \(RecurrentGemmaRecurrentBlock"),
-    Family("mixtral", SHAPE | MOE, EXPERTS),
-    Family("qwen3_moe", SHAPE | MOE, EXPERTS),
-    Family("olmoe", SHAPE | MOE, EXPERTS),
+    Family("mixtral", SHAPE | MOE, note="experts", apart=True),
+    Family("qwen3_moe", SHAPE | MOE | {"norm_topk_prob": True}, note="experts"),
+    Family("olmoe", SHAPE | MOE, note="experts", apart=True),
+    Family("qwen2_moe", SHAPE | MOE | {"shared_expert_intermediate_size": 64}, note="experts, one for all", apart=True),
+    Family("glm4_moe", SHAPE | MOE | {"n_group": 1, "topk_group": 1, "first_k_dense_replace": 1}, note="experts", apart=True),
+    Family("granitemoe", SHAPE | MOE, note="experts", apart=True),
+    Family("ernie4_5_moe", SHAPE | MOE | {"moe_num_experts": 4, "moe_k": 2, "moe_layer_start_index": 0}, note="experts", apart=True),
+    Family("flex_olmo", SHAPE | MOE, note="experts", apart=True),
     Family("gpt_oss", SHAPE | MOE, EXPERTS),
     Family("deepseek_v3", SHAPE | MOE | {"n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "kv_lora_rank": 16, "q_lora_rank": 24,
-                                        "qk_rope_head_dim": 16, "qk_nope_head_dim": 16, "v_head_dim": 16, "num_key_value_heads": 6}, EXPERTS),
+                                        "qk_rope_head_dim": 16, "qk_nope_head_dim": 16, "v_head_dim": 16, "num_key_value_heads": 6},
+           note="latent attention, experts", apart=True),
     Family("lfm2", SHAPE | {"layer_types": ["conv", "full_attention"]}, r"a state other than keys and values \(Lfm2ShortConv\) in layer 0"),
-    Family("qwen3_next", SHAPE | MOE | {"layer_types": ["linear_attention", "full_attention"]}, EXPERTS),
+    Family("qwen3_next", SHAPE | MOE | {"layer_types": ["linear_attention", "full_attention"]},
+           r"a state other than keys and values \(Qwen3NextGatedDeltaNet"),
+    Family("deepseek_v2", SHAPE | MOE | {"n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "kv_lora_rank": 16, "q_lora_rank": 24,
+                                        "qk_rope_head_dim": 16, "qk_nope_head_dim": 16, "v_head_dim": 16, "num_key_value_heads": 6},
+           r"rotates by complex numbers, which ONNX has no operators for"),
     Family("falcon_h1", SHAPE | {"mamba_d_ssm": 96, "mamba_n_heads": 6, "mamba_d_head": 16, "mamba_d_state": 16, "num_hidden_layers": 1},
            r"a state of FalconH1Mixer", apart=True),
     Family("llama4_text", SHAPE | MOE, EXPERTS),
@@ -307,7 +318,14 @@ def _as_quantised(
     plain = {
         re.sub(r"\.base$", "", n): m for n, m in model.named_modules() if isinstance(m, GridLinear | GridEmbedding)
     }
+    mixtures = {n: m for n, m in model.named_modules() if isinstance(m, GridExperts)}
+    plain = {n: m for n, m in plain.items() if not n.startswith(tuple(f"{e}." for e in mixtures))}
     with torch.no_grad():
+        for name, experts in mixtures.items():
+            own, (up, down) = oracle.get_submodule(name), (p.weight for p in (experts.gate_up_proj, experts.down_proj))
+            turned = up.reshape(len(own.down_proj), -1, 2, up.shape[1]).transpose(1, 2)
+            own.gate_up_proj.copy_(turned.reshape(own.gate_up_proj.shape))
+            own.down_proj.copy_(down.reshape(own.down_proj.shape))
         for name, module in plain.items():
             weight = oracle.get_submodule(name).weight
             dense = module.store.dense(torch.float32)

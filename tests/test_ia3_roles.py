@@ -179,8 +179,10 @@ def test_query_sites_are_known_apart():
 
 
 def test_a_base_without_roles_is_refused_with_what_was_seen():
-    config = AutoConfig.for_model("mixtral", **SHAPE)
-    with pytest.raises(BaseModelError, match=r"no feed-forward.*Linear layers seen: .*k_proj"):
+    config = AutoConfig.for_model("gpt_oss", **SHAPE, num_local_experts=4)
+    with pytest.raises(
+        BaseModelError, match=r"mixtures of experts \(GptOssExperts\) of another form.*Linear layers seen: .*k_proj"
+    ):
         find_roles(AutoModelForCausalLM.from_config(config).eval())
 
 

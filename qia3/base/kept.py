@@ -28,6 +28,7 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from qia3.base.complete import note_untied
 from qia3.base.drift import Rounding
+from qia3.base.experts import gathered
 from qia3.base.family import auto_class
 from qia3.base.frozen import BaseModel, fingerprint, tables
 from qia3.base.kinds import KINDS
@@ -111,6 +112,7 @@ def open_kept(folder: Path, reference: str, remedy: str = MADE_AGAIN) -> BaseMod
         with torch.device("meta"):
             model = auto_class(config).from_config(config, trust_remote_code=False)
         _put_modules(model, facts["modules"], tensors)
+        gathered(model)
         _put_tensors(model, tensors, facts.get("shared"))
         note_untied(model)
         if stray := sorted(tensors.keys() ^ _tensors(model).keys()):
@@ -187,7 +189,10 @@ def _put_modules(model: nn.Module, modules: dict[str, dict[str, Any]], tensors: 
             new = GridEmbedding(stores[first], torch.float32, facts["scale"])
         else:
             new = GridLinear(stores[first], tensors.get(f"{name}.bias"))
-        model.set_submodule(name, new)
+        holder, _, child = name.rpartition(".")
+        parent = model.get_submodule(holder)
+        parent._parameters.pop(child, None)  # experts are a tensor of their own in the float model
+        setattr(parent, child, new)
 
 
 def _shared(model: nn.Module) -> dict[str, str]:

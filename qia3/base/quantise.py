@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from qia3.base.calibrate import Moments
+from qia3.base.experts import float_experts, put_on_grid
 from qia3.base.family import embeddings, get_module, stays_float, weight_of
 from qia3.base.int8 import Int8Weight
 from qia3.base.modules import GridEmbedding, GridLinear
@@ -121,6 +122,10 @@ def quantise_model(
 
     `track` wraps the list of layer names (a progress bar); windows [rows, length] of token ids.
     """
+    if grid.name == "int4":
+        put_on_grid(model, grid.block_size, grid.symmetric)
+    elif float_experts(model):
+        raise BaseModelError('mixtures of experts are put on the int4 grid alone: grid = "int4" in [base]')
     moments = None if windows is None else Moments(model, windows)
     ends = grid.name == "int4"  # whether embedding and head are quantised, too
     head, tables = get_module(model, "get_output_embeddings"), _tables(model)

@@ -26,6 +26,7 @@ from transformers import AutoConfig, GenerationConfig
 from transformers.conversion_mapping import get_model_conversion_mapping
 
 from qia3.base.complete import note_untied
+from qia3.base.experts import float_experts
 from qia3.base.family import auto_class
 from qia3.base.memory import give_back
 from qia3.base.shards import Entry, raw, read
@@ -83,7 +84,7 @@ def open_stream(folder: Path, found: Mapping[str, Entry]) -> Stream | None:
         if config.is_encoder_decoder:
             _untie(model, found)
         sources = _sources(model, found, config.is_encoder_decoder)
-        if sources is None or _converted(model, dtype):
+        if sources is None or _converted(model, dtype) or float_experts(model):
             return None
         model.generation_config = _generation(folder)
     except (

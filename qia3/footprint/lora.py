@@ -48,8 +48,8 @@ class AdapterCost:
 
 
 def lora_parameters(linears: Sequence[Linear], rank: int, roles: Collection[str] | None = None) -> int:
-    """On the layers of these roles; None: on every linear layer but the head."""
-    chosen = [x for x in linears if (x.role != "head" if roles is None else x.role in roles)]
+    """On the layers of these roles; None: on every linear layer but the head, and no experts."""
+    chosen = [x for x in linears if (x.role not in ("head", "experts") if roles is None else x.role in roles)]
     return sum(rank * (x.inputs + x.outputs) for x in chosen)
 
 

@@ -20,8 +20,10 @@ from torch import Tensor, nn
 from torch.onnx.ops import symbolic, symbolic_multi_out
 from transformers import AttentionInterface, PreTrainedModel
 
+from qia3.base.experts import GridExperts
 from qia3.base.modules import GridEmbedding, GridLinear
 from qia3.graph.attention import Forms, forms_of, shared_biases
+from qia3.graph.experts import QMoE
 from qia3.graph.leaves import Dense, Inputs, LastPosition, RMSNorm, ScaledLeaf, lookup, product
 from qia3.graph.rotary import Rotation, in_operator, lookups
 from qia3.graph.watch import watch, without_rotation
@@ -175,7 +177,7 @@ def _swap(model: PreTrainedModel, inputs: Inputs, accuracy_level: int, logits: s
     head = model.get_output_embeddings()
     undo = []
     for parent in list(model.modules()):
-        if isinstance(parent, Scaled):
+        if isinstance(parent, Scaled | GridExperts):
             continue
         for name, child in list(parent.named_children()):
             leaf = _leaf(child, inputs, accuracy_level)
@@ -190,6 +192,8 @@ def _swap(model: PreTrainedModel, inputs: Inputs, accuracy_level: int, logits: s
 def _leaf(module: nn.Module, inputs: Inputs, accuracy_level: int) -> nn.Module | None:
     if isinstance(module, Scaled):
         return ScaledLeaf(module, _leaf(module.base, inputs, accuracy_level) or module.base, inputs)
+    if isinstance(module, GridExperts):
+        return QMoE(module, accuracy_level)
     if isinstance(module, GridLinear):
         return product(module, accuracy_level)
     if isinstance(module, GridEmbedding):

@@ -17,9 +17,11 @@ import torch
 from onnxscript.optimizer import fold_constants
 from torch import nn
 from torch.export import Dim
+from torch.onnx import OnnxExporterError
 from transformers import PreTrainedModel
 
 from qia3.bundle.ports import ATTENTION_MASK, INPUT_IDS, LOGITS, PAST, PRESENT, Cache, cache_names
+from qia3.errors import BaseModelError, first_line
 from qia3.graph.decoder import Decoder, lowered
 from qia3.graph.passes import run_passes
 
@@ -67,19 +69,28 @@ def _trace(decoder: Decoder) -> torch.onnx.ONNXProgram:
 def trace(
     module: nn.Module, examples: tuple[Any, ...], shapes: tuple[Any, ...], inputs: list[str], outputs: list[str]
 ) -> torch.onnx.ONNXProgram:
-    """The module's program. `shapes` say which dimensions of each example may be of any length."""
-    program = torch.onnx.export(
-        module,
-        examples,
-        dynamo=True,
-        opset_version=OPSET,
-        dynamic_shapes=shapes,
-        input_names=inputs,
-        output_names=outputs,
-        verbose=False,
-        # its rewrite rules take a third of the export's time, and the passes here do what a decoder needs of them
-        optimize=False,
-    )
+    """The module's program. `shapes` say which dimensions of each example may be of any length.
+
+    Raises BaseModelError where torch cannot make one.
+    """
+    try:
+        program = torch.onnx.export(
+            module,
+            examples,
+            dynamo=True,
+            opset_version=OPSET,
+            dynamic_shapes=shapes,
+            input_names=inputs,
+            output_names=outputs,
+            verbose=False,
+            # its rewrite rules take a third of the export's time, and the passes here do what a decoder needs of them
+            optimize=False,
+        )
+    except OnnxExporterError as error:  # a page of advice, and the reason underneath
+        reason = first_line(error.__cause__ or error)
+        raise BaseModelError(
+            f"{type(module.model).__name__} cannot be shipped: torch.onnx.export does not make a graph of it ({reason})"
+        ) from error
     assert program is not None
     return program
 

@@ -129,7 +129,7 @@ class StripTrace(InPlacePass):  # type: ignore[misc]
 
 
 class AccuracyLevel(InPlacePass):  # type: ignore[misc]
-    """Sets accuracy_level on every MatMulNBits: 0 multiplies in float32, 4 quantises activations to int8."""
+    """Sets accuracy_level on every MatMulNBits and QMoE: 0 multiplies in float32, 4 quantises activations to int8."""
 
     def __init__(self, level: int) -> None:
         super().__init__()
@@ -137,7 +137,7 @@ class AccuracyLevel(InPlacePass):  # type: ignore[misc]
 
     def call(self, model: ir.Model) -> PassResult:
         for node in model.graph:
-            if node.op_type == "MatMulNBits":
+            if node.op_type in ("MatMulNBits", "QMoE"):
                 node.attributes["accuracy_level"] = ir.AttrInt64("accuracy_level", self.level)
         return PassResult(model, modified=True)
 

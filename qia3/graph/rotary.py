@@ -72,6 +72,10 @@ def lookups(model: PreTrainedModel, seen: Watched, positions: int) -> dict[str, 
             continue
         kinds = list({c.get("layer_type"): None for c in called})
         tables = [_table(module, called[0]["x"], positions, kind) for kind in kinds]
+        if any(isinstance(t, Tensor) and t.is_complex() for t in tables):
+            raise BaseModelError(
+                f"{type(model).__name__} cannot be shipped: it rotates by complex numbers, which ONNX has no operators for"
+            )
         if any(not isinstance(t, tuple) or any(p.is_complex() or p.dim() != 3 for p in t) for t in tables):
             continue
         for kind, table in zip(kinds, tables, strict=True):

@@ -9,6 +9,8 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
+from qia3.base.experts import fits, float_experts
+
 SHOWN = 4
 
 
@@ -35,12 +37,17 @@ def no_feed_forward(model: PreTrainedModel) -> str:
     """Attention is there, an inner activation is not."""
     reason = "no feed-forward whose inner activation can be scaled"
     found = experts(model)
-    return f"{reason}, for its feed-forwards are mixtures of experts ({', '.join(found)})" if found else reason
+    if not found:
+        return reason
+    return (
+        f"its feed-forwards are mixtures of experts ({', '.join(found)}) of another form than ONNX Runtime's QMoE has on CPUs: "
+        "down(silu(gate(x)) * up(x)) without biases, int4, and sizes that are multiples of 16"
+    )
 
 
 def experts(model: nn.Module) -> list[str]:
-    """Classes of modules that choose an expert for each token."""
-    return _classes(m for n, m in model.named_modules() if n.rpartition(".")[2] in ("experts", "moe"))
+    """Classes of modules that choose an expert for each token, in a way that no graph here has."""
+    return _classes(m for m in float_experts(model).values() if not fits(m))
 
 
 def beside_the_text(linears: Iterable[str], ran: Collection[str], attention: Iterable[str]) -> list[str]:

@@ -29,6 +29,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from qia3.base.calibrate import layer_stacks
+from qia3.base.experts import mixtures
 from qia3.base.modules import GridLinear
 from qia3.bundle.sites import Site
 from qia3.errors import BaseModelError, first_line
@@ -73,7 +74,9 @@ def find_roles(model: PreTrainedModel) -> Roles:
     feed-forward.
     """
     names = {m: n for n, m in model.named_modules()}
-    linears = {n: m for n, m in model.named_modules() if isinstance(m, LINEAR)}
+    mixed = tuple(f"{name}." for name in mixtures(model)) if not experts(model) else ()
+    every = {n: m for n, m in model.named_modules() if isinstance(m, LINEAR)}
+    linears = {n: m for n, m in every.items() if not n.startswith(mixed)}
     if experts(model):
         raise BaseModelError(_nothing_found(model, no_feed_forward(model), linears))
     watch = _run(model, linears, {})
@@ -93,12 +96,13 @@ def find_roles(model: PreTrainedModel) -> Roles:
         model, linears, [n for n in watch.outputs if n not in inside and n != head], watch, roles
     )
     order = {n: i for i, n in enumerate(linears)}
-    if not sites or not feed_forward:
+    if not sites or not (feed_forward or mixed):
         raise BaseModelError(_nothing_found(model, no_feed_forward(model) if sites else no_attention(model), linears))
     if head:
         roles[head] = "head"
-    for name in linears:
-        roles.setdefault(name, "attention_output" if name in inside else "other")
+    for name in every:
+        usual = "experts" if name not in linears else "attention_output" if name in inside else "other"
+        roles.setdefault(name, usual)
     return Roles(tuple(sorted(sites + feed_forward, key=lambda s: order[s.module])), tuple(queries), roles)
 
 

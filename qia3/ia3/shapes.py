@@ -25,6 +25,7 @@ from transformers import AttentionInterface, AutoConfig, GenerationConfig, PreTr
 from transformers.pytorch_utils import Conv1D
 
 from qia3.base.architecture import architecture, head_size, text_config
+from qia3.base.experts import mixtures, products
 from qia3.base.family import auto_class, embeddings, get_module, stays_float, weight_of
 from qia3.base.gguf_config import read_gguf_config
 from qia3.base.gguf_parts import open_gguf
@@ -156,6 +157,9 @@ def _widened(reference: str, whole: Any, narrow: Any, roles: Roles) -> Shapes:
         for name, module in whole.named_modules()
         if isinstance(module, nn.Linear | Conv1D)
     )
+    for name in mixtures(narrow):
+        weights = products(whole.get_submodule(name)).items()
+        matrices += tuple(Matrix(f"{name}.{part}", "experts", *sizes, False, False) for part, sizes in weights)
     found = tuple(Table(t.num_embeddings, t.embedding_dim, plain) for t, plain in zip(tables, as_they_are, strict=True))
     others = sum(p.numel() for p in whole.parameters()) - sum(
         m.numbers for m in matrices if not (m.role == "head" and head is not None and _is_table(head, tables))
