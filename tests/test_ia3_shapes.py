@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 from families import FAMILIES, label, random_model
-from tiny import DECODERS, tiny
+from tiny import ALL, DECODERS, tiny
+from tiny_encoders import ENCODERS, tiny_encoder
 from tiny_seq2seq import SEQ2SEQ, tiny_seq2seq
 
-from qia3.base.family import stays_float
+from qia3.base.family import auto_class, stays_float
 from qia3.base.modules import GridEmbedding
 from qia3.base.quantise import Grid, quantise_model
 from qia3.base.stages import prompt_only
@@ -39,11 +40,18 @@ def write(folder: Path, settings: dict) -> str:
     return str(folder)
 
 
-@pytest.mark.parametrize("family", [*DECODERS, *SEQ2SEQ])
+def made(family: str):
+    """As load_base makes it: an encoder without what its training put on top."""
+    if family in ENCODERS:
+        return auto_class(config := tiny_encoder(family).config).from_config(config)
+    return tiny_seq2seq(family) if family in SEQ2SEQ else tiny(family)
+
+
+@pytest.mark.parametrize("family", [*DECODERS, *SEQ2SEQ, *(ENCODERS if ALL else ["bert", "modernbert"])])
 def test_a_configuration_tells_what_the_model_does(family, tmp_path, monkeypatch):
     """Every layer of the base that a build would make, its role, when it runs, its block; vectors, rows, and numbers."""
     monkeypatch.setattr(shapes, "WIDE", 8)  # so that these are narrowed, too
-    model = tiny_seq2seq(family) if family in SEQ2SEQ else tiny(family)
+    model = made(family)
     (model if family in SEQ2SEQ else model.config).save_pretrained(tmp_path)  # a head's own table is only in the files
     found = read_shapes(str(tmp_path))
     roles, once, floats = find_roles(model), prompt_only(model), stays_float(model)

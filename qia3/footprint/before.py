@@ -64,14 +64,14 @@ class Training:
 
 @dataclass(frozen=True)
 class Fleet:
-    """Disk for so many tasks on one base."""
+    """Disk for so many tasks on one base. `ia3_merged_bytes` is None where a vector has nowhere to fold."""
 
     tasks: int
     lora_kept_bytes: int
     lora_merged_bfloat16_bytes: int
     lora_merged_int4_bytes: int
     ia3_side_bytes: int
-    ia3_merged_bytes: int
+    ia3_merged_bytes: int | None
 
 
 @dataclass(frozen=True)
@@ -129,12 +129,12 @@ def before(
         parts=shapes.parts(),
         vectors=len(shapes.sites),
         weights=weights,
-        caches=[Cache(context, rows, rows * cache_bytes(shapes.architecture, context)) for context in contexts],
+        caches=[Cache(n, rows, size) for n in contexts if (size := rows * cache_bytes(shapes.architecture, n))],
         adapters=costs,
         training=training_costs(shapes, weights, costs, kept),
         training_rows=training[0],
         training_length=training[1],
-        fleets=[fleet(count, weights, costs) for count in TASKS],
+        fleets=[fleet(count, weights, costs, shapes.merges) for count in TASKS],
         claims=claims(shapes, weights, costs),
         verdicts=list(verdicts),
     )
@@ -174,7 +174,7 @@ def training_costs(
     ]
 
 
-def fleet(count: int, weights: Sequence[Weights], costs: Sequence[AdapterCost]) -> Fleet:
+def fleet(count: int, weights: Sequence[Weights], costs: Sequence[AdapterCost], merges: bool) -> Fleet:
     disk = {one.form: one.disk_bytes for one in weights}
     ia3, lora = costs[0], next(cost for cost in costs if cost.method == LORA)
     base = disk[USUAL.label]
@@ -184,7 +184,7 @@ def fleet(count: int, weights: Sequence[Weights], costs: Sequence[AdapterCost]) 
         lora_merged_bfloat16_bytes=count * disk["bfloat16"],
         lora_merged_int4_bytes=count * base,
         ia3_side_bytes=base + count * ia3.disk_bytes,
-        ia3_merged_bytes=count * base,
+        ia3_merged_bytes=count * base if merges else None,
     )
 
 

@@ -69,6 +69,8 @@ def _memory(one: Weights) -> list[str]:
 
 
 def _caches(found: Before) -> str:
+    if not found.caches:  # an encoder's
+        return ""
     rows = [[f"{one.context:,}", str(one.rows), mib(one.bytes)] for one in found.caches]
     return "## Cache of keys and values, float32\n\n" + table(["context", "rows", "cache"], rows)
 
@@ -87,7 +89,7 @@ def _adapters(found: Before) -> str:
         for one in found.adapters
     ]
     note = (
-        "One task's adapter, float32. IA³ merged costs nothing more than the base: its vectors are in the scales. Where LoRA is as small, size "
+        "One task's adapter, float32. IA³ that is merged costs nothing more than the base: it is in the scales. Where LoRA is as small, size "
         "does not part them; what does is that IA³ folds into 4-bit scales exactly."
     )
     head = ["adapter", "parameters", "x IA³", "disk", "training state", "operations added per token"]
@@ -109,13 +111,17 @@ def _step(one: Training) -> list[str]:
 
 
 def _fleets(found: Before) -> str:
-    rows = [
-        [f"{one.tasks:,}", *(mib(n) for n in (one.lora_kept_bytes, one.lora_merged_bfloat16_bytes, one.lora_merged_int4_bytes,
-                                              one.ia3_side_bytes, one.ia3_merged_bytes))]
-        for one in found.fleets
-    ]  # fmt: skip
+    rows = []
+    for one in found.fleets:
+        sizes = (one.lora_kept_bytes, one.lora_merged_bfloat16_bytes, one.lora_merged_int4_bytes, one.ia3_side_bytes)
+        merged = "-" if one.ia3_merged_bytes is None else mib(one.ia3_merged_bytes)
+        rows.append([f"{one.tasks:,}", *map(mib, sizes), merged])
     head = ["tasks", "LoRA r=8 beside", "LoRA merged, bfloat16", "LoRA merged, 4 bits anew", "IA³ beside", "IA³ merged"]
     note = "Disk, on a 4-bit base in blocks of 64. Beside it are adapters over one base; merged is one model per task."
+    if found.fleets[0].ia3_merged_bytes is None:
+        note += (
+            " An activation function stands before the feed-forward's vectors here, so IA³ is not merged into 4 bits."
+        )
     return f"## Many tasks\n\n{note}\n\n" + table(head, rows)
 
 

@@ -86,6 +86,12 @@ class Shapes:
         """As transformers counts them: a tied table once."""
         return sum(self.parts().values())
 
+    @property
+    def merges(self) -> bool:
+        """Whether all vectors fold: those on the input of a 4-bit layer, behind an activation function, have nowhere to."""
+        floats = {matrix.name for matrix in self.matrices if matrix.stays_float}
+        return all(site.placement == "output" or site.module in floats for site in self.sites)
+
     def parts(self) -> dict[str, int]:
         """Numbers by part; a tied head's are the embedding's."""
         found = dict.fromkeys(PARTS, 0)

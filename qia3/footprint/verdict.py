@@ -49,8 +49,8 @@ def verdict(shapes: Shapes, device: Device, context: int, rows: int, form: Form 
     load = load_of(shapes, form, context, rows)
     found = fit(device, load)
     left = found.usable_ram_bytes - found.needed_ram_bytes
-    each = rows * cache_bytes(shapes.architecture, 1)
-    longest = (left + load.cache_bytes) // each
+    each, limit = rows * cache_bytes(shapes.architecture, 1), shapes.architecture.context_length
+    longest = (left + load.cache_bytes) // each if each else (limit if left >= 0 else 0)
     return Verdict(
         estimate=found,
         title=device.title,
@@ -58,7 +58,7 @@ def verdict(shapes: Shapes, device: Device, context: int, rows: int, form: Form 
         context=context,
         rows=rows,
         left_bytes=left,
-        longest_context=max(0, min(longest, shapes.architecture.context_length or longest)),
+        longest_context=max(0, min(longest, limit or longest)),
         basis=_basis(load, device, found.streamed_bytes_per_token),
         check=CHECK,
         first_change=None if found.fits else _first_change(shapes, device, context, rows, form),
@@ -76,6 +76,7 @@ def load_of(shapes: Shapes, form: Form, context: int, rows: int) -> Load:
         cache_bytes=rows * cache_bytes(shapes.architecture, context),
         process_bytes=PROCESS_BYTES,
         nodes=_nodes(shapes),
+        writes=shapes.architecture.pooling is None,
     )
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from qia3.base.family import is_encoder
 from qia3.bundle.sites import Site
 from qia3.ia3.vectors import attach
 
@@ -55,9 +56,10 @@ def saved_bytes(model: Any, sites: Iterable[Site], method: Method, rows: int, le
             _put_lora(model)
         ids = torch.zeros(rows, length, dtype=torch.long)
         given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        if model.config.is_encoder_decoder:  # whose masks are looked into, unless they are whole
-            mask = torch.zeros(rows, 1, length, length, dtype=dtype)
-            given = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": ids, "decoder_attention_mask": mask}
+        if model.config.is_encoder_decoder or is_encoder(model.config):  # masks are looked into, unless they are whole
+            given["attention_mask"] = mask = torch.zeros(rows, 1, length, length, dtype=dtype)
+        if model.config.is_encoder_decoder:
+            given |= {"decoder_input_ids": ids, "decoder_attention_mask": mask}
         return _saved(model, given)
 
 

@@ -26,7 +26,7 @@ from transformers.pytorch_utils import Conv1D
 
 from qia3.base.architecture import architecture, head_size, text_config
 from qia3.base.experts import mixtures, products
-from qia3.base.family import auto_class, embeddings, get_module, stays_float, weight_of
+from qia3.base.family import auto_class, embeddings, get_module, is_encoder, stays_float, weight_of
 from qia3.base.gguf_config import read_gguf_config
 from qia3.base.gguf_parts import open_gguf
 from qia3.base.kind import check_kind
@@ -198,9 +198,9 @@ def _has_own_head(model: Any, reference: str) -> bool:
 def _heads_kept(whole: Any, narrow: Any) -> Cache | None:
     """How many heads of keys and values a graph keeps, and of what size, by what both models hand to attention: a model may
     repeat heads itself (Falcon), or make whole ones of something smaller (latent attention). Nothing for an
-    encoder-decoder, whose configuration says it.
+    encoder-decoder, whose configuration says it, and for an encoder, which keeps none.
     """
-    if whole.config.is_encoder_decoder:
+    if whole.config.is_encoder_decoder or is_encoder(whole.config):
         return None
     keys, values = _handed(narrow)
     groups = next(
