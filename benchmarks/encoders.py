@@ -3,6 +3,7 @@ float32 embeddings, which is what SetFit fits at its end. Tasks, splits and seed
 
     python benchmarks/encoders.py --seeds 0 1 2      # a bundle of four tasks for each seed, in dist/encoders; some minutes
     python benchmarks/encoders.py --time             # milliseconds a text, one at a time, in turns
+    python benchmarks/encoders.py --time --beside dist/home-intents      # a decoder's bundle among them
     python benchmarks/encoders.py --table
 
 Each line of benchmarks/results/encoders.jsonl is one method on one seed. What the bundle answers comes from ONNX Runtime
@@ -33,6 +34,8 @@ from qia3.build import build
 from qia3.bundle.opened import Bundle
 from qia3.config import read_build
 from qia3.examples import Example
+from qia3.runtime.adapters import AdapterBank
+from qia3.runtime.answer import classify, prepare
 from qia3.runtime.bench import machine
 from qia3.runtime.load import open_engine
 from qia3.runtime.texts import classify_texts, embed_texts
@@ -167,15 +170,21 @@ def _keep(method: str, seed: int, scores: dict[str, float], per_task: int, model
     print(method, seed, {name: round(score, 1) for name, score in scores.items()}, flush=True)
 
 
-def timed() -> None:
+def timed(beside: Path | None, threads: int) -> None:
     """One text at a time, the contenders in turns; medians."""
-    texts = [e.text for e in load("intent").test]
-    engine, rival = open_engine(Bundle.open(made(0))), Float()
+    texts = [e.text for e in load("intent").test[:100]]
+    engine, rival = open_engine(Bundle.open(made(0)), threads), Float()
     torch.set_num_threads(engine.threads)
     contenders = {
         "IA³ and a head, int4": lambda text: classify_texts(engine, [text], "intent"),
         "float32 embeddings, transformers": lambda text: rival.embed([text]),
     }
+    if beside is not None:
+        other = open_engine(Bundle.open(beside), threads)
+        name = next(n for n, task in other.bundle.tasks.items() if task.kind == "classify")
+        task, vectors = other.bundle.tasks[name], AdapterBank(other.bundle).vectors(name)
+        prepare(other, task, vectors)
+        contenders[f"{name}, {len(task.choices or ())} answers"] = lambda text: classify(other, task, vectors, text)
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for i, text in enumerate(texts):
         for name in sorted(contenders, reverse=bool(i % 2)):
@@ -205,11 +214,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--time", action="store_true")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--beside", type=Path, metavar="BUNDLE")
     parser.add_argument("--table", action="store_true")
     asked = parser.parse_args()
     if not (asked.time or asked.table):
         run(asked.seeds)
-    (timed if asked.time else table)()
+    if asked.time:
+        timed(asked.beside, asked.threads)
+    else:
+        table()
 
 
 if __name__ == "__main__":

@@ -94,6 +94,8 @@ def _parity(report: Report) -> str:
         return f"## Parity with torch\n\n{NOT_MEASURED}"
     head = ["adapter", "graph", "max difference", "KL (nats)", "same top token", "positions"]
     note = "`exact` is the graph at accuracy_level 0, `shipped` as it is in this bundle. Differences are of logits."
+    if report.architecture.pooling is not None:
+        note += " Without an adapter an encoder has none: there they are of its states."
     beyond = "; ".join(f"{name}: {', '.join(far)}" for name, far in report.beyond.items())
     warning = f"\n\nInt8 activations change these more than the build file's limits: {beyond}." if beyond else ""
     return f"## Parity with torch\n\n{note}\n\n{table(head, rows, left=(0, 1))}{warning}"
