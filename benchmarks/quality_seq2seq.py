@@ -31,7 +31,7 @@ from quality_pairs import BY_NAME, Pairs
 
 RESULTS = Path(__file__).parent / "results"
 STEPS = {16: 75, 64: 150}
-# tried on one task and seed only (benchmarks/LOG.md): neither --sweep nor the whole grid has been run
+# tried on three tasks and one seed (benchmarks/LOG.md); --sweep and the whole grid have not been run
 RATES: dict[str, float | None] = {
     "zero-shot": None,
     "zero-shot-int4": None,
