@@ -1,15 +1,17 @@
 # make demo   build the example and ask it one thing        make check  lint, types, import rules
 # make test   check, then every test                        make bench  load time, memory and speed of the demo bundle
 # make families   every family of docs/families.md (make test leaves out those that are like another)
+# make interop    optimum-onnx, in an environment of its own (.venv-interop), opens bundles and says our tokens
 #
 # Needs Python 3.11 or newer and make; the rest goes into .venv, at the versions in constraints.txt.
 
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/ready
+INTEROP := .venv-interop
 DEMO := dist/home-intents
 
-.PHONY: demo test families check bench clean
+.PHONY: demo test families interop check bench clean
 
 # pip learned --group in 25.1, so it comes first. setuptools is for tests/test_packaging.py, which builds a wheel without a network.
 $(STAMP): pyproject.toml constraints.txt
@@ -31,6 +33,15 @@ test: check
 families: $(STAMP)
 	QIA3_ALL_FAMILIES=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 tests/test_families.py tests/test_families_pairs.py tests/test_base_sensitivity.py tests/test_graph_seq2seq.py tests/test_runtime_seq2seq_real.py
 
+# optimum-onnx wants transformers below 4.58, so it is nobody's dependency here.
+$(INTEROP)/ready: tests/interop.txt
+	$(PYTHON) -m venv $(INTEROP)
+	$(INTEROP)/bin/python -m pip install --quiet -r tests/interop.txt
+	touch $@
+
+interop: $(STAMP) $(INTEROP)/ready
+	QIA3_OPTIMUM=$(INTEROP)/bin/python $(BIN)/python -m pytest -s tests/test_interop.py
+
 check: $(STAMP)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check --quiet
@@ -41,4 +52,4 @@ bench: $(STAMP)
 	$(BIN)/qia3 bench $(DEMO)
 
 clean:
-	rm -rf .venv dist build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv $(INTEROP) dist build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

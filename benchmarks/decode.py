@@ -4,8 +4,13 @@
     python benchmarks/decode_models.py smollm2 dist/bench           # makes every contender's model of the same weights
     python benchmarks/decode.py dist/bench/smollm2 --rounds 7 --json dist/bench/smollm2.json
 
+    python benchmarks/seq2seq_models.py flan-t5-base dist/bench --ctranslate2 PYTHON --optimum PYTHON      # and encoder-decoders
+    python benchmarks/decode.py dist/bench/flan-t5-base --tests pp128 pp512 tg64 --ctranslate2 PYTHON --optimum PYTHON
+
 Each contender lives in a process of its own, loaded once. A round asks each of them in turn for pp128, pp512 (prompt
-tokens a second, no cache before) and tg128 (tokens a second, one at a time, after a prompt of one). Medians over
+tokens a second, no cache before) and tg128 (tokens a second, one at a time, after a prompt of one); what is asked of
+encoder-decoders stands in seq2seq_worker.py. Each round begins with another contender, and before each there is a pause:
+an ONNX Runtime process that has just ended a run slows the next one down, for its threads still spin. Medians over
 rounds, the range beside them, and the median of each round's ratio to the best peer (the one with the best median):
 what the machine does from round to round falls out of it. Close differences want many short rounds: --tests tg32
 --rounds 40. All greedy work is left out: a fixed token is fed, so that every contender does the same number of steps.
@@ -22,19 +27,24 @@ import os
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 WORKER = Path(__file__).with_name("decode_worker.py")
+PAIRS = Path(__file__).with_name("seq2seq_worker.py")
 
 
 class Contender:
     """A process that holds one model and answers one line with one line."""
 
-    def __init__(self, name: str, words: list[str], threads: int) -> None:
+    def __init__(
+        self, name: str, words: list[str], threads: int, worker: Path = WORKER, python: str = sys.executable
+    ) -> None:
         self.name = name
+        self.disk_bytes = sum(f.stat().st_size for f in _weights(Path(words[1])))
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
-        command = [sys.executable, str(WORKER), *words, "--threads", str(threads)]
+        command = [python, str(worker), *words, "--threads", str(threads)]
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -80,6 +90,31 @@ def contenders(folder: Path) -> dict[str, list[str]]:
     }
 
 
+def pairs(folder: Path) -> dict[str, list[str]]:
+    """The same for encoder-decoders."""
+    known = {
+        f"qia3 {place.name}, {form}": ["qia3", place.name, *rest]
+        for place in sorted(folder.glob("*-*"))
+        if (place / "manifest.json").exists()
+        for form, rest in (
+            [("no adapter", []), ("side adapter", ["--adapter", "first"])] if "side" in place.name else [("merged", [])]
+        )
+    } | {
+        "CTranslate2 int8": ["ctranslate2", "ct2-int8"],
+        "optimum-onnx float32": ["optimum", "onnx-float"],
+        "optimum-onnx int8": ["optimum", "onnx-int8"],
+        "transformers float32": ["transformers", "float"],
+    }
+    return {n: [kind, str(folder / p), *r] for n, (kind, p, *r) in known.items() if (folder / p).exists()}
+
+
+def _weights(place: Path) -> list[Path]:
+    """A model's graphs and weights, without tokenizer, adapters and reports."""
+    kinds = (".onnx", ".onnx_data", ".safetensors", ".bin", ".gguf", ".data")
+    files = [place] if place.is_file() else [f for f in place.rglob("*") if f.is_file() and "cache" not in f.parts]
+    return [f for f in files if f.suffix in kinds and "adapters" not in f.parts]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("folder", type=Path)
@@ -90,22 +125,32 @@ def main() -> None:
     parser.add_argument(
         "--bundle", nargs="+", default=[], metavar="NAME=FOLDER", help="further QIA³ bundles, to compare graphs"
     )
+    parser.add_argument("--pause", type=float, default=1.5, help="seconds before each contender's turn")
+    for peer in ("ctranslate2", "optimum"):
+        parser.add_argument(f"--{peer}", metavar="PYTHON", help=f"a Python that has {peer} (seq2seq_models.py)")
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
 
-    chosen = {n: w for n, w in contenders(asked.folder).items() if not asked.only or any(o in n for o in asked.only)}
+    pair = "T5" in (asked.folder / "float" / "config.json").read_text(encoding="utf-8")
+    found = pairs(asked.folder) if pair else contenders(asked.folder)
+    pythons = {"ctranslate2": asked.ctranslate2, "optimum": asked.optimum}
+    found = {n: w for n, w in found.items() if pythons.get(w[0], "ours")}
+    chosen = {n: w for n, w in found.items() if not asked.only or any(o in n for o in asked.only)}
     chosen |= {f"qia3, {name}": ["qia3", folder] for name, folder in (b.split("=", 1) for b in asked.bundle)}
     alive = {}
     for name, words in chosen.items():
         print(f"loading {name}", file=sys.stderr, flush=True)
-        alive[name] = Contender(name, words, asked.threads)
+        python = pythons.get(words[0]) or sys.executable
+        alive[name] = Contender(name, words, asked.threads, PAIRS if pair else WORKER, python)
     memory = Contender("memory", ["bandwidth", "-"], asked.threads)
     speeds: dict[str, dict[str, list[float]]] = {name: {t: [] for t in asked.tests} for name in alive}
     bandwidth = []
     for round_ in range(asked.rounds + 1):  # the first warms up and is not counted
         print(f"round {round_} of {asked.rounds}", file=sys.stderr, flush=True)
         for test in asked.tests:
-            for name, contender in alive.items():
+            turn = list(alive.items())
+            for name, contender in turn[round_ % len(turn) :] + turn[: round_ % len(turn)]:
+                time.sleep(asked.pause)
                 value = contender.ask(test)["tokens_per_second"]
                 if round_:
                     speeds[name][test].append(value)
@@ -121,6 +166,7 @@ def main() -> None:
                 "load_seconds": contender.loaded["load_seconds"],
                 "first_token_seconds": contender.loaded["first_token_seconds"],
                 "streamed_bytes": contender.loaded.get("streamed_bytes"),
+                "disk_bytes": contender.disk_bytes,
                 **contender.ask("memory"),
                 "tokens_per_second": speeds[name],
             }
@@ -147,8 +193,8 @@ def text(result: dict[str, Any]) -> str:
         "",
         "| | "
         + " | ".join(f"{t}, tokens/s | x" for t in tests)
-        + " | held, MiB | mapped, MiB | load, s | first token, s | of the roofline |",
-        "|---|" + "---:|" * (2 * len(tests) + 5),
+        + " | disk, MB | held, MiB | mapped, MiB | load, s | first token, s | of the roofline |",
+        "|---|" + "---:|" * (2 * len(tests) + 6),
     ]
     for name, row in rows.items():
         cells = []
@@ -158,6 +204,7 @@ def text(result: dict[str, Any]) -> str:
             peer = best[t] and rows[best[t]]["tokens_per_second"][t]
             cells.append(f"{statistics.median(a / b for a, b in zip(values, peer, strict=True)):.2f}" if peer else "-")
         roof = row["streamed_bytes"] and result["read_bytes_per_second"] / row["streamed_bytes"]
+        cells.append(f"{row['disk_bytes'] / 1e6:.1f}")
         cells += [f"{row[k] / 2**20:.0f}" for k in ("anonymous_bytes", "file_bytes")]
         cells += [f"{row['load_seconds']:.2f}", f"{row['first_token_seconds']:.2f}"]
         decoding = next((median[name][t] for t in tests if t.startswith("tg")), None)

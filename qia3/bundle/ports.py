@@ -16,7 +16,7 @@ An encoder, and the decoder that reads what it gives (1 in a mask: a token; padd
 
     input_ids                     int64 [token_batch_size, sequence_length]
     encoder_attention_mask        int64 [batch_size, encoder_sequence_length]
-    encoder_hidden_states         float32 [token_batch_size, encoder_sequence_length, hidden size]
+    encoder_hidden_states         float32 [batch_size, encoder_sequence_length, hidden size]
     past_key_values.I.decoder.P   float32 [batch_size, kv heads, past_decoder_sequence_length, head size]
     past_key_values.I.encoder.P   float32 [batch_size, kv heads, past_encoder_sequence_length, head size]
     past_length                   int64 []     positions of the decoder's past that are valid; -1, its default: all of them
@@ -26,6 +26,7 @@ An encoder, and the decoder that reads what it gives (1 in a mask: a token; padd
 
 The keys and values of an encoder's states are those of the past and those of the states that the past lacks, from
 past_encoder_sequence_length on: all of them at the first call, which has a past of no positions, and none afterwards.
+(A past of a part of them is refused by the graphs of most families.)
 present.I.encoder.P are the new ones alone; a caller keeps what the first call gave. token_batch_size is batch_size, or
 any number where batch_size is 1: rows of tokens may share one row of the encoder's keys, values and mask. (The decoder's
 own cache has a row for each row of tokens. It says batch_size all the same, for transformers.js knows that name alone.)

@@ -39,7 +39,7 @@ from qia3.bundle.ports import (
 from qia3.graph.export import quiet, trace
 from qia3.graph.passes import Dimensions, run_passes
 from qia3.graph.seq2seq import CrossDecoder, Encoder, lowered
-from qia3.graph.seq2seq_passes import AnyHeads, Length, NewStates, OneBatch, OwnShapes
+from qia3.graph.seq2seq_passes import AnyHeads, Length, NewStates, OneBatch, OwnShapes, StatesRows
 
 ENCODER_DIMENSIONS: Dimensions = {
     INPUT_IDS: (BATCH, ENCODER_SEQUENCE),
@@ -88,7 +88,7 @@ def _decoder(decoder: CrossDecoder, required: bool) -> ir.Model:
     inputs = [INPUT_IDS, ENCODER_MASK, ENCODER_STATES, PAST_LENGTH, *cross_cache_names(layers, PAST), *decoder.sizes]
     program = trace(decoder, examples, shapes, inputs, [LOGITS, *cross_cache_names(layers, PRESENT)])
     fold_constants(program.model)
-    passes = [OneBatch(), NewStates(), Length()]
+    passes = [OneBatch(), StatesRows(), NewStates(), Length()]
     if any(p.size != config.hidden_size // config.num_attention_heads for p in decoder.layers):
         passes.append(AnyHeads())
     Sequential(*passes)(program.model)
@@ -99,7 +99,7 @@ def _dimensions(layers: int) -> Dimensions:
     names: dict[str, tuple[str | None, ...]] = {
         INPUT_IDS: (TOKEN_BATCH, SEQUENCE),
         ENCODER_MASK: (BATCH, ENCODER_SEQUENCE),
-        ENCODER_STATES: (TOKEN_BATCH, ENCODER_SEQUENCE, None),
+        ENCODER_STATES: (BATCH, ENCODER_SEQUENCE, None),
         LOGITS: (TOKEN_BATCH, SEQUENCE, None),
     }
     lengths = {PAST: (DECODER_BEFORE, ENCODER_BEFORE), PRESENT: (DECODER_TOTAL, ENCODER_NEW)}

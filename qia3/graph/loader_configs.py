@@ -60,7 +60,9 @@ def write_configs(
     ):  # true by default where it is known, and transformers.js takes it for a cache of its own kind
         config.pop("multi_query")
     _write_json(folder / "config.json", config)
-    generation = model.generation_config.to_dict() | {"eos_token_id": list(stop_tokens)}
+    # what transformers 5 writes as null is refused by transformers 4, which has defaults of its own
+    known = {name: value for name, value in model.generation_config.to_dict().items() if value is not None}
+    generation = known | {"eos_token_id": list(stop_tokens)}
     if pair:
         generation["decoder_start_token_id"] = start_of(model)[0]
     _write_json(folder / "generation_config.json", generation)

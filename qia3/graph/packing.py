@@ -72,18 +72,18 @@ class PackAttention(InPlacePass):  # type: ignore[misc]
 
 def _runs(attention: ir.Node) -> list[Run]:
     """The three, neighbours on one grid together, if they are of one input and nobody else reads them; else nothing."""
-    parts = [p for value in attention.inputs[:3] if (p := _projection(value)) is not None]
+    parts = [p for value in attention.inputs[:3] if (p := projection(value)) is not None]
     if len({id(p.product) for p in parts}) != 3 or len({id(p.product.inputs[0]) for p in parts}) != 1:
         return []
-    return [list(run) for _, run in groupby(parts, _grid)]
+    return [list(run) for _, run in groupby(parts, same_grid)]
 
 
-def _grid(part: Projection) -> tuple[Any, ...]:
+def same_grid(part: Projection) -> tuple[Any, ...]:
     """What has to be the same for two products to be one."""
     return *(part.product.attributes[a].as_int() for a in GRID), *(value is None for value in part.product.inputs)
 
 
-def _projection(value: ir.Value | None) -> Projection | None:
+def projection(value: ir.Value | None) -> Projection | None:
     scaled = producer(value, "Mul")
     vector = None
     if scaled is not None:
@@ -97,9 +97,19 @@ def _projection(value: ir.Value | None) -> Projection | None:
 
 
 def _pack(model: ir.Model, attention: ir.Node, runs: list[Run], ones: dict[int, ir.Value]) -> None:
+    result = packed(model, attention, runs, "qkv", ones)
+    for i, value in enumerate((result, None, None)):
+        attention.replace_input_with(i, value)
+    drop(model, [p for run in runs for p in run])
+
+
+def packed(model: ir.Model, reader: ir.Node, runs: list[Run], named: str, ones: dict[int, ir.Value]) -> ir.Value:
+    """The projections' results one after the other in the last dimension, made before `reader`; those of a run by one
+    product. `named` has a letter for each.
+    """
     parts = [p for run in runs for p in run]
     nodes: list[ir.Node] = []
-    letters = iter("qkv")
+    letters = iter(named)
     for run in runs:
         first, name = run[0].product, "".join(next(letters) for _ in run)
         weights = [
@@ -117,10 +127,12 @@ def _pack(model: ir.Model, attention: ir.Node, runs: list[Run], ones: dict[int, 
         multiplier = _multiplier(model, parts, ones, nodes)
         nodes.append(ir.node("Mul", [result, multiplier]))
         result = nodes[-1].outputs[0]
-    model.graph.insert_before(attention, nodes)
-    attention.replace_input_with(0, result)
-    attention.replace_input_with(1, None)
-    attention.replace_input_with(2, None)
+    model.graph.insert_before(reader, nodes)
+    return result
+
+
+def drop(model: ir.Model, parts: Run) -> None:
+    """Takes out projections whose results nobody reads any more, and their weights."""
     for p in parts:
         model.graph.remove([n for n in (p.scaled, p.product) if n is not None], safe=True)
         for value in p.product.inputs[1:]:
@@ -159,6 +171,11 @@ def constant(model: ir.Model, name: str, array: np.ndarray) -> ir.Value:
             ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
         )
     return model.graph.initializers[name]
+
+
+def heads_apart(model: ir.Model, heads: int, size: int) -> ir.Value:
+    """The shape that takes [rows, positions, heads size] to [rows, positions, heads, size], whatever rows there are."""
+    return constant(model, f"heads_{heads}_of_{size}", np.array([0, 0, heads, size], np.int64))
 
 
 def _concatenated(model: ir.Model, parts: Run, index: int, kind: str) -> ir.Value | None:

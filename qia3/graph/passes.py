@@ -16,6 +16,7 @@ from onnx_ir.passes import common as common_passes
 from qia3.bundle.ports import ATTENTION_MASK, BATCH, BEFORE, INPUT_IDS, LOGITS, PAST, PRESENT, ROWS, SEQUENCE, TOTAL
 from qia3.graph.fusions import CancelPairs, SiLU, SkipNorms, WholeSlices
 from qia3.graph.packing import PackAttention
+from qia3.graph.packing_cross import PackCross
 from qia3.graph.trimming import LastPositionFirst
 
 # names of dimensions by the beginning of an input's or output's name, the first that fits; a number stays a number
@@ -167,6 +168,7 @@ def run_passes(
         LastPositionFirst(),
         ConstantWeights(),
         PackAttention(),
+        PackCross(),
         common_passes.RemoveUnusedNodesPass(),
         StripTrace(),
         ConstantWeights(),

@@ -7,7 +7,7 @@ past_seen_tokens)` [1, H, S, T]: buckets of distances, by a logarithm, and a row
 model makes of many distances is asked once, here, and has to depend on the distance alone; past some distance it no
 longer changes (128 in T5), so the table ends there and serves texts of any length:
 
-    table [H, 2 n + 1]    entry n + d is the bias of distance d, -n <= d <= n, and beyond both ends that of the ends
+    table [2 n + 1, H]    row n + d is the bias of distance d, -n <= d <= n, and beyond both ends that of the ends
 
 The graph looks distances up in it. It takes no logarithm, whose rounding at the edges of buckets is another in every
 runtime, and its positions come from the number of tokens before, which the model's own method does not see here.
@@ -53,7 +53,7 @@ def _lookup(module: nn.Module, span: Any) -> Any:
         query_length: int, key_length: int, device: Any = None, past_seen_tokens: Any = 0
     ) -> Tensor:  # [1, H, S, T]
         table = getattr(module, TABLE)
-        heads, reach = table.shape[0], table.shape[1] // 2
+        reach, heads = table.shape[0] // 2, table.shape[1]
         before, total, length = span()
         keys = symbolic(
             "Range",
@@ -65,17 +65,18 @@ def _lookup(module: nn.Module, span: Any) -> Any:
         )
         queries = before + torch.arange(query_length)
         distance = (keys[None] - queries[:, None]).clamp(-reach, reach) + reach  # [S, T]
+        # a row of all heads at a time, and turned then: 512 x 512 single numbers a head take three times as long
         rows: Tensor = symbolic(
-            "Gather", (table, distance), {"axis": 1}, dtype=table.dtype, shape=(heads, query_length, length), version=13
+            "Gather", (table, distance), {"axis": 0}, dtype=table.dtype, shape=(query_length, length, heads), version=13
         )
-        return rows[None]
+        return rows.permute(2, 0, 1)[None]
 
     return compute_bias
 
 
 @torch.no_grad()
 def _table(name: str, module: nn.Module, positions: int) -> Tensor | None:
-    """[H, 2 n + 1], or None where the module has no bias of its own."""
+    """[2 n + 1, H], or None where the module has no bias of its own."""
     try:
         full = getattr(module, METHOD)(positions, positions)
     except (AttributeError, TypeError):
@@ -94,4 +95,4 @@ def _table(name: str, module: nn.Module, positions: int) -> Tensor | None:
     ends = [middle - int(changes.min()), int(changes.max()) + 1 - middle] if len(changes) else [0]
     reach = max(*ends, 1) if len(ends) > 1 else 1
     reach = min(reach, middle) if middle else 0
-    return line[:, middle - reach : middle + reach + 1].clone()
+    return line[:, middle - reach : middle + reach + 1].T.contiguous()

@@ -6,10 +6,16 @@ lowered (decoder.py), and three forms of attention (stacks.py). Inputs and outpu
     own        GroupQueryAttention with a bias, which writes its cache in place. The bias has to have as many entries
                as there are valid positions, not as many as the buffer holds: a graph that is fed a buffer with room
                left has to be told `past_length`
-    cross      plain operators. Keys and values of the encoder's states are those of the past and those of the states
-               that the past lacks, states[:, past:], which are all of them at first and none afterwards
+    cross      MultiHeadAttention twice. Keys and values of the encoder's states are those of the past and those of the
+               states that the past lacks, states[:, past:], which are all of them at first and none afterwards
 
-Nothing is joined before it is multiplied, so a step copies no keys:
+Nothing is joined before it is attended to, so a step copies no keys. Attention to no keys at all gives zeros, so
+
+    cross = MultiHeadAttention(q, past) + MultiHeadAttention(q, new)
+
+where either is empty. A past of some of the states is refused: its mask, which is of all tokens or of none, does not
+fit. Queries of several rows that read one row of keys are queries of that row, [1, rows S, D], for every token sees all
+of them. Where scores are capped or heads share keys (T5Gemma) the products are plain operators that broadcast:
 
     scores = [q K_past^T | q K_new^T]      p = softmax(scores + padding)      p[past] V_past + p[new] V_new
 
@@ -43,6 +49,7 @@ from qia3.ia3.vectors import Scaled
 
 ATTENTION = "qia3_encoder_decoder"
 HIDDEN = -1e9  # added to the scores of padding
+ALL = 2**31  # more tokens than there are
 
 
 @dataclass
@@ -53,6 +60,9 @@ class Shared(Inputs):
 
     before: Tensor | None = None
     padding: Tensor | None = None
+    seen: tuple[Tensor, Tensor] | None = None  # the masks of the encoder's tokens: those of the past, and the new ones
+    by_keys: Tensor | None = None  # the shape of queries by rows of keys, and by rows of tokens
+    by_tokens: Tensor | None = None
     positions: int = 0  # that the graphs hold
 
     def span(self) -> tuple[Tensor, Tensor, int | torch.SymInt]:
@@ -134,6 +144,8 @@ class CrossDecoder(nn.Module):
         state.total, state.total_length = total.to(torch.int32), past[0].shape[2] + length
         state.seqlens = (state.total - 1).expand(state.batch)
         state.padding = ((1 - encoder_mask).to(torch.float32) * HIDDEN)[:, None, None]  # [B, 1, 1, E]
+        state.seen = _halves(encoder_mask, past[2])
+        state.by_keys, state.by_tokens = _shape(encoder_mask, 1, -1, 0), _shape(input_ids, 2, 0)
         out = self.model(
             encoder_outputs=BaseModelOutput(last_hidden_state=states),
             attention_mask=None,
@@ -209,6 +221,14 @@ def cross_attention(
     (batch, heads, length, size), kv = q.shape, place.kv_heads
     past_k, past_v = state.past[4 * place.index + 2 :][:2]
     state.present[place.index] = (*state.present[place.index], k, v)  # type: ignore[assignment]
+    if kv == heads and not extra.get("softcap"):
+        flat = _reshaped(q.transpose(1, 2).reshape(batch, length, -1), state.by_keys)
+        assert state.seen is not None
+        known, new = (
+            _attended(place, flat, *keys, mask, scale)
+            for keys, mask in zip(((past_k, past_v), (k, v)), state.seen, strict=True)
+        )
+        return _reshaped(known + new, state.by_tokens).view(batch, length, heads, size)
     q = (q if scale == 1 else q * scale).reshape(batch, kv, heads // kv * length, size)
     scores = capped(torch.cat([q @ past_k.transpose(2, 3), q @ k.transpose(2, 3)], -1), extra)
     # by name: past and new ones are as many as the mask has, which torch's shapes cannot say
@@ -217,6 +237,46 @@ def cross_attention(
     before = past_k.shape[2]
     out = seen[..., :before] @ past_v + seen[..., before:] @ v
     return out.reshape(batch, heads, length, size).transpose(1, 2)
+
+
+def _attended(place: Attention, flat: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
+    """flat [B, S, H d], k and v [B, H, T, d], mask int32 [B, T] -> [B, S, H d]; zeros where T is 0."""
+    attributes: dict[str, Any] = {"num_heads": place.heads, "scale": scale, "mask_filter_value": HIDDEN}
+    out: Tensor = symbolic(
+        "com.microsoft::MultiHeadAttention",
+        (flat, k, v, None, mask),
+        attributes,
+        dtype=flat.dtype,
+        shape=flat.shape,
+        version=1,
+    )
+    return out
+
+
+def _halves(mask: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
+    """int32 [B, past] and [B, new] of a mask of all the encoder's tokens: one of the two has all, the other none."""
+    rows, known = mask.shape[0], past.shape[2]
+    end: Tensor = symbolic("Shape", (past,), {"start": 2, "end": 3}, dtype=torch.long, shape=(1,), version=21)
+    end, axis = end * ALL, torch.tensor([1])
+    whole = mask.to(torch.int32)
+    parts = ((torch.tensor([0]), end, known), (end, torch.tensor([ALL]), mask.shape[1] - known))
+    first, second = (
+        symbolic("Slice", (whole, a, b, axis), {}, dtype=whole.dtype, shape=(rows, count), version=13)
+        for a, b, count in parts
+    )
+    return first, second
+
+
+def _shape(of: Tensor, end: int, *rest: int) -> Tensor:
+    """The first dimensions of `of` and others, for Reshape: 0 is the dimension that is there, -1 what is left."""
+    known: Tensor = symbolic("Shape", (of,), {"end": end}, dtype=torch.long, shape=(end,), version=21)
+    return torch.cat([known, torch.tensor(rest)])
+
+
+def _reshaped(x: Tensor, shape: Tensor | None) -> Tensor:
+    """By name: in the trace there are as many rows of keys as of tokens."""
+    out: Tensor = symbolic("Reshape", (x, shape), {}, dtype=x.dtype, shape=x.shape, version=21)
+    return out
 
 
 def attend(state: Shared, places: dict[nn.Module, Attention]) -> Any:

@@ -1,6 +1,7 @@
 """Edits of an encoder-decoder's graphs after the export: what torch's shapes cannot say, put in by hand.
 
     OneBatch     the number of rows is asked of input_ids
+    StatesRows   keys and values of the states have as many rows as the states
     NewStates    encoder_hidden_states -> encoder_hidden_states[:, past_encoder_sequence_length:]
     AnyHeads     past_key_values.* [.., size] -> Reshape to the real size
     Length       past_length gets its default, -1
@@ -17,8 +18,9 @@ import onnx_ir as ir
 from onnx_ir import convenience
 from onnx_ir.passes import InPlacePass, PassResult
 
-from qia3.bundle.ports import CROSS, ENCODER_STATES, INPUT_IDS, PAST, PAST_LENGTH
-from qia3.graph.packing import constant
+from qia3.bundle.ports import CROSS, ENCODER_STATES, INPUT_IDS, PAST, PAST_LENGTH, PRESENT
+from qia3.graph.fusions import producer
+from qia3.graph.packing import constant, heads_apart
 
 SIZE_AXIS = "any_head_size"
 
@@ -51,6 +53,25 @@ class OneBatch(InPlacePass):  # type: ignore[misc]
         for node in asked:
             node.replace_input_with(0, ids)
         return PassResult(model, modified=bool(asked))
+
+
+class StatesRows(InPlacePass):  # type: ignore[misc]
+    """Keys and values of the states have as many rows as the states.
+
+    Some models ask the decoder's tokens for the number (UMT5, T5Gemma), of which there may be more, and all of them do
+    after OneBatch where the trace could not tell the two apart.
+    """
+
+    def call(self, model: ir.Model) -> PassResult:
+        made = [v for v in model.graph.outputs if str(v.name).startswith(PRESENT) and f".{CROSS}." in str(v.name)]
+        for value in made:
+            turned = producer(value, "Transpose")
+            reshaped = None if turned is None else producer(turned.inputs[0], "Reshape")
+            assert reshaped is not None
+            assert value.shape is not None
+            reshaped.replace_input_with(1, heads_apart(model, int(value.shape[1]), int(value.shape[3])))
+            reshaped.attributes.pop("allowzero", None)  # a 0 there is the dimension that is there
+        return PassResult(model, modified=bool(made))
 
 
 def _of_rows(node: ir.Node, ids: ir.Value) -> bool:

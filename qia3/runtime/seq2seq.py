@@ -100,5 +100,6 @@ class Seq2Seq(Engine):
         """The tokens, how many are before them, and, where the states' keys and values are known, no states."""
         fed: dict[str, NDArray[Any]] = {INPUT_IDS: tokens, PAST_LENGTH: np.array(cache.lengths[0])}
         if ENCODER_STATES not in cache.buffers.fixed:
-            fed[ENCODER_STATES] = np.empty((len(tokens), 0, self.hidden), np.float32)
+            rows = len(cache.buffers.fixed[ENCODER_MASK])
+            fed[ENCODER_STATES] = np.empty((rows, 0, self.hidden), np.float32)
         return fed
