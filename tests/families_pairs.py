@@ -25,7 +25,7 @@ AGREES = 1e-4  # of the largest logit, or of one
 ANSWER = np.array([[0, 7, 9, 11, 13, 55, 80], [0, 91, 3, 3, 17, 20, 5], [0, 4, 44, 7, 9, 9, 9]])
 SOURCES = (30, 4, 17)
 # where a test opens the family's bundle in the loader; other loaders and families were not run
-OPENED = {"transformers.js": ("t5 v1.1", "bart"), "optimum": ()}
+OPENED = {"transformers.js": ("t5 v1.1", "bart"), "optimum": ("t5 v1.1", "bart")}
 
 
 @dataclass(frozen=True)
