@@ -383,8 +383,8 @@ def test_law_4_a_broken_graph_is_not_published_whatever_the_limits(place, tmp_pa
     """The graph as shipped gives other tokens' logits; the exact one is right."""
 
     class Shuffled(OrtDecoder):
-        def __init__(self, path: Path, config: object) -> None:
-            super().__init__(path, config)
+        def __init__(self, path: Path) -> None:
+            super().__init__(path)
             self.shift = 0 if path.name.startswith("exact") else 1
 
         def logits(self, *given: object) -> np.ndarray:
