@@ -35,7 +35,7 @@ from qia3.base.start import start_of
 from qia3.base.streaming import open_stream
 from qia3.base.text import read_base_text
 from qia3.errors import BaseModelError
-from qia3.ia3.mix import Within, named
+from qia3.ia3.mix import named
 
 STREAMED = [*T5S, "t5gemma"]  # the others have a buffer in their state, the bias of the logits
 
@@ -375,8 +375,6 @@ def test_layers_are_named_in_one_stack_or_in_both(tmp_path):
             meant(asked)
     with pytest.raises(BaseModelError, match=r'"decoder\.value", and the model has one stack of layers; name "value"'):
         named(["decoder.value"]).find(tiny("opt"), Grid(32, False), None)
-    with pytest.raises(BaseModelError, match="name an encoder-decoder's with eight_bit or blocks"):
-        Within(5.0, lambda items, title: items).find(model, Grid(32, False), windows_of())
     folder = str(write_seq2seq(tmp_path / "base"))
     base = load_base(Asked(folder, block_size=16, mix=named(["encoder.value", "decoder.down@0"])))
     assert base.eight_bit == ("decoder.down@0", "encoder.value")
