@@ -107,7 +107,11 @@ def write_qia3(reference: str, place: Path, block: int) -> None:
     )  # random weights write no text worth rounding for, and speed is the same
     file = place / f"qia3-{block}.toml"
     file.write_text(BUILD.format(model=reference, block=block, calibration=calibration), encoding="utf-8")
-    side, merged = place / f"side-{block}", place / f"merged-{block}"
+    build_both(file, place / f"side-{block}", place / f"merged-{block}")
+
+
+def build_both(file: Path, side: Path, merged: Path) -> None:
+    """A build file at the side, and its task `first` merged, which is trained once."""
     qia3 = [sys.executable, "-m", "qia3", "build", str(file), "--output"]
     subprocess.run([*qia3, str(side)], check=True, stdout=subprocess.DEVNULL)
     side.with_name(f"{side.name}.work").rename(merged.with_name(f"{merged.name}.work"))

@@ -20,10 +20,10 @@ import argparse
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import torch
+from decode_models import build_both
 from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import T5Config, T5ForConditionalGeneration
@@ -102,11 +102,7 @@ def write_qia3(place: Path, variant: str) -> None:
     )
     file = place / f"qia3-{variant}.toml"
     file.write_text(BUILD.format(base=VARIANTS[variant]), encoding="utf-8")
-    side, merged = place / f"side-{variant}", place / f"merged-{variant}"
-    qia3 = [sys.executable, "-m", "qia3", "build", str(file), "--output"]
-    subprocess.run([*qia3, str(side)], check=True, stdout=subprocess.DEVNULL)
-    side.with_name(f"{side.name}.work").rename(merged.with_name(f"{merged.name}.work"))
-    subprocess.run([*qia3, str(merged), "--mode", "merged", "--task", "first"], check=True, stdout=subprocess.DEVNULL)
+    build_both(file, place / f"side-{variant}", place / f"merged-{variant}")
 
 
 def write_ctranslate2(python: str, place: Path) -> None:

@@ -388,8 +388,8 @@ def report(
     from qia3.footprint.devices import load_device
     from qia3.footprint.estimate import check_fits
 
-    devices = [load_device(name) for name in dict.fromkeys((*names, *must_fit))]
-    wanted = {load_device(name).name for name in must_fit}
+    known = {name: load_device(name) for name in (*names, *must_fit)}
+    devices, wanted = list(known.values()), {known[name].name for name in must_fit}
     if is_or_was_bundle(Path(what)):
         if contexts or batch > 1:
             raise ConfigError("--context and --batch are for a model that is not built; a bundle has its own")

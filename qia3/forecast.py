@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
+from qia3.base.complete import empty
 from qia3.base.load import quiet
 from qia3.errors import ConfigError
 from qia3.footprint.before import Before, before
@@ -14,7 +15,7 @@ from qia3.footprint.device import Device
 from qia3.footprint.shapes import Shapes
 from qia3.footprint.verdict import verdict
 from qia3.ia3.activations import Method, saved_bytes
-from qia3.ia3.shapes import empty, read_any_config, shapes_of
+from qia3.ia3.shapes import read_any_config, shapes_of
 
 TEXTS, TOKENS = 8, 128  # of a training step
 USUAL_CONTEXT = 2048

@@ -8,10 +8,10 @@ from tiny import ALL, tiny
 from tiny_encoders import ENCODERS, tiny_encoder
 from tiny_seq2seq import SEQ2SEQ, tiny_seq2seq
 
+from qia3.base.complete import empty
 from qia3.base.quantise import Grid, quantise_model
 from qia3.ia3.activations import saved_bytes
 from qia3.ia3.roles import attention, find_roles
-from qia3.ia3.shapes import empty
 from qia3.ia3.vectors import attach
 
 ROWS, LENGTH = 2, 24

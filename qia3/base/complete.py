@@ -75,11 +75,15 @@ class Misfit:
         ]
 
 
-def empty_model(folder: Path) -> Any:
-    """The model of a folder's config.json without any memory. transformers raises many types."""
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+def empty(config: Any) -> Any:
+    """The model of a configuration, with shapes alone."""
     with torch.device("meta"):
         return auto_class(config).from_config(config, trust_remote_code=False)
+
+
+def empty_model(folder: Path) -> Any:
+    """The model of a folder's config.json without any memory. transformers raises many types."""
+    return empty(AutoConfig.from_pretrained(folder, trust_remote_code=False))
 
 
 def check_places(model: Any, found: Mapping[str, Entry]) -> None:

@@ -64,6 +64,9 @@ ENCODER_SEQUENCE, ENCODER_BEFORE, ENCODER_NEW = (
 DECODER_BEFORE, DECODER_TOTAL = "past_decoder_sequence_length", "total_decoder_sequence_length"
 
 
+MULTIPLE = 8  # of which GroupQueryAttention takes sizes of heads
+
+
 class Cache(NamedTuple):
     """What a graph keeps of each position in each layer: so many heads of keys, and of values, of this size."""
 

@@ -28,13 +28,13 @@ from qia3.footprint.lora import (
     ia3_parameters,
 )
 from qia3.footprint.shapes import Shapes
+from qia3.footprint.systems import ABOUT_FOUR, CLAIM
 from qia3.footprint.verdict import Verdict
 from qia3.footprint.weights import FORMS, USUAL, Weights, cache_bytes, weights_of
 
 TASKS = (1, 10, 100, 1000)
 PREFIX = 20  # virtual tokens
 LORA = "LoRA r=8 on all linear"
-ABOUT_FOUR = 3.5
 
 
 @dataclass(frozen=True)
@@ -225,7 +225,7 @@ def _four_times(weights: Sequence[Weights], costs: Sequence[AdapterCost]) -> lis
         ratio = (disk[full] + lora.disk_bytes) / ours
         found.append(
             Claim(
-                f"a 4-bit base with IA³ is about four times smaller than a full-precision LoRA-adapted model ({full})",
+                f"{CLAIM} ({full})",
                 "4",
                 f"{ratio:.2f}",
                 ratio >= ABOUT_FOUR,

@@ -151,8 +151,11 @@ def _memory(manifest: Manifest, totals: Account) -> Memory:
 
 
 def _nodes(manifest: Manifest) -> int:
-    """What runs for one token of the answer, about."""
-    shape = manifest.architecture
     layers: tuple[Linear, ...] = (*manifest.linears, *manifest.dense)
+    return node_count(sum(not layer.once for layer in layers), len(manifest.main.vectors), manifest.architecture)
+
+
+def node_count(linears: int, vectors: int, shape: Architecture) -> int:
+    """What runs for one token of the answer, about: of so many linear layers and vectors that take part in it."""
     others = OTHER_NODES if shape.encoder_layers is None else CROSS_NODES
-    return sum(not layer.once for layer in layers) + len(manifest.main.vectors) + others * shape.layers
+    return linears + vectors + others * shape.layers

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from qia3.footprint.device import Device, Figure
 from qia3.footprint.estimate import Estimate, Load, fit
-from qia3.footprint.report import CROSS_NODES, OTHER_NODES
+from qia3.footprint.report import node_count
 from qia3.footprint.shapes import Form, Shapes
 from qia3.footprint.table import mib
 from qia3.footprint.weights import BLOCKS, USUAL, cache_bytes, weights_of
@@ -81,11 +81,8 @@ def load_of(shapes: Shapes, form: Form, context: int, rows: int) -> Load:
 
 
 def _nodes(shapes: Shapes) -> int:
-    """What runs for one token, about: as a bundle's report counts (report.py)."""
-    shape = shapes.architecture
-    others = OTHER_NODES if shape.encoder_layers is None else CROSS_NODES
     vectors = sum(not site.in_encoder for site in shapes.sites)
-    return sum(not m.once for m in shapes.matrices) + vectors + others * shape.layers
+    return node_count(sum(not m.once for m in shapes.matrices), vectors, shapes.architecture)
 
 
 def _basis(load: Load, device: Device, streamed: int) -> tuple[str, ...]:

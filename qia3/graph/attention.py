@@ -17,11 +17,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from qia3.bundle.ports import MULTIPLE
 from qia3.errors import BaseModelError
 from qia3.graph.scores import HIDDEN, NOISE, bias_table, key_biases
 from qia3.graph.watch import Call, Watched
-
-MULTIPLE = 8  # of which the operator takes head sizes
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from qia3.bundle.ports import MULTIPLE
 from qia3.errors import BaseModelError
-from qia3.graph.attention import MULTIPLE, agrees, operator_answer, visible
+from qia3.graph.attention import agrees, operator_answer, visible
 from qia3.graph.watch import FEWER, TOKENS, Call, Watched
 
 Kind = Literal["encoder", "own", "cross"]

@@ -25,6 +25,7 @@ from transformers import AttentionInterface, AutoConfig, GenerationConfig, PreTr
 from transformers.pytorch_utils import Conv1D
 
 from qia3.base.architecture import architecture, head_size, text_config
+from qia3.base.complete import empty
 from qia3.base.experts import mixtures, products
 from qia3.base.family import auto_class, embeddings, get_module, is_encoder, stays_float, weight_of
 from qia3.base.gguf_config import read_gguf_config
@@ -36,7 +37,7 @@ from qia3.base.shards import entries
 from qia3.base.sources import ALIASES, Source, read_config, resolve
 from qia3.base.stages import prompt_only
 from qia3.base.start import decoder_start
-from qia3.bundle.ports import Cache
+from qia3.bundle.ports import MULTIPLE, Cache
 from qia3.bundle.sites import Site
 from qia3.errors import BaseModelError
 from qia3.footprint.shapes import Matrix, Shapes, Table
@@ -45,7 +46,6 @@ from qia3.ia3.roles import Roles, attention, device_of, find_roles
 FACTORS = (32, 16, 8, 4, 2, 1)  # that widths are divided by, the largest first
 WIDE = 64  # what a configuration's number is to be a width
 NARROWEST = 300_000_000  # numbers of a random model that is still made
-MULTIPLE = 8  # of which the graph's attention takes sizes of heads
 PROBE = "qia3_heads"
 NO_WIDTHS = ("token_id", "position", "window", "original_max", "num_")  # numbers that are none, by their names
 
@@ -83,12 +83,6 @@ def read_any_config(reference: str) -> Any:
         if source.gguf_file is not None:
             return read_gguf_config(open_gguf(Path(source.name) / source.gguf_file))
         return AutoConfig.from_pretrained(source.name, trust_remote_code=False)
-
-
-def empty(config: Any) -> Any:
-    """The model of a configuration, with shapes alone."""
-    with torch.device("meta"):
-        return auto_class(config).from_config(config, trust_remote_code=False)
 
 
 def _narrow(config: Any, reference: str) -> tuple[Any, Roles]:
