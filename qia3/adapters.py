@@ -23,8 +23,8 @@ from qia3.bundle.seal import files_on_disk
 from qia3.bundle.sites import Vectors
 from qia3.bundle.task import Task, plain_task, write_task
 from qia3.errors import AdapterError, ConfigError, shown
-from qia3.footprint.documents import seal
 from qia3.names import ADAPTER, check_name
+from qia3.printers.documents import seal
 from qia3.progress import say
 from qia3.runtime.readback import read_back
 from qia3.storage import alone

@@ -395,12 +395,13 @@ def report(
             raise ConfigError("--context and --batch are for a model that is not built; a bundle has its own")
         _print_report(Path(what), as_json, devices, wanted)
         return
-    from qia3.footprint.render_before import markdown
+    from qia3.footprint.before_page import before_page
     from qia3.forecast import forecast
+    from qia3.printers.markdown import markdown
 
     with progress_on_stderr():
         found = forecast(what, contexts, batch, devices)
-    print_result(asdict(found), markdown(found), as_json)
+    print_result(asdict(found), markdown(before_page(found)), as_json)
     check_fits([one.estimate for one in found.verdicts], wanted)
 
 
@@ -492,9 +493,10 @@ def devices(words: tuple[str, ...], names: tuple[str, ...], as_json: bool) -> No
     and how far to trust it. A NAME is one that is listed, `here` (this machine, probed) or a TOML file by its path.
     """
     from qia3.footprint.devices import load_device, load_devices
+    from qia3.footprint.devices_page import device_text, devices_section, estimates_section
     from qia3.footprint.estimate import estimate
     from qia3.footprint.here import HERE
-    from qia3.footprint.render_devices import device_text, devices_text, estimates_text
+    from qia3.printers.markdown import body_text
     from qia3.targets import load_target
 
     showing = words[:1] == ("show",)
@@ -507,9 +509,13 @@ def devices(words: tuple[str, ...], names: tuple[str, ...], as_json: bool) -> No
     known = [load_device(name) for name in asked] if asked else [load_device(HERE), *load_devices()]
     if report is not None:
         found = [estimate(device, report) for device in known]
-        print_result([asdict(e) for e in found], estimates_text(found), as_json)
+        print_result([asdict(e) for e in found], body_text(estimates_section(found)), as_json)
         return
-    text = "\n\n".join(device_text(d, load_target(d.target)) for d in known) if showing else devices_text(known)
+    text = (
+        "\n\n".join(device_text(d, load_target(d.target)) for d in known)
+        if showing
+        else body_text(devices_section(known))
+    )
     print_result([d.model_dump(mode="json") for d in known], text, as_json)
 
 
@@ -564,17 +570,18 @@ def _report(folder: Path) -> Report:
 
 def _print_report(folder: Path, as_json: bool, devices: Sequence[Device] = (), must_fit: Collection[str] = ()) -> None:
     """A bundle's report, and estimates for devices."""
+    from qia3.footprint.bundle_page import bundle_page
+    from qia3.footprint.devices_page import estimates_section
     from qia3.footprint.estimate import check_fits, estimate
-    from qia3.footprint.render import markdown
-    from qia3.footprint.render_devices import estimates_text
+    from qia3.printers.markdown import markdown
 
     report = _report(folder)
     found = [estimate(device, report) for device in devices]
-    content, text = report.to_dict(), markdown(report)
+    content, page = report.to_dict(), bundle_page(report)
     if found:
         content["devices"] = [asdict(e) for e in found]
-        text = f"{text}\n## Devices\n\n{estimates_text(found)}\n"
-    print_result(content, text, as_json)
+        page = replace(page, sections=(*page.sections, estimates_section(found)))
+    print_result(content, markdown(page), as_json)
     check_fits(found, must_fit)
 
 

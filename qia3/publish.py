@@ -27,7 +27,6 @@ from qia3.bundle.ports import Cache
 from qia3.bundle.records import HeldOut
 from qia3.config import Build
 from qia3.describe import dense_layers, describe, linear_layers, places, positions
-from qia3.footprint.documents import seal
 from qia3.footprint.measure import measure
 from qia3.gate import Tests, gate, recoded
 from qia3.graph.encoder import export_encoder
@@ -40,6 +39,7 @@ from qia3.graph.preflight_encoder import preflight_encoder
 from qia3.graph.preflight_seq2seq import preflight_seq2seq
 from qia3.ia3.adapted import AdaptedBase
 from qia3.names import ADAPTER
+from qia3.printers.documents import seal
 from qia3.progress import bar, say
 from qia3.runtime.adapters import AdapterBank
 from qia3.runtime.evaluate import evaluate

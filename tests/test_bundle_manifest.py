@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 import sys
 from dataclasses import replace
@@ -21,11 +22,12 @@ from qia3.bundle.onnx_file import external_files
 from qia3.bundle.opened import Bundle, read_manifest
 from qia3.bundle.records import Agreement
 from qia3.errors import BundleError, QIA3Error
+from qia3.footprint.bundle_page import bundle_page
 from qia3.footprint.devices import load_devices
-from qia3.footprint.documents import seal
 from qia3.footprint.estimate import estimate
-from qia3.footprint.render import markdown
 from qia3.footprint.report import build_report
+from qia3.printers.documents import seal
+from qia3.printers.markdown import markdown
 from qia3.runtime.engine import Engine
 
 WILD = [
@@ -79,7 +81,7 @@ def complaint_about(folder, devices):
     """What reading, reporting and estimating ends in; empty where it was well."""
     try:
         report = build_report(folder, read_manifest(folder))
-        markdown(report).encode()
+        markdown(bundle_page(report)).encode()
         json.dumps(report.to_dict(), allow_nan=False)
         for device in devices:
             estimate(device, report)
@@ -232,6 +234,15 @@ def test_a_bundle_of_0_1_0_gives_its_own_report(tmp_path):
         (tmp_path / name).write_bytes(bytes(file["bytes"]))
     shutil.copy(old / "manifest.json", tmp_path)
     manifest = read_manifest(tmp_path)
-    assert markdown(build_report(tmp_path, manifest)) == (old / "report.md").read_text(encoding="utf-8")
+    then, now = (old / "report.md").read_text(encoding="utf-8"), markdown(bundle_page(build_report(tmp_path, manifest)))
+    assert [*figures(then)] == [title for title in figures(now) if title in figures(then)]
+    for title, found in figures(then).items():
+        assert figures(now)[title] == found, title
     assert (manifest.adapters, manifest.decoder.file) == (("commands", "topics"), "onnx/model_q4.onnx")
     assert Manifest.from_json(manifest.to_json()) == manifest
+
+
+def figures(text: str) -> dict[str, list[str]]:
+    """Numbers in a report's sections, by their titles: words may become better."""
+    sections = (part.split("\n", 1) for part in text.split("\n## ")[1:])
+    return {title: re.findall(r"\d[\d,.]*", body) for title, body in sections}

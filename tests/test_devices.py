@@ -15,8 +15,9 @@ from qia3 import cli
 from qia3.errors import ConfigError
 from qia3.footprint.device import Device, Figure, parse_device
 from qia3.footprint.devices import load_device, load_devices
+from qia3.footprint.devices_page import device_text, devices_section
 from qia3.footprint.here import probe
-from qia3.footprint.render_devices import device_text, devices_text
+from qia3.printers.markdown import body_text
 from qia3.targets import load_target
 
 FOLDER = Path(__file__).parents[1] / "devices"
@@ -192,7 +193,7 @@ def test_what_is_shown_of_a_device_is_every_figure_with_source_and_trust(here):
     text = device_text(load_device("pixel-9"), load_target("ort-arm"))
     assert "not known: peak memory bandwidth" in text
     assert "entitlement" not in text
-    assert all(d.name in devices_text([here, *load_devices()]) for d in (here, *load_devices()))
+    assert all(d.name in body_text(devices_section([here, *load_devices()])) for d in (here, *load_devices()))
 
 
 @dataclass

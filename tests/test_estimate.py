@@ -8,10 +8,11 @@ import pytest
 from test_footprint_account import write_bundle
 
 from qia3.footprint.devices import load_device, load_devices
+from qia3.footprint.devices_page import estimates_section, speed
 from qia3.footprint.estimate import estimate
 from qia3.footprint.kernels import KernelBytes
-from qia3.footprint.render_devices import estimates_text, speed
 from qia3.footprint.report import Report, build_report
+from qia3.printers.markdown import body_text
 
 
 @pytest.fixture
@@ -70,9 +71,9 @@ def test_needed_memory_has_the_measured_process_in_it(report):
 def test_where_nothing_was_published_there_is_no_range(report):
     found = estimate(load_device("orange-pi-5"), report)
     assert found.decode_tokens_per_second_low is found.decode_tokens_per_second_high is None
-    assert speed(found).startswith("below ")
-    assert speed(estimate(load_device("pixel-9"), report)) == "unknown"
-    assert speed(estimate(load_device("browser-tab"), report)) == "unknown"
+    assert speed(found).text.startswith("below ")
+    assert speed(estimate(load_device("pixel-9"), report)).text == "unknown"
+    assert speed(estimate(load_device("browser-tab"), report)).text == "unknown"
 
 
 def test_arm_runs_the_kernel_of_its_instructions(tmp_path):
@@ -90,6 +91,6 @@ def test_arm_runs_the_kernel_of_its_instructions(tmp_path):
 
 def test_text_names_every_device_and_says_that_it_estimates(report):
     devices = load_devices()
-    text = estimates_text([estimate(d, report) for d in devices])
+    text = body_text(estimates_section([estimate(d, report) for d in devices]))
     assert all(d.name in text for d in devices)
     assert "Estimates, not measurements" in text

@@ -19,11 +19,13 @@ from qia3.bundle.manifest import Manifest
 from qia3.bundle.records import Measured
 from qia3.errors import BundleError
 from qia3.footprint import measure as measuring
-from qia3.footprint.documents import seal
+from qia3.footprint.bundle_costs import PARTS
+from qia3.footprint.bundle_page import bundle_page
 from qia3.footprint.measure import measure
-from qia3.footprint.render import PARTS, markdown
 from qia3.footprint.report import build_report
 from qia3.footprint.table import table
+from qia3.printers.documents import seal
+from qia3.printers.markdown import markdown
 
 GOLDEN = Path(__file__).parent / "golden" / "report.md"
 OPTIONAL = ("training", "evaluation", "parity", "measured")
@@ -54,7 +56,7 @@ def test_the_seal_lists_every_file_and_is_the_same_again(tmp_path):
     assert report.account.total == du(tmp_path)
     assert json.loads(written["report.json"]) == json.loads(json.dumps(report.to_dict()))
     assert json.loads(written["report.json"])["account"]["total"] == du(tmp_path)
-    assert written["report.md"].decode() == markdown(report)
+    assert written["report.md"].decode() == markdown(bundle_page(report))
     kept = json.loads(written["manifest.json"])
     assert kept == json.loads(json.dumps(manifest.to_json()))
     entries = {n: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)} for n, data in written.items()}
@@ -94,7 +96,7 @@ def test_a_report_that_does_not_settle_is_refused(tmp_path):
 @pytest.mark.parametrize("left_out", [*((key,) for key in OPTIONAL), OPTIONAL])
 def test_what_was_not_measured_says_so(tmp_path, left_out):
     content = {key: value for key, value in write_bundle(tmp_path).to_json().items() if key not in left_out}
-    text = markdown(build_report(tmp_path, seal(tmp_path, Manifest.from_json(content))))
+    text = markdown(bundle_page(build_report(tmp_path, seal(tmp_path, Manifest.from_json(content)))))
     assert text.count("not measured") > 0
     assert "None" not in text
     assert "nan" not in text
@@ -104,17 +106,17 @@ def test_memory_that_the_system_does_not_tell_is_not_measured(tmp_path):
     manifest = write_bundle(tmp_path)
     unknown = {"peak_resident_bytes": None, "peak_file_bytes": None, "peak_anonymous_bytes": None}
     manifest = replace(manifest, measured=replace(manifest.measured, **unknown))
-    assert "| peak resident memory " in (text := markdown(build_report(tmp_path, manifest)))
+    assert "| peak resident memory " in (text := markdown(bundle_page(build_report(tmp_path, manifest))))
     assert "None" not in text
 
 
 def test_a_task_that_got_worse_is_named(tmp_path):
     manifest = write_bundle(tmp_path)
-    assert "Worse" not in markdown(build_report(tmp_path, manifest))
+    assert "Worse" not in markdown(bundle_page(build_report(tmp_path, manifest)))
     held_out = manifest.evaluation["lamps"]
     worse = {"lamps": replace(held_out, after=replace(held_out.after, accuracy=0.1))}
     report = build_report(tmp_path, replace(manifest, evaluation=worse))
-    assert "Worse with its adapter than without: lamps." in markdown(report)
+    assert "Worse with its adapter than without: lamps." in markdown(bundle_page(report))
 
 
 def test_a_merged_bundle_adds_nothing(tmp_path):
@@ -126,14 +128,14 @@ def test_a_merged_bundle_adds_nothing(tmp_path):
         report.adapters[0].runtime_bytes,
         report.adapters[0].operations_per_token,
     ) == (416, 0, 0)
-    assert "merged with lamps" in markdown(report)
+    assert "merged with lamps" in markdown(bundle_page(report))
 
 
 def test_a_fused_layer_is_said(tmp_path):
     manifest = write_bundle(tmp_path)
     first, *others = manifest.linears
     fused = replace(manifest, linears=(replace(first, role="qkv"), *others))
-    assert "one fused layer" in markdown(build_report(tmp_path, fused))
+    assert "one fused layer" in markdown(bundle_page(build_report(tmp_path, fused)))
 
 
 def test_a_bar_in_a_cell_does_not_break_the_table():
@@ -193,10 +195,10 @@ def test_the_real_process_refuses_a_folder_that_is_no_bundle(tmp_path):
 def test_a_lora_as_small_as_ia3_is_said_and_no_other(tmp_path):
     report = build_report(tmp_path, write_bundle(tmp_path))
     said = "size alone does not part"
-    assert "LoRA r=1 on q, v has 1.50 times the parameters of IA³. " in (text := markdown(report))
+    assert "LoRA r=1 on q, v has 1.50 times the parameters of IA³. " in (text := markdown(bundle_page(report)))
     assert said not in text
     ours, *lora = report.adapters
     equal = replace(report, adapters=[replace(ours, parameters=lora[0].parameters), *lora])
-    assert "LoRA r=1 on q, v has 1.00 times" in (text := markdown(equal))
+    assert "LoRA r=1 on q, v has 1.00 times" in (text := markdown(bundle_page(equal)))
     assert said in text
     assert "not lighter in training memory" in text

@@ -10,12 +10,13 @@ from test_footprint_account import HIDDEN, INNER, layer, manifest_of, write_bund
 
 from qia3.bundle.manifest import Dense, Manifest
 from qia3.bundle.sites import Site
+from qia3.footprint.bundle_page import bundle_page
 from qia3.footprint.devices import load_device
 from qia3.footprint.estimate import estimate
 from qia3.footprint.kernels import cross_cache_bytes, kernel_bytes, kv_cache_bytes
 from qia3.footprint.lora import QUERY_VALUE, ia3_parameters, lora_parameters
-from qia3.footprint.render import markdown
 from qia3.footprint.report import build_report
+from qia3.printers.markdown import markdown
 
 
 def test_pefts_own_counts_for_mt0_large():
@@ -72,10 +73,10 @@ def test_the_report_of_an_encoder_decoder(tmp_path):
     streamed = report.memory.kernels["x64-int8"].streamed_bytes
     assert streamed == kernel_bytes(ours)["x64-int8"].streamed_bytes
     assert report.memory.cross_cache_bytes == report.memory.kv_cache_bytes == plain.memory.kv_cache_bytes // 2
-    text = markdown(report)
+    text = markdown(bundle_page(report))
     assert "the encoder's states' cache for 128 positions" in text
     assert "A token is one of the prompt and one of the answer here" in text
-    assert "encoder" not in markdown(plain)
+    assert "encoder" not in markdown(bundle_page(plain))
     bare = estimate(load_device("intel-n100"), replace(report, measured=None))
     memory = report.memory
     caches = memory.kv_cache_bytes + memory.cross_cache_bytes

@@ -1,34 +1,41 @@
-"""Devices and estimates as text. Formatting only."""
+"""Devices and estimates as sections. Wording only."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from qia3.footprint.cells import Cell
 from qia3.footprint.device import Device, Figure, Words
 from qia3.footprint.estimate import Estimate
-from qia3.footprint.table import mib, table
+from qia3.footprint.sections import Row, Section, section, table
+from qia3.footprint.table import mib
 from qia3.targets import Target
 
 UNKNOWN = "unknown"
 
 
-def devices_text(devices: Sequence[Device]) -> str:
+def devices_section(devices: Sequence[Device]) -> Section:
     """One device a line."""
     head = ["device", "", "memory", "usable", "peak GB/s", "copy GB/s", "cores", "instructions", "target"]
-    rows = [
+    rows: list[Row] = [
         [
             d.name,
             d.title,
-            mib(d.memory_bytes.value),
-            UNKNOWN if d.usable_bytes is None else mib(d.usable_bytes.value),
-            *(_gigabytes(f) for f in (d.peak_bandwidth_bytes_per_second, d.copy_bandwidth_bytes_per_second)),
-            UNKNOWN if d.cores is None else f"{d.cores.value:g}",
+            Cell("mib", d.memory_bytes.value),
+            _known("mib", d.usable_bytes),
+            _known("gigabytes", d.peak_bandwidth_bytes_per_second),
+            _known("gigabytes", d.copy_bandwidth_bytes_per_second),
+            _known("plain", d.cores),
             ", ".join(d.isa.value),
             d.target,
         ]
         for d in devices
     ]
-    return table(head, rows, left=(0, 1, 7, 8))
+    return section("devices", "Devices", table(head, rows, left=(0, 1, 7, 8)))
+
+
+def _known(form: str, entry: Figure | None) -> Cell:
+    return Cell(form, None if entry is None else entry.value, UNKNOWN)
 
 
 def device_text(device: Device, target: Target) -> str:
@@ -42,38 +49,40 @@ def device_text(device: Device, target: Target) -> str:
     return "\n".join([*told, *(["", f"not known: {', '.join(unknown)}"] if unknown else [])])
 
 
-def estimates_text(estimates: Sequence[Estimate]) -> str:
+def estimates_section(estimates: Sequence[Estimate]) -> Section:
     """One device a line, and what the figures are."""
-    rows = [
-        [e.device, "yes" if e.fits else "no", mib(e.needed_ram_bytes), mib(e.usable_ram_bytes), speed(e)]
+    rows: list[Row] = [
+        [
+            e.device,
+            Cell("fits", e.fits),
+            Cell("mib", e.needed_ram_bytes),
+            Cell("mib", e.usable_ram_bytes),
+            speed(e),
+        ]
         for e in estimates
     ]
     note = (
         "Estimates, not measurements: arithmetic on published figures, given as a range. Needed memory has one row's cache at the full context "
         "in it. 'Below' is the speed at the full peak bandwidth, where no published run says how much of it is reached."
     )
-    return f"{note}\n\n" + table(["device", "fits", "needs", "usable", "decoding, tokens/s (estimate)"], rows)
+    head = ["device", "fits", "needs", "usable", "decoding, tokens/s (estimate)"]
+    return section("devices", "Devices", note, table(head, rows))
 
 
-def speed(found: Estimate) -> str:
+def speed(found: Estimate) -> Cell:
     """The range, the ceiling where there is no range, or "unknown"."""
-    if found.decode_tokens_per_second_low is not None and found.decode_tokens_per_second_high is not None:
-        return f"{found.decode_tokens_per_second_low:g} to {found.decode_tokens_per_second_high:g}"
-    if found.decode_tokens_per_second_ceiling is not None:
-        return f"below {found.decode_tokens_per_second_ceiling:g}"
-    return UNKNOWN
+    low, high = found.decode_tokens_per_second_low, found.decode_tokens_per_second_high
+    if low is not None and high is not None:
+        return Cell("range", (low, high))
+    return Cell("below", found.decode_tokens_per_second_ceiling, UNKNOWN)
 
 
 def _value(key: str, entry: Figure | Words) -> str:
     if isinstance(entry, Words):
         return ", ".join(entry.value)
     if key.endswith("_per_second"):
-        return f"{_gigabytes(entry)} GB/s"
+        return f"{entry.value / 1e9:,.1f} GB/s"
     return f"{mib(entry.value)} ({entry.value:,.0f} bytes)" if key.endswith("_bytes") else f"{entry.value:g}"
-
-
-def _gigabytes(rate: Figure | None) -> str:
-    return UNKNOWN if rate is None else f"{rate.value / 1e9:,.1f}"
 
 
 def _absent(device: Device, key: str) -> bool:

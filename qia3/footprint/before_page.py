@@ -1,0 +1,189 @@
+"""The report before a build as a page. Wording only."""
+
+from __future__ import annotations
+
+from qia3.footprint.before import Before, Training
+from qia3.footprint.cells import Cell
+from qia3.footprint.devices_page import speed
+from qia3.footprint.sections import Chart, Note, Page, Row, Section, section, table
+from qia3.footprint.weights import Weights
+
+PARTS = {
+    "embedding": "embedding",
+    "head": "head",
+    "attention": "attention",
+    "feed_forward": "feed-forward",
+    "other_linear": "other linear layers",
+    "norms_biases_and_positions": "norms, biases, positions",
+}
+
+
+def before_page(found: Before) -> Page:
+    """The whole report."""
+    parts = (_parts, _weights, _caches, _adapters, _training, _fleets, _claims, _verdicts)
+    made = tuple(one for part in parts if (one := part(found)))
+    return Page(f"{found.reference}, before it is built", _lead(found), made)
+
+
+def _lead(found: Before) -> str:
+    shape = found.architecture
+    stacks = f"{shape.layers} layers"
+    if shape.encoder_layers is not None:
+        stacks = f"{shape.encoder_layers} + {shape.layers} layers"
+    tied = ", embedding and head one table" if shape.tied_embedding else ""
+    return (
+        f"{found.model_type}, {found.parameters:,} parameters: {stacks}, width "
+        f"{shape.hidden_size:,}, {shape.heads} heads of {shape.head_size} ({shape.kv_heads} of keys and values){tied}. "
+        f"IA³ has {found.vectors} vectors. No weight was read: everything here is arithmetic, but for what a training step "
+        "keeps, which is counted on a model without numbers."
+    )
+
+
+def _parts(found: Before) -> Section:
+    rows: list[Row] = [
+        [PARTS[p], Cell("count", n), Cell("share", n / found.parameters)] for p, n in found.parts.items()
+    ]
+    rows.append(["all", Cell("count", found.parameters), Cell("share", 1.0)])
+    drawn = [Chart("stack", "Where the parameters are", values=(1,))]
+    return section("parameters", "Parameters", table(["part", "parameters", "share"], rows, sums=(1, 2), charts=drawn))
+
+
+def _weights(found: Before) -> Section:
+    rows: list[Row] = [
+        [one.form, Cell("bits", one.bits_per_number), Cell("mib", one.disk_bytes), *_memory(one)]
+        for one in found.weights
+    ]
+    head = [
+        "weights",
+        "bits per parameter",
+        "disk and download",
+        "held, x64",
+        "held, ARM with dot products",
+        "mapped at most",
+        "read per token, x64",
+    ]
+    note = (
+        "Disk is weights alone: a build adds graph, tokenizer and reports, and counts them to the byte. Held and mapped is what ONNX Runtime "
+        "makes of a 4-bit graph, without its process; other forms are mapped, and held by whoever copies them."
+    )
+    drawn = [Chart("bars", "Weights on disk", values=(2,))]
+    return section("weights", "Weights", note, table(head, rows, charts=drawn))
+
+
+def _memory(one: Weights) -> list[Cell]:
+    x64, arm = (one.kernels and one.kernels[name] for name in ("x64-int8", "arm-dotprod"))
+    return [
+        Cell("mib", x64.held_bytes if x64 else None),
+        Cell("mib", arm.held_bytes if arm else None),
+        Cell("mib", one.mapped_bytes),
+        Cell("mib", x64.streamed_bytes if x64 else None),
+    ]
+
+
+def _caches(found: Before) -> Section | None:
+    if not found.caches:  # an encoder's
+        return None
+    rows: list[Row] = [
+        [Cell("count", one.context), Cell("count", one.rows), Cell("mib", one.bytes)] for one in found.caches
+    ]
+    return section("cache", "Cache of keys and values, float32", table(["context", "rows", "cache"], rows))
+
+
+def _adapters(found: Before) -> Section:
+    ours = found.adapters[0]
+    rows: list[Row] = [
+        [
+            one.method,
+            Cell("count", one.parameters),
+            Cell("ratio", one.parameters / ours.parameters),
+            Cell("kib", one.disk_bytes),
+            Cell("kib", one.training_state_bytes),
+            Cell("count", one.operations_per_token),
+        ]
+        for one in found.adapters
+    ]
+    note = (
+        "One task's adapter, float32. IA³ that is merged costs nothing more than the base: it is in the scales. Where LoRA is as small, size "
+        "does not part them; what does is that IA³ folds into 4-bit scales exactly."
+    )
+    head = ["adapter", "parameters", "x IA³", "disk", "training state", "operations added per token"]
+    return section("adapters", "What one more task costs", note, table(head, rows))
+
+
+def _training(found: Before) -> Section:
+    rows: list[Row] = [[one.form, one.method, Cell("count", one.parameters), *_step(one)] for one in found.training]
+    note = (
+        f"At the least, for {found.training_rows} texts of {found.training_length} tokens in bfloat16, nothing recomputed: weights, 16 bytes "
+        "of state per trained parameter (12 beside float32 weights that train themselves), and what the backward pass needs kept."
+    )
+    head = ["weights", "method", "trained", "weights", "state", "kept for the backward pass", "all"]
+    return section("training", "Training", note, table(head, rows, left=(0, 1)))
+
+
+def _step(one: Training) -> list[Cell]:
+    return [Cell("mib", n) for n in (one.weights_bytes, one.state_bytes, one.kept_bytes, one.total_bytes)]
+
+
+def _fleets(found: Before) -> Section:
+    rows: list[Row] = [
+        [
+            Cell("count", one.tasks),
+            Cell("mib", one.lora_kept_bytes),
+            Cell("mib", one.lora_merged_bfloat16_bytes),
+            Cell("mib", one.lora_merged_int4_bytes),
+            Cell("mib", one.ia3_side_bytes),
+            Cell("mib", one.ia3_merged_bytes),
+        ]
+        for one in found.fleets
+    ]
+    head = ["tasks", "LoRA r=8 beside", "LoRA merged, bfloat16", "LoRA merged, 4 bits anew", "IA³ beside", "IA³ merged"]
+    note = "Disk, on a 4-bit base in blocks of 64. Beside it are adapters over one base; merged is one model per task."
+    if found.fleets[0].ia3_merged_bytes is None:
+        note += (
+            " An activation function stands before the feed-forward's vectors here, so IA³ is not merged into 4 bits."
+        )
+    drawn = [Chart("lines", "Disk for so many tasks", values=(1, 2, 3, 4, 5), logarithmic=True)]
+    return section("tasks", "Many tasks", note, table(head, rows, charts=drawn))
+
+
+def _claims(found: Before) -> Section:
+    rows: list[Row] = [[c.sentence, c.claimed, c.here, Cell("holds", c.holds), c.why or "-"] for c in found.claims]
+    head = ["sentence", "says", "here", "holds", "why"]
+    return section("claims", "What is said of IA³", table(head, rows, left=(0, 4)))
+
+
+def _verdicts(found: Before) -> Section | None:
+    if not found.verdicts:
+        return None
+    rows: list[Row] = [
+        [
+            one.estimate.device,
+            Cell("fits", one.estimate.fits),
+            Cell("mib", one.estimate.needed_ram_bytes),
+            Cell("mib", one.estimate.usable_ram_bytes),
+            Cell("mib", one.left_bytes),
+            Cell("count", one.longest_context),
+            speed(one.estimate),
+            one.first_change or ("-" if one.estimate.fits else "none of blocks, rows and context"),
+        ]
+        for one in found.verdicts
+    ]
+    first = found.verdicts[0]
+    note = (
+        f"A build in {first.form}, vectors at the side, {first.rows} row{'s' if first.rows > 1 else ''} of {first.context:,} positions. Speeds "
+        f"are an estimate for one row and a short context, not a measurement; to check: {first.check}."
+    )
+    head = [
+        "device",
+        "fits",
+        "needs",
+        "usable",
+        "left",
+        "longest context",
+        "decoding, tokens/s (estimate)",
+        "first change",
+    ]
+    basis = tuple(f"{one.estimate.device}: {'; '.join(one.basis)}" for one in found.verdicts)
+    return section(
+        "devices", "Devices", note, table(head, rows, left=(0, 7)), "What goes into it:", Note(basis, "list")
+    )

@@ -1,0 +1,169 @@
+"""What a bundle costs, as sections of its page: memory and speed, bytes, adapters, whole systems, the published claim."""
+
+from __future__ import annotations
+
+from qia3.bundle.records import Measured
+from qia3.footprint.cells import Cell
+from qia3.footprint.cells import measured as figure
+from qia3.footprint.report import Report
+from qia3.footprint.sections import Chart, Row, Section, section, table
+from qia3.footprint.table import NOT_MEASURED
+
+AS_SMALL = 1.25  # times the parameters of IA³, up to which a LoRA is called as small
+PARTS = {
+    "codes": "4-bit codes",
+    "scales": "scales (float32, one per block)",
+    "zero_points": "zero points (4-bit, one per block)",
+    "embedding_codes": "embedding and head: codes",
+    "embedding_scales": "embedding and head: scales",
+    "embedding_zero_points": "embedding and head: zero points",
+    "embedding_weights": "embedding and head: float32",
+    "dense": "layers in float32",
+    "norms_and_biases": "norms and biases",
+    "rotary": "rotary tables",
+    "other": "other tensors",
+    "padding": "padding between tensors",
+    "graph": "graph (.onnx)",
+    "tokenizer": "tokenizer",
+    "vectors": "IA³ vectors (.onnx_adapter)",
+    "peft_checkpoints": "the same vectors for PEFT",
+    "configs": "configurations",
+    "reports_and_manifest": "this report and the manifest",
+    "other_files": "other files",
+}
+BOTH = {"codes": "codes, 4 bits and 8", "zero_points": "zero points (one per block)"}  # where some layers are at 8 bits
+
+
+def measured(report: Report) -> Section:
+    found, caches = report.measured, _caches(report)
+    title = "Memory and speed"
+    if not found:
+        return section("measured", title, NOT_MEASURED, table(["", "bytes"], caches))
+    rows: list[Row] = [
+        ["peak resident memory", figure("mib", found.peak_resident_bytes)],
+        ["anonymous (held), at its peak", figure("mib", found.peak_anonymous_bytes)],
+        ["file-backed (mapped, can be dropped), at its peak", figure("mib", found.peak_file_bytes)],
+        ["load", Cell("seconds", found.load_seconds)],
+        [f"prompt of {found.prompt_tokens} tokens", Cell("speed", found.prompt_tokens_per_second)],
+        *_decoding(found),
+        *caches,
+    ]
+    versions = ", ".join(f"{k} {v}" for k, v in report.versions.items())
+    where = f"A fresh ONNX Runtime process (`qia3 bench BUNDLE`), {found.threads} threads, {found.machine}; {versions}."
+    return section("measured", title, where, table(["", "measured"], rows))
+
+
+def _decoding(found: Measured) -> list[Row]:
+    """What an encoder does not do."""
+    if found.decode_tokens_per_second is None:
+        return []
+    return [[f"decoding {found.new_tokens} tokens", Cell("speed", found.decode_tokens_per_second)]]
+
+
+def _caches(report: Report) -> list[Row]:
+    """A row for each that one row of a batch has at the full context; an encoder has none."""
+    shape = report.architecture
+    if shape.pooling is not None:
+        return []
+    kinds = {"cache": report.memory.kv_cache_bytes}
+    if shape.encoder_layers is not None:
+        kinds |= {"the encoder's states' cache": report.memory.cross_cache_bytes}
+    return [
+        [f"{name} for {shape.context_length} positions (computed, float32)", Cell("mib", size)]
+        for name, size in kinds.items()
+    ]
+
+
+def bytes_on_disk(report: Report) -> Section:
+    total, eight_bit = report.account.total, bool(report.base.grid.eight_bit)
+    names = PARTS | (BOTH if eight_bit else {})
+    rows: list[Row] = [
+        [names.get(p, p), Cell("bytes", n), Cell("share", n / total)] for p, n in report.account.parts.items()
+    ]
+    rows.append(["total on disk", Cell("bytes", total), Cell("share", 1.0)])
+    tied = "The embedding and the head are one tensor, stored and counted once. " if report.account.tied else ""
+    bits, grid = report.account.bits_per_weight, report.account.grid_bits_per_weight
+    layers = "The layers, at 4 and at 8 bits," if eight_bit else "The 4-bit layers"
+    note = f"{tied}{layers} take {bits:.3f} bits per weight; the grid's arithmetic gives {grid:.3f}."
+    drawn = [Chart("stack", "Where the bytes are", values=(1,))]
+    return section("bytes", "Bytes on disk", note, table(["part", "bytes", "share"], rows, sums=(1, 2), charts=drawn))
+
+
+def adapters(report: Report) -> Section:
+    ours = report.adapters[0]
+    rows: list[Row] = [
+        [
+            a.method,
+            Cell("count", a.parameters),
+            Cell("ratio", a.parameters / ours.parameters if ours.parameters else None),
+            *(Cell("kib", n) for n in (a.disk_bytes, a.runtime_bytes, a.training_state_bytes)),
+            Cell("count", a.operations_per_token),
+        ]
+        for a in report.adapters
+    ]
+    head = ["adapter", "parameters", "x IA³", "disk", "loaded", "training state", "operations per token"]
+    return section("adapters", "What one more task costs", _adapters_note(report), table(head, rows))
+
+
+def _adapters_note(report: Report) -> str:
+    ours, smallest = report.adapters[:2]
+    ratio = smallest.parameters / ours.parameters if ours.parameters else 0.0
+    as_small = (
+        ": size alone does not part IA³ from the smallest LoRA, the exact fold into 4-bit scales does"
+        if ratio <= AS_SMALL
+        else ""
+    )
+    small = f"{smallest.method} has {ratio:.2f} times the parameters of IA³{as_small}. " if ratio else ""
+    fused = (
+        " Queries, keys and values are one fused layer here, so LoRA on q, v is LoRA on all of it."
+        if report.fused_qkv
+        else ""
+    )
+    merged = (
+        " This bundle is merged: its vectors are in the scales, so nothing is loaded or added."
+        if report.mode == "merged"
+        else ""
+    )
+    both = (
+        " A token is one of the prompt and one of the answer here: the encoder runs for the first, the decoder for the other."
+        if report.architecture.encoder_layers is not None
+        else ""
+    )
+    return (
+        f"{small}LoRA is computed, float32.{fused}{merged}{both} "
+        "Training state is a master copy, a gradient and Adam's two moments in float32, 16 bytes per parameter for both; beyond that "
+        "state IA³ is not lighter in training memory than LoRA: the activations kept for the backward pass come on top, and are not fewer."
+    )
+
+
+def whole_systems(report: Report) -> Section:
+    rows: list[Row] = [
+        [
+            s.name + (f" ({s.model_files} model files)" if s.model_files > 1 else ""),
+            Cell("mib", s.disk_bytes),
+            Cell("mib", s.weights_resident_bytes),
+            Cell("mib", s.measured_resident_bytes),
+            Cell("kib", s.training_state_bytes),
+            Cell("count", s.operations_per_token),
+        ]
+        for s in report.systems
+    ]
+    head = ["system", "disk", "resident weights", "resident process", "training state", "operations added per token"]
+    count = max(1, len(report.tasks))
+    note = (
+        f"Weights, graph and adapters for {count} task{'s' if count > 1 else ''}, without the tokenizer; LoRA on all linear layers. "
+        "A merged model needs one model file for each task. Resident weights are computed: what is held with one adapter, and at most mapped, "
+        "without process, activations and cache. The resident process was measured, for this bundle only; the two columns do not compare."
+    )
+    drawn = [Chart("bars", "Whole systems: disk and resident weights", values=(1, 2))]
+    return section("systems", "Whole systems", note, table(head, rows, charts=drawn))
+
+
+def published_claim(report: Report) -> Section:
+    verdicts = "; ".join(
+        f"against {name} with LoRA the ratio is {ratio:.2f}, so it {'holds' if report.claim.holds[name] else 'does not hold'}"
+        for name, ratio in report.claim.disk_ratio.items()
+    )
+    read_as = f"Read as: on disk, {report.claim.holds_from} times or more."
+    note = f'"{report.claim.sentence}". {read_as} Here, {verdicts}.'
+    return section("claim", "The published claim", note)

@@ -1,0 +1,119 @@
+"""The report of a bundle as a page: what it is, how well it does, how near torch it is. Costs: bundle_costs.py.
+
+Wording only: every figure comes from the report's object.
+"""
+
+from __future__ import annotations
+
+from qia3.bundle.records import Agreement, Record
+from qia3.footprint.bundle_costs import adapters, bytes_on_disk, measured, published_claim, whole_systems
+from qia3.footprint.cells import Cell
+from qia3.footprint.cells import measured as figure
+from qia3.footprint.report import Report
+from qia3.footprint.sections import Page, Row, Section, section, table, warning
+from qia3.footprint.table import NOT_MEASURED, percent
+
+AGREEMENT = ("max difference", "KL (nats)", "same top token", "positions")
+
+
+def bundle_page(report: Report) -> Page:
+    """The whole report."""
+    parts = (_tasks, _parity, _drift, _rounding, measured, bytes_on_disk, adapters, whole_systems, published_claim)
+    return Page(report.name, _lead(report), tuple(made for part in parts if (made := part(report))))
+
+
+def _lead(report: Report) -> str:
+    base, grid = report.base, report.base.grid
+    symmetry = "symmetric" if grid.symmetric else "asymmetric"
+    mode = "vectors at the side" if report.mode == "side" else f"merged with {report.merged_task}"
+    shipped = f", shipped as {base.drift.format}" if base.drift else ""
+    return (
+        f"Base {base.reference} ({base.model_type}, {base.parameters:,} parameters) on the {grid.format} grid, "
+        f"{symmetry}, block {grid.block_size}{shipped}; {mode}; "
+        f"target {report.graph.target} (accuracy_level {report.graph.accuracy_level}). "
+        f"Fingerprint {base.fingerprint[:16]}.{_finer(report)}"
+    )
+
+
+def _finer(report: Report) -> str:
+    """Which layers are in other blocks, and which at 8 bits; empty where none are."""
+    grid = report.base.grid
+    named = {f"In blocks of {size}": roles for size, roles in grid.blocks.items()} | {"At 8 bits": grid.eight_bit}
+    return "".join(f" {where}: {'; '.join(roles)}." for where, roles in named.items() if roles)
+
+
+def _tasks(report: Report) -> Section:
+    rows: list[Row] = []
+    worse = []
+    for name, task in report.tasks.items():
+        scores = (report.evaluation or {}).get(name)
+        before, after = (scores.before, scores.after) if scores else (None, None)
+        if before and after and after.accuracy < before.accuracy:
+            worse.append(name)
+        shares = [figure("share", score.accuracy if score else None) for score in (before, after)]
+        overlap, count = Cell("ratio", after.f1 if after else None), Cell("count", scores.n if scores else None)
+        rows.append([name, task.kind, count, *shares, overlap, _training(report.training.get(name))])
+    note = "Held-out accuracy of this bundle on ONNX Runtime (`qia3 eval BUNDLE FILE --adapter NAME`; generation: exact match, and F1 over words)."
+    head = ["task", "kind", "n", "no adapter", "with adapter", "token F1", "training"]
+    bad = warning(f"Worse with its adapter than without: {', '.join(worse)}." if worse else "")
+    return section("tasks", "Tasks", note, bad, table(head, rows, left=(0, 1, 6)))
+
+
+def _training(run: Record | None) -> str:
+    if run is None:
+        return NOT_MEASURED
+    return f"{run.examples} examples, {run.steps} steps, {run.seconds:.0f} s, {run.compute}"
+
+
+def _parity(report: Report) -> Section:
+    rows: list[Row] = [
+        [name, kind, *_agreement(agreement)]
+        for name, both in (report.parity or {}).items()
+        for kind, agreement in (("exact", both.exact), ("shipped", both.shipped))
+    ]
+    if not rows:
+        return section("parity", "Parity with torch", NOT_MEASURED)
+    note = "`exact` is the graph at accuracy_level 0, `shipped` as it is in this bundle. Differences are of logits."
+    if report.architecture.pooling is not None:
+        note += " Without an adapter an encoder has none: there they are of its states."
+    beyond = "; ".join(f"{name}: {', '.join(far)}" for name, far in report.beyond.items())
+    far = warning(f"Int8 activations change these more than the build file's limits: {beyond}." if beyond else "")
+    head = ["adapter", "graph", *AGREEMENT]
+    return section("parity", "Parity with torch", note, table(head, rows, left=(0, 1)), far)
+
+
+def _agreement(a: Agreement) -> list[Cell]:
+    return [
+        Cell("digits", a.max_difference),
+        Cell("digits", a.kl),
+        Cell("share", a.top1),
+        Cell("count", a.positions),
+    ]
+
+
+def _drift(report: Report) -> Section | None:
+    """What a base on NF4 lost on its way to another grid; None where it took none."""
+    drift = report.base.drift
+    if not drift:
+        return None
+    rows: list[Row] = [[name, *_agreement(agreement)] for name, agreement in drift.logits.items()]
+    note = (
+        f"{drift.layers} layers moved from NF4 to {drift.format} (blocks of {drift.block_size} at most): their weights by "
+        f"{percent(drift.relative_rms)} of their size, those of {drift.worst_layer} by {percent(drift.worst_relative_rms)} "
+        "(root mean squares). In torch, before against after:"
+    )
+    return section("drift", "Drift", note, table(["adapter", *AGREEMENT], rows))
+
+
+def _rounding(report: Report) -> Section | None:
+    """What whole zero points made of a base whose codes came with other offsets; None for all others."""
+    rounding = report.base.grid.rounding
+    if not rounding:
+        return None
+    anew = f", and {rounding.anew} of them have blocks with other codes" if rounding.anew else ""
+    note = (
+        f"{rounding.layers} layers keep the codes and scales that they came with, on whole zero points: their weights move by "
+        f"{percent(rounding.relative_rms)} of their size, those of {rounding.worst_layer} by "
+        f"{percent(rounding.worst_relative_rms)} (root mean squares){anew}."
+    )
+    return section("rounding", f"Codes of {report.base.grid.codes}", note)
