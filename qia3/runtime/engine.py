@@ -111,25 +111,38 @@ class Engine(Words):
         """Logits float32 [rows, V] after each row's last token, and the cache, with room for `room` more positions
         before it has to grow.
         """
-        begun = [b for b in self.begun if len(rows) == 1 and b.begins(rows[0], vectors)]
-        if begun:
-            return self._go_on(max(begun, key=lambda b: len(b.tokens)), rows[0], vectors, room)
+        if len(rows) == 1 and self._begun(rows[0], vectors):
+            cache = self.beginning(rows[0], vectors, room)
+            return self.extend(rows[0][int(cache.lengths[0]) :], cache, vectors)
         tokens, lengths = padded(rows)
         return self._run(tokens, self._empty(len(rows), tokens.shape[1] + max(room, 0)), lengths, vectors)
+
+    def beginning(self, row: Sequence[int], vectors: Mapping[str, Floats], room: int = ROOM) -> Cache:
+        """A cache of one row with room for this prompt and `room` more: of what has been run of it already (`begin`),
+        which may be nothing.
+        """
+        positions = len(row) + max(room, 0)
+        if begun := self._begun(row, vectors):
+            return max(begun, key=lambda b: len(b.tokens)).cache.copy(min(positions, self.context_length))
+        return self._empty(1, positions)
+
+    def extend(
+        self, tokens: Sequence[int], cache: Cache, vectors: Mapping[str, Floats]
+    ) -> tuple[Floats, Cache]:
+        """Several more tokens of a cache of one row: logits [1, V] after the last of them."""
+        lengths = cache.lengths + len(tokens)
+        if len(lengths) != 1 or not len(tokens):
+            raise ValueError(f"{len(tokens)} tokens for a cache of {len(lengths)} rows")
+        return self._run(np.array([tokens], np.int64), cache, lengths, vectors)
+
+    def _begun(self, row: Sequence[int], vectors: Mapping[str, Floats]) -> list[Begun]:
+        return [b for b in self.begun if b.begins(row, vectors)]
 
     def _empty(self, rows: int, capacity: int) -> Cache:
         """No positions, and room for `capacity` of them, within the context."""
         capacity, nothing = min(capacity, self.context_length), np.zeros(rows, np.int64)
         arrays = {n: np.zeros((rows, heads, capacity, size), np.float32) for n, (heads, size) in self.caches.items()}
         return Cache(Buffers(self.session, arrays, nothing), nothing)
-
-    def _go_on(
-        self, begun: Begun, row: Sequence[int], vectors: Mapping[str, Floats], room: int
-    ) -> tuple[Floats, Cache]:
-        """The rest of a prompt, on a copy of the cache of its beginning."""
-        cache = begun.cache.copy(min(len(row) + max(room, 0), self.context_length))
-        rest = np.array([row[len(begun.tokens) :]], np.int64)
-        return self._run(rest, cache, np.array([len(row)], np.int64), vectors)
 
     def step(self, tokens: Sequence[int], cache: Cache, vectors: Mapping[str, Floats]) -> tuple[Floats, Cache]:
         """One more token a row. `cache` stays good: it may be stepped again with other tokens."""

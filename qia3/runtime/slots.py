@@ -1,0 +1,135 @@
+"""Rows of one batch that come and go between steps, each with its own task's vectors: continuous batching.
+
+A step of one token costs little more for eight rows than for one, since the weights are read once. So prompts are run
+one at a time (Prompt), and what they leave in the cache joins the batch that writes:
+
+    rows in use  a b c . . .      b leaves      a c . . . .      d joins      a c d . . .
+
+Rows in use are always the first ones: who leaves is replaced by the last, whose cache is copied. Buffers are made once,
+with room for `capacity` positions of every row (memory that is not written to is not resident), and so are the vectors
+[rows, 1, d], which are written in place when a row joins. Both are bound once for each number of rows in use; a step
+binds its mask and nothing else.
+
+The pattern is that of mlx-lm's BatchGenerator; iteration-level scheduling is Orca's (Yu et al., OSDI 2022).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from qia3.bundle.ports import ATTENTION_MASK, INPUT_IDS, LOGITS, PAST, PRESENT
+from qia3.errors import QIA3Error
+from qia3.runtime.cache import Cache, Floats, ort_value
+from qia3.runtime.engine import Engine
+
+PIECE = 64  # tokens of a prompt that are run at once beside rows that are being written
+
+
+class Slots:
+    """Up to `rows` rows over an engine's graph. Not for several threads at once."""
+
+    def __init__(self, engine: Engine, rows: int, capacity: int | None = None) -> None:
+        """`capacity`: positions of a row, prompt and answer together; None is the whole context."""
+        if rows < 1:
+            raise QIA3Error(f"rows must be 1 or more, not {rows}")
+        self.engine, self.rows = engine, rows
+        self.capacity = min(capacity or engine.context_length, engine.context_length)
+        self.caches = {
+            name: np.zeros((rows, heads, self.capacity, size), np.float32)
+            for name, (heads, size) in engine.caches.items()
+        }
+        own = engine.decoder.own
+        self.vectors = {n: np.ones((rows, 1, d), np.float32) for n, d in engine.bundle.vectors.items() if n in own}
+        self.lengths = np.zeros(rows, np.int64)
+        self.tokens = np.zeros((rows, 1), np.int64)
+        self.logits = np.empty((rows, 1, engine.vocabulary), np.float32)
+        self.used = 0
+        self._bound: dict[int, tuple[Any, list[Any]]] = {}
+
+    def __len__(self) -> int:
+        return self.used
+
+    @property
+    def full(self) -> bool:
+        return self.used == self.rows
+
+    def join(self, cache: Cache, vectors: Mapping[str, Floats]) -> int:
+        """Copies a prompt's one row in; returns its number. `vectors` are [1, 1, d], or none for the base."""
+        length, row = int(cache.lengths[0]), self.used
+        if self.full or length > self.capacity:
+            raise QIA3Error(f"no room for {length} positions in row {row} of {self.rows}, which holds {self.capacity}")
+        for name, array in self.caches.items():
+            array[row, :, :length] = cache.buffers.arrays[name][0, :, :length]
+        for name, array in self.vectors.items():
+            array[row] = vectors[name][0] if name in vectors else 1
+        self.lengths[row] = length
+        self.used += 1
+        return row
+
+    def leave(self, row: int) -> int | None:
+        """Frees a row. The last row in use takes its place: its old number, or None where it was the one."""
+        last = self.used - 1
+        if not 0 <= row <= last:
+            raise QIA3Error(f"row {row} is not in use: {self.used} are")
+        self.used = last
+        if row == last:
+            return None
+        length = int(self.lengths[last])
+        for array in self.caches.values():
+            array[row, :, :length] = array[last, :, :length]
+        for array in self.vectors.values():
+            array[row] = array[last]
+        self.lengths[row] = length
+        return last
+
+    def step(self, tokens: Sequence[int]) -> Floats:
+        """One more token for each row in use. Logits [rows in use, V], good until the next step."""
+        count = self.used
+        if len(tokens) != count or not count:
+            raise ValueError(f"{len(tokens)} tokens for {count} rows")
+        lengths = self.lengths[:count] + 1
+        if lengths.max() > self.capacity:
+            raise QIA3Error(f"row {int(lengths.argmax())} is at its last position of {self.capacity}")
+        self.tokens[:count, 0] = tokens
+        mask = ort_value((np.arange(lengths.max())[None] < lengths[:, None]).astype(np.int64))
+        with self.engine.decoder.running():
+            binding = self._binding(count)
+            binding.bind_ortvalue_input(ATTENTION_MASK, mask)
+            self.engine.session.run_with_iobinding(binding)
+        self.lengths[:count] = lengths
+        found: Floats = self.logits[:count, 0]
+        return found
+
+    def _binding(self, count: int) -> Any:
+        """Everything but the mask, for the first `count` rows; made once."""
+        if count not in self._bound:
+            binding, fed = self.engine.session.io_binding(), {INPUT_IDS: self.tokens} | self.caches | self.vectors
+            held = {name: ort_value(array[:count]) for name, array in fed.items()}
+            for name, value in held.items():
+                binding.bind_ortvalue_input(name, value)
+            given = {name.replace(PAST, PRESENT): held[name] for name in self.caches}
+            given[LOGITS] = ort_value(self.logits[:count])
+            for name, value in given.items():
+                binding.bind_ortvalue_output(name, value)
+            self._bound[count] = binding, [*held.values(), *given.values()]  # a binding keeps no value alive
+        return self._bound[count][0]
+
+
+class Prompt:
+    """A prompt that is run in pieces, so that rows which are being written wait for one piece at a time."""
+
+    def __init__(
+        self, engine: Engine, tokens: Sequence[int], vectors: Mapping[str, Floats], piece: int = PIECE
+    ) -> None:
+        self.engine, self.rest, self.vectors, self.piece = engine, list(tokens), vectors, piece
+        self.cache = engine.beginning(tokens, vectors, room=0)
+        self.rest = self.rest[int(self.cache.lengths[0]) :]
+
+    def advance(self) -> Floats | None:
+        """Runs one piece. Logits [1, V] after the last one, else None."""
+        piece, self.rest = self.rest[: self.piece], self.rest[self.piece :]
+        logits, self.cache = self.engine.extend(piece, self.cache, self.vectors)
+        return None if self.rest else logits

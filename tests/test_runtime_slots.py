@@ -1,0 +1,114 @@
+"""Rows that join and leave between steps are each what they would be alone: against numpy, one position at a time."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tiny_bundle as tiny
+
+from qia3.bundle.opened import Bundle
+from qia3.errors import QIA3Error
+from qia3.runtime.adapters import AdapterBank
+from qia3.runtime.engine import Engine
+from qia3.runtime.slots import Prompt, Slots
+
+NAMES = [None, "lamps", "echo"]
+NEAR = {"atol": 2e-4, "rtol": 1e-4}
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return Bundle.open(tiny.write_bundle(tmp_path_factory.mktemp("bundle")))
+
+
+@pytest.fixture(scope="module")
+def engine(bundle):
+    return Engine(bundle, threads=1)
+
+
+@pytest.fixture(scope="module")
+def bank(bundle):
+    return AdapterBank(bundle)
+
+
+@pytest.fixture(scope="module")
+def weights(bundle):
+    return tiny.weights(bundle.architecture.vocab_size)
+
+
+def whole(prompt: Prompt) -> np.ndarray:
+    while (logits := prompt.advance()) is None:
+        pass
+    return logits
+
+
+def test_rows_come_and_go_and_each_is_as_if_alone(engine, bank, weights):
+    rng, slots, texts = np.random.default_rng(3), Slots(engine, rows=4, capacity=20), []
+    steps = joined = moved = 0
+    while steps < 40:
+        if not slots.full and (not texts or rng.random() < 0.4):
+            tokens, name = rng.integers(2, 300, rng.integers(1, 12)).tolist(), NAMES[rng.integers(3)]
+            prompt = Prompt(engine, tokens, bank.vectors(name), piece=int(rng.integers(1, 6)))
+            np.testing.assert_allclose(whole(prompt)[0], tiny.logits(weights, tokens, bank.vectors(name)), **NEAR)
+            assert slots.join(prompt.cache, bank.vectors(name)) == len(texts)
+            texts.append((tokens, name))
+            joined += 1
+        new = rng.integers(2, 300, len(texts)).tolist()
+        found = slots.step(new)
+        steps += 1
+        for i, ((tokens, name), token) in enumerate(zip(texts, new, strict=True)):
+            tokens.append(token)
+            np.testing.assert_allclose(found[i], tiny.logits(weights, tokens, bank.vectors(name)), **NEAR)
+        for row in reversed([i for i, (tokens, _) in enumerate(texts) if len(tokens) == 20 or rng.random() < 0.1]):
+            last = slots.leave(row)
+            moved += last is not None
+            assert last == (None if row == len(texts) - 1 else len(texts) - 1)
+            texts[row] = texts[-1]
+            texts.pop()
+            assert len(slots) == len(texts)
+    assert joined > 8
+    assert moved > 2
+
+
+def test_a_prompt_goes_on_from_what_was_begun(engine, bank, weights):
+    vectors = bank.vectors("echo")
+    engine.begin([5, 9, 250], vectors)
+    try:
+        prompt = Prompt(engine, [5, 9, 250, 17, 33], vectors, piece=1)
+        assert prompt.rest == [17, 33]
+        np.testing.assert_allclose(whole(prompt)[0], tiny.logits(weights, [5, 9, 250, 17, 33], vectors), **NEAR)
+        assert Prompt(engine, [5, 9, 250, 17], bank.vectors("lamps")).rest == [5, 9, 250, 17]
+    finally:
+        engine.begun.clear()
+
+
+@pytest.mark.parametrize("options", [{"mode": "merged"}, {"required": True}, {"all_logits": True}])
+def test_every_kind_of_bundle_has_slots(tmp_path, options):
+    engine = Engine(Bundle.open(tiny.write_bundle(tmp_path / "b", **options)), threads=1)
+    vectors = AdapterBank(engine.bundle).vectors("lamps")
+    slots, rows = Slots(engine, rows=2), [[5, 9, 250], [8, 44, 3, 190, 7]]
+    for tokens in rows:
+        prompt = Prompt(engine, tokens, vectors)
+        whole(prompt)
+        slots.join(prompt.cache, vectors)
+    found = slots.step([40, 50])
+    for i, tokens in enumerate([[*rows[0], 40], [*rows[1], 50]]):
+        np.testing.assert_allclose(found[i], engine.prefill([tokens], vectors)[0][0], **NEAR)
+
+
+def test_what_does_not_fit_is_refused(engine, bank):
+    slots, vectors = Slots(engine, rows=1, capacity=4), bank.vectors(None)
+    long = Prompt(engine, [5, 9, 250, 17, 33], vectors)
+    whole(long)
+    with pytest.raises(QIA3Error, match="no room for 5 positions in row 0 of 1, which holds 4"):
+        slots.join(long.cache, vectors)
+    fits = Prompt(engine, [5, 9, 250], vectors)
+    whole(fits)
+    slots.join(fits.cache, vectors)
+    with pytest.raises(QIA3Error, match="no room"):
+        slots.join(fits.cache, vectors)
+    slots.step([40])
+    with pytest.raises(QIA3Error, match="row 0 is at its last position of 4"):
+        slots.step([41])
+    with pytest.raises(QIA3Error, match="row 1 is not in use"):
+        slots.leave(1)
