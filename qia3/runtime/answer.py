@@ -23,6 +23,7 @@ from qia3.runtime.generate import generate, stream_text
 from qia3.runtime.load import AnyEngine
 from qia3.runtime.score import Answer, chosen, rank_batch
 from qia3.runtime.texts import labelled
+from qia3.runtime.words import Words
 
 BASE_TOKENS = 128  # what the base alone may say
 OPENINGS = ("a", "the", "I", "What", "7", "?", "é")  # unlike each other, and most melt into a space before them
@@ -118,13 +119,17 @@ def prepare(engine: AnyEngine, task: Task, vectors: Mapping[str, Floats]) -> Non
     """
     if isinstance(engine, Encoder):
         return
-    columns = zip(*(prompt_of(engine, task, text) for text in OPENINGS), strict=False)
-    shared = [column[0] for column in takewhile(lambda column: len(set(column)) == 1, columns)]
-    if shared:
+    if shared := beginning(engine, task):
         engine.begin(shared, vectors)
 
 
-def prompt_of(engine: AnyEngine, task: Task, text: str) -> list[int]:
+def beginning(engine: Words, task: Task) -> list[int]:
+    """The tokens that all prompts of a task begin with."""
+    columns = zip(*(prompt_of(engine, task, text) for text in OPENINGS), strict=False)
+    return [column[0] for column in takewhile(lambda column: len(set(column)) == 1, columns)]
+
+
+def prompt_of(engine: Words, task: Task, text: str) -> list[int]:
     """Token ids of the task's prompt around `text`."""
     return list(engine.tokens.prompt(task.prompt, text))
 

@@ -105,6 +105,11 @@ class Engine(Words):
             _, cache = self.prefill([tokens], vectors, room=0)
             self.begun.append(Begun(tuple(tokens), dict(vectors), cache))
 
+    def remember(self, tokens: Sequence[int], vectors: Mapping[str, Floats], cache: Cache) -> None:
+        """As `begin`, of a prompt that has been run: `cache` is of one row that begins with `tokens`."""
+        first = Cache(cache.buffers, np.array([len(tokens)], np.int64))
+        self.begun.append(Begun(tuple(tokens), dict(vectors), first.copy(len(tokens))))
+
     def prefill(
         self, rows: Sequence[Sequence[int]], vectors: Mapping[str, Floats], room: int = ROOM
     ) -> tuple[Floats, Cache]:
@@ -126,9 +131,7 @@ class Engine(Words):
             return max(begun, key=lambda b: len(b.tokens)).cache.copy(min(positions, self.context_length))
         return self._empty(1, positions)
 
-    def extend(
-        self, tokens: Sequence[int], cache: Cache, vectors: Mapping[str, Floats]
-    ) -> tuple[Floats, Cache]:
+    def extend(self, tokens: Sequence[int], cache: Cache, vectors: Mapping[str, Floats]) -> tuple[Floats, Cache]:
         """Several more tokens of a cache of one row: logits [1, V] after the last of them."""
         lengths = cache.lengths + len(tokens)
         if len(lengths) != 1 or not len(tokens):

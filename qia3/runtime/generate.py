@@ -50,20 +50,33 @@ def stream_text(tokenizer: Tokenizer, tokens: Iterable[int]) -> Iterator[str]:
     """The text of `tokens` in pieces, each as soon as it is sure; together they are what decoding all tokens at once
     gives.
     """
-    window: list[int] = []
-    shown = 0  # how many tokens of the window are in pieces that were yielded
+    pieces = Pieces(tokenizer)
     for token in tokens:
-        window.append(token)
-        piece = _added(tokenizer, window, shown)
-        if piece and not piece.endswith(UNFINISHED):
+        if piece := pieces.add(token):
             yield piece
-            window, shown = window[shown:], len(window) - shown
-    if rest := _added(tokenizer, window, shown):
+    if rest := pieces.rest():
         yield rest
 
 
-def _added(tokenizer: Tokenizer, window: Sequence[int], shown: int) -> str:
-    """What the tokens after the first `shown` add to the text."""
-    before = tokenizer.decode(list(window[:shown])) if shown else ""
-    text: str = tokenizer.decode(list(window))
-    return text[len(before) :]
+class Pieces:
+    """The text of tokens that come one by one."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.window: list[int] = []
+        self.shown = 0  # how many tokens of the window are in pieces that were given
+
+    def add(self, token: int) -> str:
+        """What is sure by now and was not given yet; "" where that is nothing."""
+        self.window.append(token)
+        piece = self.rest()
+        if not piece or piece.endswith(UNFINISHED):
+            return ""
+        self.window, self.shown = self.window[self.shown :], len(self.window) - self.shown
+        return piece
+
+    def rest(self) -> str:
+        """What the tokens that were not given add to the text, finished or not."""
+        before = self.tokenizer.decode(list(self.window[: self.shown])) if self.shown else ""
+        text: str = self.tokenizer.decode(list(self.window))
+        return text[len(before) :]

@@ -37,12 +37,14 @@ class Slots:
             raise QIA3Error(f"rows must be 1 or more, not {rows}")
         self.engine, self.rows = engine, rows
         self.capacity = min(capacity or engine.context_length, engine.context_length)
-        self.caches = {
+        self.caches: dict[str, Floats] = {
             name: np.zeros((rows, heads, self.capacity, size), np.float32)
             for name, (heads, size) in engine.caches.items()
         }
         own = engine.decoder.own
-        self.vectors = {n: np.ones((rows, 1, d), np.float32) for n, d in engine.bundle.vectors.items() if n in own}
+        self.vectors: dict[str, Floats] = {
+            n: np.ones((rows, 1, d), np.float32) for n, d in engine.bundle.vectors.items() if n in own
+        }
         self.lengths = np.zeros(rows, np.int64)
         self.tokens = np.zeros((rows, 1), np.int64)
         self.logits = np.empty((rows, 1, engine.vocabulary), np.float32)
@@ -124,9 +126,10 @@ class Prompt:
     def __init__(
         self, engine: Engine, tokens: Sequence[int], vectors: Mapping[str, Floats], piece: int = PIECE
     ) -> None:
-        self.engine, self.rest, self.vectors, self.piece = engine, list(tokens), vectors, piece
+        self.engine, self.vectors, self.piece = engine, vectors, piece
         self.cache = engine.beginning(tokens, vectors, room=0)
-        self.rest = self.rest[int(self.cache.lengths[0]) :]
+        self.began = int(self.cache.lengths[0])  # tokens that had been run before
+        self.rest = list(tokens[self.began :])
 
     def advance(self) -> Floats | None:
         """Runs one piece. Logits [1, V] after the last one, else None."""

@@ -1,0 +1,147 @@
+"""The routes: OpenAI's for writing, one for ranking, and what a server is asked about itself.
+
+    GET    /v1/models                the base and every adapter
+    POST   /v1/chat/completions      one message of the user, into the task's prompt; a classifying task answers its label
+    POST   /v1/completions           for an adapter the same with 'prompt'; for the base a text that is gone on with
+    POST   /v1/classify              {"model", "input": text or texts, "choices"?} -> label and probabilities
+    GET    /v1/adapters              state, bytes and hits of each
+    POST   /v1/adapters {"name"}     reads one from the folder of adapters, anew if it was known
+    DELETE /v1/adapters/NAME         forgets it; its files stay
+    GET    /health, /ready, /metrics
+
+An error is OpenAI's: {"error": {"message", "type", "code"}}.
+
+    400 a body that is wrong or asks for what is not done here      413 a body that is too large
+    401 no key, or not the right one                                429 the queue is full; Retry-After says when to ask again
+    404 no such model, adapter or route                             503 the server stops
+    409 an adapter for another base, or one that changes nothing    504 the request's time was up
+
+A request whose client has gone is dropped before the next step. Logs are JSON, a line for each request, without any of
+its text.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from qia3.serve import openai, routes
+from qia3.serve.asked import Asked, Refused
+from qia3.serve.batcher import Batcher
+from qia3.serve.bodies import Body
+from qia3.serve.jobs import Job
+from qia3.serve.metrics import Metrics
+from qia3.serve.model import Known, Model
+
+Answer = Callable[["Server", Request], Awaitable[Response]]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Seconds that a request may take, bytes of its body, seconds that running ones get when the server stops."""
+
+    deadline: float = 120.0
+    body_bytes: int = 1 << 20
+    grace: float = 10.0
+
+
+class Server:
+    def __init__(self, model: Model, batcher: Batcher, limits: Limits, keys: Sequence[str] = ()) -> None:
+        self.model, self.batcher, self.limits, self.keys = model, batcher, limits, tuple(keys)
+        self.metrics = Metrics(model.shelf, batcher)
+
+    def app(self) -> Starlette:
+        paths = [
+            Route("/v1/models", self._guarded(routes.models)),
+            Route("/v1/chat/completions", self._guarded(routes.chat), methods=["POST"]),
+            Route("/v1/completions", self._guarded(routes.completions), methods=["POST"]),
+            Route("/v1/classify", self._guarded(routes.classify), methods=["POST"]),
+            Route("/v1/adapters", self._guarded(routes.adapters)),
+            Route("/v1/adapters", self._guarded(routes.add_adapter), methods=["POST"]),
+            Route("/v1/adapters/{name}", self._guarded(routes.remove_adapter), methods=["DELETE"]),
+            Route("/metrics", self._guarded(routes.metrics)),
+            Route("/health", self._told(routes.health)),
+            Route("/ready", self._told(routes.ready)),
+        ]
+        return Starlette(routes=paths, lifespan=self._lifespan, exception_handlers={404: _no_route, 405: _no_route})
+
+    @asynccontextmanager
+    async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
+        self.batcher.start()
+        yield
+        await asyncio.to_thread(self.batcher.stop, self.limits.grace)
+
+    def _guarded(self, route: Answer) -> Callable[[Request], Awaitable[Response]]:
+        """A route for those who have a key, where the server has some."""
+
+        async def answer(server: Server, request: Request) -> Response:
+            given = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
+            if self.keys and not any(hmac.compare_digest(given, key.encode()) for key in self.keys):
+                raise Refused(401, "an API key is needed: Authorization: Bearer KEY", {"WWW-Authenticate": "Bearer"})
+            return await route(server, request)
+
+        return self._told(answer)
+
+    def _told(self, route: Answer) -> Callable[[Request], Awaitable[Response]]:
+        """A route whose errors are answers, with a line in the log."""
+
+        async def answer(request: Request) -> Response:
+            started, request.state.facts = time.monotonic(), {}
+            try:
+                response = await route(self, request)
+            except Exception as error:
+                response = routes.refusal(error)
+                request.state.facts["error"] = type(error).__name__
+            if not isinstance(response, StreamingResponse):
+                self.log(request, response.status_code, started)
+            return response
+
+        return answer
+
+    def log(self, request: Request, status: int, started: float) -> None:
+        seconds = time.monotonic() - started
+        self.metrics.request(request.url.path, status, seconds)
+        line = {
+            "time": round(time.time(), 3),
+            "route": request.url.path,
+            "status": status,
+            "ms": round(seconds * 1e3, 1),
+        }
+        print(json.dumps(line | request.state.facts), file=sys.stderr, flush=True)
+
+    async def body(self, request: Request) -> Body:
+        parts, size = [], 0
+        async for part in request.stream():
+            size += len(part)
+            if size > self.limits.body_bytes:
+                raise Refused(413, f"the body is longer than {self.limits.body_bytes:,} bytes")
+            parts.append(part)
+        return Body(b"".join(parts))
+
+    def ask(self, request: Request, known: Known, prompt: list[int], **what: Any) -> Asked:
+        """Puts a job into the queue."""
+        asked = Asked(request)
+        shared = known.shared if what.pop("task_prompt", True) else 0
+        deadline = time.monotonic() + self.limits.deadline
+        asked.job = Job(prompt, known.vectors, asked.tell, deadline=deadline, shared=shared, **what)
+        self.batcher.submit(asked.job)
+        request.state.facts |= {"model": known.name, "prompt_tokens": len(prompt)}
+        return asked
+
+
+async def _no_route(request: Request, error: Exception) -> Response:
+    status = getattr(error, "status_code", 404)
+    what = "there is no route" if status == 404 else f"{request.method} is not for"
+    return JSONResponse(openai.error(status, f"{what} {request.url.path}"), status)

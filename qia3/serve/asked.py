@@ -1,0 +1,66 @@
+"""A job as a route sees it: its events, until the last, and its end when the one who asked has gone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import Any
+
+from starlette.requests import ClientDisconnect, Request
+
+from qia3.errors import QIA3Error
+from qia3.serve.jobs import Ended, Event, Failed, Job, Ranked, Token
+
+
+class Refused(QIA3Error):
+    """An answer with this status."""
+
+    def __init__(self, status: int, message: str, headers: dict[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.status, self.headers = status, headers
+
+
+class Asked:
+    """A job on its way: its events, until the last; it is cancelled when the one who reads them stops."""
+
+    job: Job
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self._loop, self._events = asyncio.get_running_loop(), asyncio.Queue[Event]()
+
+    def tell(self, event: Event) -> None:
+        with suppress(RuntimeError):  # the loop has closed
+            self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+
+    async def events(self) -> AsyncIterator[Token | Ended | Ranked]:
+        """Raises Refused where the job failed."""
+        gone = asyncio.ensure_future(_gone(self.request))
+        try:
+            while True:
+                event = await self._next(gone)
+                if isinstance(event, Failed):
+                    status = 504 if event.late else 503 if event.stopping else 400
+                    raise Refused(status, event.error)
+                yield event
+                if not isinstance(event, Token):
+                    return
+        finally:
+            gone.cancel()
+            self.job.cancelled.set()
+
+    async def _next(self, gone: asyncio.Future[None]) -> Event:
+        coming = asyncio.ensure_future(self._events.get())
+        waiting: set[asyncio.Future[Any]] = {coming, gone}
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        if coming.done():
+            return coming.result()
+        coming.cancel()
+        raise ClientDisconnect
+
+
+async def _gone(request: Request) -> None:
+    """Returns when the client has."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

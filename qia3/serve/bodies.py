@@ -1,0 +1,196 @@
+"""Requests' bodies, as OpenAI's API has them, checked by hand: every complaint in one line, and nothing that would change
+the answer is passed over in silence.
+
+What is known and said elsewhere (a user's name, metadata) is read past. What asks for something that is not done here,
+tools, several answers, penalties, is refused by name unless it asks for nothing: `n` 1, a penalty of 0.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from qia3.errors import ConfigError, QIA3Error
+from qia3.parse import each_once
+from qia3.runtime.decoding import GREEDY, Decoding
+
+MOST_STOPS, MOST_TOP = 4, 20
+PASSED_OVER = {"user", "metadata", "store", "safety_identifier", "prompt_cache_key", "service_tier"}
+# what is not done here, and the values that ask for nothing
+NOTHING: dict[str, tuple[Any, ...]] = {
+    "n": (1, None),
+    "best_of": (1, None),
+    "echo": (False, None),
+    "suffix": (None, ""),
+    "presence_penalty": (0, None),
+    "frequency_penalty": (0, None),
+    "logit_bias": (None, {}),
+    "response_format": (None, {"type": "text"}),
+    "tools": (None, []),
+    "tool_choice": (None, "none", "auto"),
+    "parallel_tool_calls": (None, True, False),
+    "modalities": (None, ["text"]),
+}
+
+
+class BadBody(QIA3Error):
+    """A request that is malformed, or asks for what is not done here: 400."""
+
+
+@dataclass(frozen=True)
+class Writing:
+    """How an answer is to be written. `limit` and `top` are None where nothing was asked."""
+
+    decoding: Decoding
+    limit: int | None
+    stops: tuple[str, ...]
+    top: int | None
+    stream: bool
+    usage: bool  # at the end of a stream
+
+
+class Body:
+    """A JSON object whose keys are taken one by one; `check` complains of what was wrong and of what was not taken."""
+
+    def __init__(self, raw: bytes) -> None:
+        try:
+            found = json.loads(raw.decode("utf-8"), object_pairs_hook=each_once)
+        except (ValueError, RecursionError) as error:
+            raise BadBody(f"the body is not JSON: {str(error).splitlines()[0]}") from error
+        if not isinstance(found, dict):
+            raise BadBody("the body is not a JSON object")
+        self.values: dict[str, Any] = found
+        self.bad: list[str] = []
+        self.taken: set[str] = set(PASSED_OVER)
+
+    def take(self, name: str, kinds: type | tuple[type, ...], words: str, default: Any = None) -> Any:
+        """A value of one of `kinds`; null is its default. True is no number."""
+        self.taken.add(name)
+        value = self.values.get(name)
+        if value is None:
+            return default
+        wrong = isinstance(value, bool) and kinds is not bool
+        if wrong or not isinstance(value, kinds):
+            self.bad.append(f"{name!r} is not {words}")
+            return default
+        return value
+
+    def text(self, name: str) -> str:
+        """A string that has to be there."""
+        if self.values.get(name) is None:
+            self.bad.append(f"{name!r} is missing")
+        found: str = self.take(name, str, "a string", "")
+        return found
+
+    def number(self, name: str, low: float, high: float) -> float | None:
+        value = self.take(name, (int, float), "a number")
+        if value is not None and not low <= value <= high:
+            self.bad.append(f"{name!r} is not from {low:g} to {high:g}")
+            return None
+        return value  # type: ignore[no-any-return]
+
+    def count(self, name: str, high: int) -> int | None:
+        value = self.take(name, int, "a whole number")
+        if value is not None and not 1 <= value <= high:
+            self.bad.append(f"{name!r} is not from 1 to {high:,}")
+            return None
+        return value  # type: ignore[no-any-return]
+
+    def texts(self, name: str, most: int) -> tuple[str, ...]:
+        """A string or a list of them."""
+        value = self.take(name, (str, list), "a string or a list of strings", [])
+        found = [value] if isinstance(value, str) else value
+        if not all(isinstance(entry, str) for entry in found):
+            self.bad.append(f"{name!r} is not a string or a list of strings")
+            return ()
+        if len(found) > most:
+            self.bad.append(f"{name!r} has {len(found)} entries, and {most} at most are taken")
+        return tuple(found)
+
+    def check(self) -> None:
+        """Raises BadBody."""
+        for name, idle in NOTHING.items():
+            self.taken.add(name)
+            if name in self.values and self.values[name] not in idle:
+                self.bad.append(f"{name!r} is not supported here, beside {_shown(idle)}")
+        self.bad += [f"{name!r} is not known here" for name in self.values if name not in self.taken]
+        if self.bad:
+            raise BadBody("; ".join(self.bad))
+
+
+def _shown(idle: tuple[Any, ...]) -> str:
+    return " or ".join(json.dumps(value) for value in idle)
+
+
+def writing(body: Body, chat: bool) -> Writing:
+    """Of a completion's body; `check` comes after it. Without a temperature, and at 0, the likeliest token is taken."""
+    temperature = body.number("temperature", 0, 2)
+    top_p, top_k = body.number("top_p", 0, 1), body.count("top_k", 1 << 20)
+    min_p, seed = body.number("min_p", 0, 1), body.take("seed", int, "a whole number")
+    limits = [body.count(name, 2**31 - 1) for name in ("max_tokens", "max_completion_tokens")]
+    stops = body.texts("stop", MOST_STOPS)
+    if not all(stops):
+        body.bad.append("'stop' has an empty string")
+    options: Mapping[str, Any] = body.take("stream_options", dict, "an object", {})
+    decoding = GREEDY
+    if temperature:
+        try:
+            decoding = Decoding(
+                temperature=float(temperature),
+                top_k=top_k or 0,
+                top_p=1.0 if top_p is None else top_p,
+                min_p=min_p or 0.0,
+                seed=None if seed is None else seed % 2**63,
+            )
+        except ConfigError as error:
+            body.bad.append(str(error))
+    return Writing(
+        decoding=decoding,
+        limit=next((limit for limit in reversed(limits) if limit is not None), None),
+        stops=stops,
+        top=_top(body, chat),
+        stream=body.take("stream", bool, "true or false", False),
+        usage=options.get("include_usage") is True,
+    )
+
+
+def _top(body: Body, chat: bool) -> int | None:
+    """How many of the likeliest tokens: chat has a flag and a count, completions a count alone."""
+    if not chat:
+        value = body.take("logprobs", int, "a whole number")
+    else:
+        flag, value = (
+            body.take("logprobs", bool, "true or false", False),
+            body.take("top_logprobs", int, "a whole number"),
+        )
+        if value is not None and not flag:
+            body.bad.append("'top_logprobs' is for 'logprobs' true")
+        value = (value or 0) if flag else None
+    if value is not None and not 0 <= value <= MOST_TOP:
+        body.bad.append(f"log-probabilities of 0 to {MOST_TOP} tokens are given, not {value}")
+    return value  # type: ignore[no-any-return]
+
+
+def user_text(body: Body) -> str:
+    """The one thing that the user says in a chat. What a task is told besides stands in its prompt."""
+    messages = body.take("messages", list, "a list", [])
+    bad = [m for m in messages if not isinstance(m, dict) or not isinstance(m.get("role"), str)]
+    if not messages or bad:
+        body.bad.append("'messages' is not a list of objects with 'role' and 'content'")
+        return ""
+    if [m["role"] for m in messages] != ["user"]:
+        roles = ", ".join(m["role"] for m in messages)
+        body.bad.append(
+            f"'messages' is one message of the user, not {roles}: instructions and examples of a task stand in its prompt"
+        )
+        return ""
+    content = messages[0].get("content")
+    if isinstance(content, list):  # in parts
+        parts = [p.get("text") if isinstance(p, dict) and p.get("type") == "text" else None for p in content]
+        content = "".join(parts) if all(isinstance(p, str) for p in parts) else None  # type: ignore[arg-type]
+    if not isinstance(content, str):
+        body.bad.append("the message's 'content' is not text")
+        return ""
+    return content

@@ -1,0 +1,75 @@
+"""A bundle that is being served: which names it answers to, and jobs made of texts.
+
+Every adapter is a model, under its own name; the bundle's name is the base without one. A text goes into the task's
+prompt, as `qia3 run` has it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+from qia3.bundle.task import Task
+from qia3.names import NONE
+from qia3.runtime.answer import answer_of, beginning, prompt_of, task_of
+from qia3.runtime.cache import Floats
+from qia3.runtime.engine import Engine
+from qia3.serve.bodies import BadBody
+from qia3.serve.shelf import Shelf
+
+
+class UnknownModel(BadBody):
+    """404."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """A name that was asked for: its task, its vectors and where its prompts' common beginning ends."""
+
+    name: str
+    task: Task
+    vectors: Mapping[str, Floats]
+    shared: int
+
+
+class Model:
+    def __init__(self, engine: Engine, shelf: Shelf) -> None:
+        self.engine, self.shelf, self.name = engine, shelf, engine.bundle.name
+        self._beginnings = lru_cache(4096)(lambda task: len(beginning(engine, task)))
+        self._base = None if engine.bundle.mode == "merged" else task_of(engine, NONE)
+
+    def names(self) -> list[str]:
+        """The base first, unless the bundle is merged."""
+        base = [] if self._base is None else [self.name]
+        return [*base, *(entry.name for entry in self.shelf.listed() if entry.name not in base)]
+
+    def known(self, name: str) -> Known:
+        """Raises UnknownModel, and AdapterError for an adapter that does not fit."""
+        try:
+            task, vectors = self.shelf.get(name)
+        except KeyError as error:
+            if name != self.name or self._base is None:
+                names = self.names()
+                shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+                raise UnknownModel(f"there is no model {name!r}; there are: {shown}") from error
+            return Known(name, self._base, {}, 0)
+        return Known(name, task, vectors, self._beginnings(replace(task, name=NONE)))
+
+    def prompt(self, known: Known, text: str) -> list[int]:
+        return prompt_of(self.engine, known.task, text)
+
+    def raw(self, text: str) -> list[int]:
+        """A text that is gone on with, without a prompt around it."""
+        return prompt_of(
+            self.engine, replace(self._base or next(iter(self.engine.bundle.tasks.values())), prompt="{text}"), text
+        )
+
+    def choices(self, known: Known, given: Sequence[str]) -> tuple[tuple[str, ...], list[list[int]]]:
+        """Answers to rank, the task's where none are given, and their tokens. Raises BadBody."""
+        found = tuple(given) or known.task.choices or ()
+        if not found:
+            raise BadBody(f"{known.name!r} has no choices of its own: give 'choices'")
+        if len(set(found)) != len(found) or not all(found) or len(found) < 2:
+            raise BadBody("'choices' are two or more different texts")
+        return found, [answer_of(self.engine, known.task, choice) for choice in found]

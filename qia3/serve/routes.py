@@ -1,0 +1,225 @@
+"""What each route answers (app.py has the list)."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from qia3.errors import AdapterError, QIA3Error, first_line
+from qia3.names import NONE
+from qia3.runtime.score import Scores, chosen
+from qia3.serve import openai
+from qia3.serve.asked import Asked, Refused
+from qia3.serve.batcher import Busy
+from qia3.serve.bodies import BadBody, Body, user_text, writing
+from qia3.serve.jobs import Ended, Ranked, Token
+from qia3.serve.model import UnknownModel
+from qia3.serve.text import Text
+
+if TYPE_CHECKING:
+    from qia3.serve.app import Server
+
+MOST_INPUTS, MOST_CHOICES = 64, 1000
+
+
+async def models(server: Server, _: Request) -> Response:
+    return JSONResponse(openai.models(server.model.names()))
+
+
+async def chat(server: Server, request: Request) -> Response:
+    body = await server.body(request)
+    return await _write(server, request, body, user_text(body), chat=True)
+
+
+async def completions(server: Server, request: Request) -> Response:
+    body = await server.body(request)
+    return await _write(server, request, body, body.text("prompt"), chat=False)
+
+
+async def _write(server: Server, request: Request, body: Body, text: str, chat: bool) -> Response:
+    name, asked = body.text("model"), writing(body, chat)
+    body.check()
+    known = await asyncio.to_thread(server.model.known, name)
+    shape = openai.Shape(chat, f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}", known.name, server.model.engine)
+    if known.task.kind == "classify":
+        if asked.top is not None or asked.stops:
+            raise BadBody(f"{known.name!r} classifies: its probabilities are had from /v1/classify")
+        choices, tokens = server.model.choices(known, ())
+        prompt = server.model.prompt(known, text)
+        job = server.ask(request, known, prompt, choices=tokens, ranking=known.task.ranking)
+        label = chosen(choices, await _scores(job)).label
+        parts = _one(openai.Part(label, (), len(tokens[choices.index(label)]), "stop"))
+    else:
+        own = chat or known.task.name != NONE
+        prompt = server.model.prompt(known, text) if own else server.model.raw(text)
+        limit = known.task.max_new_tokens if asked.limit is None else asked.limit
+        stop = frozenset(server.model.engine.bundle.stop_tokens)
+        job = server.ask(
+            request, known, prompt, limit=limit, stop=stop, decoding=asked.decoding, top=asked.top, task_prompt=own
+        )
+        parts = _parts(server, job, Text(server.model.engine.tokenizer, asked.stops))
+    shape.prompt_tokens = len(prompt)
+    if asked.stream:
+        return _streamed(server, request, shape, parts, asked.usage)
+    return JSONResponse(shape.whole([part async for part in parts]))
+
+
+async def _one(part: openai.Part) -> AsyncIterator[openai.Part]:
+    yield part
+
+
+async def _parts(server: Server, asked: Asked, text: Text) -> AsyncIterator[openai.Part]:
+    """Text as it is made, each with the tokens that it is made of, and how it ended."""
+    since: list[Token] = []
+    events = asked.events()
+    try:
+        async for event in events:
+            if isinstance(event, Token):
+                server.metrics.first_token(asked.job)
+                since.append(event)
+                piece = text.add(event.id)
+                if piece or text.stopped:
+                    yield openai.Part(piece, tuple(since), len(since), "stop" if text.stopped else None)
+                    since = []
+                if text.stopped:
+                    return
+            elif isinstance(event, Ended):
+                yield openai.Part(text.rest(), tuple(since), len(since), "stop" if text.stopped else event.reason)
+    finally:
+        await events.aclose()  # type: ignore[attr-defined]  # an async generator
+
+
+def _streamed(
+    server: Server, request: Request, shape: openai.Shape, parts: AsyncIterator[openai.Part], usage: bool
+) -> Response:
+    """Server-sent events. What goes wrong after the first is an event, too: the status has been sent."""
+    started = time.monotonic()
+
+    async def lines() -> AsyncIterator[str]:
+        status = 200
+        try:
+            for chunk in shape.opening():
+                yield _event(chunk)
+            async for part in parts:
+                for chunk in shape.chunks(part):
+                    yield _event(chunk)
+            if usage:
+                yield _event(shape.closing())
+            yield "data: [DONE]\n\n"
+        except (QIA3Error, ClientDisconnect) as error:
+            answer = refusal(error)
+            status = answer.status_code
+            yield f"data: {bytes(answer.body).decode()}\n\n"
+        except asyncio.CancelledError:  # the client has gone
+            status = 499
+            raise
+        finally:
+            with suppress(Exception):
+                await parts.aclose()  # type: ignore[attr-defined]
+            request.state.facts["new_tokens"] = shape.new_tokens
+            server.log(request, status, started)
+
+    return StreamingResponse(lines(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+
+
+def _event(value: Any) -> str:
+    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
+
+
+async def _scores(asked: Asked) -> Scores:
+    async for event in asked.events():
+        if isinstance(event, Ranked):
+            return event.scores
+    raise QIA3Error("a ranking ended without scores")
+
+
+async def classify(server: Server, request: Request) -> Response:
+    body = await server.body(request)
+    name, texts, given = body.text("model"), body.texts("input", MOST_INPUTS), body.texts("choices", MOST_CHOICES)
+    if not texts:
+        body.bad.append("'input' is missing")
+    body.check()
+    known = await asyncio.to_thread(server.model.known, name)
+    choices, tokens = server.model.choices(known, given)
+    prompts = [server.model.prompt(known, text) for text in texts]
+    jobs: list[Asked] = []
+    try:
+        for prompt in prompts:
+            jobs.append(server.ask(request, known, prompt, choices=tokens, ranking=known.task.ranking))
+        answers = [chosen(choices, await _scores(job)) for job in jobs]
+    finally:
+        for job in jobs:
+            job.job.cancelled.set()
+    data = [{"index": i, "label": a.label, "scores": a.scores} for i, a in enumerate(answers)]
+    count = sum(map(len, prompts))
+    usage = {"prompt_tokens": count, "total_tokens": count}
+    return JSONResponse({"object": "list", "model": known.name, "data": data, "usage": usage})
+
+
+async def adapters(server: Server, _: Request) -> Response:
+    return JSONResponse({"object": "list", "data": [openai.adapter(e) for e in server.model.shelf.listed()]})
+
+
+async def add_adapter(server: Server, request: Request) -> Response:
+    body = await server.body(request)
+    name = body.text("name")
+    body.check()
+    try:
+        entry = await asyncio.to_thread(server.model.shelf.add, name)
+    except KeyError as error:
+        where = server.model.shelf.folder
+        message = f"{where} has no adapter {name!r}" if where else "this server has no folder of adapters (--adapters)"
+        raise Refused(404, message) from error
+    return JSONResponse(openai.adapter(entry), 201)
+
+
+async def remove_adapter(server: Server, request: Request) -> Response:
+    name = request.path_params["name"]
+    try:
+        server.model.shelf.remove(name)
+    except KeyError as error:
+        raise Refused(404, f"there is no adapter {name!r}") from error
+    return Response(status_code=204)
+
+
+async def metrics(server: Server, _: Request) -> Response:
+    content, kind = server.metrics.text()
+    return Response(content, media_type=kind)
+
+
+async def health(server: Server, _: Request) -> Response:
+    """Whether the thread that runs the model lives."""
+    alive = server.batcher.alive
+    return JSONResponse({"status": "ok" if alive else "stopped"}, 200 if alive else 503)
+
+
+async def ready(server: Server, _: Request) -> Response:
+    """Whether one more request would be taken."""
+    free = server.batcher.alive and len(server.batcher.queue) < server.batcher.waiting
+    return JSONResponse({"status": "ready" if free else "busy"}, 200 if free else 503)
+
+
+def refusal(error: Exception) -> Response:
+    status, headers = 500, None
+    if isinstance(error, Refused):
+        status, headers = error.status, error.headers
+    elif isinstance(error, Busy):
+        status, headers = 429, {"Retry-After": f"{error.seconds:.0f}"}
+    elif isinstance(error, UnknownModel):
+        status = 404
+    elif isinstance(error, AdapterError):
+        status = 409
+    elif isinstance(error, QIA3Error):
+        status = 400
+    elif isinstance(error, ClientDisconnect):
+        status = 499  # nobody reads it; for the log
+    message = str(error) if isinstance(error, QIA3Error) else f"{type(error).__name__}: {first_line(error)}"
+    return JSONResponse(openai.error(status, message), status, headers)

@@ -1,0 +1,158 @@
+"""The adapters of a server: the bundle's own, and those of a folder that come and go while it runs.
+
+    FOLDER/NAME/   adapter_config.json, adapter_model.safetensors, task.json      as `qia3 adapter export` writes them
+
+Names are read when the server starts and when it is asked for one that it does not know; vectors when a name is first
+asked for. Up to `keep` adapters stay in memory, 4 bytes a number; beyond them the one that was not used for longest is
+dropped, and read again when it is asked for. One that was trained on another base is refused, and so is one that
+changes nothing: all its vectors are ones.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from qia3.bundle.opened import Bundle
+from qia3.bundle.peft import read_peft
+from qia3.bundle.ports import HEAD
+from qia3.bundle.sites import Vectors
+from qia3.bundle.task import Task, plain_task
+from qia3.errors import AdapterError, ConfigError
+from qia3.names import NONE, check_name
+from qia3.runtime.adapters import AdapterBank
+
+
+@dataclass
+class Entry:
+    """`folder` None: the bundle's own. `hits` counts requests."""
+
+    name: str
+    folder: Path | None
+    task: Task | None = None
+    vectors: Vectors | None = None
+    hits: int = 0
+    error: str | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return sum(v.nbytes for v in (self.vectors or {}).values())
+
+    @property
+    def state(self) -> str:
+        return "refused" if self.error else "loaded" if self.vectors is not None else "on disk"
+
+
+class Shelf:
+    """May be used from several threads."""
+
+    def __init__(self, bundle: Bundle, folder: Path | None = None, keep: int = 256) -> None:
+        if folder is not None and not folder.is_dir():
+            raise ConfigError(f"{folder} is not a folder of adapters")
+        if folder is not None and bundle.mode != "side":
+            raise ConfigError(f"{bundle.path} is merged: its graph has no places for the adapters of {folder}")
+        if keep < 1:
+            raise ConfigError(f"keep is 1 or more, not {keep}")
+        self.bundle, self.folder, self.keep = bundle, folder, keep
+        self.layers = {layer.name: layer.role for layer in bundle.manifest.linears}
+        own = bundle.adapters or ((bundle.merged_task,) if bundle.merged_task else ())
+        self.entries = {name: Entry(name, None) for name in own}
+        self._loaded: OrderedDict[str, Entry] = OrderedDict()  # the one that was used last comes last
+        self.removed: set[str] = set()
+        self._lock = threading.RLock()
+        self.look()
+
+    def look(self) -> None:
+        """Takes up what has come into the folder, and forgets what has gone from it."""
+        if self.folder is None:
+            return
+        there = {f.name: f for f in sorted(self.folder.iterdir()) if (f / "adapter_config.json").is_file()}
+        with self._lock:
+            for name, entry in list(self.entries.items()):
+                if entry.folder is not None and name not in there:
+                    self._forget(name)
+            for name, folder in there.items():
+                if name not in self.entries and name not in self.removed and _is_name(name):
+                    self.entries[name] = Entry(name, folder)
+
+    def get(self, name: str) -> tuple[Task, Vectors]:
+        """Raises KeyError for an unknown name, AdapterError for one that does not fit this base."""
+        with self._lock:
+            if name not in self.entries:
+                self.look()
+            entry = self.entries[name]
+            if entry.vectors is None:
+                self._load(entry)
+            entry.hits += 1
+            self._loaded.move_to_end(name)
+            assert entry.task is not None
+            assert entry.vectors is not None
+            return entry.task, entry.vectors
+
+    def add(self, name: str) -> Entry:
+        """Reads an adapter of the folder anew, whether it was known or not. Raises KeyError and AdapterError."""
+        with self._lock:
+            known = self.entries.get(name)
+            if known is not None and known.folder is None:
+                raise AdapterError(f"{name!r} is the bundle's own and is not replaced")
+            if known is not None:
+                self._forget(name)
+            self.removed.discard(name)
+            self.look()
+            entry = self.entries[name]
+            self._load(entry)
+            return entry
+
+    def remove(self, name: str) -> None:
+        """Forgets an adapter of the folder until it is added again; its files stay. Raises KeyError, AdapterError."""
+        with self._lock:
+            if self.entries[name].folder is None:
+                raise AdapterError(f"{name!r} is the bundle's own and stays")
+            self._forget(name)
+            self.removed.add(name)
+
+    def listed(self) -> list[Entry]:
+        with self._lock:
+            return [replace(entry) for entry in self.entries.values()]
+
+    def _load(self, entry: Entry) -> None:
+        try:
+            if entry.folder is None:
+                entry.task = self.bundle.tasks[entry.name]
+                entry.vectors = AdapterBank(self.bundle).vectors(entry.name)
+            else:
+                entry.task, entry.vectors = self._read(entry.name, entry.folder)
+            if entry.vectors and all(np.all(v == 1) for n, v in entry.vectors.items() if n not in HEAD):
+                raise AdapterError(f"{entry.name!r} changes nothing: all its vectors are ones")
+            entry.error = None
+            self._keep(entry)
+        except AdapterError as error:
+            entry.vectors, entry.error = None, str(error)
+            raise
+
+    def _read(self, name: str, folder: Path) -> tuple[Task, Vectors]:
+        sites = self.bundle.manifest.sites
+        found = read_peft(folder, sites, self.bundle.fingerprint, self.layers)
+        whole = {s.name: found.vectors.get(s.name, np.ones(s.size, np.float32)) for s in sites}
+        task = found.task or plain_task(name, self.bundle.prefix, self.bundle.suffix, "")
+        return replace(task, name=name), {n: v.reshape(1, 1, -1).astype(np.float32) for n, v in whole.items()}
+
+    def _forget(self, name: str) -> None:
+        del self.entries[name]
+        self._loaded.pop(name, None)
+
+    def _keep(self, entry: Entry) -> None:
+        self._loaded[entry.name] = entry
+        while len(self._loaded) > self.keep:
+            self._loaded.popitem(last=False)[1].vectors = None
+
+
+def _is_name(name: str) -> bool:
+    try:
+        return check_name(name) != NONE
+    except ValueError:
+        return False
