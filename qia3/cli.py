@@ -430,9 +430,9 @@ def serve(bundle: Path, deadline: float, **options: Any) -> None:
     Each adapter is a model, and the bundle's name is the base. Requests of several tasks share every step.
     """
     try:
-        from qia3.serve.app import Limits
-        from qia3.serve.run import Options
-        from qia3.serve.run import serve as work
+        from qia3.server.app import Limits
+        from qia3.server.run import Options
+        from qia3.server.run import serve as work
     except ModuleNotFoundError as error:
         if error.name not in ("starlette", "uvicorn", "prometheus_client"):
             raise

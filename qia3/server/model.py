@@ -15,8 +15,8 @@ from qia3.names import NONE
 from qia3.runtime.answer import answer_of, beginning, prompt_of, task_of
 from qia3.runtime.cache import Floats
 from qia3.runtime.engine import Engine
-from qia3.serve.bodies import BadBody
-from qia3.serve.shelf import Shelf
+from qia3.server.bodies import BadBody
+from qia3.server.shelf import Shelf
 
 
 class UnknownModel(BadBody):

@@ -27,7 +27,7 @@ from qia3.runtime.decoding import Chooser
 from qia3.runtime.engine import Engine
 from qia3.runtime.score import Scores, log_sum_exp, ranking
 from qia3.runtime.slots import PIECE, Prompt, Slots
-from qia3.serve.jobs import Ended, Failed, Job, Ranked, Token
+from qia3.server.jobs import Ended, Failed, Job, Ranked, Token
 
 IDLE_SECONDS = 0.5  # between looks at whether to stop, when nothing runs
 MEMORY = 0.1  # share of the newest job in the running mean of what a job takes

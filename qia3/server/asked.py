@@ -10,7 +10,7 @@ from typing import Any
 from starlette.requests import ClientDisconnect, Request
 
 from qia3.errors import QIA3Error
-from qia3.serve.jobs import Ended, Event, Failed, Job, Ranked, Token
+from qia3.server.jobs import Ended, Event, Failed, Job, Ranked, Token
 
 
 class Refused(QIA3Error):

@@ -11,9 +11,9 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, H
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from qia3.serve.batcher import Batcher
-from qia3.serve.jobs import Job
-from qia3.serve.shelf import Shelf
+from qia3.server.batcher import Batcher
+from qia3.server.jobs import Job
+from qia3.server.shelf import Shelf
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 ROUTES = ("/v1/chat/completions", "/v1/completions", "/v1/classify", "/v1/models", "/v1/adapters")

@@ -16,16 +16,16 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from qia3.errors import AdapterError, QIA3Error, first_line
 from qia3.names import NONE
 from qia3.runtime.score import Scores, chosen
-from qia3.serve import openai
-from qia3.serve.asked import Asked, Refused
-from qia3.serve.batcher import Busy
-from qia3.serve.bodies import BadBody, Body, user_text, writing
-from qia3.serve.jobs import Ended, Ranked, Token
-from qia3.serve.model import UnknownModel
-from qia3.serve.text import Text
+from qia3.server import openai
+from qia3.server.asked import Asked, Refused
+from qia3.server.batcher import Busy
+from qia3.server.bodies import BadBody, Body, user_text, writing
+from qia3.server.jobs import Ended, Ranked, Token
+from qia3.server.model import UnknownModel
+from qia3.server.text import Text
 
 if TYPE_CHECKING:
-    from qia3.serve.app import Server
+    from qia3.server.app import Server
 
 MOST_INPUTS, MOST_CHOICES = 64, 1000
 

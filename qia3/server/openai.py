@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qia3.runtime.engine import Engine
-from qia3.serve.jobs import Token
-from qia3.serve.shelf import Entry
+from qia3.server.jobs import Token
+from qia3.server.shelf import Entry
 
 TYPES = {401: "authentication_error", 404: "not_found_error", 409: "conflict_error", 429: "rate_limit_error"}
 

@@ -21,8 +21,8 @@ from qia3.bundle.task import Task
 from qia3.runtime.adapters import AdapterBank
 from qia3.runtime.answer import classify, reply, task_of
 from qia3.runtime.engine import Engine
-from qia3.serve.app import Limits
-from qia3.serve.run import Options, make_server
+from qia3.server.app import Limits
+from qia3.server.run import Options, make_server
 
 TEXTS = ["lights", "hello there", "turn the music off", "é", "what is the lock of the day"]
 

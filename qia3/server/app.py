@@ -37,13 +37,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from qia3.serve import openai, routes
-from qia3.serve.asked import Asked, Refused
-from qia3.serve.batcher import Batcher
-from qia3.serve.bodies import Body
-from qia3.serve.jobs import Job
-from qia3.serve.metrics import Metrics
-from qia3.serve.model import Known, Model
+from qia3.server import openai, routes
+from qia3.server.asked import Asked, Refused
+from qia3.server.batcher import Batcher
+from qia3.server.bodies import Body
+from qia3.server.jobs import Job
+from qia3.server.metrics import Metrics
+from qia3.server.model import Known, Model
 
 Answer = Callable[["Server", Request], Awaitable[Response]]
 

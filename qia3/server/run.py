@@ -18,10 +18,10 @@ from qia3.progress import say
 from qia3.runtime.engine import Engine
 from qia3.runtime.load import open_engine
 from qia3.runtime.seq2seq import Seq2Seq
-from qia3.serve.app import Limits, Server
-from qia3.serve.batcher import Batcher
-from qia3.serve.model import Model
-from qia3.serve.shelf import Shelf
+from qia3.server.app import Limits, Server
+from qia3.server.batcher import Batcher
+from qia3.server.model import Model
+from qia3.server.shelf import Shelf
 
 
 @dataclass(frozen=True)
