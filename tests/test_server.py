@@ -344,6 +344,9 @@ def test_a_server_that_stops_tells_those_that_run(folder):
             time.sleep(0.01)
         made.server.batcher.stop(0.2)
         assert running.result().status_code == 503
+    late = made.http.post("/v1/completions", json=body)
+    assert (late.status_code, late.json()["error"]["message"]) == (503, "the server stops")
+    assert made.http.get("/health").status_code == 503
     made.stop()
 
 

@@ -12,6 +12,8 @@ from starlette.requests import ClientDisconnect, Request
 from qia3.errors import QIA3Error
 from qia3.server.jobs import Ended, Event, Failed, Job, Ranked, Token
 
+STATUS = {"late": 504, "stopping": 503}
+
 
 class Refused(QIA3Error):
     """An answer with this status."""
@@ -41,8 +43,7 @@ class Asked:
             while True:
                 event = await self._next(gone)
                 if isinstance(event, Failed):
-                    status = 504 if event.late else 503 if event.stopping else 400
-                    raise Refused(status, event.error)
+                    raise Refused(STATUS.get(event.reason, 400), event.error)
                 yield event
                 if not isinstance(event, Token):
                     return

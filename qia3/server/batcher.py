@@ -27,9 +27,10 @@ from qia3.runtime.decoding import Chooser
 from qia3.runtime.engine import Engine
 from qia3.runtime.score import Scores, log_sum_exp, ranking
 from qia3.runtime.slots import PIECE, Prompt, Slots
-from qia3.server.jobs import Ended, Failed, Job, Ranked, Token
+from qia3.server.jobs import Cause, Ended, Failed, Job, Ranked, Token
 
 IDLE_SECONDS = 0.5  # between looks at whether to stop, when nothing runs
+TOLD: dict[Cause, str] = {"cancelled": "cancelled", "late": "its time was up", "stopping": "the server stops"}
 MEMORY = 0.1  # share of the newest job in the running mean of what a job takes
 
 
@@ -39,6 +40,10 @@ class Busy(QIA3Error):
     def __init__(self, waiting: int, seconds: float) -> None:
         super().__init__(f"{waiting} requests are waiting already; try again in {seconds:.0f} s")
         self.seconds = seconds
+
+
+class Stopping(QIA3Error):
+    """No more jobs are taken."""
 
 
 @dataclass
@@ -105,7 +110,7 @@ class Batcher:
             )
         with self._change:
             if self._closing:
-                raise Busy(len(self.queue), 1)
+                raise Stopping(TOLD["stopping"])
             if len(self.queue) >= self.waiting:
                 raise Busy(len(self.queue), max(1.0, self._seconds_a_job * len(self.queue) / self.slots.rows))
             self.queue.append(job)
@@ -130,8 +135,11 @@ class Batcher:
                     self._change.wait(IDLE_SECONDS)
                 if self._closing and (not self.busy or time.monotonic() > self._stop_at):
                     break
-            if self.busy:
+            try:
                 self._turn()
+            except Exception as error:  # of no job alone: all of them are told, and the next one is taken
+                say(f"error: the server's turn failed: {type(error).__name__}: {first_line(error)}")
+                self._drop(lambda job: True)
         self._drop(lambda job: True)
 
     def _turn(self) -> None:
@@ -154,9 +162,8 @@ class Batcher:
             if gone(self.rows[row].job):
                 dropped.append(self._leave(row))
         for job in dropped:
-            cause = "cancelled" if job.cancelled.is_set() else "late" if job.late else "stopping"
-            text = {"cancelled": "cancelled", "late": "its time was up", "stopping": "the server stops"}[cause]
-            self._end(job, Failed(text, late=cause == "late", stopping=cause == "stopping"), cause)
+            cause: Cause = "cancelled" if job.cancelled.is_set() else "late" if job.late else "stopping"
+            self._end(job, Failed(TOLD[cause], cause))
 
     def _advance(self) -> None:
         """One piece of the oldest prompt; the next one of the queue where a row will be free for it."""
@@ -168,7 +175,7 @@ class Batcher:
             try:
                 self.prompt = job, Prompt(self.engine, job.prompt, job.vectors, self.piece)
             except Exception as error:  # one job's failure is that job's
-                self._fail(job, error)
+                self._end(job, _failed(error))
                 return
         job, prompt = self.prompt
         before = len(prompt.rest)
@@ -184,12 +191,14 @@ class Batcher:
                 self.rankings.append((job, steps))
                 return
             writing = Writing(job, Chooser(job.decoding))
-            if self._take(writing, logits[0]):
-                self.slots.join(prompt.cache, job.vectors)
-                self.rows.append(writing)
+            if ended := self._take(writing, logits[0]):
+                self._end(job, ended)
+                return
+            self.slots.join(prompt.cache, job.vectors)
+            self.rows.append(writing)
         except Exception as error:
             self.prompt = None
-            self._fail(job, error)
+            self._end(job, _failed(error))
 
     def _remember(self, job: Job, prompt: Prompt) -> None:
         """Keeps what the job's prompt shares with others; of many beginnings the newest."""
@@ -207,11 +216,10 @@ class Batcher:
             next(steps)
         except StopIteration as end:
             self.rankings.popleft()
-            job.tell(Ranked(end.value))
-            self._end(job, None, "ranked")
+            self._end(job, Ranked(end.value))
         except Exception as error:
             self.rankings.popleft()
-            self._fail(job, error)
+            self._end(job, _failed(error))
 
     def _step(self) -> None:
         """One token more for every row."""
@@ -223,31 +231,28 @@ class Batcher:
             rows, self.rows = self.rows, []
             self.slots = Slots(self.engine, self.slots.rows, self.slots.capacity)
             for writing in rows:
-                self._fail(writing.job, error)
+                self._end(writing.job, _failed(error))
             return
         self.counts.steps += 1
         self.counts.step_rows += len(self.rows)
         for row in reversed(range(len(self.rows))):  # from the last, since who leaves is replaced by the last
-            if not self._take(self.rows[row], logits[row]):
-                self._leave(row)
+            if ended := self._take(self.rows[row], logits[row]):
+                self._end(self._leave(row), ended)
 
-    def _take(self, writing: Writing, logits: Floats) -> bool:
-        """Chooses a row's next token and tells it. False where the job has ended."""
+    def _take(self, writing: Writing, logits: Floats) -> Ended | Failed | None:
+        """Chooses a row's next token and tells it; how the job ended, if it has."""
         job = writing.job
         try:
             token = writing.choose(logits[None])
             if token in job.stop:
-                self._end(job, Ended("stop"), "stop")
-                return False
+                return Ended("stop")
             writing.newest, writing.written = token, writing.written + 1
             self.counts.new_tokens += 1
             job.tell(Token(token) if job.top is None else _with_logprobs(token, logits, job.top))
-            if writing.written < job.limit and len(job.prompt) + writing.written < self.slots.capacity:
-                return True
-            self._end(job, Ended("length"), "length")
         except Exception as error:
-            self._fail(job, error)
-        return False
+            return _failed(error)
+        room = len(job.prompt) + writing.written < self.slots.capacity
+        return None if writing.written < job.limit and room else Ended("length")
 
     def _leave(self, row: int) -> Job:
         gone = self.rows[row]
@@ -256,17 +261,20 @@ class Batcher:
         self.rows.pop()
         return gone.job
 
-    def _fail(self, job: Job, error: Exception) -> None:
-        if not isinstance(error, QIA3Error):
-            say(f"error: a request failed: {type(error).__name__}: {first_line(error)}")
-        self._end(job, Failed(first_line(error)), "failed")
-
-    def _end(self, job: Job, event: Ended | Failed | None, how: str) -> None:
+    def _end(self, job: Job, event: Ended | Ranked | Failed) -> None:
+        """Tells a job its last event, when nothing of it is left here."""
+        how = event.reason if isinstance(event, Ended | Failed) else "ranked"
         self.counts.finished[how] = self.counts.finished.get(how, 0) + 1
-        if how in ("stop", "length", "ranked"):
+        if not isinstance(event, Failed):
             self._seconds_a_job += MEMORY * (time.monotonic() - job.submitted - self._seconds_a_job)
-        if event is not None:
-            job.tell(event)
+        job.tell(event)
+
+
+def _failed(error: Exception) -> Failed:
+    """What a request is told of its own failure; a fault of ours is a line for whoever runs the server, too."""
+    if not isinstance(error, QIA3Error):
+        say(f"error: a request failed: {type(error).__name__}: {first_line(error)}")
+    return Failed(first_line(error), "failed")
 
 
 def _with_logprobs(token: int, logits: Floats, top: int) -> Token:

@@ -18,6 +18,7 @@ from qia3.runtime.decoding import Decoding
 from qia3.runtime.score import Scores
 
 Reason = Literal["stop", "length"]
+Cause = Literal["failed", "cancelled", "late", "stopping"]
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,10 @@ class Ranked:
 
 @dataclass(frozen=True)
 class Failed:
-    """Nothing more comes. `error` is what is told to whoever asked; `late`: its time was up."""
+    """Nothing more comes. `error` is what is told to whoever asked."""
 
     error: str
-    late: bool = False
-    stopping: bool = False
+    reason: Cause
 
 
 Event = Token | Ended | Ranked | Failed

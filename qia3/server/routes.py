@@ -18,7 +18,7 @@ from qia3.names import NONE
 from qia3.runtime.score import Scores, chosen
 from qia3.server import openai
 from qia3.server.asked import Asked, Refused
-from qia3.server.batcher import Busy
+from qia3.server.batcher import Busy, Stopping
 from qia3.server.bodies import BadBody, Body, user_text, writing
 from qia3.server.jobs import Ended, Ranked, Token
 from qia3.server.model import UnknownModel
@@ -215,6 +215,8 @@ def refusal(error: Exception) -> Response:
         status, headers = 429, {"Retry-After": f"{error.seconds:.0f}"}
     elif isinstance(error, UnknownModel):
         status = 404
+    elif isinstance(error, Stopping):
+        status = 503
     elif isinstance(error, AdapterError):
         status = 409
     elif isinstance(error, QIA3Error):
