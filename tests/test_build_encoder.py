@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from running import Running, chat
 from test_build import qia3
 from tiny_encoders import write_encoder
 
@@ -119,6 +120,33 @@ def test_rows_of_one_batch_have_their_own_tasks(bundle):
         assert alone.scores == pytest.approx(answer.scores, abs=1e-5)
     assert {*together[0].scores} == {*together[2].scores} != {*together[1].scores}  # each has its own task's labels
     assert sum(together[1].scores.values()) == pytest.approx(1, abs=1e-4)
+
+
+def test_it_is_served_with_labels_and_embeddings(bundle):
+    """By the real client, of all tasks at once; each answer is what the text gives alone."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    engine = open_engine(Bundle.open(bundle))
+    made = Running(bundle)
+    try:
+        asked = [(name, text) for name in engine.bundle.adapters for text in TEXTS]
+        ask = lambda pair: made.http.post("/v1/classify", json={"model": pair[0], "input": pair[1]}).json()  # noqa: E731
+        with ThreadPoolExecutor(6) as pool:
+            found = list(pool.map(ask, asked))
+        for (name, text), answer in zip(asked, found, strict=True):
+            alone = classify_texts(engine, [text], name)[0]
+            assert answer["data"][0]["label"] == alone.label
+            assert answer["data"][0]["scores"] == pytest.approx(alone.scores, abs=1e-4)
+            assert chat(made.client, name, text).choices[0].message.content == alone.label
+        vectors = made.client.embeddings.create(model=engine.bundle.name, input=TEXTS).data  # in base64
+        np.testing.assert_allclose([v.embedding for v in vectors], embed_texts(engine, TEXTS), atol=1e-5)
+        body = {"model": engine.bundle.name, "messages": [{"role": "user", "content": "a"}]}
+        refused = made.http.post("/v1/chat/completions", json=body)
+        assert (refused.status_code, "its task is to embed" in refused.text) == (400, True)
+        other = made.http.post("/v1/classify", json={"model": asked[0][0], "input": "a", "choices": ["a", "b"]})
+        assert "has its own labels and no others" in other.text
+    finally:
+        made.stop()
 
 
 def test_an_embedding_is_of_length_one_where_the_folder_says_so(bundle, capsys):

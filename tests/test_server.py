@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,7 +11,8 @@ import httpx2 as httpx
 import openai
 import pytest
 import tiny_bundle as tiny
-import uvicorn
+import tiny_pair
+from running import Running, chat
 
 from qia3.bundle.adapter import Adapter
 from qia3.bundle.opened import Bundle
@@ -21,33 +21,10 @@ from qia3.bundle.task import Task
 from qia3.runtime.adapters import AdapterBank
 from qia3.runtime.answer import classify, reply, task_of
 from qia3.runtime.engine import Engine
+from qia3.runtime.load import open_engine
 from qia3.server.app import Limits
-from qia3.server.run import Options, make_server
 
 TEXTS = ["lights", "hello there", "turn the music off", "é", "what is the lock of the day"]
-
-
-class Running:
-    """A server on a port of its own, in a thread."""
-
-    def __init__(self, bundle, **options):
-        self.server = make_server(bundle, Options(threads=1, rows=3, **options))
-        self.uvicorn = uvicorn.Server(uvicorn.Config(self.server.app(), port=0, log_level="error"))
-        self.thread = threading.Thread(target=self.uvicorn.run)
-        self.thread.start()
-        while not self.uvicorn.started:
-            assert self.thread.is_alive()
-            time.sleep(0.01)
-        port = self.uvicorn.servers[0].sockets[0].getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}"
-        self.http = httpx.Client(base_url=self.url, timeout=30)
-        self.client = openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0)
-
-    def stop(self):
-        self.http.close()
-        self.client.close()
-        self.uvicorn.should_exit = True
-        self.thread.join()
 
 
 @pytest.fixture(scope="module")
@@ -80,10 +57,6 @@ def running(folder, shelf_folder):
     made = Running(folder, adapters=shelf_folder, limits=Limits(body_bytes=4096))
     yield made
     made.stop()
-
-
-def chat(client, model, text, **more):
-    return client.chat.completions.create(model=model, messages=[{"role": "user", "content": text}], **more)
 
 
 def test_models_are_the_base_and_every_adapter(running):
@@ -266,7 +239,7 @@ def test_adapters_come_and_go_while_it_runs(running, folder, shelf_folder):
 def test_a_client_that_goes_frees_its_row(folder):
     made = Running(folder)
     try:
-        slow = made.server.batcher.slots
+        slow = made.server.line.slots
         step = slow.step
         slow.step = lambda tokens: (time.sleep(0.05), step(tokens))[1]
         with made.http.stream(
@@ -281,8 +254,8 @@ def test_a_client_that_goes_frees_its_row(folder):
         while len(slow) and time.monotonic() < until:
             time.sleep(0.01)
         assert len(slow) == 0
-        assert made.server.batcher.counts.finished == {"cancelled": 1}
-        assert made.server.batcher.counts.new_tokens < 30
+        assert made.server.line.counts.finished == {"cancelled": 1}
+        assert made.server.line.counts.new_tokens < 30
     finally:
         made.stop()
 
@@ -296,7 +269,7 @@ def test_a_full_queue_a_late_request_and_a_key(folder, tmp_path):
         assert made.http.post("/v1/completions", json=body).status_code == 401
         assert made.http.get("/v1/models", headers={"Authorization": "Bearer third"}).status_code == 401
         made.http.headers["Authorization"] = "Bearer second"
-        slow = made.server.batcher.slots
+        slow = made.server.line.slots
         step = slow.step
         slow.step = lambda tokens: (time.sleep(0.1), step(tokens))[1]
         with ThreadPoolExecutor(8) as pool:
@@ -305,7 +278,7 @@ def test_a_full_queue_a_late_request_and_a_key(folder, tmp_path):
         busy = next(f for f in found if f.status_code == 429)
         assert int(busy.headers["Retry-After"]) >= 1
         assert "requests are waiting already" in busy.json()["error"]["message"]
-        assert made.server.batcher.counts.finished["late"] >= 1
+        assert made.server.line.counts.finished["late"] >= 1
     finally:
         made.stop()
 
@@ -313,8 +286,8 @@ def test_a_full_queue_a_late_request_and_a_key(folder, tmp_path):
 def test_one_request_s_crash_is_its_own(folder, alone):
     made = Running(folder)
     try:
-        batcher, broken = made.server.batcher, []
-        step = batcher.slots.step
+        line, broken = made.server.line, []
+        step = line.slots.step
 
         def once(tokens):
             if not broken:
@@ -322,7 +295,7 @@ def test_one_request_s_crash_is_its_own(folder, alone):
                 raise RuntimeError("a kernel fell over")
             return step(tokens)
 
-        batcher.slots.step = once
+        line.slots.step = once
         body = {"model": "tiny", "prompt": "a", "max_tokens": 6}
         first = made.http.post("/v1/completions", json=body)
         assert first.status_code == 400
@@ -335,14 +308,14 @@ def test_one_request_s_crash_is_its_own(folder, alone):
 
 def test_a_server_that_stops_tells_those_that_run(folder):
     made = Running(folder, limits=Limits(grace=0.2))
-    step = made.server.batcher.slots.step
-    made.server.batcher.slots.step = lambda tokens: (time.sleep(0.1), step(tokens))[1]
+    step = made.server.line.slots.step
+    made.server.line.slots.step = lambda tokens: (time.sleep(0.1), step(tokens))[1]
     body = {"model": "tiny", "prompt": "a", "max_tokens": 40}
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(made.http.post, "/v1/completions", json=body)
-        while not len(made.server.batcher.slots):
+        while not len(made.server.line.slots):
             time.sleep(0.01)
-        made.server.batcher.stop(0.2)
+        made.server.line.stop(0.2)
         assert running.result().status_code == 503
     late = made.http.post("/v1/completions", json=body)
     assert (late.status_code, late.json()["error"]["message"]) == (503, "the server stops")
@@ -366,3 +339,23 @@ def test_asyncio_is_not_blocked_by_the_model(running):
             return seen, (await long).status_code
 
     assert asyncio.run(both()) == ([200] * 5, 200)
+
+
+def test_an_encoder_and_its_decoder_are_served(tmp_path):
+    folder = tiny_pair.write_bundle(tmp_path / "pair")
+    engine = open_engine(Bundle.open(folder), threads=1)
+    bank = AdapterBank(engine.bundle)
+    made = Running(folder)
+    try:
+        for name in engine.bundle.adapters:
+            job, vectors = task_of(engine, name), bank.vectors(name)
+            with ThreadPoolExecutor(5) as pool:
+                found = list(pool.map(lambda text, name=name: chat(made.client, name, text, max_tokens=6), TEXTS))
+            for text, answer in zip(TEXTS, found, strict=True):
+                ranked = job.kind == "classify" and classify(engine, job, vectors, text).label
+                expected = ranked or "".join(reply(engine, job, vectors, text, 6))
+                assert answer.choices[0].message.content == expected
+        with pytest.raises(openai.BadRequestError, match="is no encoder"):
+            made.client.embeddings.create(model=engine.bundle.name, input="hello")
+    finally:
+        made.stop()

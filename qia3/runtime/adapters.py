@@ -46,12 +46,7 @@ class AdapterBank:
 
     def rows(self, names: Sequence[str | None]) -> Vectors:
         """[len(names), 1, d] by input name: row i of the batch has adapter names[i], and its head."""
-        each = [self.vectors(name) for name in names]
-        keys = [key for key in (each[0] if each else {}) if key not in HEAD]
-        found = {key: np.concatenate([v[key] for v in each]) for key in keys}
-        if any(HEAD_WEIGHT in v for v in each):
-            found |= side_by_side(each, self.bundle.architecture.hidden_size)
-        return found
+        return in_rows([self.vectors(name) for name in names], self.bundle.architecture.hidden_size)
 
     def _unknown(self, name: str) -> str:
         """The complaint, with the known names, the nearest first."""
@@ -59,3 +54,12 @@ class AdapterBank:
         near = sorted(known, key=lambda other: -difflib.SequenceMatcher(None, name, other).ratio())
         hint = "did you mean " + repr(near[0]) + "? " if difflib.get_close_matches(name, known) else ""
         return f"{self.bundle.path} has no adapter {name!r}; {hint}it has: {', '.join(near) or 'none'}"
+
+
+def in_rows(each: Sequence[Vectors], hidden: int) -> Vectors:
+    """[rows, 1, d] by input name of vectors [1, 1, d] for each row, and their heads side by side."""
+    keys = [key for key in (each[0] if each else {}) if key not in HEAD]
+    found = {key: np.concatenate([v[key] for v in each]) for key in keys}
+    if any(HEAD_WEIGHT in v for v in each):
+        found |= side_by_side(each, hidden)
+    return found

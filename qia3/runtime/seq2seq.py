@@ -69,6 +69,9 @@ class Seq2Seq(Engine):
     def begin(self, tokens: Sequence[int], vectors: Mapping[str, Floats]) -> None:
         """Keeps nothing: a prompt's states depend on its last word as on its first."""
 
+    def remember(self, tokens: Sequence[int], vectors: Mapping[str, Floats], cache: Cache) -> None:
+        """Keeps nothing, as `begin`."""
+
     def prefill(
         self, rows: Sequence[Sequence[int]], vectors: Mapping[str, Floats], room: int = ROOM
     ) -> tuple[Floats, Cache]:

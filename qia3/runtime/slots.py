@@ -24,6 +24,7 @@ from qia3.bundle.ports import ATTENTION_MASK, INPUT_IDS, LOGITS, PAST, PRESENT
 from qia3.errors import QIA3Error
 from qia3.runtime.cache import Cache, Floats, ort_value
 from qia3.runtime.engine import Engine
+from qia3.runtime.seq2seq import Seq2Seq
 
 PIECE = 64  # tokens of a prompt that are run at once beside rows that are being written
 
@@ -53,6 +54,14 @@ class Slots:
 
     def __len__(self) -> int:
         return self.used
+
+    def positions(self, prompt: Sequence[int]) -> int:
+        """How many a prompt takes in its row."""
+        return len(prompt)
+
+    def prompt(self, tokens: Sequence[int], vectors: Mapping[str, Floats], piece: int = PIECE) -> Prompt:
+        """One that will join."""
+        return Prompt(self.engine, tokens, vectors, piece)
 
     @property
     def full(self) -> bool:
@@ -120,6 +129,65 @@ class Slots:
         return self._bound[count][0]
 
 
+class Apart:
+    """The same for an encoder and its decoder, whose rows have to be as far as each other in one run: each is run by
+    itself, on a cache of its own. Nothing is gained by a batch, and nothing is waited for.
+    """
+
+    def __init__(self, engine: Seq2Seq, rows: int, capacity: int | None = None) -> None:
+        self.engine, self.rows = engine, rows
+        self.capacity = min(capacity or engine.context_length, engine.context_length)
+        self.texts: list[tuple[Cache, Mapping[str, Floats]]] = []
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @property
+    def full(self) -> bool:
+        return len(self.texts) == self.rows
+
+    def positions(self, prompt: Sequence[int]) -> int:
+        """The decoder's start: a prompt is in the encoder."""
+        return len(self.engine.start)
+
+    def prompt(self, tokens: Sequence[int], vectors: Mapping[str, Floats], piece: int = PIECE) -> Prompt:
+        """One that will join; it is encoded at once, for every position of it depends on the last."""
+        return Encoded(self.engine, tokens, vectors, piece)
+
+    def join(self, cache: Cache, vectors: Mapping[str, Floats]) -> int:
+        if self.full:
+            raise QIA3Error(f"no room in {self.rows} rows")
+        self.texts.append((cache, vectors))
+        return len(self.texts) - 1
+
+    def leave(self, row: int) -> int | None:
+        if not 0 <= row < len(self.texts):
+            raise QIA3Error(f"row {row} is not in use: {len(self.texts)} are")
+        last = self.texts.pop()
+        if row == len(self.texts):
+            return None
+        self.texts[row] = last
+        return len(self.texts)
+
+    def step(self, tokens: Sequence[int]) -> Floats:
+        if len(tokens) != len(self.texts) or not tokens:
+            raise ValueError(f"{len(tokens)} tokens for {len(self.texts)} rows")
+        found = []
+        for row, (token, (cache, vectors)) in enumerate(zip(tokens, self.texts, strict=True)):
+            logits, cache = self.engine.step([token], cache, vectors)
+            self.texts[row] = cache, vectors
+            found.append(logits[0])
+        return np.stack(found)
+
+
+AnySlots = Slots | Apart
+
+
+def slots_of(engine: Engine, rows: int, capacity: int | None = None) -> AnySlots:
+    """Rows over an engine of either kind."""
+    return Apart(engine, rows, capacity) if isinstance(engine, Seq2Seq) else Slots(engine, rows, capacity)
+
+
 class Prompt:
     """A prompt that is run in pieces, so that rows which are being written wait for one piece at a time."""
 
@@ -136,3 +204,12 @@ class Prompt:
         piece, self.rest = self.rest[: self.piece], self.rest[self.piece :]
         logits, self.cache = self.engine.extend(piece, self.cache, self.vectors)
         return None if self.rest else logits
+
+
+class Encoded(Prompt):
+    """A prompt that goes into an encoder, whole."""
+
+    def advance(self) -> Floats:
+        logits, self.cache = self.engine.prefill([self.rest], self.vectors)
+        self.rest = []
+        return logits

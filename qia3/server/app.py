@@ -4,6 +4,7 @@
     POST   /v1/chat/completions      one message of the user, into the task's prompt; a classifying task answers its label
     POST   /v1/completions           for an adapter the same with 'prompt'; for the base a text that is gone on with
     POST   /v1/classify              {"model", "input": text or texts, "choices"?} -> label and probabilities
+    POST   /v1/embeddings            an encoder's: {"model", "input"} -> vectors, as numbers or in base64
     GET    /v1/adapters              state, bytes and hits of each
     POST   /v1/adapters {"name"}     reads one from the folder of adapters, anew if it was known
     DELETE /v1/adapters/NAME         forgets it; its files stay
@@ -39,9 +40,9 @@ from starlette.routing import Route
 
 from qia3.server import openai, routes
 from qia3.server.asked import Asked, Refused
-from qia3.server.batcher import Batcher
 from qia3.server.bodies import Body
 from qia3.server.jobs import Job
+from qia3.server.line import Line
 from qia3.server.metrics import Metrics
 from qia3.server.model import Known, Model
 
@@ -58,9 +59,9 @@ class Limits:
 
 
 class Server:
-    def __init__(self, model: Model, batcher: Batcher, limits: Limits, keys: Sequence[str] = ()) -> None:
-        self.model, self.batcher, self.limits, self.keys = model, batcher, limits, tuple(keys)
-        self.metrics = Metrics(model.shelf, batcher)
+    def __init__(self, model: Model, line: Line, limits: Limits, keys: Sequence[str] = ()) -> None:
+        self.model, self.line, self.limits, self.keys = model, line, limits, tuple(keys)
+        self.metrics = Metrics(model.shelf, line)
 
     def app(self) -> Starlette:
         paths = [
@@ -68,6 +69,7 @@ class Server:
             Route("/v1/chat/completions", self._guarded(routes.chat), methods=["POST"]),
             Route("/v1/completions", self._guarded(routes.completions), methods=["POST"]),
             Route("/v1/classify", self._guarded(routes.classify), methods=["POST"]),
+            Route("/v1/embeddings", self._guarded(routes.embeddings), methods=["POST"]),
             Route("/v1/adapters", self._guarded(routes.adapters)),
             Route("/v1/adapters", self._guarded(routes.add_adapter), methods=["POST"]),
             Route("/v1/adapters/{name}", self._guarded(routes.remove_adapter), methods=["DELETE"]),
@@ -79,9 +81,9 @@ class Server:
 
     @asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
-        self.batcher.start()
+        self.line.start()
         yield
-        await asyncio.to_thread(self.batcher.stop, self.limits.grace)
+        await asyncio.to_thread(self.line.stop, self.limits.grace)
 
     def _guarded(self, route: Answer) -> Callable[[Request], Awaitable[Response]]:
         """A route for those who have a key, where the server has some."""
@@ -136,7 +138,7 @@ class Server:
         shared = known.shared if what.pop("task_prompt", True) else 0
         deadline = time.monotonic() + self.limits.deadline
         asked.job = Job(prompt, known.vectors, asked.tell, deadline=deadline, shared=shared, **what)
-        self.batcher.submit(asked.job)
+        self.line.submit(asked.job)
         request.state.facts |= {"model": known.name, "prompt_tokens": len(prompt)}
         return asked
 

@@ -45,6 +45,13 @@ class Ranked:
 
 
 @dataclass(frozen=True)
+class Embedded:
+    """[hidden] of a text."""
+
+    vector: Floats
+
+
+@dataclass(frozen=True)
 class Failed:
     """Nothing more comes. `error` is what is told to whoever asked."""
 
@@ -52,7 +59,7 @@ class Failed:
     reason: Cause
 
 
-Event = Token | Ended | Ranked | Failed
+Event = Token | Ended | Ranked | Embedded | Failed
 Tell = Callable[[Event], None]
 
 
@@ -60,9 +67,9 @@ Tell = Callable[[Event], None]
 class Job:
     """`vectors` are [1, 1, d], the same arrays for all jobs of one adapter, so that begun prompts are known again.
 
-    `choices` make it a ranking; otherwise up to `limit` tokens are written, until one of `stop`. `top` None: nobody asks
-    for log-probabilities. `deadline` is a time.monotonic(). `shared`: how many of the prompt's first tokens other jobs with
-    these vectors begin with, too.
+    `choices` make it a ranking (an encoder's are the numbers of its head's rows), `embed` asks for a vector; otherwise up
+    to `limit` tokens are written, until one of `stop`. `top` None: nobody asks for log-probabilities. `deadline` is a
+    time.monotonic(). `shared`: how many of the prompt's first tokens other jobs with these vectors begin with, too.
     """
 
     prompt: Sequence[int]
@@ -74,6 +81,7 @@ class Job:
     top: int | None = None
     choices: Sequence[Sequence[int]] = ()
     ranking: str = "sum"
+    embed: bool = False
     deadline: float | None = None
     shared: int = 0
     submitted: float = field(default_factory=time.monotonic)

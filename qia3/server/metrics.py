@@ -11,16 +11,16 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, H
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from qia3.server.batcher import Batcher
 from qia3.server.jobs import Job
+from qia3.server.line import Line
 from qia3.server.shelf import Shelf
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
-ROUTES = ("/v1/chat/completions", "/v1/completions", "/v1/classify", "/v1/models", "/v1/adapters")
+ROUTES = ("/v1/chat/completions", "/v1/completions", "/v1/classify", "/v1/embeddings", "/v1/models", "/v1/adapters")
 
 
 class Metrics:
-    def __init__(self, shelf: Shelf, batcher: Batcher) -> None:
+    def __init__(self, shelf: Shelf, line: Line) -> None:
         self.registry = CollectorRegistry()
         self._requests = Counter("qia3_requests", "Requests answered.", ["route", "status"], registry=self.registry)
         self._seconds = Histogram(
@@ -33,7 +33,7 @@ class Metrics:
         self._first = Histogram(
             "qia3_first_token_seconds", "From a request to its first token.", buckets=SECONDS, registry=self.registry
         )
-        self.registry.register(_Now(shelf, batcher))
+        self.registry.register(_Now(shelf, line))
 
     def request(self, path: str, status: int, seconds: float) -> None:
         route = path if path in ROUTES else "other"  # names of adapters are in paths, and anybody may ask for anything
@@ -51,14 +51,14 @@ class Metrics:
 
 
 class _Now(Collector):
-    def __init__(self, shelf: Shelf, batcher: Batcher) -> None:
-        self.shelf, self.batcher = shelf, batcher
+    def __init__(self, shelf: Shelf, line: Line) -> None:
+        self.shelf, self.line = shelf, line
 
     def collect(self) -> Iterator[Metric]:
-        batcher, counts = self.batcher, self.batcher.counts
-        yield GaugeMetricFamily("qia3_queue", "Requests that wait.", len(batcher.queue))
-        yield GaugeMetricFamily("qia3_rows_in_use", "Rows that write.", len(batcher.rows))
-        yield GaugeMetricFamily("qia3_rows", "Rows that there are.", batcher.slots.rows)
+        line, counts = self.line, self.line.counts
+        yield GaugeMetricFamily("qia3_queue", "Requests that wait.", len(line.queue))
+        yield GaugeMetricFamily("qia3_rows_in_use", "Rows that write.", line.in_use)
+        yield GaugeMetricFamily("qia3_rows", "Rows that there are.", line.rows)
         yield CounterMetricFamily("qia3_prompt_tokens", "Tokens of prompts that were run.", counts.prompt_tokens)
         yield CounterMetricFamily("qia3_new_tokens", "Tokens that were written.", counts.new_tokens)
         yield CounterMetricFamily("qia3_steps", "Steps of all rows.", counts.steps)

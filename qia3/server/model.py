@@ -10,11 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+from qia3.bundle.ports import HEAD_WEIGHT
 from qia3.bundle.task import Task
 from qia3.names import NONE
+from qia3.runtime.adapters import AdapterBank
 from qia3.runtime.answer import answer_of, beginning, prompt_of, task_of
 from qia3.runtime.cache import Floats
-from qia3.runtime.engine import Engine
+from qia3.runtime.encoder import Encoder
+from qia3.runtime.load import AnyEngine
 from qia3.server.bodies import BadBody
 from qia3.server.shelf import Shelf
 
@@ -34,10 +37,12 @@ class Known:
 
 
 class Model:
-    def __init__(self, engine: Engine, shelf: Shelf) -> None:
+    def __init__(self, engine: AnyEngine, shelf: Shelf) -> None:
         self.engine, self.shelf, self.name = engine, shelf, engine.bundle.name
         self._beginnings = lru_cache(4096)(lambda task: len(beginning(engine, task)))
+        self.embeds = isinstance(engine, Encoder)
         self._base = None if engine.bundle.mode == "merged" else task_of(engine, NONE)
+        self._ones = {} if self._base is None else AdapterBank(engine.bundle).vectors(NONE)
 
     def names(self) -> list[str]:
         """The base first, unless the bundle is merged."""
@@ -53,7 +58,7 @@ class Model:
                 names = self.names()
                 shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
                 raise UnknownModel(f"there is no model {name!r}; there are: {shown}") from error
-            return Known(name, self._base, {}, 0)
+            return Known(name, self._base, self._ones, 0)
         return Known(name, task, vectors, self._beginnings(replace(task, name=NONE)))
 
     def prompt(self, known: Known, text: str) -> list[int]:
@@ -66,7 +71,11 @@ class Model:
         )
 
     def choices(self, known: Known, given: Sequence[str]) -> tuple[tuple[str, ...], list[list[int]]]:
-        """Answers to rank, the task's where none are given, and their tokens. Raises BadBody."""
+        """Answers to rank, the task's where none are given, and their tokens. An encoder has those of its head alone.
+        Raises BadBody.
+        """
+        if self.embeds and (given or not (self.engine.bundle.mode == "merged" or HEAD_WEIGHT in known.vectors)):
+            raise BadBody(f"{known.name!r} has {'its own labels and no others' if given else 'no labels: it embeds'}")
         found = tuple(given) or known.task.choices or ()
         if not found:
             raise BadBody(f"{known.name!r} has no choices of its own: give 'choices'")

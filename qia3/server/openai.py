@@ -6,12 +6,14 @@ is a chunk, the last part says why it ended, and the usage comes in a chunk of i
 
 from __future__ import annotations
 
+import base64
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from qia3.runtime.engine import Engine
+from qia3.runtime.cache import Floats
+from qia3.runtime.load import AnyEngine
 from qia3.server.jobs import Token
 from qia3.server.shelf import Entry
 
@@ -33,7 +35,7 @@ class Shape:
     chat: bool
     id: str
     model: str
-    engine: Engine
+    engine: AnyEngine
     created: int = field(default_factory=lambda: int(time.time()))
     prompt_tokens: int = 0
     new_tokens: int = 0
@@ -103,6 +105,21 @@ class Shape:
 
 def models(names: Sequence[str]) -> dict[str, Any]:
     return {"object": "list", "data": [{"id": n, "object": "model", "created": 0, "owned_by": "qia3"} for n in names]}
+
+
+def embeddings(model: str, vectors: Sequence[Floats], form: str, count: int) -> dict[str, Any]:
+    """`form` "float", or "base64" of float32, the lowest byte first."""
+    shown = [
+        base64.b64encode(v.astype("<f4").tobytes()).decode() if form == "base64" else [float(x) for x in v]
+        for v in vectors
+    ]
+    data = [{"object": "embedding", "index": i, "embedding": v} for i, v in enumerate(shown)]
+    return {
+        "object": "list",
+        "model": model,
+        "data": data,
+        "usage": {"prompt_tokens": count, "total_tokens": count},
+    }
 
 
 def adapter(entry: Entry) -> dict[str, Any]:

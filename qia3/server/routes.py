@@ -6,22 +6,22 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from qia3.errors import AdapterError, QIA3Error, first_line
 from qia3.names import NONE
-from qia3.runtime.score import Scores, chosen
+from qia3.runtime.score import chosen
 from qia3.server import openai
 from qia3.server.asked import Asked, Refused
-from qia3.server.batcher import Busy, Stopping
 from qia3.server.bodies import BadBody, Body, user_text, writing
-from qia3.server.jobs import Ended, Ranked, Token
-from qia3.server.model import UnknownModel
+from qia3.server.jobs import Embedded, Ended, Ranked, Token
+from qia3.server.line import Busy, Stopping
+from qia3.server.model import Known, UnknownModel
 from qia3.server.text import Text
 
 if TYPE_CHECKING:
@@ -55,8 +55,10 @@ async def _write(server: Server, request: Request, body: Body, text: str, chat: 
         choices, tokens = server.model.choices(known, ())
         prompt = server.model.prompt(known, text)
         job = server.ask(request, known, prompt, choices=tokens, ranking=known.task.ranking)
-        label = chosen(choices, await _scores(job)).label
+        label = chosen(choices, (await _last(job, Ranked)).scores).label
         parts = _one(openai.Part(label, (), len(tokens[choices.index(label)]), "stop"))
+    elif known.task.kind != "generate":
+        raise BadBody(f"{known.name!r} writes no text: its task is to {known.task.kind}")
     else:
         own = chat or known.task.name != NONE
         prompt = server.model.prompt(known, text) if own else server.model.raw(text)
@@ -134,13 +136,6 @@ def _event(value: Any) -> str:
     return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
 
 
-async def _scores(asked: Asked) -> Scores:
-    async for event in asked.events():
-        if isinstance(event, Ranked):
-            return event.scores
-    raise QIA3Error("a ranking ended without scores")
-
-
 async def classify(server: Server, request: Request) -> Response:
     body = await server.body(request)
     name, texts, given = body.text("model"), body.texts("input", MOST_INPUTS), body.texts("choices", MOST_CHOICES)
@@ -150,18 +145,53 @@ async def classify(server: Server, request: Request) -> Response:
     known = await asyncio.to_thread(server.model.known, name)
     choices, tokens = server.model.choices(known, given)
     prompts = [server.model.prompt(known, text) for text in texts]
-    jobs: list[Asked] = []
-    try:
-        for prompt in prompts:
-            jobs.append(server.ask(request, known, prompt, choices=tokens, ranking=known.task.ranking))
-        answers = [chosen(choices, await _scores(job)) for job in jobs]
-    finally:
-        for job in jobs:
-            job.job.cancelled.set()
+    ranked = await _all(server, request, known, prompts, Ranked, choices=tokens, ranking=known.task.ranking)
+    answers = [chosen(choices, event.scores) for event in ranked]
     data = [{"index": i, "label": a.label, "scores": a.scores} for i, a in enumerate(answers)]
     count = sum(map(len, prompts))
     usage = {"prompt_tokens": count, "total_tokens": count}
     return JSONResponse({"object": "list", "model": known.name, "data": data, "usage": usage})
+
+
+async def embeddings(server: Server, request: Request) -> Response:
+    body = await server.body(request)
+    name, texts = body.text("model"), body.texts("input", MOST_INPUTS)
+    form = body.take("encoding_format", str, "a string", "float")
+    if form not in ("float", "base64"):
+        body.bad.append(f"'encoding_format' is float or base64, not {form!r}")
+    if not texts:
+        body.bad.append("'input' is missing")
+    body.check()
+    known = await asyncio.to_thread(server.model.known, name)
+    if not server.model.embeds:
+        raise BadBody(f"{server.model.name!r} is no encoder: it writes, and gives no embeddings")
+    prompts = [server.model.prompt(known, text) for text in texts]
+    vectors = [event.vector for event in await _all(server, request, known, prompts, Embedded, embed=True)]
+    return JSONResponse(openai.embeddings(known.name, vectors, form, sum(map(len, prompts))))
+
+
+E_ = TypeVar("E_", Ranked, Embedded)
+
+
+async def _all(
+    server: Server, request: Request, known: Known, prompts: Sequence[list[int]], kind: type[E_], **what: Any
+) -> list[E_]:
+    """What jobs of several prompts come to; where one fails, so do all."""
+    jobs: list[Asked] = []
+    try:
+        for prompt in prompts:
+            jobs.append(server.ask(request, known, prompt, **what))
+        return [await _last(job, kind) for job in jobs]
+    finally:
+        for job in jobs:
+            job.job.cancelled.set()
+
+
+async def _last(asked: Asked, kind: type[E_]) -> E_:
+    async for event in asked.events():
+        if isinstance(event, kind):
+            return event
+    raise QIA3Error("a job ended without its answer")
 
 
 async def adapters(server: Server, _: Request) -> Response:
@@ -197,13 +227,13 @@ async def metrics(server: Server, _: Request) -> Response:
 
 async def health(server: Server, _: Request) -> Response:
     """Whether the thread that runs the model lives."""
-    alive = server.batcher.alive
+    alive = server.line.alive
     return JSONResponse({"status": "ok" if alive else "stopped"}, 200 if alive else 503)
 
 
 async def ready(server: Server, _: Request) -> Response:
     """Whether one more request would be taken."""
-    free = server.batcher.alive and len(server.batcher.queue) < server.batcher.waiting
+    free = server.line.alive and len(server.line.queue) < server.line.waiting
     return JSONResponse({"status": "ready" if free else "busy"}, 200 if free else 503)
 
 

@@ -15,11 +15,12 @@ import uvicorn
 from qia3.bundle.opened import Bundle
 from qia3.errors import ConfigError
 from qia3.progress import say
-from qia3.runtime.engine import Engine
+from qia3.runtime.encoder import Encoder
 from qia3.runtime.load import open_engine
-from qia3.runtime.seq2seq import Seq2Seq
 from qia3.server.app import Limits, Server
 from qia3.server.batcher import Batcher
+from qia3.server.labeller import Labeller
+from qia3.server.line import Line
 from qia3.server.model import Model
 from qia3.server.shelf import Shelf
 
@@ -42,17 +43,19 @@ class Options:
 
 
 def make_server(bundle: Path, options: Options) -> Server:
-    """Raises ConfigError for a bundle that is not served yet, and what opening it raises."""
+    """Raises what opening a bundle raises, and ConfigError for options that do not fit it."""
     opened = Bundle.open(bundle)
     keys = _keys(options.key_file)
     shelf = Shelf(opened, options.adapters, options.keep)
-    if opened.architecture.pooling is not None or opened.manifest.encoder is not None:
-        raise ConfigError(f"{bundle} has an encoder, and `qia3 serve` serves decoders alone; use qia3 run")
     engine = open_engine(opened, options.threads, options.packed)
-    assert isinstance(engine, Engine)
-    assert not isinstance(engine, Seq2Seq)
-    batcher = Batcher(engine, options.rows, options.context, options.queue)
-    return Server(Model(engine, shelf), batcher, options.limits, keys)
+    line: Line
+    if isinstance(engine, Encoder):
+        if options.context is not None:
+            raise ConfigError("--context is for what writes: an encoder reads its whole context")
+        line = Labeller(engine, options.rows, options.queue)
+    else:
+        line = Batcher(engine, options.rows, options.context, options.queue)
+    return Server(Model(engine, shelf), line, options.limits, keys)
 
 
 def serve(bundle: Path, options: Options) -> None:

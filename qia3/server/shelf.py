@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from qia3.bundle.adapter import Adapter
 from qia3.bundle.opened import Bundle
 from qia3.bundle.peft import read_peft
 from qia3.bundle.ports import HEAD
@@ -126,7 +127,7 @@ class Shelf:
                 entry.vectors = AdapterBank(self.bundle).vectors(entry.name)
             else:
                 entry.task, entry.vectors = self._read(entry.name, entry.folder)
-            if entry.vectors and all(np.all(v == 1) for n, v in entry.vectors.items() if n not in HEAD):
+            if _changes_nothing(entry.vectors):
                 raise AdapterError(f"{entry.name!r} changes nothing: all its vectors are ones")
             entry.error = None
             self._keep(entry)
@@ -139,7 +140,7 @@ class Shelf:
         found = read_peft(folder, sites, self.bundle.fingerprint, self.layers)
         whole = {s.name: found.vectors.get(s.name, np.ones(s.size, np.float32)) for s in sites}
         task = found.task or plain_task(name, self.bundle.prefix, self.bundle.suffix, "")
-        return replace(task, name=name), {n: v.reshape(1, 1, -1).astype(np.float32) for n, v in whole.items()}
+        return replace(task, name=name), Adapter(whole, found.base, head=found.head).inputs
 
     def _forget(self, name: str) -> None:
         del self.entries[name]
@@ -149,6 +150,11 @@ class Shelf:
         self._loaded[entry.name] = entry
         while len(self._loaded) > self.keep:
             self._loaded.popitem(last=False)[1].vectors = None
+
+
+def _changes_nothing(vectors: Vectors) -> bool:
+    """All ones, and no head; a merged bundle's has no vectors to tell by."""
+    return bool(vectors) and not any(n in HEAD for n in vectors) and all(np.all(v == 1) for v in vectors.values())
 
 
 def _is_name(name: str) -> bool:

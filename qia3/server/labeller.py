@@ -1,0 +1,75 @@
+"""An encoder's jobs: as many texts as wait, up to `rows` of them, are one run, each with its own vectors and head.
+
+A text is done in one run, so nobody joins or leaves: texts that come while a run is at work are the next one's. Labels
+and embeddings are outputs of the same graph, and are asked for apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from qia3.errors import QIA3Error
+from qia3.runtime.adapters import in_rows
+from qia3.runtime.encoder import Encoder
+from qia3.server.jobs import Embedded, Job, Ranked
+from qia3.server.line import Line, failed
+
+
+class Labeller(Line):
+    """Owns the engine from `start` on."""
+
+    def __init__(self, engine: Encoder, rows: int = 8, waiting: int = 64) -> None:
+        super().__init__(rows, waiting)
+        self.engine = engine
+        self.running: list[Job] = []
+
+    @property
+    def in_use(self) -> int:
+        return len(self.running)
+
+    @property
+    def _busy(self) -> bool:
+        return False  # a run is over when its turn is
+
+    def _check(self, job: Job) -> None:
+        if len(job.prompt) > self.engine.context_length:
+            raise QIA3Error(
+                f"{len(job.prompt)} tokens do not fit the bundle's context of {self.engine.context_length}; shorten the text"
+            )
+        if not job.embed and not job.choices:
+            raise QIA3Error("an encoder writes no text: it labels or embeds one")
+
+    def _take_out(self, gone: Callable[[Job], bool]) -> list[Job]:
+        return []
+
+    def _turn(self) -> None:
+        with self._change:
+            first = self.queue[0] if self.queue else None
+            alike = [job for job in self.queue if first is not None and job.embed == first.embed][: self.rows]
+            for job in alike:
+                self.queue.remove(job)
+        if not alike:
+            return
+        self.running = alike
+        try:
+            found = self._run_together(alike)
+        except Exception as error:
+            for job in alike:
+                self._end(job, failed(error))
+            return
+        finally:
+            self.running = []
+        self.counts.steps += 1
+        self.counts.step_rows += len(alike)
+        for job, row in zip(alike, found, strict=True):
+            self.counts.prompt_tokens += len(job.prompt)
+            self._end(job, Embedded(row) if job.embed else Ranked(row[: len(job.choices)].astype(np.float64)))
+
+    def _run_together(self, jobs: list[Job]) -> np.ndarray:
+        one = all(job.vectors is jobs[0].vectors for job in jobs)
+        width = self.engine.bundle.architecture.hidden_size
+        vectors = jobs[0].vectors if one else in_rows([dict(job.vectors) for job in jobs], width)
+        run = self.engine.embed if jobs[0].embed else self.engine.logits
+        return run([job.prompt for job in jobs], vectors)

@@ -1,0 +1,153 @@
+"""A line of jobs and the thread that works through it, whatever the model.
+
+The queue has `waiting` places, and a job beyond them is refused (Busy), which is a server's 429. A job that was cancelled
+or is late is taken out before the next turn, wherever it is, and told. What breaks a turn is told to every job in it, and
+the next job is taken.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from qia3.errors import QIA3Error, first_line
+from qia3.progress import say
+from qia3.server.jobs import Cause, Embedded, Ended, Failed, Job, Ranked
+
+IDLE_SECONDS = 0.5  # between looks at whether to stop, when nothing runs
+TOLD: dict[Cause, str] = {
+    "cancelled": "cancelled",
+    "late": "its time was up",
+    "stopping": "the server stops",
+    "failed": "the server failed",
+}
+MEMORY = 0.1  # share of the newest job in the running mean of what a job takes
+
+
+class Busy(QIA3Error):
+    """The queue is full; `seconds` until it is worth asking again."""
+
+    def __init__(self, waiting: int, seconds: float) -> None:
+        super().__init__(f"{waiting} requests are waiting already; try again in {seconds:.0f} s")
+        self.seconds = seconds
+
+
+class Stopping(QIA3Error):
+    """No more jobs are taken."""
+
+
+@dataclass
+class Counts:
+    """Since the start, for the metrics."""
+
+    prompt_tokens: int = 0
+    new_tokens: int = 0
+    steps: int = 0
+    step_rows: int = 0
+    finished: dict[str, int] = field(default_factory=dict)  # by how they ended
+
+
+class Line(ABC):
+    """`rows`: how many jobs run at once."""
+
+    def __init__(self, rows: int, waiting: int) -> None:
+        self.rows, self.waiting = rows, waiting
+        self.queue: deque[Job] = deque()
+        self.counts = Counts()
+        self._change = threading.Condition()
+        self._closing, self._stop_at = False, float("inf")
+        self._seconds_a_job = 1.0
+        self._thread = threading.Thread(target=self._run, name="qia3-model", daemon=True)
+
+    @property
+    @abstractmethod
+    def in_use(self) -> int:
+        """Rows that are being worked on."""
+
+    @abstractmethod
+    def _check(self, job: Job) -> None:
+        """Raises QIA3Error for a job that can never run."""
+
+    @abstractmethod
+    def _turn(self) -> None:
+        """A little of the work: no longer than a job that comes in may wait."""
+
+    @property
+    @abstractmethod
+    def _busy(self) -> bool:
+        """Whether there is any, beside the queue."""
+
+    @abstractmethod
+    def _take_out(self, gone: Callable[[Job], bool]) -> list[Job]:
+        """Jobs that are to go, from wherever they are beside the queue."""
+
+    def start(self) -> None:
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive() and not self._closing
+
+    def submit(self, job: Job) -> None:
+        """Puts a job into the queue, from any thread. Raises Busy, Stopping, and QIA3Error for one that can never run."""
+        if not job.prompt:
+            raise QIA3Error("an empty prompt cannot be run: give it some text")
+        self._check(job)
+        with self._change:
+            if self._closing:
+                raise Stopping(TOLD["stopping"])
+            if len(self.queue) >= self.waiting:
+                raise Busy(len(self.queue), max(1.0, self._seconds_a_job * len(self.queue) / self.rows))
+            self.queue.append(job)
+            self._change.notify()
+
+    def stop(self, grace: float = 0.0) -> None:
+        """Takes no more jobs, gives those that it has `grace` seconds, tells the rest, and ends the thread."""
+        with self._change:
+            self._closing, self._stop_at = True, time.monotonic() + grace
+            self._change.notify()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            with self._change:
+                if not (self.queue or self._busy or self._closing):
+                    self._change.wait(IDLE_SECONDS)
+                if self._closing and (not (self.queue or self._busy) or time.monotonic() > self._stop_at):
+                    break
+            try:
+                self._drop(lambda job: job.cancelled.is_set() or job.late)
+                self._turn()
+            except Exception as error:  # of no job alone: all of them are told, and the next one is taken
+                say(f"error: the server's turn failed: {type(error).__name__}: {first_line(error)}")
+                self._drop(lambda job: True, "failed")
+        self._drop(lambda job: True)
+
+    def _drop(self, gone: Callable[[Job], bool], otherwise: Cause = "stopping") -> None:
+        """Takes out every job that is to go, and tells it why: it was cancelled, is late, or `otherwise`."""
+        with self._change:
+            dropped = [job for job in self.queue if gone(job)]
+            self.queue = deque(job for job in self.queue if not gone(job))
+        for job in dropped + self._take_out(gone):
+            cause: Cause = "cancelled" if job.cancelled.is_set() else "late" if job.late else otherwise
+            self._end(job, Failed(TOLD[cause], cause))
+
+    def _end(self, job: Job, event: Ended | Ranked | Embedded | Failed) -> None:
+        """Tells a job its last event, when nothing of it is left here."""
+        how = event.reason if isinstance(event, Ended | Failed) else type(event).__name__.lower()
+        self.counts.finished[how] = self.counts.finished.get(how, 0) + 1
+        if not isinstance(event, Failed):
+            self._seconds_a_job += MEMORY * (time.monotonic() - job.submitted - self._seconds_a_job)
+        job.tell(event)
+
+
+def failed(error: Exception) -> Failed:
+    """What a request is told of its own failure; a fault of ours is a line for whoever runs the server, too."""
+    if not isinstance(error, QIA3Error):
+        say(f"error: a request failed: {type(error).__name__}: {first_line(error)}")
+    return Failed(first_line(error), "failed")
