@@ -9,6 +9,7 @@
     POST   /v1/adapters {"name"}     reads one from the folder of adapters, anew if it was known
     DELETE /v1/adapters/NAME         forgets it; its files stay
     GET    /health, /ready, /metrics
+    GET    /                         a page to try tasks side by side
 
 An error is OpenAI's: {"error": {"message", "type", "code"}}.
 
@@ -74,6 +75,7 @@ class Server:
             Route("/v1/adapters", self._guarded(routes.add_adapter), methods=["POST"]),
             Route("/v1/adapters/{name}", self._guarded(routes.remove_adapter), methods=["DELETE"]),
             Route("/metrics", self._guarded(routes.metrics)),
+            Route("/", self._told(routes.page)),
             Route("/health", self._told(routes.health)),
             Route("/ready", self._told(routes.ready)),
         ]

@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
+from importlib.resources import files
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
@@ -218,6 +219,15 @@ async def remove_adapter(server: Server, request: Request) -> Response:
     except KeyError as error:
         raise Refused(404, f"there is no adapter {name!r}") from error
     return Response(status_code=204)
+
+
+async def page(_server: Server, _request: Request) -> Response:
+    """It asks for nothing from elsewhere, and may not."""
+    text = files("qia3.server").joinpath("page.html").read_text(encoding="utf-8")
+    policy = (
+        "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
+    )
+    return Response(text, media_type="text/html", headers={"Content-Security-Policy": policy})
 
 
 async def metrics(server: Server, _: Request) -> Response:
