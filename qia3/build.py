@@ -5,6 +5,7 @@ model reference -> 4-bit base -> IA³ trained on it -> side vectors or fold -> O
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from qia3.base.kind import check_kind
 from qia3.base.load import Asked, load_base
 from qia3.base.text import read_base_text
 from qia3.bundle.folder import check_place
+from qia3.complaints import nearest
 from qia3.config import Base, Build
 from qia3.errors import ConfigError
 from qia3.examples import Example
@@ -44,9 +46,12 @@ def build(plan: Build) -> Path:
         return publish(plan, adapted, trained, _tests(jobs), graph)
 
 
-def train(plan: Build) -> Path:
-    """Base and training alone. Returns the work folder, which `export` reads."""
-    jobs = measured(plan, plan_jobs(plan))
+def train(plan: Build, only: Collection[str] = ()) -> Path:
+    """Base and training alone, of the tasks named or of all. Returns the work folder, which `export` reads."""
+    names = [task.name for task in plan.task]
+    if unknown := [name for name in only if name not in names]:
+        raise ConfigError(f"no task is called {unknown[0]!r}{nearest(unknown[0], names)}")
+    jobs = [job for job in measured(plan, plan_jobs(plan)) if not only or job.task.name in only]
     with _working(plan):
         adapted = load(plan)
         exported(plan, adapted)

@@ -140,9 +140,11 @@ def build(
 @qia3.command(epilog=_example("qia3 train examples/home-intents/qia3.toml --steps 60"))
 @click.argument("file", type=FILE)
 @training_options
+@click.option("--only", multiple=True, metavar="NAME", help="Train this task alone; may be given again.")
 @as_json
 def train(
     file: Path,
+    only: tuple[str, ...],
     output: Path | None,
     work: Path | None,
     seed: int | None,
@@ -161,7 +163,7 @@ def train(
     with progress_on_stderr():
         from qia3.build import train as make
 
-        folder = make(plan)
+        folder = make(plan, only)
     if is_main():
         print_result({"work": str(folder)}, f"trained vectors are in {folder}", as_json)
 

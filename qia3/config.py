@@ -40,6 +40,7 @@
     end = "<|im_end|>"               # the token that ends an answer. Default: the base's own
     overlong = "refuse"              # lines longer than the context; "cut" shortens their words and says how many
     shots = 0                        # demonstrations before the question, drawn from the task's other examples
+    # name = "*", train = "tasks/*.jsonl": a task for each file (qia3/task_files.py)
     mixture = ["quiz", "commands"]   # train on these tasks' examples, with their prompts, too (or, without `train`, only)
 
     [export]
@@ -54,6 +55,7 @@ Paths of data are relative to the build file; `output`, the bundle's folder, and
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -66,6 +68,7 @@ from qia3.names import check_file_name, check_name
 from qia3.parse import parse_toml, read_text
 from qia3.recipe import Section
 from qia3.recipe import Train as Train
+from qia3.task_files import task_files
 
 LAYERS = re.compile(r"\d{1,4}(-\d{1,4})?(,\d{1,4}(-\d{1,4})?)*")
 NUMBER = re.compile(r"[0-9]{1,4}")
@@ -368,6 +371,10 @@ def read_build(path: Path, **overrides: Any) -> Build:
         document = parse_toml(text)
     except ValueError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    try:
+        written = task_files(document, path.parent)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
     for dotted, value in overrides.items():
         if value is not None:
             *tables, key = dotted.split(".")
@@ -379,8 +386,20 @@ def read_build(path: Path, **overrides: Any) -> Build:
     try:
         build = Build.model_validate(document)
     except ValidationError as error:
-        raise ConfigError(f"{path}: " + "; ".join(complaints(error.errors(), text, _known_keys()))) from error
+        errors = _where_written(error.errors(), written)
+        raise ConfigError(f"{path}: " + "; ".join(complaints(errors, text, _known_keys()))) from error
     return _beside(build, path.parent)
+
+
+def _where_written(errors: Sequence[Any], written: Sequence[int]) -> list[Any]:
+    """The errors of tasks at the tables that they come from, each once."""
+    found: dict[tuple[Any, str], Any] = {}
+    for error in errors:
+        place = tuple(error["loc"])
+        if place[:1] == ("task",) and len(place) > 1 and isinstance(place[1], int) and place[1] < len(written):
+            place = ("task", written[place[1]], *place[2:])
+        found.setdefault((place, str(error["msg"])), error | {"loc": place})
+    return list(found.values())
 
 
 def _beside(build: Build, here: Path) -> Build:

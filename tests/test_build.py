@@ -320,7 +320,10 @@ def test_an_adapter_goes_out_and_comes_in_under_another_name(place, tmp_path, ca
 
 def test_law_7_an_adapter_of_another_base_is_refused_and_nothing_changes(place, tmp_path, capsys):
     write_build(tmp_path, steps=1, seed=5)
-    assert qia3(capsys, "train", tmp_path / "qia3.toml", "--output", tmp_path / "other")[0] == 0
+    one = ("train", tmp_path / "qia3.toml", "--output", tmp_path / "other", "--only")
+    assert "no task is called 'topic'; did you mean 'topics'?" in complaint(capsys, *one, "topic")
+    assert qia3(capsys, *one, "topics")[0] == 0
+    assert not (tmp_path / "other.work" / "commands").exists()
     before = tree(place / "side")
     assert "another base" in complaint(
         capsys, "adapter", "import", place / "side", tmp_path / "other.work" / "topics" / "adapter", "--name", "x"
