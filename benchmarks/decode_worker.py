@@ -41,7 +41,7 @@ def qia3(folder: Path, threads: int, adapter: str | None) -> tuple[Run, dict[str
         return time.perf_counter() - start
 
     return run, {
-        "streamed_bytes": kernel_bytes(manifest.linears)[kernel_here(manifest.decoder)].streamed_bytes,
+        "streamed_bytes": kernel_bytes(manifest.linears)[kernel_here(manifest)].streamed_bytes,
         "versions": {"qia3": manifest.qia3},
     }
 

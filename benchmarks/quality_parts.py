@@ -127,25 +127,25 @@ def merged_bundle(bundle: Path, scales: dict[str, np.ndarray], vectors: dict[str
             (folder / graph["file"]).write_bytes((bundle / graph["file"]).read_bytes())
         (shared,) = {graph["data"] for graph in graphs}
         data = bytearray((bundle / shared).read_bytes())
-        places = scale_places(manifest)
+        where = places(manifest)
         for name, vector in vectors.items():
             folded = (scales[name] * vector[:, None]).astype(np.float32).tobytes()
-            start, size = places[name.removesuffix(".ia3_l") + ".scales"]
+            start, size = where[name.removesuffix(".ia3_l") + ".scales"]
             assert size == len(folded), name
             data[start : start + size] = folded
         (folder / shared).write_bytes(data)
         yield folder
 
 
-def scale_places(manifest: dict[str, Any]) -> dict[str, tuple[int, int]]:
-    """Offset and bytes of every layer's scales in the weight file."""
-    places = {}
+def places(manifest: dict[str, Any]) -> dict[str, tuple[int, int]]:
+    """Offset and bytes of every tensor in the weight file, by its own name where several are packed into one."""
+    found = {}
     for region in manifest["tensors"]:
         start = region["offset"]
         for name, size in region.get("packed") or [(region["name"], region["bytes"])]:
-            places[name] = (start, size)
+            found[name] = (start, size)
             start += size
-    return places
+    return found
 
 
 @torch.inference_mode()

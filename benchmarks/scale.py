@@ -88,8 +88,10 @@ def config(shape: str) -> LlamaConfig:
     )
 
 
-def write_float(shape: str, folder: Path) -> None:
-    """A file for each layer and one for the rest, written tensor by tensor as far as a file goes."""
+def write_float(shape: str, folder: Path, alike: bool = True) -> None:
+    """A file for each layer and one for the rest, written tensor by tensor as far as a file goes. `alike`: all layers have
+    the same weights, which a bundle then stores once.
+    """
     with torch.device("meta"):
         empty = LlamaForCausalLM(config(shape))
     names = {n: p.shape for n, p in empty.named_parameters()}  # a tied head is not among them
@@ -97,7 +99,7 @@ def write_float(shape: str, folder: Path) -> None:
     for name in names:
         parts = name.split(".")
         shards.setdefault(parts[2] if parts[1] == "layers" else "rest", []).append(name)
-    random, where = Random(), dict[str, str]()
+    random, where = Random(alike), dict[str, str]()
     folder.mkdir(parents=True)
     for i, own in enumerate(shards.values(), 1):
         file = f"model-{i:05}-of-{len(shards):05}.safetensors"
@@ -109,14 +111,19 @@ def write_float(shape: str, folder: Path) -> None:
 
 
 class Random(dict[torch.Size, torch.Tensor]):
-    """Weights by shape: made once, and the same for all layers, which neither time nor memory can tell."""
+    """Weights by shape: made once, and the same for all layers, which neither time nor memory can tell; or others each
+    time.
+    """
+
+    def __init__(self, alike: bool) -> None:
+        self.alike, self.generator = alike, torch.Generator().manual_seed(0)
 
     def __missing__(self, shape: torch.Size) -> torch.Tensor:
-        made = torch.empty(shape, dtype=torch.bfloat16).normal_(
-            0, shape[-1] ** -0.5, generator=torch.Generator().manual_seed(0)
-        )
-        self[shape] = torch.ones_like(made) if len(shape) == 1 else made
-        return self[shape]
+        made = torch.empty(shape, dtype=torch.bfloat16).normal_(0, shape[-1] ** -0.5, generator=self.generator)
+        made = torch.ones_like(made) if len(shape) == 1 else made
+        if self.alike:
+            self[shape] = made
+        return made
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:

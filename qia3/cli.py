@@ -344,20 +344,36 @@ def evaluate(bundle: Path, file: Path, adapter: str, task: str | None, one_line:
     click.echo(json.dumps(result, indent=None if one_line else 2, ensure_ascii=False))
 
 
-@qia3.command(epilog=_example("qia3 bench dist/home-intents"))
-@click.argument("bundle", type=FILE)
+@qia3.command(epilog=_example("qia3 bench dist/home-intents", "qia3 bench --calibrate"))
+@click.argument("bundle", type=FILE, required=False)
 @click.option("--adapter", metavar="NAME", help="Which vectors to use (default: none).")
+@click.option(
+    "--calibrate", is_flag=True, help="Measure what this machine does with 4-bit graphs, for `--device here`."
+)
+@click.option("--output", type=FILE, metavar="FILE", help="With --calibrate: write the device profile there.")
 @as_json
-def bench(bundle: Path, adapter: str | None, as_json: bool) -> None:
-    """Measure load time, memory and speed.
+def bench(bundle: Path | None, adapter: str | None, calibrate: bool, output: Path | None, as_json: bool) -> None:
+    """Measure load time, memory and speed, of a bundle or of this machine.
 
-    BUNDLE runs in a process of its own, so that the figures are its own.
+    BUNDLE runs in a process of its own, so that the figures are its own. With --calibrate small graphs run instead, for
+    a minute, and what they give is kept as a device profile: `qia3 report MODEL --device here` estimates with it.
     """
     from qia3.bundle.checked import encode
     from qia3.bundle.opened import Bundle
     from qia3.footprint.measure import measure
     from qia3.runtime.adapters import AdapterBank
 
+    if (bundle is None) is not calibrate:
+        raise ConfigError("qia3 bench: name a bundle, or --calibrate this machine, one of the two")
+    if bundle is None:
+        from qia3.footprint.calibrated import calibrate as work
+        from qia3.footprint.calibrated import calibration_text
+
+        done = work(output)
+        print_result(asdict(done) | {"device": done.device.model_dump(mode="json")}, calibration_text(done), as_json)
+        return
+    if output is not None:
+        raise ConfigError("--output is for --calibrate")
     AdapterBank(Bundle.open(bundle)).vectors(adapter)  # mistakes are told here, not by the other process
     figures = encode(measure(bundle, adapter))
     print_result(figures, fact_lines(figures), as_json)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+# a report would be another one on a machine that was calibrated
+os.environ["XDG_DATA_HOME"] = str(Path(__file__).parent / "no-such-folder")
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")  # gw0, gw1, ...
 if WORKER and hasattr(os, "sched_setaffinity"):
     # torch, ONNX Runtime and what the tests start all count the cores that they may run on: with two each, two workers

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import onnx
 import pytest
 
 from qia3.bundle.opened import Bundle
@@ -32,6 +33,8 @@ def hold_against(base: Path, bundle: Path, block: int) -> None:
     assert {n: vars(k) for n, k in weights.kernels.items()} == report["memory"]["kernels"]
     assert load.cache_bytes == report["memory"]["kv_cache_bytes"] + report["memory"].get("cross_cache_bytes", 0)
     assert load.nodes == report["memory"]["nodes"]
+    graph = onnx.load(bundle / manifest.main.file, load_external_data=False).graph
+    assert load.nodes == pytest.approx(len(graph.node), rel=0.35)
     # the rotation's tables, scalars and padding are a graph's own
     assert load.mapped_bytes == pytest.approx(report["memory"]["mapped_bytes"], rel=0.4)
     assert load.mapped_bytes <= report["memory"]["mapped_bytes"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qia3.footprint.before import Before, Training
 from qia3.footprint.cells import Cell
-from qia3.footprint.devices_page import speed
+from qia3.footprint.devices_page import remarks, speed
 from qia3.footprint.sections import Chart, Note, Page, Row, Section, section, table
 from qia3.footprint.weights import Weights
 
@@ -184,6 +184,5 @@ def _verdicts(found: Before) -> Section | None:
         "first change",
     ]
     basis = tuple(f"{one.estimate.device}: {'; '.join(one.basis)}" for one in found.verdicts)
-    return section(
-        "devices", "Devices", note, table(head, rows, left=(0, 7)), "What goes into it:", Note(basis, "list")
-    )
+    found_table, told = table(head, rows, left=(0, 7)), remarks([one.estimate for one in found.verdicts])
+    return section("devices", "Devices", note, found_table, *told, "What goes into it:", Note(basis, "list"))

@@ -74,6 +74,29 @@ def _caches(report: Report) -> list[Row]:
     ]
 
 
+PREDICTED = {"bytes": "mib", "seconds": "seconds", "tokens/s": "speed"}
+
+
+def predicted(report: Report) -> Section | None:
+    """Beside what was measured, with the error; None where nothing was measured."""
+    if not report.predicted:
+        return None
+    rows: list[Row] = [
+        [
+            one.name,
+            Cell(PREDICTED[one.unit], one.predicted),
+            Cell(PREDICTED[one.unit], one.measured),
+            Cell("apart", one.error),
+        ]
+        for one in report.predicted
+    ]
+    note = (
+        "Arithmetic on the sizes of the graph, beside the fresh process above. Speeds are predicted for a machine that was calibrated "
+        "(`qia3 bench --calibrate`): bytes and operators of a token, operations of a prompt."
+    )
+    return section("predicted", "Predicted and measured", note, table(["", "predicted", "measured", "error"], rows))
+
+
 def bytes_on_disk(report: Report) -> Section:
     total, eight_bit = report.account.total, bool(report.base.grid.eight_bit)
     names = PARTS | (BOTH if eight_bit else {})

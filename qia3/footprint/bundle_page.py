@@ -6,7 +6,7 @@ Wording only: every figure comes from the report's object.
 from __future__ import annotations
 
 from qia3.bundle.records import Agreement, Record
-from qia3.footprint.bundle_costs import adapters, bytes_on_disk, measured, published_claim, whole_systems
+from qia3.footprint.bundle_costs import adapters, bytes_on_disk, measured, predicted, published_claim, whole_systems
 from qia3.footprint.cells import Cell
 from qia3.footprint.cells import measured as figure
 from qia3.footprint.report import Report
@@ -18,7 +18,18 @@ AGREEMENT = ("max difference", "KL (nats)", "same top token", "positions")
 
 def bundle_page(report: Report) -> Page:
     """The whole report."""
-    parts = (_tasks, _parity, _drift, _rounding, measured, bytes_on_disk, adapters, whole_systems, published_claim)
+    parts = (
+        _tasks,
+        _parity,
+        _drift,
+        _rounding,
+        measured,
+        predicted,
+        bytes_on_disk,
+        adapters,
+        whole_systems,
+        published_claim,
+    )
     return Page(report.name, _lead(report), tuple(made for part in parts if (made := part(report))))
 
 

@@ -45,6 +45,7 @@ FORMS = {
     "mib": Form("bytes", mib),
     "size": Form("bytes", _size),
     "share": Form("of one", percent),
+    "apart": Form("of one", lambda error: f"{100 * error:+.0f} %"),
     "bits": Form("bits", "{:.2f}".format),
     "seconds": Form("s", "{:.2f} s".format),
     "speed": Form("tokens/s", "{:,.0f} tokens/s".format),

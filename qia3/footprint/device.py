@@ -46,6 +46,8 @@ Confidence = Literal["measured", "specified", "derived", "reported"]
 MIB, TB = 2**20, 10**12
 BYTES = "in bytes: 8 GB are 8_589_934_592"
 RATE = "in bytes a second: 17 GB/s are 17_000_000_000"
+SECONDS = "in seconds: a microsecond is 1e-6"
+OPERATIONS = "in operations a second, a multiply and an add each: 100 billion are 100_000_000_000"
 
 
 class Entry(BaseModel):
@@ -111,6 +113,9 @@ def _whole(figure: Figure) -> Figure:
 Bytes = Annotated[Figure, _within(16 * MIB, 64 * TB, BYTES)]
 Rate = Annotated[Figure, _within(10**7, 64 * TB, RATE)]
 Count = Annotated[Figure, AfterValidator(_whole)]
+Small = Annotated[Figure, _within(MIB, TB, BYTES)]
+Seconds = Annotated[Figure, _within(1e-9, 1e-2, SECONDS)]
+Operations = Annotated[Figure, _within(10**7, 10**16, OPERATIONS)]
 
 
 class Device(Entry):
@@ -131,6 +136,11 @@ class Device(Entry):
     fill_bandwidth_bytes_per_second: Rate | None = Field(None, description="speed of filling memory")
     decode_bandwidth_low_bytes_per_second: Rate | None = Field(None, description="weights read while decoding (least)")
     decode_bandwidth_high_bytes_per_second: Rate | None = Field(None, description="weights read while decoding (most)")
+    node_seconds: Seconds | None = Field(None, description="time of an operator while decoding, beside its weights")
+    product_operations_per_second: Operations | None = Field(None, description="4-bit products of a prompt")
+    load_bytes_per_second: Rate | None = Field(None, description="weights loaded and packed")
+    process_held_bytes: Small | None = Field(None, description="held by a process without weights, cache and prompt")
+    process_mapped_bytes: Small | None = Field(None, description="libraries that such a process has mapped")
     cores: Count | None = Field(None, description="cores")
     core_names: Words | None = Field(None, description="kinds of cores")
     isa: Words = Field(description="instruction sets")

@@ -1,7 +1,7 @@
 """Devices by name: those in devices/ (shipped as qia3.devices), this machine, and files of one's own.
 
 raspberry-pi-5     a profile that ships; `qia3 devices` lists them
-here               this machine, probed (here.py)
+here               this machine, probed (here.py); with what `qia3 bench --calibrate` measured, once it has (calibrated.py)
 ./my.toml          a file: whatever ends in .toml or has a folder in it
 """
 
@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 
 from qia3.errors import ConfigError
+from qia3.footprint.calibrated import with_calibration
 from qia3.footprint.device import Device, parse_device
 from qia3.footprint.here import HERE, probe
 from qia3.parse import read_text
@@ -23,7 +24,7 @@ LARGEST = 2**20
 def load_device(name: str) -> Device:
     """The device called `name`, `here`, or that of a file. Raises ConfigError of one line."""
     if name == HERE:
-        return probe()
+        return with_calibration(probe())
     if name.endswith(".toml") or os.sep in name or "/" in name:
         return _of_file(Path(name))
     try:

@@ -7,11 +7,19 @@ from collections.abc import Sequence
 from qia3.footprint.cells import Cell
 from qia3.footprint.device import Device, Figure, Words
 from qia3.footprint.estimate import Estimate
-from qia3.footprint.sections import Row, Section, section, table
+from qia3.footprint.sections import Note, Row, Section, section, table
 from qia3.footprint.table import mib
 from qia3.targets import Target
 
 UNKNOWN = "unknown"
+# what only `qia3 bench --calibrate` measures
+ONLY_HERE = (
+    "node_seconds",
+    "product_operations_per_second",
+    "load_bytes_per_second",
+    "process_held_bytes",
+    "process_mapped_bytes",
+)
 
 
 def devices_section(devices: Sequence[Device]) -> Section:
@@ -66,7 +74,13 @@ def estimates_section(estimates: Sequence[Estimate]) -> Section:
         "in it. 'Below' is the speed at the full peak bandwidth, where no published run says how much of it is reached."
     )
     head = ["device", "fits", "needs", "usable", "decoding, tokens/s (estimate)"]
-    return section("devices", "Devices", note, table(head, rows))
+    return section("devices", "Devices", note, table(head, rows), *remarks(estimates))
+
+
+def remarks(estimates: Sequence[Estimate]) -> list[Note]:
+    """What a yes or a no does not say, a line each; no note where there is nothing."""
+    found = tuple(f"{e.device}: {remark}" for e in estimates for remark in e.remarks)
+    return [Note(found, "list")] if found else []
 
 
 def speed(found: Estimate) -> Cell:
@@ -80,6 +94,10 @@ def speed(found: Estimate) -> Cell:
 def _value(key: str, entry: Figure | Words) -> str:
     if isinstance(entry, Words):
         return ", ".join(entry.value)
+    if key == "product_operations_per_second":
+        return f"{entry.value / 1e9:,.0f} billion operations/s"
+    if key == "node_seconds":
+        return f"{entry.value * 1e6:,.2f} microseconds"
     if key.endswith("_per_second"):
         return f"{entry.value / 1e9:,.1f} GB/s"
     return f"{mib(entry.value)} ({entry.value:,.0f} bytes)" if key.endswith("_bytes") else f"{entry.value:g}"
@@ -88,5 +106,7 @@ def _value(key: str, entry: Figure | Words) -> str:
 def _absent(device: Device, key: str) -> bool:
     """Something that this kind of device could have and nobody publishes."""
     apple = device.entitled_bytes is not None
-    elsewhere = {"entitled_bytes": not apple, "largest_file_bytes": device.family != "wasm"}
+    elsewhere = {"entitled_bytes": not apple, "largest_file_bytes": device.family != "wasm"} | dict.fromkeys(
+        ONLY_HERE, True
+    )
     return getattr(device, key) is None and not elsewhere.get(key, False)

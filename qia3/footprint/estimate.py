@@ -6,21 +6,25 @@ The estimate is a roofline. Decoding one token reads every packed weight once:
 
 with the bytes of the kernel that the device would run (kernels.py). The decode bandwidth is what published decoding
 read: tokens a second times the bytes of the model's file, one to three runs of llama.cpp or LiteRT-LM a device. So the
-answer is a range, 40 % around what the lowest and the highest give. Without such a run there is only a ceiling, the
-speed at the full peak bandwidth. Prompts are bound by arithmetic and are not predicted.
+answer is a range, 40 % around what the lowest and the highest give. A device that was calibrated (`qia3 bench
+--calibrate`, calibrated.py) has both terms measured, and a range of 30 %. Without any run there is only a ceiling, the
+speed at the full peak bandwidth. Prompts are bound by arithmetic, and predicted where a device was calibrated
+(predicted.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from qia3.errors import FitError
+from qia3.footprint.account import TENSORS
 from qia3.footprint.device import Device, Figure
-from qia3.footprint.kernels import KernelBytes
+from qia3.footprint.kernels import KernelBytes, kernel_for
 from qia3.footprint.report import Report
+from qia3.footprint.table import mib
 
-UNCERTAINTY = 0.4
+UNCERTAINTY, CALIBRATED = 0.4, 0.3
 NODE_SECONDS = {"x64": 1e-6, "arm": 4e-6}  # measured on x64 with onnxruntime 1.32; on ARM a guess of 3 to 5 times that
 
 
@@ -32,7 +36,7 @@ class Estimate:
 
     `needed_ram_bytes`: held and mapped weights, one row's cache at the full context, and, if the bundle was measured,
     what its process held beyond its weights. `fits` compares it with what an application may take, or, where that is
-    unknown, with all the memory.
+    unknown, with all the memory; and the file of weights with the largest that can be read there. `remarks` are sentences.
     """
 
     device: str
@@ -44,11 +48,14 @@ class Estimate:
     decode_tokens_per_second_low: float | None
     decode_tokens_per_second_high: float | None
     decode_tokens_per_second_ceiling: float | None
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Load:
-    """What a graph asks of a device: `kernels` as in kernels.py, and `nodes` that run for one token."""
+    """What a graph asks of a device: `kernels` as in kernels.py, and `nodes` that run for one token. `file_bytes` is the
+    largest file of weights.
+    """
 
     kernels: Mapping[str, KernelBytes]
     accuracy_level: int
@@ -57,21 +64,22 @@ class Load:
     process_bytes: int
     nodes: int
     writes: bool = True  # an encoder alone does not
+    file_bytes: int = 0
+    eight_bit: bool = False  # whether some layers are at 8 bits
+
+    def kernel(self, device: Device) -> str:
+        """The name of the one that ONNX Runtime would run there."""
+        return kernel_for(device.family, device.isa.value, self.accuracy_level)
 
     def on(self, device: Device) -> KernelBytes:
-        """With the kernel that ONNX Runtime would run there."""
-        if self.accuracy_level != 4:
-            return self.kernels["float32"]
-        if device.family == "x64":
-            return self.kernels["x64-int8"]
-        has = [isa for isa in ("i8mm", "dotprod") if isa in device.isa.value]
-        return self.kernels[f"arm-{has[0]}" if has else "float32"]
+        return self.kernels[self.kernel(device)]
 
     def seconds_per_token(self, device: Device, bandwidth: Figure | None) -> float | None:
         """None without a bandwidth, and where nothing is written."""
         if bandwidth is None or not self.writes or device.family not in NODE_SECONDS:
             return None
-        return self.on(device).streamed_bytes / bandwidth.value + self.nodes * NODE_SECONDS[device.family]
+        node = device.node_seconds.value if device.node_seconds else NODE_SECONDS[device.family]
+        return self.on(device).streamed_bytes / bandwidth.value + self.nodes * node
 
 
 def estimate(device: Device, report: Report) -> Estimate:
@@ -87,6 +95,8 @@ def estimate(device: Device, report: Report) -> Estimate:
             process_bytes=_process_bytes(report),
             nodes=memory.nodes,
             writes=report.architecture.pooling is None,
+            file_bytes=sum(report.account.parts.get(part, 0) for part in TENSORS),
+            eight_bit=bool(report.base.grid.eight_bit),
         ),
     )
 
@@ -104,25 +114,43 @@ def fit(device: Device, load: Load) -> Estimate:
             device.peak_bandwidth_bytes_per_second,
         )
     )
+    too_large = device.largest_file_bytes is not None and load.file_bytes > device.largest_file_bytes.value
+    apart = CALIBRATED if device.node_seconds else UNCERTAINTY
     return Estimate(
         device=device.name,
         kind="estimate",
-        fits=needed <= usable,
+        fits=needed <= usable and not too_large,
         needed_ram_bytes=needed,
         usable_ram_bytes=usable,
         streamed_bytes_per_token=kernel.streamed_bytes,
-        decode_tokens_per_second_low=_speed(low, 1 - UNCERTAINTY),
-        decode_tokens_per_second_high=_speed(high, 1 + UNCERTAINTY),
+        decode_tokens_per_second_low=_speed(low, 1 - apart),
+        decode_tokens_per_second_high=_speed(high, 1 + apart),
         decode_tokens_per_second_ceiling=_speed(peak, 1.0),
+        remarks=tuple(_remarks(device, load, needed, too_large)),
     )
+
+
+def _remarks(device: Device, load: Load, needed: int, too_large: bool) -> Iterator[str]:
+    """What a yes or a no does not say."""
+    usable, entitled, largest = device.usable_bytes, device.entitled_bytes, device.largest_file_bytes
+    if too_large and largest is not None:
+        yield f"its weights are one file of {mib(load.file_bytes)}, and {mib(largest.value)} is the most that can be read there"
+    if usable is not None and entitled is not None and usable.value < needed <= entitled.value:
+        yield "it fits with the increased-memory-limit entitlement"
+    if device.family == "arm" and load.eight_bit and load.kernel(device) == "float32":
+        yield "it has no kernel for layers at 8 bits: each is dequantised whole for every token; build with 4 bits throughout"
 
 
 def check_fits(found: Iterable[Estimate], wanted: Collection[str]) -> None:
     """Raises FitError, naming each device of `wanted` that does not hold it."""
     short = [e for e in found if e.device in wanted and not e.fits]
     if short:
-        told = (f"{e.device} ({(e.needed_ram_bytes - e.usable_ram_bytes) / 2**20:,.0f} MiB too many)" for e in short)
-        raise FitError(f"it does not fit {', '.join(told)}")
+        raise FitError(f"it does not fit {', '.join(f'{e.device} ({_why(e)})' for e in short)}")
+
+
+def _why(found: Estimate) -> str:
+    over = found.needed_ram_bytes - found.usable_ram_bytes
+    return f"{over / 2**20:,.0f} MiB too many" if over > 0 else found.remarks[0]
 
 
 def _process_bytes(report: Report) -> int:

@@ -15,6 +15,7 @@ from qia3.bundle.records import HeldOut, Measured, Parity, Record
 from qia3.bundle.task import Task
 from qia3.errors import BundleError
 from qia3.footprint.account import Account, account
+from qia3.footprint.calibrated import calibrated_for
 from qia3.footprint.kernels import (
     KernelBytes,
     cross_cache_bytes,
@@ -24,12 +25,9 @@ from qia3.footprint.kernels import (
     mapped_bytes,
 )
 from qia3.footprint.lora import FLOAT32_BYTES, AdapterCost, Linear, adapter_costs, ia3_cost, ia3_entries, ia3_parameters
+from qia3.footprint.nodes import node_count
+from qia3.footprint.predicted import Compared, compared, of_bundle
 from qia3.footprint.systems import Claim, System, claim, systems
-
-# a layer's nodes beside its linear layers and vectors, as counted in the exported SmolLM2-135M (801 nodes, 30 layers)
-OTHER_NODES = 16
-# of a layer that attends to an encoder as well: one of an exported T5 v1.1 has 54, with 9 linear layers and 5 vectors
-CROSS_NODES = 40
 
 
 @dataclass(frozen=True)
@@ -69,6 +67,7 @@ class Report:
     systems: list[System]
     claim: Claim
     memory: Memory
+    predicted: list[Compared]  # beside what was measured; empty where nothing was
 
     def to_dict(self) -> dict[str, Any]:
         """For report.json: the account with its total, graphs and tasks in short."""
@@ -89,7 +88,7 @@ def build_report(folder: Path, manifest: Manifest, sealed: Mapping[str, int] | N
     """`sealed`: sizes that report and manifest are about to have. Raises BundleError where the bytes do not add up."""
     totals = account(folder, manifest, sealed)
     ia3 = _ia3(folder, manifest)
-    found = systems(manifest, totals, ia3)
+    found, memory = systems(manifest, totals, ia3), _memory(manifest, totals)
     return Report(
         name=manifest.name,
         mode=manifest.mode,
@@ -109,8 +108,16 @@ def build_report(folder: Path, manifest: Manifest, sealed: Mapping[str, int] | N
         adapters=adapter_costs((*manifest.linears, *manifest.dense), ia3),
         systems=found,
         claim=claim(found),
-        memory=_memory(manifest, totals),
+        memory=memory,
+        predicted=_predicted(manifest, totals, memory),
     )
+
+
+def _predicted(manifest: Manifest, totals: Account, memory: Memory) -> list[Compared]:
+    if manifest.measured is None:
+        return []
+    sizes = of_bundle(manifest, totals.parts, memory.kernels[memory.kernel_here], memory.nodes)
+    return compared(sizes, manifest.measured, calibrated_for(manifest.measured))
 
 
 def _beyond(manifest: Manifest) -> dict[str, list[str]]:
@@ -141,7 +148,7 @@ def _ia3(folder: Path, manifest: Manifest) -> AdapterCost:
 def _memory(manifest: Manifest, totals: Account) -> Memory:
     shape = manifest.architecture
     return Memory(
-        kernel_here=kernel_here(manifest.main),
+        kernel_here=kernel_here(manifest),
         kernels=kernel_bytes(manifest.linears, manifest.dense),
         mapped_bytes=mapped_bytes(manifest, totals.parts),
         kv_cache_bytes=kv_cache_bytes(shape, shape.context_length),
@@ -153,9 +160,3 @@ def _memory(manifest: Manifest, totals: Account) -> Memory:
 def _nodes(manifest: Manifest) -> int:
     layers: tuple[Linear, ...] = (*manifest.linears, *manifest.dense)
     return node_count(sum(not layer.once for layer in layers), len(manifest.main.vectors), manifest.architecture)
-
-
-def node_count(linears: int, vectors: int, shape: Architecture) -> int:
-    """What runs for one token of the answer, about: of so many linear layers and vectors that take part in it."""
-    others = OTHER_NODES if shape.encoder_layers is None else CROSS_NODES
-    return linears + vectors + others * shape.layers

@@ -55,7 +55,7 @@ def systems(manifest: Manifest, totals: Account, ia3: AdapterCost) -> list[Syste
     """In the order: float32 with LoRA, bfloat16 with LoRA, 4-bit with LoRA, 4-bit with IA³ at the side, 4-bit merged."""
     tasks = max(1, len(manifest.tasks))
     lora = lora_cost((*manifest.linears, *manifest.dense), LORA_RANK, roles=None)
-    kernel = kernel_bytes(manifest.linears, manifest.dense)[kernel_here(manifest.main)]
+    kernel = kernel_bytes(manifest.linears, manifest.dense)[kernel_here(manifest)]
     resident = kernel.held_bytes + mapped_bytes(manifest, totals.parts)
     measured = manifest.measured.peak_resident_bytes if manifest.measured else None
     side = manifest.mode == "side"

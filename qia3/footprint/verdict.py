@@ -1,9 +1,10 @@
 """Whether a model that is not built yet would fit a device, how fast it may be, and what to change where it does not fit.
 
-    needs = held by the kernels + mapped from the file + the cache at this context + the process itself
+    needs = held by the kernels + mapped from the file + the cache at this context + the process
+            + what a prompt of this context works in
 
 Everything that goes into a verdict stands beside it, with the command that would check it. The process is what Python,
-ONNX Runtime, the tokenizer and the graph took beside weights and cache in bundles that were measured (PROCESS_BYTES).
+ONNX Runtime and the tokenizer take (predicted.py), as measured where the device was calibrated.
 """
 
 from __future__ import annotations
@@ -13,14 +14,11 @@ from dataclasses import dataclass
 
 from qia3.footprint.device import Device, Figure
 from qia3.footprint.estimate import Estimate, Load, fit
-from qia3.footprint.report import node_count
+from qia3.footprint.predicted import nodes_of, process, work_bytes
 from qia3.footprint.shapes import Form, Shapes
 from qia3.footprint.table import mib
 from qia3.footprint.weights import BLOCKS, USUAL, cache_bytes, weights_of
 
-# SmolLM2-135M-Instruct on x64, onnxruntime 1.32 (`qia3 bench`): peak resident 226.7 MiB less 105.1 of weights and 8.4 of
-# the cache; a bundle of next to nothing took 71
-PROCESS_BYTES = 113 * 2**20
 SHORTEST = 64  # positions that are still worth a build
 CHECK = "build it, copy the bundle there, and run `qia3 bench BUNDLE`"
 
@@ -46,11 +44,12 @@ class Verdict:
 
 def verdict(shapes: Shapes, device: Device, context: int, rows: int, form: Form = USUAL) -> Verdict:
     """With vectors at the side, one adapter loaded."""
-    load = load_of(shapes, form, context, rows)
+    load = load_of(shapes, form, context, rows, device)
     found = fit(device, load)
     left = found.usable_ram_bytes - found.needed_ram_bytes
     each, limit = rows * cache_bytes(shapes.architecture, 1), shapes.architecture.context_length
-    longest = (left + load.cache_bytes) // each if each else (limit if left >= 0 else 0)
+    each += work_bytes(shapes, form, rows)
+    longest = (left + each * context) // each
     return Verdict(
         estimate=found,
         title=device.title,
@@ -65,7 +64,7 @@ def verdict(shapes: Shapes, device: Device, context: int, rows: int, form: Form 
     )
 
 
-def load_of(shapes: Shapes, form: Form, context: int, rows: int) -> Load:
+def load_of(shapes: Shapes, form: Form, context: int, rows: int, device: Device | None = None) -> Load:
     """What the graph of such a build would ask of a device."""
     weights = weights_of(shapes, form)
     assert weights.kernels is not None, "ONNX Runtime's 4-bit kernels are for int4"
@@ -74,15 +73,11 @@ def load_of(shapes: Shapes, form: Form, context: int, rows: int) -> Load:
         accuracy_level=4,
         mapped_bytes=weights.mapped_bytes,
         cache_bytes=rows * cache_bytes(shapes.architecture, context),
-        process_bytes=PROCESS_BYTES,
-        nodes=_nodes(shapes),
+        process_bytes=sum(process(device)) + context * work_bytes(shapes, form, rows),
+        nodes=nodes_of(shapes),
         writes=shapes.architecture.pooling is None,
+        file_bytes=weights.disk_bytes,
     )
-
-
-def _nodes(shapes: Shapes) -> int:
-    vectors = sum(not site.in_encoder for site in shapes.sites)
-    return node_count(sum(not m.once for m in shapes.matrices), vectors, shapes.architecture)
 
 
 def _basis(load: Load, device: Device, streamed: int) -> tuple[str, ...]:
@@ -92,7 +87,7 @@ def _basis(load: Load, device: Device, streamed: int) -> tuple[str, ...]:
     rate = low or peak
     speed = "no published bandwidth" if rate is None else f"bandwidth: {_sourced(rate)}"
     return (
-        f"cache {mib(load.cache_bytes)}, mapped {mib(load.mapped_bytes)}, process {mib(load.process_bytes)}",
+        f"cache {mib(load.cache_bytes)}, mapped {mib(load.mapped_bytes)}, process and prompt {mib(load.process_bytes)}",
         f"{mib(streamed)} read and {load.nodes:,} operators run per token",
         whose,
         speed,
@@ -105,7 +100,7 @@ def _sourced(figure: Figure) -> str:
 
 def _first_change(shapes: Shapes, device: Device, context: int, rows: int, form: Form) -> str | None:
     for words, other, positions, count in _changes(context, rows, form):
-        if fit(device, load_of(shapes, other, positions, count)).fits:
+        if fit(device, load_of(shapes, other, positions, count, device)).fits:
             return words
     return None
 

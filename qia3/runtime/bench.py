@@ -94,6 +94,7 @@ def bench(
         seen.append(resident())
         steps.append(_decode(engine, int(logits[0].argmax()), cache, vectors, new_tokens))
         seen.append(resident())
+        del cache  # or the next prompt's would be a second one beside it
     peak = {key: max((s[key] for s in seen if key in s), default=None) for key in ("RssAnon", "RssFile", "VmHWM")}
     return {
         "load_seconds": round(load_seconds, 3),

@@ -1,0 +1,208 @@
+"""This machine as it was measured: the terms that an estimate needs, fitted to graphs that were run (qia3.runtime.calibrate).
+
+    seconds a token = streamed bytes / bandwidth + nodes x seconds a node
+
+Two graphs make two equations: the narrow one has few bytes and many nodes, the wide one many bytes and few. What they give
+is held against a third one, and the error stands in the profile. A prompt's products are arithmetic: operations over
+seconds of the wide graph, less its nodes. Loading is packing: bytes held over seconds.
+
+The profile is a device profile like those that ship (device.py). It is kept in the user's folder for data, and
+`--device here` takes its figures from there, if it is of this processor; memory is probed each time.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from qia3 import machine
+from qia3.bundle.manifest import Layer
+from qia3.bundle.records import Measured
+from qia3.errors import ConfigError
+from qia3.footprint.device import Device, Figure, Words, parse_device
+from qia3.footprint.here import probe
+from qia3.footprint.kernels import KernelBytes, kernel_bytes, kernel_for
+from qia3.parse import parse_json, read_text
+from qia3.storage import writing
+
+COMMAND = "qia3 bench --calibrate"
+LARGEST = 2**20
+APART = 0.3  # an error in the graph that was not fitted, above which the machine was doing something else
+TAKEN = (
+    *("decode_bandwidth_low_bytes_per_second", "decode_bandwidth_high_bytes_per_second", "node_seconds"),
+    *("product_operations_per_second", "load_bytes_per_second", "process_held_bytes", "process_mapped_bytes"),
+)
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What was fitted. `error`: of the third graph's token, predicted over measured less one."""
+
+    bandwidth_bytes_per_second: float
+    node_seconds: float
+    operations_per_second: float
+    load_bytes_per_second: float
+    error: float
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """`device` is the profile; `stacks` what was run, by name: bytes, nodes and seconds."""
+
+    device: Device
+    terms: Terms
+    stacks: Sequence[Mapping[str, Any]]
+    threads: int
+    path: Path
+
+
+def stored_path() -> Path:
+    return Path(platformdirs.user_data_path("qia3", appauthor=False)) / "here.toml"
+
+
+def calibrate(output: Path | None = None) -> Calibration:
+    """Runs for about a minute, writes the profile and gives it back. Raises ConfigError."""
+    run = subprocess.run(
+        [sys.executable, "-m", "qia3.runtime.calibrate", "--json"], capture_output=True, text=True, check=False
+    )
+    if run.returncode:
+        reason = (run.stderr.strip().splitlines() or [f"exit code {run.returncode} and no reason given"])[-1]
+        raise ConfigError(f"calibrating failed: {reason.removeprefix('qia3: ')}")
+    figures = parse_json(run.stdout)
+    here = probe()
+    terms = fitted(figures, kernel_for(here.family, here.isa.value))
+    device = profile(here, figures, terms)
+    path = output or stored_path()
+    with writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(to_toml(device), encoding="utf-8")
+    return Calibration(device, terms, figures["stacks"], figures["threads"], path)
+
+
+def fitted(figures: Mapping[str, Any], kernel: str) -> Terms:
+    """Raises ConfigError where the two graphs cannot be told apart, as on a machine that is busy."""
+    found = {stack["name"]: (stack, _bytes(stack, figures["block"], kernel)) for stack in figures["stacks"]}
+    (narrow, few), (wide, many), (third, some) = (found[name] for name in ("narrow", "wide", "between"))
+    rate, node = _solved(
+        (few.streamed_bytes, narrow["nodes"], narrow["token_seconds"]),
+        (many.streamed_bytes, wide["nodes"], wide["token_seconds"]),
+    )
+    again = some.streamed_bytes / rate + third["nodes"] * node
+    operations = 2 * wide["layers"] * sum(k * n for k, n in wide["linears"]) * figures["prompt_tokens"]
+    return Terms(
+        bandwidth_bytes_per_second=rate,
+        node_seconds=node,
+        operations_per_second=operations / max(wide["prompt_seconds"] - wide["nodes"] * node, 1e-9),
+        load_bytes_per_second=many.held_bytes / wide["load_seconds"],
+        error=again / third["token_seconds"] - 1,
+    )
+
+
+def _solved(narrow: tuple[float, float, float], wide: tuple[float, float, float]) -> tuple[float, float]:
+    """Bytes a second and seconds a node, of two times bytes, nodes and seconds (Cramer's rule)."""
+    (b, n, t), (c, m, u) = narrow, wide
+    below = b * m - c * n
+    per_byte, per_node = (t * m - u * n) / below, (b * u - c * t) / below
+    if per_byte <= 0 or per_node <= 0:
+        raise ConfigError(
+            "the figures contradict each other, as they do on a machine that is busy: end other programs and calibrate again"
+        )
+    return 1 / per_byte, per_node
+
+
+def _bytes(stack: Mapping[str, Any], block: int, kernel: str) -> KernelBytes:
+    linears = [
+        Layer("", inputs, outputs, "", 4, "int4", block, False)
+        for _ in range(stack["layers"])
+        for inputs, outputs in stack["linears"]
+    ]
+    return kernel_bytes(linears)[kernel]
+
+
+def profile(here: Device, figures: Mapping[str, Any], terms: Terms) -> Device:
+    """What was probed, and what was fitted."""
+    told = f"{figures['threads']} threads, onnxruntime {version('onnxruntime')}"
+    source = (f"{COMMAND}, {datetime.now(UTC):%Y-%m-%d}",)
+
+    def figure(value: float, how: str) -> Figure:
+        return Figure(value=float(f"{value:.4g}"), confidence="measured", source=source, how=f"{how}; {told}")
+
+    rate = figure(terms.bandwidth_bytes_per_second, "two stacks of layers, a token at a time: bytes and nodes fitted")
+    values = {
+        "decode_bandwidth_low_bytes_per_second": rate,
+        "decode_bandwidth_high_bytes_per_second": rate,
+        "node_seconds": figure(terms.node_seconds, f"the same fit; a third stack: {terms.error:+.0%} of its time"),
+        "product_operations_per_second": figure(
+            terms.operations_per_second, f"MatMulNBits in blocks of {figures['block']}, {figures['prompt_tokens']} rows"
+        ),
+        "load_bytes_per_second": figure(terms.load_bytes_per_second, "bytes held over seconds of loading"),
+    }
+    held = {key: figures[key] for key in ("process_held_bytes", "process_mapped_bytes") if figures[key]}
+    values |= {key: figure(size, "a graph of next to nothing, run once") for key, size in held.items()}
+    return here.model_copy(update={"title": machine.processor(), "name": "here", "notes": told, **values})
+
+
+def with_calibration(here: Device) -> Device:
+    """What was probed, with the figures of the stored profile, if there is one of this processor. Raises ConfigError."""
+    path = stored_path()
+    if not path.is_file():
+        return here
+    known = parse_device(path.stem, read_text(path, ConfigError, largest=LARGEST), str(path))
+    if known.title != machine.processor() or known.isa.value != here.isa.value:
+        return here.model_copy(
+            update={"notes": f"{here.notes} {path} is of another processor ({known.title}): not used."}
+        )
+    return here.model_copy(update={key: getattr(known, key) for key in TAKEN})
+
+
+def calibrated_for(measured: Measured) -> Device | None:
+    """The stored profile, if it is of the machine that measured this, with as many threads. Raises ConfigError."""
+    path = stored_path()
+    if not path.is_file():
+        return None
+    known = parse_device(path.stem, read_text(path, ConfigError, largest=LARGEST), str(path))
+    same = measured.machine.startswith(f"{known.title}, ") and known.notes.startswith(f"{measured.threads} threads")
+    return known if same else None
+
+
+def to_toml(device: Device) -> str:
+    """The profile as a file. JSON's text, numbers and lists are TOML's."""
+    lines = [f"{key} = {json.dumps(getattr(device, key), ensure_ascii=False)}" for key in ("title", "family", "target")]
+    lines += [f"notes = {json.dumps(device.notes, ensure_ascii=False)}"] if device.notes else []
+    for key, entry in device.sourced.items():
+        lines += ["", f"[{key}]", *_entry(entry)]
+    return "\n".join(lines) + "\n"
+
+
+def calibration_text(done: Calibration) -> str:
+    """What was found, and where it is."""
+    terms = done.terms
+    busy = (
+        "\nThat is far apart: the machine was doing something else. Calibrate again."
+        if abs(terms.error) > APART
+        else ""
+    )
+    return (
+        f"weights are read at {terms.bandwidth_bytes_per_second / 1e9:.1f} GB/s, an operator takes "
+        f"{terms.node_seconds * 1e6:.1f} microseconds, a prompt's products run at "
+        f"{terms.operations_per_second / 1e9:.0f} billion operations/s ({done.threads} threads)\n"
+        f"a graph that was not fitted: {terms.error:+.0%} of its time per token{busy}\n"
+        f"kept in {done.path}"
+    )
+
+
+def _entry(entry: Figure | Words) -> list[str]:
+    return [
+        f"{key} = {json.dumps(value, ensure_ascii=False)}"
+        for key, value in entry.model_dump(mode="json").items()
+        if value
+    ]

@@ -1,0 +1,187 @@
+"""What a bundle should have taken and done on a machine that was calibrated, beside what `qia3 bench` measured there.
+
+    held      the process + what the kernels pack + the cache of so many positions + what a prompt works in
+    mapped    libraries + what stays in the file and is touched
+    a prompt  2 x numbers in its products x tokens / operations a second + nodes x seconds a node
+    a token   streamed bytes / bandwidth + nodes x seconds a node
+
+A prompt's layers work in the outputs of one layer's products, twice over: it was 0.7 to 1.2 times that in stacks of ten
+shapes. A page that is touched brings its neighbours, AROUND bytes in all (Linux's fault-around), so a small tensor takes
+more than it has. Of a table that rows are looked up in all is counted: how much one row brings is the page cache's affair
+(64 KiB where a file was written in small pieces, about 1 MiB where in large ones), and it can be dropped.
+
+Without a calibration memory is predicted with what such a process takes elsewhere, and speeds are not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from qia3.bundle.manifest import Architecture, Dense, Layer, Manifest
+from qia3.bundle.records import Measured
+from qia3.footprint.bits import (
+    Shape,
+    embedding_shape,
+    grid_bytes,
+    linear_shapes,
+    on_grid,
+    zero_point_bytes,
+)
+from qia3.footprint.device import Device
+from qia3.footprint.kernels import KernelBytes, cross_cache_bytes, kernel_bytes, kernel_for, kv_cache_bytes
+from qia3.footprint.nodes import node_count
+from qia3.footprint.shapes import Form, Shapes
+
+AROUND = 2**16
+WORK_BYTES = 8  # of each output of a layer's products: float32, twice
+HELD, MAPPED = 30 * 2**20, 40 * 2**20  # of a process, x64, onnxruntime 1.32: Python, numpy, ONNX Runtime, tokenizers
+
+
+@dataclass(frozen=True)
+class Compared:
+    """`predicted` or `measured` None: there is none. `error`: predicted over measured, less one."""
+
+    name: str
+    unit: str
+    predicted: float | None
+    measured: float | None
+    error: float | None
+
+    @classmethod
+    def of(cls, name: str, unit: str, predicted: float | None, measured: float | None) -> Compared:
+        apart = None if predicted is None or not measured else predicted / measured - 1
+        return cls(name, unit, predicted, measured, apart)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """A graph's. `tables`: bytes of each tensor that token ids are looked up in; `others`: of norms and biases."""
+
+    linears: Sequence[Layer]
+    dense: Sequence[Dense]
+    architecture: Architecture
+    tables: Sequence[int]
+    others: int
+    kernel: KernelBytes
+    nodes: int
+
+    @property
+    def layers(self) -> Sequence[Layer | Dense]:
+        return (*self.linears, *self.dense)
+
+    def cache_bytes(self, prompt: int, new: int) -> int:
+        """After so many tokens of a prompt, and so many new ones."""
+        shape = self.architecture
+        if shape.encoder_layers is None:
+            return kv_cache_bytes(shape, prompt + new)
+        return kv_cache_bytes(shape, len(shape.decoder_start) + new) + cross_cache_bytes(shape, prompt)
+
+    def work_bytes(self, prompt: int) -> int:
+        """Of a prompt, beside the cache."""
+        return prompt * _work_bytes(self.layers, self.architecture)
+
+    def prompt_operations(self, prompt: int) -> int:
+        """Of its products. The head is computed for the last position alone, and a decoder beside an encoder for one."""
+        reads = [x.inputs * x.outputs for x in _reads(self.layers, self.architecture)]
+        rest = sum(x.inputs * x.outputs for x in self.layers) - sum(reads)
+        return 2 * (prompt * sum(reads) + rest)
+
+    def touched_bytes(self) -> int:
+        """What of the file is mapped."""
+        points = [zero_point_bytes(shape) for shape in linear_shapes(self.linears)]
+        small = sum(max(size, AROUND) for size in points if size)
+        return small + sum(self.tables) + self.others
+
+
+def _reads(layers: Iterable[Layer | Dense], shape: Architecture) -> list[Layer | Dense]:
+    """What runs for every token of a prompt."""
+    return [x for x in layers if x.role != "head" and (x.once or shape.encoder_layers is None)]
+
+
+def _work_bytes(layers: Iterable[Layer | Dense], shape: Architecture) -> int:
+    read = sum(x.outputs for x in _reads(layers, shape) if x.role != "experts")  # of which a token takes a few
+    return WORK_BYTES * read // max(1, shape.encoder_layers or shape.layers)
+
+
+def work_bytes(shapes: Shapes, form: Form, rows: int) -> int:
+    """Of a position of a prompt, in so many rows."""
+    linears, dense = form.layers(shapes)
+    return rows * _work_bytes((*linears, *dense), shapes.architecture)
+
+
+def of_bundle(manifest: Manifest, parts: Mapping[str, int], kernel: KernelBytes, nodes: int) -> Sizes:
+    """With the kernel of the machine that it was measured on."""
+    embedding = embedding_shape(manifest)
+    floats = [parts["embedding_weights"]] if "embedding_weights" in parts else []
+    return Sizes(
+        linears=manifest.linears,
+        dense=manifest.dense,
+        architecture=manifest.architecture,
+        tables=[*(tensors(embedding) if embedding else []), *floats],
+        others=sum(parts.get(part, 0) for part in ("norms_and_biases", "rotary", "other")),
+        kernel=kernel,
+        nodes=nodes,
+    )
+
+
+def of_shapes(shapes: Shapes, form: Form, device: Device) -> Sizes:
+    """Of an int4 build that there is not yet, with vectors at the side."""
+    linears, dense = form.layers(shapes)
+    tables: list[int] = []
+    for table in shapes.tables:
+        block = form.block_of(table)
+        grid = None if block is None else on_grid(table.rows, table.width, block, form.symmetric)
+        tables += [4 * table.numbers] if grid is None else tensors(grid)
+    kernel = kernel_for(device.family, device.isa.value)
+    others, nodes = 4 * shapes.others, nodes_of(shapes)
+    return Sizes(linears, dense, shapes.architecture, tables, others, kernel_bytes(linears, dense)[kernel], nodes)
+
+
+def nodes_of(shapes: Shapes) -> int:
+    vectors = sum(not site.in_encoder for site in shapes.sites)
+    return node_count(sum(not m.once for m in shapes.matrices), vectors, shapes.architecture)
+
+
+def tensors(shape: Shape) -> list[int]:
+    """Bytes of codes, scales and zero points of a table."""
+    scales, points = 4 * shape.outputs * shape.blocks, zero_point_bytes(shape)
+    return [size for size in (grid_bytes(shape) - scales - points, scales, points) if size]
+
+
+def compared(sizes: Sizes, measured: Measured, device: Device | None) -> list[Compared]:
+    """`device`: the profile of the machine that measured, if it was calibrated."""
+    prompt, new = measured.prompt_tokens, measured.new_tokens
+    held, mapped = process(device)
+    held += sizes.kernel.held_bytes + sizes.cache_bytes(prompt, new) + sizes.work_bytes(prompt)
+    mapped += sizes.touched_bytes()
+    load, first, token = (None, None, None) if device is None else times(sizes, device, prompt)
+    speed = measured.prompt_tokens_per_second
+    return [
+        Compared.of("memory, held", "bytes", held, measured.peak_anonymous_bytes),
+        Compared.of("memory, mapped", "bytes", mapped, measured.peak_file_bytes),
+        Compared.of("memory, resident", "bytes", held + mapped, measured.peak_resident_bytes),
+        Compared.of("load", "seconds", load, measured.load_seconds),
+        Compared.of(f"first token, after {prompt}", "seconds", first, prompt / speed if speed else None),
+        Compared.of("prompt", "tokens/s", None if first is None else prompt / first, speed),
+        Compared.of("decoding", "tokens/s", None if token is None else 1 / token, measured.decode_tokens_per_second),
+    ]
+
+
+def process(device: Device | None) -> tuple[int, int]:
+    """Held and mapped by one that has loaded next to nothing."""
+    if device is None or device.process_held_bytes is None or device.process_mapped_bytes is None:
+        return HELD, MAPPED
+    return int(device.process_held_bytes.value), int(device.process_mapped_bytes.value)
+
+
+def times(sizes: Sizes, device: Device, prompt: int) -> tuple[float | None, float | None, float | None]:
+    """Seconds of loading, of a prompt with its first token, and of a token; None where the device was not calibrated."""
+    node, rate, load = device.node_seconds, device.product_operations_per_second, device.load_bytes_per_second
+    bandwidth = device.decode_bandwidth_low_bytes_per_second
+    if node is None or rate is None or load is None or bandwidth is None:
+        return None, None, None
+    once = sizes.nodes * node.value
+    first = sizes.prompt_operations(prompt) / rate.value + once
+    token = None if sizes.architecture.pooling is not None else sizes.kernel.streamed_bytes / bandwidth.value + once
+    return sizes.kernel.held_bytes / load.value, first, token

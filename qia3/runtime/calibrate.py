@@ -1,0 +1,230 @@
+"""What this machine does with 4-bit graphs, meant to be run in a process of its own:
+
+    python -m qia3.runtime.calibrate --json
+
+The graphs are decoders' layers as a bundle has them, without embedding and head: norms, q|k|v in one product, attention
+with a cache, vectors at the side, a gated feed-forward. Weights are random, and the same in all layers: each product
+packs a copy of its own, so a token still reads them all. There are three, of which two tell bytes and nodes apart and
+the third checks what follows from them (qia3.footprint.calibrated):
+
+    narrow    few bytes, many nodes        wide    many bytes, few nodes        between    neither
+
+Each runs a token at a time, and prompts of PROMPT tokens; medians of several rounds, as `qia3 bench` takes them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from qia3.errors import ConfigError, QIA3Error
+from qia3.machine import available_memory_bytes, physical_cores, processor
+from qia3.runtime.bench import machine, resident
+from qia3.runtime.load import open_engine  # noqa: F401 (what a bundle's process has loaded as well)
+from qia3.runtime.onnx_bytes import model, node
+from qia3.runtime.session import options
+
+MICROSOFT = "com.microsoft"
+HEAD, CAPACITY, BLOCK = 64, 192, 64
+PROMPT, TOKENS, ROUNDS = 128, 24, 7
+SHARE = 4  # of the free memory a graph may take one part in so many
+HELD_BITS = 6  # a weight, packed, with room to spare
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A stack of layers: `heads` of queries, a third or fourth as many of keys and values, `inner` the feed-forward's."""
+
+    name: str
+    layers: int
+    heads: int
+    kv_heads: int
+    inner: int
+
+    @property
+    def hidden(self) -> int:
+        return HEAD * self.heads
+
+    def linears(self) -> list[tuple[int, int]]:
+        """Inputs and outputs of a layer's products: q|k|v, output, gate, up, down."""
+        hidden, kv = self.hidden, HEAD * self.kv_heads
+        return [(hidden, hidden + 2 * kv), (hidden, hidden), *[(hidden, self.inner)] * 2, (self.inner, hidden)]
+
+    def within(self, room: int) -> Plan:
+        """With as many layers as go into `room` bytes. Raises ConfigError where one does not."""
+        each = sum(k * n for k, n in self.linears()) * HELD_BITS // 8
+        if each > room:
+            raise ConfigError(f"{room / 2**20:,.0f} MiB are not enough to calibrate: end other programs first")
+        return replace(self, layers=min(self.layers, room // each))
+
+
+TINY = Plan("tiny", 1, 1, 1, 64)
+PLANS = (Plan("narrow", 24, 6, 2, 1024), Plan("between", 16, 12, 4, 2048), Plan("wide", 8, 32, 8, 8192))
+
+
+class Stack:
+    """A plan's graph, loaded, with its cache bound in place as an engine has it."""
+
+    def __init__(self, plan: Plan, threads: int) -> None:
+        self.plan = plan
+        self.nodes, content = graph(plan)
+        started = time.perf_counter()
+        self.session = ort.InferenceSession(content, options(threads), providers=["CPUExecutionProvider"])
+        self.load_seconds = time.perf_counter() - started
+        names = [f"{x}{i}" for i in range(plan.layers) for x in "kv"]
+        shape = (1, plan.kv_heads, CAPACITY, HEAD)
+        self.binding = self.session.io_binding()
+        self.cache = {n: ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32)) for n in names}
+        for name, value in self.cache.items():
+            self.binding.bind_ortvalue_input(name, value)
+            self.binding.bind_ortvalue_output(f"present_{name}", value)
+
+    def run(self, tokens: int, before: int) -> NDArray[np.float32]:
+        """So many tokens after so many: [1, tokens, hidden]."""
+        out = np.empty((1, tokens, self.plan.hidden), np.float32)
+        given = {
+            "x": np.ones((1, tokens, self.plan.hidden), np.float32),
+            "last": np.full((1, 1), before + tokens - 1, np.int32),
+            "total": np.array(before + tokens, np.int32),
+            "y": out,
+        }
+        held = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in given.items()}
+        self.binding.bind_ortvalue_output("y", held.pop("y"))
+        for name, value in held.items():
+            self.binding.bind_ortvalue_input(name, value)
+        self.session.run_with_iobinding(self.binding)
+        return out
+
+    def seconds(self, tokens: int, before: int, times: int) -> float:
+        """Of one run, of so many in a row."""
+        started = time.perf_counter()
+        for i in range(times):
+            self.run(tokens, before + i)
+        return (time.perf_counter() - started) / times
+
+    def figures(self) -> dict[str, Any]:
+        self.seconds(PROMPT, 0, 1), self.seconds(1, PROMPT, TOKENS)
+        return {
+            "name": self.plan.name,
+            "layers": self.plan.layers,
+            "linears": self.plan.linears(),
+            "nodes": self.nodes,
+            "load_seconds": self.load_seconds,
+            "token_seconds": statistics.median(self.seconds(1, PROMPT, TOKENS) for _ in range(ROUNDS)),
+            "prompt_seconds": statistics.median(self.seconds(PROMPT, 0, 1) for _ in range(ROUNDS)),
+        }
+
+
+def calibrate(threads: int | None = None) -> dict[str, Any]:
+    """Raises ConfigError where there is too little memory."""
+    threads = threads or physical_cores()
+    tiny = Stack(TINY, threads)
+    tiny.run(1, 0)
+    taken = resident()
+    room = (available_memory_bytes() or 2**30) // SHARE
+    return {
+        "machine": machine(),
+        "processor": processor(),
+        "threads": threads,
+        "block": BLOCK,
+        "prompt_tokens": PROMPT,
+        "process_held_bytes": taken.get("RssAnon"),
+        "process_mapped_bytes": taken.get("RssFile"),
+        "stacks": [Stack(plan.within(room), threads).figures() for plan in PLANS],
+    }
+
+
+def graph(plan: Plan) -> tuple[int, bytes]:
+    """How many nodes it has, and the graph."""
+    constants = _constants(plan)
+    inputs: dict[str, Any] = {"x": (np.dtype(np.float32), (1, "S", plan.hidden))}
+    inputs |= {"last": (np.dtype(np.int32), (1, 1)), "total": (np.dtype(np.int32), ())}
+    nodes: list[bytes] = []
+    outputs: dict[str, Any] = {"y": (1, "S", plan.hidden)}
+    sum_, delta = "x", "x"
+    for i in range(plan.layers):
+        for x in "kv":
+            inputs[f"{x}{i}"] = (np.dtype(np.float32), (1, plan.kv_heads, CAPACITY, HEAD))
+            outputs[f"present_{x}{i}"] = inputs[f"{x}{i}"][1]
+        for name, size in ((f"l_kv{i}", plan.linears()[0][1]), (f"l_ff{i}", plan.inner)):
+            inputs[name] = (np.dtype(np.float32), ("rows", 1, size))
+            constants[name] = np.ones((1, 1, size), np.float32)  # a default, as vectors at the side have one
+        nodes += _layer(plan, i, sum_, delta)
+        sum_, delta = f"mid{i}", f"down{i}"
+    nodes.append(_norm(sum_, delta, "y", ""))
+    return len(nodes), model(nodes, inputs, outputs, constants)
+
+
+def _constants(plan: Plan) -> dict[str, NDArray[Any]]:
+    random, angles = np.random.default_rng(0), np.arange(CAPACITY)[:, None] * np.ones(HEAD // 2)
+    found: dict[str, NDArray[Any]] = {"norm": np.ones(plan.hidden, np.float32)}
+    found |= {"cos": np.cos(angles).astype(np.float32), "sin": np.sin(angles).astype(np.float32)}
+    for which, (inputs, outputs) in enumerate(plan.linears()):
+        blocks = inputs // BLOCK
+        found[f"w{which}"] = random.integers(0, 256, (outputs, blocks, BLOCK // 2), np.uint8)
+        found[f"s{which}"] = np.full((outputs, blocks), 1 / inputs, np.float32)
+        found[f"z{which}"] = np.full((outputs, -(-blocks // 2)), 0x88, np.uint8)
+    return found
+
+
+def _layer(plan: Plan, i: int, sum_: str, delta: str) -> list[bytes]:
+    """x + attention, then x + feed-forward; each sum is made by the norm that follows."""
+    heads = {"num_heads": plan.heads, "kv_num_heads": plan.kv_heads, "do_rotary": 1}
+    keys = [f"k{i}", f"v{i}"]
+    attended = [f"scaled{i}", "", "", *keys, "last", "total", "cos", "sin"]
+    qkv, output, gate, up, down = (_product(plan, which) for which in range(5))
+    return [
+        _norm(sum_, delta, f"normed{i}", f"sum{i}"),
+        qkv(f"normed{i}", f"qkv{i}"),
+        node("Mul", [f"qkv{i}", f"l_kv{i}"], [f"scaled{i}"]),
+        node("GroupQueryAttention", attended, [f"seen{i}", *(f"present_{k}" for k in keys)], heads, MICROSOFT),
+        output(f"seen{i}", f"out{i}"),
+        _norm(f"sum{i}", f"out{i}", f"again{i}", f"mid{i}"),
+        gate(f"again{i}", f"gate{i}"),
+        node("QuickGelu", [f"gate{i}"], [f"open{i}"], {"alpha": 1.0}, MICROSOFT),
+        up(f"again{i}", f"up{i}"),
+        node("Mul", [f"up{i}", f"l_ff{i}"], [f"scaled_up{i}"]),
+        node("Mul", [f"open{i}", f"scaled_up{i}"], [f"inner{i}"]),
+        down(f"inner{i}", f"down{i}"),
+    ]
+
+
+def _norm(sum_: str, delta: str, out: str, total: str) -> bytes:
+    """Of sum_ + delta, which is `total`."""
+    outputs = [out, "", "", total] if total else [out]
+    return node("SkipSimplifiedLayerNormalization", [sum_, delta, "norm"], outputs, {"epsilon": 1e-5}, MICROSOFT)
+
+
+def _product(plan: Plan, which: int) -> Callable[[str, str], bytes]:
+    inputs, outputs = plan.linears()[which]
+    attributes = {"K": inputs, "N": outputs, "bits": 4, "block_size": BLOCK, "accuracy_level": 4}
+    weights = [f"{part}{which}" for part in "wsz"]
+    return lambda x, y: node("MatMulNBits", [x, *weights], [y], attributes, MICROSOFT)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line of `python -m qia3.runtime.calibrate`."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--json", action="store_true", help="on one line")
+    asked = parser.parse_args(arguments)
+    try:
+        figures = calibrate(asked.threads)
+    except QIA3Error as error:
+        print(f"qia3: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    print(json.dumps(figures, indent=None if asked.json else 1))
+
+
+if __name__ == "__main__":
+    main()
