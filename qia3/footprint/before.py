@@ -30,7 +30,7 @@ from qia3.footprint.lora import (
 from qia3.footprint.shapes import Shapes
 from qia3.footprint.systems import ABOUT_FOUR, CLAIM
 from qia3.footprint.verdict import Verdict
-from qia3.footprint.weights import FORMS, USUAL, Weights, cache_bytes, weights_of
+from qia3.footprint.weights import FORMS, USUAL, Weights, cache_bytes, mixed, takes_bits, weights_of
 
 TASKS = (1, 10, 100, 1000)
 PREFIX = 20  # virtual tokens
@@ -119,6 +119,8 @@ def before(
     """
     ia3 = ia3_of(shapes)
     weights = [weights_of(shapes, form) for form in FORMS]
+    if takes_bits(shapes):
+        weights.append(mixed(shapes))
     linears, dense = USUAL.layers(shapes)
     costs = [*adapter_costs((*linears, *dense), ia3), prefix_cost(shapes)]
     return Before(

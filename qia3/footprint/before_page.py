@@ -66,6 +66,8 @@ def _weights(found: Before) -> Section:
         "Disk is weights alone: a build adds graph, tokenizer and reports, and counts them to the byte. Held and mapped is what ONNX Runtime "
         "makes of a 4-bit graph, without its process; other forms are mapped, and held by whoever copies them."
     )
+    if any("bits" in one.form for one in found.weights):
+        note += " With `bits` a build chooses layers for 8 bits by what they do to a text: the sizes are right, which layers is not known yet."
     drawn = [Chart("bars", "Weights on disk", values=(2,))]
     return section("weights", "Weights", note, table(head, rows, charts=drawn))
 

@@ -4,7 +4,7 @@
     float32     4 bytes per number                           4                                4
     bfloat16    2                                            2                                2
     nf4         4 bits and a float32 scale per block         4, as bitsandbytes leaves them   4
-    int4        the grid of bits.py, in blocks of b          the same                         4
+    int4, int8  the grids of bits.py, in blocks of b         the same                         4
 
 A row of an embedding is looked up without padding, so its block is the largest one, up to the one asked for, that divides
 its width. A table that is the head as well is counted once. What transformers keeps in float (T5's `wo`) stays so on
@@ -16,12 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from qia3.bundle.manifest import Architecture, Code, Dense, Layer
 from qia3.bundle.sites import Site
 from qia3.footprint.bits import Shape, grid_bytes, on_grid
 from qia3.grids.blocks import BLOCK_SIZES
 
+CODES: dict[str, tuple[Code, Literal[4, 8]]] = {"nf4": ("nf4", 4), "int4": ("int4", 4), "int8": ("int8", 8)}
 PARTS = ("embedding", "head", "attention", "feed_forward", "other_linear", "norms_biases_and_positions")
 ATTENTION = ("query", "key", "value", "qkv", "attention_output")
 FEED_FORWARD = ("feed_forward", "feed_forward_up", "feed_forward_down")
@@ -106,7 +108,7 @@ class Shapes:
 
 @dataclass(frozen=True)
 class Form:
-    """How weights are kept: "float32", "bfloat16", "nf4" or "int4", the last two in blocks."""
+    """How weights are kept: "float32", "bfloat16", "nf4", "int4" or "int8", the last three in blocks."""
 
     name: str
     block: int = 0
@@ -135,11 +137,11 @@ class Form:
         block = self.block_of(table)
         if block is None:
             return table.numbers * (2 if self.name == "bfloat16" else 4)
-        return grid_bytes(on_grid(table.rows, table.width, block, self.symmetric))
+        return grid_bytes(on_grid(table.rows, table.width, block, self.symmetric, self.name))
 
     def block_of(self, table: Table) -> int | None:
         """In which an embedding's rows are; None where it stays in float."""
-        if self.name != "int4" or not table.quantisable:
+        if self.name not in ("int4", "int8") or not table.quantisable:
             return None
         return max((b for b in BLOCK_SIZES if table.width % b == 0 and b <= self.block), default=None)
 
@@ -149,7 +151,7 @@ class Form:
             return None
         if self.name == "nf4":
             return Shape(matrix.outputs, matrix.inputs, self.block, True, "nf4")
-        return on_grid(matrix.outputs, matrix.inputs, self.block, self.symmetric)
+        return on_grid(matrix.outputs, matrix.inputs, self.block, self.symmetric, self.name)
 
     def layers(self, shapes: Shapes) -> tuple[tuple[Layer, ...], tuple[Dense, ...]]:
         """The linear layers on the grid and those in float, as a manifest lists them."""
@@ -158,8 +160,8 @@ class Form:
             if (shape := self.shape(m)) is None:
                 dense.append(Dense(m.name, m.inputs, m.outputs, m.role, m.once))
                 continue
-            code: Code = "nf4" if self.name == "nf4" else "int4"
-            linears.append(Layer(m.name, m.inputs, m.outputs, m.role, 4, code, shape.block, shape.symmetric, m.once))
+            code, bits = CODES[self.name]
+            linears.append(Layer(m.name, m.inputs, m.outputs, m.role, bits, code, shape.block, shape.symmetric, m.once))
         return tuple(linears), tuple(dense)
 
 

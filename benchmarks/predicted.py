@@ -1,0 +1,90 @@
+"""What a forecast says of five models from their configurations alone, beside what fresh processes take and do.
+
+    python benchmarks/predicted_models.py dist/predicted        # bundles of random weights: memory and speed only
+    python benchmarks/predicted.py dist/predicted --rounds 3 --json benchmarks/results/predicted.jsonl
+
+This machine is calibrated first (`qia3 bench --calibrate`, which sees none of these models), or a profile is given. Each
+round measures each bundle once, with an adapter at the side (`qia3 bench`), in turn and with a pause; medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from predicted_models import MODELS
+
+from qia3.bundle.opened import Bundle
+from qia3.bundle.records import Measured
+from qia3.footprint.calibrated import calibrate
+from qia3.footprint.device import Device, parse_device
+from qia3.footprint.measure import measure
+from qia3.footprint.predicted import Compared, compared, of_shapes
+from qia3.footprint.shapes import Form
+from qia3.footprint.table import table
+from qia3.footprint.weights import weights_of
+from qia3.ia3.shapes import read_shapes
+
+PAUSE = 2.0
+
+
+def middle(runs: list[Measured]) -> Measured:
+    """Each figure's median."""
+    rows = [asdict(run) for run in runs]
+    numbers = {k for k, v in rows[0].items() if isinstance(v, int | float)}
+    found = {k: statistics.median(row[k] for row in rows) for k in numbers}
+    return replace(runs[0], **{k: type(rows[0][k])(v) for k, v in found.items()})
+
+
+def rows_of(name: str, place: Path, device: Device, measured: Measured) -> list[Compared]:
+    shapes, form = read_shapes(str(place / "config.json")), Form("int4", MODELS[name][1] if "t5" not in name else 64)
+    manifest = Bundle.open(place / "bundle", verify=False).manifest
+    stored = (place / "bundle" / manifest.main.data).stat().st_size
+    disk = Compared.of("weights on disk", "bytes", weights_of(shapes, form).disk_bytes, stored)
+    return [disk, *compared(of_shapes(shapes, form, device), measured, device)]
+
+
+def shown(one: Compared, value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value / 2**20:,.1f} MiB" if one.unit == "bytes" else f"{value:,.3g} {one.unit}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--only", nargs="+", choices=MODELS, default=[*MODELS])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--profile", type=Path, help="calibrated before")
+    parser.add_argument("--json", type=Path)
+    asked = parser.parse_args()
+    profile = asked.profile or calibrate(asked.folder / "here.toml").path
+    device = parse_device("here", profile.read_text(encoding="utf-8"))
+    runs: dict[str, list[Measured]] = {name: [] for name in asked.only}
+    for _ in range(asked.rounds):
+        for name in asked.only:
+            time.sleep(PAUSE)
+            runs[name].append(measure(asked.folder / name / "bundle", "first"))
+    lines, written = [], []
+    for name in asked.only:
+        for one in rows_of(name, asked.folder / name, device, middle(runs[name])):
+            error = "-" if one.error is None else f"{100 * one.error:+.1f} %"
+            lines.append([name, one.name, shown(one, one.predicted), shown(one, one.measured), error])
+            written.append({"model": name} | asdict(one))
+    print(table(["model", "", "predicted", "measured", "error"], lines, left=(0, 1)))
+    if asked.json:
+        facts = {"date": f"{datetime.now(UTC):%Y-%m-%d}", "machine": next(iter(runs.values()))[0].machine}
+        terms = {
+            k: v.value for k in ("decode_bandwidth_low_bytes_per_second", "node_seconds") if (v := getattr(device, k))
+        }
+        found = [facts | terms, *written]
+        asked.json.write_text("".join(json.dumps(row) + "\n" for row in found), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
