@@ -40,7 +40,7 @@ $(INTEROP)/ready: tests/interop.txt
 	touch $@
 
 interop: $(STAMP) $(INTEROP)/ready
-	QIA3_OPTIMUM=$(INTEROP)/bin/python $(BIN)/python -m pytest -s tests/test_interop.py
+	QIA3_OPTIMUM=$(INTEROP)/bin/python $(BIN)/python -m pytest -s tests/test_interop.py tests/test_interop_labels.py
 
 check: $(STAMP)
 	$(BIN)/ruff check

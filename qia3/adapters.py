@@ -21,7 +21,7 @@ from qia3.bundle.opened import ADAPTERS, Bundle
 from qia3.bundle.peft import open_peft, read_peft, write_peft
 from qia3.bundle.seal import files_on_disk
 from qia3.bundle.sites import Vectors
-from qia3.bundle.task import Task, plain_task, write_task
+from qia3.bundle.task import LABELLED, Task, plain_task, write_task
 from qia3.errors import AdapterError, ConfigError, shown
 from qia3.names import ADAPTER, check_name
 from qia3.printers.documents import seal
@@ -87,7 +87,7 @@ def _import(bundle: Path, folder: Path, name: str) -> Imported:
     whole = {s.name: found.vectors.get(s.name, np.ones(s.size, np.float32)) for s in sites}
     alone = manifest.architecture.pooling is not None
     task = _plain(opened, name) if found.task is None else replace(found.task, name=name)
-    if found.head is not None and not (alone and task.kind == "classify"):
+    if found.head is not None and not (alone and task.kind in LABELLED):
         raise AdapterError(
             f"{folder} has a head, and {'no task.json for it' if alone else 'this bundle is no encoder'}"
         )

@@ -28,7 +28,7 @@ from qia3.tokens import SLOT
 from qia3.train import processes
 from qia3.train.data import Data, read_task
 from qia3.train.fit import fitted
-from qia3.train.headed import check_task, settings_of
+from qia3.train.headed import check_task, check_writes, settings_of
 from qia3.train.prompts import check_end, wrapping
 from qia3.train.start import check_start
 from qia3.train.task import Job, load_task, train_task
@@ -105,6 +105,9 @@ def measured(plan: Build, jobs: list[Job]) -> list[Job]:
     )
     if reads:
         jobs = [_headed(plan, job) for job in jobs]
+    else:
+        for job in jobs:
+            check_writes(job.task)
     warnings: dict[str, None] = {}
     fit: dict[str, Data] = {}
     for job in jobs:

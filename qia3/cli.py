@@ -247,12 +247,13 @@ def run(
 ) -> None:
     """Ask a bundle one thing.
 
-    Prints a label where the task classifies, text as it comes where the task generates, and an embedding where an
-    encoder has no task.
+    Prints a label where the task classifies, each word and its label where it labels words, text as it comes where it
+    generates, and an embedding where an encoder has no task.
     """
     from qia3.bundle.opened import Bundle
+    from qia3.bundle.task import TAGS
     from qia3.runtime.adapters import AdapterBank
-    from qia3.runtime.answer import classify, reply, task_of
+    from qia3.runtime.answer import classify, reply, tag, task_of
     from qia3.runtime.decoding import Decoding
     from qia3.runtime.encoder import Encoder
     from qia3.runtime.load import open_engine
@@ -287,6 +288,11 @@ def run(
         answer = classify(engine, job, vectors, text, choices)
         print_result(facts | {"label": answer.label, "scores": answer.scores}, answer.label, as_json)
         return
+    if job.kind == TAGS:
+        found = tag(engine, job, vectors, text)
+        lines = "\n".join(f"{word}\t{label}" for word, label in zip(found.words, found.labels, strict=True))
+        print_result(facts | asdict(found), lines, as_json)
+        return
     pieces = reply(engine, job, vectors, text, max_new_tokens, decoding)
     if as_json:
         print_result(facts | {"text": "".join(pieces)}, "", as_json)
@@ -302,13 +308,15 @@ def _check_asked(task: Task, choices: Sequence[str], generating: Mapping[str, ob
     """
     if task.kind == "embed" and choices:
         raise ConfigError("an embedding has no choices: --choice is for a task that classifies")
+    if task.kind == "token-classification" and choices:
+        raise ConfigError(f"task {task.name!r} labels words: --choice is for a task that classifies")
     if task.kind == "generate":
         if choices:
             raise ConfigError(f"task {task.name!r} generates text: --choice is for a task that classifies")
         return
     for name, value in generating.items():
         if value is not None:
-            does = "gives an embedding" if task.kind == "embed" else "classifies"
+            does = {"embed": "gives an embedding", "classify": "classifies"}.get(task.kind, "labels words")
             raise ConfigError(f"task {task.name!r} {does}: --{name} is for a task that generates")
     if not all(choice.strip() for choice in choices):
         raise ConfigError("--choice is an answer, and one of them is empty")

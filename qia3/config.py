@@ -30,10 +30,11 @@
 
     [[task]]
     name = "home-intents"
-    kind = "classify"                # or "generate"
+    kind = "classify"                # or "generate", or, on an encoder, "token-classification"
     prompt = "Which device? {text}"  # or several, one drawn for each example and step: ["Which device? {text}", "{text} Device:"]
     eval_prompt = "Device: {text}"   # the bundle's, instead of the first
-    train = "train.jsonl"            # or several. {"text": ..., "label": ..., and "choices": [...] if it has its own}; generate: "target"
+    train = "train.jsonl"            # or several. {"text": ..., "label": ..., and "choices": [...] if it has its own}; generate: "target";
+                                     # token-classification: {"tokens": [...], "tags": [...]}
     test = "test.jsonl"
     ranking = "sum"                  # of log-probabilities, or their "mean" a token; default: what the losses train
     chat = true                      # false: without the base's chat template
@@ -146,7 +147,7 @@ class Task(Section):
     """One job of the model: its data, its prompt, its adapter's name."""
 
     name: str
-    kind: Literal["classify", "generate"]
+    kind: Literal["classify", "generate", "token-classification"]
     prompt: str | tuple[str, ...] = "{text}"
     eval_prompt: str | None = None
     chat: bool = True
@@ -202,8 +203,9 @@ class Task(Section):
             raise ValueError(
                 f"task {self.name!r} needs 'train', its examples, or 'mixture', the tasks whose examples it trains on"
             )
-        if self.kind == "generate" and self.ranking is not None:
-            raise ValueError(f"task {self.name!r} generates: 'ranking' is for choices")
+        if self.kind != "classify" and self.ranking is not None:
+            does = "generates" if self.kind == "generate" else "labels each word"
+            raise ValueError(f"task {self.name!r} {does}: 'ranking' is for choices")
         return self
 
     @property

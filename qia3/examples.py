@@ -2,6 +2,7 @@ r"""Files of examples: JSON Lines, one object a line, read the same way for trai
 
     classify   {"text": "it's freezing in here", "label": "temperature"}
     generate   {"text": "kill the lights upstairs", "target": "lights | upstairs | off"}
+    token-classification   {"tokens": ["Anna", "lives", "in", "Rome"], "tags": ["B-PER", "O", "O", "B-LOC"]}
 
 A question whose answers are its own brings them along; a line without them is asked with the task's:
 
@@ -27,9 +28,10 @@ from typing import Any
 
 from qia3.errors import QUOTED, DataError, quoted
 from qia3.parse import kind_of, parse_json, read_text
+from qia3.tagged import wrong_tags
 
-ANSWER = {"classify": "label", "generate": "target"}
-READ = ("text", "label", "labels", "target", "choices")
+ANSWER = {"classify": "label", "generate": "target", "token-classification": "tags"}
+READ = ("text", "label", "labels", "target", "choices", "tokens", "tags")
 SHOWN = 5  # complaints in one message
 NAMED = 20  # labels, choices or keys in one complaint
 
@@ -49,7 +51,8 @@ class Place:
 class Example:
     """What is said and what should come back.
 
-    `choices` are the answers to this one alone, None where the task's hold; `also` are right answers besides.
+    `choices` are the answers to this one alone, None where the task's hold; `also` are right answers besides. `words`
+    are those that have a label each; text and answer are words and labels with spaces between.
     """
 
     text: str
@@ -57,6 +60,17 @@ class Example:
     choices: tuple[str, ...] | None = None
     also: tuple[str, ...] = ()
     place: Place | None = field(default=None, compare=False, repr=False)
+    words: tuple[str, ...] = ()
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """A label for each of the words."""
+        return tuple(self.answer.split(" ")) if self.words else ()
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """All that it says a text, or a word, may be."""
+        return self.tags or self.right
 
     @property
     def right(self) -> tuple[str, ...]:
@@ -65,7 +79,7 @@ class Example:
 
     def content(self) -> list[Any]:
         """What it says, without where it stands."""
-        return [self.text, self.answer, self.choices, self.also]
+        return [self.text, self.answer, self.choices, self.also, *([self.words] if self.words else [])]
 
 
 def read_examples(path: Path, kind: str, choices: Collection[str] | None = None) -> list[Example]:
@@ -83,7 +97,9 @@ def read_examples(path: Path, kind: str, choices: Collection[str] | None = None)
     if bad := [row for row in read if isinstance(row, str)]:
         raise DataError(listed(bad))
     if not found:
-        raise DataError(f"{path} holds no examples: one JSON object a line, with 'text' and {ANSWER[kind]!r}")
+        raise DataError(
+            f"{path} holds no examples: one JSON object a line, with {_texts(ANSWER[kind])!r} and {ANSWER[kind]!r}"
+        )
     return found
 
 
@@ -121,13 +137,20 @@ def _example(line: str, place: Place, key: str, choices: Collection[str] | None)
         reason = f"{cause.msg}, column {cause.colno}" if isinstance(cause, json.JSONDecodeError) else error
         return f"{place}: not JSON ({reason})"
     if not isinstance(row, dict):
-        return f"{place}: a JSON object is expected, with 'text' and {key!r}"
+        return f"{place}: a JSON object is expected, with {_texts(key)!r} and {key!r}"
     wrong = f"{quoted(doubled[0])} stands twice" if doubled else _wrong(row, key, choices)
     if wrong:
         return f"{place}: {wrong}"
+    if key == "tags":
+        return Example(" ".join(row["tokens"]), " ".join(row["tags"]), place=place, words=tuple(row["tokens"]))
     right = row["labels"] if "labels" in row and key == "label" else [row[key]]
     own = row.get("choices") if key == "label" else None
     return Example(row["text"], right[0], None if own is None else tuple(own), tuple(right[1:]), place)
+
+
+def _texts(key: str) -> str:
+    """The key of what is asked, beside that of what is answered."""
+    return "tokens" if key == "tags" else "text"
 
 
 def _row(pairs: list[tuple[str, Any]], doubled: list[str]) -> dict[str, Any]:
@@ -139,6 +162,8 @@ def _row(pairs: list[tuple[str, Any]], doubled: list[str]) -> dict[str, Any]:
 
 def _wrong(row: dict[str, Any], key: str, choices: Collection[str] | None) -> str | None:
     """What is wrong with a line's values."""
+    if key == "tags":
+        return wrong_tags(row, choices)
     several = "labels" if key == "label" and "labels" in row else None
     if several and key in row:
         return f"it has both {key!r} and 'labels'; give one of them"

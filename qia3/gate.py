@@ -63,8 +63,16 @@ class Case:
 
     def by_ort(self, decoder: Opened, merged: bool) -> Agreement:
         """The same tokens through a graph, the vectors fed to it."""
-        fed = as_inputs(self.vectors) | ({} if self.head is None or merged else self.head.inputs)
+        if isinstance(decoder, OrtEncoder):
+            return compare(self.reference, np.concatenate(self._by_encoder(decoder, merged)))
+        fed = as_inputs(self.vectors)
         return compare(self.reference, np.concatenate([decoder.logits(*pair, fed) for pair in self.forced]))
+
+    def _by_encoder(self, encoder: OrtEncoder, merged: bool) -> list[Floats]:
+        head = self.head
+        fed = as_inputs(self.vectors) | ({} if head is None or merged else head.inputs)
+        kind = (head is not None, head is not None and head.per_token)
+        return [encoder.logits(text, fed, *kind) for text, _ in self.forced]
 
 
 def gate(

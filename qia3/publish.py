@@ -25,6 +25,7 @@ from qia3.bundle.opened import Bundle
 from qia3.bundle.peft import write_peft
 from qia3.bundle.ports import Cache
 from qia3.bundle.records import HeldOut
+from qia3.bundle.task import TAGS
 from qia3.config import Build
 from qia3.describe import dense_layers, describe, linear_layers, places, positions
 from qia3.footprint.measure import measure
@@ -125,9 +126,9 @@ def _write_files(adapted: AdaptedBase, trained: Sequence[Trained], folder: Path,
         write_peft(place, adapter, adapted.sites, manifest.base.reference, is_encoder(base.model.config))
     write_tokenizer(base.tokenizer, folder)
     labels = None if adapted.scaled else trained[0].choices
-    shape = manifest.architecture
+    tags, shape = trained[0].task.kind == TAGS, manifest.architecture
     cache = Cache(shape.kv_heads, shape.head_size)
-    write_configs(base.model, folder, shape.context_length, manifest.stop_tokens, cache, labels)
+    write_configs(base.model, folder, shape.context_length, manifest.stop_tokens, cache, labels, tags)
 
 
 def _evaluation(folder: Path, trained: Sequence[Trained], tests: Tests, side: bool) -> dict[str, HeldOut]:

@@ -27,7 +27,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count
@@ -90,18 +90,41 @@ class Tokens:
 
         Raises DataError: a token beyond the embedding's rows, half a character, or a text that breaks the tokenizer.
         """
+        return tuple(self._around(template, text)[0].ids)
+
+    def words(self, template: str, words: Sequence[str]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """A prompt around words with a space between, and the place of each one's first token: the first that a
+        character of it is in, or the space before it, which is a token of its own in some vocabularies. Raises
+        DataError as `prompt` does, and for a word that has no token of its own.
+        """
+        found, start = self._around(template, " ".join(words))
+        offsets, token, end = found.offsets, 0, start
+        space = int(template.partition(SLOT)[0].endswith(" "))
+        places: list[int] = []
+        for word in words:
+            start, end = end - space, end + len(word)
+            while token < len(offsets) and offsets[token][1] <= start:
+                token += 1
+            if token == len(offsets) or offsets[token][0] >= end or token in places[-1:]:
+                raise DataError(f"the tokenizer makes no token of its own of the word {word[:40]!r}; leave it out")
+            places.append(token)
+            end, space = end + 1, 1
+        return tuple(found.ids), tuple(places)
+
+    def _around(self, template: str, text: str) -> tuple[Encoding, int]:
+        """A template's encoding, and where in its text the words begin."""
         before, _, after = template.partition(SLOT)
-        found = _encoding(self.tokenizer, before + text + after)
-        if self._overlaps(found, len(before), text):
-            found = self._kept_apart(before, text, after)
-        ids = tuple(found.ids)
+        found, start = _encoding(self.tokenizer, before + text + after), len(before)
+        if self._overlaps(found, start, text):
+            found, start = self._kept_apart(before, text, after), len(self._written(before))
+        ids = found.ids
         if self.rows is not None and ids and max(ids) >= self.rows:
             beyond = max(ids)
             raise DataError(
                 f"the base has no embedding for the token {self.tokenizer.id_to_token(beyond)!r} (id {beyond}; it has "
                 f"{self.rows}); write it in another way"
             )
-        return ids
+        return found, start
 
     def _answer(self, text: str, end: str) -> tuple[int, ...]:
         """An answer's words and the token that ends it. A task's answers are asked for again and again, so they are

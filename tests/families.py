@@ -27,7 +27,7 @@ from transformers import AutoConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from qia3.base.experts import GridExperts
-from qia3.base.family import auto_class, is_encoder
+from qia3.base.family import auto_class, is_encoder, positions_of
 from qia3.base.kind import check_kind
 from qia3.base.modules import GridEmbedding, GridLinear
 from qia3.base.quantise import Grid, quantise_model
@@ -198,9 +198,16 @@ FAMILIES = [
     Family("nomic_bert", WIDE, note="encoder", apart=True),
     Family("eurobert", SHAPE, note="encoder", apart=True),
     Family("esm", WIDE | {"position_embedding_type": "rotary"}, note="encoder", apart=True),
+    Family("deberta-v2", WIDE | {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "share_att_key": True, "position_buckets": 8,
+                                 "norm_rel_ebd": "layer_norm", "position_biased_input": False, "type_vocab_size": 0},
+           note="encoder, as DeBERTa-v3", apart=True),  # beside PEFT in test_graph_encoder.py
     Family("deberta-v2", WIDE | {"relative_attention": True, "pos_att_type": ["p2c", "c2p"]},
-           r"its attention is computed in code of its own \(DisentangledSelfAttention\), and is more than", note="encoder"),
-    Family("mpnet", WIDE, r"no form for scores of another formula", note="encoder"),
+           note="encoder, positions by projections of their own, no buckets", apart=True),
+    Family("deberta-v2", WIDE | {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "share_att_key": True, "position_buckets": 8,
+                                 "conv_kernel_size": 3}, note="encoder, with a convolution, as DeBERTa-v2-xlarge", apart=True),
+    Family("deberta", WIDE | {"relative_attention": True, "pos_att_type": ["p2c", "c2p"]},
+           r"its layers, or longer texts, add other things to their scores", note="encoder"),
+    Family("mpnet", WIDE, note="encoder", apart=True),
     Family("albert", WIDE, r"attention that runs several times in", note="encoder, one layer for all"),
     Family("whisper", {"vocab_size": 101, "d_model": 96}, r"is an encoder-decoder \(whisper\)"),
 ]  # fmt: skip
@@ -289,7 +296,8 @@ def _merged(model: PreTrainedModel, scaled: dict[str, Scaled], vectors: dict[str
 
 def _of_encoder(oracle: PreTrainedModel, model: Any, scaled: dict[str, Scaled]) -> Works:
     """The same of an encoder's states, in parts of the largest. Raises BaseModelError."""
-    graph = preflight_encoder(model, scaled, POSITIONS, 4, False, 1e-3)
+    positions = min(POSITIONS, positions_of(model) or POSITIONS)
+    graph = preflight_encoder(model, scaled, positions, 4, False, 1e-3)
     vectors = random_vectors(scaled)
     _as_quantised(oracle, model, scaled, vectors)
     AccuracyLevel(0)(graph)
@@ -384,9 +392,9 @@ before it trains. "works" means that the exported graph agrees with transformers
 weights, with vectors, to 1e-4 of the largest logit: prompts of {lengths} tokens, past windows and past the lengths at
 which rotations switch, {steps} steps after each, alone and as a batch of unequal rows; that the merged model does, too;
 and that training reaches every vector. Of encoders the states are compared. "at the side": an activation function stands
-between its feed-forward's vector and the rows that it would scale, so it cannot be merged into 4-bit weights. What is
-refused is refused before anything is trained, with the reason below. Nothing here is a list that the program reads: what
-a model does is watched.
+between its feed-forward's vector and the rows that it would scale, so it cannot be merged into 4-bit weights; an encoder's
+is a constant beside them in a merged bundle (tests/test_graph_encoder.py). What is refused is refused before anything is
+trained, with the reason below. Nothing here is a list that the program reads: what a model does is watched.
 
 Written by `python tests/families.py`; tests/test_families.py holds every row to it.
 

@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from peft import IA3Config, get_peft_model
-from tiny import random_vectors
+from tiny import ALL, random_vectors
 from tiny_encoders import EXPORTED, tiny_encoder, words, write_encoder
 from torch import nn
 
@@ -25,8 +26,9 @@ from qia3.graph.encoder import export_encoder
 from qia3.graph.forced_encoder import OrtEncoder
 from qia3.graph.in_memory import opened
 from qia3.graph.preflight_encoder import preflight_encoder
+from qia3.ia3.adapted import AdaptedBase
 from qia3.ia3.roles import find_roles
-from qia3.ia3.vectors import attach, detach, fold, set_vectors
+from qia3.ia3.vectors import attach, fold
 from qia3.train.prompts import wrapping
 
 TEXTS = [[5, 17, 40, 9, 61, 77, 12, 33, 8, 25, 90, 14], [7, 30, 50, 11, 64]]  # unlike lengths, longer than a window
@@ -88,26 +90,31 @@ def test_a_graph_is_transformers_model_with_peft_s_vectors_on_it(name):
     del session, held
 
 
-@pytest.mark.parametrize("name", [n for n in EXPORTED if n in ("modernbert", "nomic_bert", "eurobert")])
-def test_a_merged_graph_holds_vectors_and_head(name):
-    """Gated feed-forwards alone: GELU stands between the others' rows and their vectors."""
+MERGED = [n for n in EXPORTED if n != "deberta-v2" or ALL]
+
+
+@pytest.mark.parametrize("name", MERGED)
+@pytest.mark.parametrize("per_token", [False, True] if ALL else [True])
+def test_a_merged_graph_holds_vectors_and_head(name, per_token):
+    """Where GELU stands between rows and their vector, it is a constant before the next layer, whose codes stay."""
     model = tiny_encoder(name)
     quantise_model(model, Grid(32, False))
     plain = dequantised(model)
-    sites = find_roles(model).sites
-    scaled = attach(model, sites)
-    vectors = random_vectors(scaled)
-    head = Head(np.ones((3, 96), np.float32), np.arange(3, dtype=np.float32))
-    set_vectors(scaled, vectors)
-    fold(scaled)
-    detach(model, scaled)
+    roles = find_roles(model)
+    sites = roles.sites
+    adapted = AdaptedBase(SimpleNamespace(model=model), roles, attach(model, sites))
+    vectors = random_vectors(adapted.scaled)
+    head = Head(np.ones((3, 96), np.float32), np.arange(3, dtype=np.float32), per_token)
+    adapted.merge(vectors)
     session, held = opened(export_encoder(model, 0, 160, own=head), name)
-    assert {i.name for i in session.get_inputs()} == {"input_ids", "attention_mask"}
+    assert {i.name for i in session.get_inputs()} - {"token_type_ids"} == {"input_ids", "attention_mask"}
+    assert [o.name for o in session.get_outputs()] == ["last_hidden_state", "sentence_embedding", "logits"]
     found = OrtEncoder(session).rows(TEXTS[:1], {})
     with torch.no_grad():
         states = by_peft(plain, sites, vectors)(input_ids=torch.tensor(TEXTS[:1]))[0][0].numpy()
     np.testing.assert_allclose(found["last_hidden_state"][0], states, atol=2e-4)
-    np.testing.assert_allclose(found["logits"][0], mean_by_numpy(states) @ head.weight.T + head.bias, atol=1e-3)
+    read = states if per_token else mean_by_numpy(states)
+    np.testing.assert_allclose(found["logits"][0], read @ head.weight.T + head.bias, atol=1e-3)
     del session, held
 
 

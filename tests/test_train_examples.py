@@ -35,7 +35,22 @@ class Letters:
     def answer(self, text, end):
         return self.prompt("{text}" + end, text)
 
+    def words(self, template, words):
+        before = template.index("{text}")
+        places = [before + sum(len(w) + 1 for w in words[:i]) for i in range(len(words))]
+        return tuple(self.prompt(template, " ".join(words))), tuple(places)
+
     fitting = Tokens.fitting
+
+
+def test_words_beyond_the_limit_go_with_their_labels():
+    example = Example("turn it off", "DO O OFF", words=("turn", "it", "off"))
+    tagged = source(("{text}",), "{text}", (example,), ("DO", "O", "OFF"))
+    found = [made(tagged, max_length=n, labels=("DO", "O", "OFF")).tree(0) for n in (13, 12, 9, 8)]
+    assert [t.places for t in found] == [(1, 6, 9), (1, 6), (1, 6), (1,)]
+    assert [t.answers for t in found] == [((0, 1, 2),), ((0, 1),), ((0, 1),), ((0,),)]
+    with pytest.raises(ConfigError, match="no room for the prompt and a word"):
+        made(tagged, max_length=5, labels=("DO", "O", "OFF")).tree(0)
 
 
 def text(tokens) -> str:

@@ -31,8 +31,13 @@ ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "xlm-roberta": ("xlm-roberta", SHAPE | {"type_vocab_size": 1, "pad_token_id": 1}),
     "nomic_bert": ("nomic_bert", SHAPE),
     "eurobert": ("eurobert", SHAPE | {"num_key_value_heads": 2}),
+    # as DeBERTa-v3: both kinds of positions by the text's own projections, buckets that grow, no second text
+    "deberta-v2": ("deberta-v2", SHAPE | {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "share_att_key": True, "type_vocab_size": 0,
+                                          "position_buckets": 6, "norm_rel_ebd": "layer_norm", "position_biased_input": False,
+                                          "num_hidden_layers": 2}),
+    "mpnet": ("mpnet", SHAPE | {"pad_token_id": 1}),
 }  # fmt: skip
-EXPORTED = [*ENCODERS] if ALL else ["modernbert"]  # whose graphs `make test` makes; it builds a BERT
+EXPORTED = [*ENCODERS] if ALL else ["modernbert", "deberta-v2"]  # whose graphs `make test` makes; it builds a BERT
 
 
 def words() -> PreTrainedTokenizerFast:
@@ -83,6 +88,7 @@ def write_encoder(
         listed = [{"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{part}"}
                   for i, (part, path) in enumerate(zip(parts, paths, strict=True))]  # fmt: skip
         (folder / "modules.json").write_text(json.dumps(listed))
+        (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 40, "do_lower_case": False}))
         (folder / "1_Pooling").mkdir()
         (folder / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 96, **pooling}))
     return folder

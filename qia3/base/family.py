@@ -22,6 +22,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
 from qia3.base.modules import GridEmbedding, GridLinear
+from qia3.base.pooling import longest_of
 
 
 def auto_class(config: Any) -> Any:
@@ -62,14 +63,16 @@ def _without_pooler(config: Any) -> dict[str, bool]:
 
 
 def positions_of(model: Any) -> int | None:
-    """Tokens that a model has positions for; None where nothing says. RoBERTa and its kin count from behind the id of
-    their padding token, so that a table of 514 serves 512.
+    """Tokens that a model has positions for, or that sentence-transformers gives it; None where nothing says.
+
+    RoBERTa and its kin count from behind the id of their padding token, so that a table of 514 serves 512.
     """
     stated = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     words = get_module(model, "get_input_embeddings")
     tables = [m for m in model.modules() if isinstance(m, nn.Embedding) and m is not words]
     skipped = [t.padding_idx + 1 for t in tables if t.num_embeddings == stated and t.padding_idx is not None]
-    return stated if stated is None else int(stated) - max(skipped, default=0)
+    limits = [longest_of(model.config), None if stated is None else int(stated) - max(skipped, default=0)]
+    return min((n for n in limits if n is not None), default=None)
 
 
 def stacks(model: Any) -> dict[str, nn.Module]:

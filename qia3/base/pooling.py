@@ -21,7 +21,8 @@ from qia3.errors import BaseModelError
 from qia3.parse import each_once, parse_json, read_json_table, read_text
 
 Mode = Literal["mean", "cls"]
-KEY = "qia3_pooling"
+KEY, LONGEST = "qia3_pooling", "qia3_longest"
+WORDS = "sentence_bert_config.json"
 MODES: dict[str, Mode] = {
     "mean": "mean",
     "cls": "cls",
@@ -35,11 +36,26 @@ def note_pooling(config: Any, folder: Path) -> None:
     """Writes what the folder says into the configuration. Raises BaseModelError for what is not understood."""
     if not hasattr(config, KEY):
         setattr(config, KEY, encode(_read(folder)))
+        setattr(config, LONGEST, _longest(folder / WORDS))
 
 
 def pooling_of(config: Any) -> Pooling:
     """What was noted; the mean, where nothing was."""
     return decode(Pooling, getattr(config, KEY, {"mode": "mean", "normalize": False}))
+
+
+def longest_of(config: Any) -> int | None:
+    """Tokens of a text, at most, by the sentence-transformers folder that a base came from."""
+    found: int | None = getattr(config, LONGEST, None)
+    return found
+
+
+def _longest(file: Path) -> int | None:
+    """Raises BaseModelError."""
+    given = read_json_table(file, BaseModelError).get("max_seq_length") if file.is_file() else None
+    if given is None or (isinstance(given, int) and given > 0):
+        return given
+    raise BaseModelError(f"{file}: max_seq_length is a number of tokens or null, not {given!r}")
 
 
 def pooled(states: Tensor, mask: Tensor, how: Pooling) -> Tensor:
@@ -87,7 +103,7 @@ def _mode(file: Path) -> Mode:
 
 def _check_words(folder: Path) -> None:
     """Raises BaseModelError where sentence-transformers would do something to a text first."""
-    prompts, lower = folder / "config_sentence_transformers.json", folder / "sentence_bert_config.json"
+    prompts, lower = folder / "config_sentence_transformers.json", folder / WORDS
     if prompts.is_file() and (name := read_json_table(prompts, BaseModelError).get("default_prompt_name")):
         raise BaseModelError(
             f"{prompts} puts its prompt {name!r} before every text; set default_prompt_name to null there, and write it "

@@ -15,6 +15,7 @@ from qia3.base.gguf_config import read_gguf_config
 from qia3.base.gguf_parts import open_gguf
 from qia3.base.kind import check_kind
 from qia3.base.load import quiet, read_tokenizer, told
+from qia3.base.pooling import note_pooling
 from qia3.base.sources import Source, read_config, resolve
 from qia3.base.start import decoder_start
 from qia3.errors import BaseModelError
@@ -65,7 +66,9 @@ def read_base_text(reference: str) -> BaseText:
     text = config.get_text_config()
     positions = getattr(text, "max_position_embeddings", None)
     if is_encoder(config):
-        positions = positions_of(empty_model(folder))
+        model = empty_model(folder)
+        note_pooling(model.config, folder)
+        positions = positions_of(model)
     return BaseText(tokenizer, made, text.vocab_size, positions, _names_end(source, tokenizer, made), config)
 
 

@@ -1,5 +1,5 @@
-"""A head: the linear layer that makes a task's labels of an encoder's pooled state. It is trained beside the vectors and
-travels with them.
+"""A head: the linear layer that makes a task's labels of an encoder's pooled state, or of the state of each token. It is
+trained beside the vectors and travels with them.
 
     logits = W p + b        W [labels, d]   b [labels]   p [d]
 
@@ -27,10 +27,13 @@ UNSEEN = -1e9  # the bias of a label that a row does not have
 
 @dataclass(frozen=True)
 class Head:
-    """`weight` float32 [labels, d], `bias` float32 [labels]."""
+    """`weight` float32 [labels, d], `bias` float32 [labels]. `per_token`: of a task that labels tokens, which a file of
+    tensors does not say.
+    """
 
     weight: Floats
     bias: Floats
+    per_token: bool = False
 
     @property
     def inputs(self) -> dict[str, Floats]:

@@ -37,7 +37,11 @@ An encoder that stands alone (token_type_ids where its family has them; nought b
     head.weight, head.bias                        float32 [rows, labels, hidden size] and [rows, labels]
     last_hidden_state                             float32 [batch_size, sequence_length, hidden size]
     sentence_embedding                            float32 [batch_size, hidden size]
-    logits                                        float32 [batch_size, labels]
+    logits                                        float32 [batch_size, labels], of the pooled states
+    token_logits                                  float32 [batch_size, sequence_length, labels], of each token's
+
+Where the head of a task that labels tokens is a part of the graph, `logits` are those of the tokens, as loaders of token
+classification want them, and there is no other.
 
 A vector's input is called after its site (sites.py), [rows, 1, size].
 """
@@ -49,7 +53,7 @@ from typing import NamedTuple
 INPUT_IDS, ATTENTION_MASK, LOGITS = "input_ids", "attention_mask", "logits"
 ENCODER_MASK, ENCODER_STATES, LAST_STATE = "encoder_attention_mask", "encoder_hidden_states", "last_hidden_state"
 PAST_LENGTH = "past_length"
-TOKEN_TYPES, EMBEDDING = "token_type_ids", "sentence_embedding"
+TOKEN_TYPES, EMBEDDING, TOKEN_LOGITS = "token_type_ids", "sentence_embedding", "token_logits"
 HEAD_WEIGHT, HEAD_BIAS = HEAD = ("head.weight", "head.bias")
 PAST, PRESENT = "past_key_values.", "present."
 PARTS = ("key", "value")

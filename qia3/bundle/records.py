@@ -95,8 +95,8 @@ class Label(Part):
 
 @dataclass(frozen=True, kw_only=True)
 class Score(Part):
-    """`f1` (0 to 1) and `chrf` (0 to 100) are None for classification, `labels` where the task has no choices of its
-    own. `left_out`: examples that could not be asked, and the lines of the first of them.
+    """`f1` (0 to 1; of entities where words are labelled) and `chrf` (0 to 100) are None for classification, `labels`
+    where the task has no choices of its own. `left_out`: examples that could not be asked, and the lines of the first of them.
     """
 
     adapter: str

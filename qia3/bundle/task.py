@@ -18,7 +18,9 @@ from qia3.bundle.checked import plain
 from qia3.errors import AdapterError
 from qia3.parse import each_once, read_json
 
-Kind = Literal["classify", "generate", "embed"]
+Kind = Literal["classify", "generate", "embed", "token-classification"]
+TAGS: Kind = "token-classification"  # a label for each word
+LABELLED = ("classify", TAGS)
 Ranking = Literal["sum", "mean"]
 TASK = "task.json"
 MOST_TOKENS = 2**31 - 1
@@ -98,7 +100,7 @@ def _wrong(value: Any) -> list[str]:
         return ["a task is a JSON object"]
     bad = [f"{key!r} is missing" for key in RULES if key not in value and key != "ranking"]
     bad += [f"{key!r} is not {words}" for key, (fits, words) in RULES.items() if key in value and not fits(value[key])]
-    if not bad and value["kind"] != "classify" and value["choices"] is not None:
+    if not bad and value["kind"] not in LABELLED and value["choices"] is not None:
         bad = [f"'choices' are for classification, and its kind is {value['kind']!r}"]
     return bad
 
@@ -125,7 +127,7 @@ def _is_count(value: Any) -> bool:
 
 # key: what its value must be, as a test and in words
 RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "kind": (lambda value: value in get_args(Kind), "'classify', 'generate' or 'embed'"),
+    "kind": (lambda value: value in get_args(Kind), "'classify', 'generate', 'embed' or 'token-classification'"),
     "prompt": (_is_prompt, "a string that holds {text} exactly once"),
     "choices": (_are_choices, "null or a list of distinct strings, none empty"),
     "ranking": (lambda value: value in get_args(Ranking), "'sum' or 'mean'"),

@@ -21,7 +21,7 @@ from qia3.errors import BundleError, shown
 from qia3.footprint.bits import bits_each, grid_bytes, stored_shapes, weight_count
 
 QUANTISED = ("codes", "scales", "zero_points", "embedding_codes", "embedding_scales", "embedding_zero_points")
-TENSORS = (*QUANTISED, "embedding_weights", "dense", "norms_and_biases", "rotary", "other", "padding")
+TENSORS = (*QUANTISED, "embedding_weights", "dense", "norms_and_biases", "rotary", "positions", "other", "padding")
 WEIGHTS = (*TENSORS, "graph")
 FILES = ("graph", "tokenizer", "vectors", "peft_checkpoints", "configs", "reports_and_manifest", "other_files")
 TOKENIZER = ("tokenizer", "special_tokens", "vocab", "merges", "added_tokens", "chat_template", "spiece")

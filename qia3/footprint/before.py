@@ -136,7 +136,7 @@ def before(
         training=training_costs(shapes, weights, costs, kept),
         training_rows=training[0],
         training_length=training[1],
-        fleets=[fleet(count, weights, costs, shapes.merges) for count in TASKS],
+        fleets=[fleet(count, weights, costs, shapes.constants) for count in TASKS],
         claims=claims(shapes, weights, costs),
         verdicts=list(verdicts),
     )
@@ -176,7 +176,7 @@ def training_costs(
     ]
 
 
-def fleet(count: int, weights: Sequence[Weights], costs: Sequence[AdapterCost], merges: bool) -> Fleet:
+def fleet(count: int, weights: Sequence[Weights], costs: Sequence[AdapterCost], constants: int | None) -> Fleet:
     disk = {one.form: one.disk_bytes for one in weights}
     ia3, lora = costs[0], next(cost for cost in costs if cost.method == LORA)
     base = disk[USUAL.label]
@@ -186,7 +186,7 @@ def fleet(count: int, weights: Sequence[Weights], costs: Sequence[AdapterCost], 
         lora_merged_bfloat16_bytes=count * disk["bfloat16"],
         lora_merged_int4_bytes=count * base,
         ia3_side_bytes=base + count * ia3.disk_bytes,
-        ia3_merged_bytes=count * base if merges else None,
+        ia3_merged_bytes=None if constants is None else count * (base + FLOAT32_BYTES * constants),
     )
 
 

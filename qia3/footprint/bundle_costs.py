@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from qia3.bundle.records import Measured
+from qia3.bundle.task import LABELLED
 from qia3.footprint.cells import Cell
 from qia3.footprint.cells import measured as figure
 from qia3.footprint.report import Report
@@ -21,6 +22,7 @@ PARTS = {
     "dense": "layers in float32",
     "norms_and_biases": "norms and biases",
     "rotary": "rotary tables",
+    "positions": "tables of distances",
     "other": "other tensors",
     "padding": "padding between tensors",
     "graph": "graph (.onnx)",
@@ -147,13 +149,22 @@ def _adapters_note(report: Report) -> str:
         if report.mode == "merged"
         else ""
     )
+    labels = {name: len(task.choices or ()) for name, task in report.tasks.items() if task.kind in LABELLED}
+    width = report.architecture.hidden_size
+    heads = (
+        " Beside its vectors each task has a head in float32, which the parameters here do not count: "
+        + ", ".join(f"{name} {count * (width + 1):,}" for name, count in labels.items())
+        + "."
+        if labels and report.architecture.pooling is not None
+        else ""
+    )
     both = (
         " A token is one of the prompt and one of the answer here: the encoder runs for the first, the decoder for the other."
         if report.architecture.encoder_layers is not None
         else ""
     )
     return (
-        f"{small}LoRA is computed, float32.{fused}{merged}{both} "
+        f"{small}LoRA is computed, float32.{fused}{merged}{heads}{both} "
         "Training state is a master copy, a gradient and Adam's two moments in float32, 16 bytes per parameter for both; beyond that "
         "state IA³ is not lighter in training memory than LoRA: the activations kept for the backward pass come on top, and are not fewer."
     )

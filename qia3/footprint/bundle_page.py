@@ -6,6 +6,7 @@ Wording only: every figure comes from the report's object.
 from __future__ import annotations
 
 from qia3.bundle.records import Agreement, Record
+from qia3.bundle.task import TAGS
 from qia3.footprint.bundle_costs import adapters, bytes_on_disk, measured, predicted, published_claim, whole_systems
 from qia3.footprint.cells import Cell
 from qia3.footprint.cells import measured as figure
@@ -65,6 +66,8 @@ def _tasks(report: Report) -> Section:
         overlap, count = Cell("ratio", after.f1 if after else None), Cell("count", scores.n if scores else None)
         rows.append([name, task.kind, count, *shares, overlap, _training(report.training.get(name))])
     note = "Held-out accuracy of this bundle on ONNX Runtime (`qia3 eval BUNDLE FILE --adapter NAME`; generation: exact match, and F1 over words)."
+    if any(task.kind == TAGS for task in report.tasks.values()):
+        note += " Token classification: the share of words, and F1 over entities."
     head = ["task", "kind", "n", "no adapter", "with adapter", "token F1", "training"]
     bad = warning(f"Worse with its adapter than without: {', '.join(worse)}." if worse else "")
     return section("tasks", "Tasks", note, bad, table(head, rows, left=(0, 1, 6)))

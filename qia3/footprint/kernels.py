@@ -40,7 +40,7 @@ from qia3 import machine
 from qia3.bundle.manifest import Architecture, Dense, Layer, Manifest
 from qia3.footprint.bits import Shape, embedding_shape, grid_bytes, linear_shapes, zero_point_bytes
 
-KEPT_PARTS = ("zero_points", "embedding_weights", "dense", "norms_and_biases", "rotary", "other")
+KEPT_PARTS = ("zero_points", "embedding_weights", "dense", "norms_and_biases", "rotary", "positions", "other")
 
 
 class Blocks(NamedTuple):

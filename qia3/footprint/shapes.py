@@ -89,10 +89,13 @@ class Shapes:
         return sum(self.parts().values())
 
     @property
-    def merges(self) -> bool:
-        """Whether all vectors fold: those on the input of a 4-bit layer, behind an activation function, have nowhere to."""
+    def constants(self) -> int | None:
+        """Entries of vectors that do not fold: those on the input of a 4-bit layer, behind an activation function. They
+        are constants in an encoder's merged graph; None where a decoder is not merged for them.
+        """
         floats = {matrix.name for matrix in self.matrices if matrix.stays_float}
-        return all(site.placement == "output" or site.module in floats for site in self.sites)
+        stuck = sum(site.size for site in self.sites if site.placement == "input" and site.module not in floats)
+        return None if stuck and self.architecture.pooling is None else stuck
 
     def parts(self) -> dict[str, int]:
         """Numbers by part; a tied head's are the embedding's."""

@@ -24,11 +24,11 @@ from qia3.base.experts import GridExperts
 from qia3.base.modules import GridEmbedding, GridLinear
 from qia3.graph.attention import Forms, forms_of, shared_biases
 from qia3.graph.experts import QMoE
-from qia3.graph.leaves import Dense, Inputs, LastPosition, RMSNorm, ScaledLeaf, lookup, product
+from qia3.graph.leaves import Dense, Inputs, LastPosition, MultipliedLeaf, RMSNorm, ScaledLeaf, lookup, product
 from qia3.graph.rotary import Rotation, in_operator, lookups
 from qia3.graph.watch import watch, without_rotation
 from qia3.ia3.roles import attention
-from qia3.ia3.vectors import Scaled
+from qia3.ia3.vectors import Multiplied, Scaled
 
 ATTENTION = "qia3_group_query"
 
@@ -177,7 +177,7 @@ def _swap(model: PreTrainedModel, inputs: Inputs, accuracy_level: int, logits: s
     head = model.get_output_embeddings()
     undo = []
     for parent in list(model.modules()):
-        if isinstance(parent, Scaled | GridExperts):
+        if isinstance(parent, Scaled | Multiplied | GridExperts):
             continue
         for name, child in list(parent.named_children()):
             leaf = _leaf(child, inputs, accuracy_level)
@@ -192,6 +192,8 @@ def _swap(model: PreTrainedModel, inputs: Inputs, accuracy_level: int, logits: s
 def _leaf(module: nn.Module, inputs: Inputs, accuracy_level: int) -> nn.Module | None:
     if isinstance(module, Scaled):
         return ScaledLeaf(module, _leaf(module.base, inputs, accuracy_level) or module.base, inputs)
+    if isinstance(module, Multiplied):
+        return MultipliedLeaf(module, _leaf(module.base, inputs, accuracy_level) or module.base)
     if isinstance(module, GridExperts):
         return QMoE(module, accuracy_level)
     if isinstance(module, GridLinear):

@@ -4,6 +4,7 @@ an encoder-decoder's encoder has it (seq2seq.py), and behind it what makes one v
     p = pooled(states)                the mean over the tokens, or the first one's state
     sentence_embedding = p            of length one, where the base says so
     logits = W p + b                  W [rows, labels, d] and b [rows, labels] are inputs, as the vectors are
+    token_logits = W states + b       of each token; they cost what one more head of attention would
 
 The head is in float32: it is the size of a few vectors. In a batch each row may have a head of its own, and so a task of
 its own; of fewer labels than the widest, it is filled up with biases that no softmax sees. Merged, the head is a part of
@@ -39,16 +40,18 @@ from qia3.bundle.ports import (
     LOGITS,
     ROWS,
     SEQUENCE,
+    TOKEN_LOGITS,
     TOKEN_TYPES,
 )
 from qia3.graph.decoder import put, swapped
+from qia3.graph.distance import constants
 from qia3.graph.encoder_passes import DefaultHead, DefaultTypes
 from qia3.graph.export import quiet, trace
 from qia3.graph.passes import Dimensions, run_passes
 from qia3.graph.relative import tabulated
 from qia3.graph.rotary import lookups
 from qia3.graph.seq2seq import ATTENTION, Reader, Shared, attend
-from qia3.graph.stacks import attentions
+from qia3.graph.stacks import attentions, reaching
 from qia3.graph.watch import watch
 from qia3.ia3.roles import attention
 from qia3.ia3.vectors import Scaled
@@ -62,23 +65,25 @@ DIMENSIONS: Dimensions = {
     HEAD_WEIGHT: (ROWS, LABELS, None),
     HEAD_BIAS: (ROWS, LABELS),
     LOGITS: (BATCH, LABELS),
+    TOKEN_LOGITS: (BATCH, SEQUENCE, LABELS),
 }
 
 
 class Pooled(Reader):
-    """forward(input_ids, attention_mask, token types, vectors, head) -> (states, embedding, logits); to be exported, not
-    run. `head`: weight and bias as inputs, or none, where `own` is a part of the graph.
+    """forward(input_ids, attention_mask, token types, vectors, head) -> (states, embedding, logits, of the tokens); to be
+    exported, not run. `head`: weight and bias as inputs, or none, where `own` is a part of the graph; it has logits of
+    the one kind then.
     """
 
     def __init__(self, model: PreTrainedModel, state: Shared, sizes: dict[str, int], own: Head | None) -> None:
         super().__init__(model, state, sizes)
-        self.how = pooling_of(model.config)
+        self.how, self.own = pooling_of(model.config), own
         self.weight = None if own is None else nn.Buffer(torch.from_numpy(own.weight)[None])
         self.bias = None if own is None else nn.Buffer(torch.from_numpy(own.bias)[None])
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, types: list[Tensor], vectors: list[Tensor], head: list[Tensor]
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         extra = {}
         if types:  # [1, 1] by default, for every token of every row
             everywhere = (types[0], torch.zeros_like(input_ids))
@@ -87,13 +92,19 @@ class Pooled(Reader):
         vector = pooled(states, attention_mask, self.how)
         weight, bias = head or (self.weight, self.bias)
         assert weight is not None
-        # rows are 1 or the batch, which torch's shapes cannot say: by name
-        shape = (vector.shape[0], weight.shape[1])
-        product: Tensor = symbolic(
-            "MatMul", (weight, vector[:, :, None]), {}, dtype=vector.dtype, shape=(*shape, 1), version=13
-        )
-        logits: Tensor = symbolic("Add", (product[:, :, 0], bias), {}, dtype=vector.dtype, shape=shape, version=14)
-        return states, embedded(vector, self.how), logits
+        assert bias is not None
+        of_text, of_tokens = ((self.own is None or self.own.per_token is which) for which in (False, True))
+        logits = [_logits(weight, bias, vector[:, None])[:, 0]] if of_text else []
+        logits += [_logits(weight, bias, states)] if of_tokens else []
+        return states, embedded(vector, self.how), *logits
+
+
+def _logits(weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
+    """[B, S, labels] of x [B, S, d]. Rows of the head are 1 or the batch, which torch's shapes cannot say: by name."""
+    shape = (*x.shape[:2], weight.shape[1])
+    product: Tensor = symbolic("MatMul", (x, weight.transpose(1, 2)), {}, dtype=x.dtype, shape=shape, version=13)
+    found: Tensor = symbolic("Add", (product, bias[:, None]), {}, dtype=x.dtype, shape=shape, version=14)
+    return found
 
 
 @contextmanager
@@ -103,7 +114,7 @@ def lowered(model: PreTrainedModel, accuracy_level: int, positions: int, own: He
     Raises BaseModelError where its attention is none that the graph has.
     """
     seen = watch(model)
-    places, tables = attentions(model, seen), lookups(model, seen, positions)
+    places, tables = reaching(model, attentions(model, seen), positions), lookups(model, seen, positions)
     state = Shared(positions=positions)
     sizes = {m.site.name: m.site.size for m in model.modules() if isinstance(m, Scaled)}
     AttentionInterface.register(ATTENTION, attend(state, places))
@@ -111,6 +122,7 @@ def lowered(model: PreTrainedModel, accuracy_level: int, positions: int, own: He
         undo = stack.enter_context(swapped(model, state, accuracy_level, "all"))
         put(model, tables, undo)
         stack.enter_context(tabulated(model, state.span, positions))
+        stack.enter_context(constants({m: p.distances for m, p in places.items() if p.distances is not None}))
         stack.enter_context(attention(model, ATTENTION))
         yield Pooled(model, state, sizes, own)
 
@@ -138,9 +150,11 @@ def export_encoder(
             *sizes,
             *(HEAD_WEIGHT, HEAD_BIAS)[: len(head)],
         ]
-        program = trace(whole, (ids, mask, types, vectors, head), shapes, inputs, [LAST_STATE, EMBEDDING, LOGITS])
+        outputs = [LAST_STATE, EMBEDDING, LOGITS, *([TOKEN_LOGITS] if own is None else [])]
+        program = trace(whole, (ids, mask, types, vectors, head), shapes, inputs, outputs)
         fold_constants(program.model)
-        made = run_passes(program.model, sizes, required, DIMENSIONS, "encoder")
+        of_tokens = {LOGITS: DIMENSIONS[TOKEN_LOGITS]} if own is not None and own.per_token else {}
+        made = run_passes(program.model, sizes, required, {**DIMENSIONS, **of_tokens}, "encoder")
         if types:
             DefaultTypes()(made)
         if own is None and not required:

@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from qia3.bundle.layout import DATA, GRAPH
 from qia3.bundle.manifest import Region
+from qia3.graph.distance import BUFFERS
 from qia3.graph.leaves import DENSE
 from qia3.graph.packing import PACKED
 from qia3.graph.relative import TABLE
@@ -88,4 +89,6 @@ def _part(name: str, vocabulary_modules: Collection[str]) -> str:
         return "dense"
     if name in ("cos", "sin") or kind.startswith("rotary_"):
         return "rotary"
-    return "norms_and_biases" if kind in ("weight", "bias", TABLE) else "other"
+    if kind.startswith(BUFFERS):
+        return "positions"
+    return "norms_and_biases" if kind in ("weight", "bias", "vector", TABLE) else "other"

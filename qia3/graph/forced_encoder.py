@@ -1,7 +1,7 @@
 """What an encoder alone makes of a text, from torch and from ONNX Runtime: the two sides of its comparisons.
 
-What forced.py is for a decoder, with nothing to force: an adapter's logits [1, labels], or the states [S, hidden] of the
-base, which has no head.
+What forced.py is for a decoder, with nothing to force: an adapter's logits [1, labels], or of each token [S, labels], or
+the states [S, hidden] of the base, which has no head.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from qia3.base.pooling import embedded, pooled, pooling_of
 from qia3.bundle.head import Head
-from qia3.bundle.ports import ATTENTION_MASK, EMBEDDING, HEAD, HEAD_WEIGHT, INPUT_IDS, LAST_STATE, LOGITS
+from qia3.bundle.ports import ATTENTION_MASK, EMBEDDING, HEAD, HEAD_WEIGHT, INPUT_IDS, LAST_STATE, LOGITS, TOKEN_LOGITS
 from qia3.graph.forced_seq2seq import worn
 from qia3.graph.parity import Floats
 from qia3.ia3.roles import device_of
@@ -25,20 +25,26 @@ from qia3.ia3.roles import device_of
 
 @torch.no_grad()
 def read(model: Any, text: Sequence[int], head: Head | None) -> dict[str, Floats]:
-    """By torch: states [1, S, d], the embedding [1, d] and, of a head, logits [1, labels]."""
+    """By torch: states [1, S, d], the embedding [1, d] and, of a head, logits [1, labels] and [1, S, labels]."""
     ids = torch.tensor([list(text)], device=device_of(model))
     mask, how = torch.ones_like(ids), pooling_of(model.config)
     states = model(input_ids=ids, attention_mask=mask)[0].float()
     vector = pooled(states, mask, how)
     found = {LAST_STATE: states, EMBEDDING: embedded(vector, how)}
     made: dict[str, Floats] = {name: tensor.cpu().numpy() for name, tensor in found.items()}
-    return made if head is None else made | {LOGITS: head.logits(vector.cpu().numpy())}
+    if head is None:
+        return made
+    return made | {LOGITS: head.logits(vector.cpu().numpy()), TOKEN_LOGITS: head.logits(made[LAST_STATE])}
 
 
 def logits(model: Any, text: Sequence[int], head: Head | None) -> Floats:
     """What is compared, by torch."""
     found = read(model, text, head)
-    return found[LAST_STATE][0] if head is None else found[LOGITS]
+    if head is None:
+        states: Floats = found[LAST_STATE][0]
+        return states
+    made: Floats = found[TOKEN_LOGITS][0] if head.per_token else found[LOGITS]
+    return made
 
 
 class OrtEncoder:
@@ -68,11 +74,16 @@ class OrtEncoder:
         vectors = {name: v for name, v in given.items() if name not in HEAD}
         head = {name: v for name, v in given.items() if name in HEAD}
         fed = {INPUT_IDS: tokens, ATTENTION_MASK: mask, **worn(self.session, vectors), **self.nought, **head}
-        names = [LAST_STATE, EMBEDDING, LOGITS]
+        names = [output.name for output in self.session.get_outputs()]
         return dict(zip(names, self.session.run(names, fed), strict=True))
 
-    def logits(self, text: Sequence[int], forced: Sequence[int], given: Mapping[str, NDArray[np.float32]]) -> Floats:
-        """What is compared: nothing is forced."""
+    def logits(
+        self, text: Sequence[int], given: Mapping[str, NDArray[np.float32]], headed: bool, per_token: bool
+    ) -> Floats:
+        """What is compared."""
         found = self.rows([text], given)
-        result: Floats = found[LOGITS] if self.merged or HEAD_WEIGHT in given else found[LAST_STATE][0]
-        return result
+        if not headed:
+            states: Floats = found[LAST_STATE][0]
+            return states
+        made: Floats = found[LOGITS if self.merged or not per_token else TOKEN_LOGITS]
+        return made[0] if per_token else made

@@ -8,6 +8,7 @@ the bytes that trained are the initializers of the graph:
     GridEmbedding -> com.microsoft::GatherBlockQuantized(codes [V, H/2] (8 bits: [V, H]), ids, scales[, zero points])
     Linear        -> MatMul(x, weight [K, N])[ + bias], in an encoder-decoder, some of whose layers stay in float
     Scaled        -> Mul by a graph input [rows, 1, d], beside the layer's own operator
+    Multiplied    -> Mul by a constant [d], before it
     RMSNorm       -> SimplifiedLayerNormalization, where a numeric check shows the module is one
 
 Operators: docs/ContribOperators.md of ONNX Runtime 1.32.
@@ -27,7 +28,7 @@ from qia3.base.modules import GridEmbedding, GridLinear
 from qia3.base.nf4 import Nf4Weight
 from qia3.base.weights import Int4Weight
 from qia3.errors import BaseModelError
-from qia3.ia3.vectors import Scaled
+from qia3.ia3.vectors import Multiplied, Scaled
 
 Attributes = dict[str, int | float | str | bool | Sequence[int] | Sequence[float] | Sequence[str] | Sequence[bool]]
 
@@ -192,6 +193,20 @@ class ScaledLeaf(nn.Module):
             "Mul", (rows, self.graph_inputs.vectors[self.name]), {}, dtype=x.dtype, shape=rows.shape, version=14
         )
         return out if rows is x else out.view(x.shape)
+
+
+class MultipliedLeaf(nn.Module):
+    """Mul by a constant and the layer's operator."""
+
+    weight = None
+
+    def __init__(self, multiplied: Multiplied, inner: nn.Module) -> None:
+        super().__init__()
+        self.lowered, self.vector = inner, nn.Buffer(multiplied.multiplier)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.lowered(x * self.vector)
+        return y
 
 
 class LastPosition(nn.Module):

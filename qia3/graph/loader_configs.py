@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 
 from qia3.base.family import embeddings, is_encoder, weight_of
 from qia3.base.start import start_of
@@ -35,12 +35,14 @@ def write_configs(
     stop_tokens: tuple[int, ...],
     cache: Cache,
     labels: Sequence[str] | None = None,
+    tags: bool = False,
 ) -> None:
     """config.json, generation_config.json and, of a decoder, genai_config.json (onnxruntime-genai's generic "decoder"
     type, which has no encoder).
 
     config.json's max_position_embeddings is what the graph holds, which may be less than the base: transformers.js
-    stops generating there. An encoder's has the `labels` of the head that is merged into it, by which loaders name them.
+    stops generating there. An encoder's has the `labels` of the head that is merged into it, by which loaders name
+    them; `tags`: they are labels of tokens.
     """
     pair = bool(model.config.is_encoder_decoder)
     config = model.config.to_dict() | {
@@ -52,7 +54,7 @@ def write_configs(
     for key in ("quantization_config", "_name_or_path", "_attn_implementation"):
         config.pop(key, None)
     if is_encoder(model.config):
-        config |= {"max_position_embeddings": model.config.max_position_embeddings, **_labels(model, labels)}
+        config |= {"max_position_embeddings": model.config.max_position_embeddings, **_labels(model, labels, tags)}
         _write_json(folder / "config.json", config)
         return
     if config.get(
@@ -71,11 +73,12 @@ def write_configs(
         _write_json(folder / "genai_config.json", genai)
 
 
-def _labels(model: Any, labels: Sequence[str] | None) -> dict[str, Any]:
+def _labels(model: Any, labels: Sequence[str] | None, tags: bool) -> dict[str, Any]:
     """What a loader takes the graph for: transformers' class by its name, and the names of its logits."""
     if labels is None:
         return {"architectures": [type(model).__name__]}
-    made = AutoModelForSequenceClassification._model_mapping.get(type(model.config), None)
+    auto = AutoModelForTokenClassification if tags else AutoModelForSequenceClassification
+    made = auto._model_mapping.get(type(model.config), None)
     name = type(model).__name__ if made is None else made.__name__
     numbered = dict(enumerate(labels))
     return {"architectures": [name], "id2label": numbered, "label2id": {label: i for i, label in numbered.items()}}

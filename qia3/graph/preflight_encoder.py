@@ -86,8 +86,8 @@ def _compare(
 
 def _heads(width: int) -> list[Head]:
     draw = np.random.default_rng(1)
-    shapes = [(LABELS, width), (LABELS,)]
-    return [Head(*(draw.standard_normal(shape).astype(np.float32) for shape in shapes)) for _ in range(2)]
+    tables = [[draw.standard_normal(shape).astype(np.float32) for shape in ((LABELS, width), (LABELS,))] for _ in "01"]
+    return [Head(weight, bias) for weight, bias in tables]
 
 
 def _texts(model: PreTrainedModel, positions: int) -> list[list[int]]:

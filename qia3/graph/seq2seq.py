@@ -39,6 +39,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from qia3.graph.decoder import put, swapped
+from qia3.graph.distance import in_graph
 from qia3.graph.leaves import Inputs
 from qia3.graph.relative import tabulated
 from qia3.graph.rotary import lookups
@@ -287,6 +288,9 @@ def attend(state: Shared, places: dict[nn.Module, Attention]) -> Any:
     ) -> tuple[Tensor, None]:
         place, (batch, heads, length, size) = places[module], q.shape
         scale, bias = float(size**-0.5 if scaling is None else scaling), extra.get("position_bias")
+        if place.distances is not None:
+            scale = place.distances.scale
+            bias = in_graph(module, place.distances, q, k, state.vectors) if place.biased else None
         if place.kind == "cross":
             return cross_attention(state, place, q, k, v, scale, extra), None
         if place.kind == "encoder":

@@ -11,7 +11,7 @@ the three apart, and what each gives is computed again by its formula.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from qia3.bundle.ports import MULTIPLE
 from qia3.errors import BaseModelError
 from qia3.graph.attention import agrees, operator_answer, visible
+from qia3.graph.distance import Distances, distances
 from qia3.graph.watch import FEWER, TOKENS, Call, Watched
 
 Kind = Literal["encoder", "own", "cross"]
@@ -38,6 +39,7 @@ class Attention:
     size: int
     biased: bool
     window: int | None = None  # tokens that an encoder's query sees on either side; None: all
+    distances: Distances | None = field(default=None, compare=False)  # of a module that computes by hand
 
 
 def attentions(model: PreTrainedModel, seen: Watched) -> dict[nn.Module, Attention]:
@@ -53,7 +55,9 @@ def attentions(model: PreTrainedModel, seen: Watched) -> dict[nn.Module, Attenti
             continue
         (_, heads, _, size), kv = call.q.shape, call.k.shape[1]
         window = window_of(call) if kind == "encoder" else None
-        found[call.module] = Attention(kind, counts.get(kind, 0), heads, kv, size, _bias(call) is not None, window)
+        found[call.module] = Attention(
+            kind, counts.get(kind, 0), heads, kv, size, _bias(call) is not None, window, call.extra.get("distances")
+        )
         counts[kind] = counts.get(kind, 0) + 1
     whole = counts.get("own") and counts.get("own") == counts.get("cross") and counts.get("encoder")
     if not reasons and model.config.is_encoder_decoder and not whole:
@@ -62,6 +66,13 @@ def attentions(model: PreTrainedModel, seen: Watched) -> dict[nn.Module, Attenti
         told = "; ".join(f"{reason} in {_places(where)}" for reason, where in reasons.items())
         raise BaseModelError(f"{type(model).__name__} cannot be shipped: its graphs have no form for {told}")
     return found
+
+
+def reaching(model: PreTrainedModel, found: dict[nn.Module, Attention], positions: int) -> dict[nn.Module, Attention]:
+    """The same with what depends on distances, as far as `positions`. Raises BaseModelError."""
+    short = {module: place.distances for module, place in found.items() if place.distances is not None}
+    far = distances(model, short, positions)
+    return {module: replace(place, distances=far.get(module)) for module, place in found.items()}
 
 
 def reason_against(call: Call, kind: Kind | None) -> str | None:

@@ -25,7 +25,9 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
+from qia3.base.family import is_encoder
 from qia3.errors import BaseModelError, first_line
+from qia3.graph import distance
 from qia3.graph.scores import own_window, taken_apart
 from qia3.ia3.by_hand import by_hand
 from qia3.ia3.roles import attention, device_of
@@ -91,15 +93,21 @@ def sample(model: PreTrainedModel) -> dict[str, Tensor]:
 
 def watch(model: PreTrainedModel, answers: Sequence[Tensor] | None = None) -> Watched:
     """Runs `sample`. `answers`: what attention gives back, call by call, instead of what it computes."""
-    seen = Watched()
+    seen, reads = Watched(), is_encoder(model.config)
     names = {m: n for n, m in model.named_modules()}
 
     def attend(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, *rest: Any, **extra: Any) -> tuple[Tensor, None]:
         extra |= dict(zip(("attention_mask", "scaling", "dropout"), rest, strict=False))
         mask, made = extra.pop("attention_mask", None), extra.pop("made", None)
         if made is not None:
-            answer, (scaling, mask) = made.answer, taken_apart(made.scores, q, k)
-            extra = {"sliding_window": own_window(module)}
+            answer = made.answer
+            if reads:
+                apart = distance.taken_apart(made, q, k)
+                scaling, extra = (None if apart is None else apart.scale), {"distances": apart}
+                extra |= {} if apart is None else {"position_bias": distance.added(apart, q, k)}
+            else:
+                scaling, mask = taken_apart(made.scores, q, k)
+                extra = {"sliding_window": own_window(module)}
         else:
             answer = _eager(module)(module, q, k, v, mask, **extra)[0] if answers is None else None
             scaling = extra.pop("scaling", None)

@@ -60,7 +60,12 @@ def saved_bytes(model: Any, sites: Iterable[Site], method: Method, rows: int, le
             given["attention_mask"] = mask = torch.zeros(rows, 1, length, length, dtype=dtype)
         if model.config.is_encoder_decoder:
             given |= {"decoder_input_ids": ids, "decoder_attention_mask": mask}
-        return _saved(model, given)
+        try:
+            return _saved(model, given)
+        except RuntimeError:
+            if not is_encoder(model.config):
+                raise
+            return _saved(model, given | {"attention_mask": torch.ones_like(ids)})  # DeBERTa makes its own mask of it
 
 
 def _saved(model: Any, given: dict[str, Tensor]) -> int:

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qia3.base.family import is_encoder
 from qia3.base.frozen import BaseModel
 from qia3.bundle.sites import Site
 from qia3.ia3.roles import Roles, find_roles
-from qia3.ia3.vectors import Scaled, attach, detach, fold, set_vectors
+from qia3.ia3.vectors import Scaled, attach, detach, fold, make_constant, set_vectors
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,12 @@ class AdaptedBase:
                 self.scaled[name].precision = precision
 
     def merge(self, vectors: Mapping[str, NDArray[np.float32]]) -> None:
-        """Folds the vectors into scales and biases, for good. Raises AdapterError where one has nowhere to fold."""
+        """Folds the vectors into scales and biases, for good. Raises AdapterError where one has nowhere to fold; in an
+        encoder it stays, as a constant.
+        """
         set_vectors(self.scaled, vectors)
-        fold(self.scaled)
-        detach(self.model, self.scaled)
+        kept = make_constant(self.model, self.scaled) if is_encoder(self.model.config) else set()
+        folded = {name: layer for name, layer in self.scaled.items() if name not in kept}
+        fold(folded)
+        detach(self.model, folded)
         self.scaled.clear()

@@ -7,7 +7,8 @@ write out
 
 in one of several ways: matmul, bmm, baddbmm or torch's own function for all three, heads in a dimension of their own or
 beside the batch. While such a module runs, torch's functions are watched (TorchFunctionMode): the product of two activations before the softmax has
-the queries and the keys, the first one after it the values. The registered function gets them in the interface's
+the queries and the keys, the first one after it the values. (DeBERTa has more products before, of which it looks entries
+up by torch.gather: those are told apart.) The registered function gets them in the interface's
 layout, with what the module made of them (`Made`); what it answers takes the place of the last product. So the probe
 of roles, the watch and the graph work on these models as on all others, and no list of them is kept.
 """
@@ -34,10 +35,13 @@ Attend = Callable[..., tuple[Tensor, Any]]
 
 @dataclass(frozen=True)
 class Made:
-    """By the module itself: `scores` [B, H, S, T] as they went into the softmax, and `answer` [B, S, H, d]."""
+    """By the module itself: `scores` [B, H, S, T] as they went into the softmax, and `answer` [B, S, H, d]. `lookups`:
+    products left [B, H, S, d] right [B, H, d, P] of which it took entries [B or 1, H or 1, S, T], for positions.
+    """
 
     scores: Tensor
     answer: Tensor
+    lookups: tuple[tuple[Tensor, Tensor, Tensor], ...] = ()
 
 
 def by_hand(model: nn.Module) -> dict[str, nn.Module]:
@@ -87,7 +91,8 @@ class _Handing(TorchFunctionMode):
     def __init__(self, module: nn.Module, attend: Attend, batch: int | torch.SymInt) -> None:
         super().__init__()
         self.module, self.attend, self.batch = module, attend, batch
-        self.factors: tuple[Tensor, Tensor] | None = None
+        self.products: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.taken: list[tuple[Tensor, Tensor]] = []  # from what, and which entries
         self.scores: Tensor | None = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -96,11 +101,14 @@ class _Handing(TorchFunctionMode):
         if name == FUSED:
             return self._fused(*args, **kwargs)
         result = func(*args, **kwargs)
-        if name == "softmax" and self.factors is not None:
+        if name == "softmax" and self.products:
             self.scores = args[0] if args else kwargs["input"]
+        elif name == "gather" and self.products:
+            given = dict(zip(("input", "dim", "index"), args, strict=False)) | kwargs
+            self.taken.append((given["input"], given["index"]))
         elif name in PRODUCTS and (factors := _activations(name, args, kwargs)) is not None:
             if self.scores is None:
-                self.factors = factors
+                self.products.append((*factors, result))
             else:
                 return self._answer(factors[1], result)
         return result
@@ -129,12 +137,20 @@ class _Handing(TorchFunctionMode):
 
     def _answer(self, values: Tensor, made: Tensor) -> Tensor:
         """What stands for the product of probabilities and values, in its own layout."""
-        assert self.factors is not None
         assert self.scores is not None
-        q, k = self.factors[0], self.factors[1].transpose(-1, -2)
+        lookups = tuple(
+            (self._heads_apart(left), self._heads_apart(right), self._heads_apart(places))
+            for left, right, product in self.products
+            for source, places in self.taken
+            if source is product
+        )
+        looked_up = [source for source, _ in self.taken]
+        plain = [p for p in self.products if not any(p[2] is source for source in looked_up)] or self.products
+        q, k = plain[-1][0], plain[-1][1].transpose(-1, -2)
         q, k, v, scores, answer = (self._heads_apart(t) for t in (q, k, values, self.scores, made))
-        self.factors = self.scores = None
-        out, _ = self.attend(self.module, q, k, v, None, scaling=None, made=Made(scores, answer.transpose(1, 2)))
+        self.products, self.taken, self.scores = [], [], None
+        whole = Made(scores, answer.transpose(1, 2), lookups)
+        out, _ = self.attend(self.module, q, k, v, None, scaling=None, made=whole)
         return out.transpose(1, 2).reshape(made.shape)
 
     def _heads_apart(self, x: Tensor) -> Tensor:

@@ -211,6 +211,8 @@ def _run(model: PreTrainedModel, linears: dict[str, nn.Module], fixed: dict[str,
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], Any]:
         def keep(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+            if name in watch.outputs:  # again, for something else than the text: DeBERTa's positions
+                return None
             watch.inputs[name] = inputs[0]
             watch.outputs[name] = fixed.get(name, output).detach().requires_grad_()
             return watch.outputs[name].clone()  # some write into what a layer gave (Gemma 3n)

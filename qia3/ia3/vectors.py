@@ -60,6 +60,28 @@ class Scaled(Wrapper):
         return y * vector.to(y.dtype)
 
 
+class Multiplied(Wrapper):
+    """A layer on a grid whose input is multiplied by a vector that does not train any more: what is left of one that has
+    nowhere to fold in a merged encoder.
+    """
+
+    multiplier: Tensor
+
+    def __init__(self, base: nn.Module, multiplier: Tensor) -> None:
+        super().__init__()
+        self.base = base
+        self.register_buffer("multiplier", multiplier)
+
+    @property
+    def weight(self) -> Tensor:
+        assert isinstance(self.base.weight, Tensor)
+        return self.base.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.base(x * self.multiplier.to(x.dtype))
+        return out
+
+
 class _Times(torch.autograd.Function):
     """y l in the type of l, with y [..., N] kept for the backward pass as it is: half as large where products are
     bfloat16.
@@ -127,6 +149,15 @@ def start_vectors(scaled: Mapping[str, Scaled], vectors: Mapping[str, NDArray[np
         layer.delta.requires_grad_(True)
         layer.delta.grad = None
     return sum(layer.delta.numel() for layer in scaled.values())
+
+
+def make_constant(model: nn.Module, scaled: Mapping[str, Scaled]) -> set[str]:
+    """Vectors behind an activation function, before a layer on a grid, become constants; returns their names."""
+    stuck = {name for name, s in scaled.items() if isinstance(s.base, GridLinear) and s.site.placement == "input"}
+    for name in stuck:
+        layer = scaled[name]
+        model.set_submodule(layer.site.module, Multiplied(layer.base, layer.vector().detach().clone()))
+    return stuck
 
 
 def fold(scaled: Mapping[str, Scaled]) -> None:

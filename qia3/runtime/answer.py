@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import takewhile
 
-from qia3.bundle.task import Kind, Task
+from qia3.bundle.task import TAGS, Kind, Task
 from qia3.errors import ConfigError
 from qia3.names import NONE
 from qia3.runtime.adapters import AdapterBank
@@ -22,6 +22,7 @@ from qia3.runtime.encoder import Encoder
 from qia3.runtime.generate import generate, stream_text
 from qia3.runtime.load import AnyEngine
 from qia3.runtime.score import Answer, chosen, rank_batch
+from qia3.runtime.tags import Tagged, Text, tagged
 from qia3.runtime.texts import labelled
 from qia3.runtime.words import Words
 
@@ -29,14 +30,25 @@ BASE_TOKENS = 128  # what the base alone may say
 OPENINGS = ("a", "the", "I", "What", "7", "?", "é")  # unlike each other, and most melt into a space before them
 
 
-def answer(engine: AnyEngine, adapter: str | None, text: str, task: str | None = None) -> Answer | Iterator[str]:
-    """Classification gives an Answer, generation the text in pieces.
+def answer(
+    engine: AnyEngine, adapter: str | None, text: str, task: str | None = None
+) -> Answer | Tagged | Iterator[str]:
+    """Classification gives an Answer, of words Tagged ones, generation the text in pieces.
 
     Adapter None or "none" is the base, with the prompt of `task` if named.
     """
     vectors = AdapterBank(engine.bundle).vectors(adapter)
     job = task_of(engine, adapter, task)  # an encoder's base has none, and reply says so
+    if job.kind == TAGS:
+        return tag(engine, job, vectors, text)
     return classify(engine, job, vectors, text) if job.kind == "classify" else reply(engine, job, vectors, text)
+
+
+def tag(engine: AnyEngine, task: Task, vectors: Mapping[str, Floats], text: Text) -> Tagged:
+    """A label for each word. Raises ConfigError where the base is no encoder."""
+    if not isinstance(engine, Encoder):
+        raise ConfigError(f"{engine.bundle.path} is no encoder, and task {task.name!r} labels words, which one does")
+    return tagged(engine, [task], vectors, [text])[0]
 
 
 def task_of(engine: AnyEngine, adapter: str | None, task: str | None = None) -> Task:

@@ -2,7 +2,7 @@
 
     tokens [rows, S] ── encoder ── last_hidden_state [rows, S, hidden]
                                    └─ pooled ──┬── sentence_embedding [rows, hidden]
-                                               └── head: logits [rows, labels]
+                                               └── head: logits [rows, labels], and of each token [rows, S, labels]
 
 Rows are padded on the right and masked. In a batch whose rows are of several tasks, heads are as wide as the widest
 (qia3.bundle.head), and a label that a row does not have gets no probability. Nothing is kept from one text to the next.
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from qia3.bundle.opened import Bundle
-from qia3.bundle.ports import ATTENTION_MASK, EMBEDDING, INPUT_IDS, LOGITS
+from qia3.bundle.ports import ATTENTION_MASK, EMBEDDING, INPUT_IDS, LOGITS, TOKEN_LOGITS
 from qia3.errors import BundleError, QIA3Error
 from qia3.machine import physical_cores
 from qia3.runtime.cache import Floats
@@ -33,8 +33,8 @@ class Encoder(Words):
             raise QIA3Error(f"threads must be 1 or more, not {threads}")
         self.bundle, self.threads = bundle, threads or physical_cores()
         self.graph = GraphSession(bundle, bundle.manifest.main, self.threads, packed)
-        given = {output.name for output in self.graph.session.get_outputs()}
-        if missing := {EMBEDDING, LOGITS} - given:
+        self.outputs = {output.name for output in self.graph.session.get_outputs()}
+        if missing := {EMBEDDING, LOGITS} - self.outputs:
             raise BundleError(
                 f"{self.graph.path} has no output {' and '.join(sorted(missing))}; build the bundle again"
             )
@@ -47,6 +47,13 @@ class Encoder(Words):
     def logits(self, rows: Sequence[Sequence[int]], vectors: Mapping[str, Floats]) -> Floats:
         """float32 [rows, labels], by the heads that are among the vectors, or the one in the graph."""
         return self._run(LOGITS, rows, vectors)
+
+    def token_logits(self, rows: Sequence[Sequence[int]], vectors: Mapping[str, Floats]) -> Floats:
+        """float32 [rows, S, labels]. Raises BundleError where the graph has none."""
+        found = self._run(TOKEN_LOGITS if TOKEN_LOGITS in self.outputs else LOGITS, rows, vectors)
+        if found.ndim != 3:
+            raise BundleError(f"{self.graph.path} labels no tokens; build the bundle again")
+        return found
 
     def _run(self, output: str, rows: Sequence[Sequence[int]], vectors: Mapping[str, Floats]) -> Floats:
         tokens, lengths = padded(rows)

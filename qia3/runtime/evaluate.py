@@ -1,7 +1,8 @@
 """Scores a file of examples.
 
 Classification: the ranked label is the right one, character by character, or one of several right ones. Generation:
-exact match after normalising, token F1, and chrF.
+exact match after normalising, token F1, and chrF. Token classification: the share of words with the right label and,
+where labels mark entities (qia3.tagged), F1 over entities.
 
 chrF (Popović 2015) is an F-score over character n-grams, so a near miss in a word counts for something. It comes from
 sacrebleu, which is what published figures are made with, and is left out where that is not installed: a device needs no
@@ -17,16 +18,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from qia3.bundle.task import Task
+from qia3.bundle.task import TAGS, Task
 from qia3.errors import ConfigError, DataError
 from qia3.examples import SHOWN, Example, contradiction, listed, read_examples
 from qia3.names import NONE
 from qia3.progress import say
 from qia3.runtime.adapters import AdapterBank
-from qia3.runtime.answer import answer_of, classify, prepare, prompt_of, reply, task_of
+from qia3.runtime.answer import answer_of, classify, prepare, prompt_of, reply, tag, task_of
 from qia3.runtime.cache import Floats
 from qia3.runtime.encoder import Encoder
 from qia3.runtime.load import AnyEngine
+from qia3.tagged import has_scheme, span_f1
 
 Track = Callable[[list[Example]], Iterable[Example]]
 
@@ -35,6 +37,7 @@ Track = Callable[[list[Example]], Iterable[Example]]
 class Evaluation:
     """`labels` gives per label how many there were and how many were right; `f1` (0 to 1) and `chrf` (0 to 100, as
     sacrebleu gives it for a whole file) are None for classification, `labels` where the task has no choices of its own.
+    Where words are labelled, `accuracy` and `labels` count words.
 
     `n` examples were asked; `left_out` lines could not be, of which the first few are named.
     """
@@ -87,25 +90,36 @@ def evaluate(
     if not isinstance(engine, Encoder):
         engine.begun = kept
     seconds = time.perf_counter() - started
-    generation = chosen.kind == "generate"
-    right = [
-        _normal(a) == _normal(e.answer) if generation else a in e.right for a, e in zip(answers, examples, strict=True)
-    ]
-    scores = [token_f1(a, e.answer) for a, e in zip(answers, examples, strict=True)]
     return Evaluation(
         adapter=adapter or engine.bundle.merged_task or NONE,
         task=chosen.name,
         kind=chosen.kind,
         n=len(examples),
-        accuracy=sum(right) / len(examples),
-        f1=sum(scores) / len(scores) if generation else None,
-        chrf=corpus_chrf(answers, [e.answer for e in examples]) if generation else None,
-        labels=_by_label(examples, right) if chosen.choices else None,
+        **_marks(chosen, answers, examples),
         seconds=round(seconds, 2),
         examples_per_second=round(len(examples) / seconds, 2),
         left_out=len(left_out) or None,
         left_out_lines=[e.place.line for e in left_out[:SHOWN] if e.place] or None,
     )
+
+
+def _marks(task: Task, answers: Sequence[str], examples: Sequence[Example]) -> dict[str, Any]:
+    """Accuracy and what else this kind of task is measured by."""
+    pairs = list(zip(answers, examples, strict=True))
+    if task.kind == TAGS:
+        said = [answer.split(" ") for answer in answers]
+        words = [pair for tags, e in zip(said, examples, strict=True) for pair in zip(tags, e.tags, strict=True)]
+        f1 = span_f1(said, [e.tags for e in examples]) if has_scheme(task.choices or ()) else None
+        counts = _by_label([label for _, label in words], [ours == label for ours, label in words])
+        return {"accuracy": sum(a == b for a, b in words) / len(words), "f1": f1, "chrf": None, "labels": counts}
+    if task.kind == "generate":
+        scores = [token_f1(a, e.answer) for a, e in pairs]
+        exact = sum(_normal(a) == _normal(e.answer) for a, e in pairs)
+        chrf = corpus_chrf(answers, [e.answer for e in examples])
+        return {"accuracy": exact / len(pairs), "f1": sum(scores) / len(scores), "chrf": chrf, "labels": None}
+    right = [a in e.right for a, e in pairs]
+    labels = _by_label([e.answer for e in examples], right) if task.choices else None
+    return {"accuracy": sum(right) / len(right), "f1": None, "chrf": None, "labels": labels}
 
 
 def _askable(engine: AnyEngine, task: Task, examples: Sequence[Example]) -> tuple[list[Example], list[Example]]:
@@ -126,6 +140,8 @@ def _why_not(engine: AnyEngine, task: Task, example: Example) -> str | None:
     try:
         longest = max((len(answer_of(engine, task, choice)) for choice in choices), default=1)
         needed = engine.bundle.architecture.positions(len(prompt_of(engine, task, example.text)), longest - 1)
+        if task.kind == TAGS:
+            engine.tokens.words(task.prompt, example.words)
     except DataError as error:
         return str(error)
     return (
@@ -160,6 +176,8 @@ def _task(engine: AnyEngine, adapter: str | None, task: str | None) -> Task:
 def _answer(engine: AnyEngine, task: Task, vectors: dict[str, Floats], example: Example) -> str:
     if task.kind == "classify":
         return classify(engine, task, vectors, example.text, example.choices).label
+    if task.kind == TAGS:
+        return " ".join(tag(engine, task, vectors, example.words).labels)
     return "".join(reply(engine, task, vectors, example.text))
 
 
@@ -168,10 +186,10 @@ def _normal(text: str) -> str:
     return " ".join(text.lower().split()).rstrip(".")
 
 
-def _by_label(examples: list[Example], right: list[bool]) -> dict[str, dict[str, int]]:
+def _by_label(labels: Sequence[str], right: Sequence[bool]) -> dict[str, dict[str, int]]:
     counts: dict[str, dict[str, int]] = {}
-    for example, ok in zip(examples, right, strict=True):
-        entry = counts.setdefault(example.answer, {"n": 0, "right": 0})
+    for label, ok in zip(labels, right, strict=True):
+        entry = counts.setdefault(label, {"n": 0, "right": 0})
         entry["n"] += 1
         entry["right"] += ok
     return dict(sorted(counts.items()))

@@ -10,7 +10,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from qia3.bundle.opened import Bundle
-from qia3.bundle.task import Task
+from qia3.bundle.task import LABELLED, TAGS, Task
 from qia3.errors import AdapterError, DataError
 from qia3.names import NONE
 from qia3.runtime.adapters import AdapterBank
@@ -31,14 +31,15 @@ def read_back(folder: Path, adapters: Collection[str] | None = None) -> None:
         task = task_of(engine, name)
         check_task(engine, task)
         if isinstance(engine, Encoder):
-            _check_head(task, engine.logits([[0]], bank.vectors(name)).shape[1])
+            logits = engine.token_logits if task.kind == TAGS else engine.logits
+            _check_head(task, logits([[0]], bank.vectors(name)).shape[-1])
         else:
             engine.prefill([[0]], bank.vectors(name), room=0)
 
 
 def _check_head(task: Task, labels: int) -> None:
     """Raises AdapterError where a head tells apart something else than the task's labels."""
-    if task.kind == "classify" and labels != len(task.choices or ()):
+    if task.kind in LABELLED and labels != len(task.choices or ()):
         raise AdapterError(f"task {task.name!r} has {len(task.choices or ())} labels, and its head {labels}")
 
 
@@ -57,7 +58,7 @@ def check_task(engine: AnyEngine, task: Task) -> None:
         bad.append(f"{told}: no room for words in a context of {engine.context_length:,}")
     if task.choices is not None and len(task.choices) == 1:
         bad.append(f"{task.choices[0]!r} is its only choice: nothing to tell apart")
-    if task.kind == ("generate" if isinstance(engine, Encoder) else "embed"):
+    if task.kind in (("generate",) if isinstance(engine, Encoder) else ("embed", TAGS)):
         bad.append(
             f"its kind is {task.kind!r}, which an encoder alone {'cannot' if task.kind == 'generate' else 'can'}"
         )

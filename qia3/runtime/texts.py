@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from qia3.bundle.ports import HEAD_WEIGHT
-from qia3.bundle.task import Task
+from qia3.bundle.task import TAGS, Task
 from qia3.errors import ConfigError
 from qia3.names import NONE
 from qia3.runtime.adapters import AdapterBank
@@ -37,6 +37,8 @@ def labelled(
 ) -> list[Answer]:
     """The same with vectors that were loaded before. Raises ConfigError where there is no head."""
     for task in tasks:
+        if task.kind == TAGS:
+            raise ConfigError(f"{task.name!r} labels words, not texts (qia3.runtime.tags)")
         if not task.choices or (HEAD_WEIGHT not in vectors and engine.bundle.mode == "side"):
             _unlabelled(task.name)
     rows = [engine.tokens.prompt(task.prompt, text) for task, text in zip(tasks, texts, strict=True)]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from qia3.bundle.ports import HEAD_WEIGHT
-from qia3.bundle.task import Task
+from qia3.bundle.task import TAGS, Task
 from qia3.names import NONE
 from qia3.runtime.adapters import AdapterBank
 from qia3.runtime.answer import answer_of, beginning, prompt_of, task_of
@@ -76,6 +76,8 @@ class Model:
         """
         if self.embeds and (given or not (self.engine.bundle.mode == "merged" or HEAD_WEIGHT in known.vectors)):
             raise BadBody(f"{known.name!r} has {'its own labels and no others' if given else 'no labels: it embeds'}")
+        if known.task.kind == TAGS:
+            raise BadBody(f"{known.name!r} labels words, which is not served: qia3 run, or qia3.runtime.tags")
         found = tuple(given) or known.task.choices or ()
         if not found:
             raise BadBody(f"{known.name!r} has no choices of its own: give 'choices'")

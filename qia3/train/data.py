@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from qia3.bundle.task import LABELLED
 from qia3.config import Task
 from qia3.errors import ConfigError, DataError, quoted
 from qia3.examples import Example, contradiction, read_examples
@@ -39,8 +40,8 @@ def read_task(task: Task, settings: Train | None = None) -> Data:
     Raises DataError with the file and the line, ConfigError if nothing is left to train or validate on.
     """
     read = [example for file in task.train_files for example in read_examples(file, task.kind, task.choices)]
-    choices = task.choices or tuple(sorted({label for e in read if e.choices is None for label in e.right}))
-    if task.kind == "classify" and len(choices) == 1:
+    choices = task.choices or tuple(sorted({label for e in read if e.choices is None for label in e.labels}))
+    if task.kind in LABELLED and len(choices) == 1:
         files = ", ".join(map(str, task.train_files))
         raise DataError(
             f"task {task.name!r}: every example says {quoted(choices[0])} ({files}): nothing to tell apart; "
@@ -56,7 +57,7 @@ def read_task(task: Task, settings: Train | None = None) -> Data:
             read, held_back = split(read, fraction, task.name)
         case Path() as file:
             held_back = read_examples(file, task.kind, choices)
-    return Data(tuple(read), tuple(test), choices or None if task.kind == "classify" else None, tuple(held_back))
+    return Data(tuple(read), tuple(test), choices or None if task.kind in LABELLED else None, tuple(held_back))
 
 
 def split(examples: Sequence[Example], fraction: float, name: str) -> tuple[list[Example], list[Example]]:

@@ -16,6 +16,7 @@ encoder-decoder `max_length` bounds the prompt and the answer each.
 from __future__ import annotations
 
 import random
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -107,7 +108,9 @@ class Examples:
         )
         self.places = [(source, i) for source in sources for i in range(len(source.examples))]
         self.answer = tokens.answer if labels is None else lambda text, end: (labels.index(text),)
+        self.labels = tuple(labels or ())
         self.encoded = lru_cache(KEPT)(tokens.prompt)
+        self.placed = lru_cache(KEPT)(tokens.words)
         self.fitting = lru_cache(KEPT)(tokens.fitting)
 
     def __len__(self) -> int:
@@ -121,6 +124,8 @@ class Examples:
         prompt = source.question if draw is None else draw.choice(source.prompts)
         shown = source.demonstrations(prompt, self.shots, draw or random.Random(place), place) if self.shots else []
         example = source.examples[place]
+        if example.words:
+            return self._tagged(source.wrap, prompt, example)
         answers, right = self._answers(source, example)
         if draw is not None and self.at_most is not None and len(answers) > self.at_most:
             wrong = draw.sample([i for i in range(len(answers)) if i != right], self.at_most - 1)
@@ -128,6 +133,16 @@ class Examples:
             answers, right = tuple(answers[i] for i in kept), kept.index(right)
         room = source.wrap.room(self.max_length, max(map(len, answers)))
         return Tree(self._prompt(source.wrap, prompt, example.text, shown, room), answers, right)
+
+    def _tagged(self, wrap: Wrapping, prompt: str, example: Example) -> Tree:
+        """Each word's label, at its first token; of as many words as fit."""
+        template, words = ask(wrap, prompt), example.words
+        counts = range(1, len(words) + 1)
+        fitting = bisect_right(counts, self.max_length, key=lambda n: len(self.placed(template, words[:n])[0]))
+        if not fitting:
+            raise ConfigError(f"max_length = {self.max_length} has no room for the prompt and a word: {prompt!r}")
+        ids, places = self.placed(template, words[:fitting])
+        return Tree(ids, (tuple(map(self.labels.index, example.tags[:fitting])),), places=places)
 
     def longest_path(self) -> int:
         """Tokens of the longest tree's longest path, at most; with demonstrations, the limit. An encoder-decoder's

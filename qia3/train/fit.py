@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from qia3.bundle.task import TAGS
 from qia3.config import Task
 from qia3.errors import ConfigError, DataError, quoted
 from qia3.examples import Example, listed
@@ -93,6 +94,8 @@ class _Ruler:
     def _fitted(self, example: Example, templates: Sequence[str]) -> Example:
         try:
             words = self.words(example, templates, self.wrap.room(self.context, self.longest(example) - 1))
+            for template in templates if example.words else ():
+                self.tokens.words(template, example.words)
         except DataError as error:
             self.bad.append(f"{example.place}: {error}")
             return example
@@ -113,9 +116,10 @@ class _Ruler:
         cut = [f"{e.place}: {len(e.text):,} characters" for e in self.cut]
         if self.task.overlong == "refuse" and cut:
             many = f"these {len(cut)} lines do" if len(cut) > 1 else "this line does"
+            remedy = "split" if self.task.kind == TAGS else 'set overlong = "cut" in the [[task]], shorten'
             self.bad.append(
-                f"{many} not fit the context of {self.context} tokens beside prompt and answer: {listed(cut)}; shorten, "
-                f'raise context_length in [export], or set overlong = "cut" in the [[task]]'
+                f"{many} not fit the context of {self.context} tokens beside prompt and answer: {listed(cut)}; "
+                f"{remedy}, or raise context_length in [export]"
             )
         if self.bad:
             raise DataError(f"task {self.task.name!r}: {listed(self.bad)}")

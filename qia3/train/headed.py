@@ -3,10 +3,13 @@
     logits = W p + b        p the pooled state of a text        loss = -log softmax(logits)[right]
 
 So an answer is one "token" of a vocabulary of labels, its number, and everything that draws, cuts and counts trees of
-tokens (qia3.train.examples, schedule) serves as it is:
+tokens (qia3.train.examples, schedule) serves as it is. Where each word has a label, it is told by the state of the
+word's first token, as in transformers' examples, and the answer has a number for each:
 
-    tree      prompt [CLS] turn it off [SEP]      answer (3,)
-    batch     input_ids, attention_mask int64 [E, S]      labels int64 [E]      totals float32 [3], the first the number of labels
+    tree      prompt [CLS] turn it off [SEP]      answer (3,)            places ()
+    tree      prompt [CLS] an ##na waits [SEP]    answer (1, 0)          places (1, 3)
+    batch     input_ids, attention_mask int64 [E, S]      labels int64 [E], or [E, S] with -100 where there is none
+              totals float32 [3], the first the number of labels
 
 The head begins at nought and is float32, as the vectors' master copies are.
 """
@@ -24,6 +27,7 @@ from transformers import PreTrainedModel
 
 from qia3.base.pooling import pooled, pooling_of
 from qia3.bundle.head import Head
+from qia3.bundle.task import LABELLED, TAGS
 from qia3.config import Task
 from qia3.errors import ConfigError
 from qia3.ia3.vectors import Scaled
@@ -34,6 +38,7 @@ from qia3.train.model import VectorModel
 from qia3.train.schedule import Slot
 from qia3.train.trees import Tree
 
+NO_LABEL = -100
 NAMES = {"weight": "head.weight", "bias": "head.bias"}
 SETTINGS = {
     "max_new_tokens": "max_new_tokens",
@@ -47,8 +52,10 @@ SETTINGS = {
 def check_task(task: Task, settings: Train, own_choices: bool) -> None:
     """What an encoder has no use for is told before it is loaded. Raises ConfigError."""
     given = [key for key in SETTINGS if key in task.model_fields_set and getattr(task, key)]
-    if task.kind != "classify":
-        reason = f'its kind is {task.kind!r}, and the base is an encoder, which writes no text; kind = "classify"'
+    if task.kind not in LABELLED:
+        reason = f"its kind is {task.kind!r}, and the base is an encoder, which writes no text; kind = {' or '.join(map(repr, LABELLED))}"
+    elif task.kind == TAGS and task.overlong == "cut":
+        reason = 'overlong = "cut" would leave words without their labels; split lines that are too long'
     elif own_choices:
         reason = "its lines bring their own choices, and an encoder's head has the same labels for all"
     elif given:
@@ -58,6 +65,15 @@ def check_task(task: Task, settings: Train, own_choices: bool) -> None:
     else:
         return
     raise ConfigError(f"task {task.name!r}: {reason}")
+
+
+def check_writes(task: Task) -> None:
+    """What an encoder alone can do is told before another base is loaded. Raises ConfigError."""
+    if task.kind == TAGS:
+        raise ConfigError(
+            f"task {task.name!r}: {TAGS} labels words by their states in an encoder, and this base is none; take a base such "
+            "as BERT, or kind = 'generate' with the labels as its target"
+        )
 
 
 def settings_of(settings: Train) -> Train:
@@ -73,11 +89,12 @@ def new_head(model: PreTrainedModel, labels: Sequence[str]) -> nn.Linear:
     return head
 
 
-def trained_head(head: nn.Linear | None) -> Head | None:
+def trained_head(head: nn.Linear | None, kind: str) -> Head | None:
     """As it ships; copies."""
     if head is None:
         return None
-    return Head(*(p.detach().float().cpu().numpy().copy() for p in (head.weight, head.bias)))
+    weight, bias = (p.detach().float().cpu().numpy().copy() for p in (head.weight, head.bias))
+    return Head(weight, bias, kind == TAGS)
 
 
 class HeadedModel(VectorModel):
@@ -91,8 +108,8 @@ class HeadedModel(VectorModel):
         self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, totals: Tensor
     ) -> dict[str, Tensor]:
         states = self.model(input_ids=input_ids, attention_mask=attention_mask)[0].float()
-        logits = self.head(pooled(states, attention_mask, self.how))
-        loss = F.cross_entropy(logits, labels, reduction="sum") / totals[0]
+        read = pooled(states, attention_mask, self.how) if labels.dim() == 1 else states.flatten(0, 1)
+        loss = F.cross_entropy(self.head(read), labels.flatten(), reduction="sum", ignore_index=NO_LABEL) / totals[0]
         return {"loss": loss, "parts": loss.detach()[None]}
 
     def state_dict(self, *_: Any, **__: Any) -> dict[str, Tensor]:  # type: ignore[override]
@@ -107,6 +124,17 @@ class HeadedModel(VectorModel):
     def named_parameters(self, *_: Any, **__: Any) -> Iterator[tuple[str, nn.Parameter]]:
         yield from super().named_parameters()
         yield from ((NAMES[name], parameter) for name, parameter in self.head.named_parameters())
+
+
+def _labels(tree: Tree, length: int) -> int | list[int]:
+    """The text's label; or its tokens', padded."""
+    numbers = tree.answers[tree.right]
+    if not tree.places:
+        return numbers[0]
+    found = [NO_LABEL] * length
+    for place, number in zip(tree.places, numbers, strict=True):
+        found[place] = number
+    return found
 
 
 @dataclass(frozen=True)
@@ -124,6 +152,6 @@ class Texts:
         return {
             "input_ids": torch.tensor([[*t.prompt, *[0] * (longest - len(t.prompt))] for t in trees]),
             "attention_mask": torch.tensor([[int(i < len(t.prompt)) for i in range(longest)] for t in trees]),
-            "labels": torch.tensor([t.answers[t.right][0] for t in trees]),
+            "labels": torch.tensor([_labels(t, longest) for t in trees]),
             "totals": torch.tensor([used.right, used.wrong, used.chosen], dtype=torch.float32),
         }

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -25,6 +25,7 @@ from qia3.bundle.head import Head
 from qia3.bundle.peft import read_peft, write_peft
 from qia3.bundle.records import Record
 from qia3.bundle.sites import Vectors
+from qia3.bundle.task import TAGS
 from qia3.bundle.task import Task as BundleTask
 from qia3.config import Task
 from qia3.errors import ConfigError
@@ -114,7 +115,7 @@ def train_task(base: BaseModel, scaled: Mapping[str, Scaled], job: Job, folder: 
             start,
             head,
         )
-        trained = _trained(base, job, get_vectors(scaled), record, trained_head(head))
+        trained = _trained(base, job, get_vectors(scaled), record, trained_head(head, job.task.kind))
         if is_main():
             adapter = trained.adapter(base.fingerprint)
             write_peft(folder / "adapter", adapter, sites, base.reference, head is not None)
@@ -150,7 +151,8 @@ def load_task(base: BaseModel, scaled: Mapping[str, Scaled], job: Job, folder: P
             f"task {name!r} was trained for another plan: {'; '.join(changed)}; give the build file back what it had, {anew}"
         )
     adapter = read_peft(folder / "adapter", sites, base.fingerprint)
-    return _trained(base, job, adapter.vectors, read_record(folder / "record.json"), adapter.head)
+    head = None if adapter.head is None else replace(adapter.head, per_token=job.task.kind == TAGS)
+    return _trained(base, job, adapter.vectors, read_record(folder / "record.json"), head)
 
 
 def _new_head(base: BaseModel, job: Job) -> nn.Linear | None:

@@ -23,11 +23,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Tree:
-    """One example: the tokens of its prompt, of each answer (its end token included), and which answer is right."""
+    """One example: the tokens of its prompt, of each answer (its end token included), and which answer is right.
+
+    `places` are those of the prompt's tokens that a head labels, with the labels' numbers for an answer.
+    """
 
     prompt: tuple[int, ...]
     answers: tuple[tuple[int, ...], ...]
     right: int = 0
+    places: tuple[int, ...] = ()
 
     @property
     def longest_path(self) -> int:

@@ -1,0 +1,78 @@
+"""An encoder's third question: which label each word has.
+
+    engine = open_engine(Bundle.open("dist/names"))
+    tag_texts(engine, ["Anna lives in Rome"], "names")          # words are what stands between spaces
+    tag_texts(engine, [["Anna", "lives", "in", "Rome", "."]], "names")       # or as somebody has told them apart
+
+A word has the label of its first token, as in training. Rows of one batch have their own vectors and their own head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from qia3.bundle.ports import HEAD_WEIGHT
+from qia3.bundle.task import TAGS, Task
+from qia3.errors import ConfigError, DataError
+from qia3.runtime.adapters import AdapterBank
+from qia3.runtime.cache import Floats
+from qia3.runtime.encoder import Encoder
+
+Text = str | Sequence[str]
+
+
+@dataclass(frozen=True)
+class Tagged:
+    """Words, the label of each, and its probability."""
+
+    words: tuple[str, ...]
+    labels: tuple[str, ...]
+    scores: tuple[float, ...]
+
+
+def tag_texts(engine: Encoder, texts: Sequence[Text], adapters: str | Sequence[str]) -> list[Tagged]:
+    """The labels of each text's words, by its own adapter. Raises AdapterError, ConfigError and DataError."""
+    names = [adapters] * len(texts) if isinstance(adapters, str) else list(adapters)
+    if len(names) != len(texts):
+        raise ConfigError(f"{len(texts)} texts and {len(names)} adapters: give one for all texts, or one for each")
+    bank = AdapterBank(engine.bundle)
+    vectors = bank.vectors(names[0]) if len(set(names)) == 1 else bank.rows(names)
+    known = engine.bundle.tasks
+    if strange := [name for name in names if name not in known or known[name].kind != TAGS]:
+        raise ConfigError(f"{strange[0]!r} labels no words; its kind is not {TAGS!r}")
+    return tagged(engine, [known[name] for name in names], vectors, texts)
+
+
+def tagged(
+    engine: Encoder, tasks: Sequence[Task], vectors: Mapping[str, Floats], texts: Sequence[Text]
+) -> list[Tagged]:
+    """The same with vectors that were loaded before. Raises ConfigError where there is no head."""
+    if HEAD_WEIGHT not in vectors and engine.bundle.mode == "side":
+        raise ConfigError(f"{tasks[0].name!r} has no labels: it labels words by an adapter that was trained for it")
+    words = [_words(text) for text in texts]
+    placed = [engine.tokens.words(task.prompt, given) for task, given in zip(tasks, words, strict=True)]
+    logits = engine.token_logits([ids for ids, _ in placed], vectors)
+    return [
+        _told(given, task, row[list(places), : len(task.choices or ())])
+        for given, task, (_, places), row in zip(words, tasks, placed, logits, strict=True)
+    ]
+
+
+def _words(text: Text) -> tuple[str, ...]:
+    found = tuple(text.split() if isinstance(text, str) else text)
+    if not found:
+        raise DataError("the text has no words")
+    return found
+
+
+def _told(words: tuple[str, ...], task: Task, logits: Floats) -> Tagged:
+    """logits [words, labels]."""
+    wide = logits.astype(np.float64)
+    shares = np.exp(wide - wide.max(-1, keepdims=True))
+    best = wide.argmax(-1)
+    scores = shares.max(-1) / shares.sum(-1)
+    choices = task.choices or ()
+    return Tagged(words, tuple(choices[i] for i in best), tuple(round(float(s), 6) for s in scores))
