@@ -4,7 +4,8 @@
     python benchmarks/predicted.py dist/predicted --rounds 3 --json benchmarks/results/predicted.jsonl
 
 This machine is calibrated first (`qia3 bench --calibrate`, which sees none of these models), or a profile is given. Each
-round measures each bundle once, with an adapter at the side (`qia3 bench`), in turn and with a pause; medians.
+bundle is measured a few times with an adapter at the side (`qia3 bench`), with a pause before each; medians. Lines are
+added to the JSON file.
 """
 
 from __future__ import annotations
@@ -65,25 +66,28 @@ def main() -> None:
     asked = parser.parse_args()
     profile = asked.profile or calibrate(asked.folder / "here.toml").path
     device = parse_device("here", profile.read_text(encoding="utf-8"))
-    runs: dict[str, list[Measured]] = {name: [] for name in asked.only}
-    for _ in range(asked.rounds):
-        for name in asked.only:
-            time.sleep(PAUSE)
-            runs[name].append(measure(asked.folder / name / "bundle", "first"))
-    lines, written = [], []
+    lines = []
     for name in asked.only:
-        for one in rows_of(name, asked.folder / name, device, middle(runs[name])):
+        runs = []
+        for _ in range(asked.rounds):
+            time.sleep(PAUSE)
+            runs.append(measure(asked.folder / name / "bundle", "first"))
+        found = rows_of(name, asked.folder / name, device, middle(runs))
+        for one in found:
             error = "-" if one.error is None else f"{100 * one.error:+.1f} %"
             lines.append([name, one.name, shown(one, one.predicted), shown(one, one.measured), error])
-            written.append({"model": name} | asdict(one))
+        if asked.json:
+            keep(asked.json, name, device, runs[0].machine, found)
     print(table(["model", "", "predicted", "measured", "error"], lines, left=(0, 1)))
-    if asked.json:
-        facts = {"date": f"{datetime.now(UTC):%Y-%m-%d}", "machine": next(iter(runs.values()))[0].machine}
-        terms = {
-            k: v.value for k in ("decode_bandwidth_low_bytes_per_second", "node_seconds") if (v := getattr(device, k))
-        }
-        found = [facts | terms, *written]
-        asked.json.write_text("".join(json.dumps(row) + "\n" for row in found), encoding="utf-8")
+
+
+def keep(file: Path, name: str, device: Device, machine: str, found: list[Compared]) -> None:
+    """A line for each model that was measured."""
+    keys = ("decode_bandwidth_low_bytes_per_second", "node_seconds", "product_operations_per_second")
+    terms = {key: figure.value for key in keys if (figure := getattr(device, key))}
+    facts = {"model": name, "date": f"{datetime.now(UTC):%Y-%m-%d}", "machine": machine, **terms}
+    with file.open("a", encoding="utf-8") as out:
+        out.write(json.dumps(facts | {"compared": [asdict(one) for one in found]}) + "\n")
 
 
 if __name__ == "__main__":

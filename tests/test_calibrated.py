@@ -133,6 +133,7 @@ def test_a_bundle_that_was_measured_has_its_predictions(tmp_path, home, monkeypa
     report = build_report(tmp_path, manifest)
     rows = {one.name: one for one in report.predicted}
     assert rows["decoding"].predicted is None
+    assert rows["layers on disk"].error == 0
     assert rows["memory, resident"].error == pytest.approx(rows["memory, resident"].predicted / 235048960 - 1)
     monkeypatch.setattr(machine, "processor", lambda: "AMD EPYC")
     calibrated.calibrate()

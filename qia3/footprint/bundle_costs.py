@@ -96,7 +96,9 @@ def predicted(report: Report) -> Section | None:
         "Arithmetic on the sizes of the graph, beside the fresh process above. Speeds are predicted for a machine that was calibrated "
         "(`qia3 bench --calibrate`): bytes and operators of a token, operations of a prompt."
     )
-    return section("predicted", "Predicted and measured", note, table(["", "predicted", "measured", "error"], rows))
+    drawn = [Chart("bars", "Errors of the predictions", values=(3,))]
+    found = table(["", "predicted", "measured", "error"], rows, charts=drawn)
+    return section("predicted", "Predicted and measured", note, found)
 
 
 def bytes_on_disk(report: Report) -> Section:

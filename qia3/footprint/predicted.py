@@ -20,12 +20,14 @@ from dataclasses import dataclass
 
 from qia3.bundle.manifest import Architecture, Dense, Layer, Manifest
 from qia3.bundle.records import Measured
+from qia3.footprint.account import QUANTISED
 from qia3.footprint.bits import (
     Shape,
     embedding_shape,
     grid_bytes,
     linear_shapes,
     on_grid,
+    stored_shapes,
     zero_point_bytes,
 )
 from qia3.footprint.device import Device
@@ -185,3 +187,9 @@ def times(sizes: Sizes, device: Device, prompt: int) -> tuple[float | None, floa
     first = sizes.prompt_operations(prompt) / rate.value + once
     token = None if sizes.architecture.pooling is not None else sizes.kernel.streamed_bytes / bandwidth.value + once
     return sizes.kernel.held_bytes / load.value, first, token
+
+
+def on_disk(manifest: Manifest, parts: Mapping[str, int]) -> Compared:
+    """The layers on the grid and those in float32: arithmetic, beside what the file has."""
+    grids = sum(map(grid_bytes, stored_shapes(manifest))) + sum(4 * x.inputs * x.outputs for x in manifest.dense)
+    return Compared.of("layers on disk", "bytes", grids, sum(parts.get(part, 0) for part in (*QUANTISED, "dense")))

@@ -26,7 +26,7 @@ from qia3.footprint.kernels import (
 )
 from qia3.footprint.lora import FLOAT32_BYTES, AdapterCost, Linear, adapter_costs, ia3_cost, ia3_entries, ia3_parameters
 from qia3.footprint.nodes import node_count
-from qia3.footprint.predicted import Compared, compared, of_bundle
+from qia3.footprint.predicted import Compared, compared, of_bundle, on_disk
 from qia3.footprint.systems import Claim, System, claim, systems
 
 
@@ -117,7 +117,8 @@ def _predicted(manifest: Manifest, totals: Account, memory: Memory) -> list[Comp
     if manifest.measured is None:
         return []
     sizes = of_bundle(manifest, totals.parts, memory.kernels[memory.kernel_here], memory.nodes)
-    return compared(sizes, manifest.measured, calibrated_for(manifest.measured))
+    device = calibrated_for(manifest.measured)
+    return [on_disk(manifest, totals.parts), *compared(sizes, manifest.measured, device)]
 
 
 def _beyond(manifest: Manifest) -> dict[str, list[str]]:
