@@ -43,7 +43,7 @@ from qia3.bundle.ports import Cache
 from qia3.bundle.records import Drift, Rounding
 from qia3.bundle.sites import Site
 from qia3.config import Build, Task
-from qia3.ia3.roles import Roles
+from qia3.ia3.roles import POSITIONS, Roles
 from qia3.ia3.vectors import Scaled
 from qia3.recipe import Train
 from qia3.train.task import Trained
@@ -62,10 +62,13 @@ def positions(plan: Build, base: BaseModel) -> int:
 
 
 def linear_layers(model: PreTrainedModel, roles: Roles, once: Collection[str]) -> tuple[Layer, ...]:
-    """Every linear layer on a grid with its shape and role; `once` are those that run for the prompt alone."""
+    """Every linear layer on a grid with its shape and role, but for those that see no text, whose results alone are in a
+    graph (graph/distance.py); `once` are those that run for the prompt alone.
+    """
     return tuple(
         Layer(name, m.in_features, m.out_features, roles.linears.get(name, "other"), *_stored(m.store), name in once)
         for name, m in grid_linears(model)
+        if roles.linears.get(name) != POSITIONS
     )
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from qia3.graph.distance import Distances, added, constants, in_graph, taken_apart
+from qia3.graph.distance import BUFFERS, Distances, added, constants, in_graph, taken_apart
+from qia3.graph.external import _part
 from qia3.ia3.by_hand import Made
 
 H, N, D, P = 3, 9, 4, 7
@@ -66,3 +67,8 @@ def test_a_table_of_other_factors_is_refused():
     whole, q, k = made()
     strange = (drawn(3, H, N, D)[2:], *whole.lookups[0][1:])
     assert taken_apart(Made(whole.scores, q, (strange,)), q, k) is None
+
+
+def test_tables_are_counted_as_what_they_are():
+    assert {_part(f"encoder.layer.0.attention.self.{name}_0", []) for name in BUFFERS} == {"positions"}
+    assert _part("embeddings.position_embeddings.weight", []) == "norms_and_biases"

@@ -118,6 +118,16 @@ def test_a_merged_graph_holds_vectors_and_head(name, per_token):
     del session, held
 
 
+def test_projections_of_positions_alone_are_told_from_the_text_s():
+    shared, apart = (find_roles(tiny_encoder("deberta-v2", share_att_key=share)) for share in (True, False))
+    assert "positions" not in shared.linears.values()
+    assert [n.rpartition(".")[2] for n, role in apart.linears.items() if role == "positions"] == [
+        "pos_key_proj",
+        "pos_query_proj",
+    ] * 2
+    assert shared.sites == apart.sites
+
+
 def test_vectors_behind_gelu_fold_nowhere():
     model = tiny_encoder("bert")
     quantise_model(model, Grid(32, False))

@@ -282,7 +282,9 @@ def in_graph(module: nn.Module, found: Distances, q: Tensor, k: Tensor, vectors:
     total: Tensor | None = None
     for i, table in enumerate(found.tables):
         rows, places = getattr(module, f"{ROWS}_{i}"), getattr(module, f"{PLACES}_{i}")
-        taken = rows[places[columns + (places.shape[0] // 2 + 1 - length)]]  # [2S - 1, H, d]
+        # index_select is Gather, and leaves the table the name that it has; rows[...] is not and does not
+        here = places.index_select(0, columns + (places.shape[0] // 2 + 1 - length))
+        taken = rows.index_select(0, here)  # [2S - 1, H, d]
         own = q if table.side == "query" else k
         own = own if table.vector is None else _times(own, vectors[table.vector])
         part = _skewed(own @ taken.permute(1, 2, 0), length)
@@ -290,7 +292,7 @@ def in_graph(module: nn.Module, found: Distances, q: Tensor, k: Tensor, vectors:
         total = part if total is None else total + part
     if found.bias is not None:
         line = getattr(module, BIAS)
-        taken = line[:, columns + (line.shape[1] // 2 + 1 - length)]
+        taken = line.index_select(1, columns + (line.shape[1] // 2 + 1 - length))
         part = _skewed(taken[None, :, None].expand(1, line.shape[0], length, 2 * length - 1), length)
         total = part if total is None else total + part
     assert total is not None

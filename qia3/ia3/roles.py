@@ -43,7 +43,8 @@ from qia3.ia3.refusals import (
     without_numbers,
 )
 
-PROBE = "qia3_probe"
+PROBE, PROBED = "qia3_probe", 4
+POSITIONS = "positions"  # a layer that sees no text: DeBERTa's, of keys and queries of positions alone
 LINEAR = (nn.Linear, Conv1D, GridLinear)
 
 
@@ -101,6 +102,8 @@ def find_roles(model: PreTrainedModel) -> Roles:
     if head:
         roles[head] = "head"
     for name in every:
+        if name in inside and name in watch.outputs and watch.outputs[name].shape[-2] != PROBED:
+            roles.setdefault(name, POSITIONS)
         usual = "experts" if name not in linears else "attention_output" if name in inside else "other"
         roles.setdefault(name, usual)
     return Roles(tuple(sorted(sites + feed_forward, key=lambda s: order[s.module])), tuple(queries), roles)
@@ -206,7 +209,7 @@ def _branches(down: str, outside: list[str], watch: _Watch) -> list[_Branch]:
 
 
 def _run(model: PreTrainedModel, linears: dict[str, nn.Module], fixed: dict[str, Tensor]) -> _Watch:
-    """One pass over four tokens. A layer named in `fixed` gives that output instead of its own."""
+    """One pass over PROBED tokens. A layer named in `fixed` gives that output instead of its own."""
     watch = _Watch()
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], Any]:
@@ -228,7 +231,7 @@ def _run(model: PreTrainedModel, linears: dict[str, nn.Module], fixed: dict[str,
 
     AttentionInterface.register(PROBE, attend)
     handles = [m.register_forward_hook(hook(n)) for n, m in linears.items()]
-    ids = torch.arange(4, device=device_of(model))[None] % model.config.get_text_config().vocab_size
+    ids = torch.arange(PROBED, device=device_of(model))[None] % model.config.get_text_config().vocab_size
     extra = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
     try:
         with attention(model, PROBE), torch.enable_grad():
