@@ -1,6 +1,7 @@
 # make demo   build the example and ask it one thing        make check  lint, types, import rules
 # make test   check, then every test                        make bench  load time, memory and speed of the demo bundle
 # make families   every family of docs/families.md (make test leaves out those that are like another)
+# make browser    the report's HTML in the system's Chromium: console, network, axe-core, pictures in .browser/pictures
 # make interop    optimum-onnx, in an environment of its own (.venv-interop), opens bundles and says our tokens
 #
 # Needs Python 3.11 or newer and make; the rest goes into .venv, at the versions in constraints.txt.
@@ -9,9 +10,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/ready
 INTEROP := .venv-interop
+BROWSER := .browser
 DEMO := dist/home-intents
 
-.PHONY: demo test families interop check bench clean
+.PHONY: demo test families interop browser check bench clean
 
 # pip learned --group in 25.1, so it comes first. setuptools is for tests/test_packaging.py, which builds a wheel without a network.
 $(STAMP): pyproject.toml constraints.txt
@@ -42,6 +44,16 @@ $(INTEROP)/ready: tests/interop.txt
 interop: $(STAMP) $(INTEROP)/ready
 	QIA3_OPTIMUM=$(INTEROP)/bin/python $(BIN)/python -m pytest -s tests/test_interop.py tests/test_interop_labels.py
 
+# Needs Chromium and node, of the system (Debian: apt install chromium nodejs npm); axe-core and playwright-core come from npm.
+$(BROWSER)/ready: tests/browser/package.json
+	mkdir -p $(BROWSER)
+	cp tests/browser/package.json $(BROWSER)/
+	npm install --prefix $(BROWSER) --no-audit --no-fund --silent
+	touch $@
+
+browser: $(STAMP) $(BROWSER)/ready
+	QIA3_BROWSER=$(CURDIR)/$(BROWSER)/node_modules QIA3_PICTURES=$(CURDIR)/$(BROWSER)/pictures $(BIN)/python -m pytest -s tests/test_browser.py
+
 check: $(STAMP)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check --quiet
@@ -52,4 +64,4 @@ bench: $(STAMP)
 	$(BIN)/qia3 bench $(DEMO)
 
 clean:
-	rm -rf .venv $(INTEROP) dist build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv $(INTEROP) $(BROWSER) dist build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from qia3.config import Build
     from qia3.footprint.device import Device
     from qia3.footprint.report import Report
+    from qia3.footprint.sections import Page
 
 Option = Callable[[Any], Any]
 
@@ -401,9 +402,18 @@ def bench(bundle: Path | None, adapter: str | None, calibrate: bool, output: Pat
     "--context", "contexts", multiple=True, type=click.IntRange(min=1), help="Of a MODEL: tokens; may be given again."
 )
 @click.option("--batch", type=click.IntRange(min=1), default=1, help="Of a MODEL: rows that run at once.")
+@click.option("--html", type=FILE, metavar="FILE", help="Write it as one HTML file, with charts.")
+@click.option("--markdown", is_flag=True, help="Print Markdown.")
 @as_json
 def report(
-    what: str, names: tuple[str, ...], must_fit: tuple[str, ...], contexts: tuple[int, ...], batch: int, as_json: bool
+    what: str,
+    names: tuple[str, ...],
+    must_fit: tuple[str, ...],
+    contexts: tuple[int, ...],
+    batch: int,
+    html: Path | None,
+    markdown: bool,
+    as_json: bool,
 ) -> None:
     """Say where the bytes are, of a bundle or of a model before it is built.
 
@@ -414,20 +424,20 @@ def report(
     from qia3.footprint.devices import load_device
     from qia3.footprint.estimate import check_fits
 
+    shape = Shape(html, markdown)
     known = {name: load_device(name) for name in (*names, *must_fit)}
     devices, wanted = list(known.values()), {known[name].name for name in must_fit}
     if is_or_was_bundle(Path(what)):
         if contexts or batch > 1:
             raise ConfigError("--context and --batch are for a model that is not built; a bundle has its own")
-        _print_report(Path(what), as_json, devices, wanted)
+        _print_report(Path(what), as_json, devices, wanted, shape)
         return
     from qia3.footprint.before_page import before_page
     from qia3.forecast import forecast
-    from qia3.printers.markdown import markdown
 
     with progress_on_stderr():
         found = forecast(what, contexts, batch, devices)
-    print_result(asdict(found), markdown(before_page(found)), as_json)
+    _print_page(before_page(found), asdict(found), as_json, shape)
     check_fits([one.estimate for one in found.verdicts], wanted)
 
 
@@ -558,7 +568,7 @@ def devices(words: tuple[str, ...], names: tuple[str, ...], as_json: bool) -> No
     from qia3.footprint.devices_page import device_text, devices_section, estimates_section
     from qia3.footprint.estimate import estimate
     from qia3.footprint.here import HERE
-    from qia3.printers.markdown import body_text
+    from qia3.printers.terminal import section_text
     from qia3.targets import load_target
 
     showing = words[:1] == ("show",)
@@ -571,12 +581,12 @@ def devices(words: tuple[str, ...], names: tuple[str, ...], as_json: bool) -> No
     known = [load_device(name) for name in asked] if asked else [load_device(HERE), *load_devices()]
     if report is not None:
         found = [estimate(device, report) for device in known]
-        print_result([asdict(e) for e in found], body_text(estimates_section(found)), as_json)
+        print_result([asdict(e) for e in found], section_text(estimates_section(found)), as_json)
         return
     text = (
         "\n\n".join(device_text(d, load_target(d.target)) for d in known)
         if showing
-        else body_text(devices_section(known))
+        else section_text(devices_section(known))
     )
     print_result([d.model_dump(mode="json") for d in known], text, as_json)
 
@@ -630,12 +640,24 @@ def _report(folder: Path) -> Report:
     return build_report(folder, Bundle.open(folder).manifest)
 
 
-def _print_report(folder: Path, as_json: bool, devices: Sequence[Device] = (), must_fit: Collection[str] = ()) -> None:
+@dataclass(frozen=True)
+class Shape:
+    """How a report is wanted, but for --json."""
+
+    html: Path | None = None
+    markdown: bool = False
+
+
+SCREEN = Shape()
+
+
+def _print_report(
+    folder: Path, as_json: bool, devices: Sequence[Device] = (), must_fit: Collection[str] = (), shape: Shape = SCREEN
+) -> None:
     """A bundle's report, and estimates for devices."""
     from qia3.footprint.bundle_page import bundle_page
     from qia3.footprint.devices_page import estimates_section
     from qia3.footprint.estimate import check_fits, estimate
-    from qia3.printers.markdown import markdown
 
     report = _report(folder)
     found = [estimate(device, report) for device in devices]
@@ -643,8 +665,26 @@ def _print_report(folder: Path, as_json: bool, devices: Sequence[Device] = (), m
     if found:
         content["devices"] = [asdict(e) for e in found]
         page = replace(page, sections=(*page.sections, estimates_section(found)))
-    print_result(content, markdown(page), as_json)
+    _print_page(page, content, as_json, shape)
     check_fits(found, must_fit)
+
+
+def _print_page(page: Page, figures: Mapping[str, Any], as_json: bool, shape: Shape = SCREEN) -> None:
+    """On standard output, and as HTML where a file was named."""
+    from qia3.printers.data import page_data
+    from qia3.printers.markdown import markdown
+    from qia3.printers.terminal import terminal
+
+    if shape.html is not None:
+        from qia3.printers.html import html
+
+        shape.html.write_text(html(page), encoding="utf-8")
+    if as_json:
+        print_result(page_data(page, figures), "", as_json)
+    elif shape.markdown:
+        click.echo(markdown(page), nl=False)
+    else:
+        click.echo(terminal(page) if shape.html is None else f"the report is in {shape.html}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -29,6 +29,7 @@ BUILD_PACKAGES = {
     "accelerate",
     "bitsandbytes",
     "gguf",
+    "matplotlib",
     "onnx",
     "onnx_ir",
     "onnxscript",

@@ -24,7 +24,9 @@ from qia3.footprint.bundle_page import bundle_page
 from qia3.footprint.measure import measure
 from qia3.footprint.report import build_report
 from qia3.footprint.table import table
+from qia3.printers.data import page_data
 from qia3.printers.documents import seal
+from qia3.printers.html import html
 from qia3.printers.markdown import markdown
 
 GOLDEN = Path(__file__).parent / "golden" / "report.md"
@@ -54,7 +56,9 @@ def test_the_seal_lists_every_file_and_is_the_same_again(tmp_path):
     report = build_report(tmp_path, manifest)
     written = {f.relative_to(tmp_path).as_posix(): f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()}
     assert report.account.total == du(tmp_path)
-    assert json.loads(written["report.json"]) == json.loads(json.dumps(report.to_dict()))
+    page = bundle_page(report)
+    assert json.loads(written["report.json"]) == json.loads(json.dumps(page_data(page, report.to_dict())))
+    assert written["report.html"].decode() == html(page)
     assert json.loads(written["report.json"])["account"]["total"] == du(tmp_path)
     assert written["report.md"].decode() == markdown(bundle_page(report))
     kept = json.loads(written["manifest.json"])

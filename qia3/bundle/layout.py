@@ -33,7 +33,12 @@ DECODER_GRAPH = f"onnx/decoder_model_merged_{DTYPE}.onnx"
 SHARED_DATA = f"{DECODER_GRAPH}_data"
 FORMAT_1 = ("model.onnx", "model.onnx.data")
 MANIFEST = "manifest.json"
-WRITTEN_ANEW = ("report.md", "report.json", MANIFEST)  # by whoever changes a bundle: they speak of all other files
+WRITTEN_ANEW = (
+    "report.md",
+    "report.json",
+    "report.html",
+    MANIFEST,
+)  # by whoever changes a bundle: they speak of all other files
 
 
 def transformers_js_config(encoder_decoder: bool = False) -> dict[str, Any]:

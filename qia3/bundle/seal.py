@@ -1,7 +1,8 @@
 """Writes a bundle's documents and manifest.json, where a document may state how many bytes the whole bundle takes.
 
 A document's length depends on how many digits that number has: it is written again until the length that it states is
-the length that it has, which takes two or three rounds. The JSON is deterministic: keys in the order they were given,
+the length that it has, which takes two or three rounds. Shares of the whole may go to and fro by a digit; after some rounds
+a document is not allowed to shrink, and ends with empty lines instead. The JSON is deterministic: keys in the order they were given,
 one space of indent, a newline at the end.
 """
 
@@ -19,7 +20,7 @@ from qia3.bundle.layout import MANIFEST, WRITTEN_ANEW
 from qia3.bundle.manifest import File, Manifest
 from qia3.errors import BundleError
 
-ROUNDS = 20
+ROUNDS, FREE_ROUNDS = 20, 6
 # what the documents hold, by name, given the manifest without `files` and the sizes that the sealed files are to have
 Documents = Callable[[Manifest, Mapping[str, int]], Mapping[str, bytes]]
 
@@ -32,13 +33,17 @@ def seal_files(folder: Path, manifest: Manifest, documents: Documents) -> Manife
     others = {name: _entry_of(folder / name) for name in files_on_disk(folder) if name not in WRITTEN_ANEW}
     bare = replace(manifest, files={})  # an earlier seal's list is not today's
     sizes = dict.fromkeys(WRITTEN_ANEW, 0)
-    for _ in range(ROUNDS):
+    for turn in range(ROUNDS):
         written = dict(documents(bare, sizes))
+        if turn >= FREE_ROUNDS:
+            written = {name: data.ljust(sizes[name], b"\n") for name, data in written.items()}
         files = sorted((others | {name: _entry(data) for name, data in written.items()}).items())
         sealed = replace(manifest, files=dict(files))
         written[MANIFEST] = to_json(sealed.to_json())
-        stated, sizes = sizes, {name: len(data) for name, data in written.items()}
+        stated, sizes = sizes, dict.fromkeys(WRITTEN_ANEW, 0) | {name: len(data) for name, data in written.items()}
         if stated == sizes:
+            for name in set(WRITTEN_ANEW) - set(written):  # an earlier one, which speaks of what was
+                (folder / name).unlink(missing_ok=True)
             for name, data in written.items():
                 (folder / name).write_bytes(data)
             return sealed

@@ -29,7 +29,7 @@ from qia3.footprint.lora import (
 )
 from qia3.footprint.shapes import Shapes
 from qia3.footprint.systems import ABOUT_FOUR, CLAIM
-from qia3.footprint.verdict import Verdict
+from qia3.footprint.verdict import Need, Verdict, needs
 from qia3.footprint.weights import FORMS, USUAL, Weights, cache_bytes, mixed, takes_bits, weights_of
 
 TASKS = (1, 10, 100, 1000)
@@ -97,6 +97,7 @@ class Before:
     vectors: int
     weights: list[Weights]
     caches: list[Cache]
+    needs: list[Need]
     adapters: list[AdapterCost]
     training: list[Training]
     training_rows: int
@@ -132,6 +133,7 @@ def before(
         vectors=len(shapes.sites),
         weights=weights,
         caches=[Cache(n, rows, size) for n in contexts if (size := rows * cache_bytes(shapes.architecture, n))],
+        needs=needs(shapes, contexts, rows),
         adapters=costs,
         training=training_costs(shapes, weights, costs, kept),
         training_rows=training[0],

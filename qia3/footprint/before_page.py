@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from qia3.footprint.before import Before, Training
+from qia3.footprint.before_answer import before_answer
 from qia3.footprint.cells import Cell
 from qia3.footprint.devices_page import remarks, speed
-from qia3.footprint.sections import Chart, Note, Page, Row, Section, section, table
+from qia3.footprint.sections import Chart, Limit, Note, Page, Row, Section, section, table
 from qia3.footprint.weights import Weights
 
 PARTS = {
@@ -20,9 +23,17 @@ PARTS = {
 
 def before_page(found: Before) -> Page:
     """The whole report."""
-    parts = (_parts, _weights, _caches, _adapters, _training, _fleets, _claims, _verdicts)
+    parts = (before_answer, _verdicts, _weights, _needs, _adapters, _fleets, _training, _parts, _claims)
     made = tuple(one for part in parts if (one := part(found)))
-    return Page(f"{found.reference}, before it is built", _lead(found), made)
+    return Page(f"{short_name(found.reference)}, before it is built", _lead(found), made)
+
+
+def short_name(reference: str) -> str:
+    """A hub's name as it is; of a path, the model's folder or file."""
+    path = Path(reference)
+    if not (path.is_absolute() or path.exists()):
+        return reference
+    return path.resolve().parent.name if path.name == "config.json" else path.resolve().name
 
 
 def _lead(found: Before) -> str:
@@ -32,7 +43,7 @@ def _lead(found: Before) -> str:
         stacks = f"{shape.encoder_layers} + {shape.layers} layers"
     tied = ", embedding and head one table" if shape.tied_embedding else ""
     return (
-        f"{found.model_type}, {found.parameters:,} parameters: {stacks}, width "
+        f"{found.reference}: {found.model_type}, {found.parameters:,} parameters, {stacks}, width "
         f"{shape.hidden_size:,}, {shape.heads} heads of {shape.head_size} ({shape.kv_heads} of keys and values){tied}. "
         f"IA³ has {found.vectors} vectors. No weight was read: everything here is arithmetic, but for what a training step "
         "keeps, which is counted on a model without numbers."
@@ -45,7 +56,7 @@ def _parts(found: Before) -> Section:
     ]
     rows.append(["all", Cell("count", found.parameters), Cell("share", 1.0)])
     drawn = [Chart("stack", "Where the parameters are", values=(1,))]
-    return section("parameters", "Parameters", table(["part", "parameters", "share"], rows, sums=(1, 2), charts=drawn))
+    return section("parameters", "Parameters", table(["part", "parameters", "share"], rows, sums=(1,), charts=drawn))
 
 
 def _weights(found: Before) -> Section:
@@ -82,13 +93,24 @@ def _memory(one: Weights) -> list[Cell]:
     ]
 
 
-def _caches(found: Before) -> Section | None:
-    if not found.caches:  # an encoder's
-        return None
+def _needs(found: Before) -> Section:
     rows: list[Row] = [
-        [Cell("count", one.context), Cell("count", one.rows), Cell("mib", one.bytes)] for one in found.caches
+        [Cell("count", n.context), Cell("mib", n.cache_bytes), Cell("mib", n.x64_bytes), Cell("mib", n.arm_bytes)]
+        for n in found.needs
     ]
-    return section("cache", "Cache of keys and values, float32", table(["context", "rows", "cache"], rows))
+    first = found.needs[0]
+    note = (
+        f"A build in {first.form}, vectors at the side, {first.rows} row{'s' if first.rows > 1 else ''}: the kernels' weights, what is mapped "
+        "from the file, the cache of keys and values in float32, and the process. A context costs what is used, not what the model could take."
+    )
+    limits = tuple(Limit(one.estimate.device, one.estimate.usable_ram_bytes) for one in found.verdicts)
+    drawn = [
+        Chart(
+            "lines", "Memory against context, with what each device has", values=(2, 3), limits=limits, logarithmic=True
+        )
+    ]
+    head = ["context", "cache", "all, x64", "all, ARM with dot products"]
+    return section("cache", "Memory against context", note, table(head, rows, charts=drawn if len(rows) > 1 else ()))
 
 
 def _adapters(found: Before) -> Section:
@@ -187,4 +209,4 @@ def _verdicts(found: Before) -> Section | None:
     ]
     basis = tuple(f"{one.estimate.device}: {'; '.join(one.basis)}" for one in found.verdicts)
     found_table, told = table(head, rows, left=(0, 7)), remarks([one.estimate for one in found.verdicts])
-    return section("devices", "Devices", note, found_table, *told, "What goes into it:", Note(basis, "list"))
+    return section("devices", "Devices", note, found_table, *told, Note(basis, "list", "What goes into it"))

@@ -105,7 +105,7 @@ def bytes_on_disk(report: Report) -> Section:
     total, eight_bit = report.account.total, bool(report.base.grid.eight_bit)
     names = PARTS | (BOTH if eight_bit else {})
     rows: list[Row] = [
-        [names.get(p, p), Cell("bytes", n), Cell("share", n / total)] for p, n in report.account.parts.items()
+        [names.get(p, p), Cell("bytes", n), Cell("share", round(n / total, 4))] for p, n in report.account.parts.items()
     ]
     rows.append(["total on disk", Cell("bytes", total), Cell("share", 1.0)])
     tied = "The embedding and the head are one tensor, stored and counted once. " if report.account.tied else ""
@@ -113,7 +113,7 @@ def bytes_on_disk(report: Report) -> Section:
     layers = "The layers, at 4 and at 8 bits," if eight_bit else "The 4-bit layers"
     note = f"{tied}{layers} take {bits:.3f} bits per weight; the grid's arithmetic gives {grid:.3f}."
     drawn = [Chart("stack", "Where the bytes are", values=(1,))]
-    return section("bytes", "Bytes on disk", note, table(["part", "bytes", "share"], rows, sums=(1, 2), charts=drawn))
+    return section("bytes", "Bytes on disk", note, table(["part", "bytes", "share"], rows, sums=(1,), charts=drawn))
 
 
 def adapters(report: Report) -> Section:

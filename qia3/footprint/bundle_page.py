@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from qia3.bundle.records import Agreement, Record
 from qia3.bundle.task import TAGS
+from qia3.footprint.bundle_answer import bundle_answer
 from qia3.footprint.bundle_costs import adapters, bytes_on_disk, measured, predicted, published_claim, whole_systems
 from qia3.footprint.cells import Cell
 from qia3.footprint.cells import measured as figure
 from qia3.footprint.report import Report
-from qia3.footprint.sections import Page, Row, Section, section, table, warning
+from qia3.footprint.sections import Chart, Page, Row, Section, section, table, warning
 from qia3.footprint.table import NOT_MEASURED, percent
 
 AGREEMENT = ("max difference", "KL (nats)", "same top token", "positions")
@@ -20,6 +21,7 @@ AGREEMENT = ("max difference", "KL (nats)", "same top token", "positions")
 def bundle_page(report: Report) -> Page:
     """The whole report."""
     parts = (
+        bundle_answer,
         _tasks,
         _parity,
         _drift,
@@ -70,7 +72,13 @@ def _tasks(report: Report) -> Section:
         note += " Token classification: the share of words, and F1 over entities."
     head = ["task", "kind", "n", "no adapter", "with adapter", "token F1", "training"]
     bad = warning(f"Worse with its adapter than without: {', '.join(worse)}." if worse else "")
-    return section("tasks", "Tasks", note, bad, table(head, rows, left=(0, 1, 6)))
+    return section(
+        "tasks",
+        "Tasks",
+        note,
+        bad,
+        table(head, rows, left=(0, 1, 6), charts=[Chart("bars", "Held-out accuracy", values=(3, 4))]),
+    )
 
 
 def _training(run: Record | None) -> str:
@@ -93,7 +101,14 @@ def _parity(report: Report) -> Section:
     beyond = "; ".join(f"{name}: {', '.join(far)}" for name, far in report.beyond.items())
     far = warning(f"Int8 activations change these more than the build file's limits: {beyond}." if beyond else "")
     head = ["adapter", "graph", *AGREEMENT]
-    return section("parity", "Parity with torch", note, table(head, rows, left=(0, 1)), far)
+    drawn = Chart(
+        "bars",
+        "KL divergence from torch, in nats (each step is ten times as much)",
+        values=(3,),
+        labels=(0, 1),
+        logarithmic=True,
+    )
+    return section("parity", "Parity with torch", note, table(head, rows, left=(0, 1), charts=[drawn]), far)
 
 
 def _agreement(a: Agreement) -> list[Cell]:

@@ -38,17 +38,17 @@ class Limit:
 
 @dataclass(frozen=True)
 class Chart:
-    """`labels` and `values` are columns of the table.
+    """`labels` and `values` are columns of the table; several labels are read together.
 
     stack   one bar, a piece for each row of the one column (the last row is left out where it is a sum)
-    bars    a group of bars for each row, one for each column
-    lines   a line for each column over the column `labels`, which holds numbers
+    bars    a group of bars for each row, one for each column; logarithmic: dots on a rule
+    lines   a line for each column over the first of `labels`, which holds numbers
     """
 
     kind: ChartKind
     title: str
     values: tuple[int, ...]
-    labels: int = 0
+    labels: tuple[int, ...] = (0,)
     limits: tuple[Limit, ...] = ()
     logarithmic: bool = False
 
@@ -71,10 +71,11 @@ class Table:
 
 @dataclass(frozen=True)
 class Note:
-    """A paragraph, something to be aware of, or a list of lines."""
+    """A paragraph, something to be aware of, or a list of lines under a title."""
 
     text: str | tuple[str, ...]
     kind: NoteKind = "note"
+    title: str = ""
 
     @property
     def lines(self) -> tuple[str, ...]:

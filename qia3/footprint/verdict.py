@@ -64,6 +64,36 @@ def verdict(shapes: Shapes, device: Device, context: int, rows: int, form: Form 
     )
 
 
+@dataclass(frozen=True)
+class Need:
+    """All the memory that a build in `form` would take at this context: kernels, mapped, cache and the process."""
+
+    form: str
+    context: int
+    rows: int
+    cache_bytes: int
+    x64_bytes: int
+    arm_bytes: int
+
+
+def needs(shapes: Shapes, asked: Sequence[int], rows: int, form: Form = USUAL) -> list[Need]:
+    """At powers of two up to what the model was made for, and at the contexts that were asked for. One for an encoder,
+    which has no cache.
+    """
+    if not cache_bytes(shapes.architecture, 1):
+        asked, spread = (max(asked),), []
+    else:
+        limit = shapes.architecture.context_length or max(asked)
+        spread = [2**k for k in range(8, 18) if 2**k <= limit]
+    return [_need(load_of(shapes, form, n, rows), form, n, rows) for n in sorted({*spread, *asked})]
+
+
+def _need(load: Load, form: Form, context: int, rows: int) -> Need:
+    rest = load.mapped_bytes + load.cache_bytes + load.process_bytes
+    x64, arm = (load.kernels[name].held_bytes + rest for name in ("x64-int8", "arm-dotprod"))
+    return Need(form.label, context, rows, load.cache_bytes, x64, arm)
+
+
 def load_of(shapes: Shapes, form: Form, context: int, rows: int, device: Device | None = None) -> Load:
     """What the graph of such a build would ask of a device."""
     weights = weights_of(shapes, form)

@@ -1,8 +1,13 @@
-"""The report as a bundle carries it: report.md and report.json, whose own bytes are inside its total."""
+"""The report as a bundle carries it: report.md, report.json and report.html, whose own bytes are inside its total.
+
+The HTML needs the library that draws its charts. Where a bundle is changed without it (a device takes an adapter in), the
+old file would say what is no longer so: it is left out.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 from qia3.bundle.manifest import Manifest
@@ -10,6 +15,8 @@ from qia3.bundle.seal import seal_files, to_json
 from qia3.footprint.bundle_page import bundle_page
 from qia3.footprint.report import build_report
 from qia3.footprint.sections import Page
+from qia3.printers.data import page_data
+from qia3.printers.html import html
 from qia3.printers.markdown import markdown
 
 
@@ -18,9 +25,12 @@ def seal(folder: Path, manifest: Manifest, render: Callable[[Page], str] = markd
 
     Raises BundleError where the bytes do not add up, or where the text does not settle on its own length.
     """
+    drawn = find_spec("matplotlib") is not None
 
     def documents(bare: Manifest, sizes: Mapping[str, int]) -> dict[str, bytes]:
         made = build_report(folder, bare, sizes)
-        return {"report.md": render(bundle_page(made)).encode(), "report.json": to_json(made.to_dict())}
+        page = bundle_page(made)
+        texts = {"report.md": render(page).encode(), "report.json": to_json(page_data(page, made.to_dict()))}
+        return texts | ({"report.html": html(page).encode()} if drawn else {})
 
     return seal_files(folder, manifest, documents)

@@ -26,7 +26,9 @@ def _part(part: Note | Table) -> str:
         head = [column.title for column in part.columns]
         left = [i for i, column in enumerate(part.columns) if column.left]
         return table(head, [[*map(_cell, row)] for row in part.rows], left)
-    return "\n".join(f"- {line}" for line in part.lines) if part.kind == "list" else "\n".join(part.lines)
+    if part.kind != "list":
+        return "\n".join(part.lines)
+    return (f"{part.title}:\n\n" if part.title else "") + "\n".join(f"- {line}" for line in part.lines)
 
 
 def _cell(cell: Cell) -> str:

@@ -1,0 +1,73 @@
+"""The answer at the top of a bundle's report: how much, how fast, how well, and what a task costs beside LoRA."""
+
+from __future__ import annotations
+
+from qia3.footprint.cells import Cell
+from qia3.footprint.report import Report
+from qia3.footprint.sections import Row, Section, section, table
+from qia3.footprint.systems import LORA_RANK
+from qia3.footprint.table import kib, percent
+
+HEAD = ("question", "answer", "that is")
+LORA = f"LoRA r={LORA_RANK} on all linear"
+
+
+def bundle_answer(report: Report) -> Section:
+    rows = [_disk(report), *_memory(report), *_speed(report), *_accuracy(report), *_task(report)]
+    return section("answer", "In short", table(HEAD, rows, left=(0, 1, 2), cards=True))
+
+
+def _disk(report: Report) -> Row:
+    count = len(report.tasks)
+    ratio = report.claim.disk_ratio["float32"]
+    tasks = f"with {count} task{'' if count == 1 else 's'}"
+    return [
+        "On disk",
+        Cell("size", report.account.total),
+        f"{tasks}; the float32 base with LoRA: {ratio:.1f} times as much",
+    ]
+
+
+def _memory(report: Report) -> list[Row]:
+    found = report.measured
+    if not found or found.peak_resident_bytes is None:
+        return []
+    held = "" if found.peak_anonymous_bytes is None else f", {Cell('size', found.peak_anonymous_bytes).text} of it held"
+    return [["Memory, at its peak", Cell("size", found.peak_resident_bytes), f"the whole process, measured{held}"]]
+
+
+def _speed(report: Report) -> list[Row]:
+    found = report.measured
+    if not found:
+        return []
+    prompt = f"{found.prompt_tokens_per_second:,.0f} tokens/s"
+    where = f"measured with {found.threads} threads, {found.machine}"
+    if found.decode_tokens_per_second is None:
+        return [["Speed", prompt, where]]
+    return [["Answering", Cell("speed", found.decode_tokens_per_second), f"prompts {prompt}; {where}"]]
+
+
+def _accuracy(report: Report) -> list[Row]:
+    return [
+        [
+            f"Right, {name}",
+            Cell("share", scores.after.accuracy),
+            f"of {scores.n:,} held-out examples"
+            + (f"; {percent(scores.before.accuracy)} without the adapter" if scores.before else ""),
+        ]
+        for name, scores in (report.evaluation or {}).items()
+    ]
+
+
+def _task(report: Report) -> list[Row]:
+    ours, lora = report.adapters[0], next(one for one in report.adapters if one.method == LORA)
+    if not ours.disk_bytes:
+        return []
+    times = f"{lora.disk_bytes / ours.disk_bytes:.0f} times as much"
+    return [
+        [
+            "One more task",
+            Cell("kib", ours.disk_bytes),
+            f"LoRA r={LORA_RANK} on all linear layers: {kib(lora.disk_bytes)}, {times}",
+        ]
+    ]

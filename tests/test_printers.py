@@ -1,0 +1,264 @@
+"""One page, four printers: the figures are the same in each, columns add up as printed, and each reads where it is read."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from dataclasses import asdict, replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from test_footprint_account import write_bundle
+
+from qia3.bundle.checked import encode
+from qia3.cli import main
+from qia3.console import complaint
+from qia3.footprint.before import Before
+from qia3.footprint.before_page import before_page
+from qia3.footprint.bundle_page import bundle_page
+from qia3.footprint.devices import load_device
+from qia3.footprint.report import Report, build_report
+from qia3.footprint.sections import Page, Table
+from qia3.printers import documents
+from qia3.printers.charts import svg
+from qia3.printers.data import ReportData, page_data
+from qia3.printers.drawing import drawing
+from qia3.printers.html import html
+from qia3.printers.markdown import markdown
+from qia3.printers.terminal import terminal
+
+GOLDEN = Path(__file__).parent / "golden" / "before.md"
+SCHEMA = Path(__file__).parents[1] / "docs" / "report.schema.json"
+LLAMA = {
+    "model_type": "llama", "vocab_size": 480, "hidden_size": 96, "intermediate_size": 160, "num_hidden_layers": 3,
+    "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 1024,
+    "tie_word_embeddings": True,
+}  # fmt: skip
+EVIL = '<img src=x onerror="alert(1)">&|`'
+
+
+@pytest.fixture(scope="module")
+def forecast_of_a_config(tmp_path_factory) -> Before:
+    from qia3.forecast import forecast
+
+    file = tmp_path_factory.mktemp("tiny-llama") / "config.json"
+    file.write_text(json.dumps(LLAMA))
+    devices = [load_device(name) for name in ("raspberry-pi-zero-2-w", "raspberry-pi-5", "intel-n100")]
+    return replace(forecast(str(file), [512, 1024], 2, devices), reference="tiny-llama")
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory) -> Report:
+    folder = tmp_path_factory.mktemp("bundle")
+    return build_report(folder, write_bundle(folder))
+
+
+@pytest.fixture(scope="module", params=["before", "bundle"])
+def page(request, forecast_of_a_config, report) -> Page:
+    return before_page(forecast_of_a_config) if request.param == "before" else bundle_page(report)
+
+
+def tables(page: Page) -> list[Table]:
+    return [table for section in page.sections for table in section.tables]
+
+
+def test_the_golden_report_before_a_build(forecast_of_a_config):
+    """QIA3_GOLDEN=1 writes it anew; read the difference before you commit it."""
+    text = markdown(before_page(forecast_of_a_config))
+    if os.environ.get("QIA3_GOLDEN"):
+        GOLDEN.write_text(text, encoding="utf-8")
+    assert text == GOLDEN.read_text(encoding="utf-8")
+
+
+class Cells(HTMLParser):
+    """Rows of every table, and what stands in the page beside it."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.rows: list[list[str]] = []
+        self.words: list[str] = []
+        self.open: list[str] = []
+        self.attributes: list[tuple[str, str]] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attributes) -> None:
+        self.attributes += [(name, value or "") for name, value in attributes]
+        if tag not in ("meta", "link", "br"):
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_startendtag(self, tag, attributes) -> None:
+        pass
+
+    def handle_endtag(self, tag) -> None:
+        assert self.open.pop() == tag, "tags are closed in their order"
+
+    def handle_data(self, data) -> None:
+        self.words.append(data)
+        if {"td", "th"} & set(self.open):
+            self.rows[-1][-1] += data
+
+
+def printed(page: Page, printer: str) -> list[tuple[str, str]]:
+    """First and second cells of all rows, as they are printed."""
+    if printer == "markdown":
+        lines = [line.split("|")[1:3] for line in markdown(page).splitlines() if line.startswith("| ")]
+        return [(name.strip(), figure.strip()) for name, figure in lines]
+    if printer == "json":
+        data = json.loads(json.dumps(page_data(page, {})))
+        rows = [row for s in data["sections"] for part in s["body"] if part["kind"] == "table" for row in part["rows"]]
+        return [(row[0]["text"], f"{row[1]['value']:,}") for row in rows if isinstance(row[1]["value"], int)]
+    if printer == "html":
+        return [(row[0], row[1]) for row in Cells(html(page)).rows if len(row) > 1]
+    if printer == "narrow":
+        return re.findall(r"^(\S.*)\n  (?:bytes|parameters): (\S+)$", terminal(page, 40, colours=False), re.MULTILINE)
+    return re.findall(r"^ (\S.*?) {2,}([\d,]+)\b", terminal(page, 160, colours=False), re.MULTILINE)
+
+
+@pytest.mark.parametrize("printer", ["markdown", "json", "html", "narrow", "wide"])
+def test_the_printed_columns_add_up(page, printer):
+    adding = [table for table in tables(page) if table.sums]
+    assert adding
+    found = printed(page, printer)
+    for table in adding:
+        names = [row[0].text for row in table.rows]
+        starts = [i for i in range(len(found)) if [name for name, _ in found[i : i + len(names)]] == names]
+        assert starts, (printer, names, found)
+        *parts, total = (int(n.replace(",", "")) for _, n in found[starts[-1] : starts[-1] + len(names)])
+        assert sum(parts) == total == table.rows[-1][1].value
+
+
+def test_every_figure_is_in_every_printer(page):
+    texts = {cell.text for table in tables(page) for row in table.rows for cell in row if len(cell.text) < 24}
+    data, plain = json.dumps(page_data(page, {}), ensure_ascii=False), "".join(Cells(html(page)).words)
+    for where in (markdown(page), terminal(page, 160, False), terminal(page, 60, False), data, plain):
+        assert [text for text in texts if text.replace("`", "") not in where.replace("`", "")] == []
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 160])
+def test_a_terminal_is_never_too_narrow(page, width):
+    text = terminal(page, width, colours=False)
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
+    assert "\x1b" not in text
+    assert "\x1b[" in terminal(page, width, colours=True)
+
+
+def test_no_colours_where_none_are_wanted(page, monkeypatch):
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b[3" not in terminal(page, 80, colours=True)
+
+
+def test_json_is_what_its_schema_says(page, forecast_of_a_config, report):
+    figures = asdict(forecast_of_a_config) if "before" in page.title else report.to_dict()
+    data = json.loads(json.dumps(page_data(page, encode(figures))))
+    read = ReportData.model_validate(data)
+    assert [s.key for s in read.sections] == [s.key for s in page.sections]
+    assert set(figures) <= set(data), "what was there before has kept its place"
+    assert len({s.key for s in page.sections}) == len(page.sections)
+    with pytest.raises(ValueError, match="version"):
+        ReportData.model_validate(data | {"version": 2})
+
+
+def test_the_published_schema_is_that_of_the_code():
+    """QIA3_GOLDEN=1 writes it anew; what is gone or changed asks for a new version."""
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **ReportData.model_json_schema()}
+    if os.environ.get("QIA3_GOLDEN"):
+        SCHEMA.write_text(json.dumps(schema, indent=1) + "\n", encoding="utf-8")
+    assert json.loads(SCHEMA.read_text(encoding="utf-8")) == schema
+
+
+def test_html_asks_nobody_for_anything(page):
+    text = html(page)
+    found = Cells(text)
+    assert found.open == []
+    assert "<script" not in text
+    assert "@import" not in text
+    assert "url(http" not in text
+    for name, value in found.attributes:
+        assert not name.startswith("on"), name
+        assert name != "src", value
+        assert name not in ("href", "xlink:href") or value.startswith(("#", "data:,", "https://")), value
+    names = [value for name, value in found.attributes if name == "id"]
+    assert len(set(names)) == len(names)
+    assert len(text.encode()) < 400_000
+
+
+def test_words_are_words_in_html(forecast_of_a_config):
+    page = before_page(replace(forecast_of_a_config, reference=EVIL))
+    text = html(page)
+    assert "<img" not in text
+    assert "&lt;img" in text
+    assert Cells(text).open == []
+
+
+def test_a_chart_has_no_figure_that_its_table_has_not(page):
+    drawn = 0
+    for table in tables(page):
+        for chart in table.charts:
+            texts = {cell.text for row in table.rows for cell in row} | {"the rest"}
+            found = drawing(table, chart)
+            shown = {text for series in found.series for text in series.texts}
+            assert chart.kind == "stack" or shown <= texts
+            picture = svg(found, 320)
+            assert "#0100" not in picture, "every sentinel is a colour of the page"
+            assert "<svg" in picture
+            assert picture == svg.__wrapped__(found, 320), "the same in every run"
+            drawn += 1
+    assert drawn >= 3
+
+
+def test_a_stack_is_whole(report):
+    (section,) = [s for s in bundle_page(report).sections if s.key == "bytes"]
+    (table,) = section.tables
+    pieces = drawing(table, table.charts[0]).series
+    assert len(pieces) <= 8
+    assert sum(piece.values[0] for piece in pieces) == pytest.approx(1, abs=0.01)
+
+
+def test_without_the_library_html_is_one_line_and_a_bundle_has_none(tmp_path, monkeypatch, report):
+    manifest = documents.seal(tmp_path, write_bundle(tmp_path))
+    assert "report.html" in manifest.files
+    svg.cache_clear()
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ModuleNotFoundError) as caught:
+        html(bundle_page(report))
+    assert complaint(caught.value) == ('this needs matplotlib, which is not installed: pip install "qia3[build]"', 2)
+    sealed = documents.seal(tmp_path, manifest)
+    assert not (tmp_path / "report.html").exists()
+    assert "report.html" not in sealed.files
+    build_report(tmp_path, sealed)
+
+
+@pytest.mark.parametrize("options", [[], ["--markdown"], ["--json"], ["--html"], ["--html", "--json"]])
+def test_the_command_line(tmp_path, monkeypatch, capsys, forecast_of_a_config, options):
+    monkeypatch.setattr("qia3.forecast.forecast", lambda *_: forecast_of_a_config)
+    file, page = tmp_path / "x.html", before_page(forecast_of_a_config)
+    with pytest.raises(SystemExit, match="0"):
+        main(
+            [
+                "report",
+                "tiny-llama",
+                *[str(x) for option in options for x in (option, *([file] if option == "--html" else []))],
+            ]
+        )
+    out = capsys.readouterr().out
+    said = {
+        (): terminal(page, colours=False) + "\n",
+        ("--markdown",): markdown(page),
+        ("--html",): f"the report is in {file}\n",
+    }
+    if "--json" in options:
+        assert ReportData.model_validate(json.loads(out)).title == page.title
+        assert json.loads(out)["parameters"] == forecast_of_a_config.parameters
+    else:
+        assert out == said[tuple(options)]
+    assert file.exists() == ("--html" in options)
+    assert not file.exists() or file.read_text(encoding="utf-8") == html(page)
