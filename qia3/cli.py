@@ -393,9 +393,12 @@ def bench(bundle: Path | None, adapter: str | None, calibrate: bool, output: Pat
         "qia3 report dist/home-intents",
         "qia3 report Qwen/Qwen3-0.6B --device raspberry-pi-5 --context 1024",
         "qia3 report my-model/config.json --must-fit ./my-board.toml",
+        "qia3 report dist/home-intents --html home-intents.html",
+        "qia3 report --compare dist/home-intents Qwen/Qwen3-0.6B",
     )
 )
-@click.argument("what", metavar="BUNDLE | MODEL")
+@click.argument("things", nargs=-1, required=True, metavar="BUNDLE | MODEL")
+@click.option("--compare", "comparing", is_flag=True, help="Two of them, side by side.")
 @click.option("--device", "names", multiple=True, metavar="NAME", help="Does it fit there; may be given again.")
 @click.option("--must-fit", multiple=True, metavar="NAME", help="As --device, and exit 3 if it does not fit.")
 @click.option(
@@ -406,7 +409,8 @@ def bench(bundle: Path | None, adapter: str | None, calibrate: bool, output: Pat
 @click.option("--markdown", is_flag=True, help="Print Markdown.")
 @as_json
 def report(
-    what: str,
+    things: tuple[str, ...],
+    comparing: bool,
     names: tuple[str, ...],
     must_fit: tuple[str, ...],
     contexts: tuple[int, ...],
@@ -427,6 +431,12 @@ def report(
     shape = Shape(html, markdown)
     known = {name: load_device(name) for name in (*names, *must_fit)}
     devices, wanted = list(known.values()), {known[name].name for name in must_fit}
+    if len(things) != (2 if comparing else 1):
+        raise ConfigError("qia3 report takes one bundle or model; with --compare two of them")
+    if comparing:
+        _print_comparison(things, contexts, batch, devices, as_json, shape)
+        return
+    (what,) = things
     if is_or_was_bundle(Path(what)):
         if contexts or batch > 1:
             raise ConfigError("--context and --batch are for a model that is not built; a bundle has its own")
@@ -439,42 +449,6 @@ def report(
         found = forecast(what, contexts, batch, devices)
     _print_page(before_page(found), asdict(found), as_json, shape)
     check_fits([one.estimate for one in found.verdicts], wanted)
-
-
-@qia3.command(
-    epilog=_example(
-        "qia3 serve dist/home-intents",
-        "qia3 serve dist/home-intents --adapters my-adapters --rows 16 --context 1024 --key-file keys.txt",
-    )
-)
-@click.argument("bundle", type=FILE)
-@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True)
-@click.option("--rows", type=click.IntRange(1, 256), default=8, show_default=True, help="Requests that write at once.")
-@click.option("--context", type=click.IntRange(min=1), help="Positions of a row (default: the bundle's context).")
-@click.option("--queue", type=click.IntRange(1, 100_000), default=64, show_default=True, help="Requests that may wait.")
-@click.option(
-    "--adapters", type=FILE, help="A folder of adapters that come and go, each as `adapter export` writes it."
-)
-@click.option("--keep", type=click.IntRange(min=1), default=256, show_default=True, help="Adapters kept in memory.")
-@click.option("--deadline", type=click.FloatRange(min=0.1), default=120, show_default=True, help="Seconds per request.")
-@click.option("--key-file", type=FILE, help="API keys, one on a line; one of them is asked for.")
-@click.option("--threads", type=click.IntRange(min=1), help="Of the model (default: the physical cores).")
-def serve(bundle: Path, deadline: float, **options: Any) -> None:
-    """Answer for all tasks at once, over HTTP, as OpenAI's API does.
-
-    Each adapter is a model, and the bundle's name is the base. Requests of several tasks share every step.
-    """
-    try:
-        from qia3.server.app import Limits
-        from qia3.server.run import Options
-        from qia3.server.run import serve as work
-    except ModuleNotFoundError as error:
-        if error.name not in ("starlette", "uvicorn", "prometheus_client"):
-            raise
-        raise ConfigError(f"qia3 serve needs {error.name}: pip install 'qia3[serve]'") from error
-
-    work(bundle, Options(**options, limits=Limits(deadline=deadline)))
 
 
 @qia3.group(cls=Verbs, no_args_is_help=False, epilog=_example("qia3 adapter info dist/home-intents:home-intents"))
@@ -667,6 +641,33 @@ def _print_report(
         page = replace(page, sections=(*page.sections, estimates_section(found)))
     _print_page(page, content, as_json, shape)
     check_fits(found, must_fit)
+
+
+def _print_comparison(
+    things: Sequence[str], contexts: Sequence[int], batch: int, devices: Sequence[Device], as_json: bool, shape: Shape
+) -> None:
+    """Two bundles or models; a bundle needs nothing that only a build has."""
+    from qia3.bundle.folder import is_or_was_bundle
+    from qia3.footprint.before_page import short_name
+    from qia3.footprint.compare import compare
+    from qia3.footprint.compare_page import compare_page
+    from qia3.footprint.estimate import estimate
+
+    found: list[Any] = []
+    estimates = []
+    for what in things:
+        if is_or_was_bundle(Path(what)):
+            found.append(_report(Path(what)))
+            estimates.append([estimate(device, found[-1]) for device in devices])
+            continue
+        from qia3.forecast import forecast
+
+        with progress_on_stderr():
+            found.append(forecast(what, contexts, batch, devices))
+        estimates.append([one.estimate for one in found[-1].verdicts])
+    names = [short_name(what) for what in things]
+    compared = compare(found, names if len({*names}) == len(names) else list(things), estimates)
+    _print_page(compare_page(compared), asdict(compared), as_json, shape)
 
 
 def _print_page(page: Page, figures: Mapping[str, Any], as_json: bool, shape: Shape = SCREEN) -> None:

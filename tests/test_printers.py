@@ -19,7 +19,10 @@ from qia3.console import complaint
 from qia3.footprint.before import Before
 from qia3.footprint.before_page import before_page
 from qia3.footprint.bundle_page import bundle_page
+from qia3.footprint.compare import Comparison, compare
+from qia3.footprint.compare_page import compare_page
 from qia3.footprint.devices import load_device
+from qia3.footprint.estimate import estimate
 from qia3.footprint.report import Report, build_report
 from qia3.footprint.sections import Page, Table
 from qia3.printers import documents
@@ -56,9 +59,21 @@ def report(tmp_path_factory) -> Report:
     return build_report(folder, write_bundle(folder))
 
 
-@pytest.fixture(scope="module", params=["before", "bundle"])
-def page(request, forecast_of_a_config, report) -> Page:
-    return before_page(forecast_of_a_config) if request.param == "before" else bundle_page(report)
+@pytest.fixture(scope="module")
+def compared(forecast_of_a_config, report) -> Comparison:
+    estimates = [one.estimate for one in forecast_of_a_config.verdicts]
+    ours = [estimate(load_device(one.device), report) for one in estimates]
+    return compare([report, forecast_of_a_config], ["small", "tiny-llama"], [ours, estimates])
+
+
+@pytest.fixture(scope="module", params=["before", "bundle", "compared"])
+def page(request, forecast_of_a_config, report, compared) -> Page:
+    made = {
+        "before": before_page(forecast_of_a_config),
+        "bundle": bundle_page(report),
+        "compared": compare_page(compared),
+    }
+    return made[request.param]
 
 
 def tables(page: Page) -> list[Table]:
@@ -125,7 +140,7 @@ def printed(page: Page, printer: str) -> list[tuple[str, str]]:
 @pytest.mark.parametrize("printer", ["markdown", "json", "html", "narrow", "wide"])
 def test_the_printed_columns_add_up(page, printer):
     adding = [table for table in tables(page) if table.sums]
-    assert adding
+    assert adding or "beside" in page.title
     found = printed(page, printer)
     for table in adding:
         names = [row[0].text for row in table.rows]
@@ -156,8 +171,9 @@ def test_no_colours_where_none_are_wanted(page, monkeypatch):
     assert "\x1b[3" not in terminal(page, 80, colours=True)
 
 
-def test_json_is_what_its_schema_says(page, forecast_of_a_config, report):
-    figures = asdict(forecast_of_a_config) if "before" in page.title else report.to_dict()
+def test_json_is_what_its_schema_says(page, forecast_of_a_config, report, compared):
+    before, bundle = asdict(forecast_of_a_config), report.to_dict()
+    figures = {"tiny-llama, before it is built": before, "small": bundle}.get(page.title, asdict(compared))
     data = json.loads(json.dumps(page_data(page, encode(figures))))
     read = ReportData.model_validate(data)
     assert [s.key for s in read.sections] == [s.key for s in page.sections]
@@ -212,7 +228,44 @@ def test_a_chart_has_no_figure_that_its_table_has_not(page):
             assert "<svg" in picture
             assert picture == svg.__wrapped__(found, 320), "the same in every run"
             drawn += 1
-    assert drawn >= 3
+    assert drawn >= 2
+
+
+def test_two_side_by_side(report, forecast_of_a_config, compared):
+    """Each figure is that of its own report, and differences and ratios are theirs."""
+    first, second = compared.first.figures, compared.second.figures
+    assert (first["disk"], second["disk"]) == (report.account.total, None)
+    assert first["weights"] == report.account.weights
+    assert second["weights"] == next(w.disk_bytes for w in forecast_of_a_config.weights if w.form == "int4, block 64")
+    assert first["many"] - first["weights"] == 100 * report.adapters[0].disk_bytes
+    assert compared.context == report.architecture.context_length == 128
+    assert second["cache"] == 128 * 3 * 2 * 2 * 16 * 4
+    assert set(first) == set(second)
+    rows = {row[0].text: row for table in tables(compare_page(compared)) for row in table.rows if len(row) == 5}
+    row = rows["weights on disk"]
+    assert [cell.value for cell in row[1:]] == [
+        first["weights"],
+        second["weights"],
+        second["weights"] - first["weights"],
+        second["weights"] / first["weights"],
+    ]
+    assert [cell.value for cell in rows["whole bundle on disk"][2:]] == [None, None, None]
+
+
+def test_a_thing_beside_itself_is_the_same(report):
+    both = compare([report, report], ["a", "b"], [[], []])
+    for table in tables(compare_page(both)):
+        for row in table.rows:
+            if len(row) == 5:
+                assert row[3].value in (0, None)
+                assert row[4].value in (1.0, None)
+
+
+@pytest.mark.parametrize("arguments", [[], ["a", "b"], ["--compare", "a"], ["--compare", "a", "b", "c"]])
+def test_how_many_are_taken(capsys, arguments):
+    with pytest.raises(SystemExit, match="2"):
+        main(["report", *arguments])
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_a_stack_is_whole(report):
