@@ -9,6 +9,7 @@ import sys
 from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from test_footprint_account import write_bundle
@@ -19,6 +20,7 @@ from qia3.console import complaint
 from qia3.footprint.before import Before
 from qia3.footprint.before_page import before_page
 from qia3.footprint.bundle_page import bundle_page
+from qia3.footprint.cells import FORMS
 from qia3.footprint.compare import Comparison, compare
 from qia3.footprint.compare_page import compare_page
 from qia3.footprint.devices import load_device
@@ -27,7 +29,7 @@ from qia3.footprint.report import Report, build_report
 from qia3.footprint.sections import Page, Table
 from qia3.printers import documents
 from qia3.printers.charts import svg
-from qia3.printers.data import ReportData, page_data
+from qia3.printers.data import CellData, ReportData, page_data
 from qia3.printers.drawing import drawing
 from qia3.printers.html import html
 from qia3.printers.markdown import markdown
@@ -189,6 +191,11 @@ def test_the_published_schema_is_that_of_the_code():
     if os.environ.get("QIA3_GOLDEN"):
         SCHEMA.write_text(json.dumps(schema, indent=1) + "\n", encoding="utf-8")
     assert json.loads(SCHEMA.read_text(encoding="utf-8")) == schema
+
+
+def test_every_unit_is_in_the_schema():
+    known = get_args(CellData.model_fields["unit"].annotation)
+    assert {form.unit for form in FORMS.values()} <= set(known)
 
 
 def test_html_asks_nobody_for_anything(page):

@@ -96,9 +96,9 @@ def predicted(report: Report) -> Section | None:
         "Arithmetic on the sizes of the graph, beside the fresh process above. Speeds are predicted for a machine that was calibrated "
         "(`qia3 bench --calibrate`): bytes and operators of a token, operations of a prompt."
     )
-    drawn = [Chart("bars", "Errors of the predictions", values=(3,))]
-    found = table(["", "predicted", "measured", "error"], rows, charts=drawn)
-    return section("predicted", "Predicted and measured", note, found)
+    drawn = [Chart("pairs", "Predicted and measured, each on its own scale", values=(1, 2))]
+    head = ["", "predicted", "measured", "error"]
+    return section("predicted", "Predicted and measured", note, table(head, rows, charts=drawn))
 
 
 def bytes_on_disk(report: Report) -> Section:

@@ -17,7 +17,7 @@ from typing import Literal
 
 from qia3.footprint.cells import Cell
 
-ChartKind = Literal["stack", "bars", "lines"]
+ChartKind = Literal["stack", "bars", "pairs", "lines"]
 NoteKind = Literal["note", "warning", "list"]
 Row = Sequence[Cell | str]  # words may come as they are
 
@@ -42,6 +42,7 @@ class Chart:
 
     stack   one bar, a piece for each row of the one column (the last row is left out where it is a sum)
     bars    a group of bars for each row, one for each column; logarithmic: dots on a rule
+    pairs   as bars, each row on a scale of its own: figures of different units
     lines   a line for each column over the first of `labels`, which holds numbers
     """
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 from xml.etree import ElementTree
@@ -87,8 +87,10 @@ def _stack(figure: Any, drawn: Drawing, width: int, height: int) -> None:
 
 def _bars(figure: Any, drawn: Drawing, width: int, height: int) -> None:
     axes, top = _canvas(figure, width, height), 0.0
-    place = _place(drawn, width - ROOM)
+    whole = [v for series in drawn.series for v in series.values if v is not None]
     for row, label in enumerate(drawn.labels):
+        here = [v for series in drawn.series if (v := series.values[row]) is not None]
+        place = _place(here if drawn.kind == "pairs" else whole, drawn.logarithmic, width - ROOM)
         axes.text(0, top + 14, label, ha="left", va="baseline", color=INK)
         top += LINE
         for i, series in enumerate(drawn.series):
@@ -105,11 +107,10 @@ def _bars(figure: Any, drawn: Drawing, width: int, height: int) -> None:
         top += 8
 
 
-def _place(drawn: Drawing, width: float) -> Callable[[float], float]:
-    """Where a figure ends, in pixels."""
-    values = [v for series in drawn.series for v in series.values if v is not None]
+def _place(values: Sequence[float], logarithmic: bool, width: float) -> Callable[[float], float]:
+    """Where a figure ends, in pixels, on a scale for `values`."""
     most = max(values, default=0.0) or 1.0
-    if not drawn.logarithmic:
+    if not logarithmic:
         return lambda value: value / most * width
     low, high = decades([v for v in values if v > 0] or [1.0])
     return lambda value: (math.log10(max(value, low)) - math.log10(low)) / (math.log10(high / low)) * (width - 12) + 6
@@ -202,9 +203,19 @@ def cleaned(text: str) -> str:
     return re.sub(r">\s+<", "><", plain)
 
 
+def _bars_high(drawn: Drawing, width: int) -> int:
+    return len(drawn.labels) * (LINE + len(drawn.series) * (BAR + GAP) + 8)
+
+
 HEIGHTS: dict[str, Callable[[Drawing, int], int]] = {
     "stack": lambda drawn, width: 40,
-    "bars": lambda drawn, width: len(drawn.labels) * (LINE + len(drawn.series) * (BAR + GAP) + 8),
+    "bars": _bars_high,
+    "pairs": _bars_high,
     "lines": lambda drawn, width: 320 if width > NARROW else 280,
 }
-PAINTERS: dict[str, Callable[[Any, Drawing, int, int], None]] = {"stack": _stack, "bars": _bars, "lines": _lines}
+PAINTERS: dict[str, Callable[[Any, Drawing, int, int], None]] = {
+    "stack": _stack,
+    "bars": _bars,
+    "pairs": _bars,
+    "lines": _lines,
+}
