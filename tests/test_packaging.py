@@ -59,7 +59,7 @@ def test_the_wheel_holds_every_source_and_every_data_file(wheel):
     sources = {str(p.relative_to(ROOT)) for p in (ROOT / "qia3").rglob("*.py")}
     files = [p for folder in ("export", "devices") for p in (ROOT / folder).iterdir() if p.suffix in (".toml", ".py")]
     data = {f"qia3/{p.parent.name}/{p.name}" for p in files}
-    assert held == sources | data | {"qia3/py.typed", "qia3/server/page.html"}
+    assert held == sources | data | {"qia3/py.typed", "qia3/server/page.html", "qia3/printers/page.css"}
     assert {"qia3/export/ort-cpu.toml", "qia3/export/ort-exact.toml", "qia3/export/ort-arm.toml"} <= held
     assert any(name.startswith("qia3/devices/") and name.endswith(".toml") for name in held)
 
