@@ -2,7 +2,8 @@
 # make test   check, then every test                        make bench  load time, memory and speed of the demo bundle
 # make families   every family of docs/families.md (make test leaves out those that are like another)
 # make browser    the report's HTML in the system's Chromium: console, network, axe-core, pictures in .browser/pictures
-# make interop    optimum-onnx, in an environment of its own (.venv-interop), opens bundles and says our tokens
+# make interop    optimum-onnx and transformers.js, in an environment of their own (.venv-interop; npm), open bundles of
+#                 every family and say our tokens
 #
 # Needs Python 3.11 or newer and make; the rest goes into .venv, at the versions in constraints.txt.
 
@@ -41,8 +42,14 @@ $(INTEROP)/ready: tests/interop.txt
 	$(INTEROP)/bin/python -m pip install --quiet -r tests/interop.txt
 	touch $@
 
-interop: $(STAMP) $(INTEROP)/ready
-	QIA3_OPTIMUM=$(INTEROP)/bin/python $(BIN)/python -m pytest -s tests/test_interop.py tests/test_interop_labels.py
+# Without its install scripts: onnxruntime-node's fetches GPU libraries.
+$(INTEROP)/js/ready: tests/interop.txt
+	npm install --silent --ignore-scripts --no-audit --no-fund --prefix $(INTEROP)/js @huggingface/transformers@4.3.2
+	touch $@
+
+interop: $(STAMP) $(INTEROP)/ready $(INTEROP)/js/ready
+	QIA3_OPTIMUM=$(INTEROP)/bin/python QIA3_TRANSFORMERS_JS=$(CURDIR)/$(INTEROP)/js $(BIN)/python -m pytest -s \
+		tests/test_interop.py tests/test_interop_labels.py tests/test_loaders.py tests/test_transformers_js.py tests/test_graph_seq2seq_js.py
 
 # Needs Chromium and node, of the system (Debian: apt install chromium nodejs npm); axe-core and playwright-core come from npm.
 $(BROWSER)/ready: tests/browser/package.json

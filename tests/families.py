@@ -15,6 +15,7 @@ import copy
 import re
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -240,10 +241,24 @@ def random_model(family: Family) -> PreTrainedModel:
 
 @dataclass(frozen=True)
 class Works:
-    """`difference`: the largest to the oracle, in parts of its largest logit. `merges`: whether all vectors fold."""
+    """Largest differences to the oracle, in parts of its largest logit: `side` one text at a time, `batch` all together,
+    `merged` None where a vector has nowhere to fold.
+    """
 
-    difference: float
-    merges: bool
+    side: float
+    batch: float
+    merged: float | None
+
+    @classmethod
+    def of(cls, found: list[Sequence[Any]], expected: Sequence[Any]) -> Works:
+        """From what was found alone, in a batch and, where it folds, merged; a text each."""
+        size = max(1.0, *(float(np.abs(e).max()) for e in expected))
+        apart = [max(float(np.abs(a - e).max()) for a, e in zip(f, expected, strict=True)) / size for f in found]
+        return cls(*apart, *[None] * (3 - len(apart)))
+
+    @property
+    def difference(self) -> float:
+        return max(self.side, self.batch, self.merged or 0.0)
 
 
 def outcome(family: Family) -> Works | str:
@@ -260,7 +275,8 @@ def outcome(family: Family) -> Works | str:
         return str(error)
     _check_gradients(model, scaled)
     vectors = random_vectors(scaled)
-    _as_quantised(oracle, model, scaled, vectors)
+    as_quantised(oracle, model)
+    put_vectors(oracle, scaled, vectors)
     AccuracyLevel(0)(graph)
     with tempfile.TemporaryDirectory() as folder:
         write_graph(graph, Path(folder), [])
@@ -269,11 +285,9 @@ def outcome(family: Family) -> Works | str:
     rows = [ids(1, n, seed=n)[0].tolist() for n in LENGTHS]
     expected = np.stack([_eager(oracle, row) for row in rows])
     found = [np.concatenate([run(session, [row], fed) for row in rows]), run(session, rows, fed)]
-    merges = _merged(model, scaled, vectors)
-    if merges:
+    if merged(model, scaled, vectors):
         found.append(np.stack([_eager(model, row) for row in rows]))
-    difference = max(float(np.abs(f - expected).max()) for f in found) / max(1.0, float(np.abs(expected).max()))
-    return Works(difference, merges)
+    return Works.of(found, expected)
 
 
 def _check_gradients(model: PreTrainedModel, scaled: dict[str, Scaled]) -> None:
@@ -284,7 +298,7 @@ def _check_gradients(model: PreTrainedModel, scaled: dict[str, Scaled]) -> None:
     assert not idle, f"no gradient in {idle}"
 
 
-def _merged(model: PreTrainedModel, scaled: dict[str, Scaled], vectors: dict[str, np.ndarray]) -> bool:
+def merged(model: PreTrainedModel, scaled: dict[str, Scaled], vectors: dict[str, np.ndarray]) -> bool:
     """Whether the vectors are in the model's scales now; they are not where one has nowhere to fold."""
     set_vectors(scaled, vectors)
     try:
@@ -299,7 +313,8 @@ def _of_encoder(oracle: PreTrainedModel, model: Any, scaled: dict[str, Scaled]) 
     positions = min(POSITIONS, positions_of(model) or POSITIONS)
     graph = preflight_encoder(model, scaled, positions, 4, False, 1e-3)
     vectors = random_vectors(scaled)
-    _as_quantised(oracle, model, scaled, vectors)
+    as_quantised(oracle, model)
+    put_vectors(oracle, scaled, vectors)
     AccuracyLevel(0)(graph)
     session, held = opened(graph, "encoder")
     rows = [ids(1, n, seed=n)[0].tolist() for n in LENGTHS]
@@ -309,20 +324,15 @@ def _of_encoder(oracle: PreTrainedModel, model: Any, scaled: dict[str, Scaled]) 
     alone = [run.rows([row], fed)["last_hidden_state"][0] for row in rows]
     batch = [found[: len(row)] for found, row in zip(run.rows(rows, fed)["last_hidden_state"], rows, strict=True)]
     del session, held
-    found = [*alone, *batch]
-    merges = _merged(model, scaled, vectors)
-    if merges:
+    found = [alone, batch]
+    if merged(model, scaled, vectors):
         with torch.no_grad():
-            found += [model(input_ids=torch.tensor([row]))[0][0].numpy() for row in rows]
-    wanted = expected * (len(found) // len(expected))
-    difference = max(float(np.abs(f - e).max()) for f, e in zip(found, wanted, strict=True))
-    return Works(difference / max(1.0, max(float(np.abs(e).max()) for e in expected)), merges)
+            found.append([model(input_ids=torch.tensor([row]))[0][0].numpy() for row in rows])
+    return Works.of(found, expected)
 
 
-def _as_quantised(
-    oracle: PreTrainedModel, model: Any, scaled: dict[str, Scaled], vectors: dict[str, np.ndarray]
-) -> None:
-    """Gives the oracle the dequantised weights, and hooks that scale."""
+def as_quantised(oracle: PreTrainedModel, model: Any) -> None:
+    """Gives the oracle the dequantised weights."""
     plain = {
         re.sub(r"\.base$", "", n): m for n, m in model.named_modules() if isinstance(m, GridLinear | GridEmbedding)
     }
@@ -338,6 +348,10 @@ def _as_quantised(
             weight = oracle.get_submodule(name).weight
             dense = module.store.dense(torch.float32)
             weight.copy_(dense.T if isinstance(oracle.get_submodule(name), Conv1D) else dense)
+
+
+def put_vectors(oracle: PreTrainedModel, scaled: dict[str, Scaled], vectors: dict[str, np.ndarray]) -> None:
+    """Hooks that scale."""
     for name, layer in scaled.items():
         vector, module = torch.from_numpy(vectors[name]), oracle.get_submodule(layer.site.module)
         if layer.site.placement == "input":
@@ -374,41 +388,63 @@ def run(session: ort.InferenceSession, prompts: list[list[int]], vectors: dict[s
     return np.stack(found, axis=1)
 
 
+FOLDS_NOWHERE = "no: an activation function stands between"
+LOADERS = ["PEFT", "transformers.js", "optimum"]  # their columns are tests/loaders.py's
+
+
 def told(family: Family, found: Works | str) -> str:
-    """A row of the table."""
+    """A row of the table, without the loaders' columns."""
     if isinstance(found, str):
-        result = f"refused: {found.split(' Linear layers seen')[0]}"
-    elif found.difference >= AGREES:
-        result = f"WRONG by {found.difference:.2g}"
+        reason = found.split(" Linear layers seen")[0].replace("|", "/")
+        cells = [f"refused: {reason}", "-", "-", "-"]
     else:
-        result = "works" if found.merges else "works, at the side"
-    return f"| {family.kind} | {family.note} | {result.replace('|', '/')} |"
+        apart = (found.side, found.batch, found.merged)
+        cells = ["yes", *(FOLDS_NOWHERE if d is None else "yes" if d < AGREES else f"WRONG by {d:.2g}" for d in apart)]
+    return f"| {' | '.join([family.kind, family.note, *cells])} |"
 
 
 HEAD = """# Families
 
 What becomes of a base, by its family: tiny random models of transformers, each through everything that `qia3 build` does
-before it trains. "works" means that the exported graph agrees with transformers' own eager attention on the dequantised
-weights, with vectors, to 1e-4 of the largest logit: prompts of {lengths} tokens, past windows and past the lengths at
-which rotations switch, {steps} steps after each, alone and as a batch of unequal rows; that the merged model does, too;
-and that training reaches every vector. Of encoders the states are compared. "at the side": an activation function stands
-between its feed-forward's vector and the rows that it would scale, so it cannot be merged into 4-bit weights; an encoder's
-is a constant beside them in a merged bundle (tests/test_graph_encoder.py). What is refused is refused before anything is
-trained, with the reason below. Nothing here is a list that the program reads: what a model does is watched.
+before it trains. "side" means that the exported graph agrees with transformers' own attention on the dequantised
+weights (eager; torch's own where `eager` is off in tests/families.py, which says why: Falcon's alibi), with vectors, to
+1e-4 of the largest logit: prompts of {lengths} tokens, past windows and past the lengths at which rotations switch, {steps}
+steps after each. "batch" is the same in a batch of unequal rows, "merged" with the vectors in the scales; an activation
+function that stands between a feed-forward's vector and the rows that it would scale keeps it at the side (an encoder's is
+a constant beside them in a merged bundle: tests/test_graph_encoder.py). "trains" means that a gradient reaches every
+vector. Of encoders the states are compared. What is refused is refused before anything is trained, with the reason.
+Nothing here is a list that the program reads: what a model does is watched.
 
-Written by `python tests/families.py`; tests/test_families.py holds every row to it.
+The last three columns are what others make of it (tests/loaders.py): PEFT has our checkpoint's vectors on a plain model, with
+our logits; transformers.js {js} and optimum-onnx {optimum} open a folder of ours by its name (merged where that is possible, else
+the graph with vectors at the side, which they leave at one) and say the tokens of transformers, one by one and in a batch.
+"-" is what is not there to be tried: what is refused, and encoders in these two (tests/test_interop_labels.py opens some);
+"not run" is what was not tried yet.
 
-| family | what of it | outcome |
-|---|---|---|
+Written by `python tests/families.py` and `python tests/loaders.py`; tests/test_families.py holds every row to it, `make
+interop` the last columns.
+
+| family | what of it | trains | side | batch | merged | {loaders} |
+|---|---|---|---|---|---|---|---|---|
 """
+VERSIONS = {"js": "4.3.2", "optimum": "0.1.0 (transformers 4.57.6)"}  # Makefile's and tests/interop.txt's
 
 
 def table(rows: list[str]) -> str:
-    return (
-        HEAD.format(lengths=", ".join(map(str, LENGTHS[:-1])) + f" and {LENGTHS[-1]}", steps=len(FORCED))
-        + "\n".join(rows)
-        + "\n"
-    )
+    lengths = ", ".join(map(str, LENGTHS[:-1])) + f" and {LENGTHS[-1]}"
+    head = HEAD.format(lengths=lengths, steps=len(FORCED), loaders=" | ".join(LOADERS), **VERSIONS)
+    return head + "\n".join(rows) + "\n"
+
+
+def with_loaders(rows: list[str], before: str, named_by: int) -> list[str]:
+    """The rows with the loaders' columns that the table had; "not run" where it had none. The first columns name a row."""
+
+    def name(row: str) -> tuple[str, ...]:
+        return tuple(row.split("|")[1 : 1 + named_by])
+
+    known = {name(line): line.split("|")[-1 - len(LOADERS) :] for line in before.splitlines() if line.startswith("| ")}
+    none = [*[" not run "] * len(LOADERS), ""]
+    return [row + "|".join(known.get(name(row), none)) for row in rows]
 
 
 def main() -> None:
@@ -419,7 +455,8 @@ def main() -> None:
         print(rows[-1], flush=True)
     if not asked:
         TABLE.parent.mkdir(exist_ok=True)
-        TABLE.write_text(table(sorted(rows)), encoding="utf-8")
+        before = TABLE.read_text(encoding="utf-8")
+        TABLE.write_text(table(with_loaders(sorted(rows), before, 2)), encoding="utf-8")
 
 
 if __name__ == "__main__":

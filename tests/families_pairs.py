@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from families import FOLDS_NOWHERE, LOADERS, VERSIONS, with_loaders
 from seq2seq_pair import Oracle, Pair, batch, quantised, vector_rows
 from tiny_seq2seq import SEQ2SEQ
 
@@ -24,8 +25,6 @@ TABLE = Path(__file__).parent.parent / "docs" / "encoder-decoders.md"
 AGREES = 1e-4  # of the largest logit, or of one
 ANSWER = np.array([[0, 7, 9, 11, 13, 55, 80], [0, 91, 3, 3, 17, 20, 5], [0, 4, 44, 7, 9, 9, 9]])
 SOURCES = (30, 4, 17)
-# where a test opens the family's bundle in the loader; other loaders and families were not run
-OPENED = {"transformers.js": ("t5 v1.1", "bart"), "optimum": ("t5 v1.1", "bart")}
 
 
 @dataclass(frozen=True)
@@ -80,16 +79,15 @@ def stepped(pair: Pair, ids: np.ndarray, mask: np.ndarray, vectors: list[dict[st
 
 
 def told(name: str, found: Works) -> str:
-    """A row of the table."""
+    """A row of the table, without the loaders' columns."""
 
     def cell(difference: float | None) -> str:
         if difference is None:
-            return "no: an activation function stands between"
+            return FOLDS_NOWHERE
         return "yes" if difference < AGREES else f"WRONG by {difference:.2g}"
 
-    loaders = ["yes" if name in opened else "not run" for opened in OPENED.values()]
     trains = "yes" if not found.idle else f"NO: {found.idle} vectors get no gradient"
-    return f"| {' | '.join([name, trains, cell(found.side), cell(found.merged), *loaders])} |"
+    return f"| {' | '.join([name, trains, cell(found.side), cell(found.merged)])} |"
 
 
 HEAD = """# Encoder-decoders
@@ -97,18 +95,21 @@ HEAD = """# Encoder-decoders
 What becomes of an encoder-decoder, by its family: tiny random models of transformers with unequal dimensions. "at the side" means
 that the two exported graphs agree with transformers' own model on the dequantised weights to 1e-4 of the largest logit: three
 texts of 30, 4 and 17 tokens as one padded batch, each with vectors of its own, {steps} steps a token at a time. "merged" is the same with one
-text and its vectors in the scales. "trains" means that every vector gets a gradient. A loader's "yes" is a test that opens such a
-bundle in it; "not run" says that none does. Adapters of each go to PEFT and back in tests/test_ia3_seq2seq.py.
+text and its vectors in the scales. "trains" means that every vector gets a gradient. The last three columns are what others make of
+it (tests/loaders.py), as in families.md: PEFT has our checkpoint's vectors on a plain model, with our logits; transformers.js {js}
+and optimum-onnx {optimum} open a folder of ours by its name and say the tokens of transformers,
+one by one and in a batch.
 
-Written by `python tests/families_pairs.py`; tests/test_families_pairs.py holds every row to it.
+Written by `python tests/families_pairs.py` and `python tests/loaders.py`; tests/test_families_pairs.py holds every row to it, `make
+interop` the last columns.
 
 | family | trains | at the side, a task per row | merged | {loaders} |
-|---|---|---|---|{rule}
+|---|---|---|---|---|---|---|
 """
 
 
 def table(rows: list[str]) -> str:
-    head = HEAD.format(steps=ANSWER.shape[1], loaders=" | ".join(OPENED), rule="---|" * len(OPENED))
+    head = HEAD.format(steps=ANSWER.shape[1], loaders=" | ".join(LOADERS), **VERSIONS)
     return head + "\n".join(rows) + "\n"
 
 
@@ -117,7 +118,7 @@ def main() -> None:
     for name in SEQ2SEQ:
         rows.append(told(name, outcome(name)))
         print(rows[-1], flush=True)
-    TABLE.write_text(table(rows), encoding="utf-8")
+    TABLE.write_text(table(with_loaders(rows, TABLE.read_text(encoding="utf-8"), 1)), encoding="utf-8")
 
 
 if __name__ == "__main__":

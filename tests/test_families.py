@@ -34,7 +34,7 @@ def test_a_family_agrees_with_eager_or_is_refused_with_its_reason(family):
         assert isinstance(found, str), found
         assert re.search(family.refused, found)
         assert "\n" not in found
-    assert told(family, found) in TABLE.read_text(encoding="utf-8").splitlines()
+    assert any(row.startswith(told(family, found)) for row in TABLE.read_text(encoding="utf-8").splitlines())
 
 
 def test_the_table_has_every_family_once():

@@ -16,7 +16,7 @@ def test_an_encoder_decoder_is_what_the_table_says(name):
     assert found.side < AGREES
     assert found.merged is None or found.merged < AGREES
     assert not found.idle
-    assert told(name, found) in ROWS
+    assert any(row.startswith(told(name, found)) for row in ROWS)
 
 
 def test_the_table_has_every_family_once():
