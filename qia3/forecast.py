@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -14,6 +15,7 @@ from qia3.footprint.before import Before, before
 from qia3.footprint.device import Device
 from qia3.footprint.shapes import Shapes
 from qia3.footprint.verdict import verdict
+from qia3.graph.distance import table_numbers
 from qia3.ia3.activations import Method, saved_bytes
 from qia3.ia3.shapes import read_any_config, shapes_of
 
@@ -29,7 +31,8 @@ def forecast(reference: str, contexts: Sequence[int], rows: int, devices: Sequen
     """
     with quiet():
         config = read_any_config(reference)
-        shapes = shapes_of(config, reference)
+        read = shapes_of(config, reference)
+        shapes = replace(read, tabled=table_numbers(empty(copy.deepcopy(config))))
         asked = _contexts(shapes, contexts)
         kept: dict[str, int] = {method: _kept(config, shapes, method) for method in METHODS}
     verdicts = [verdict(shapes, device, max(asked), rows) for device in devices]

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tiny_encoders import tiny_encoder
 from torch import nn
 
-from qia3.graph.distance import BUFFERS, Distances, added, constants, in_graph, taken_apart
+from qia3.graph.distance import BUFFERS, Distances, added, constants, in_graph, table_numbers, taken_apart
 from qia3.graph.external import _part
+from qia3.graph.stacks import attentions, reaching
+from qia3.graph.watch import watch
 from qia3.ia3.by_hand import Made
 
 H, N, D, P = 3, 9, 4, 7
@@ -72,3 +75,11 @@ def test_a_table_of_other_factors_is_refused():
 def test_tables_are_counted_as_what_they_are():
     assert {_part(f"encoder.layer.0.attention.self.{name}_0", []) for name in BUFFERS} == {"positions"}
     assert _part("embeddings.position_embeddings.weight", []) == "norms_and_biases"
+
+
+@pytest.mark.parametrize(("name", "numbers"), [("deberta-v2", 2 * 2 * 12 * 96), ("mpnet", 0), ("bert", 0)])
+def test_tables_are_counted_before_there_are_weights(name, numbers):
+    model = tiny_encoder(name)
+    places = reaching(model, attentions(model, watch(model)), 40)
+    assert sum(t.rows.numel() for p in places.values() if p.distances for t in p.distances.tables) == numbers
+    assert table_numbers(model.to("meta")) == numbers

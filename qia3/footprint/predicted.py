@@ -121,7 +121,7 @@ def of_bundle(manifest: Manifest, parts: Mapping[str, int], kernel: KernelBytes,
         dense=manifest.dense,
         architecture=manifest.architecture,
         tables=[*(tensors(embedding) if embedding else []), *floats],
-        others=sum(parts.get(part, 0) for part in ("norms_and_biases", "rotary", "other")),
+        others=sum(parts.get(part, 0) for part in ("norms_and_biases", "rotary", "positions", "other")),
         kernel=kernel,
         nodes=nodes,
     )
@@ -136,7 +136,7 @@ def of_shapes(shapes: Shapes, form: Form, device: Device) -> Sizes:
         grid = None if block is None else on_grid(table.rows, table.width, block, form.symmetric)
         tables += [4 * table.numbers] if grid is None else tensors(grid)
     kernel = kernel_for(device.family, device.isa.value)
-    others, nodes = 4 * shapes.others, nodes_of(shapes)
+    others, nodes = 4 * (shapes.others + shapes.tabled), nodes_of(shapes)
     return Sizes(linears, dense, shapes.architecture, tables, others, kernel_bytes(linears, dense)[kernel], nodes)
 
 

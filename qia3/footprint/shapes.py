@@ -72,7 +72,8 @@ class Shapes:
     """A model, none of whose weights were read.
 
     `matrices` are its linear layers, the head among them, which is also the first of `tables` where the architecture says
-    that it is tied. `sites` is where IA³ vectors go, `others` how many numbers are in neither.
+    that it is tied. `sites` is where IA³ vectors go, `others` how many numbers are in neither, `tabled` how many a graph
+    has besides that are made of weights (DeBERTa's positions).
     """
 
     reference: str
@@ -82,6 +83,7 @@ class Shapes:
     tables: tuple[Table, ...]
     others: int
     sites: tuple[Site, ...]
+    tabled: int = 0
 
     @property
     def parameters(self) -> int:
@@ -129,7 +131,8 @@ class Form:
                 found[matrix.part] += self.matrix_bytes(matrix)
         found["embedding"] = sum(map(self.table_bytes, shapes.tables))
         if "norms_biases_and_positions" in found:
-            found["norms_biases_and_positions"] = shapes.others * (2 if self.name == "bfloat16" else 4)
+            made = 4 * shapes.tabled if self.name in ("int4", "int8") else 0
+            found["norms_biases_and_positions"] = shapes.others * (2 if self.name == "bfloat16" else 4) + made
         return found
 
     def matrix_bytes(self, matrix: Matrix) -> int:

@@ -33,8 +33,9 @@ from torch.nn import functional as F
 from torch.onnx.ops import symbolic
 from transformers import AttentionInterface, PreTrainedModel
 
+from qia3.base.family import is_encoder
 from qia3.errors import BaseModelError, first_line
-from qia3.ia3.by_hand import Made
+from qia3.ia3.by_hand import Made, by_hand
 from qia3.ia3.roles import attention, device_of
 from qia3.ia3.vectors import Scaled
 
@@ -234,13 +235,25 @@ def _tables(model: PreTrainedModel) -> dict[nn.Module, list[Tensor]]:
     return found
 
 
+def table_numbers(model: PreTrainedModel) -> int:
+    """How many numbers such tables have in a graph; of a model that may be without numbers itself (torch's meta device)."""
+    if not is_encoder(model.config) or not by_hand(model):
+        return 0
+    return sum(table.numel() for tables in _tables(model).values() for table in tables)
+
+
 @torch.no_grad()
 def _pass(model: PreTrainedModel, attend: Any, length: int) -> None:
     AttentionInterface.register(PROBE, attend)
     vocabulary = int(model.config.get_text_config().vocab_size)
     ids = (torch.arange(length, device=device_of(model)) * 41 + 3)[None] % vocabulary
     with attention(model, PROBE):
-        model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+        try:
+            model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+        except RuntimeError:
+            if ids.device.type != "meta":
+                raise
+            model(input_ids=ids, use_cache=False)  # a mask is looked into (MPNet), and has no numbers there
 
 
 @contextmanager
