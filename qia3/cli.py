@@ -666,15 +666,13 @@ def _print_report(
 ) -> None:
     """A bundle's report, and estimates for devices."""
     from qia3.footprint.bundle_page import bundle_page
-    from qia3.footprint.devices_page import estimates_section
     from qia3.footprint.estimate import check_fits, estimate
 
     report = _report(folder)
     found = [estimate(device, report) for device in devices]
-    content, page = report.to_dict(), bundle_page(report)
+    content, page = report.to_dict(), bundle_page(report, found)
     if found:
         content["devices"] = [asdict(e) for e in found]
-        page = replace(page, sections=(*page.sections, estimates_section(found)))
     _print_page(page, content, as_json, shape)
     check_fits(found, must_fit)
 

@@ -20,13 +20,14 @@ from qia3.console import complaint
 from qia3.footprint.before import Before
 from qia3.footprint.before_page import before_page
 from qia3.footprint.bundle_page import bundle_page
-from qia3.footprint.cells import FORMS
+from qia3.footprint.cells import FORMS, Cell
 from qia3.footprint.compare import Comparison, compare
 from qia3.footprint.compare_page import compare_page
 from qia3.footprint.devices import load_device
 from qia3.footprint.estimate import estimate
 from qia3.footprint.report import Report, build_report
-from qia3.footprint.sections import Page, Table
+from qia3.footprint.sections import Chart, Page, Table
+from qia3.footprint.sections import table as made_of
 from qia3.printers import documents
 from qia3.printers.charts import svg
 from qia3.printers.data import CellData, ReportData, page_data
@@ -79,7 +80,7 @@ def page(request, forecast_of_a_config, report, compared) -> Page:
 
 
 def tables(page: Page) -> list[Table]:
-    return [table for section in page.sections for table in section.tables]
+    return [one for section in page.sections for one in section.tables]
 
 
 def test_the_golden_report_before_a_build(forecast_of_a_config):
@@ -273,6 +274,25 @@ def test_how_many_are_taken(capsys, arguments):
     with pytest.raises(SystemExit, match="2"):
         main(["report", *arguments])
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_devices_that_were_asked_for_come_right_after_the_answer(report):
+    devices = [estimate(load_device(name), report) for name in ("raspberry-pi-5", "intel-n100")]
+    small = replace(devices[1], fits=False, usable_ram_bytes=2**20)
+    page = bundle_page(report, [devices[0], small])
+    assert [s.key for s in page.sections[:2]] == ["answer", "devices"]
+    assert [cell.text for cell in next(page.sections[0].tables).rows[0]] == [
+        "Fits", "1 of 2 devices", "at the full context; not intel-n100"
+    ]  # fmt: skip
+    (table,) = bundle_page(report, [small]).sections[0].tables
+    assert table.rows[0][1].value is False
+    assert "short at the full context" in table.rows[0][2].text
+
+
+def test_half_a_pair_is_not_drawn():
+    rows = [["both", Cell("mib", 2.0), Cell("mib", 3.0)], ["one", Cell("mib", None), Cell("mib", 3.0)]]
+    made = made_of(["", "a", "b"], rows, charts=[Chart("pairs", "x", values=(1, 2))])
+    assert drawing(made, made.charts[0]).labels == ("both",)
 
 
 def test_a_stack_is_whole(report):

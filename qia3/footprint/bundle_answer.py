@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from qia3.footprint.cells import Cell
+from qia3.footprint.estimate import Estimate
 from qia3.footprint.report import Report
 from qia3.footprint.sections import Row, Section, section, table
 from qia3.footprint.systems import LORA_RANK
@@ -12,9 +15,22 @@ HEAD = ("question", "answer", "that is")
 LORA = f"LoRA r={LORA_RANK} on all linear"
 
 
-def bundle_answer(report: Report) -> Section:
-    rows = [_disk(report), *_memory(report), *_speed(report), *_accuracy(report), *_task(report)]
+def bundle_answer(report: Report, estimates: Sequence[Estimate] = ()) -> Section:
+    rows = [*_fits(estimates), _disk(report), *_memory(report), *_speed(report), *_accuracy(report), *_task(report)]
     return section("answer", "In short", table(HEAD, rows, left=(0, 1, 2), cards=True))
+
+
+def _fits(estimates: Sequence[Estimate]) -> list[Row]:
+    """One device by its name, several by their number."""
+    missed = [one.device for one in estimates if not one.fits]
+    if len(estimates) == 1:
+        (one,) = estimates
+        left = one.usable_ram_bytes - one.needed_ram_bytes
+        remark = f"{Cell('size', abs(left)).text} {'left' if left >= 0 else 'short'} at the full context"
+        return [[f"Fits {one.device}", Cell("fits", one.fits), remark]]
+    held = f"{len(estimates) - len(missed)} of {len(estimates)} devices"
+    names = f"; not {', '.join(missed)}" if missed else ""
+    return [["Fits", held, f"at the full context{names}"]] if estimates else []
 
 
 def _disk(report: Report) -> Row:

@@ -5,12 +5,16 @@ Wording only: every figure comes from the report's object.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from qia3.bundle.records import Agreement, Record
 from qia3.bundle.task import TAGS
 from qia3.footprint.bundle_answer import bundle_answer
 from qia3.footprint.bundle_costs import adapters, bytes_on_disk, measured, predicted, published_claim, whole_systems
 from qia3.footprint.cells import Cell
 from qia3.footprint.cells import measured as figure
+from qia3.footprint.devices_page import estimates_section
+from qia3.footprint.estimate import Estimate
 from qia3.footprint.report import Report
 from qia3.footprint.sections import Chart, Page, Row, Section, section, table, warning
 from qia3.footprint.table import NOT_MEASURED, percent
@@ -18,10 +22,9 @@ from qia3.footprint.table import NOT_MEASURED, percent
 AGREEMENT = ("max difference", "KL (nats)", "same top token", "positions")
 
 
-def bundle_page(report: Report) -> Page:
-    """The whole report."""
+def bundle_page(report: Report, estimates: Sequence[Estimate] = ()) -> Page:
+    """The whole report, with estimates for the devices that were asked for."""
     parts = (
-        bundle_answer,
         _tasks,
         _parity,
         _drift,
@@ -33,7 +36,9 @@ def bundle_page(report: Report) -> Page:
         whole_systems,
         published_claim,
     )
-    return Page(report.name, _lead(report), tuple(made for part in parts if (made := part(report))))
+    made = tuple(one for part in parts if (one := part(report)))
+    devices = (estimates_section(estimates),) if estimates else ()
+    return Page(report.name, _lead(report), (bundle_answer(report, estimates), *devices, *made))
 
 
 def _lead(report: Report) -> str:

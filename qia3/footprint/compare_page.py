@@ -81,11 +81,13 @@ def _compared(
 
 
 def _sizes(found: Comparison) -> Section | None:
-    return _compared(found, "size", "Size and memory", {k: (v, "mib") for k, v in SIZES.items()}, "Size and memory")
+    return _compared(found, "size", "Size and memory", {k: (v, "mib") for k, v in SIZES.items()}, "What each takes")
 
 
 def _tasks(found: Comparison) -> Section | None:
-    return _compared(found, "tasks", "Tasks", {k: (v, "kib") for k, v in TASKS.items()})
+    return _compared(
+        found, "tasks", "Tasks", {k: (v, "mib" if k.startswith("many") else "kib") for k, v in TASKS.items()}
+    )
 
 
 def _counts(found: Comparison) -> Section | None:

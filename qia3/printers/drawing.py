@@ -15,6 +15,7 @@ DIGITS = 3
 SMALL = 0.01  # a piece of a stack that is less than this share goes into "the rest"
 REST = "the rest"
 COLOURS = 8
+Rows = tuple[tuple[Cell, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -40,24 +41,31 @@ class Drawing:
 
 
 def drawing(table: Table, chart: Chart) -> Drawing:
-    rows = table.parts
+    rows = _drawn(table, chart)
     places = tuple(row[chart.labels[0]].number or 0.0 for row in rows) if chart.kind == "lines" else ()
     return Drawing(
         kind=chart.kind,
         labels=tuple(", ".join(row[i].text for i in chart.labels) for row in rows),
         places=places,
-        series=_pieces(table, chart) if chart.kind == "stack" else _columns(table, chart),
+        series=_pieces(table, chart) if chart.kind == "stack" else _columns(table, rows, chart),
         limits=tuple((limit.name, _rounded(limit.value)) for limit in chart.limits),
         unit=rows[0][chart.values[0]].unit if rows else "",
         logarithmic=chart.logarithmic,
     )
 
 
-def _columns(table: Table, chart: Chart) -> tuple[Series, ...]:
+def _drawn(table: Table, chart: Chart) -> Rows:
+    """Of pairs only those that are whole: half of one says nothing."""
+    if chart.kind != "pairs":
+        return table.parts
+    return tuple(row for row in table.parts if all(row[i].number is not None for i in chart.values))
+
+
+def _columns(table: Table, rows: Rows, chart: Chart) -> tuple[Series, ...]:
     """Without columns that have no figure at all."""
     found = []
     for i in chart.values:
-        cells = [row[i] for row in table.parts]
+        cells = [row[i] for row in rows]
         values = tuple(None if (n := cell.number) is None else _rounded(n) for cell in cells)
         if any(value is not None for value in values):
             found.append(Series(table.columns[i].title, values, tuple(cell.text for cell in cells)))
