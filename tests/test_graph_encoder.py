@@ -159,6 +159,21 @@ def test_a_folder_saved_with_a_head_is_read_without_it(name, form, tmp_path, cap
     assert ("it belongs to another task" in capsys.readouterr().err) == (form is not None or name == "bert")
 
 
+def test_what_stands_beside_a_body_is_a_head_of_somebody(tmp_path, capsys):
+    """DeBERTa-v3's files have a discriminator that no class of transformers has."""
+    from safetensors.torch import load_file, save_file
+
+    folder = write_encoder(tmp_path / "m", "deberta-v2", "DebertaV2ForMaskedLM")
+    tensors = load_file(folder / "model.safetensors")
+    beside = {"mask_predictions.dense.weight": torch.zeros(96, 96), "lm_predictions.lm_head.bias": torch.zeros(9)}
+    beside["deberta.embeddings.position_embeddings.weight"] = torch.zeros(
+        160, 96
+    )  # which position_biased_input leaves out
+    save_file(tensors | beside, folder / "model.safetensors", metadata={"format": "pt"})
+    assert load_base(Asked(str(folder), block_size=32)).model.config.model_type == "deberta-v2"
+    assert "mask_predictions.dense" in capsys.readouterr().err
+
+
 def test_a_tensor_of_the_body_that_has_no_place_is_refused(tmp_path):
     from safetensors.torch import load_file, save_file
 

@@ -5,7 +5,12 @@ the body.
     bert.pooler.dense.weight     for the next sentence     classifier.weight     somebody's own labels
 
 Which tensors those are, transformers' own classes say: the class that config.json names under `architectures`, and those
-that the family is trained with. A tensor is left out where one of them has it, in this shape; any other is refused.
+that the family is trained with. A tensor is left out where one of them has it, in this shape, or where it stands beside a
+body that has a name of its own in the file, as the discriminator of DeBERTa-v3 does, which transformers has no class for:
+
+    deberta.encoder.layer.0...   the body              mask_predictions.dense.weight    beside it
+
+Any other is refused.
 """
 
 from __future__ import annotations
@@ -28,7 +33,9 @@ def not_heads(config: Any, names: Iterable[str], found: Mapping[str, Entry]) -> 
     if not names or not is_encoder(config):
         return names
     known = dict(_tensors(config))
-    heads = [name for name in names if known.get(name) == found[name].shape]
+    body = f"{AutoModel._model_mapping[type(config)].base_model_prefix}."
+    apart = all(name.startswith(body) for name in found.keys() - set(names))
+    heads = [n for n in names if known.get(n) == found[n].shape or (apart and not n.startswith(body))]
     if heads:
         parts = sorted({".".join(name.split(".")[:2]) for name in heads})
         say(f"left out, for it belongs to another task: {', '.join(parts)} ({len(heads)} tensors)")

@@ -5,6 +5,7 @@ held against what it is said to be.
     position_ids               0, 1, 2 ..., likewise
     attn.bias, attention.bias  [1, 1, n, n] of ones below the diagonal: the causal mask of GPT-2, GPT-NeoX and their kin
     masked_bias                the one number that was written where that mask is zero
+    position_embeddings.weight DeBERTa's, where config.json says that they are not added (position_biased_input)
     mtp.                       multi-token prediction: it drafts later tokens, and the model's own come without it
 
 What may be absent is one of two names that share a tensor by config.json (`tie_word_embeddings`), where the other is
@@ -40,7 +41,7 @@ def not_idle(config: Any, names: Iterable[str], found: Mapping[str, Entry]) -> l
     rotations = [name for name in names if name.endswith("rotary_emb.inv_freq")]
     if rotations:
         _check_rotations(config, rotations, found)
-    return [name for name in names if name not in rotations and not _is_idle(name, found[name])]
+    return [name for name in names if name not in rotations and not _is_idle(config, name, found[name])]
 
 
 def is_computed(model: Any, name: str) -> bool:
@@ -52,7 +53,7 @@ def is_computed(model: Any, name: str) -> bool:
     return name == "final_logits_bias" and child in module._buffers
 
 
-def _is_idle(name: str, entry: Entry) -> bool:
+def _is_idle(config: Any, name: str, entry: Entry) -> bool:
     shape, end = entry.shape, name.rpartition(".")[2]
     if end == "masked_bias":
         return shape in ((), (1,))
@@ -62,6 +63,8 @@ def _is_idle(name: str, entry: Entry) -> bool:
     if name.endswith((".attn.bias", ".attention.bias")) and shape[:2] == (1, 1) and len(shape) == 4:
         mask = read(entry)[0, 0] != 0
         return torch.equal(mask, torch.ones_like(mask).tril())
+    if name.endswith(".position_embeddings.weight"):
+        return getattr(config, "position_biased_input", True) is False
     return bool(DRAFTS.match(name))
 
 
