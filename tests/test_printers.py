@@ -289,6 +289,17 @@ def test_devices_that_were_asked_for_come_right_after_the_answer(report):
     assert "short at the full context" in table.rows[0][2].text
 
 
+def test_memory_at_the_full_context_is_what_a_device_needs(report):
+    """One row at the full context, on the kernels of this machine, which are those of an N100."""
+    n100 = estimate(load_device("intel-n100"), report)
+    (section,) = [s for s in bundle_page(report, [n100]).sections if s.key == "memory"]
+    (found,) = section.tables
+    assert report.memory.kernel_here == "x64-int8"
+    assert found.rows[-1][2].value == n100.needed_ram_bytes
+    assert found.charts == () or found.charts[0].limits[0].value == n100.usable_ram_bytes
+    assert all(row[2].value - row[1].value == found.rows[-1][2].value - found.rows[-1][1].value for row in found.rows)
+
+
 def test_half_a_pair_is_not_drawn():
     rows = [["both", Cell("mib", 2.0), Cell("mib", 3.0)], ["one", Cell("mib", None), Cell("mib", 3.0)]]
     made = made_of(["", "a", "b"], rows, charts=[Chart("pairs", "x", values=(1, 2))])

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from qia3.bundle.records import Measured
 from qia3.bundle.task import LABELLED
 from qia3.footprint.cells import Cell
 from qia3.footprint.cells import measured as figure
+from qia3.footprint.estimate import Estimate, process_bytes
 from qia3.footprint.report import Report
-from qia3.footprint.sections import Chart, Row, Section, section, table
+from qia3.footprint.sections import Chart, Limit, Row, Section, section, table
 from qia3.footprint.table import NOT_MEASURED
+from qia3.footprint.weights import cache_bytes
 
+SHORTEST = 7  # contexts are powers of two from 2**7
 AS_SMALL = 1.25  # times the parameters of IA³, up to which a LoRA is called as small
 PARTS = {
     "codes": "4-bit codes",
@@ -99,6 +104,31 @@ def predicted(report: Report) -> Section | None:
     drawn = [Chart("pairs", "Predicted and measured, each on its own scale", values=(1, 2))]
     head = ["", "predicted", "measured", "error"]
     return section("predicted", "Predicted and measured", note, table(head, rows, charts=drawn))
+
+
+def memory(report: Report, estimates: Sequence[Estimate]) -> Section | None:
+    """Against context, with what each device that was asked for has; None for an encoder, which has no cache."""
+    shape, found = report.architecture, report.memory
+    if shape.pooling is not None:
+        return None
+    held = found.kernels[found.kernel_here].held_bytes + found.mapped_bytes + process_bytes(report)
+    contexts = sorted({*(2**k for k in range(SHORTEST, 18) if 2**k < shape.context_length), shape.context_length})
+    rows: list[Row] = [
+        [Cell("count", n), Cell("mib", size := cache_bytes(shape, n)), Cell("mib", held + size)] for n in contexts
+    ]
+    process = (
+        "what its process held beside them when it was measured"
+        if report.measured
+        else "without its process, which was not measured"
+    )
+    note = (
+        f"Weights held and mapped ({found.kernel_here} kernels), the cache of one row in float32, and {process}. A context costs what is "
+        "used, not what the model could take."
+    )
+    limits = tuple(Limit(one.device, one.usable_ram_bytes) for one in estimates)
+    title = "Memory against context" + (", with what each device has" if limits else "")
+    drawn = [Chart("lines", title, values=(2,), limits=limits, logarithmic=True)] if len(rows) > 1 else []
+    return section("memory", "Memory against context", note, table(["context", "cache", "all"], rows, charts=drawn))
 
 
 def bytes_on_disk(report: Report) -> Section:

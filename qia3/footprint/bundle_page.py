@@ -5,12 +5,20 @@ Wording only: every figure comes from the report's object.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from qia3.bundle.records import Agreement, Record
 from qia3.bundle.task import TAGS
 from qia3.footprint.bundle_answer import bundle_answer
-from qia3.footprint.bundle_costs import adapters, bytes_on_disk, measured, predicted, published_claim, whole_systems
+from qia3.footprint.bundle_costs import (
+    adapters,
+    bytes_on_disk,
+    measured,
+    memory,
+    predicted,
+    published_claim,
+    whole_systems,
+)
 from qia3.footprint.cells import Cell
 from qia3.footprint.cells import measured as figure
 from qia3.footprint.devices_page import estimates_section
@@ -24,12 +32,13 @@ AGREEMENT = ("max difference", "KL (nats)", "same top token", "positions")
 
 def bundle_page(report: Report, estimates: Sequence[Estimate] = ()) -> Page:
     """The whole report, with estimates for the devices that were asked for."""
-    parts = (
+    parts: tuple[Callable[[Report], Section | None], ...] = (
         _tasks,
         _parity,
         _drift,
         _rounding,
         measured,
+        lambda found: memory(found, estimates),
         predicted,
         bytes_on_disk,
         adapters,

@@ -92,7 +92,7 @@ def estimate(device: Device, report: Report) -> Estimate:
             accuracy_level=report.graph.accuracy_level,
             mapped_bytes=memory.mapped_bytes,
             cache_bytes=memory.kv_cache_bytes + memory.cross_cache_bytes,
-            process_bytes=_process_bytes(report),
+            process_bytes=process_bytes(report),
             nodes=memory.nodes,
             writes=report.architecture.pooling is None,
             file_bytes=sum(report.account.parts.get(part, 0) for part in TENSORS),
@@ -153,7 +153,7 @@ def _why(found: Estimate) -> str:
     return f"{over / 2**20:,.0f} MiB too many" if over > 0 else found.remarks[0]
 
 
-def _process_bytes(report: Report) -> int:
+def process_bytes(report: Report) -> int:
     """What the measured process held beyond its weights; 0 where it was not measured."""
     measured = report.measured.peak_resident_bytes if report.measured else None
     weights = report.memory.kernels[report.memory.kernel_here].held_bytes + report.memory.mapped_bytes
