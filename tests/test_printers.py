@@ -26,7 +26,7 @@ from qia3.footprint.compare_page import compare_page
 from qia3.footprint.devices import load_device
 from qia3.footprint.estimate import estimate
 from qia3.footprint.report import Report, build_report
-from qia3.footprint.sections import Chart, Page, Table
+from qia3.footprint.sections import Chart, Note, Page, Table
 from qia3.footprint.sections import table as made_of
 from qia3.printers import documents
 from qia3.printers.charts import svg
@@ -167,6 +167,15 @@ def test_a_terminal_is_never_too_narrow(page, width):
     assert "…" not in text
     assert "\x1b" not in text
     assert "\x1b[" in terminal(page, width, colours=True)
+
+
+def test_a_pipe_gets_whole_lines_without_colours(page):
+    """As here: pytest's standard output is no terminal."""
+    lines = terminal(page).splitlines()
+    assert page.lead.replace("`", "") in lines
+    notes = [line for s in page.sections for part in s.body if isinstance(part, Note) for line in part.lines]
+    assert {note.replace("`", "") for note in notes} <= {line.strip().removeprefix("- ") for line in lines}
+    assert "\x1b" not in "".join(lines)
 
 
 def test_no_colours_where_none_are_wanted(page, monkeypatch):

@@ -96,6 +96,7 @@ def predicted(report: Report) -> Section | None:
             Cell("apart", one.error),
         ]
         for one in report.predicted
+        if one.measured is not None  # an encoder writes nothing
     ]
     note = (
         "Arithmetic on the sizes of the graph, beside the fresh process above. Speeds are predicted for a machine that was calibrated "

@@ -1,7 +1,7 @@
 """A page in a terminal, drawn by rich: as wide as the window, and in colours where there are any.
 
 A table that is wider than the window becomes a list, a row an entry, so that nothing is cut or wrapped in the middle of a
-figure. Where the output goes to a file or another program, the same text comes without colours and PIPED wide.
+figure. Where the output goes to a file or another program, the same text comes without colours, and no line is broken.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from rich.text import Text
 from qia3.footprint.cells import Cell
 from qia3.footprint.sections import Note, Page, Section, Table
 
-PIPED = 160
+PIPED = 10_000  # as wide as anything gets: a line that is looked for is not broken
 PROSE = 24  # letters from which a cell may wrap
 BETWEEN = 3  # spaces between columns, and before the first
 BAR = 20  # letters of a full bar
