@@ -75,7 +75,8 @@ class Loader:
     def says(self, folder: Path) -> dict[str, Any]:
         if self.process is None or self.process.poll() is not None:
             streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-            self.process = subprocess.Popen([*COMMANDS[self.name], str(NEW)], text=True, **streams)
+            # one more than is compared: BART's and Marian's settings force the token at the very end
+            self.process = subprocess.Popen([*COMMANDS[self.name], str(NEW + 1)], text=True, **streams)
         assert self.process.stdin
         assert self.process.stdout
         self.process.stdin.write(f"{folder}\n")
@@ -95,7 +96,7 @@ def cell(told: dict[str, Any], expected: list[list[int]]) -> str:
         line = told["error"].strip().splitlines()[0].replace("|", "/")
         return "no: " + next((short for pattern, short in SHORT if re.search(pattern, line)), line[:160])
     for kind in ("rows", "batch"):
-        if [to_the_end(row) for row in told[kind]] != [to_the_end(row) for row in expected]:
+        if [to_the_end(row[:NEW]) for row in told[kind]] != [to_the_end(row) for row in expected]:
             return f"WRONG in {kind}"
     return "yes"
 
