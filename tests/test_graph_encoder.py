@@ -72,7 +72,7 @@ def test_a_graph_is_transformers_model_with_peft_s_vectors_on_it(name):
     quantise_model(model, Grid(32, False))
     plain = dequantised(model)
     scaled = attach(model, find_roles(model).sites)
-    graph = preflight_encoder(model, scaled, 160, 0, False, 1e-4)
+    graph = preflight_encoder(model, scaled, 150, 0, False, 1e-4)
     session, held = opened(graph, name)
     worn, sites = [random_vectors(scaled, seed) for seed in (1, 2)], [layer.site for layer in scaled.values()]
     draw = np.random.default_rng(0)
@@ -106,7 +106,7 @@ def test_a_merged_graph_holds_vectors_and_head(name, per_token):
     vectors = random_vectors(adapted.scaled)
     head = Head(np.ones((3, 96), np.float32), np.arange(3, dtype=np.float32), per_token)
     adapted.merge(vectors)
-    session, held = opened(export_encoder(model, 0, 160, own=head), name)
+    session, held = opened(export_encoder(model, 0, 150, own=head), name)
     assert {i.name for i in session.get_inputs()} - {"token_type_ids"} == {"input_ids", "attention_mask"}
     assert [o.name for o in session.get_outputs()] == ["last_hidden_state", "sentence_embedding", "logits"]
     found = OrtEncoder(session).rows(TEXTS[:1], {})
