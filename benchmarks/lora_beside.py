@@ -51,7 +51,7 @@ from qia3.runtime.load import open_engine
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "home-intents"
 RANK, SCALE = 8, 2.0  # lora_alpha is twice the rank
-PAUSE = 3.0
+PAUSE, THREADS = 2.0, 1  # one thread, for on a shared machine two wait for each other
 
 
 @dataclass(frozen=True)
@@ -261,7 +261,8 @@ def speeds(
         for name in names[i % len(names) :] + names[: i % len(names)]:
             time.sleep(PAUSE)
             folder, adapter, _ = systems[name]
-            found[name].append(asdict(measure(folder, adapter)))
+            found[name].append(asdict(measure(folder, adapter, THREADS)))
+            print(json.dumps({"system": name, **found[name][-1]}, ensure_ascii=False), flush=True)
     keys = ("peak_anonymous_bytes", "peak_file_bytes", "peak_resident_bytes", "load_seconds")
     for name, runs in found.items():
         for key in (*keys, "prompt_tokens_per_second", "decode_tokens_per_second"):

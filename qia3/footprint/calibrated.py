@@ -69,11 +69,11 @@ def stored_path() -> Path:
     return Path(platformdirs.user_data_path("qia3", appauthor=False)) / "here.toml"
 
 
-def calibrate(output: Path | None = None) -> Calibration:
+def calibrate(output: Path | None = None, threads: int | None = None) -> Calibration:
     """Runs for about a minute, writes the profile and gives it back. Raises ConfigError."""
-    run = subprocess.run(
-        [sys.executable, "-m", "qia3.runtime.calibrate", "--json"], capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-m", "qia3.runtime.calibrate", "--json"]
+    command += [] if threads is None else ["--threads", str(threads)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
     if run.returncode:
         reason = (run.stderr.strip().splitlines() or [f"exit code {run.returncode} and no reason given"])[-1]
         raise ConfigError(f"calibrating failed: {reason.removeprefix('qia3: ')}")

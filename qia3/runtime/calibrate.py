@@ -9,14 +9,14 @@ the third checks what follows from them (qia3.footprint.calibrated):
 
     narrow    few bytes, many nodes        wide    many bytes, few nodes        between    neither
 
-Each runs a token at a time, and prompts of PROMPT tokens; medians of several rounds, as `qia3 bench` takes them.
+Each runs a token at a time, and prompts of PROMPT tokens, in turn: a round has all three. The fastest round of each counts,
+since what else the machine does can only add to a time.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -36,8 +36,8 @@ from qia3.runtime.session import options
 
 MICROSOFT = "com.microsoft"
 HEAD, CAPACITY, BLOCK = 64, 192, 64
-PROMPT, TOKENS, ROUNDS = 128, 24, 7
-SHARE = 4  # of the free memory a graph may take one part in so many
+PROMPT, TOKENS, ROUNDS = 128, 16, 12
+SHARE = 6  # of the free memory a graph may take one part in so many
 HELD_BITS = 6  # a weight, packed, with room to spare
 
 
@@ -112,16 +112,20 @@ class Stack:
             self.run(tokens, before + i)
         return (time.perf_counter() - started) / times
 
-    def figures(self) -> dict[str, Any]:
-        self.seconds(PROMPT, 0, 1), self.seconds(1, PROMPT, TOKENS)
+    def round(self) -> tuple[float, float]:
+        """Seconds of a token, and of a prompt."""
+        return self.seconds(1, PROMPT, TOKENS), self.seconds(PROMPT, 0, 1)
+
+    def figures(self, rounds: Sequence[tuple[float, float]]) -> dict[str, Any]:
+        token, prompt = (min(times) for times in zip(*rounds, strict=True))
         return {
             "name": self.plan.name,
             "layers": self.plan.layers,
             "linears": self.plan.linears(),
             "nodes": self.nodes,
             "load_seconds": self.load_seconds,
-            "token_seconds": statistics.median(self.seconds(1, PROMPT, TOKENS) for _ in range(ROUNDS)),
-            "prompt_seconds": statistics.median(self.seconds(PROMPT, 0, 1) for _ in range(ROUNDS)),
+            "token_seconds": token,
+            "prompt_seconds": prompt,
         }
 
 
@@ -132,6 +136,8 @@ def calibrate(threads: int | None = None) -> dict[str, Any]:
     tiny.run(1, 0)
     taken = resident()
     room = (available_memory_bytes() or 2**30) // SHARE
+    stacks = [Stack(plan.within(room), threads) for plan in PLANS]
+    rounds = [[stack.round() for stack in stacks] for _ in range(ROUNDS + 1)][1:]  # the first one warms up
     return {
         "machine": machine(),
         "processor": processor(),
@@ -140,7 +146,7 @@ def calibrate(threads: int | None = None) -> dict[str, Any]:
         "prompt_tokens": PROMPT,
         "process_held_bytes": taken.get("RssAnon"),
         "process_mapped_bytes": taken.get("RssFile"),
-        "stacks": [Stack(plan.within(room), threads).figures() for plan in PLANS],
+        "stacks": [stack.figures([round_[i] for round_ in rounds]) for i, stack in enumerate(stacks)],
     }
 
 
