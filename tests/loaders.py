@@ -62,6 +62,7 @@ LABELS = {DECODERS: [label(f) for f in FAMILIES], PAIRS: list(SEQ2SEQ)}
 SHORT = (
     (r"model type `\S+` but Transformers does not recognize", "transformers 4.57 does not know it"),
     (r"Unsupported model type", "it does not know it"),
+    (r"QMoE", "its ONNX Runtime has another QMoE"),
 )
 
 
