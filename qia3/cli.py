@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,9 +29,6 @@ if TYPE_CHECKING:
     from qia3.bundle.opened import Bundle
     from qia3.bundle.task import Task
     from qia3.config import Build
-    from qia3.footprint.device import Device
-    from qia3.footprint.report import Report
-    from qia3.footprint.sections import Page
 
 Option = Callable[[Any], Any]
 
@@ -130,12 +127,14 @@ def build(
     Quantises the base, trains each task, exports, checks parity and reports. FILE is TOML. A build that was stopped
     goes on from its last checkpoint.
     """
+    from qia3.reporting import Shape, print_report
+
     plan = _plan(file, output, work, seed, steps, init_adapter, mode, task, target)
     with progress_on_stderr():
         from qia3.build import build as make
 
         folder = make(plan)
-    _print_report(folder, as_json)
+    print_report(folder, Shape(as_json))
 
 
 @qia3.command(epilog=_example("qia3 train examples/home-intents/qia3.toml --steps 60"))
@@ -195,12 +194,14 @@ def export(
 
     Takes what `qia3 train` left and makes the graph, checks parity, reports and writes the bundle.
     """
+    from qia3.reporting import Shape, print_report
+
     plan = _plan(file, output, work, seed, steps, init_adapter, mode, task, target)
     with progress_on_stderr():
         from qia3.build import export as make
 
         folder = make(plan)
-    _print_report(folder, as_json)
+    print_report(folder, Shape(as_json))
 
 
 @qia3.command(epilog=_example('qia3 run dist/home-intents "could you dim the hall a bit"'))
@@ -426,29 +427,23 @@ def report(
     """
     from qia3.bundle.folder import is_or_was_bundle
     from qia3.footprint.devices import load_device
-    from qia3.footprint.estimate import check_fits
+    from qia3.reporting import Shape, print_comparison, print_model, print_report
 
-    shape = Shape(html, markdown)
+    shape = Shape(as_json, html, markdown)
     known = {name: load_device(name) for name in (*names, *must_fit)}
     devices, wanted = list(known.values()), {known[name].name for name in must_fit}
     if len(things) != (2 if comparing else 1):
         raise ConfigError("qia3 report takes one bundle or model; with --compare two of them")
     if comparing:
-        _print_comparison(things, contexts, batch, devices, as_json, shape)
+        print_comparison(things, contexts, batch, devices, wanted, shape)
         return
     (what,) = things
     if is_or_was_bundle(Path(what)):
         if contexts or batch > 1:
             raise ConfigError("--context and --batch are for a model that is not built; a bundle has its own")
-        _print_report(Path(what), as_json, devices, wanted, shape)
+        print_report(Path(what), shape, devices, wanted)
         return
-    from qia3.footprint.before_page import before_page
-    from qia3.forecast import forecast
-
-    with progress_on_stderr():
-        found = forecast(what, contexts, batch, devices)
-    _print_page(before_page(found), asdict(found), as_json, shape)
-    check_fits([one.estimate for one in found.verdicts], wanted)
+    print_model(what, contexts, batch, devices, wanted, shape)
 
 
 @qia3.command(
@@ -579,6 +574,7 @@ def devices(words: tuple[str, ...], names: tuple[str, ...], as_json: bool) -> No
     from qia3.footprint.estimate import estimate
     from qia3.footprint.here import HERE
     from qia3.printers.terminal import section_text
+    from qia3.reporting import report_of
     from qia3.targets import load_target
 
     showing = words[:1] == ("show",)
@@ -587,7 +583,7 @@ def devices(words: tuple[str, ...], names: tuple[str, ...], as_json: bool) -> No
     asked = (*words[1:], *names) if showing else names
     if showing and not asked:
         raise ConfigError("qia3 devices show: name a device; `qia3 devices` lists them")
-    report = _report(Path(words[0])) if words and not showing else None
+    report = report_of(Path(words[0])) if words and not showing else None
     known = [load_device(name) for name in asked] if asked else [load_device(HERE), *load_devices()]
     if report is not None:
         found = [estimate(device, report) for device in known]
@@ -640,86 +636,6 @@ def _only_adapter(bundle: Bundle) -> str:
     if len(names) > 1:
         raise ConfigError(f"{bundle.path} has several adapters, choose one with --adapter: {', '.join(names)} or none")
     return names[0]
-
-
-def _report(folder: Path) -> Report:
-    """The footprint report of a bundle, made anew from its files and its manifest."""
-    from qia3.bundle.opened import Bundle
-    from qia3.footprint.report import build_report
-
-    return build_report(folder, Bundle.open(folder).manifest)
-
-
-@dataclass(frozen=True)
-class Shape:
-    """How a report is wanted, but for --json."""
-
-    html: Path | None = None
-    markdown: bool = False
-
-
-SCREEN = Shape()
-
-
-def _print_report(
-    folder: Path, as_json: bool, devices: Sequence[Device] = (), must_fit: Collection[str] = (), shape: Shape = SCREEN
-) -> None:
-    """A bundle's report, and estimates for devices."""
-    from qia3.footprint.bundle_page import bundle_page
-    from qia3.footprint.estimate import check_fits, estimate
-
-    report = _report(folder)
-    found = [estimate(device, report) for device in devices]
-    content, page = report.to_dict(), bundle_page(report, found)
-    if found:
-        content["devices"] = [asdict(e) for e in found]
-    _print_page(page, content, as_json, shape)
-    check_fits(found, must_fit)
-
-
-def _print_comparison(
-    things: Sequence[str], contexts: Sequence[int], batch: int, devices: Sequence[Device], as_json: bool, shape: Shape
-) -> None:
-    """Two bundles or models; a bundle needs nothing that only a build has."""
-    from qia3.bundle.folder import is_or_was_bundle
-    from qia3.footprint.before_page import short_name
-    from qia3.footprint.compare import compare
-    from qia3.footprint.compare_page import compare_page
-    from qia3.footprint.estimate import estimate
-
-    found: list[Any] = []
-    estimates = []
-    for what in things:
-        if is_or_was_bundle(Path(what)):
-            found.append(_report(Path(what)))
-            estimates.append([estimate(device, found[-1]) for device in devices])
-            continue
-        from qia3.forecast import forecast
-
-        with progress_on_stderr():
-            found.append(forecast(what, contexts, batch, devices))
-        estimates.append([one.estimate for one in found[-1].verdicts])
-    names = [short_name(what) for what in things]
-    compared = compare(found, names if len({*names}) == len(names) else list(things), estimates)
-    _print_page(compare_page(compared), asdict(compared), as_json, shape)
-
-
-def _print_page(page: Page, figures: Mapping[str, Any], as_json: bool, shape: Shape = SCREEN) -> None:
-    """On standard output, and as HTML where a file was named."""
-    from qia3.printers.data import page_data
-    from qia3.printers.markdown import markdown
-    from qia3.printers.terminal import terminal
-
-    if shape.html is not None:
-        from qia3.printers.html import html
-
-        shape.html.write_text(html(page), encoding="utf-8")
-    if as_json:
-        print_result(page_data(page, figures), "", as_json)
-    elif shape.markdown:
-        click.echo(markdown(page), nl=False)
-    else:
-        click.echo(terminal(page) if shape.html is None else f"the report is in {shape.html}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

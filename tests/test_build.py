@@ -137,6 +137,8 @@ def test_a_model_is_reported_before_it_is_built(place, capsys):
     assert re.search(r"^ small +no\b", out, re.MULTILINE)  # the report is there all the same
     assert qia3(capsys, "report", place / "side", "--must-fit", small_device(place))[0] == 3
     assert qia3(capsys, "report", place / "side", "--must-fit", "raspberry-pi-5")[0] == 0
+    both = ("report", "--compare", place / "side", place / "base", "--must-fit")
+    assert [qia3(capsys, *both, device)[0] for device in (small_device(place), "raspberry-pi-5")] == [3, 0]
 
 
 @pytest.mark.parametrize(
