@@ -1,7 +1,9 @@
 """Run by a Python that has optimum-onnx (tests/test_interop.py): opens a bundle as its users would, with no file names, and
 generates greedily. Prints the new tokens of each prompt alone, and of all of them as one batch padded on the right.
 
-    python optimum_loads.py FOLDER NEW PROMPTS-AS-JSON
+    python optimum_loads.py FOLDER NEW PROMPTS-AS-JSON TEXTS-AS-JSON
+
+and the ids that its own AutoTokenizer gives texts.
 """
 
 import json
@@ -10,7 +12,7 @@ from importlib.metadata import version
 
 import torch
 from optimum.onnxruntime import ORTModelForCausalLM, ORTModelForSeq2SeqLM  # noqa: TID251 (in an environment of its own)
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoTokenizer
 
 
 def main() -> None:
@@ -32,6 +34,7 @@ def main() -> None:
     }
     told["rows"] = [answers([prompt])[0] for prompt in prompts]
     told["batch"] = answers(prompts)
+    told["ids"] = AutoTokenizer.from_pretrained(folder)(json.loads(sys.argv[4]), add_special_tokens=False)["input_ids"]
     print(json.dumps(told))
 
 

@@ -166,6 +166,8 @@ def small_device(place: Path) -> Path:
 
 def test_a_bundle_has_everything(place):
     names = set(tree(place / "side"))
+    tokenizer = json.loads((place / "side" / "tokenizer_config.json").read_text())
+    assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"  # which transformers 4 knows, too
     adapters = {
         f"adapters/{t}{end}"
         for t in ("topics", "commands")

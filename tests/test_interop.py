@@ -61,7 +61,7 @@ def built(folder: Path, family: str, form: str) -> Bundle:
 def theirs(bundle: Bundle, prompts: list[list[int]]) -> dict:
     script = Path(__file__).with_name("optimum_loads.py")
     # one more than is compared: BART's settings force the token at the very end
-    command = [PYTHON, str(script), str(bundle.path), str(NEW + 1), json.dumps(prompts)]
+    command = [PYTHON, str(script), str(bundle.path), str(NEW + 1), json.dumps(prompts), json.dumps(TEXTS)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])
@@ -78,6 +78,7 @@ def test_optimum_says_the_same_token_for_token(work, table, family, form):
     forced = list(bundle.architecture.decoder_start[1:])
     expected = [[*forced, *generate(engine, prompt, {}, NEW - len(forced), bundle.stop_tokens)] for prompt in prompts]
     told = theirs(bundle, prompts)
+    assert told["ids"] == [engine.tokens.tokenizer.encode(text, add_special_tokens=False).ids for text in TEXTS]
     for kind in ("rows", "batch"):
         assert [_to_the_end(row, bundle.stop_tokens)[:NEW] for row in told[kind]] == expected, kind
     assert any(len(row) > 3 for row in expected)

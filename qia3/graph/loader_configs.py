@@ -24,8 +24,7 @@ def write_tokenizer(tokenizer: Any, folder: Path) -> None:
     transformers.js looks nowhere else.
     """
     tokenizer.save_pretrained(str(folder), save_jinja_files=False)
-    for stray in ("tokenizer_config.json",):
-        _forget_paths(folder / stray)
+    _for_others(folder / "tokenizer_config.json")
 
 
 def write_configs(
@@ -147,10 +146,14 @@ def genai_config(config: Any, context_length: int, stop_tokens: tuple[int, ...],
     return {"model": model, "search": search}
 
 
-def _forget_paths(path: Path) -> None:
-    """Takes the build machine's folder names out of a file that transformers wrote."""
+def _for_others(path: Path) -> None:
+    """Takes the build machine's folder names out of a file that transformers wrote, and gives the plain fast tokenizer
+    the name that transformers 4 knows, too (findings/tokenizer-class-of-transformers-5-unknown-to-4.sh).
+    """
     with contextlib.suppress(FileNotFoundError):
         content = json.loads(path.read_text(encoding="utf-8"))
+        if content.get("tokenizer_class") == "TokenizersBackend":
+            content["tokenizer_class"] = "PreTrainedTokenizerFast"
         _write_json(path, {k: v for k, v in content.items() if not (isinstance(v, str) and _is_path(v))})
 
 
