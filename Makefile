@@ -1,7 +1,7 @@
 # make demo   build the example and ask it one thing        make check  lint, types, import rules
 # make test   check, then every test                        make bench  load time, memory and speed of the demo bundle
 # make families   every family of docs/families.md (make test leaves out those that are like another)
-# make browser    the report's HTML in the system's Chromium: console, network, axe-core, pictures in .browser/pictures
+# make browser    reports and the server's page in the system's Chromium: console, network, axe-core, pictures in .browser/pictures
 # make interop    optimum-onnx and transformers.js, in an environment of their own (.venv-interop; npm), open bundles of
 #                 every family and say our tokens
 #
@@ -59,7 +59,7 @@ $(BROWSER)/ready: tests/browser/package.json
 	touch $@
 
 browser: $(STAMP) $(BROWSER)/ready
-	QIA3_BROWSER=$(CURDIR)/$(BROWSER)/node_modules QIA3_PICTURES=$(CURDIR)/$(BROWSER)/pictures $(BIN)/python -m pytest -s tests/test_browser.py
+	QIA3_BROWSER=$(CURDIR)/$(BROWSER)/node_modules QIA3_PICTURES=$(CURDIR)/$(BROWSER)/pictures $(BIN)/python -m pytest -s tests/test_browser.py tests/test_server_page.py
 
 check: $(STAMP)
 	$(BIN)/ruff check
