@@ -34,7 +34,8 @@ from torch.onnx.ops import symbolic
 from transformers import AttentionInterface, PreTrainedModel
 
 from qia3.base.family import is_encoder
-from qia3.errors import BaseModelError, first_line
+from qia3.errors import BaseModelError
+from qia3.graph.scores import too_long
 from qia3.ia3.by_hand import Made, by_hand
 from qia3.ia3.roles import attention, device_of
 from qia3.ia3.vectors import Scaled
@@ -188,10 +189,7 @@ def _of_first_layer(model: PreTrainedModel, length: int) -> Distances | None:
     except _Enough:
         return found[0]
     except (ValueError, RuntimeError, IndexError) as error:
-        raise BaseModelError(
-            f"{type(model).__name__} does not run on a text of {length} tokens ({first_line(error)}): "
-            "set a smaller context_length in [export]"
-        ) from error
+        raise too_long(model, length, error) from error
     return None
 
 

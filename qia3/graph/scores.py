@@ -115,8 +115,13 @@ def _read(model: PreTrainedModel, scale: float, length: int) -> Tensor | None:
     except _Enough:
         return found[0]
     except (ValueError, RuntimeError, IndexError) as error:
-        raise BaseModelError(
-            f"{type(model).__name__} does not run on a text of {length} tokens ({first_line(error)}): "
-            "set a smaller context_length in [export]"
-        ) from error
+        raise too_long(model, length, error) from error
     return None
+
+
+def too_long(model: PreTrainedModel, length: int, error: Exception) -> BaseModelError:
+    """For a model that fails on a text of so many tokens."""
+    return BaseModelError(
+        f"{type(model).__name__} does not run on a text of {length} tokens ({first_line(error)}): "
+        "set a smaller context_length in [export]"
+    )

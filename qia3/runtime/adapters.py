@@ -12,7 +12,7 @@ from qia3.bundle.head import side_by_side
 from qia3.bundle.opened import ADAPTERS, Bundle
 from qia3.bundle.ports import HEAD, HEAD_WEIGHT
 from qia3.bundle.sites import Vectors
-from qia3.errors import AdapterError
+from qia3.errors import AdapterError, ConfigError
 from qia3.names import ADAPTER, NONE
 
 
@@ -63,3 +63,15 @@ def in_rows(each: Sequence[Vectors], hidden: int) -> Vectors:
     if any(HEAD_WEIGHT in v for v in each):
         found |= side_by_side(each, hidden)
     return found
+
+
+def for_texts(bundle: Bundle, count: int, adapters: str | Sequence[str]) -> tuple[list[str], Vectors]:
+    """A name for each of `count` texts, of one adapter for all or of one for each, and their vectors.
+
+    Raises ConfigError, AdapterError.
+    """
+    names = [adapters] * count if isinstance(adapters, str) else list(adapters)
+    if len(names) != count:
+        raise ConfigError(f"{count} texts and {len(names)} adapters: give one for all texts, or one for each")
+    bank = AdapterBank(bundle)
+    return names, bank.vectors(names[0]) if len(set(names)) == 1 else bank.rows(names)

@@ -17,7 +17,7 @@ import numpy as np
 from qia3.bundle.ports import HEAD_WEIGHT
 from qia3.bundle.task import TAGS, Task
 from qia3.errors import ConfigError, DataError
-from qia3.runtime.adapters import AdapterBank
+from qia3.runtime.adapters import for_texts
 from qia3.runtime.cache import Floats
 from qia3.runtime.encoder import Encoder
 
@@ -35,11 +35,7 @@ class Tagged:
 
 def tag_texts(engine: Encoder, texts: Sequence[Text], adapters: str | Sequence[str]) -> list[Tagged]:
     """The labels of each text's words, by its own adapter. Raises AdapterError, ConfigError and DataError."""
-    names = [adapters] * len(texts) if isinstance(adapters, str) else list(adapters)
-    if len(names) != len(texts):
-        raise ConfigError(f"{len(texts)} texts and {len(names)} adapters: give one for all texts, or one for each")
-    bank = AdapterBank(engine.bundle)
-    vectors = bank.vectors(names[0]) if len(set(names)) == 1 else bank.rows(names)
+    names, vectors = for_texts(engine.bundle, len(texts), adapters)
     known = engine.bundle.tasks
     if strange := [name for name in names if name not in known or known[name].kind != TAGS]:
         raise ConfigError(f"{strange[0]!r} labels no words; its kind is not {TAGS!r}")

@@ -15,7 +15,7 @@ from qia3.bundle.ports import HEAD_WEIGHT
 from qia3.bundle.task import TAGS, Task
 from qia3.errors import ConfigError
 from qia3.names import NONE
-from qia3.runtime.adapters import AdapterBank
+from qia3.runtime.adapters import AdapterBank, for_texts
 from qia3.runtime.cache import Floats
 from qia3.runtime.encoder import Encoder
 from qia3.runtime.score import Answer, chosen
@@ -23,11 +23,7 @@ from qia3.runtime.score import Answer, chosen
 
 def classify_texts(engine: Encoder, texts: Sequence[str], adapters: str | Sequence[str]) -> list[Answer]:
     """The label of each text, by its own adapter. Raises AdapterError and ConfigError for one that has no labels."""
-    names = [adapters] * len(texts) if isinstance(adapters, str) else list(adapters)
-    if len(names) != len(texts):
-        raise ConfigError(f"{len(texts)} texts and {len(names)} adapters: give one for all texts, or one for each")
-    bank = AdapterBank(engine.bundle)
-    vectors = bank.vectors(names[0]) if len(set(names)) == 1 else bank.rows(names)
+    names, vectors = for_texts(engine.bundle, len(texts), adapters)
     tasks = [engine.bundle.tasks.get(name) or _unlabelled(name) for name in names]
     return labelled(engine, tasks, vectors, texts)
 

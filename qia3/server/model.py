@@ -51,14 +51,14 @@ class Model:
 
     def known(self, name: str) -> Known:
         """Raises UnknownModel, and AdapterError for an adapter that does not fit."""
+        if name == self.name and self._base is not None and name not in self.shelf.entries:
+            return Known(name, self._base, self._ones, 0)  # before the shelf looks into its folder for it
         try:
             task, vectors = self.shelf.get(name)
         except KeyError as error:
-            if name != self.name or self._base is None:
-                names = self.names()
-                shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
-                raise UnknownModel(f"there is no model {name!r}; there are: {shown}") from error
-            return Known(name, self._base, self._ones, 0)
+            names = self.names()
+            shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+            raise UnknownModel(f"there is no model {name!r}; there are: {shown}") from error
         return Known(name, task, vectors, self._beginnings(replace(task, name=NONE)))
 
     def prompt(self, known: Known, text: str) -> list[int]:
