@@ -16,6 +16,7 @@ import onnx_ir as ir
 from qia3.base.family import embeddings, is_encoder
 from qia3.base.frozen import BaseModel
 from qia3.base.stages import prompt_only
+from qia3.base.zero_points import write_zero_points
 from qia3.bundle.adapter import Adapter, write_adapter
 from qia3.bundle.checked import decode
 from qia3.bundle.folder import whole_or_absent
@@ -57,6 +58,7 @@ def exported(plan: Build, adapted: AdaptedBase) -> Graphs:
     """The graphs with vectors at the side, compared with torch before anything is trained. Raises BaseModelError."""
     target, base = load_target(plan.export.target), adapted.base
     say("exporting the graph and comparing it with torch, before anything is trained")
+    write_zero_points(base.model, target.accuracy_level)
     settings = (positions(plan, base), target.accuracy_level, plan.export.logits, target.vectors == "required")
     limit = plan.parity.max_difference
     if is_encoder(base.model.config):
