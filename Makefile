@@ -2,6 +2,7 @@
 # make test   check, then every test                        make bench  load time, memory and speed of the demo bundle
 # make families   every family of docs/families.md (make test leaves out those that are like another)
 # make browser    reports and the server's page in the system's Chromium: console, network, axe-core, pictures in .browser/pictures
+# make arm       the 4-bit products, folds and the runtime on three ARM processors under QEMU
 # make interop    optimum-onnx and transformers.js, in an environment of their own (.venv-interop; npm), open bundles of
 #                 every family and say our tokens
 #
@@ -12,9 +13,10 @@ BIN := .venv/bin
 STAMP := .venv/ready
 INTEROP := .venv-interop
 BROWSER := .browser
+ARM := .arm
 DEMO := dist/home-intents
 
-.PHONY: demo test families interop browser check bench clean
+.PHONY: demo test families interop browser arm check bench clean
 
 # pip learned --group in 25.1, so it comes first. setuptools is for tests/test_packaging.py, which builds a wheel without a network.
 $(STAMP): pyproject.toml constraints.txt
@@ -61,6 +63,14 @@ $(BROWSER)/ready: tests/browser/package.json
 browser: $(STAMP) $(BROWSER)/ready
 	QIA3_BROWSER=$(CURDIR)/$(BROWSER)/node_modules QIA3_PICTURES=$(CURDIR)/$(BROWSER)/pictures $(BIN)/python -m pytest -s tests/test_browser.py tests/test_server_page.py
 
+# Debian or Ubuntu on x64. QEMU's numbers are a device's, its speed is not.
+$(ARM)/ready: tests/arm/setup.sh constraints.txt
+	PYTHON=$(BIN)/python bash tests/arm/setup.sh $(ARM) -c constraints.txt onnxruntime numpy tokenizers click pydantic rich
+	touch $@
+
+arm: $(STAMP) $(ARM)/ready
+	QIA3_ARM=$(CURDIR)/$(ARM) $(BIN)/python -m pytest -s tests/test_arm.py
+
 check: $(STAMP)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check --quiet
@@ -71,4 +81,4 @@ bench: $(STAMP)
 	$(BIN)/qia3 bench $(DEMO)
 
 clean:
-	rm -rf .venv $(INTEROP) $(BROWSER) dist build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv $(INTEROP) $(BROWSER) $(ARM) dist build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
