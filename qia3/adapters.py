@@ -15,20 +15,20 @@ from typing import Any
 
 import numpy as np
 
-from qia3.bundle.adapter import Adapter, read_adapter, write_adapter
+from qia3.bundle.adapter import read_adapter, write_adapter
 from qia3.bundle.folder import linked_copy, whole_or_absent
 from qia3.bundle.opened import ADAPTERS, Bundle
-from qia3.bundle.peft import open_peft, read_peft, write_peft
+from qia3.bundle.peft import open_peft, write_peft
 from qia3.bundle.seal import files_on_disk
 from qia3.bundle.sites import Vectors
-from qia3.bundle.task import LABELLED, Task, plain_task, write_task
+from qia3.bundle.task import TASK, Task, write_task
 from qia3.errors import AdapterError, ConfigError, shown
 from qia3.names import ADAPTER, check_name
 from qia3.printers.documents import seal
 from qia3.progress import say
+from qia3.runtime.completed import completed
 from qia3.runtime.readback import read_back
 from qia3.storage import alone
-from qia3.tokens import Tokens
 
 
 @dataclass(frozen=True)
@@ -77,28 +77,20 @@ def import_adapter(bundle: Path, folder: Path, name: str) -> Imported:
 def _import(bundle: Path, folder: Path, name: str) -> Imported:
     """The same, while no other process changes the bundle."""
     opened = Bundle.open(bundle)
-    manifest = opened.manifest
     if opened.mode != "side":
         raise AdapterError(f"{bundle} is merged: its graph has no places for vectors; build it with mode 'side'")
     _check_free(bundle, name, {*opened.tasks, *opened.adapters})
-    sites = manifest.sites
-    layers = {layer.name: layer.role for layer in manifest.linears}
-    found = read_peft(folder, sites, opened.fingerprint, layers)
-    whole = {s.name: found.vectors.get(s.name, np.ones(s.size, np.float32)) for s in sites}
-    alone = manifest.architecture.pooling is not None
-    task = _plain(opened, name) if found.task is None else replace(found.task, name=name)
-    if found.head is not None and not (alone and task.kind in LABELLED):
-        raise AdapterError(
-            f"{folder} has a head, and {'no task.json for it' if alone else 'this bundle is no encoder'}"
-        )
+    manifest, adapter = opened.manifest, completed(opened, folder, name)
+    assert adapter.task is not None  # a whole one has its own, or the base's
     with whole_or_absent(bundle, partial(read_back, adapters=[name])) as scratch:
         linked_copy(bundle, scratch, manifest.files)
-        write_adapter(scratch / ADAPTERS / f"{name}{ADAPTER}", whole, opened.fingerprint, found.head)
-        adapter = Adapter(whole, opened.fingerprint, head=found.head)
-        write_peft(scratch / ADAPTERS / name, adapter, sites, manifest.base.reference, alone)
-        seal(scratch, replace(manifest, tasks={**manifest.tasks, name: task}))
+        write_adapter(scratch / ADAPTERS / f"{name}{ADAPTER}", adapter.vectors, opened.fingerprint, adapter.head)
+        kept = replace(adapter, base=opened.fingerprint, task=None)
+        encoder = manifest.architecture.pooling is not None
+        write_peft(scratch / ADAPTERS / name, kept, manifest.sites, manifest.base.reference, encoder)
+        seal(scratch, replace(manifest, tasks={**manifest.tasks, name: adapter.task}))
         linked_copy(bundle, scratch, files_on_disk(bundle))  # what is not the bundle's is kept and not listed
-    return Imported(bundle, task, found.task is not None)
+    return Imported(bundle, adapter.task, (folder / TASK).exists())
 
 
 def export_adapter(bundle: Path, name: str, folder: Path) -> Path:
@@ -125,18 +117,6 @@ def _check_free(bundle: Path, name: str, taken: set[str]) -> None:
         raise ConfigError(str(error)) from error
     if name in taken or (bundle / ADAPTERS / f"{name}{ADAPTER}").exists():
         raise AdapterError(f"{bundle} has an adapter called {name!r} already; choose another name")
-
-
-def _plain(opened: Bundle, name: str) -> Task:
-    """Generation with the base's own prompt, which ends as the bundle's other tasks do, or else where it stops; of an
-    encoder, embeddings.
-    """
-    if opened.architecture.pooling is not None:
-        return plain_task(name, opened.prefix, opened.suffix, "", "embed")
-    end = next((task.end for task in opened.tasks.values() if task.end), "")
-    if not end and opened.stop_tokens:  # tasks of an earlier version, which may say no end
-        end = Tokens.read(opened.path / "tokenizer.json").tokenizer.id_to_token(opened.stop_tokens[0]) or ""
-    return plain_task(name, opened.prefix, opened.suffix, end)
 
 
 def _onnx_tensors(path: Path) -> tuple[Vectors, str | None]:

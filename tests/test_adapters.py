@@ -18,12 +18,14 @@ from test_laws_imports import BLOCK, ROOT, python
 from tiny_build import write_build
 
 from qia3 import cli
+from qia3.adapters import import_adapter
 from qia3.bundle.adapter import Adapter, write_adapter
 from qia3.bundle.opened import Bundle
 from qia3.bundle.peft import write_peft
 from qia3.bundle.sites import Site
 from qia3.bundle.task import Task
 from qia3.runtime.adapters import AdapterBank
+from qia3.server.shelf import Shelf
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +77,23 @@ def test_an_adapter_without_a_task_becomes_a_generating_one_and_that_is_told(bun
     opened = Bundle.open(bundle)
     assert opened.tasks["bare"].prompt == f"{opened.prefix}{{text}}{opened.suffix}"
     assert opened.tasks["bare"].end == opened.tasks["topics"].end
+
+
+@pytest.mark.parametrize("own_task", [True, False])
+def test_a_server_and_an_import_make_the_same_of_an_adapter(bundle, peft, tmp_path, own_task):
+    if not own_task:
+        (peft / "task.json").unlink()
+    folder = tmp_path / "adapters"
+    peft.rename(folder.mkdir() or folder / "new")
+    served, vectors = Shelf(Bundle.open(bundle), folder).get("new")
+    imported = import_adapter(bundle, folder / "new", "new")
+    opened = Bundle.open(bundle)
+    assert served == imported.task == opened.tasks["new"]
+    assert served.end == opened.tasks["topics"].end != ""
+    assert imported.has_own_task == own_task
+    bank = AdapterBank(opened).vectors("new")
+    assert vectors.keys() == bank.keys()
+    assert all(np.array_equal(bank[n], v) for n, v in vectors.items())
 
 
 BAD_TASKS = [{"choices": ...}, {"choices": 7}, {"choices": [1, 2]}, {"choices": []}, {"choices": ["a", "a"]}]

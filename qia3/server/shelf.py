@@ -17,15 +17,14 @@ from pathlib import Path
 
 import numpy as np
 
-from qia3.bundle.adapter import Adapter
 from qia3.bundle.opened import Bundle
-from qia3.bundle.peft import read_peft
 from qia3.bundle.ports import HEAD
 from qia3.bundle.sites import Vectors
-from qia3.bundle.task import Task, plain_task
+from qia3.bundle.task import Task
 from qia3.errors import AdapterError, ConfigError
 from qia3.names import NONE, check_name
 from qia3.runtime.adapters import AdapterBank
+from qia3.runtime.completed import completed
 
 
 @dataclass
@@ -59,7 +58,6 @@ class Shelf:
         if keep < 1:
             raise ConfigError(f"keep is 1 or more, not {keep}")
         self.bundle, self.folder, self.keep = bundle, folder, keep
-        self.layers = {layer.name: layer.role for layer in bundle.manifest.linears}
         own = bundle.adapters or ((bundle.merged_task,) if bundle.merged_task else ())
         self.entries = {name: Entry(name, None) for name in own}
         self._loaded: OrderedDict[str, Entry] = OrderedDict()  # the one that was used last comes last
@@ -126,7 +124,8 @@ class Shelf:
                 entry.task = self.bundle.tasks[entry.name]
                 entry.vectors = AdapterBank(self.bundle).vectors(entry.name)
             else:
-                entry.task, entry.vectors = self._read(entry.name, entry.folder)
+                adapter = completed(self.bundle, entry.folder, entry.name)
+                entry.task, entry.vectors = adapter.task, adapter.inputs
             if _changes_nothing(entry.vectors):
                 raise AdapterError(f"{entry.name!r} changes nothing: all its vectors are ones")
             entry.error = None
@@ -134,13 +133,6 @@ class Shelf:
         except AdapterError as error:
             entry.vectors, entry.error = None, str(error)
             raise
-
-    def _read(self, name: str, folder: Path) -> tuple[Task, Vectors]:
-        sites = self.bundle.manifest.sites
-        found = read_peft(folder, sites, self.bundle.fingerprint, self.layers)
-        whole = {s.name: found.vectors.get(s.name, np.ones(s.size, np.float32)) for s in sites}
-        task = found.task or plain_task(name, self.bundle.prefix, self.bundle.suffix, "")
-        return replace(task, name=name), Adapter(whole, found.base, head=found.head).inputs
 
     def _forget(self, name: str) -> None:
         del self.entries[name]
