@@ -10,7 +10,9 @@ from qia3.bundle.opened import Bundle
 from qia3.errors import QIA3Error
 from qia3.runtime.adapters import AdapterBank
 from qia3.runtime.engine import Engine
+from qia3.runtime.score import rank
 from qia3.runtime.slots import Prompt, Slots
+from qia3.runtime.walk import Walk, Walker, shares
 
 NAMES = [None, "lamps", "echo"]
 NEAR = {"atol": 2e-4, "rtol": 1e-4}
@@ -112,3 +114,44 @@ def test_what_does_not_fit_is_refused(engine, bank):
         slots.step([41])
     with pytest.raises(QIA3Error, match="row 1 is not in use"):
         slots.leave(1)
+
+
+CHOICES = [[7, 1], [7, 30, 1], [7, 30, 31, 1], [9, 1], [40, 41, 42, 1], [40, 41, 43, 1], [8]]
+
+
+@pytest.mark.parametrize(("rows", "by"), [(1, "sum"), (3, "mean"), (5, "sum")])
+def test_a_ranking_that_walks_in_rows_beside_others_is_the_one_that_is_made_alone(engine, bank, weights, rows, by):
+    tokens, vectors, slots = [5, 9, 250], bank.vectors("lamps"), Slots(engine, rows=6, capacity=20)
+    other = Prompt(engine, [8, 44], bank.vectors("echo"))
+    whole(other)
+    slots.join(other.cache, other.vectors)
+    prompt = Prompt(engine, tokens, vectors)
+    walk = Walk(CHOICES, whole(prompt), by)
+    walkers = [Walker(walk, share, len(tokens)) for share in shares(walk.left, rows)]
+    assert len(walkers) == rows
+    for _ in walkers:
+        slots.join(prompt.cache, vectors)
+    told, text = [], [8, 44]
+    while walkers:
+        if len(told) == 2 and len(walkers) > 1:  # one gives its row back, and the rest of its share to another
+            walkers[0].give(walkers[1])
+            slots.leave(1)
+            walkers[0] = walkers[-1]
+            walkers.pop()
+        found = slots.step([30 + len(told), *(w.newest for w in walkers)])
+        text.append(30 + len(told))
+        np.testing.assert_allclose(found[0], tiny.logits(weights, text, other.vectors), **NEAR)
+        told.append(len(walkers))
+        for i in reversed(range(len(walkers))):
+            length = walkers[i].take(found[i + 1])
+            if length is None:
+                slots.leave(i + 1)
+                walkers[i] = walkers[-1]
+                walkers.pop()
+            else:
+                slots.back(i + 1, length)
+    assert walk.open == 0
+    np.testing.assert_allclose(walk.scores, rank(engine, tokens, CHOICES, vectors, by), atol=1e-4)
+    assert rows > 1 or len(told) == len(walk.left) == 8  # a step for each prefix
+    with pytest.raises(ValueError, match="positions, not"):
+        slots.back(0, 99)

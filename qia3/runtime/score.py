@@ -25,7 +25,7 @@ a thousand answers must not mean a thousand copies of the prompt's cache.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,46 +92,14 @@ def rank_batch(
     ]
 
 
-def ranking(
-    engine: Engine,
-    choices: Sequence[Sequence[int]],
-    logits: Floats,
-    cache: Cache,
-    vectors: Mapping[str, Floats],
-    by: str = "sum",
-) -> Generator[None, None, Scores]:
-    """Scores of one prompt's choices, which was run already; it pauses before every step, so that others may run
-    between them.
-    """
-    paths = sorted({(0, tuple(c)) for c in choices})
-    found: dict[Path, float] = {}
-    for start in range(0, len(paths), MAX_ROWS):
-        found |= yield from _steps(engine, paths[start : start + MAX_ROWS], logits, cache, vectors)
-    return np.array([found[0, tuple(c)] / (len(c) if by == "mean" else 1) for c in choices])
-
-
 def _walk(
     engine: Engine, paths: Sequence[Path], logits: Floats, cache: Cache, vectors: Mapping[str, Floats]
 ) -> dict[Path, float]:
     """Log-probability of each path, one batched step a depth."""
-    steps = _steps(engine, paths, logits, cache, vectors)
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            found: dict[Path, float] = end.value
-            return found
-
-
-def _steps(
-    engine: Engine, paths: Sequence[Path], logits: Floats, cache: Cache, vectors: Mapping[str, Floats]
-) -> Generator[None, None, dict[Path, float]]:
-    """The same, with a pause before every step."""
     total = dict.fromkeys(paths, 0.0)
     places: dict[Path, int] = {(row, ()): row for row, _ in paths}
     for depth in range(max(len(tokens) for _, tokens in paths)):
         if depth:
-            yield
             nodes = sorted({(row, tokens[:depth]) for row, tokens in paths if len(tokens) > depth})
             cache = cache.expand([places[row, tokens[:-1]] for row, tokens in nodes])
             chosen = select_rows(vectors, [row for row, _ in nodes])

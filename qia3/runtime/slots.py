@@ -32,6 +32,8 @@ PIECE = 64  # tokens of a prompt that are run at once beside rows that are being
 class Slots:
     """Up to `rows` rows over an engine's graph. Not for several threads at once."""
 
+    together = True  # one run for all rows: several rows cost little more than one
+
     def __init__(self, engine: Engine, rows: int, capacity: int | None = None) -> None:
         """`capacity`: positions of a row, prompt and answer together; None is the whole context."""
         if rows < 1:
@@ -96,6 +98,12 @@ class Slots:
         self.lengths[row] = length
         return last
 
+    def back(self, row: int, length: int) -> None:
+        """Forgets what stands in a row behind its first `length` positions."""
+        if not 0 <= length <= self.lengths[row]:
+            raise ValueError(f"row {row} has {self.lengths[row]} positions, not {length}")
+        self.lengths[row] = length
+
     def step(self, tokens: Sequence[int]) -> Floats:
         """One more token for each row in use. Logits [rows in use, V], good until the next step."""
         count = self.used
@@ -134,6 +142,8 @@ class Apart:
     itself, on a cache of its own. Nothing is gained by a batch, and nothing is waited for.
     """
 
+    together = False
+
     def __init__(self, engine: Seq2Seq, rows: int, capacity: int | None = None) -> None:
         self.engine, self.rows = engine, rows
         self.capacity = min(capacity or engine.context_length, engine.context_length)
@@ -168,6 +178,13 @@ class Apart:
             return None
         self.texts[row] = last
         return len(self.texts)
+
+    def back(self, row: int, length: int) -> None:
+        cache, vectors = self.texts[row]
+        if not 0 <= length <= cache.lengths[0]:
+            raise ValueError(f"row {row} has {cache.lengths[0]} positions, not {length}")
+        cache.buffers.newest = np.array([length], np.int64)
+        self.texts[row] = Cache(cache.buffers, cache.buffers.newest), vectors
 
     def step(self, tokens: Sequence[int]) -> Floats:
         if len(tokens) != len(self.texts) or not tokens:

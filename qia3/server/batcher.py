@@ -1,39 +1,27 @@
-"""A decoder's jobs: one prompt at a time in pieces, and the rows that write.
+"""A decoder's jobs: one prompt at a time in pieces, and the rows that write and rank.
 
-A turn runs one piece of the oldest prompt, one step of the oldest ranking, and one step of all rows that write. So a long
-prompt costs the rows one piece a turn and never more, and a request that comes in begins to write while others are at it.
+A turn runs one piece of the oldest prompt, and one step of all rows. So a long prompt costs the rows one piece a turn and
+never more, and a request that comes in begins to write while others are at it.
 
-    queue  e f g      prompt  d: [####....]      rankings  c      rows  a b
+    queue  e f g      prompt  d: [####....]      rows  a b c c c         (a and b write, c is ranked in three rows)
+
+A ranking takes free rows, as many as it has prefixes, and gives all but one back when a job waits for a row.
 
 What one job does wrong is told to that job; what breaks a step breaks every row of it, and the next job finds new rows.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Generator
-from dataclasses import dataclass
-
-import numpy as np
+from collections.abc import Callable
 
 from qia3.errors import QIA3Error
 from qia3.runtime.cache import Floats
-from qia3.runtime.decoding import Chooser
 from qia3.runtime.engine import Engine
-from qia3.runtime.score import Scores, log_sum_exp, ranking
 from qia3.runtime.slots import PIECE, AnySlots, Prompt, slots_of
-from qia3.server.jobs import Ended, Failed, Job, Ranked, Token
+from qia3.runtime.walk import Walk, Walker, shares
+from qia3.server.jobs import Job, Ranked
 from qia3.server.line import Line, failed
-
-
-@dataclass
-class Writing:
-    """A job that has a row. `newest` is its last token, which the next step runs."""
-
-    job: Job
-    choose: Chooser
-    newest: int = 0
-    written: int = 0
+from qia3.server.rows import DONE, Ranking, Row, Writing
 
 
 class Batcher(Line):
@@ -53,16 +41,15 @@ class Batcher(Line):
         self.engine, self.piece, self.beginnings = engine, piece, beginnings
         self.slots: AnySlots = slots_of(engine, rows, capacity)
         self.prompt: tuple[Job, Prompt] | None = None
-        self.rankings: deque[tuple[Job, Generator[None, None, Scores]]] = deque()
-        self.writing: list[Writing] = []
+        self.at: list[Row] = []  # what each row in use is at
 
     @property
     def in_use(self) -> int:
-        return len(self.writing)
+        return len(self.at)
 
     @property
     def _busy(self) -> bool:
-        return bool(self.prompt or self.rankings or self.writing)
+        return bool(self.prompt or self.at)
 
     def _check(self, job: Job) -> None:
         longest = self.slots.positions(job.prompt) + max((len(c) for c in job.choices), default=1)
@@ -72,26 +59,39 @@ class Batcher(Line):
             )
 
     def _turn(self) -> None:
+        self._give_back()
         self._advance()
-        self._rank()
         self._step()
 
     def _take_out(self, gone: Callable[[Job], bool]) -> list[Job]:
-        taken = [job for job, _ in self.rankings if gone(job)]
-        self.rankings = deque(pair for pair in self.rankings if not gone(pair[0]))
+        taken: dict[int, Job] = {}
         if self.prompt is not None and gone(self.prompt[0]):
-            taken.append(self.prompt[0])
+            taken[0] = self.prompt[0]
             self.prompt = None
-        for row in reversed(range(len(self.writing))):
-            if gone(self.writing[row].job):
-                taken.append(self._leave(row))
-        return taken
+        for row in reversed(range(len(self.at))):
+            job = self.at[row].job
+            if gone(job):
+                self._leave(row)
+                taken[id(job)] = job  # a ranking may have several rows
+        return list(taken.values())
+
+    def _give_back(self) -> None:
+        """A row of a ranking that has several, where a job waits for one."""
+        if self.prompt is not None or not self.queue or not self.slots.full:
+            return
+        for row in reversed(range(len(self.at))):
+            one = self.at[row]
+            others = [o for o in self.at if o is not one and o.job is one.job]
+            if isinstance(one, Ranking) and others and isinstance(others[0], Ranking):
+                one.walker.give(others[0].walker)
+                self._leave(row)
+                return
 
     def _advance(self) -> None:
         """One piece of the oldest prompt; the next one of the queue where a row will be free for it."""
         if self.prompt is None:
             with self._change:
-                if not self.queue or (self.slots.full and not self.queue[0].choices):
+                if not self.queue or self.slots.full:
                     return
                 job = self.queue.popleft()
             try:
@@ -108,19 +108,34 @@ class Batcher(Line):
                 return
             self.prompt = None
             self._remember(job, prompt)
-            if job.choices:
-                steps = ranking(self.engine, job.choices, logits, prompt.cache, job.vectors, job.ranking)
-                self.rankings.append((job, steps))
-                return
-            writing = Writing(job, Chooser(job.decoding))
-            if ended := self._take(writing, logits[0]):
-                self._end(job, ended)
-                return
-            self.slots.join(prompt.cache, job.vectors)
-            self.writing.append(writing)
+            self._begin(job, prompt, logits)
         except Exception as error:
             self.prompt = None
             self._end(job, failed(error))
+
+    def _begin(self, job: Job, prompt: Prompt, logits: Floats) -> None:
+        """The rows of a job whose prompt has been run."""
+        start = self.slots.positions(job.prompt)
+        if not job.choices:
+            writing = Writing(job, self.slots.capacity - start)
+            ended = writing.take(logits[0])
+            self.counts.new_tokens += writing.written
+            if ended:
+                self._end(job, ended)
+            else:
+                self._join(writing, prompt)
+            return
+        walk = Walk(job.choices, logits, job.ranking)
+        if not walk.open:
+            self._end(job, Ranked(walk.scores))
+            return
+        free = self.rows - len(self.at) if self.slots.together else 1
+        for share in shares(walk.left, max(1, free - len(self.queue))):
+            self._join(Ranking(job, Walker(walk, share, start)), prompt)
+
+    def _join(self, row: Row, prompt: Prompt) -> None:
+        self.slots.join(prompt.cache, row.job.vectors)
+        self.at.append(row)
 
     def _remember(self, job: Job, prompt: Prompt) -> None:
         """Keeps what the job's prompt shares with others; of many beginnings the newest."""
@@ -129,63 +144,40 @@ class Batcher(Line):
             self.engine.remember(shared, job.vectors, prompt.cache)
             del begun[: max(0, len(begun) - self.beginnings)]
 
-    def _rank(self) -> None:
-        """One step of the oldest ranking."""
-        if not self.rankings:
-            return
-        job, steps = self.rankings[0]
-        try:
-            next(steps)
-        except StopIteration as end:
-            self.rankings.popleft()
-            self._end(job, Ranked(end.value))
-        except Exception as error:
-            self.rankings.popleft()
-            self._end(job, failed(error))
-
     def _step(self) -> None:
         """One token more for every row."""
-        if not self.writing:
+        if not self.at:
             return
         try:
-            logits = self.slots.step([writing.newest for writing in self.writing])
+            logits = self.slots.step([row.newest for row in self.at])
         except Exception as error:
-            rows, self.writing = self.writing, []
+            jobs, self.at = {id(row.job): row.job for row in self.at}, []
             self.slots = slots_of(self.engine, self.rows, self.slots.capacity)
-            for writing in rows:
-                self._end(writing.job, failed(error))
+            for job in jobs.values():
+                self._end(job, failed(error))
             return
         self.counts.steps += 1
-        self.counts.step_rows += len(self.writing)
-        for row in reversed(range(len(self.writing))):  # from the last, since who leaves is replaced by the last
-            if ended := self._take(self.writing[row], logits[row]):
-                self._end(self._leave(row), ended)
+        self.counts.step_rows += len(self.at)
+        rows = reversed(range(len(self.at)))  # from the last, since who leaves is replaced by the last
+        over = {id(ended) for row in rows if (ended := self._take(row, logits[row])) is not None}
+        if over:
+            self._take_out(lambda job: id(job) in over)  # what a ranking that failed has in other rows
 
-    def _take(self, writing: Writing, logits: Floats) -> Ended | Failed | None:
-        """Chooses a row's next token and tells it; how the job ended, if it has."""
-        job = writing.job
-        try:
-            token = writing.choose(logits[None])
-            if token in job.stop:
-                return Ended("stop")
-            writing.newest, writing.written = token, writing.written + 1
-            self.counts.new_tokens += 1
-            job.tell(Token(token) if job.top is None else _with_logprobs(token, logits, job.top))
-        except Exception as error:
-            return failed(error)
-        room = self.slots.positions(job.prompt) + writing.written < self.slots.capacity
-        return None if writing.written < job.limit and room else Ended("length")
+    def _take(self, number: int, logits: Floats) -> Job | None:
+        """What comes of one row's step; its job, if that has ended."""
+        row = self.at[number]
+        before, ended = row.written, row.take(logits)
+        self.counts.new_tokens += row.written - before
+        if ended is not None:
+            self._leave(number)
+        elif row.back is not None:
+            self.slots.back(number, row.back)
+        if ended is None or ended == DONE:
+            return None
+        self._end(row.job, ended)
+        return row.job
 
-    def _leave(self, row: int) -> Job:
-        gone = self.writing[row]
+    def _leave(self, row: int) -> None:
         self.slots.leave(row)
-        self.writing[row] = self.writing[-1]
-        self.writing.pop()
-        return gone.job
-
-
-def _with_logprobs(token: int, logits: Floats, top: int) -> Token:
-    normaliser = float(log_sum_exp(logits))
-    likeliest = np.argsort(-logits, kind="stable")[:top]
-    shares = tuple((int(i), float(logits[i]) - normaliser) for i in likeliest)
-    return Token(token, float(logits[token]) - normaliser, shares)
+        self.at[row] = self.at[-1]
+        self.at.pop()
