@@ -4,7 +4,8 @@
 
 `qia3 serve` runs in a process of its own; the requests come from threads of this one, with the real client's routes and
 streams. The eight adapters are random vectors near one, which write as long as any: what they say does not matter here.
-Prompts are of 128 tokens that differ from the first on, 64 new ones are asked. The three ways take turns; medians, and
+Prompts are of 128 tokens that differ from the first on (`--shared 96`: all prompts of a task begin with the same 96, as
+prompts with instructions or examples do), 64 new ones are asked. The three ways take turns; medians, and
 the time to the first token in the slowest twentieth.
 """
 
@@ -38,33 +39,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--shared", type=int, default=0)
     asked = parser.parse_args()
     bundle = Bundle.open(asked.bundle)
+    beginning = text_of(Tokens.read(asked.bundle / "tokenizer.json"), np.random.default_rng(7), asked.shared)
     with tempfile.TemporaryDirectory() as place:
-        names = write_adapters(bundle, Path(place))
+        names = write_adapters(bundle, Path(place), prompt=beginning + "{text}")
         with Serving(asked.bundle, Path(place)) as http:
-            measure(http, bundle, names, asked.rounds)
+            measure(http, bundle, names, asked.rounds, PROMPT - asked.shared)
 
 
-def write_adapters(bundle: Bundle, place: Path) -> list[str]:
-    """Eight, random."""
+def write_adapters(bundle: Bundle, place: Path, count: int = ROWS, prompt: str = "{text}") -> list[str]:
+    """Random ones, of one prompt."""
     rng, sites = np.random.default_rng(0), bundle.manifest.sites
-    job = Task("any", "generate", "{text}", None, NEW, "")
-    for i in range(ROWS):
+    job = Task("any", "generate", prompt, None, NEW, "")
+    for i in range(count):
         vectors = {s.name: rng.normal(1, 0.02, s.size).astype(np.float32) for s in sites}
         write_peft(place / f"task-{i}", Adapter(vectors, bundle.fingerprint, job), sites, "any")
-    return [f"task-{i}" for i in range(ROWS)]
+    return [f"task-{i}" for i in range(count)]
 
 
 class Serving:
     """`qia3 serve` on a free port; a client of it."""
 
-    def __init__(self, bundle: Path, adapters: Path) -> None:
+    def __init__(self, bundle: Path, adapters: Path, *more: str) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         command = [sys.executable, "-m", "qia3", "serve", str(bundle), "--port", str(port), "--adapters", str(adapters)]
-        self.process = subprocess.Popen([*command, "--rows", str(ROWS)], stderr=subprocess.DEVNULL)
+        self.process = subprocess.Popen([*command, "--rows", str(ROWS), *more], stderr=subprocess.DEVNULL)
         self.http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=600)
 
     def __enter__(self) -> httpx.Client:
@@ -83,7 +86,8 @@ class Serving:
         self.process.wait()
 
 
-def measure(http: httpx.Client, bundle: Bundle, names: list[str], rounds: int) -> None:
+def measure(http: httpx.Client, bundle: Bundle, names: list[str], rounds: int, own: int = PROMPT) -> None:
+    """`own`: tokens of a prompt that no other has."""
     tokens = Tokens.read(bundle.path / "tokenizer.json")
     rng = np.random.default_rng(1)
     ways = {"one request alone": [names[0]], "eight of one task": names[:1] * ROWS, "eight of eight tasks": names}
@@ -91,7 +95,7 @@ def measure(http: httpx.Client, bundle: Bundle, names: list[str], rounds: int) -
     firsts: dict[str, list[float]] = {way: [] for way in ways}
     for round_ in range(rounds + 1):
         for way, asked in ways.items():
-            texts = [text_of(tokens, rng) for _ in asked]
+            texts = [text_of(tokens, rng, own) for _ in asked]
             start = time.perf_counter()
             with ThreadPoolExecutor(len(asked)) as pool:
                 found = list(pool.map(lambda pair: ask(http, *pair), zip(asked, texts, strict=True)))
@@ -99,7 +103,9 @@ def measure(http: httpx.Client, bundle: Bundle, names: list[str], rounds: int) -
             if round_:
                 rates[way].append(sum(count for count, _ in found) / seconds)
                 firsts[way] += [first for _, first in found]
-    print(f"{machine()}; {ROWS} rows, prompts of about {PROMPT} tokens, {NEW} new, {rounds} rounds")
+    print(
+        f"{machine()}; {ROWS} rows, prompts of about {PROMPT} tokens, {PROMPT - own} of them shared, {NEW} new, {rounds} rounds"
+    )
     alone = rates["one request alone"]
     for way, values in rates.items():
         ratio = statistics.median(v / a for v, a in zip(values, alone, strict=True))
@@ -112,10 +118,10 @@ def measure(http: httpx.Client, bundle: Bundle, names: list[str], rounds: int) -
     print(f"eight tasks for one: {mixed:.3f}")
 
 
-def text_of(tokens: Tokens, rng: np.random.Generator) -> str:
-    """Digits in words, about PROMPT tokens."""
+def text_of(tokens: Tokens, rng: np.random.Generator, count: int = PROMPT) -> str:
+    """Digits in words, about `count` tokens."""
     text = ""
-    while len(tokens.encode(text)) < PROMPT:
+    while count and len(tokens.encode(text)) < count:
         text += f"{rng.integers(10**6)} "
     return text
 

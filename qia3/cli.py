@@ -450,9 +450,10 @@ def report(
     epilog=_example(
         "qia3 serve dist/home-intents",
         "qia3 serve dist/home-intents --adapters my-adapters --rows 16 --context 1024 --key-file keys.txt",
+        "qia3 serve dist/home-intents dist/sentences",
     )
 )
-@click.argument("bundle", type=FILE)
+@click.argument("bundles", type=FILE, nargs=-1, required=True, metavar="BUNDLE...")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True)
 @click.option("--rows", type=click.IntRange(1, 256), default=8, show_default=True, help="Requests that write at once.")
@@ -461,14 +462,17 @@ def report(
 @click.option(
     "--adapters", type=FILE, help="A folder of adapters that come and go, each as `adapter export` writes it."
 )
-@click.option("--keep", type=click.IntRange(min=1), default=256, show_default=True, help="Adapters kept in memory.")
+@click.option(
+    "--adapter-memory", type=click.FloatRange(min=0), default=256, show_default=True, help="MiB of adapters that stay."
+)
 @click.option("--deadline", type=click.FloatRange(min=0.1), default=120, show_default=True, help="Seconds per request.")
 @click.option("--key-file", type=FILE, help="API keys, one on a line; one of them is asked for.")
 @click.option("--threads", type=click.IntRange(min=1), help="Of the model (default: the physical cores).")
-def serve(bundle: Path, deadline: float, **options: Any) -> None:
+def serve(bundles: tuple[Path, ...], deadline: float, **options: Any) -> None:
     """Answer for all tasks at once, over HTTP, as OpenAI's API does.
 
-    Each adapter is a model, and the bundle's name is the base. Requests of several tasks share every step.
+    Each adapter is a model, and a bundle's name is its base; of several bundles, BUNDLE:ADAPTER says which. Requests of
+    several tasks share every step.
     """
     try:
         from qia3.server.app import Limits
@@ -479,7 +483,7 @@ def serve(bundle: Path, deadline: float, **options: Any) -> None:
             raise
         raise ConfigError(f"qia3 serve needs {error.name}: pip install 'qia3[serve]'") from error
 
-    work(bundle, Options(**options, limits=Limits(deadline=deadline)))
+    work(bundles, Options(**options, limits=Limits(deadline=deadline)))
 
 
 @qia3.group(cls=Verbs, no_args_is_help=False, epilog=_example("qia3 adapter info dist/home-intents:home-intents"))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_bundle
 import torch
 from running import Running, chat
 from test_build import qia3
@@ -17,10 +18,15 @@ from torch import nn
 from transformers import BertForTokenClassification
 
 from qia3.base.load import Asked, load_base
+from qia3.bundle.adapter import Adapter
 from qia3.bundle.opened import Bundle
+from qia3.bundle.peft import write_peft
+from qia3.bundle.task import Task
+from qia3.errors import ConfigError
 from qia3.examples import read_examples
 from qia3.ia3.roles import find_roles
 from qia3.runtime.adapters import AdapterBank
+from qia3.runtime.answer import reply, task_of
 from qia3.runtime.load import open_engine
 from qia3.runtime.tags import tag_texts
 from qia3.runtime.texts import classify_texts, embed_texts
@@ -225,12 +231,55 @@ def test_it_is_served_with_labels_and_embeddings(bundle):
         body = {"model": engine.bundle.name, "messages": [{"role": "user", "content": "a"}]}
         refused = made.http.post("/v1/chat/completions", json=body)
         assert (refused.status_code, "its task is to embed" in refused.text) == (400, True)
-        tags = made.http.post("/v1/classify", json={"model": "things", "input": "a"})
-        assert (tags.status_code, "labels words, which is not served" in tags.text) == (400, True)
+        tags = made.http.post("/v1/classify", json={"model": "things", "input": TEXTS}).json()["data"]
+        for alone, answer in zip(tag_texts(engine, TEXTS, "things"), tags, strict=True):
+            assert (tuple(answer["words"]), tuple(answer["labels"])) == (alone.words, alone.labels)
+            assert answer["scores"] == pytest.approx(alone.scores, abs=1e-4)
+        assert "no words" in made.http.post("/v1/classify", json={"model": "things", "input": " "}).text
         other = made.http.post("/v1/classify", json={"model": asked[0][0], "input": "a", "choices": ["a", "b"]})
         assert "has its own labels and no others" in other.text
     finally:
         made.stop()
+
+
+def test_one_server_has_a_decoder_s_chats_and_an_encoder_s_embeddings(bundle, tmp_path):
+    """Two bundles, asked at once; a name that both have is asked for by its bundle's."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    writes = tiny_bundle.write_bundle(tmp_path / "writes")
+    decoder, encoder = open_engine(Bundle.open(writes), threads=1), open_engine(Bundle.open(bundle))
+    renamed = shutil.copytree(bundle, tmp_path / "reads")
+    manifest = json.loads((renamed / "manifest.json").read_text())
+    (renamed / "manifest.json").write_text(json.dumps(manifest | {"name": "reads"}))
+    vectors = {n: v.reshape(-1) for n, v in tiny_bundle.random_vectors(5).items()}
+    job = Task("door", "generate", "Say: {text}", None, 6, tiny_bundle.END)
+    sites = decoder.bundle.manifest.sites
+    write_peft(tmp_path / "shared" / "tiny" / "door", Adapter(vectors, decoder.bundle.fingerprint, job), sites, "tiny")
+    made = Running([writes, renamed], adapters=tmp_path / "shared")
+    try:
+        names = [m.id for m in made.client.models.list()]
+        assert names == ["tiny", "echo", "lamps", "tiny:door", "reads", "reads:door", "things", "topics"]
+        with ThreadPoolExecutor(6) as pool:
+            said = [pool.submit(chat, made.client, "tiny:echo", text, max_tokens=6) for text in TEXTS]
+            felt = pool.submit(made.client.embeddings.create, model="reads", input=TEXTS)
+            found = [one.result().choices[0].message.content for one in said]
+            np.testing.assert_allclose(
+                [v.embedding for v in felt.result().data], embed_texts(encoder, TEXTS), atol=1e-5
+            )
+        echo, bank = task_of(decoder, "echo"), AdapterBank(decoder.bundle)
+        assert found == ["".join(reply(decoder, echo, bank.vectors("echo"), text, 6)) for text in TEXTS]
+        both = made.http.post("/v1/classify", json={"model": "door", "input": "a"})
+        assert (both.status_code, "ask for tiny:door or reads:door" in both.text) == (404, True)
+        own = made.http.post("/v1/classify", json={"model": "reads:door", "input": TEXTS}).json()["data"]
+        assert [d["label"] for d in own] == [a.label for a in classify_texts(encoder, TEXTS, "door")]
+        assert made.http.delete("/v1/adapters/tiny:door").status_code == 204
+        assert "reads:door" not in [m.id for m in made.client.models.list()]  # "door" is clear now
+        assert made.http.post("/v1/adapters", json={"name": "tiny:door"}).json()["name"] == "tiny:door"
+        assert 'qia3_new_tokens_total{bundle="tiny"}' in made.http.get("/metrics").text
+    finally:
+        made.stop()
+    with pytest.raises(ConfigError, match="two bundles are called 'tiny'"):
+        Running([writes, bundle])
 
 
 def test_an_embedding_is_of_length_one_where_the_folder_says_so(bundle, capsys):

@@ -13,6 +13,7 @@ import pytest
 import tiny_bundle as tiny
 import tiny_pair
 from running import Running, chat
+from transformers import PreTrainedTokenizerFast
 
 from qia3.bundle.adapter import Adapter
 from qia3.bundle.opened import Bundle
@@ -21,6 +22,7 @@ from qia3.bundle.task import Task
 from qia3.runtime.adapters import AdapterBank
 from qia3.runtime.answer import classify, reply, task_of
 from qia3.runtime.engine import Engine
+from qia3.runtime.generate import generate
 from qia3.runtime.load import open_engine
 from qia3.server.app import Limits
 
@@ -150,8 +152,11 @@ BAD = [
     ({"model": "echo"}, "'messages' is not a list of objects"),
     (
         {"model": "echo", "messages": [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}]},
-        "one message",
+        "'messages' is one message of the user for 'echo'",
     ),
+    ({"model": "tiny", "messages": [{"role": "user", "content": "a"}] * 2}, "'tiny' has no chat template: send one"),
+    ({"model": "tiny", "messages": [{"role": "tool", "content": "a"}]}, "not 'tool'"),
+    ({"model": "tiny", "messages": [{"role": "assistant", "content": "a"}]}, "the last of 'messages' is the user's"),
     ({"model": "echo", "tools": [{"type": "function"}]}, "'tools' is not supported here"),
     ({"model": "echo", "n": 2}, "'n' is not supported here, beside 1 or null"),
     ({"model": "echo", "temperature": 3}, "'temperature' is not from 0 to 2"),
@@ -171,6 +176,45 @@ def test_a_bad_body_is_one_line(running, body, words):
     assert answer.status_code == 400
     assert words in answer.json()["error"]["message"]
     assert "\n" not in answer.json()["error"]["message"]
+
+
+TEMPLATE = (
+    "{% if messages[0].role == 'system' and messages[0].content %}{{ 'S: ' + messages[0].content + '\\n' }}{% endif %}"
+    "{% for m in messages %}{% if m.role == 'user' %}{{ 'Q: ' + m.content }}"
+    "{% elif m.role == 'assistant' %}{{ '\\nA: ' + m.content + '\\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '\\nA: ' }}{% endif %}"
+)
+
+
+def test_several_turns_go_through_the_bundle_s_template(tmp_path):
+    folder = tiny.write_bundle(tmp_path / "bundle")
+    config = {"chat_template": TEMPLATE, "eos_token": tiny.END}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    words = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), **config)
+    engine = Engine(Bundle.open(folder), threads=1)
+    turns = [
+        {"role": "system", "content": "be short"},
+        {"role": "user", "content": "hello"},
+        {"role": "assistant", "content": "lights"},
+        {"role": "user", "content": "and music"},
+    ]
+    made = Running(folder)
+    try:
+        for messages in (turns, turns[1:], turns[3:]):
+            prompt = words.apply_chat_template(messages, tokenize=True, add_generation_prompt=True)["input_ids"]
+            tokens = list(
+                generate(engine, prompt, AdapterBank(engine.bundle).vectors(None), 6, engine.bundle.stop_tokens)
+            )
+            found = made.client.chat.completions.create(model="tiny", messages=messages, max_tokens=6)
+            assert found.choices[0].message.content == engine.tokenizer.decode(tokens)
+            assert found.usage.prompt_tokens == len(prompt)
+        last = [*turns[:-1], {"role": "user", "content": f"say {tiny.END}"}]  # text, as in one message
+        assert made.client.chat.completions.create(model="tiny", messages=last, max_tokens=2).usage.prompt_tokens > 20
+        turns[1]["content"] = f"say {tiny.END}"
+        refused = made.http.post("/v1/chat/completions", json={"model": "tiny", "messages": turns})
+        assert (refused.status_code, "before the last one spells '<|end|>'" in refused.text) == (400, True)
+    finally:
+        made.stop()
 
 
 def test_statuses(running, folder):
@@ -239,7 +283,7 @@ def test_adapters_come_and_go_while_it_runs(running, folder, shelf_folder):
 def test_a_client_that_goes_frees_its_row(folder):
     made = Running(folder)
     try:
-        slow = made.server.line.slots
+        slow = made.server.models.served[0].line.slots
         step = slow.step
         slow.step = lambda tokens: (time.sleep(0.05), step(tokens))[1]
         with made.http.stream(
@@ -254,8 +298,8 @@ def test_a_client_that_goes_frees_its_row(folder):
         while len(slow) and time.monotonic() < until:
             time.sleep(0.01)
         assert len(slow) == 0
-        assert made.server.line.counts.finished == {"cancelled": 1}
-        assert made.server.line.counts.new_tokens < 30
+        assert made.server.models.served[0].line.counts.finished == {"cancelled": 1}
+        assert made.server.models.served[0].line.counts.new_tokens < 30
     finally:
         made.stop()
 
@@ -269,7 +313,7 @@ def test_a_full_queue_a_late_request_and_a_key(folder, tmp_path):
         assert made.http.post("/v1/completions", json=body).status_code == 401
         assert made.http.get("/v1/models", headers={"Authorization": "Bearer third"}).status_code == 401
         made.http.headers["Authorization"] = "Bearer second"
-        slow = made.server.line.slots
+        slow = made.server.models.served[0].line.slots
         step = slow.step
         slow.step = lambda tokens: (time.sleep(0.1), step(tokens))[1]
         with ThreadPoolExecutor(8) as pool:
@@ -278,7 +322,7 @@ def test_a_full_queue_a_late_request_and_a_key(folder, tmp_path):
         busy = next(f for f in found if f.status_code == 429)
         assert int(busy.headers["Retry-After"]) >= 1
         assert "requests are waiting already" in busy.json()["error"]["message"]
-        assert made.server.line.counts.finished["late"] >= 1
+        assert made.server.models.served[0].line.counts.finished["late"] >= 1
     finally:
         made.stop()
 
@@ -286,7 +330,7 @@ def test_a_full_queue_a_late_request_and_a_key(folder, tmp_path):
 def test_one_request_s_crash_is_its_own(folder, alone):
     made = Running(folder)
     try:
-        line, broken = made.server.line, []
+        line, broken = made.server.models.served[0].line, []
         step = line.slots.step
 
         def once(tokens):
@@ -308,14 +352,14 @@ def test_one_request_s_crash_is_its_own(folder, alone):
 
 def test_a_server_that_stops_tells_those_that_run(folder):
     made = Running(folder, limits=Limits(grace=0.2))
-    step = made.server.line.slots.step
-    made.server.line.slots.step = lambda tokens: (time.sleep(0.1), step(tokens))[1]
+    step = made.server.models.served[0].line.slots.step
+    made.server.models.served[0].line.slots.step = lambda tokens: (time.sleep(0.1), step(tokens))[1]
     body = {"model": "tiny", "prompt": "a", "max_tokens": 40}
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(made.http.post, "/v1/completions", json=body)
-        while not len(made.server.line.slots):
+        while not len(made.server.models.served[0].line.slots):
             time.sleep(0.01)
-        made.server.line.stop(0.2)
+        made.server.models.served[0].line.stop(0.2)
         assert running.result().status_code == 503
     late = made.http.post("/v1/completions", json=body)
     assert (late.status_code, late.json()["error"]["message"]) == (503, "the server stops")

@@ -48,24 +48,25 @@ def tagged(
     """The same with vectors that were loaded before. Raises ConfigError where there is no head."""
     if HEAD_WEIGHT not in vectors and engine.bundle.mode == "side":
         raise ConfigError(f"{tasks[0].name!r} has no labels: it labels words by an adapter that was trained for it")
-    words = [_words(text) for text in texts]
+    words = [words_of(text) for text in texts]
     placed = [engine.tokens.words(task.prompt, given) for task, given in zip(tasks, words, strict=True)]
     logits = engine.token_logits([ids for ids, _ in placed], vectors)
     return [
-        _told(given, task, row[list(places), : len(task.choices or ())])
+        told(given, task, row[list(places), : len(task.choices or ())])
         for given, task, (_, places), row in zip(words, tasks, placed, logits, strict=True)
     ]
 
 
-def _words(text: Text) -> tuple[str, ...]:
+def words_of(text: Text) -> tuple[str, ...]:
+    """What stands between spaces, or as they are told apart already. Raises DataError where there are none."""
     found = tuple(text.split() if isinstance(text, str) else text)
     if not found:
         raise DataError("the text has no words")
     return found
 
 
-def _told(words: tuple[str, ...], task: Task, logits: Floats) -> Tagged:
-    """logits [words, labels]."""
+def told(words: tuple[str, ...], task: Task, logits: Floats) -> Tagged:
+    """What logits [words, labels] say."""
     wide = logits.astype(np.float64)
     shares = np.exp(wide - wide.max(-1, keepdims=True))
     best = wide.argmax(-1)

@@ -1,9 +1,11 @@
 """The routes: OpenAI's for writing, one for ranking, and what a server is asked about itself.
 
-    GET    /v1/models                the base and every adapter
-    POST   /v1/chat/completions      one message of the user, into the task's prompt; a classifying task answers its label
+    GET    /v1/models                the base and every adapter of every bundle
+    POST   /v1/chat/completions      a message of the user, into the task's prompt (a classifying task answers its label), or
+                                     several, into the bundle's chat template, for the base and tasks of its prompt
     POST   /v1/completions           for an adapter the same with 'prompt'; for the base a text that is gone on with
-    POST   /v1/classify              {"model", "input": text or texts, "choices"?} -> label and probabilities
+    POST   /v1/classify              {"model", "input": text or texts, "choices"?} -> label and probabilities; of a task that
+                                     labels words, the words and a label for each
     POST   /v1/embeddings            an encoder's: {"model", "input"} -> vectors, as numbers or in base64
     GET    /v1/adapters              state, bytes and hits of each
     POST   /v1/adapters {"name"}     reads one from the folder of adapters, anew if it was known
@@ -43,9 +45,9 @@ from qia3.server import openai, routes
 from qia3.server.asked import Asked, Refused
 from qia3.server.bodies import Body
 from qia3.server.jobs import Job
-from qia3.server.line import Line
 from qia3.server.metrics import Metrics
-from qia3.server.model import Known, Model
+from qia3.server.model import Known
+from qia3.server.models import Models, Served
 
 Answer = Callable[["Server", Request], Awaitable[Response]]
 
@@ -60,9 +62,9 @@ class Limits:
 
 
 class Server:
-    def __init__(self, model: Model, line: Line, limits: Limits, keys: Sequence[str] = ()) -> None:
-        self.model, self.line, self.limits, self.keys = model, line, limits, tuple(keys)
-        self.metrics = Metrics(model.shelf, line)
+    def __init__(self, served: Sequence[Served], limits: Limits, keys: Sequence[str] = ()) -> None:
+        self.models, self.limits, self.keys = Models(served), limits, tuple(keys)
+        self.metrics = Metrics(self.models)
 
     def app(self) -> Starlette:
         paths = [
@@ -83,9 +85,11 @@ class Server:
 
     @asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
-        self.line.start()
+        lines = [one.line for one in self.models.served]
+        for line in lines:
+            line.start()
         yield
-        await asyncio.to_thread(self.line.stop, self.limits.grace)
+        await asyncio.gather(*(asyncio.to_thread(line.stop, self.limits.grace) for line in lines))
 
     def _guarded(self, route: Answer) -> Callable[[Request], Awaitable[Response]]:
         """A route for those who have a key, where the server has some."""
@@ -134,14 +138,14 @@ class Server:
             parts.append(part)
         return Body(b"".join(parts))
 
-    def ask(self, request: Request, known: Known, prompt: list[int], **what: Any) -> Asked:
+    def ask(self, request: Request, served: Served, known: Known, prompt: list[int], **what: Any) -> Asked:
         """Puts a job into the queue."""
         asked = Asked(request)
         shared = known.shared if what.pop("task_prompt", True) else 0
         deadline = time.monotonic() + self.limits.deadline
         asked.job = Job(prompt, known.vectors, asked.tell, deadline=deadline, shared=shared, **what)
-        self.line.submit(asked.job)
-        request.state.facts |= {"model": known.name, "prompt_tokens": len(prompt)}
+        served.line.submit(asked.job)
+        request.state.facts |= {"model": self.models.told(served, known.name), "prompt_tokens": len(prompt)}
         return asked
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from starlette.requests import ClientDisconnect, Request
 
 from qia3.errors import QIA3Error
-from qia3.server.jobs import Embedded, Ended, Event, Failed, Job, Ranked, Token
+from qia3.server.jobs import Event, Failed, Job, Last, Token
 
 STATUS = {"late": 504, "stopping": 503}
 
@@ -36,7 +36,7 @@ class Asked:
         with suppress(RuntimeError):  # the loop has closed
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 
-    async def events(self) -> AsyncIterator[Token | Ended | Ranked | Embedded]:
+    async def events(self) -> AsyncIterator[Token | Last]:
         """Raises Refused where the job failed."""
         gone = asyncio.ensure_future(_gone(self.request))
         try:

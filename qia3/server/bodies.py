@@ -17,6 +17,7 @@ from qia3.parse import each_once
 from qia3.runtime.decoding import GREEDY, Decoding
 
 MOST_STOPS, MOST_TOP = 4, 20
+ROLES = ("system", "user", "assistant")
 PASSED_OVER = {"user", "metadata", "store", "safety_identifier", "prompt_cache_key", "service_tier"}
 # what is not done here, and the values that ask for nothing
 NOTHING: dict[str, tuple[Any, ...]] = {
@@ -173,20 +174,22 @@ def _top(body: Body, chat: bool) -> int | None:
     return value  # type: ignore[no-any-return]
 
 
-def user_text(body: Body) -> str:
-    """The one thing that the user says in a chat. What a task is told besides stands in its prompt."""
+def turns_of(body: Body) -> list[dict[str, str]]:
+    """The messages of a chat: role and text of each, the last one the user's."""
     messages = body.take("messages", list, "a list", [])
     bad = [m for m in messages if not isinstance(m, dict) or not isinstance(m.get("role"), str)]
     if not messages or bad:
         body.bad.append("'messages' is not a list of objects with 'role' and 'content'")
-        return ""
-    if [m["role"] for m in messages] != ["user"]:
-        roles = ", ".join(m["role"] for m in messages)
-        body.bad.append(
-            f"'messages' is one message of the user, not {roles}: instructions and examples of a task stand in its prompt"
-        )
-        return ""
-    content = messages[0].get("content")
+        return []
+    turns = [{"role": m["role"], "content": _content(body, m.get("content"))} for m in messages]
+    if strange := sorted({t["role"] for t in turns} - set(ROLES)):
+        body.bad.append(f"a message's 'role' is {', '.join(ROLES)}, not {strange[0]!r}")
+    elif turns[-1]["role"] != "user":
+        body.bad.append(f"the last of 'messages' is the user's, not the {turns[-1]['role']}'s")
+    return turns
+
+
+def _content(body: Body, content: Any) -> str:
     if isinstance(content, list):  # in parts
         parts = [p.get("text") if isinstance(p, dict) and p.get("type") == "text" else None for p in content]
         content = "".join(parts) if all(isinstance(p, str) for p in parts) else None  # type: ignore[arg-type]

@@ -52,6 +52,13 @@ class Embedded:
 
 
 @dataclass(frozen=True)
+class Marked:
+    """Logits [words, labels] of a text's words."""
+
+    logits: Floats
+
+
+@dataclass(frozen=True)
 class Failed:
     """Nothing more comes. `error` is what is told to whoever asked."""
 
@@ -59,7 +66,8 @@ class Failed:
     reason: Cause
 
 
-Event = Token | Ended | Ranked | Embedded | Failed
+Last = Ended | Ranked | Embedded | Marked  # of a job that did not fail
+Event = Token | Last | Failed
 Tell = Callable[[Event], None]
 
 
@@ -67,9 +75,10 @@ Tell = Callable[[Event], None]
 class Job:
     """`vectors` are [1, 1, d], the same arrays for all jobs of one adapter, so that begun prompts are known again.
 
-    `choices` make it a ranking (an encoder's are the numbers of its head's rows), `embed` asks for a vector; otherwise up
-    to `limit` tokens are written, until one of `stop`. `top` None: nobody asks for log-probabilities. `deadline` is a
-    time.monotonic(). `shared`: how many of the prompt's first tokens other jobs with these vectors begin with, too.
+    `choices` make it a ranking (an encoder's are the numbers of its head's rows; with `places`, of the tokens there, each
+    by itself), `embed` asks for a vector; otherwise up to `limit` tokens are written, until one of `stop`. `top` None:
+    nobody asks for log-probabilities. `deadline` is a time.monotonic(). `shared`: how many of the prompt's first tokens
+    other jobs with these vectors begin with, too.
     """
 
     prompt: Sequence[int]
@@ -82,6 +91,7 @@ class Job:
     choices: Sequence[Sequence[int]] = ()
     ranking: str = "sum"
     embed: bool = False
+    places: Sequence[int] = ()
     deadline: float | None = None
     shared: int = 0
     submitted: float = field(default_factory=time.monotonic)

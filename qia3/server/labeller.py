@@ -1,19 +1,21 @@
 """An encoder's jobs: as many texts as wait, up to `rows` of them, are one run, each with its own vectors and head.
 
-A text is done in one run, so nobody joins or leaves: texts that come while a run is at work are the next one's. Labels
-and embeddings are outputs of the same graph, and are asked for apart.
+A text is done in one run, so nobody joins or leaves: texts that come while a run is at work are the next one's. Labels of
+texts, labels of words and embeddings are outputs of the same graph, and are asked for apart.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 
 from qia3.errors import QIA3Error
 from qia3.runtime.adapters import in_rows
+from qia3.runtime.cache import Floats
 from qia3.runtime.encoder import Encoder
-from qia3.server.jobs import Embedded, Job, Ranked
+from qia3.server.jobs import Embedded, Job, Marked, Ranked
 from qia3.server.line import Line, failed
 
 
@@ -47,7 +49,7 @@ class Labeller(Line):
     def _turn(self) -> None:
         with self._change:
             first = self.queue[0] if self.queue else None
-            alike = [job for job in self.queue if first is not None and job.embed == first.embed][: self.rows]
+            alike = [job for job in self.queue if first is not None and _output(job) == _output(first)][: self.rows]
             for job in alike:
                 self.queue.remove(job)
         if not alike:
@@ -65,11 +67,21 @@ class Labeller(Line):
         self.counts.step_rows += len(alike)
         for job, row in zip(alike, found, strict=True):
             self.counts.prompt_tokens += len(job.prompt)
-            self._end(job, Embedded(row) if job.embed else Ranked(row[: len(job.choices)].astype(np.float64)))
+            self._end(job, _event(job, row))
 
-    def _run_together(self, jobs: list[Job]) -> np.ndarray:
+    def _run_together(self, jobs: list[Job]) -> Floats:
         one = all(job.vectors is jobs[0].vectors for job in jobs)
         width = self.engine.bundle.architecture.hidden_size
         vectors = jobs[0].vectors if one else in_rows([dict(job.vectors) for job in jobs], width)
-        run = self.engine.embed if jobs[0].embed else self.engine.logits
-        return run([job.prompt for job in jobs], vectors)
+        runs = {"words": self.engine.token_logits, "text": self.engine.embed, "labels": self.engine.logits}
+        return runs[_output(jobs[0])]([job.prompt for job in jobs], vectors)
+
+
+def _output(job: Job) -> Literal["words", "text", "labels"]:
+    return "words" if job.places else "text" if job.embed else "labels"
+
+
+def _event(job: Job, row: Floats) -> Embedded | Marked | Ranked:
+    if job.places:
+        return Marked(row[list(job.places), : len(job.choices)])
+    return Embedded(row) if job.embed else Ranked(row[: len(job.choices)].astype(np.float64))

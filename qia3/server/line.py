@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from qia3.errors import QIA3Error, first_line
 from qia3.progress import say
-from qia3.server.jobs import Cause, Embedded, Ended, Failed, Job, Ranked
+from qia3.server.jobs import Cause, Ended, Failed, Job, Last
 
 IDLE_SECONDS = 0.5  # between looks at whether to stop, when nothing runs
 TOLD: dict[Cause, str] = {
@@ -137,7 +137,7 @@ class Line(ABC):
             cause: Cause = "cancelled" if job.cancelled.is_set() else "late" if job.late else otherwise
             self._end(job, Failed(TOLD[cause], cause))
 
-    def _end(self, job: Job, event: Ended | Ranked | Embedded | Failed) -> None:
+    def _end(self, job: Job, event: Last | Failed) -> None:
         """Tells a job its last event, when nothing of it is left here."""
         how = event.reason if isinstance(event, Ended | Failed) else type(event).__name__.lower()
         self.counts.finished[how] = self.counts.finished.get(how, 0) + 1

@@ -5,22 +5,21 @@ times are counted as they come.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from qia3.server.jobs import Job
-from qia3.server.line import Line
-from qia3.server.shelf import Shelf
+from qia3.server.models import Models
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 ROUTES = ("/v1/chat/completions", "/v1/completions", "/v1/classify", "/v1/embeddings", "/v1/models", "/v1/adapters")
 
 
 class Metrics:
-    def __init__(self, shelf: Shelf, line: Line) -> None:
+    def __init__(self, models: Models) -> None:
         self.registry = CollectorRegistry()
         self._requests = Counter("qia3_requests", "Requests answered.", ["route", "status"], registry=self.registry)
         self._seconds = Histogram(
@@ -33,7 +32,7 @@ class Metrics:
         self._first = Histogram(
             "qia3_first_token_seconds", "From a request to its first token.", buckets=SECONDS, registry=self.registry
         )
-        self.registry.register(_Now(shelf, line))
+        self.registry.register(_Now(models))
 
     def request(self, path: str, status: int, seconds: float) -> None:
         route = path if path in ROUTES else "other"  # names of adapters are in paths, and anybody may ask for anything
@@ -51,24 +50,47 @@ class Metrics:
 
 
 class _Now(Collector):
-    def __init__(self, shelf: Shelf, line: Line) -> None:
-        self.shelf, self.line = shelf, line
+    """Each figure of each bundle."""
+
+    def __init__(self, models: Models) -> None:
+        self.models = models
 
     def collect(self) -> Iterator[Metric]:
-        line, counts = self.line, self.line.counts
-        yield GaugeMetricFamily("qia3_queue", "Requests that wait.", len(line.queue))
-        yield GaugeMetricFamily("qia3_rows_in_use", "Rows that write.", line.in_use)
-        yield GaugeMetricFamily("qia3_rows", "Rows that there are.", line.rows)
-        yield CounterMetricFamily("qia3_prompt_tokens", "Tokens of prompts that were run.", counts.prompt_tokens)
-        yield CounterMetricFamily("qia3_new_tokens", "Tokens that were written.", counts.new_tokens)
-        yield CounterMetricFamily("qia3_steps", "Steps of all rows.", counts.steps)
-        jobs = CounterMetricFamily("qia3_jobs", "Jobs by how they ended.", labels=["how"])
-        for how, count in list(counts.finished.items()):
-            jobs.add_metric([how], count)
+        lines = {one.model.name: one.line for one in self.models.served}
+        yield _gauge("queue", "Requests that wait.", {n: len(line.queue) for n, line in lines.items()})
+        yield _gauge("rows_in_use", "Rows that write or rank.", {n: line.in_use for n, line in lines.items()})
+        yield _gauge("rows", "Rows that there are.", {n: line.rows for n, line in lines.items()})
+        counts = {name: line.counts for name, line in lines.items()}
+        yield _counter(
+            "prompt_tokens", "Tokens of prompts that were run.", {n: c.prompt_tokens for n, c in counts.items()}
+        )
+        yield _counter("new_tokens", "Tokens that were written.", {n: c.new_tokens for n, c in counts.items()})
+        yield _counter("steps", "Steps of all rows.", {n: c.steps for n, c in counts.items()})
+        jobs = CounterMetricFamily("qia3_jobs", "Jobs by how they ended.", labels=["bundle", "how"])
+        for name, count in counts.items():
+            for how, value in list(count.finished.items()):
+                jobs.add_metric([name, how], value)
         yield jobs
-        entries = self.shelf.listed()
-        hits = CounterMetricFamily("qia3_adapter_hits", "Requests for each adapter.", labels=["adapter"])
-        for entry in entries:
-            hits.add_metric([entry.name], entry.hits)
-        yield hits
-        yield GaugeMetricFamily("qia3_adapter_bytes", "Memory of loaded adapters.", sum(e.nbytes for e in entries))
+        hits = CounterMetricFamily("qia3_adapter_hits", "Requests for each adapter.", labels=["bundle", "adapter"])
+        held = GaugeMetricFamily("qia3_adapter_bytes", "Memory of loaded adapters.", labels=["bundle"])
+        for one in self.models.served:
+            entries = one.model.shelf.listed()
+            held.add_metric([one.model.name], sum(e.nbytes for e in entries))
+            for entry in entries:
+                if entry.hits:  # of a thousand adapters, those that are asked for
+                    hits.add_metric([one.model.name, entry.name], entry.hits)
+        yield from (hits, held)
+
+
+def _gauge(name: str, text: str, values: Mapping[str, float]) -> Metric:
+    found = GaugeMetricFamily(f"qia3_{name}", text, labels=["bundle"])
+    for bundle, value in values.items():
+        found.add_metric([bundle], value)
+    return found
+
+
+def _counter(name: str, text: str, values: Mapping[str, float]) -> Metric:
+    found = CounterMetricFamily(f"qia3_{name}", text, labels=["bundle"])
+    for bundle, value in values.items():
+        found.add_metric([bundle], value)
+    return found

@@ -122,9 +122,9 @@ def embeddings(model: str, vectors: Sequence[Floats], form: str, count: int) -> 
     }
 
 
-def adapter(entry: Entry) -> dict[str, Any]:
+def adapter(name: str, entry: Entry) -> dict[str, Any]:
     found = {
-        "name": entry.name,
+        "name": name,
         "state": entry.state,
         "own": entry.folder is None,
         "bytes": entry.nbytes,

@@ -14,15 +14,19 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
+from qia3.bundle.task import TAGS
 from qia3.errors import AdapterError, QIA3Error, first_line
 from qia3.names import NONE
 from qia3.runtime.score import chosen
+from qia3.runtime.tags import told
 from qia3.server import openai
 from qia3.server.asked import Asked, Refused
-from qia3.server.bodies import BadBody, Body, user_text, writing
-from qia3.server.jobs import Embedded, Ended, Ranked, Token
+from qia3.server.bodies import BadBody, Body, turns_of, writing
+from qia3.server.chats import Turn
+from qia3.server.jobs import Embedded, Ended, Marked, Ranked, Token
 from qia3.server.line import Busy, Stopping
 from qia3.server.model import Known, UnknownModel
+from qia3.server.models import Served
 from qia3.server.text import Text
 
 if TYPE_CHECKING:
@@ -32,43 +36,52 @@ MOST_INPUTS, MOST_CHOICES = 64, 1000
 
 
 async def models(server: Server, _: Request) -> Response:
-    return JSONResponse(openai.models(server.model.names()))
+    return JSONResponse(openai.models(server.models.names()))
 
 
 async def chat(server: Server, request: Request) -> Response:
     body = await server.body(request)
-    return await _write(server, request, body, user_text(body), chat=True)
+    return await _write(server, request, body, turns_of(body), chat=True)
 
 
 async def completions(server: Server, request: Request) -> Response:
     body = await server.body(request)
-    return await _write(server, request, body, body.text("prompt"), chat=False)
+    return await _write(server, request, body, [{"role": "user", "content": body.text("prompt")}], chat=False)
 
 
-async def _write(server: Server, request: Request, body: Body, text: str, chat: bool) -> Response:
+async def _write(server: Server, request: Request, body: Body, turns: Sequence[Turn], chat: bool) -> Response:
     name, asked = body.text("model"), writing(body, chat)
     body.check()
-    known = await asyncio.to_thread(server.model.known, name)
-    shape = openai.Shape(chat, f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}", known.name, server.model.engine)
+    served, known = await asyncio.to_thread(server.models.known, name)
+    model = served.model
+    shape = openai.Shape(chat, f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}", name, model.engine)
     if known.task.kind == "classify":
         if asked.top is not None or asked.stops:
             raise BadBody(f"{known.name!r} classifies: its probabilities are had from /v1/classify")
-        choices, tokens = server.model.choices(known, ())
-        prompt = server.model.prompt(known, text)
-        job = server.ask(request, known, prompt, choices=tokens, ranking=known.task.ranking)
+        choices, tokens = model.choices(known, ())
+        prompt = model.chat(known, turns)
+        job = server.ask(request, served, known, prompt, choices=tokens, ranking=known.task.ranking)
         label = chosen(choices, (await _last(job, Ranked)).scores).label
         parts = _one(openai.Part(label, (), len(tokens[choices.index(label)]), "stop"))
     elif known.task.kind != "generate":
         raise BadBody(f"{known.name!r} writes no text: its task is to {known.task.kind}")
     else:
         own = chat or known.task.name != NONE
-        prompt = server.model.prompt(known, text) if own else server.model.raw(text)
+        prompt = model.chat(known, turns) if own else model.raw(turns[-1]["content"])
         limit = known.task.max_new_tokens if asked.limit is None else asked.limit
-        stop = frozenset(server.model.engine.bundle.stop_tokens)
+        stop = frozenset(model.engine.bundle.stop_tokens)
         job = server.ask(
-            request, known, prompt, limit=limit, stop=stop, decoding=asked.decoding, top=asked.top, task_prompt=own
+            request,
+            served,
+            known,
+            prompt,
+            limit=limit,
+            stop=stop,
+            decoding=asked.decoding,
+            top=asked.top,
+            task_prompt=own,
         )
-        parts = _parts(server, job, Text(server.model.engine.tokenizer, asked.stops))
+        parts = _parts(server, job, Text(model.engine.tokenizer, asked.stops))
     shape.prompt_tokens = len(prompt)
     if asked.stream:
         return _streamed(server, request, shape, parts, asked.usage)
@@ -143,15 +156,40 @@ async def classify(server: Server, request: Request) -> Response:
     if not texts:
         body.bad.append("'input' is missing")
     body.check()
-    known = await asyncio.to_thread(server.model.known, name)
-    choices, tokens = server.model.choices(known, given)
-    prompts = [server.model.prompt(known, text) for text in texts]
-    ranked = await _all(server, request, known, prompts, Ranked, choices=tokens, ranking=known.task.ranking)
+    served, known = await asyncio.to_thread(server.models.known, name)
+    choices, tokens = served.model.choices(known, given)
+    if known.task.kind == TAGS:
+        return await _words(server, request, served, known, texts, tokens)
+    prompts = [served.model.prompt(known, text) for text in texts]
+    what = {"choices": tokens, "ranking": known.task.ranking}
+    ranked = await _all(server, request, served, known, prompts, Ranked, [what] * len(prompts))
     answers = [chosen(choices, event.scores) for event in ranked]
     data = [{"index": i, "label": a.label, "scores": a.scores} for i, a in enumerate(answers)]
+    return _listed(name, data, prompts)
+
+
+async def _words(
+    server: Server,
+    request: Request,
+    served: Served,
+    known: Known,
+    texts: Sequence[str],
+    choices: Sequence[Sequence[int]],
+) -> Response:
+    """A label for each word of each text."""
+    placed = [served.model.words(known, text) for text in texts]
+    prompts = [prompt for prompt, _, _ in placed]
+    what = [{"choices": choices, "places": places} for _, places, _ in placed]
+    marked = await _all(server, request, served, known, prompts, Marked, what)
+    answers = [told(words, known.task, event.logits) for (_, _, words), event in zip(placed, marked, strict=True)]
+    data = [{"index": i, "words": a.words, "labels": a.labels, "scores": a.scores} for i, a in enumerate(answers)]
+    return _listed(known.name, data, prompts)
+
+
+def _listed(model: str, data: Sequence[Any], prompts: Sequence[Sequence[int]]) -> Response:
     count = sum(map(len, prompts))
     usage = {"prompt_tokens": count, "total_tokens": count}
-    return JSONResponse({"object": "list", "model": known.name, "data": data, "usage": usage})
+    return JSONResponse({"object": "list", "model": model, "data": data, "usage": usage})
 
 
 async def embeddings(server: Server, request: Request) -> Response:
@@ -163,25 +201,32 @@ async def embeddings(server: Server, request: Request) -> Response:
     if not texts:
         body.bad.append("'input' is missing")
     body.check()
-    known = await asyncio.to_thread(server.model.known, name)
-    if not server.model.embeds:
-        raise BadBody(f"{server.model.name!r} is no encoder: it writes, and gives no embeddings")
-    prompts = [server.model.prompt(known, text) for text in texts]
-    vectors = [event.vector for event in await _all(server, request, known, prompts, Embedded, embed=True)]
-    return JSONResponse(openai.embeddings(known.name, vectors, form, sum(map(len, prompts))))
+    served, known = await asyncio.to_thread(server.models.known, name)
+    if not served.model.embeds:
+        raise BadBody(f"{served.model.name!r} is no encoder: it writes, and gives no embeddings")
+    prompts = [served.model.prompt(known, text) for text in texts]
+    what = [{"embed": True}] * len(prompts)
+    vectors = [event.vector for event in await _all(server, request, served, known, prompts, Embedded, what)]
+    return JSONResponse(openai.embeddings(name, vectors, form, sum(map(len, prompts))))
 
 
-E_ = TypeVar("E_", Ranked, Embedded)
+E_ = TypeVar("E_", Ranked, Embedded, Marked)
 
 
 async def _all(
-    server: Server, request: Request, known: Known, prompts: Sequence[list[int]], kind: type[E_], **what: Any
+    server: Server,
+    request: Request,
+    served: Served,
+    known: Known,
+    prompts: Sequence[list[int]],
+    kind: type[E_],
+    what: Sequence[dict[str, Any]],
 ) -> list[E_]:
     """What jobs of several prompts come to; where one fails, so do all."""
     jobs: list[Asked] = []
     try:
-        for prompt in prompts:
-            jobs.append(server.ask(request, known, prompt, **what))
+        for prompt, more in zip(prompts, what, strict=True):
+            jobs.append(server.ask(request, served, known, prompt, **more))
         return [await _last(job, kind) for job in jobs]
     finally:
         for job in jobs:
@@ -196,29 +241,39 @@ async def _last(asked: Asked, kind: type[E_]) -> E_:
 
 
 async def adapters(server: Server, _: Request) -> Response:
-    return JSONResponse({"object": "list", "data": [openai.adapter(e) for e in server.model.shelf.listed()]})
+    return JSONResponse({"object": "list", "data": [openai.adapter(*entry) for entry in server.models.entries()]})
 
 
 async def add_adapter(server: Server, request: Request) -> Response:
     body = await server.body(request)
     name = body.text("name")
     body.check()
+    served, own = await asyncio.to_thread(_place, server, name)
+    shelf = served.model.shelf
     try:
-        entry = await asyncio.to_thread(server.model.shelf.add, name)
+        entry = await asyncio.to_thread(shelf.add, own)
     except KeyError as error:
-        where = server.model.shelf.folder
-        message = f"{where} has no adapter {name!r}" if where else "this server has no folder of adapters (--adapters)"
+        where = shelf.folder
+        message = f"{where} has no adapter {own!r}" if where else "this server has no folder of adapters (--adapters)"
         raise Refused(404, message) from error
-    return JSONResponse(openai.adapter(entry), 201)
+    return JSONResponse(openai.adapter(name, entry), 201)
 
 
 async def remove_adapter(server: Server, request: Request) -> Response:
     name = request.path_params["name"]
+    served, own = _place(server, name)
     try:
-        server.model.shelf.remove(name)
+        served.model.shelf.remove(own)
     except KeyError as error:
         raise Refused(404, f"there is no adapter {name!r}") from error
     return Response(status_code=204)
+
+
+def _place(server: Server, name: str) -> tuple[Served, str]:
+    try:
+        return server.models.place(name)
+    except UnknownModel as error:
+        raise Refused(404, f"there is no adapter {name!r}; of several bundles, say BUNDLE:NAME") from error
 
 
 async def page(_server: Server, _request: Request) -> Response:
@@ -237,13 +292,14 @@ async def metrics(server: Server, _: Request) -> Response:
 
 async def health(server: Server, _: Request) -> Response:
     """Whether the thread that runs the model lives."""
-    alive = server.line.alive
+    alive = all(one.line.alive for one in server.models.served)
     return JSONResponse({"status": "ok" if alive else "stopped"}, 200 if alive else 503)
 
 
 async def ready(server: Server, _: Request) -> Response:
-    """Whether one more request would be taken."""
-    free = server.line.alive and len(server.line.queue) < server.line.waiting
+    """Whether one more request would be taken, by every bundle."""
+    lines = [one.line for one in server.models.served]
+    free = all(line.alive and len(line.queue) < line.waiting for line in lines)
     return JSONResponse({"status": "ready" if free else "busy"}, 200 if free else 503)
 
 

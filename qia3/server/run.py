@@ -1,4 +1,4 @@
-"""A server from its options to its end: the bundle opened, the routes on uvicorn, until a signal comes.
+"""A server from its options to its end: the bundles opened, the routes on uvicorn, until a signal comes.
 
 Starlette and uvicorn are two packages of plain Python with streaming and nothing more; FastAPI would add what costs more
 memory than a thousand adapters' index, and the other servers schedule requests, not steps.
@@ -20,9 +20,9 @@ from qia3.runtime.load import open_engine
 from qia3.server.app import Limits, Server
 from qia3.server.batcher import Batcher
 from qia3.server.labeller import Labeller
-from qia3.server.line import Line
 from qia3.server.model import Model
-from qia3.server.shelf import Shelf
+from qia3.server.models import Served
+from qia3.server.shelf import MEMORY, Shelf
 
 
 @dataclass(frozen=True)
@@ -35,35 +35,43 @@ class Options:
     context: int | None = None
     queue: int = 64
     adapters: Path | None = None
-    keep: int = 256
+    adapter_memory: float = MEMORY / 2**20  # MiB
     threads: int | None = None
     packed: Path | None = None
     key_file: Path | None = None
     limits: Limits = field(default_factory=Limits)
 
 
-def make_server(bundle: Path, options: Options) -> Server:
+def make_server(bundles: Path | Sequence[Path], options: Options) -> Server:
     """Raises what opening a bundle raises, and ConfigError for options that do not fit it."""
-    opened = Bundle.open(bundle)
+    paths = [bundles] if isinstance(bundles, Path) else list(bundles)
+    opened = [Bundle.open(path) for path in paths]
     keys = _keys(options.key_file)
-    shelf = Shelf(opened, options.adapters, options.keep)
-    engine = open_engine(opened, options.threads, options.packed)
-    line: Line
+    if options.adapters is not None and not options.adapters.is_dir():
+        raise ConfigError(f"{options.adapters} is not a folder of adapters")
+    if options.context is not None and all(one.architecture.pooling is not None for one in opened):
+        raise ConfigError("--context is for what writes: an encoder reads its whole context")
+    return Server([_served(one, options, len(opened) > 1) for one in opened], options.limits, keys)
+
+
+def _served(bundle: Bundle, options: Options, several: bool) -> Served:
+    """One bundle. Of several, each has a folder of adapters of its own, with its name, within the one that is given."""
+    folder = options.adapters
+    if several and folder is not None:
+        folder = folder / bundle.name if (folder / bundle.name).is_dir() else None
+    shelf = Shelf(bundle, folder, int(options.adapter_memory * 2**20))
+    engine = open_engine(bundle, options.threads, options.packed)
     if isinstance(engine, Encoder):
-        if options.context is not None:
-            raise ConfigError("--context is for what writes: an encoder reads its whole context")
-        line = Labeller(engine, options.rows, options.queue)
-    else:
-        line = Batcher(engine, options.rows, options.context, options.queue)
-    return Server(Model(engine, shelf), line, options.limits, keys)
+        return Served(Model(engine, shelf), Labeller(engine, options.rows, options.queue))
+    return Served(Model(engine, shelf), Batcher(engine, options.rows, options.context, options.queue))
 
 
-def serve(bundle: Path, options: Options) -> None:
+def serve(bundles: Sequence[Path], options: Options) -> None:
     """Until SIGINT or SIGTERM; running requests get their grace."""
-    server = make_server(bundle, options)
+    server = make_server(bundles, options)
     if options.host not in ("127.0.0.1", "localhost", "::1") and not server.keys:
         say(f"warning: {options.host} can be reached from elsewhere, and no key is asked for (--key-file)")
-    names = server.model.names()
+    names = server.models.names()
     say(f"serving {len(names)} models on http://{options.host}:{options.port}/v1: {', '.join(names[:8])}")
     uvicorn.run(
         server.app(),

@@ -3,8 +3,8 @@
     FOLDER/NAME/   adapter_config.json, adapter_model.safetensors, task.json      as `qia3 adapter export` writes them
 
 Names are read when the server starts and when it is asked for one that it does not know; vectors when a name is first
-asked for. Up to `keep` adapters stay in memory, 4 bytes a number; beyond them the one that was not used for longest is
-dropped, and read again when it is asked for. One that was trained on another base is refused, and so is one that
+asked for. Up to `memory` bytes of them stay, 4 a number; beyond that the one that was not used for longest is dropped,
+and read again when it is asked for. One that was trained on another base is refused, and so is one that
 changes nothing: all its vectors are ones.
 """
 
@@ -25,6 +25,8 @@ from qia3.errors import AdapterError, ConfigError
 from qia3.names import NONE, check_name
 from qia3.runtime.adapters import AdapterBank
 from qia3.runtime.completed import completed
+
+MEMORY = 256 << 20  # bytes
 
 
 @dataclass
@@ -50,17 +52,16 @@ class Entry:
 class Shelf:
     """May be used from several threads."""
 
-    def __init__(self, bundle: Bundle, folder: Path | None = None, keep: int = 256) -> None:
+    def __init__(self, bundle: Bundle, folder: Path | None = None, memory: int = MEMORY) -> None:
         if folder is not None and not folder.is_dir():
             raise ConfigError(f"{folder} is not a folder of adapters")
         if folder is not None and bundle.mode != "side":
             raise ConfigError(f"{bundle.path} is merged: its graph has no places for the adapters of {folder}")
-        if keep < 1:
-            raise ConfigError(f"keep is 1 or more, not {keep}")
-        self.bundle, self.folder, self.keep = bundle, folder, keep
+        self.bundle, self.folder, self.memory = bundle, folder, memory
         own = bundle.adapters or ((bundle.merged_task,) if bundle.merged_task else ())
         self.entries = {name: Entry(name, None) for name in own}
         self._loaded: OrderedDict[str, Entry] = OrderedDict()  # the one that was used last comes last
+        self._bytes = 0
         self.removed: set[str] = set()
         self._lock = threading.RLock()
         self.look()
@@ -125,7 +126,7 @@ class Shelf:
                 entry.vectors = AdapterBank(self.bundle).vectors(entry.name)
             else:
                 adapter = completed(self.bundle, entry.folder, entry.name)
-                entry.task, entry.vectors = adapter.task, adapter.inputs
+                entry.task, entry.vectors = adapter.task, _in_one(adapter.inputs)
             if _changes_nothing(entry.vectors):
                 raise AdapterError(f"{entry.name!r} changes nothing: all its vectors are ones")
             entry.error = None
@@ -136,12 +137,26 @@ class Shelf:
 
     def _forget(self, name: str) -> None:
         del self.entries[name]
-        self._loaded.pop(name, None)
+        if loaded := self._loaded.pop(name, None):
+            self._bytes -= loaded.nbytes
 
     def _keep(self, entry: Entry) -> None:
+        """The newest stays, whatever it takes."""
         self._loaded[entry.name] = entry
-        while len(self._loaded) > self.keep:
-            self._loaded.popitem(last=False)[1].vectors = None
+        self._bytes += entry.nbytes
+        while self._bytes > self.memory and len(self._loaded) > 1:
+            oldest = self._loaded.popitem(last=False)[1]
+            self._bytes -= oldest.nbytes
+            oldest.vectors = None
+
+
+def _in_one(vectors: Vectors) -> Vectors:
+    """The same in one block of memory, which is given back as one: many small ones, freed in another order than they were
+    made, would leave holes that nobody fills.
+    """
+    block = np.concatenate([v.ravel() for v in vectors.values()])
+    ends = np.cumsum([v.size for v in vectors.values()])
+    return {n: block[end - v.size : end].reshape(v.shape) for (n, v), end in zip(vectors.items(), ends, strict=True)}
 
 
 def _changes_nothing(vectors: Vectors) -> bool:
