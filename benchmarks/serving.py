@@ -93,6 +93,7 @@ def measure(http: httpx.Client, bundle: Bundle, names: list[str], rounds: int, o
     ways = {"one request alone": [names[0]], "eight of one task": names[:1] * ROWS, "eight of eight tasks": names}
     rates: dict[str, list[float]] = {way: [] for way in ways}
     firsts: dict[str, list[float]] = {way: [] for way in ways}
+    counts: dict[str, list[int]] = {way: [] for way in ways}  # one that ends early leaves its row to nobody
     for round_ in range(rounds + 1):
         for way, asked in ways.items():
             texts = [text_of(tokens, rng, own) for _ in asked]
@@ -103,6 +104,7 @@ def measure(http: httpx.Client, bundle: Bundle, names: list[str], rounds: int, o
             if round_:
                 rates[way].append(sum(count for count, _ in found) / seconds)
                 firsts[way] += [first for _, first in found]
+                counts[way] += [count for count, _ in found]
     print(
         f"{machine()}; {ROWS} rows, prompts of about {PROMPT} tokens, {PROMPT - own} of them shared, {NEW} new, {rounds} rounds"
     )
@@ -111,7 +113,8 @@ def measure(http: httpx.Client, bundle: Bundle, names: list[str], rounds: int, o
         ratio = statistics.median(v / a for v, a in zip(values, alone, strict=True))
         late = float(np.quantile(firsts[way], 0.95))
         spread = f"({min(values):.1f} to {max(values):.1f}), {ratio:.2f} of one alone"
-        print(f"{way:22} {statistics.median(values):7.1f} tokens/s {spread}; first token within {late:.2f} s for 95 %")
+        told = f"first token within {late:.2f} s for 95 %; {statistics.mean(counts[way]):.0f} tokens each"
+        print(f"{way:22} {statistics.median(values):7.1f} tokens/s {spread}; {told}")
     mixed = statistics.median(
         m / o for m, o in zip(rates["eight of eight tasks"], rates["eight of one task"], strict=True)
     )

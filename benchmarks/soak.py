@@ -40,6 +40,7 @@ from qia3.runtime.cache import Floats
 from qia3.runtime.engine import Engine
 
 CLIENTS, QUESTIONS = 12, 40
+PATIENCE = 900  # seconds for a request: other work on the machine is no fault of the server
 TIE = 0.5  # what int8 activations may move logits by from one number of rows to another; see the header
 BAD = [
     (b"{", 400),
@@ -55,11 +56,12 @@ def main() -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("texts", type=Path)
     parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--threads", default="2", help="of the model")
     asked = parser.parse_args()
     questions = alone(asked.bundle, asked.texts)
     with tempfile.TemporaryDirectory() as place:
         write_adapters(Bundle.open(asked.bundle), Path(place))
-        serving = Serving(asked.bundle, Path(place))
+        serving = Serving(asked.bundle, Path(place), "--threads", asked.threads, "--deadline", str(PATIENCE))
         with serving as http:
             Soak(str(http.base_url), questions, serving.process.pid).run(60 * asked.minutes)
 
@@ -129,7 +131,7 @@ class Soak:
 
     def client(self, seed: int) -> None:
         draw = random.Random(seed)
-        with httpx.Client(base_url=self.url, timeout=300) as http:
+        with httpx.Client(base_url=self.url, timeout=PATIENCE) as http:
             while time.monotonic() < self.until:
                 action = draw.choices((self.answer, self.leave, self.bad, self.churn), (70, 12, 12, 6))[0]
                 try:
@@ -184,6 +186,8 @@ class Soak:
         kept = self.memory[len(self.memory) // 10 :]
         first, last = kept[: len(kept) // 4], kept[-(len(kept) // 4) :]
         before, after = statistics.median(first), statistics.median(last)
+        half = kept[len(kept) // 2 :]
+        print(f"resident in the second half: {min(half):.1f} to {max(half):.1f} MiB")
         print(f"resident {before:.1f} MiB in the first quarter, {after:.1f} in the last ({after / before - 1:+.1%})")
         for line in self.wrong[:20]:
             print(line)

@@ -111,33 +111,37 @@ def posts(http: httpx.Client, names: list[str]) -> None:
     for what in ("alone", "beside POST /v1/adapters"):
         gaps: list[float] = []
         took: list[float] = []
-        streams = [threading.Thread(target=stream, args=(http, name, gaps)) for name in names[:ROWS]]
+        enough = threading.Event()
+        streams = [threading.Thread(target=stream, args=(http, name, gaps, enough)) for name in names[:ROWS]]
         for thread in streams:
             thread.start()
-        time.sleep(1.5)  # prompts are in
+        time.sleep(1.5)  # all are at it
         began = len(gaps)
-        for name in names[-POSTS:] if what != "alone" else []:
+        for name in names[-POSTS:]:
             start = time.perf_counter()
-            http.post("/v1/adapters", json={"name": name}).raise_for_status()
-            took.append(1e3 * (time.perf_counter() - start))
-            time.sleep(0.05)
+            if what != "alone":
+                http.post("/v1/adapters", json={"name": name}).raise_for_status()
+                took.append(1e3 * (time.perf_counter() - start))
+            time.sleep(0.2)
+        kept = gaps[began:]
+        enough.set()
         for thread in streams:
             thread.join()
         told = f"; {len(took)} posts, median {np.median(took):.1f} ms, longest {max(took):.1f}" if took else ""
-        kept = gaps[began:]
         print(f"gaps of {ROWS} streams {what}: median {np.median(kept):.1f} ms, longest {max(kept):.1f}{told}")
 
 
-def stream(http: httpx.Client, name: str, gaps: list[float]) -> None:
+def stream(http: httpx.Client, name: str, gaps: list[float], enough: threading.Event) -> None:
+    """One text after another."""
     body = {"model": name, "prompt": "dim the hall", "max_tokens": 160, "stream": True}
-    with http.stream("POST", "/v1/completions", json=body) as answer:
-        before = None
-        for line in answer.iter_lines():
-            if line.startswith("data: {"):
-                now = time.perf_counter()
-                if before is not None:
-                    gaps.append(1e3 * (now - before))
-                before = now
+    while not enough.is_set():
+        with http.stream("POST", "/v1/completions", json=body) as answer:
+            before = None
+            for line in answer.iter_lines():
+                if line.startswith("data: {"):
+                    now = time.perf_counter()
+                    gaps += [] if before is None else [1e3 * (now - before)]
+                    before = now
 
 
 def swap(bundle: Bundle) -> None:

@@ -460,7 +460,7 @@ def report(
 @click.option("--context", type=click.IntRange(min=1), help="Positions of a row (default: the bundle's context).")
 @click.option("--queue", type=click.IntRange(1, 100_000), default=64, show_default=True, help="Requests that may wait.")
 @click.option(
-    "--adapters", type=FILE, help="A folder of adapters that come and go, each as `adapter export` writes it."
+    "--adapters", help="A folder, or a store's URL, of adapters that come and go, as `adapter export` writes them."
 )
 @click.option(
     "--adapter-memory", type=click.FloatRange(min=0), default=256, show_default=True, help="MiB of adapters that stay."

@@ -25,6 +25,7 @@ from qia3.bundle.peft import write_peft
 from qia3.bundle.sites import Site
 from qia3.bundle.task import Task
 from qia3.runtime.adapters import AdapterBank
+from qia3.server.place import Folder
 from qia3.server.shelf import Shelf
 
 
@@ -85,7 +86,7 @@ def test_a_server_and_an_import_make_the_same_of_an_adapter(bundle, peft, tmp_pa
         (peft / "task.json").unlink()
     folder = tmp_path / "adapters"
     peft.rename(folder.mkdir() or folder / "new")
-    served, vectors = Shelf(Bundle.open(bundle), folder).get("new")
+    served, vectors = Shelf(Bundle.open(bundle), Folder(folder)).get("new")
     imported = import_adapter(bundle, folder / "new", "new")
     opened = Bundle.open(bundle)
     assert served == imported.task == opened.tasks["new"]

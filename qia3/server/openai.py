@@ -126,7 +126,7 @@ def adapter(name: str, entry: Entry) -> dict[str, Any]:
     found = {
         "name": name,
         "state": entry.state,
-        "own": entry.folder is None,
+        "own": entry.own,
         "bytes": entry.nbytes,
         "hits": entry.hits,
     }

@@ -253,7 +253,7 @@ async def add_adapter(server: Server, request: Request) -> Response:
     try:
         entry = await asyncio.to_thread(shelf.add, own)
     except KeyError as error:
-        where = shelf.folder
+        where = shelf.place
         message = f"{where} has no adapter {own!r}" if where else "this server has no folder of adapters (--adapters)"
         raise Refused(404, message) from error
     return JSONResponse(openai.adapter(name, entry), 201)

@@ -22,6 +22,7 @@ from qia3.server.batcher import Batcher
 from qia3.server.labeller import Labeller
 from qia3.server.model import Model
 from qia3.server.models import Served
+from qia3.server.place import Place, place_of
 from qia3.server.shelf import MEMORY, Shelf
 
 
@@ -34,7 +35,7 @@ class Options:
     rows: int = 8
     context: int | None = None
     queue: int = 64
-    adapters: Path | None = None
+    adapters: str | Path | None = None  # a folder, or a store's URL
     adapter_memory: float = MEMORY / 2**20  # MiB
     threads: int | None = None
     packed: Path | None = None
@@ -47,19 +48,17 @@ def make_server(bundles: Path | Sequence[Path], options: Options) -> Server:
     paths = [bundles] if isinstance(bundles, Path) else list(bundles)
     opened = [Bundle.open(path) for path in paths]
     keys = _keys(options.key_file)
-    if options.adapters is not None and not options.adapters.is_dir():
-        raise ConfigError(f"{options.adapters} is not a folder of adapters")
+    place = None if options.adapters is None else place_of(options.adapters)
     if options.context is not None and all(one.architecture.pooling is not None for one in opened):
         raise ConfigError("--context is for what writes: an encoder reads its whole context")
-    return Server([_served(one, options, len(opened) > 1) for one in opened], options.limits, keys)
+    return Server([_served(one, options, place, len(opened) > 1) for one in opened], options.limits, keys)
 
 
-def _served(bundle: Bundle, options: Options, several: bool) -> Served:
+def _served(bundle: Bundle, options: Options, place: Place | None, several: bool) -> Served:
     """One bundle. Of several, each has a folder of adapters of its own, with its name, within the one that is given."""
-    folder = options.adapters
-    if several and folder is not None:
-        folder = folder / bundle.name if (folder / bundle.name).is_dir() else None
-    shelf = Shelf(bundle, folder, int(options.adapter_memory * 2**20))
+    if several and place is not None:
+        place = place.within(bundle.name)
+    shelf = Shelf(bundle, place, int(options.adapter_memory * 2**20))
     engine = open_engine(bundle, options.threads, options.packed)
     if isinstance(engine, Encoder):
         return Served(Model(engine, shelf), Labeller(engine, options.rows, options.queue))

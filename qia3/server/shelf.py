@@ -1,6 +1,6 @@
-"""The adapters of a server: the bundle's own, and those of a folder that come and go while it runs.
+"""The adapters of a server: the bundle's own, and those of a place (place.py) that come and go while it runs.
 
-    FOLDER/NAME/   adapter_config.json, adapter_model.safetensors, task.json      as `qia3 adapter export` writes them
+    PLACE/NAME/   adapter_config.json, adapter_model.safetensors, task.json      as `qia3 adapter export` writes them
 
 Names are read when the server starts and when it is asked for one that it does not know; vectors when a name is first
 asked for. Up to `memory` bytes of them stay, 4 a number; beyond that the one that was not used for longest is dropped,
@@ -13,10 +13,10 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
+from qia3.bundle.adapter import Adapter
 from qia3.bundle.opened import Bundle
 from qia3.bundle.ports import HEAD
 from qia3.bundle.sites import Vectors
@@ -25,16 +25,17 @@ from qia3.errors import AdapterError, ConfigError
 from qia3.names import NONE, check_name
 from qia3.runtime.adapters import AdapterBank
 from qia3.runtime.completed import completed
+from qia3.server.place import Place
 
 MEMORY = 256 << 20  # bytes
 
 
 @dataclass
 class Entry:
-    """`folder` None: the bundle's own. `hits` counts requests."""
+    """`own`: the bundle's. `hits` counts requests."""
 
     name: str
-    folder: Path | None
+    own: bool
     task: Task | None = None
     vectors: Vectors | None = None
     hits: int = 0
@@ -52,14 +53,12 @@ class Entry:
 class Shelf:
     """May be used from several threads."""
 
-    def __init__(self, bundle: Bundle, folder: Path | None = None, memory: int = MEMORY) -> None:
-        if folder is not None and not folder.is_dir():
-            raise ConfigError(f"{folder} is not a folder of adapters")
-        if folder is not None and bundle.mode != "side":
-            raise ConfigError(f"{bundle.path} is merged: its graph has no places for the adapters of {folder}")
-        self.bundle, self.folder, self.memory = bundle, folder, memory
+    def __init__(self, bundle: Bundle, place: Place | None = None, memory: int = MEMORY) -> None:
+        if place is not None and bundle.mode != "side":
+            raise ConfigError(f"{bundle.path} is merged: its graph has no places for the adapters of {place}")
+        self.bundle, self.place, self.memory = bundle, place, memory
         own = bundle.adapters or ((bundle.merged_task,) if bundle.merged_task else ())
-        self.entries = {name: Entry(name, None) for name in own}
+        self.entries = {name: Entry(name, True) for name in own}
         self._loaded: OrderedDict[str, Entry] = OrderedDict()  # the one that was used last comes last
         self._bytes = 0
         self.removed: set[str] = set()
@@ -68,16 +67,16 @@ class Shelf:
 
     def look(self) -> None:
         """Takes up what has come into the folder, and forgets what has gone from it."""
-        if self.folder is None:
+        if self.place is None:
             return
-        there = {f.name: f for f in sorted(self.folder.iterdir()) if (f / "adapter_config.json").is_file()}
+        there = set(self.place.names())
         with self._lock:
             for name, entry in list(self.entries.items()):
-                if entry.folder is not None and name not in there:
+                if not entry.own and name not in there:
                     self._forget(name)
-            for name, folder in there.items():
+            for name in sorted(there):
                 if name not in self.entries and name not in self.removed and _is_name(name):
-                    self.entries[name] = Entry(name, folder)
+                    self.entries[name] = Entry(name, False)
 
     def get(self, name: str) -> tuple[Task, Vectors]:
         """Raises KeyError for an unknown name, AdapterError for one that does not fit this base."""
@@ -97,7 +96,7 @@ class Shelf:
         """Reads an adapter of the folder anew, whether it was known or not. Raises KeyError and AdapterError."""
         with self._lock:
             known = self.entries.get(name)
-            if known is not None and known.folder is None:
+            if known is not None and known.own:
                 raise AdapterError(f"{name!r} is the bundle's own and is not replaced")
             if known is not None:
                 self._forget(name)
@@ -110,7 +109,7 @@ class Shelf:
     def remove(self, name: str) -> None:
         """Forgets an adapter of the folder until it is added again; its files stay. Raises KeyError, AdapterError."""
         with self._lock:
-            if self.entries[name].folder is None:
+            if self.entries[name].own:
                 raise AdapterError(f"{name!r} is the bundle's own and stays")
             self._forget(name)
             self.removed.add(name)
@@ -121,11 +120,11 @@ class Shelf:
 
     def _load(self, entry: Entry) -> None:
         try:
-            if entry.folder is None:
+            if entry.own:
                 entry.task = self.bundle.tasks[entry.name]
                 entry.vectors = AdapterBank(self.bundle).vectors(entry.name)
             else:
-                adapter = completed(self.bundle, entry.folder, entry.name)
+                adapter = self._read(entry.name)
                 entry.task, entry.vectors = adapter.task, _in_one(adapter.inputs)
             if _changes_nothing(entry.vectors):
                 raise AdapterError(f"{entry.name!r} changes nothing: all its vectors are ones")
@@ -134,6 +133,11 @@ class Shelf:
         except AdapterError as error:
             entry.vectors, entry.error = None, str(error)
             raise
+
+    def _read(self, name: str) -> Adapter:
+        assert self.place is not None  # or there would be no entry of this name
+        with self.place.files(name) as folder:
+            return completed(self.bundle, folder, name)
 
     def _forget(self, name: str) -> None:
         del self.entries[name]
