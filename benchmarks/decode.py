@@ -99,7 +99,10 @@ def pairs(folder: Path) -> dict[str, list[str]]:
         for form, rest in (
             [("no adapter", []), ("side adapter", ["--adapter", "first"])] if "side" in place.name else [("merged", [])]
         )
-    } | {
+    }
+    kept = folder.glob("merged-*.packed")  # what this processor wants of them, in files
+    known |= {f"qia3 {p.stem}, mapped": ["qia3-packed", p.stem] for p in sorted(kept)}
+    known |= {
         "CTranslate2 int8": ["ctranslate2", "ct2-int8"],
         "optimum-onnx float32": ["optimum", "onnx-float"],
         "optimum-onnx int8": ["optimum", "onnx-int8"],

@@ -4,7 +4,7 @@
 
     float/      safetensors and a tokenizer of 32,100 words
     side-64/, merged-64/        QIA³ bundles with T5's wo in float32, the default; 64-wo8, 128-wo8 with blocks of 128 and
-                                wo at 8 bits, 128-wo4 with wo at 4
+                                wo at 8 bits, 128-wo4 with wo at 4; merged-*.packed is what `--packed` keeps of them
     ct2-int8/                   CTranslate2's converter, --quantization int8
     onnx-float/, onnx-int8/     optimum-onnx's export, and its dynamic quantisation (avx512_vnni)
 
@@ -27,6 +27,9 @@ from decode_models import build_both
 from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import T5Config, T5ForConditionalGeneration
+
+from qia3.bundle.opened import Bundle
+from qia3.runtime.load import open_engine
 
 SHAPES = {
     "flan-t5-small": {"d_model": 512, "d_kv": 64, "d_ff": 1024, "num_layers": 8, "num_heads": 6},
@@ -103,6 +106,8 @@ def write_qia3(place: Path, variant: str) -> None:
     file = place / f"qia3-{variant}.toml"
     file.write_text(BUILD.format(base=VARIANTS[variant]), encoding="utf-8")
     build_both(file, place / f"side-{variant}", place / f"merged-{variant}")
+    merged = place / f"merged-{variant}"  # and its weights as this processor wants them
+    open_engine(Bundle.open(merged, verify=False), packed=merged.with_name(f"{merged.name}.packed"))
 
 
 def write_ctranslate2(python: str, place: Path) -> None:

@@ -23,13 +23,13 @@ Answer = Callable[[list[int], int], int]  # a source and how many tokens to deco
 Loaded = tuple[Answer, dict[str, Any]]
 
 
-def qia3(folder: Path, threads: int, adapter: str | None) -> Loaded:
+def qia3(folder: Path, threads: int, adapter: str | None, packed: Path | None = None) -> Loaded:
     from qia3.bundle.opened import Bundle
     from qia3.runtime.adapters import AdapterBank
     from qia3.runtime.load import open_engine
 
     bundle = Bundle.open(folder, verify=False)
-    engine = open_engine(bundle, threads)
+    engine = open_engine(bundle, threads, packed)
     vectors = AdapterBank(bundle).vectors(adapter) if adapter else {}
 
     def answer(source: list[int], new: int) -> int:
@@ -39,6 +39,11 @@ def qia3(folder: Path, threads: int, adapter: str | None) -> Loaded:
         return new
 
     return answer, {"versions": {"qia3": bundle.manifest.qia3}}
+
+
+def qia3_packed(folder: Path, threads: int, adapter: str | None) -> Loaded:
+    """With its weights mapped as this processor wants them, from where seq2seq_models.py put them."""
+    return qia3(folder, threads, adapter, folder.with_name(f"{folder.name}.packed"))
 
 
 def ctranslate2(folder: Path, threads: int, _: str | None) -> Loaded:
@@ -87,7 +92,13 @@ def generating(model: Any) -> Answer:
     return answer
 
 
-KINDS = {"qia3": qia3, "ctranslate2": ctranslate2, "transformers": transformers, "optimum": optimum}
+KINDS = {
+    "qia3": qia3,
+    "qia3-packed": qia3_packed,
+    "ctranslate2": ctranslate2,
+    "transformers": transformers,
+    "optimum": optimum,
+}
 
 
 def seconds(answer: Answer, source: int, new: int) -> float:

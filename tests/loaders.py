@@ -63,6 +63,7 @@ SHORT = (
     (r"model type `\S+` but Transformers does not recognize", "transformers 4.57 does not know it"),
     (r"Unsupported model type", "it does not know it"),
     (r"QMoE", "its ONNX Runtime has another QMoE"),
+    (r"invalid dimensions for input: past_key_values", "it begins with a cache of other sizes"),
 )
 
 

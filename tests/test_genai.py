@@ -7,8 +7,11 @@ import json
 import numpy as np
 import pytest
 from tiny_build import built
+from transformers import AutoConfig
 
 from qia3.bundle.opened import Bundle
+from qia3.bundle.ports import Cache
+from qia3.graph.loader_configs import genai_config
 from qia3.runtime.adapters import AdapterBank
 from qia3.runtime.engine import Engine
 from qia3.runtime.generate import generate
@@ -77,3 +80,11 @@ def test_its_configuration_names_what_the_graph_has(bundle):
             assert decoder["outputs"][f"present_{part}_names"] % i in outputs
     assert inputs["input_ids"][0] == "batch_size"
     assert decoder["outputs"]["logits"] in outputs
+
+
+def test_a_configuration_without_padding_has_the_stop_token_for_it():
+    """CodeGen's of transformers 5 has no such setting at all, where others have None."""
+    config = AutoConfig.for_model("codegen", n_embd=96, n_head=8, bos_token_id=None)
+    assert not hasattr(config, "pad_token_id")
+    model = genai_config(config, 64, (7,), Cache(8, 12))["model"]
+    assert (model["pad_token_id"], model["bos_token_id"], model["eos_token_id"]) == (7, 7, [7])

@@ -112,7 +112,9 @@ def tied_for_others(model: Any) -> bool:
 
 def genai_config(config: Any, context_length: int, stop_tokens: tuple[int, ...], cache: Cache) -> dict[str, Any]:
     """What stock onnxruntime-genai reads."""
-    pad = config.pad_token_id if config.pad_token_id is not None else (stop_tokens[0] if stop_tokens else 0)
+    # not every configuration of transformers 5 has these (CodeGen's has no padding)
+    pad, begin = getattr(config, "pad_token_id", None), getattr(config, "bos_token_id", None)
+    pad = pad if pad is not None else (stop_tokens[0] if stop_tokens else 0)
     decoder = {
         "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
         "filename": GRAPH,
@@ -135,7 +137,7 @@ def genai_config(config: Any, context_length: int, stop_tokens: tuple[int, ...],
     }
     model = {
         "type": "decoder",
-        "bos_token_id": config.bos_token_id if isinstance(config.bos_token_id, int) else pad,
+        "bos_token_id": begin if isinstance(begin, int) else pad,
         "eos_token_id": list(stop_tokens),
         "pad_token_id": pad,
         "context_length": context_length,
