@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import tiny_bundle as tiny
@@ -9,6 +11,7 @@ import tiny_bundle as tiny
 from qia3.bundle.opened import Bundle
 from qia3.errors import QIA3Error
 from qia3.runtime.adapters import AdapterBank
+from qia3.runtime.cache import untouched
 from qia3.runtime.engine import Engine
 from qia3.runtime.score import rank
 from qia3.runtime.slots import Prompt, Slots
@@ -155,3 +158,23 @@ def test_a_ranking_that_walks_in_rows_beside_others_is_the_one_that_is_made_alon
     assert rows > 1 or len(told) == len(walk.left) == 8  # a step for each prefix
     with pytest.raises(ValueError, match="positions, not"):
         slots.back(0, 99)
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux's account of memory")
+def test_room_that_is_not_written_to_takes_no_memory():
+    """A first position in each of 64 rows of 2 MiB: 64 pages, not 64 huge ones."""
+
+    def resident() -> int:
+        return int(
+            next(
+                line.split()[1]
+                for line in Path("/proc/self/status").read_text().splitlines()
+                if line.startswith("VmRSS")
+            )
+        )
+
+    rows = untouched((64, 1, 8192, 64))
+    before = resident()
+    rows[:, :, 0] = 1
+    assert rows.sum() == 64 * 64
+    assert resident() - before < 64 * 2048 // 4  # KiB; reading maps the page of zeros, which is nobody's

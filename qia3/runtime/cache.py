@@ -16,6 +16,8 @@ aliasing made safe.
 
 from __future__ import annotations
 
+import math
+import mmap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -80,6 +82,19 @@ def ort_value(array: NDArray[Any]) -> ort.OrtValue:
     itself.
     """
     return ort.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C"))
+
+
+def untouched(shape: tuple[int, ...]) -> Floats:
+    """Zeros that take memory page by page, as they are written to: most of a long row never is.
+
+    numpy asks Linux for huge pages of 2 MiB in large arrays; then the first position of one head would take all of them.
+    """
+    count = math.prod(shape)
+    if not count or not hasattr(mmap, "MADV_NOHUGEPAGE"):
+        return np.zeros(shape, np.float32)
+    block = mmap.mmap(-1, 4 * count, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    block.madvise(mmap.MADV_NOHUGEPAGE)
+    return np.frombuffer(block, np.float32, count).reshape(shape)
 
 
 class Cache:

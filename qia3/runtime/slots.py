@@ -22,7 +22,7 @@ import numpy as np
 
 from qia3.bundle.ports import ATTENTION_MASK, INPUT_IDS, LOGITS, PAST, PRESENT
 from qia3.errors import QIA3Error
-from qia3.runtime.cache import Cache, Floats, ort_value
+from qia3.runtime.cache import Cache, Floats, ort_value, untouched
 from qia3.runtime.engine import Engine
 from qia3.runtime.seq2seq import Seq2Seq
 
@@ -41,8 +41,7 @@ class Slots:
         self.engine, self.rows = engine, rows
         self.capacity = min(capacity or engine.context_length, engine.context_length)
         self.caches: dict[str, Floats] = {
-            name: np.zeros((rows, heads, self.capacity, size), np.float32)
-            for name, (heads, size) in engine.caches.items()
+            name: untouched((rows, heads, self.capacity, size)) for name, (heads, size) in engine.caches.items()
         }
         own = engine.decoder.own
         self.vectors: dict[str, Floats] = {
