@@ -23,7 +23,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("QIA3 needs Python 3.11 or newer: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --quiet -c constraints.txt setuptools -e ".[build,serve]" --group dev
+	$(BIN)/python -m pip install --quiet -c constraints.txt setuptools -e ".[build,serve,cluster]" --group dev
 	touch $@
 
 demo: $(STAMP)
@@ -36,7 +36,7 @@ test: check
 
 # Every family; `make test` leaves out those that have nothing of their own beside another.
 families: $(STAMP)
-	QIA3_ALL_FAMILIES=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 tests/test_families.py tests/test_families_pairs.py tests/test_base_sensitivity.py tests/test_ia3_shapes.py tests/test_ia3_activations.py tests/test_graph_seq2seq.py tests/test_runtime_seq2seq_real.py
+	QIA3_ALL_FAMILIES=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 tests/test_families.py tests/test_families_pairs.py tests/test_base_sensitivity.py tests/test_ia3_shapes.py tests/test_ia3_activations.py tests/test_graph_seq2seq.py tests/test_runtime_seq2seq_real.py tests/test_many.py
 
 # optimum-onnx wants transformers below 4.58, so it is nobody's dependency here.
 $(INTEROP)/ready: tests/interop.txt

@@ -5,22 +5,28 @@ model reference -> 4-bit base -> IA³ trained on it -> side vectors or fold -> O
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import gc
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qia3.base.family import is_encoder
 from qia3.base.kind import check_kind
-from qia3.base.load import Asked, load_base
+from qia3.base.load import LEAST_KEPT, Asked, load_base
+from qia3.base.memory import give_back
 from qia3.base.text import read_base_text
 from qia3.bundle.folder import check_place
 from qia3.complaints import nearest
 from qia3.config import Base, Build
 from qia3.errors import ConfigError
-from qia3.examples import Example
+from qia3.examples import Example, listed
 from qia3.ia3.adapted import AdaptedBase
 from qia3.ia3.mix import Within, named
+from qia3.many.executors import check_executor
+from qia3.many.outcome import Outcome
+from qia3.many.tasks import check_failures, new_token, train_here, train_spread
+from qia3.many.work import Order
 from qia3.progress import bar, is_main, say
 from qia3.publish import exported, publish
 from qia3.storage import locked
@@ -31,33 +37,90 @@ from qia3.train.fit import fitted
 from qia3.train.headed import check_task, check_writes, settings_of
 from qia3.train.prompts import check_end, wrapping
 from qia3.train.start import check_start
-from qia3.train.task import Job, load_task, train_task
+from qia3.train.task import Job, load_task, plan_changes
 
 TRIED = 64  # examples of each of a task's files that the chat template is tried with
 
 
-def build(plan: Build) -> Path:
-    """Everything: base, training, export, parity, measurement. Returns the bundle's folder."""
+@dataclass(frozen=True)
+class How:
+    """How the tasks of a build file are trained: only some, where (qia3.many.executors), and whether what was trained
+    for another plan is refused (`resume`) or trained anew. `scored`: on their test lines, where there are several.
+    `together`: so many share each pass of the base.
+    """
+
+    only: tuple[str, ...] = ()
+    executor: str | None = None
+    resume: bool = False
+    scored: bool = True
+    together: int = 1
+
+
+def build(plan: Build, together: int = 1) -> Path:
+    """Everything: base, training, export, parity, measurement. Returns the bundle's folder. `together`: as in How."""
     jobs = measured(plan, _publishable(plan, plan_jobs(plan)))
     with _working(plan):
         adapted = load(plan)
         graph = exported(plan, adapted)
-        trained = [train_task(adapted.base, adapted.scaled, job, plan.work_folder / job.task.name) for job in jobs]
+        outcomes, trained = train_here(adapted, jobs, plan.work_folder, False, together)
+        check_failures(outcomes, plan.work_folder)
         return publish(plan, adapted, trained, _tests(jobs), graph)
 
 
-def train(plan: Build, only: Collection[str] = ()) -> Path:
-    """Base and training alone, of the tasks named or of all. Returns the work folder, which `export` reads."""
+def train(plan: Build, how: How) -> list[Outcome]:
+    """Base and training alone, in the work folder, which `export` reads. How each task ended: one may have failed."""
     names = [task.name for task in plan.task]
-    if unknown := [name for name in only if name not in names]:
+    if unknown := [name for name in how.only if name not in names]:
         raise ConfigError(f"no task is called {unknown[0]!r}{nearest(unknown[0], names)}")
-    jobs = [job for job in measured(plan, plan_jobs(plan)) if not only or job.task.name in only]
+    _check_where(how)
+    jobs = [job for job in measured(plan, plan_jobs(plan)) if not how.only or job.task.name in how.only]
+    scored = how.scored and len(jobs) > 1 and processes.count() == 1
     with _working(plan):
-        adapted = load(plan)
+        adapted = load(plan, how.executor is not None)
+        if how.resume:
+            _check_plans(plan, adapted, jobs)
         exported(plan, adapted)
-        for job in jobs:
-            train_task(adapted.base, adapted.scaled, job, plan.work_folder / job.task.name)
-    return plan.work_folder
+        if how.executor is None:
+            return train_here(adapted, jobs, plan.work_folder, scored, how.together)[0]
+        orders = _orders(plan, adapted, jobs, scored, how.together)
+        del adapted  # workers have their own
+        gc.collect()
+        give_back()
+        return train_spread(how.executor, orders, plan.work_folder)
+
+
+def _check_where(how: How) -> None:
+    """Raises ConfigError."""
+    if processes.count() > 1 and (how.executor or how.together > 1):
+        raise ConfigError(
+            "accelerate splits each task over processes: it does not go with --executor and --together, which are for many"
+        )
+    if how.executor is not None:
+        check_executor(how.executor)
+
+
+def _check_plans(plan: Build, adapted: AdaptedBase, jobs: Sequence[Job]) -> None:
+    """Raises ConfigError that names each task whose folder is of another plan: training would begin it anew."""
+    found = {
+        job.task.name: plan_changes(adapted.base, adapted.scaled, job, plan.work_folder / job.task.name) for job in jobs
+    }
+    if changed := [f"{name} ({'; '.join(changes)})" for name, changes in found.items() if changes]:
+        raise ConfigError(
+            f"--resume goes on with the same plan, and these tasks in {plan.work_folder} are of another: {listed(changed)}; "
+            "without --resume they are trained anew"
+        )
+
+
+def _orders(plan: Build, adapted: AdaptedBase, jobs: Sequence[Job], scored: bool, together: int = 1) -> list[Order]:
+    """For workers, which may stand in another folder; so many tasks for each."""
+    model, base, token = Path(plan.base.model), adapted.base, new_token()
+    asked = replace(asked_of(plan.base), model=str(model.absolute()) if model.exists() else plan.base.model)
+    if asked.calibration not in ("own", "none"):
+        asked = replace(asked, calibration=str(Path(asked.calibration).absolute()))
+    work = plan.work_folder.absolute()
+    queries = plan.export.query_vectors
+    parts = [tuple(jobs[i : i + together]) for i in range(0, len(jobs), together)]
+    return [Order(asked, base.reference, queries, base.fingerprint, part, work, token, scored) for part in parts]
 
 
 def export(plan: Build) -> Path:
@@ -161,11 +224,11 @@ def _working(plan: Build) -> AbstractContextManager[None]:
     return locked(plan.work_folder, "wait for it, or name another folder with --work")
 
 
-def load(plan: Build) -> AdaptedBase:
-    """The 4-bit base with vectors of ones on it."""
+def load(plan: Build, for_workers: bool = False) -> AdaptedBase:
+    """The 4-bit base with vectors of ones on it; `for_workers` it is kept, however small."""
     budget = f", at most {plan.base.bits:g} bits a weight" if plan.base.bits else ""
     say(f"loading {plan.base.model} on the {plan.base.grid} grid, block {plan.base.block_size}{budget}")
-    base = load_base(asked_of(plan.base), bar)
+    base = load_base(asked_of(plan.base), bar, 0 if for_workers else LEAST_KEPT)
     check_kind(base.model.config, plan.base.model)  # a GGUF file's
     return AdaptedBase.of(base, plan.export.query_vectors)
 

@@ -61,6 +61,14 @@ training_options = _together(
     ),
     click.option("--init-adapter", type=FILE, help="Start from this PEFT folder or .onnx_adapter, not from ones."),
 )
+many_at_once = click.option(
+    "--together",
+    type=click.IntRange(1, 256),
+    default=1,
+    show_default=True,
+    metavar="TASKS",
+    help="So many tasks share each pass of the base: the same vectors, sooner where batches are small.",
+)
 export_options = _together(
     click.option(
         "--mode",
@@ -108,6 +116,7 @@ def qia3() -> None:
 )
 @click.argument("file", type=FILE)
 @training_options
+@many_at_once
 @export_options
 @as_json
 def build(
@@ -117,6 +126,7 @@ def build(
     seed: int | None,
     steps: int | None,
     init_adapter: Path | None,
+    together: int,
     mode: str | None,
     task: str | None,
     target: str | None,
@@ -133,18 +143,36 @@ def build(
     with progress_on_stderr():
         from qia3.build import build as make
 
-        folder = make(plan)
+        folder = make(plan, together)
     print_report(folder, Shape(as_json))
 
 
-@qia3.command(epilog=_example("qia3 train examples/home-intents/qia3.toml --steps 60"))
+@qia3.command(
+    epilog=_example(
+        "qia3 train examples/home-intents/qia3.toml --steps 60",
+        "qia3 train my.toml --executor process:2",
+        "qia3 train my.toml --executor dask://10.0.0.1:8786 --resume",
+    )
+)
 @click.argument("file", type=FILE)
 @training_options
+@many_at_once
 @click.option("--only", multiple=True, metavar="NAME", help="Train this task alone; may be given again.")
+@click.option(
+    "--executor",
+    metavar="WHERE",
+    help="Spread tasks over process:2, dask://HOST:PORT or submitit[:FOLDER] (default: one after the other).",
+)
+@click.option("--resume", is_flag=True, help="Refuse tasks that were begun for another plan, do not train them anew.")
+@click.option("--scores/--no-scores", default=True, help="Of several tasks: try each on its test file, too.")
 @as_json
 def train(
     file: Path,
     only: tuple[str, ...],
+    executor: str | None,
+    resume: bool,
+    scores: bool,
+    together: int,
     output: Path | None,
     work: Path | None,
     seed: int | None,
@@ -155,17 +183,21 @@ def train(
     """Train the vectors only.
 
     Every task in FILE is trained; `qia3 export` goes on from there. Training that was stopped goes on from its last
-    checkpoint. `accelerate launch --multi_gpu -m qia3 train FILE` does it in several processes.
+    checkpoint, and what is done is kept; a task whose data or settings changed is trained anew, or refused with --resume.
+    Where one of several tasks fails, the others are trained all the same. `accelerate launch --multi_gpu -m qia3 train
+    FILE` splits each task over several processes; --executor spreads tasks.
     """
     from qia3.progress import is_main
+    from qia3.reporting import print_training
 
     plan = _plan(file, output, work, seed, steps, init_adapter)
     with progress_on_stderr():
+        from qia3.build import How
         from qia3.build import train as make
 
-        folder = make(plan, only)
+        outcomes = make(plan, How(only, executor, resume, scores, together))
     if is_main():
-        print_result({"work": str(folder)}, f"trained vectors are in {folder}", as_json)
+        print_training(outcomes, plan.work_folder, as_json)
 
 
 @qia3.command(

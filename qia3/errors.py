@@ -8,6 +8,7 @@ QIA3Error                 every failure that a user can mend: one clear line, ex
 ├── BundleError           a bundle that is broken, changed or not one
 ├── ParityError           torch and ONNX Runtime disagree past the limit: nothing is published
 ├── StorageError          the disk is full or a folder cannot be written
+├── WorkerError           a process that was to train a task is gone, or some tasks of many failed
 └── FitError              a device that must hold it cannot (exit code 3)
 Interrupted               stopped by Ctrl-C or SIGTERM after a checkpoint was saved (exit code 130)
 """
@@ -49,6 +50,10 @@ class ParityError(QIA3Error):
 
 class StorageError(QIA3Error):
     """The disk is full or a folder cannot be written."""
+
+
+class WorkerError(QIA3Error):
+    """A process that was to do something is gone; or some tasks of many failed."""
 
 
 class FitError(QIA3Error):

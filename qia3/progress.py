@@ -12,6 +12,7 @@ from typing import TypeVar
 T = TypeVar("T")
 _asked_to_stop = threading.Event()
 LINES = 8  # of a long run, where stderr is a file and no bar can be drawn
+_muted = threading.Event()
 
 
 def is_main() -> bool:
@@ -32,18 +33,28 @@ def forget_the_stop() -> None:
     _asked_to_stop.clear()
 
 
+@contextmanager
+def muted() -> Iterator[None]:
+    """Nothing is said within: of many workers one line each is told, by whom they work for."""
+    _muted.set()
+    try:
+        yield
+    finally:
+        _muted.clear()
+
+
 def say(text: str) -> None:
     """One line on stderr. Raises KeyboardInterrupt where a signal had no effect."""
     if _asked_to_stop.is_set():
         _asked_to_stop.clear()
         raise KeyboardInterrupt
-    if is_main():
+    if is_main() and not _muted.is_set():
         print(text, file=sys.stderr, flush=True)
 
 
 def bar(items: list[T], title: str) -> Iterable[T]:
     """Wraps a list in a progress bar on stderr, where that is a terminal."""
-    if not sys.stderr.isatty() or not is_main():
+    if not _draws():
         return items
     from rich.console import Console
     from rich.progress import track
@@ -56,7 +67,7 @@ def counting(title: str, total: int, unit: str) -> Iterator[Callable[[int, str],
     """Hands out a function that is told how many of `total` are done, with a note: a bar on a terminal, else a line now
     and then.
     """
-    if not sys.stderr.isatty() or not is_main():
+    if not _draws():
         yield _lines(title, total, unit)
         return
     from rich.console import Console
@@ -72,6 +83,11 @@ def counting(title: str, total: int, unit: str) -> Iterator[Callable[[int, str],
     with Progress(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True), transient=True) as shown:
         task = shown.add_task(title, total=total, note="")
         yield lambda done, note: shown.update(task, completed=done, note=note)
+
+
+def _draws() -> bool:
+    """Whether there is somebody to see a bar."""
+    return sys.stderr.isatty() and is_main() and not _muted.is_set()
 
 
 def _lines(title: str, total: int, unit: str) -> Callable[[int, str], None]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from qia3.footprint.device import Device
     from qia3.footprint.report import Report
     from qia3.footprint.sections import Page
+    from qia3.many.outcome import Outcome
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,19 @@ def print_report(folder: Path, shape: Shape, devices: Sequence[Device] = (), mus
     content = report.to_dict() | ({"devices": [asdict(e) for e in found]} if found else {})
     _print_page(bundle_page(report, found), content, shape)
     check_fits(found, must_fit)
+
+
+def print_training(outcomes: Sequence[Outcome], work: Path, as_json: bool) -> None:
+    """How each task ended: a table, where there are several. Raises WorkerError where one failed."""
+    from qia3.many.summary import summary
+    from qia3.many.tasks import check_failures
+    from qia3.printers.terminal import section_text
+
+    where = f"trained vectors are in {work}"
+    text = where if len(outcomes) == 1 else f"{section_text(summary(outcomes))}\n\n{where}"
+    if len(outcomes) > 1 or outcomes[0].failure is None:
+        print_result({"work": str(work), "tasks": [outcome.to_json() for outcome in outcomes]}, text, as_json)
+    check_failures(outcomes, work)
 
 
 def print_model(

@@ -623,3 +623,15 @@ def test_an_output_that_is_no_bundle_is_told_before_anything_is_loaded(place, tm
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "mine.txt").write_text("mine")
     assert "is not a bundle" in complaint(capsys, "build", place / "qia3.toml", "--output", tmp_path / "notes")
+
+
+def test_what_torch_scores_is_what_the_bundle_scores(place, tmp_path, capsys):
+    """At accuracy level 0, one line to the letter and choices ranked: `qia3 train` beside the bundle's evaluation."""
+    shutil.copytree(place / "side.work", tmp_path / "work")
+    code, out, err = qia3(capsys, "train", place / "qia3.toml", "--work", tmp_path / "work", "--json")
+    assert code == 0, err
+    held_out = json.loads((place / "side" / "manifest.json").read_text())["evaluation"]
+    found = {task["task"]: task["scores"] for task in json.loads(out)["tasks"]}
+    for name, scores in held_out.items():
+        told = [scores["n"], scores["before"]["accuracy"], scores["after"]["accuracy"]]
+        assert [found[name][key] for key in ("n", "before", "after")] == told

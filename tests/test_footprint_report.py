@@ -124,6 +124,16 @@ def test_a_task_that_got_worse_is_named(tmp_path):
     assert "Worse with its adapter than without: lamps." in markdown(bundle_page(report))
 
 
+def test_of_many_tasks_the_worst_stands_first(tmp_path, monkeypatch):
+    manifest = write_bundle(tmp_path)
+    good = manifest.evaluation["lamps"]
+    both = {"lamps": good, "notes": replace(good, after=replace(good.after, accuracy=0.1))}
+    report = build_report(tmp_path, replace(manifest, evaluation=both))
+    assert [row[0].text for row in next(bundle_page(report).sections[1].tables).rows] == ["lamps", "notes"]
+    monkeypatch.setattr("qia3.footprint.bundle_page.MANY", 1)
+    assert [row[0].text for row in next(bundle_page(report).sections[1].tables).rows] == ["notes", "lamps"]
+
+
 def test_a_merged_bundle_adds_nothing(tmp_path):
     manifest = write_bundle(tmp_path)
     graphs = {"decoder": replace(manifest.decoder, vectors=())}

@@ -76,6 +76,18 @@ def is_kept(folder: Path) -> bool:
     return (folder / FACTS).is_file()
 
 
+def kept_as(place: Path, fingerprint: str) -> list[Path]:
+    """The kept bases in `place` that say they are of this fingerprint; what does not say it is none."""
+    found = []
+    for facts in sorted(place.glob(f"*/{FACTS}")):
+        try:
+            if read_json_table(facts, BaseModelError).get("fingerprint") == fingerprint:
+                found.append(facts.parent)
+        except BaseModelError:
+            continue
+    return found
+
+
 def open_named(folder: Path, asked: Mapping[str, Any]) -> BaseModel:
     """A kept base that a build file names by its folder. Raises BaseModelError where it was made for other settings."""
     facts = read_json_table(folder / FACTS, BaseModelError, AGAIN)

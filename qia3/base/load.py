@@ -8,10 +8,11 @@ import json
 import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from socket import gethostname
 from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
@@ -29,7 +30,7 @@ from qia3.base.gguf_parts import Gguf, open_gguf
 from qia3.base.gguf_weights import load_gguf
 from qia3.base.gguf_words import read_gguf_tokenizer
 from qia3.base.given import Given, parameters
-from qia3.base.kept import FORMAT, is_kept, keep, open_kept, open_named
+from qia3.base.kept import FORMAT, is_kept, keep, kept_as, open_kept, open_named
 from qia3.base.kind import check_kind
 from qia3.base.memory import available_bytes, give_back
 from qia3.base.modules import GridLinear
@@ -98,8 +99,9 @@ class Asked:
         return replace(self, calibration="none")
 
 
-def load_base(asked: Asked, track: Track = lambda items, title: items) -> BaseModel:
-    """Finds, loads and quantises a language model, or takes it as it was kept when it was made before.
+def load_base(asked: Asked, track: Track = lambda items, title: items, least_kept: int = LEAST_KEPT) -> BaseModel:
+    """Finds, loads and quantises a language model, or takes it as it was kept when it was made before. One of less than
+    `least_kept` parameters is not kept.
 
     Raises BaseModelError with one clear line.
     """
@@ -117,7 +119,7 @@ def load_base(asked: Asked, track: Track = lambda items, title: items) -> BaseMo
             say(str(error))
     with quiet():
         base = _make(source, asked, track)
-        if base.parameters < LEAST_KEPT:
+        if base.parameters < least_kept:
             return base
         try:
             keep(base, folder, asked.settings, anew=damaged)
@@ -128,6 +130,23 @@ def load_base(asked: Asked, track: Track = lambda items, title: items) -> BaseMo
         gc.collect()
         give_back()
         return open_kept(folder, asked.model)
+
+
+def same_base(asked: Asked, fingerprint: str) -> BaseModel:
+    """The base of this fingerprint: kept here, whatever it was made from, or as `asked` makes it.
+
+    Raises BaseModelError where that is another one.
+    """
+    for folder in kept_as(cache_folder() / "bases", fingerprint):
+        with quiet(), suppress(BaseModelError):  # a damaged one is made again below
+            return open_kept(folder, asked.model)
+    base = load_base(asked, least_kept=0)
+    if base.fingerprint != fingerprint:
+        raise BaseModelError(
+            f"the base on {gethostname()} is {base.fingerprint[:16]}, and the tasks are for {fingerprint[:16]} (other files, or "
+            f"codes that another processor rounded): copy the folder `bases` of the other's cache to {cache_folder()} there"
+        )
+    return base
 
 
 def load_float(reference: str) -> tuple[Any, Any]:

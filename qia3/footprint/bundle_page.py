@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from qia3.bundle.records import Agreement, Record
-from qia3.bundle.task import TAGS
+from qia3.bundle.task import TAGS, Task
 from qia3.footprint.bundle_answer import bundle_answer
 from qia3.footprint.bundle_costs import (
     adapters,
@@ -27,6 +27,7 @@ from qia3.footprint.report import Report
 from qia3.footprint.sections import Chart, Page, Row, Section, section, table, warning
 from qia3.footprint.table import NOT_MEASURED, percent
 
+MANY = 8  # tasks, beyond which the worst stand first
 AGREEMENT = ("max difference", "KL (nats)", "same top token", "positions")
 
 
@@ -73,7 +74,7 @@ def _finer(report: Report) -> str:
 def _tasks(report: Report) -> Section:
     rows: list[Row] = []
     worse = []
-    for name, task in report.tasks.items():
+    for name, task in _ordered(report):
         scores = (report.evaluation or {}).get(name)
         before, after = (scores.before, scores.after) if scores else (None, None)
         if before and after and after.accuracy < before.accuracy:
@@ -93,6 +94,14 @@ def _tasks(report: Report) -> Section:
         bad,
         table(head, rows, left=(0, 1, 6), charts=[Chart("bars", "Held-out accuracy", values=(3, 4))]),
     )
+
+
+def _ordered(report: Report) -> list[tuple[str, Task]]:
+    """As in the build file; of many tasks the worst first."""
+    tasks, scores = list(report.tasks.items()), report.evaluation or {}
+    if len(tasks) <= MANY:
+        return tasks
+    return sorted(tasks, key=lambda named: scores[named[0]].after.accuracy if named[0] in scores else 2.0)
 
 
 def _training(run: Record | None) -> str:

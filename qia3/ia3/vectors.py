@@ -9,7 +9,7 @@ saw, in float32, which holds 1 + delta exactly unless delta is below 2^-16.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -23,9 +23,13 @@ from qia3.errors import AdapterError
 
 
 class Scaled(Wrapper):
-    """A linear layer whose output (or input) is multiplied, entry by entry, by l. `delta` float32 [site.parameters]."""
+    """A linear layer whose output (or input) is multiplied, entry by entry, by l. `delta` float32 [site.parameters].
+
+    `chosen` gives a vector for each row of a batch, [R, 1, size], in the place of the layer's own (qia3.ia3.lanes).
+    """
 
     rows: Tensor | None
+    chosen: Callable[[], Tensor] | None = None
 
     def __init__(self, base: nn.Module, site: Site) -> None:
         super().__init__()
@@ -49,7 +53,14 @@ class Scaled(Wrapper):
 
     def forward(self, x: Tensor) -> Tensor:
         # x [..., K] -> [..., N]
-        vector = self.vector()
+        if self.chosen is None:
+            return self._scaled(x, self.vector())
+        vector = self.chosen()  # [R, 1, N], and some models flatten rows: [R L, K] -> [R L, N]
+        if x.dim() > 2:
+            return self._scaled(x, vector)
+        return self._scaled(x.view(len(vector), -1, x.shape[-1]), vector).flatten(0, 1)
+
+    def _scaled(self, x: Tensor, vector: Tensor) -> Tensor:
         if self.site.placement == "input":
             out: Tensor = self.base(x * vector.to(x.dtype))
             return out
@@ -98,8 +109,10 @@ class _Times(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         y, vector = ctx.saved_tensors
         of_y = (grad * vector).to(y.dtype) if ctx.needs_input_grad[0] else None
-        of_vector = (grad * y.to(grad.dtype)).flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
-        return of_y, of_vector
+        if not ctx.needs_input_grad[1]:
+            return of_y, None
+        of_entry = grad * y.to(grad.dtype)
+        return of_y, of_entry.sum_to_size(vector.shape) if vector.dim() == 3 else of_entry.flatten(0, -2).sum(0)
 
 
 def attach(model: nn.Module, sites: Iterable[Site]) -> dict[str, Scaled]:

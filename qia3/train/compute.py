@@ -39,7 +39,7 @@ def set_compute(model: nn.Module, head: nn.Module | None, dtype: torch.dtype | N
         if isinstance(m, GridLinear)
     }
     needed = sum(store.outputs * store.inputs * kind.itemsize for store, kind in kinds.items() if kind is not None)
-    free = available_bytes(next(model.parameters()).device) // processes.count()
+    free = available_bytes(next(model.parameters()).device) // (processes.count() * processes.neighbours())
     holds = needed <= SHARE * free
     for store, kind in kinds.items():
         store.compute = kind

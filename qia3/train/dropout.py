@@ -17,12 +17,7 @@ from torch import nn
 @contextmanager
 def without_dropout(model: nn.Module) -> Iterator[None]:
     """Rates are zero within, and what they were afterwards."""
-    rates = [
-        (module, name, rate)
-        for module in model.modules()
-        for name, rate in vars(module).items()
-        if isinstance(rate, float) and ("drop" in name or (isinstance(module, nn.Dropout) and name == "p"))
-    ]
+    rates = _rates(model)
     try:
         for module, name, _ in rates:
             setattr(module, name, 0.0)
@@ -30,3 +25,17 @@ def without_dropout(model: nn.Module) -> Iterator[None]:
     finally:
         for module, name, rate in rates:
             setattr(module, name, rate)
+
+
+def drops(model: nn.Module) -> bool:
+    """Whether a step in training depends on what is drawn."""
+    return any(rate > 0 for _, _, rate in _rates(model))
+
+
+def _rates(model: nn.Module) -> list[tuple[nn.Module, str, float]]:
+    return [
+        (module, name, rate)
+        for module in model.modules()
+        for name, rate in vars(module).items()
+        if isinstance(rate, float) and ("drop" in name or (isinstance(module, nn.Dropout) and name == "p"))
+    ]

@@ -34,7 +34,7 @@ from qia3.ia3.vectors import Scaled
 from qia3.recipe import Train
 from qia3.train.batches import Batch, count
 from qia3.train.losses import LANGUAGE_MODELLING, Totals
-from qia3.train.model import VectorModel
+from qia3.train.model import Runner, VectorModel, run_alone
 from qia3.train.schedule import Slot
 from qia3.train.trees import Tree
 
@@ -97,20 +97,38 @@ def trained_head(head: nn.Linear | None, kind: str) -> Head | None:
     return Head(weight, bias, kind == TAGS)
 
 
+@dataclass(frozen=True)
+class TextRows:
+    """What of a batch the model runs: int64 [E, S] both."""
+
+    input_ids: Tensor
+    attention_mask: Tensor
+
+    def compute(self, model: Any) -> Tensor:
+        """States float32 [E, S, h]."""
+        states: Tensor = model(input_ids=self.input_ids, attention_mask=self.attention_mask)[0]
+        return states.float()
+
+
 class HeadedModel(VectorModel):
     """forward takes a batch and gives the loss and its one part; state_dict is the vectors' offsets and the head."""
 
-    def __init__(self, model: PreTrainedModel, scaled: Mapping[str, Scaled], head: nn.Linear) -> None:
-        super().__init__(model, scaled)
+    def __init__(
+        self, model: PreTrainedModel, scaled: Mapping[str, Scaled], head: nn.Linear, run: Runner = run_alone
+    ) -> None:
+        super().__init__(model, scaled, run=run)
         self.head, self.how = head, pooling_of(model.config)
 
     def forward(  # type: ignore[override]
         self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, totals: Tensor
     ) -> dict[str, Tensor]:
-        states = self.model(input_ids=input_ids, attention_mask=attention_mask)[0].float()
-        read = pooled(states, attention_mask, self.how) if labels.dim() == 1 else states.flatten(0, 1)
-        loss = F.cross_entropy(self.head(read), labels.flatten(), reduction="sum", ignore_index=NO_LABEL) / totals[0]
-        return {"loss": loss, "parts": loss.detach()[None]}
+
+        def finish(states: Tensor) -> Tensor:
+            read = pooled(states, attention_mask, self.how) if labels.dim() == 1 else states.flatten(0, 1)
+            said = self.head(read)
+            return F.cross_entropy(said, labels.flatten(), reduction="sum", ignore_index=NO_LABEL)[None] / totals[0]
+
+        return self.run(self, TextRows(input_ids, attention_mask), finish)
 
     def state_dict(self, *_: Any, **__: Any) -> dict[str, Tensor]:  # type: ignore[override]
         return super().state_dict() | {NAMES[name]: p.detach() for name, p in self.head.named_parameters()}

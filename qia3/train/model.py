@@ -7,9 +7,9 @@ logits afterwards (a scale, a soft cap) stays where it is in the model's own cod
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,16 +21,42 @@ from qia3.train.batches import Batch, tree_mask
 from qia3.train.losses import LANGUAGE_MODELLING, Answers, Totals, losses
 
 
+class Input(Protocol):
+    """What of a batch the model runs: computed, it gives logits or states, of which losses are made."""
+
+    def compute(self, model: Any) -> Tensor: ...
+
+
+Finish = Callable[[Tensor], Tensor]  # from what was computed to the losses' parts
+
+
+class Runner(Protocol):
+    """Who runs the model for a task: alone, or in one pass with others (qia3.train.together)."""
+
+    def __call__(self, task: VectorModel, given: Input, finish: Finish) -> dict[str, Tensor]:
+        """The loss, whose gradients are the task's, and its parts."""
+
+
+def run_alone(task: VectorModel, given: Input, finish: Finish) -> dict[str, Tensor]:
+    """One task's batch by itself."""
+    parts = finish(given.compute(task.model))
+    return {"loss": parts.sum(), "parts": parts.detach()}
+
+
 class VectorModel(nn.Module):
     """forward takes a batch (qia3.train.batches) and gives the loss and its parts; state_dict is the vectors' offsets
     from one.
     """
 
     def __init__(
-        self, model: PreTrainedModel, scaled: Mapping[str, Scaled], names: Sequence[str] = (LANGUAGE_MODELLING,)
+        self,
+        model: PreTrainedModel,
+        scaled: Mapping[str, Scaled],
+        names: Sequence[str] = (LANGUAGE_MODELLING,),
+        run: Runner = run_alone,
     ) -> None:
         super().__init__()
-        self.model, self.scaled, self.names = model, dict(scaled), tuple(names)
+        self.model, self.scaled, self.names, self.run = model, dict(scaled), tuple(names), run
 
     def forward(
         self,
@@ -50,10 +76,12 @@ class VectorModel(nn.Module):
         source: Tensor | None = None,
     ) -> dict[str, Tensor]:
         rows = Rows(input_ids, places, position_ids, tree, branch, prompts, prompt_mask, source)
-        logits = answer_logits(self.model, rows)
-        answers = Answers(log_probabilities(logits, read, targets), answer, example, right)
-        parts = losses(answers, Totals(*totals.tolist()), self.names)
-        return {"loss": parts.sum(), "parts": parts.detach()}
+
+        def finish(logits: Tensor) -> Tensor:
+            answers = Answers(log_probabilities(logits, read, targets), answer, example, right)
+            return losses(answers, Totals(*totals.tolist()), self.names)
+
+        return self.run(self, rows, finish)
 
     def state_dict(self, *_: Any, **__: Any) -> dict[str, Tensor]:  # type: ignore[override]
         return {name: layer.delta.detach() for name, layer in self.scaled.items()}
@@ -80,6 +108,10 @@ class Rows:
     prompts: Tensor | None = None
     prompt_mask: Tensor | None = None
     source: Tensor | None = None
+
+    def compute(self, model: Any) -> Tensor:
+        """Logits float32 [P, V]."""
+        return answer_logits(model, self)
 
     @classmethod
     def of(cls, batch: Batch) -> Rows:

@@ -19,11 +19,17 @@ from torch.nn.parallel import DistributedDataParallel
 from qia3.errors import ConfigError
 
 M = TypeVar("M", bound=nn.Module)
+NEIGHBOURS = "QIA3_NEIGHBOURS"
 
 
 def count() -> int:
     """How many processes share this run."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def neighbours() -> int:
+    """How many processes of this machine hold a base of their own beside one another (qia3.many.pool), this one too."""
+    return int(os.environ.get(NEIGHBOURS, "1"))
 
 
 def check_shares(batch_size: int, accumulate: int) -> None:

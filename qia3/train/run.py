@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -40,12 +40,13 @@ from qia3.train.compute import choose_compute, computing
 from qia3.train.dropout import without_dropout
 from qia3.train.examples import Examples
 from qia3.train.headed import HeadedModel, Texts
-from qia3.train.model import VectorModel
+from qia3.train.model import Runner, VectorModel, run_alone
 from qia3.train.probe import packs
 from qia3.train.schedule import Collator, Schedule
 
 STATE_FILE = "trainer_state.json"  # the Trainer writes it last: a checkpoint without it was cut short
 CHECKPOINTS, LOG = "checkpoints", "log.jsonl"
+Tell = Callable[[int, str], None]
 
 
 class VectorTrainer(Trainer):  # type: ignore[misc]
@@ -79,6 +80,31 @@ class VectorTrainer(Trainer):  # type: ignore[misc]
         return metrics
 
 
+class Alone:
+    """How a task trains by itself: the model is its own, and so are the signals and the bar. In one pass with others it
+    is a lane of theirs (qia3.train.together).
+    """
+
+    def __init__(self) -> None:
+        self.flag = Interruption()
+        self.run: Runner = run_alone
+
+    def packs(self, model: PreTrainedModel, examples: Examples) -> bool:
+        """Whether the model takes several answers in a row; asked before it computes in another type."""
+        return packs(model, examples.longest_path(), start_of(model))
+
+    @contextmanager
+    def training(self, model: PreTrainedModel, settings: Train, title: str) -> Iterator[Tell]:
+        """The model as training runs it; hands out who is told how far it is."""
+        dtype = choose_compute(settings.compute)
+        with (
+            computing_for(model, dtype, settings),
+            self.flag.listening(),
+            counting(title, settings.steps, "steps") as tell,
+        ):
+            yield tell
+
+
 def train_vectors(
     model: PreTrainedModel,
     scaled: Mapping[str, Scaled],
@@ -90,12 +116,14 @@ def train_vectors(
     validation: Examples | None = None,
     start: Vectors | None = None,
     head: nn.Linear | None = None,
+    how: Alone | None = None,
 ) -> Record:
     """Trains `scaled` from `start` (None: ones), or from the last checkpoint in `folder`, and leaves the result in it;
     an encoder's `head` beside them.
 
     Raises Interrupted.
     """
+    how = how or Alone()
     dtype, arguments = (
         choose_compute(settings.compute),
         _arguments(settings, seed, folder / CHECKPOINTS, validation is not None),
@@ -103,16 +131,20 @@ def train_vectors(
     parameters = start_vectors(scaled, start)
     if head is not None:
         parameters += sum(p.numel() for p in head.parameters())
-    whole = VectorModel(model, scaled, settings.losses) if head is None else HeadedModel(model, scaled, head)
+    whole = (
+        VectorModel(model, scaled, settings.losses, how.run)
+        if head is None
+        else HeadedModel(model, scaled, head, how.run)
+    )
     vectors = processes.sharing(whole).to(arguments.device)
-    lays_out = Texts() if head is not None else _collator(model, examples, settings)
+    lays_out = Texts() if head is not None else _collator(model, examples, settings, how)
     if head is None and not lays_out.packs:
         say(
             f"{title}: {type(model).__name__} does not compute the same with several answers in one row; each gets a row of its own"
         )
     say(f"training {title}: {parameters:,} parameters, {settings.steps} steps, {dtype}")
-    flag = Interruption()
-    with _computing(model, dtype, settings), flag.listening(), counting(title, settings.steps, "steps") as tell:
+    flag = how.flag
+    with how.training(model, settings, title) as tell:
         log = Log(folder / LOG, settings.losses, settings.batch_size, tell)
         trainer = VectorTrainer(
             log,
@@ -147,10 +179,10 @@ def train_vectors(
     )
 
 
-def _collator(model: PreTrainedModel, examples: Examples, settings: Train) -> Collator:
+def _collator(model: PreTrainedModel, examples: Examples, settings: Train, how: Alone) -> Collator:
     """Trees in rows, as the model takes them."""
     begins = start_of(model)
-    packed = packs(model, examples.longest_path(), begins)
+    packed = how.packs(model, examples)
     return Collator(packed, settings.row_tokens, model.config.get_text_config().hidden_size, begins)
 
 
@@ -165,7 +197,7 @@ def read_record(path: Path) -> Record:
 
 
 @contextmanager
-def _computing(model: PreTrainedModel, dtype: torch.dtype, settings: Train) -> Iterator[None]:
+def computing_for(model: PreTrainedModel, dtype: torch.dtype, settings: Train) -> Iterator[None]:
     """The model as training runs it, and as it was afterwards."""
     reads = model.config.is_encoder_decoder or is_encoder(model.config)
     whole = without_dropout(model) if reads else nullcontext()
@@ -226,6 +258,12 @@ def _arguments(settings: Train, seed: int, folder: Path, validates: bool) -> Tra
         ddp_backend="gloo" if cpu and processes.count() > 1 else None,
         ddp_find_unused_parameters=False,
     )
+
+
+def steps_kept(folder: Path) -> int:
+    """The step of the last whole checkpoint of a task's folder; 0 without one."""
+    last = _last_whole_checkpoint(folder / CHECKPOINTS)
+    return 0 if last is None else int(last.rpartition("-")[2])
 
 
 def _last_whole_checkpoint(folder: Path) -> str | None:

@@ -11,7 +11,7 @@ WORK/TASK/record.json  what the run cost; written last, so its presence means do
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -39,7 +39,7 @@ from qia3.train.data import Data
 from qia3.train.examples import Examples, Source, source_of
 from qia3.train.headed import new_head, trained_head
 from qia3.train.prompts import Wrapping, wrapping
-from qia3.train.run import CHECKPOINTS, read_record, train_vectors, write_record
+from qia3.train.run import CHECKPOINTS, Alone, read_record, steps_kept, train_vectors, write_record
 from qia3.train.start import digest, read_start
 
 
@@ -78,8 +78,17 @@ class Trained:
         return Adapter(self.vectors, fingerprint, self.shipped, self.head)
 
 
-def train_task(base: BaseModel, scaled: Mapping[str, Scaled], job: Job, folder: Path) -> Trained:
-    """Trains one adapter, or takes it from `folder` when the same plan was finished there."""
+def train_task(
+    base: BaseModel,
+    scaled: Mapping[str, Scaled],
+    job: Job,
+    folder: Path,
+    begins: Callable[[int], None] = lambda step: None,
+    how: Alone | None = None,
+) -> Trained:
+    """Trains one adapter, or takes it from `folder` when the same plan was finished there. `begins` is told the step
+    that training goes on from; nothing where there is none.
+    """
     name, settings, sources = job.task.name, job.settings, _sources(base, job)
     sites = [s.site for s in scaled.values()]
     start = None if settings.init_adapter is None else read_start(settings.init_adapter, sites, base.fingerprint)
@@ -103,6 +112,7 @@ def train_task(base: BaseModel, scaled: Mapping[str, Scaled], job: Job, folder: 
     )
     with writing(folder):
         _prepare(folder, asked)
+        begins(steps_kept(folder))
         record = train_vectors(
             base.model,
             scaled,
@@ -114,6 +124,7 @@ def train_task(base: BaseModel, scaled: Mapping[str, Scaled], job: Job, folder: 
             validation if len(validation) else None,
             start,
             head,
+            how,
         )
         trained = _trained(base, job, get_vectors(scaled), record, trained_head(head, job.task.kind))
         if is_main():
@@ -194,6 +205,15 @@ def _asked(base: BaseModel, job: Job, start: str | None) -> Asked:
         "seed": job.seed,
         "init_adapter": start,
     }
+
+
+def plan_changes(base: BaseModel, scaled: Mapping[str, Scaled], job: Job, folder: Path) -> list[str]:
+    """What of the plan is another one than that of what lies in `folder`; nothing where there is nothing."""
+    if (was := read_asked(folder)) is None:
+        return []
+    given, sites = job.settings.init_adapter, [s.site for s in scaled.values()]
+    start = None if given is None else digest(read_start(given, sites, base.fingerprint))
+    return differences(was, _asked(base, job, start))
 
 
 def _is_done(folder: Path, asked: Asked) -> bool:

@@ -1,0 +1,111 @@
+"""Where tasks are trained, by its name: an executor as `concurrent.futures` has them.
+
+    process:2              two processes of this machine (pool.py)
+    dask://HOST:PORT       the workers of a dask.distributed scheduler that runs already
+    submitit[:FOLDER]      jobs of a Slurm cluster, or processes where there is none; their files go to FOLDER
+
+Any executor would do: all that is asked of it is `submit`, and futures that end. dask gives a task whose worker died to
+another one by itself, up to its own `distributed.scheduler.allowed-failures` times.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from qia3.errors import ConfigError, first_line
+from qia3.many.pool import Processes
+
+KINDS = "process:2, dask://HOST:PORT or submitit[:FOLDER]"
+MOST = 256  # processes of one machine
+PATIENCE = 20  # seconds for a scheduler to answer
+
+
+def check_executor(name: str) -> None:
+    """Before anything is loaded. Raises ConfigError."""
+    kind, _, rest = name.partition(":")
+    if kind == "process" and re.fullmatch("[1-9][0-9]{0,2}", rest) and int(rest) <= MOST:
+        return
+    if kind == "dask" and re.fullmatch(r"//[^/\s:]+:[0-9]{1,5}", rest):
+        _needed("distributed")
+        _answers(rest.removeprefix("//"))
+    elif kind == "submitit" and (rest or name == "submitit"):
+        _needed("submitit")
+    else:
+        raise ConfigError(f"--executor {name!r} is none of {KINDS} (processes: 1 to {MOST})")
+
+
+@contextmanager
+def opened(name: str) -> Iterator[Executor]:
+    """Raises ConfigError where there is no such place."""
+    kind, _, rest = name.partition(":")
+    if kind == "process":
+        with Processes(int(rest), max(1, cores() // int(rest))) as processes:
+            yield processes
+    elif kind == "dask":
+        with _cluster(rest.removeprefix("//")) as cluster:
+            yield cluster
+    else:
+        with Jobs(Path(rest or "submitit")) as jobs:
+            yield jobs
+
+
+def cores() -> int:
+    """That this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def _cluster(address: str) -> Iterator[Executor]:
+    """Calls are told apart by a name of their own each: two that look alike are two."""
+    from distributed import Client
+
+    try:
+        client = Client(f"tcp://{address}", timeout=PATIENCE, set_as_default=False)
+    except (OSError, TimeoutError) as error:
+        raise _silent(address, error) from error
+    with client:
+        yield client.get_executor(pure=False)
+
+
+class Jobs(Executor):
+    """submitit's, whose jobs are asked for their ends; a thread for each waits for it."""
+
+    def __init__(self, folder: Path) -> None:
+        import submitit
+
+        self._jobs, self._waiting = submitit.AutoExecutor(folder=folder), ThreadPoolExecutor(MOST)
+        self._jobs.update_parameters(name="qia3", timeout_min=24 * 60)
+
+    def submit(self, call: Callable[..., Any], /, *given: Any, **named: Any) -> Future[Any]:
+        return self._waiting.submit(self._jobs.submit(call, *given, **named).result)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        self._waiting.shutdown(wait, cancel_futures=cancel_futures)
+
+
+def _answers(address: str) -> None:
+    """Raises ConfigError where nothing listens there, before the work that comes first."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), PATIENCE).close()
+    except (OSError, OverflowError) as error:
+        raise _silent(address, error) from error
+
+
+def _silent(address: str, error: Exception) -> ConfigError:
+    return ConfigError(f"no dask scheduler answers at {address}: {first_line(error)}")
+
+
+def _needed(package: str) -> None:
+    from importlib.util import find_spec
+
+    if find_spec(package) is None:
+        extra = "pip install 'qia3[cluster]'" if package == "distributed" else f"pip install {package}"
+        raise ConfigError(f"this executor needs {package}, which is not installed: {extra}")
