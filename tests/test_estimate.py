@@ -9,7 +9,7 @@ from test_footprint_account import write_bundle
 
 from qia3.footprint.devices import load_device, load_devices
 from qia3.footprint.devices_page import estimates_section, speed
-from qia3.footprint.estimate import estimate
+from qia3.footprint.estimate import NODE_SECONDS, estimate
 from qia3.footprint.kernels import KernelBytes
 from qia3.footprint.report import Report, build_report
 from qia3.printers.markdown import body_text
@@ -48,6 +48,22 @@ def test_published_speeds_lie_in_their_range(report):
     for name, speeds in {**published, "avx2-laptop": (11.05,)}.items():
         found = estimate(load_device(name), replace(report, memory=memory))
         assert all(found.decode_tokens_per_second_low < s < found.decode_tokens_per_second_high for s in speeds), name
+
+
+def test_machines_of_the_readme_lie_in_their_range(report):
+    """One Xeon decodes Llama-3.2-1B's shapes (772 MB, 229 nodes) at 20 tokens/s, which tells its bandwidth, and SmolLM2-135M
+    at 190 in blocks of 32 (101 MB, 411 nodes), 192 to 212 of 64 (84 MB), 239 of 128 (76 MB).
+    """
+    rate = 772e6 / (1 / 20 - 229 * NODE_SECONDS["x64"])
+    known = load_device("avx2-laptop")
+    figure = known.decode_bandwidth_low_bytes_per_second.model_copy(update={"value": rate})
+    both = dict.fromkeys(("decode_bandwidth_low_bytes_per_second", "decode_bandwidth_high_bytes_per_second"), figure)
+    for megabytes, speeds in ((101, (190,)), (84, (192, 212)), (76, (239,))):
+        kernels = {"x64-int8": KernelBytes(megabytes * 10**6, megabytes * 10**6)}
+        small = replace(report, memory=replace(report.memory, kernels=report.memory.kernels | kernels, nodes=411))
+        found = estimate(known.model_copy(update=both), small)
+        assert all(found.decode_tokens_per_second_low < s < found.decode_tokens_per_second_high for s in speeds)
+    assert 411 * NODE_SECONDS["x64"] < 1 / 305  # an EPYC's whole token
 
 
 def test_what_is_too_large_does_not_fit(report):

@@ -1,10 +1,11 @@
 """This machine as it was measured: the terms that an estimate needs, fitted to graphs that were run (qia3.runtime.calibrate).
 
-    seconds a token = streamed bytes / bandwidth + nodes x seconds a node
+    seconds a token  = streamed bytes / bandwidth + nodes x seconds a node
+    seconds a prompt = operations / operations a second + outputs x seconds an output + nodes x seconds a node
 
-Two graphs make two equations: the narrow one has few bytes and many nodes, the wide one many bytes and few. What they give
-is held against a third one, and the error stands in the profile. A prompt's products are arithmetic: operations over
-seconds of the wide graph, less its nodes. Loading is packing: bytes held over seconds.
+Two graphs make two equations each: the narrow one has few bytes and many nodes, the wide one many bytes and few. What they
+give is held against a third one, and the error stands in the profile. Floats are a row of products of their own. Loading
+is packing: bytes held over seconds.
 
 The profile is a device profile like those that ship (device.py). It is kept in the user's folder for data, and
 `--device here` takes its figures from there, if it is of this processor; memory is probed each time.
@@ -36,22 +37,27 @@ from qia3.storage import writing
 
 COMMAND = "qia3 bench --calibrate"
 LARGEST = 2**20
+LEAST = 1e-12  # seconds an output, where none could be told
 APART = 0.3  # an error in the graph that was not fitted, above which the machine was doing something else
 TAKEN = (
     *("decode_bandwidth_low_bytes_per_second", "decode_bandwidth_high_bytes_per_second", "node_seconds"),
-    *("product_operations_per_second", "load_bytes_per_second", "process_held_bytes", "process_mapped_bytes"),
+    *("float_bandwidth_bytes_per_second", "product_operations_per_second", "output_seconds"),
+    *("load_bytes_per_second", "process_held_bytes", "process_mapped_bytes"),
 )
 
 
 @dataclass(frozen=True)
 class Terms:
-    """What was fitted. `error`: of the third graph's token, predicted over measured less one."""
+    """What was fitted. Errors: of the third graph's token and prompt, predicted over measured less one."""
 
     bandwidth_bytes_per_second: float
+    float_bandwidth_bytes_per_second: float
     node_seconds: float
     operations_per_second: float
+    output_seconds: float
     load_bytes_per_second: float
     error: float
+    prompt_error: float
 
 
 @dataclass(frozen=True)
@@ -96,19 +102,34 @@ def fitted(figures: Mapping[str, Any], kernel: str) -> Terms:
         (few.streamed_bytes, narrow["nodes"], narrow["token_seconds"]),
         (many.streamed_bytes, wide["nodes"], wide["token_seconds"]),
     )
-    again = some.streamed_bytes / rate + third["nodes"] * node
-    operations = 2 * wide["layers"] * sum(k * n for k, n in wide["linears"]) * figures["prompt_tokens"]
+    speed, output = _prompt_terms(*(_prompt(stack, node, figures["prompt_tokens"]) for stack in (narrow, wide)))
+    operations, outputs, rest = _prompt(third, node, figures["prompt_tokens"])
+    floats = figures["floats"]
     return Terms(
         bandwidth_bytes_per_second=rate,
+        float_bandwidth_bytes_per_second=floats["bytes"] / max(floats["token_seconds"] - floats["nodes"] * node, 1e-9),
         node_seconds=node,
-        operations_per_second=operations / max(wide["prompt_seconds"] - wide["nodes"] * node, 1e-9),
+        operations_per_second=speed,
+        output_seconds=output,
         load_bytes_per_second=many.held_bytes / wide["load_seconds"],
-        error=again / third["token_seconds"] - 1,
+        error=(some.streamed_bytes / rate + third["nodes"] * node) / third["token_seconds"] - 1,
+        prompt_error=(operations / speed + outputs * output) / rest - 1,
+    )
+
+
+def _prompt(stack: Mapping[str, Any], node: float, tokens: int) -> tuple[float, float, float]:
+    """Operations and outputs of its products, and its seconds without those of its nodes."""
+    numbers, outputs = (sum(each) for each in zip(*((k * n, n) for k, n in stack["linears"]), strict=True))
+    (inputs, words), rows = stack["head"], tokens * stack["layers"]  # the head is asked once
+    return (
+        2 * (rows * numbers + inputs * words),
+        rows * outputs + words,
+        stack["prompt_seconds"] - stack["nodes"] * node,
     )
 
 
 def _solved(narrow: tuple[float, float, float], wide: tuple[float, float, float]) -> tuple[float, float]:
-    """Bytes a second and seconds a node, of two times bytes, nodes and seconds (Cramer's rule)."""
+    """Bytes a second and seconds a node (operations, outputs), of two times bytes, nodes and seconds (Cramer's rule)."""
     (b, n, t), (c, m, u) = narrow, wide
     below = b * m - c * n
     per_byte, per_node = (t * m - u * n) / below, (b * u - c * t) / below
@@ -119,12 +140,22 @@ def _solved(narrow: tuple[float, float, float], wide: tuple[float, float, float]
     return 1 / per_byte, per_node
 
 
+def _prompt_terms(narrow: tuple[float, float, float], wide: tuple[float, float, float]) -> tuple[float, float]:
+    """Operations a second and seconds an output; where small products run as fast as large ones, an output takes nothing."""
+    try:
+        return _solved(narrow, wide)
+    except ConfigError:
+        return wide[0] / max(wide[2], 1e-9), LEAST
+
+
 def _bytes(stack: Mapping[str, Any], block: int, kernel: str) -> KernelBytes:
     linears = [
         Layer("", inputs, outputs, "", 4, "int4", block, False)
         for _ in range(stack["layers"])
         for inputs, outputs in stack["linears"]
     ]
+    width, words = stack["head"]
+    linears.append(Layer("", width, words, "", 4, "int4", block, False))
     return kernel_bytes(linears)[kernel]
 
 
@@ -141,8 +172,15 @@ def profile(here: Device, figures: Mapping[str, Any], terms: Terms) -> Device:
         "decode_bandwidth_low_bytes_per_second": rate,
         "decode_bandwidth_high_bytes_per_second": rate,
         "node_seconds": figure(terms.node_seconds, f"the same fit; a third stack: {terms.error:+.0%} of its time"),
+        "float_bandwidth_bytes_per_second": figure(
+            terms.float_bandwidth_bytes_per_second, "products in float32, a token at a time, less their nodes"
+        ),
         "product_operations_per_second": figure(
-            terms.operations_per_second, f"MatMulNBits in blocks of {figures['block']}, {figures['prompt_tokens']} rows"
+            terms.operations_per_second,
+            f"{figures['prompt_tokens']} rows of the same stacks, blocks of {figures['block']}: operations and outputs fitted",
+        ),
+        "output_seconds": figure(
+            terms.output_seconds, f"the same fit; the third stack: {terms.prompt_error:+.0%} of its time"
         ),
         "load_bytes_per_second": figure(terms.load_bytes_per_second, "bytes held over seconds of loading"),
     }
@@ -192,10 +230,11 @@ def calibration_text(done: Calibration) -> str:
         else ""
     )
     return (
-        f"weights are read at {terms.bandwidth_bytes_per_second / 1e9:.1f} GB/s, an operator takes "
-        f"{terms.node_seconds * 1e6:.1f} microseconds, a prompt's products run at "
-        f"{terms.operations_per_second / 1e9:.0f} billion operations/s ({done.threads} threads)\n"
-        f"a graph that was not fitted: {terms.error:+.0%} of its time per token{busy}\n"
+        f"4-bit weights are read at {terms.bandwidth_bytes_per_second / 1e9:.1f} GB/s and floats at "
+        f"{terms.float_bandwidth_bytes_per_second / 1e9:.1f}, an operator takes {terms.node_seconds * 1e6:.1f} microseconds, "
+        f"a prompt's products run at {terms.operations_per_second / 1e9:.0f} billion operations/s and "
+        f"{terms.output_seconds * 1e9:.1f} nanoseconds an output ({done.threads} threads)\n"
+        f"a graph that was not fitted: {terms.error:+.0%} of its time per token, {terms.prompt_error:+.0%} of a prompt's{busy}\n"
         f"kept in {done.path}"
     )
 

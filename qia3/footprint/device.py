@@ -115,6 +115,7 @@ Rate = Annotated[Figure, _within(10**7, 64 * TB, RATE)]
 Count = Annotated[Figure, AfterValidator(_whole)]
 Small = Annotated[Figure, _within(MIB, TB, BYTES)]
 Seconds = Annotated[Figure, _within(1e-9, 1e-2, SECONDS)]
+Moment = Annotated[Figure, _within(1e-13, 1e-6, SECONDS)]
 Operations = Annotated[Figure, _within(10**7, 10**16, OPERATIONS)]
 
 
@@ -137,7 +138,9 @@ class Device(Entry):
     decode_bandwidth_low_bytes_per_second: Rate | None = Field(None, description="weights read while decoding (least)")
     decode_bandwidth_high_bytes_per_second: Rate | None = Field(None, description="weights read while decoding (most)")
     node_seconds: Seconds | None = Field(None, description="time of an operator while decoding, beside its weights")
+    float_bandwidth_bytes_per_second: Rate | None = Field(None, description="float32 weights read while decoding")
     product_operations_per_second: Operations | None = Field(None, description="4-bit products of a prompt")
+    output_seconds: Moment | None = Field(None, description="time of a product's output in a prompt, beside that")
     load_bytes_per_second: Rate | None = Field(None, description="weights loaded and packed")
     process_held_bytes: Small | None = Field(None, description="held by a process without weights, cache and prompt")
     process_mapped_bytes: Small | None = Field(None, description="libraries that such a process has mapped")

@@ -4,7 +4,7 @@ The estimate is a roofline. Decoding one token reads every packed weight once:
 
     seconds a token = streamed bytes / decode bandwidth + nodes * seconds a node
 
-with the bytes of the kernel that the device would run (kernels.py). The decode bandwidth is what published decoding
+with the bytes of the kernel that the device would run (kernels.py, speed.py). The decode bandwidth is what published decoding
 read: tokens a second times the bytes of the model's file, one to three runs of llama.cpp or LiteRT-LM a device. So the
 answer is a range, 40 % around what the lowest and the highest give. A device that was calibrated (`qia3 bench
 --calibrate`, calibrated.py) has both terms measured, and a range of 30 %. Without any run there is only a ceiling, the
@@ -22,10 +22,15 @@ from qia3.footprint.account import TENSORS
 from qia3.footprint.device import Device, Figure
 from qia3.footprint.kernels import KernelBytes, kernel_for
 from qia3.footprint.report import Report
+from qia3.footprint.speed import token_seconds
 from qia3.footprint.table import mib
 
 UNCERTAINTY, CALIBRATED = 0.4, 0.3
-NODE_SECONDS = {"x64": 1e-6, "arm": 4e-6}  # measured on x64 with onnxruntime 1.32; on ARM a guess of 3 to 5 times that
+# Of a node, where a device was not calibrated. x64: README's two tables on one Xeon (onnxruntime 1.32) give its bandwidth from
+# Llama-3.2-1B's shapes and leave SmolLM2-135M's 411 nodes a microsecond or less (at 2, blocks of 32 fall out of the range);
+# its EPYC, 305 tokens/s, at most 8, were bytes nothing. A shared virtual machine took 7 to 14 (benchmarks/LOG.md): calibrate
+# such a one. ARM: nobody published any; a guess of 3 to 5 times x64's.
+NODE_SECONDS = {"x64": 1e-6, "arm": 4e-6}
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,7 @@ class Load:
         if bandwidth is None or not self.writes or device.family not in NODE_SECONDS:
             return None
         node = device.node_seconds.value if device.node_seconds else NODE_SECONDS[device.family]
-        return self.on(device).streamed_bytes / bandwidth.value + self.nodes * node
+        return token_seconds(self.on(device), self.nodes, bandwidth.value, node, device)
 
 
 def estimate(device: Device, report: Report) -> Estimate:

@@ -70,10 +70,13 @@ class Blocks(NamedTuple):
 
 @dataclass(frozen=True)
 class KernelBytes:
-    """`held_bytes` for all linear layers, head included; `streamed_bytes` of them are read for each token."""
+    """`held_bytes` for all linear layers, head included; `streamed_bytes` of them are read for each token, of which
+    `float_bytes` are of layers that stay in float32.
+    """
 
     held_bytes: int
     streamed_bytes: int
+    float_bytes: int = 0
 
 
 def kernel_bytes(linears: Sequence[Layer], dense: Sequence[Dense] = ()) -> dict[str, KernelBytes]:
@@ -86,7 +89,7 @@ def kernel_bytes(linears: Sequence[Layer], dense: Sequence[Dense] = ()) -> dict[
         "arm-i8mm": _arm(layers, eight=8),
     }
     held, read = (sum(4 * x.inputs * x.outputs for x in dense if every or not x.once) for every in (True, False))
-    return {name: KernelBytes(k.held_bytes + held, k.streamed_bytes + read) for name, k in found.items()}
+    return {name: KernelBytes(k.held_bytes + held, k.streamed_bytes + read, read) for name, k in found.items()}
 
 
 def _blocks(shape: Shape, read: bool) -> Blocks:

@@ -2,8 +2,7 @@
 
     held      the process + what the kernels pack + the cache of so many positions + what a prompt works in
     mapped    libraries + what stays in the file and is touched
-    a prompt  2 x numbers in its products x tokens / operations a second + nodes x seconds a node
-    a token   streamed bytes / bandwidth + nodes x seconds a node
+    times     as in speed.py
 
 A prompt's layers work in the outputs of one layer's products, twice over: it was 0.7 to 1.2 times that in stacks of ten
 shapes. A page that is touched brings its neighbours, AROUND bytes in all (Linux's fault-around), so a small tensor takes
@@ -34,6 +33,7 @@ from qia3.footprint.device import Device
 from qia3.footprint.kernels import KernelBytes, cross_cache_bytes, kernel_bytes, kernel_for, kv_cache_bytes
 from qia3.footprint.nodes import node_count
 from qia3.footprint.shapes import Form, Shapes
+from qia3.footprint.speed import prompt_seconds, token_seconds
 
 AROUND = 2**16
 WORK_BYTES = 8  # of each output of a layer's products: float32, twice
@@ -88,6 +88,11 @@ class Sizes:
         reads = [x.inputs * x.outputs for x in _reads(self.layers, self.architecture)]
         rest = sum(x.inputs * x.outputs for x in self.layers) - sum(reads)
         return 2 * (prompt * sum(reads) + rest)
+
+    def prompt_outputs(self, prompt: int) -> int:
+        """Numbers that those products write."""
+        reads = sum(x.outputs for x in _reads(self.layers, self.architecture))
+        return prompt * reads + sum(x.outputs for x in self.layers) - reads
 
     def touched_bytes(self) -> int:
         """What of the file is mapped."""
@@ -179,13 +184,16 @@ def process(device: Device | None) -> tuple[int, int]:
 
 def times(sizes: Sizes, device: Device, prompt: int) -> tuple[float | None, float | None, float | None]:
     """Seconds of loading, of a prompt with its first token, and of a token; None where the device was not calibrated."""
-    node, rate, load = device.node_seconds, device.product_operations_per_second, device.load_bytes_per_second
-    bandwidth = device.decode_bandwidth_low_bytes_per_second
-    if node is None or rate is None or load is None or bandwidth is None:
+    node, load, bandwidth = (
+        device.node_seconds,
+        device.load_bytes_per_second,
+        device.decode_bandwidth_low_bytes_per_second,
+    )
+    first = prompt_seconds(sizes.prompt_operations(prompt), sizes.prompt_outputs(prompt), sizes.nodes, device)
+    if node is None or load is None or bandwidth is None:
         return None, None, None
-    once = sizes.nodes * node.value
-    first = sizes.prompt_operations(prompt) / rate.value + once
-    token = None if sizes.architecture.pooling is not None else sizes.kernel.streamed_bytes / bandwidth.value + once
+    writes = sizes.architecture.pooling is None
+    token = token_seconds(sizes.kernel, sizes.nodes, bandwidth.value, node.value, device) if writes else None
     return sizes.kernel.held_bytes / load.value, first, token
 
 

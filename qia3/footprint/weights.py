@@ -70,6 +70,7 @@ def mixed(shapes: Shapes, bits: float = MIXED_BITS) -> Weights:
         name: KernelBytes(
             between(kernel.held_bytes, eight.kernels[name].held_bytes),
             between(kernel.streamed_bytes, eight.kernels[name].streamed_bytes),
+            between(kernel.float_bytes, eight.kernels[name].float_bytes),
         )
         for name, kernel in four.kernels.items()
     }

@@ -2,14 +2,16 @@
 
     python -m qia3.runtime.calibrate --json
 
-The graphs are decoders' layers as a bundle has them, without embedding and head: norms, q|k|v in one product, attention
-with a cache, vectors at the side, a gated feed-forward. Weights are random, and the same in all layers: each product
-packs a copy of its own, so a token still reads them all. There are three, of which two tell bytes and nodes apart and
-the third checks what follows from them (qia3.footprint.calibrated):
+The graphs are decoders as a bundle has them, but for the embedding: norms, q|k|v in one product, attention with a cache,
+vectors at the side, a gated feed-forward, and a head over a vocabulary for the last position. Weights are random, and
+others in each layer: ONNX Runtime keeps what it packed by its content, so layers that are alike would share one copy, and
+that stays in the processor's cache (a token of the wide graph took 12 ms that way, and takes 27). There are three, of which
+two tell bytes and nodes apart and the third checks what follows from them (qia3.footprint.calibrated):
 
     narrow    few bytes, many nodes        wide    many bytes, few nodes        between    neither
 
-Each runs a token at a time, and prompts of PROMPT tokens, in turn: a round has all three. The fastest round of each counts,
+A fourth is a row of products in float32, for what stays in it (T5's `wo`): other code, which reads faster. Each runs a
+token at a time, and the first three prompts of PROMPT tokens, in turn: a round has all. The fastest round of each counts,
 since what else the machine does can only add to a time.
 """
 
@@ -35,10 +37,10 @@ from qia3.runtime.onnx_bytes import model, node
 from qia3.runtime.session import options
 
 MICROSOFT = "com.microsoft"
-HEAD, CAPACITY, BLOCK = 64, 192, 64
+HEAD, CAPACITY, BLOCK, VOCABULARY = 64, 192, 64, 32768
 PROMPT, TOKENS, ROUNDS = 128, 16, 12
 SHARE = 6  # of the free memory a graph may take one part in so many
-HELD_BITS = 6  # a weight, packed, with room to spare
+HELD_BITS = 11  # a weight, as it was given and packed, with room to spare
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Plan:
     heads: int
     kv_heads: int
     inner: int
+    vocabulary: int = VOCABULARY
 
     @property
     def hidden(self) -> int:
@@ -61,15 +64,50 @@ class Plan:
         return [(hidden, hidden + 2 * kv), (hidden, hidden), *[(hidden, self.inner)] * 2, (self.inner, hidden)]
 
     def within(self, room: int) -> Plan:
-        """With as many layers as go into `room` bytes. Raises ConfigError where one does not."""
+        """With as many layers as go into `room` bytes, half as wide where one does not. Raises ConfigError."""
         each = sum(k * n for k, n in self.linears()) * HELD_BITS // 8
-        if each > room:
+        head = self.hidden * self.vocabulary * HELD_BITS // 8
+        if each + head <= room:
+            return replace(self, layers=min(self.layers, (room - head) // each))
+        if self.heads % 2 or self.kv_heads % 2:
             raise ConfigError(f"{room / 2**20:,.0f} MiB are not enough to calibrate: end other programs first")
-        return replace(self, layers=min(self.layers, room // each))
+        return replace(self, heads=self.heads // 2, kv_heads=self.kv_heads // 2, inner=self.inner // 2).within(room)
 
 
-TINY = Plan("tiny", 1, 1, 1, 64)
+@dataclass(frozen=True)
+class FloatPlan:
+    """So many products, there and back between two widths."""
+
+    products: int
+    inputs: int
+    outputs: int
+
+    def within(self, room: int) -> FloatPlan:
+        """With as many as go into `room` bytes, and at least two."""
+        each = 4 * self.inputs * self.outputs
+        return replace(self, products=max(2, min(self.products, room // each)))
+
+
+TINY = Plan("tiny", 1, 1, 1, 64, 64)
+FLOATS = FloatPlan(16, 768, 2048)
 PLANS = (Plan("narrow", 24, 6, 2, 1024), Plan("between", 16, 12, 4, 2048), Plan("wide", 8, 32, 8, 8192))
+
+
+class Floats:
+    """Products in float32, one after the other: a token at a time. `bytes` are those of their weights."""
+
+    def __init__(self, plan: FloatPlan, threads: int) -> None:
+        self.plan, (self.nodes, content) = plan, float_graph(plan)
+        self.bytes = 4 * plan.inputs * plan.outputs * plan.products
+        self.session = ort.InferenceSession(content, options(threads), providers=["CPUExecutionProvider"])
+
+    def seconds(self, times: int = TOKENS) -> float:
+        """Of one run, of so many in a row."""
+        given = {"x": np.ones((1, 1, self.plan.inputs), np.float32)}
+        started = time.perf_counter()
+        for _ in range(times):
+            self.session.run(None, given)
+        return (time.perf_counter() - started) / times
 
 
 class Stack:
@@ -90,8 +128,8 @@ class Stack:
             self.binding.bind_ortvalue_output(f"present_{name}", value)
 
     def run(self, tokens: int, before: int) -> NDArray[np.float32]:
-        """So many tokens after so many: [1, tokens, hidden]."""
-        out = np.empty((1, tokens, self.plan.hidden), np.float32)
+        """So many tokens after so many: logits after the last, [1, 1, vocabulary]."""
+        out = np.empty((1, 1, self.plan.vocabulary), np.float32)
         given = {
             "x": np.ones((1, tokens, self.plan.hidden), np.float32),
             "last": np.full((1, 1), before + tokens - 1, np.int32),
@@ -106,10 +144,10 @@ class Stack:
         return out
 
     def seconds(self, tokens: int, before: int, times: int) -> float:
-        """Of one run, of so many in a row."""
+        """Of one run and the likeliest token, of so many in a row."""
         started = time.perf_counter()
         for i in range(times):
-            self.run(tokens, before + i)
+            int(self.run(tokens, before + i).argmax())
         return (time.perf_counter() - started) / times
 
     def round(self) -> tuple[float, float]:
@@ -122,6 +160,7 @@ class Stack:
             "name": self.plan.name,
             "layers": self.plan.layers,
             "linears": self.plan.linears(),
+            "head": (self.plan.hidden, self.plan.vocabulary),
             "nodes": self.nodes,
             "load_seconds": self.load_seconds,
             "token_seconds": token,
@@ -137,7 +176,9 @@ def calibrate(threads: int | None = None) -> dict[str, Any]:
     taken = resident()
     room = (available_memory_bytes() or 2**30) // SHARE
     stacks = [Stack(plan.within(room), threads) for plan in PLANS]
-    rounds = [[stack.round() for stack in stacks] for _ in range(ROUNDS + 1)][1:]  # the first one warms up
+    floats = Floats(FLOATS.within(room), threads)
+    rounds = [[*(stack.round() for stack in stacks), (floats.seconds(), 0.0)] for _ in range(ROUNDS + 1)]
+    rounds = rounds[1:]  # the first one warms up
     return {
         "machine": machine(),
         "processor": processor(),
@@ -147,6 +188,11 @@ def calibrate(threads: int | None = None) -> dict[str, Any]:
         "process_held_bytes": taken.get("RssAnon"),
         "process_mapped_bytes": taken.get("RssFile"),
         "stacks": [stack.figures([round_[i] for round_ in rounds]) for i, stack in enumerate(stacks)],
+        "floats": {
+            "bytes": floats.bytes,
+            "nodes": floats.nodes,
+            "token_seconds": min(round_[-1][0] for round_ in rounds),
+        },
     }
 
 
@@ -156,7 +202,7 @@ def graph(plan: Plan) -> tuple[int, bytes]:
     inputs: dict[str, Any] = {"x": (np.dtype(np.float32), (1, "S", plan.hidden))}
     inputs |= {"last": (np.dtype(np.int32), (1, 1)), "total": (np.dtype(np.int32), ())}
     nodes: list[bytes] = []
-    outputs: dict[str, Any] = {"y": (1, "S", plan.hidden)}
+    outputs: dict[str, Any] = {"y": (1, 1, plan.vocabulary)}
     sum_, delta = "x", "x"
     for i in range(plan.layers):
         for x in "kv":
@@ -167,7 +213,8 @@ def graph(plan: Plan) -> tuple[int, bytes]:
             constants[name] = np.ones((1, 1, size), np.float32)  # a default, as vectors at the side have one
         nodes += _layer(plan, i, sum_, delta)
         sum_, delta = f"mid{i}", f"down{i}"
-    nodes.append(_norm(sum_, delta, "y", ""))
+    nodes += [_norm(sum_, delta, "states", ""), node("Gather", ["states", "end"], ["state"], {"axis": 1})]
+    nodes.append(_product((plan.hidden, plan.vocabulary), ["wh", "sh", "zh"])("state", "y"))
     return len(nodes), model(nodes, inputs, outputs, constants)
 
 
@@ -175,11 +222,16 @@ def _constants(plan: Plan) -> dict[str, NDArray[Any]]:
     random, angles = np.random.default_rng(0), np.arange(CAPACITY)[:, None] * np.ones(HEAD // 2)
     found: dict[str, NDArray[Any]] = {"norm": np.ones(plan.hidden, np.float32)}
     found |= {"cos": np.cos(angles).astype(np.float32), "sin": np.sin(angles).astype(np.float32)}
-    for which, (inputs, outputs) in enumerate(plan.linears()):
-        blocks = inputs // BLOCK
-        found[f"w{which}"] = random.integers(0, 256, (outputs, blocks, BLOCK // 2), np.uint8)
-        found[f"s{which}"] = np.full((outputs, blocks), 1 / inputs, np.float32)
-        found[f"z{which}"] = np.full((outputs, -(-blocks // 2)), 0x88, np.uint8)
+    found["end"] = np.array([-1], np.int64)
+    for which, (inputs, outputs) in enumerate([*plan.linears(), (plan.hidden, plan.vocabulary)]):
+        blocks, size = inputs // BLOCK, outputs * inputs // 2
+        head = which == len(plan.linears())
+        codes = random.integers(0, 256, size + plan.layers, np.uint8)
+        for i in range(1 if head else plan.layers):  # each layer's begin a byte later, and so differ
+            name = "wh" if head else f"w{which}_{i}"
+            found[name] = codes[i : i + size].reshape(outputs, blocks, BLOCK // 2)
+        found["sh" if head else f"s{which}"] = np.full((outputs, blocks), 1 / inputs, np.float32)
+        found["zh" if head else f"z{which}"] = np.full((outputs, -(-blocks // 2)), 0x88, np.uint8)
     return found
 
 
@@ -188,7 +240,9 @@ def _layer(plan: Plan, i: int, sum_: str, delta: str) -> list[bytes]:
     heads = {"num_heads": plan.heads, "kv_num_heads": plan.kv_heads, "do_rotary": 1}
     keys = [f"k{i}", f"v{i}"]
     attended = [f"scaled{i}", "", "", *keys, "last", "total", "cos", "sin"]
-    qkv, output, gate, up, down = (_product(plan, which) for which in range(5))
+    qkv, output, gate, up, down = (
+        _product(sizes, [f"w{which}_{i}", f"s{which}", f"z{which}"]) for which, sizes in enumerate(plan.linears())
+    )
     return [
         _norm(sum_, delta, f"normed{i}", f"sum{i}"),
         qkv(f"normed{i}", f"qkv{i}"),
@@ -211,10 +265,26 @@ def _norm(sum_: str, delta: str, out: str, total: str) -> bytes:
     return node("SkipSimplifiedLayerNormalization", [sum_, delta, "norm"], outputs, {"epsilon": 1e-5}, MICROSOFT)
 
 
-def _product(plan: Plan, which: int) -> Callable[[str, str], bytes]:
-    inputs, outputs = plan.linears()[which]
+def float_graph(plan: FloatPlan) -> tuple[int, bytes]:
+    """How many nodes it has, and the graph."""
+    numbers = np.random.default_rng(0).standard_normal(plan.inputs * plan.outputs + plan.products, np.float32)
+    sizes = (plan.inputs, plan.outputs)
+    nodes, constants, last = [], {}, "x"
+    for i in range(plan.products):
+        inputs, outputs = sizes[:: 1 if i % 2 == 0 else -1]
+        values = numbers[i : i + inputs * outputs] / np.float32(inputs**0.5)
+        constants[f"w{i}"] = values.reshape(inputs, outputs)
+        made = f"y{i}" if i < plan.products - 1 else "y"
+        nodes.append(node("MatMul", [last, f"w{i}"], [made]))
+        last = made
+    given: dict[str, Any] = {"x": (np.dtype(np.float32), (1, "S", plan.inputs))}
+    return len(nodes), model(nodes, given, {"y": (1, "S", sizes[plan.products % 2])}, constants)
+
+
+def _product(sizes: tuple[int, int], weights: list[str]) -> Callable[[str, str], bytes]:
+    """Of inputs and outputs, by the names of codes, scales and zero points."""
+    inputs, outputs = sizes
     attributes = {"K": inputs, "N": outputs, "bits": 4, "block_size": BLOCK, "accuracy_level": 4}
-    weights = [f"{part}{which}" for part in "wsz"]
     return lambda x, y: node("MatMulNBits", [x, *weights], [y], attributes, MICROSOFT)
 
 
