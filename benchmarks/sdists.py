@@ -17,8 +17,8 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
-from qia3.base.sources import cache_folder
 from qia3.progress import say
+from qia3.storage import cache_folder
 
 
 def member(requirement: str, sha256: str, path: str, read: Callable[[bytes], bytes] = lambda content: content) -> Path:

@@ -31,8 +31,8 @@ from transformers import AutoConfig, AutoModelForSeq2SeqLM, PreTrainedTokenizerF
 from transformers.activations import NewGELUActivation
 
 from qia3.base.load import quiet
-from qia3.base.sources import cache_folder
 from qia3.progress import counting, say
+from qia3.storage import cache_folder
 
 SAVE_EVERY = 60.0  # seconds
 Batch = dict[str, torch.Tensor]

@@ -1,27 +1,38 @@
-"""What a model will cost, asked before anything is downloaded or built: sizes, what training keeps, and the verdicts."""
+"""What a model will cost, asked before anything is downloaded or built: sizes, what training keeps, and the verdicts.
+
+What torch is needed for (counting.py) is kept, for a configuration that is a file: asked again, of another device or
+context, the answer needs no torch. A kept count is found by all that made it: the configuration's bytes, the names, sizes
+and times of the weights beside it (which say whether the head is a table of its own), and the versions and code here.
+"""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
-from dataclasses import replace
+import contextlib
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from qia3.base.complete import empty
-from qia3.base.load import quiet
-from qia3.errors import ConfigError
-from qia3.footprint.before import Before, before
+from qia3.errors import ConfigError, QIA3Error
+from qia3.footprint.before import TEXTS, TOKENS, Before, before
 from qia3.footprint.device import Device
 from qia3.footprint.shapes import Shapes
 from qia3.footprint.verdict import verdict
-from qia3.graph.distance import table_numbers
-from qia3.ia3.activations import Method, saved_bytes
-from qia3.ia3.shapes import read_any_config, shapes_of
+from qia3.parse import read_bytes
+from qia3.storage import cache_folder
 
-TEXTS, TOKENS = 8, 128  # of a training step
+if TYPE_CHECKING:
+    from qia3.counting import Counted
+
 USUAL_CONTEXT = 2048
-METHODS: tuple[Method, ...] = ("ia3", "lora", "full")
+LARGEST = 1 << 24  # bytes of a kept count, and of a configuration that one is kept for
+MOST = 200  # counts that are kept
+CONFIGURATIONS = ("config.json", "generation_config.json")
 
 
 def forecast(reference: str, contexts: Sequence[int], rows: int, devices: Sequence[Device]) -> Before:
@@ -29,14 +40,24 @@ def forecast(reference: str, contexts: Sequence[int], rows: int, devices: Sequen
 
     Raises BaseModelError for a model that is not read, and ConfigError for a context that it does not have.
     """
-    with quiet():
-        config = read_any_config(reference)
-        read = shapes_of(config, reference)
-        shapes = replace(read, tabled=table_numbers(empty(copy.deepcopy(config))))
-        asked = _contexts(shapes, contexts)
-        kept: dict[str, int] = {method: _kept(config, shapes, method) for method in METHODS}
+    shapes, kept = counted(reference)
+    asked = _contexts(shapes, contexts)
     verdicts = [verdict(shapes, device, max(asked), rows) for device in devices]
     return before(shapes, asked, rows, kept, (TEXTS, TOKENS), verdicts)
+
+
+def counted(reference: str) -> tuple[Shapes, dict[str, int]]:
+    """A model's sizes, and what a training step keeps by method: kept from before, or counted now. Raises BaseModelError."""
+    place = _place(reference)
+    known = None if place is None else _read(place)
+    if known is None:
+        from qia3.counting import count
+
+        found = count(reference)
+        if place is not None:
+            _keep(place, found)
+        known = found.shapes, found.kept
+    return replace(known[0], reference=reference), known[1]
 
 
 def _contexts(shapes: Shapes, asked: Sequence[int]) -> list[int]:
@@ -48,8 +69,51 @@ def _contexts(shapes: Shapes, asked: Sequence[int]) -> list[int]:
     return sorted(set(asked))
 
 
-def _kept(config: object, shapes: Shapes, method: Method) -> int:
-    model = empty(copy.deepcopy(config))
-    model.config._attn_implementation = "eager"
-    length = min(TOKENS, shapes.architecture.context_length or TOKENS)
-    return saved_bytes(model, shapes.sites, method, TEXTS, length, torch.bfloat16)
+def _place(reference: str) -> Path | None:
+    """Where the count of this model is kept; None where its configuration is not a file of its own."""
+    given = Path(reference)
+    folder = given.parent if given.name == "config.json" else given
+    if not (folder / "config.json").is_file():
+        return None
+    seen = hashlib.sha256()
+    with contextlib.suppress(QIA3Error):
+        for part in _made_of(folder):
+            seen.update(len(part).to_bytes(8, "little") + part)
+        return cache_folder() / "forecasts" / f"{seen.hexdigest()[:32]}.json"
+    return None
+
+
+def _made_of(folder: Path) -> Iterator[bytes]:
+    """Everything that a count follows from."""
+    for name in CONFIGURATIONS:
+        if (folder / name).is_file():
+            yield name.encode() + read_bytes(folder / name, ConfigError, largest=LARGEST)
+    for file in sorted(folder.iterdir()):
+        if file.suffix in (".safetensors", ".bin", ".py") or file.name.endswith(".index.json"):
+            facts = file.stat()
+            yield f"{file.name} {facts.st_size} {facts.st_mtime_ns}".encode()
+    yield " ".join([sys.version, *(version(name) for name in ("torch", "transformers"))]).encode()
+    for file in sorted(Path(__file__).parent.rglob("*.py")):
+        yield file.read_bytes()
+
+
+def _read(place: Path) -> tuple[Shapes, dict[str, int]] | None:
+    """None where there is none, or none that can be read: it is counted anew."""
+    from pydantic import TypeAdapter, ValidationError
+
+    if not place.is_file():
+        return None
+    with contextlib.suppress(QIA3Error, ValidationError, OSError):
+        return TypeAdapter(tuple[Shapes, dict[str, int]]).validate_json(read_bytes(place, ConfigError, largest=LARGEST))
+    return None
+
+
+def _keep(place: Path, found: Counted) -> None:
+    """Whole or not at all; a folder that cannot be written keeps nothing."""
+    with contextlib.suppress(OSError):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        scratch = place.with_suffix(f".{os.getpid()}.tmp")
+        scratch.write_text(json.dumps([asdict(found.shapes), found.kept]), encoding="utf-8")
+        scratch.replace(place)
+        for old in sorted(place.parent.glob("*.json"), key=lambda file: file.stat().st_mtime)[:-MOST]:
+            old.unlink(missing_ok=True)

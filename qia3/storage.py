@@ -43,6 +43,13 @@ YOUNG = 60  # seconds in which an unlocked folder of a living process may still 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 
 
+def cache_folder() -> Path:
+    """What is kept to be made once: fetched weights, quantised bases, forecasts. Where caches belong on this system."""
+    import platformdirs  # which a device that only runs a bundle does without
+
+    return Path(os.environ.get("QIA3_CACHE") or platformdirs.user_cache_path("qia3", appauthor=False))
+
+
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
     """Around code that writes in `folder`.

@@ -15,7 +15,8 @@ import pytest
 from tiny_build import write_base
 from tiny_quantised import write_gguf
 
-from qia3.base import identity, kept, load, sources
+from qia3 import storage
+from qia3.base import identity, kept, load
 from qia3.base.identity import digest
 from qia3.base.load import Asked, load_base
 from qia3.errors import BaseModelError
@@ -157,8 +158,8 @@ def test_the_cache_is_where_caches_belong(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     if os.name == "posix" and os.uname().sysname == "Linux":
-        assert sources.cache_folder() == tmp_path / "xdg" / "qia3"
+        assert storage.cache_folder() == tmp_path / "xdg" / "qia3"
         monkeypatch.delenv("XDG_CACHE_HOME")
-        assert sources.cache_folder() == tmp_path / "home/.cache/qia3"
+        assert storage.cache_folder() == tmp_path / "home/.cache/qia3"
     monkeypatch.setenv("QIA3_CACHE", str(tmp_path / "mine"))
-    assert sources.cache_folder() == tmp_path / "mine"
+    assert storage.cache_folder() == tmp_path / "mine"

@@ -107,6 +107,13 @@ def test_what_was_not_measured_says_so(tmp_path, left_out):
     assert "nan" not in text
 
 
+def test_parity_stands_beside_what_was_expected(tmp_path):
+    content = write_bundle(tmp_path).to_json() | {"config": {"parity": {"max_difference": 0.002, "max_kl": 0.5}}}
+    text = markdown(bundle_page(build_report(tmp_path, Manifest.from_json(content))))
+    assert "Expected: 0.002 at most of the exact graph" in text
+    assert "KL 0.5 at most and the same top token in 90.0 %" in text
+
+
 def test_memory_that_the_system_does_not_tell_is_not_measured(tmp_path):
     manifest = write_bundle(tmp_path)
     unknown = {"peak_resident_bytes": None, "peak_file_bytes": None, "peak_anonymous_bytes": None}

@@ -53,7 +53,9 @@ def forecast_of_a_config(tmp_path_factory) -> Before:
     file = tmp_path_factory.mktemp("tiny-llama") / "config.json"
     file.write_text(json.dumps(LLAMA))
     devices = [load_device(name) for name in ("raspberry-pi-zero-2-w", "raspberry-pi-5", "intel-n100")]
-    return replace(forecast(str(file), [512, 1024], 2, devices), reference="tiny-llama")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("QIA3_CACHE", str(file.parent / "cache"))
+        return replace(forecast(str(file), [512, 1024], 2, devices), reference="tiny-llama")
 
 
 @pytest.fixture(scope="module")

@@ -40,10 +40,11 @@ from qia3.base.quantise import Chosen, Grid, GridName, Mix, Uniform, quantise_mo
 from qia3.base.quantised import open_quantised
 from qia3.base.reach import check_ids
 from qia3.base.shards import Entry
-from qia3.base.sources import Source, cache_folder, check_weights, own_code, resolve
+from qia3.base.sources import Source, check_weights, own_code, resolve
 from qia3.base.streaming import open_stream
 from qia3.errors import BaseModelError, StorageError, first_line
 from qia3.progress import say
+from qia3.storage import cache_folder
 
 RECIPE = 4  # raised whenever the same source and settings give other codes
 LEAST_KEPT = 10_000_000  # parameters; a smaller base is made as fast as it is read

@@ -7,7 +7,6 @@ $XDG_CACHE_HOME/qia3 or ~/.cache/qia3 on Linux); a second use reads the cache.
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -17,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import platformdirs
 from transformers import CONFIG_MAPPING
 
 from qia3.base.gguf_parts import open_gguf
@@ -28,6 +26,7 @@ from qia3.base.tensors import missing
 from qia3.errors import BaseModelError
 from qia3.parse import read_json_table
 from qia3.progress import say
+from qia3.storage import cache_folder
 
 
 @dataclass(frozen=True)
@@ -67,11 +66,6 @@ ALIASES = {
         licence="Apache-2.0",
     ),
 }
-
-
-def cache_folder() -> Path:
-    """The folder that fetched weights and quantised bases are kept in: where caches belong on this system."""
-    return Path(os.environ.get("QIA3_CACHE") or platformdirs.user_cache_path("qia3", appauthor=False))
 
 
 def resolve(reference: str) -> Source:

@@ -34,6 +34,7 @@ from qia3.footprint.weights import FORMS, USUAL, Weights, cache_bytes, mixed, ta
 
 TASKS = (1, 10, 100, 1000)
 PREFIX = 20  # virtual tokens
+TEXTS, TOKENS = 8, 128  # of a training step
 LORA = "LoRA r=8 on all linear"
 
 

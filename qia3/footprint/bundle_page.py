@@ -119,6 +119,11 @@ def _parity(report: Report) -> Section:
     if not rows:
         return section("parity", "Parity with torch", NOT_MEASURED)
     note = "`exact` is the graph at accuracy_level 0, `shipped` as it is in this bundle. Differences are of logits."
+    if report.limits:
+        note += (
+            f" Expected: {report.limits['max_difference']:g} at most of the exact graph (the build fails past it); of the shipped "
+            f"one KL {report.limits['max_kl']:g} at most and the same top token in {percent(report.limits['min_top1'])}."
+        )
     if report.architecture.pooling is not None:
         note += " Without an adapter an encoder has none: there they are of its states."
     beyond = "; ".join(f"{name}: {', '.join(far)}" for name, far in report.beyond.items())

@@ -44,6 +44,9 @@ class Memory:
     cross_cache_bytes: int = 0
 
 
+LIMITS = ("max_difference", "max_kl", "min_top1")
+
+
 @dataclass(frozen=True)
 class Report:
     """Everything that the report says. What was not measured is None, or left out of `training`."""
@@ -59,7 +62,8 @@ class Report:
     training: Mapping[str, Record]
     evaluation: Mapping[str, HeldOut] | None
     parity: Mapping[str, Parity] | None
-    beyond: dict[str, list[str]]  # what of parity is past the build file's limits, by adapter
+    limits: dict[str, float]  # of parity, by the build file's keys; empty where it is not known
+    beyond: dict[str, list[str]]  # what of parity is past them, by adapter
     measured: Measured | None
     account: Account
     fused_qkv: bool
@@ -88,7 +92,7 @@ def build_report(folder: Path, manifest: Manifest, sealed: Mapping[str, int] | N
     """`sealed`: sizes that report and manifest are about to have. Raises BundleError where the bytes do not add up."""
     totals = account(folder, manifest, sealed)
     ia3 = _ia3(folder, manifest)
-    found, memory = systems(manifest, totals, ia3), _memory(manifest, totals)
+    found, memory, limits = systems(manifest, totals, ia3), _memory(manifest, totals), _limits(manifest)
     return Report(
         name=manifest.name,
         mode=manifest.mode,
@@ -101,7 +105,8 @@ def build_report(folder: Path, manifest: Manifest, sealed: Mapping[str, int] | N
         training=manifest.training,
         evaluation=manifest.evaluation,
         parity=manifest.parity,
-        beyond=_beyond(manifest),
+        limits={key: getattr(limits, key) for key in LIMITS} if limits else {},
+        beyond=_beyond(manifest, limits),
         measured=manifest.measured,
         account=totals,
         fused_qkv=any(layer.role == "qkv" for layer in manifest.linears),
@@ -121,16 +126,22 @@ def _predicted(manifest: Manifest, totals: Account, memory: Memory) -> list[Comp
     return [on_disk(manifest, totals.parts), *compared(sizes, manifest.measured, device)]
 
 
-def _beyond(manifest: Manifest) -> dict[str, list[str]]:
-    """Remarks on the graphs as shipped, by the limits that the build file had."""
+def _limits(manifest: Manifest) -> config.Parity | None:
+    """That the build file had."""
     if "parity" not in manifest.config:
-        return {}
+        return None
     try:
-        limits = config.Parity.model_validate(manifest.config["parity"])
+        return config.Parity.model_validate(manifest.config["parity"])
     except ValueError as error:
         raise BundleError(
             f"{MANIFEST} is damaged: config.parity is no [parity] table; build the bundle again"
         ) from error
+
+
+def _beyond(manifest: Manifest, limits: config.Parity | None) -> dict[str, list[str]]:
+    """Remarks on the graphs as shipped."""
+    if limits is None:
+        return {}
     shipped = {name: both.shipped for name, both in (manifest.parity or {}).items()}
     return {name: far for name, a in shipped.items() if (far := limits.remarks(a.kl, a.top1))}
 

@@ -5,7 +5,7 @@ paragraphs and tables, and a chart for some tables, which takes a hundred lines 
 dependency where a build runs, with its own rules of what is escaped.
 
 A chart comes twice, drawn for a phone and for a wide page; the style sheet shows one of them. Its legend is HTML, for it
-wraps, and its figures are in the table under it.
+wraps, and its figures are in the table under it, or beside it where both find room.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def html(page: Page) -> str:
         f'<header class="top"><p class="brand">QIA³ report</p><h1>{escape(page.title)}</h1>'
         f"<p>{_words(page.lead)}</p></header>\n<main>\n{_section(first)}"
         f'<nav aria-label="Sections"><ul>{links}</ul></nav>\n{"".join(map(_section, others))}</main>\n'
-        f"<footer><p>Written by qia3 {__version__}. Every chart has its figures in the table under it.</p></footer>\n"
+        f"<footer><p>Written by qia3 {__version__}. Every chart has its figures in the table that follows it.</p></footer>\n"
         "</body>\n</html>\n"
     )
 
@@ -73,10 +73,11 @@ def _table(table: Table, section: Section) -> str:
         head = head.replace('<th scope="col"><span></span></th>', "<td></td>", 1)
     rows = "".join(_row(table, i) for i in range(len(table.rows)))
     charts = "".join(_chart(table, chart) for chart in table.charts)
-    return (
-        f'{charts}<div class="scroll" role="region" tabindex="0" aria-label="Table: {escape(section.title)}">'
+    whole = (
+        f'<div class="scroll" role="region" tabindex="0" aria-label="Table: {escape(section.title)}">'
         f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
     )
+    return f'<div class="beside">{charts}{whole}</div>' if charts else whole
 
 
 def _side(left: bool) -> str:

@@ -1,0 +1,42 @@
+"""What only a model can tell of a forecast, counted on models without weights: sizes, and what a training step keeps."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+
+import torch
+
+from qia3.base.complete import empty
+from qia3.base.load import quiet
+from qia3.footprint.before import TEXTS, TOKENS
+from qia3.footprint.shapes import Shapes
+from qia3.graph.distance import table_numbers
+from qia3.ia3.activations import Method, saved_bytes
+from qia3.ia3.shapes import read_any_config, shapes_of
+
+METHODS: tuple[Method, ...] = ("ia3", "lora", "full")
+
+
+@dataclass(frozen=True)
+class Counted:
+    """`kept`: bytes that a step keeps for its backward pass, by method."""
+
+    shapes: Shapes
+    kept: dict[str, int]
+
+
+def count(reference: str) -> Counted:
+    """Raises BaseModelError for a model that is not read."""
+    with quiet():
+        config = read_any_config(reference)
+        read = shapes_of(config, reference)
+        shapes = replace(read, tabled=table_numbers(empty(copy.deepcopy(config))))
+        return Counted(shapes, {method: _kept(config, shapes, method) for method in METHODS})
+
+
+def _kept(config: object, shapes: Shapes, method: Method) -> int:
+    model = empty(copy.deepcopy(config))
+    model.config._attn_implementation = "eager"
+    length = min(TOKENS, shapes.architecture.context_length or TOKENS)
+    return saved_bytes(model, shapes.sites, method, TEXTS, length, torch.bfloat16)
