@@ -131,6 +131,7 @@ def main() -> None:
     parser.add_argument("--pause", type=float, default=1.5, help="seconds before each contender's turn")
     for peer in ("ctranslate2", "optimum"):
         parser.add_argument(f"--{peer}", metavar="PYTHON", help=f"a Python that has {peer} (seq2seq_models.py)")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no round after so long")
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
 
@@ -148,7 +149,10 @@ def main() -> None:
     memory = Contender("memory", ["bandwidth", "-"], asked.threads)
     speeds: dict[str, dict[str, list[float]]] = {name: {t: [] for t in asked.tests} for name in alive}
     bandwidth = []
+    begun, rounds = time.monotonic(), 0
     for round_ in range(asked.rounds + 1):  # the first warms up and is not counted
+        if time.monotonic() - begun > asked.seconds and rounds:
+            break
         print(f"round {round_} of {asked.rounds}", file=sys.stderr, flush=True)
         for test in asked.tests:
             turn = list(alive.items())
@@ -157,11 +161,12 @@ def main() -> None:
                 value = contender.ask(test)["tokens_per_second"]
                 if round_:
                     speeds[name][test].append(value)
+        rounds = round_
         bandwidth.append(memory.ask("read")["bytes_per_second"])
     result = {
         "machine": memory.loaded["machine"],
         "threads": asked.threads,
-        "rounds": asked.rounds,
+        "rounds": rounds,
         "read_bytes_per_second": statistics.median(bandwidth),
         "contenders": {
             name: {
