@@ -11,10 +11,12 @@ from test_footprint_account import HIDDEN, INNER, layer, manifest_of, write_bund
 from qia3.bundle.manifest import Dense, Manifest
 from qia3.bundle.sites import Site
 from qia3.footprint.bundle_page import bundle_page
+from qia3.footprint.device import Figure
 from qia3.footprint.devices import load_device
 from qia3.footprint.estimate import estimate
 from qia3.footprint.kernels import cross_cache_bytes, kernel_bytes, kv_cache_bytes
 from qia3.footprint.lora import QUERY_VALUE, ia3_parameters, lora_parameters
+from qia3.footprint.predicted import of_bundle, times
 from qia3.footprint.report import build_report
 from qia3.printers.markdown import markdown
 
@@ -99,3 +101,22 @@ def test_layers_in_float32_count_for_lora(tmp_path):
     )  # 800 bytes, of the file's rest
     assert build_report(tmp_path, whole).memory.mapped_bytes == before.memory.mapped_bytes - 800
     assert Manifest.from_json(with_dense.to_json()) == with_dense
+
+
+def test_a_first_token_is_the_encoders_prompt_and_a_step(tmp_path):
+    """Written out: 9 GB/s, 3 microseconds an operator, 80 billion operations/s, 5 nanoseconds an output."""
+    terms = {
+        "decode_bandwidth_low_bytes_per_second": 9e9,
+        "node_seconds": 3e-6,
+        "product_operations_per_second": 8e10,
+        "output_seconds": 5e-9,
+        "load_bytes_per_second": 5e8,
+    }
+    known = {k: Figure(value=v, confidence="measured", source=("a test's own",)) for k, v in terms.items()}
+    device = load_device("intel-n100").model_copy(update=known)
+    report = build_report(tmp_path, manifest := pair(tmp_path))
+    sizes = of_bundle(manifest, report.account.parts, report.memory.kernels["x64-int8"], report.memory.nodes)
+    _, first, token = times(sizes, device, 128)
+    assert token == pytest.approx(sizes.kernel.streamed_bytes / 9e9 + sizes.nodes * 3e-6)
+    encoder = sizes.prompt_operations(128) / 8e10 + sizes.prompt_outputs(128) * 5e-9 + sizes.nodes * 3e-6
+    assert first == pytest.approx(encoder + token)

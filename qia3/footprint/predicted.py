@@ -194,6 +194,8 @@ def times(sizes: Sizes, device: Device, prompt: int) -> tuple[float | None, floa
         return None, None, None
     writes = sizes.architecture.pooling is None
     token = token_seconds(sizes.kernel, sizes.nodes, bandwidth.value, node.value, device) if writes else None
+    if first is not None and token is not None and sizes.architecture.encoder_layers is not None:
+        first += token  # the decoder's first step comes after the encoder, and reads its weights as any other
     return sizes.kernel.held_bytes / load.value, first, token
 
 
