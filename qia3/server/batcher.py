@@ -5,7 +5,7 @@ never more, and a request that comes in begins to write while others are at it.
 
     queue  e f g      prompt  d: [####....]      rows  a b c c c         (a and b write, c is ranked in three rows)
 
-A ranking takes free rows, as many as it has prefixes, and gives all but one back when a job waits for a row.
+A ranking takes a few free rows, and gives all but one back when a job waits for a row.
 
 What one job does wrong is told to that job; what breaks a step breaks every row of it, and the next job finds new rows.
 """
@@ -22,6 +22,8 @@ from qia3.runtime.walk import Walk, Walker, shares
 from qia3.server.jobs import Job, Ranked
 from qia3.server.line import Line, failed
 from qia3.server.rows import DONE, Ranking, Row, Writing
+
+AT_ONCE = 4  # rows of one ranking: with more a step is longer for those who write, and the ranking hardly sooner over
 
 
 class Batcher(Line):
@@ -129,8 +131,8 @@ class Batcher(Line):
         if not walk.open:
             self._end(job, Ranked(walk.scores))
             return
-        free = self.rows - len(self.at) if self.slots.together else 1
-        for share in shares(walk.left, max(1, free - len(self.queue))):
+        free = min(self.rows - len(self.at) - len(self.queue), AT_ONCE) if self.slots.together else 1
+        for share in shares(walk.left, max(1, free)):
             self._join(Ranking(job, Walker(walk, share, start)), prompt)
 
     def _join(self, row: Row, prompt: Prompt) -> None:
