@@ -159,7 +159,7 @@ def run_stage(stage: str, place: Path) -> None:
     if stage == "quantise":
         load_base(Asked(str(place / "float"), block_size=BLOCK))
     elif stage == "train":
-        build.train(plan)
+        build.train(plan, build.How(scored=False))
     elif stage == "export":
         build.export(plan)
     else:

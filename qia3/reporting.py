@@ -59,7 +59,7 @@ def print_training(outcomes: Sequence[Outcome], work: Path, as_json: bool) -> No
 
     where = f"trained vectors are in {work}"
     text = where if len(outcomes) == 1 else f"{section_text(summary(outcomes))}\n\n{where}"
-    if len(outcomes) > 1 or outcomes[0].failure is None:
+    if any(outcome.failure is None for outcome in outcomes):
         print_result({"work": str(work), "tasks": [outcome.to_json() for outcome in outcomes]}, text, as_json)
     check_failures(outcomes, work)
 

@@ -453,7 +453,10 @@ def test_a_work_folder_that_does_not_say_what_it_is_for(place, tmp_path, capsys)
     told = complaint(capsys, "export", place / "qia3.toml", "--output", tmp_path / "out")
     assert "does not say what it was trained for (plan.json)" in told
     (tmp_path / "out.work" / "topics" / "plan.json").write_text("[1]")
-    assert "JSON object is expected" in complaint(capsys, "train", place / "qia3.toml", "--output", tmp_path / "out")
+    code, _, err = qia3(capsys, "train", place / "qia3.toml", "--output", tmp_path / "out")  # the other task is kept
+    assert code == 2
+    assert "1 of 2 tasks failed" in (last := err.splitlines()[-1])
+    assert "JSON object is expected" in last
 
 
 def test_a_folder_that_is_no_bundle_is_not_replaced(place, tmp_path, capsys):

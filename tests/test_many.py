@@ -27,7 +27,7 @@ from qia3.many.work import Order, carry_out
 
 NAMES = ("a", "b", "c")
 STEPS = 24
-# a worker takes seconds to import torch: `make test` has our own processes, `make families` the others' too
+# workers take seconds to import torch: `make test` has test_many_pool, which kills processes that do not
 slow = pytest.mark.skipif(not os.environ.get("QIA3_ALL_FAMILIES"), reason="make families")
 HEAD, TAIL = FILE.format(steps=8).split("[[task]]")[0], "[export]" + FILE.split("[export]")[1]
 STAR = '[[task]]\nname = "*"\nkind = "classify"\nprompt = "Topic of {text}?"\ntrain = "tasks/*.train.jsonl"\ntest = "tasks/*.test.jsonl"\n'
@@ -122,6 +122,7 @@ def at_work(work: Path, count: int = 1):
     return found
 
 
+@slow
 def test_one_killed_and_all_stopped_lose_nothing(place, whole, tmp_path, capsys):
     """A worker is killed, its successor goes on and is stopped with all of them, and then it is done here."""
     work = tmp_path / "work"
@@ -251,7 +252,7 @@ def test_one_that_fails_takes_no_other_with_it(place, tmp_path, capsys):
     assert table[0][0] == "b"
     assert float(table[1][4]) <= float(table[2][4])  # of the others the worse one first
     assert out.count("trained before, kept") == 2
-    assert [line["event"] for line in read_ledger(tmp_path / "work") if line["task"] == "b"] == ["fails"] * 2
+    assert "b" not in {line["task"] for line in read_ledger(tmp_path / "work")}  # it never began
 
 
 def test_tasks_in_one_pass_end_as_those_one_by_one(place, whole, tmp_path, capsys):

@@ -23,6 +23,7 @@ from typing import Any
 
 from qia3.bundle.checked import encode
 from qia3.bundle.records import Record
+from qia3.storage import writing
 from qia3.train.scored import Scores
 
 LEDGER = "runs.jsonl"
@@ -49,15 +50,16 @@ class Outcome:
 
 
 def note(work: Path, task: str, event: str, step: int | None = None, reason: str | None = None) -> None:
-    """One line in the ledger, in one write: lines of several processes do not mix."""
+    """One line in the ledger, in one write: lines of several processes do not mix. Raises StorageError."""
     line: dict[str, Any] = {"at": datetime.now(UTC).isoformat(timespec="milliseconds"), "worker": worker()}
     line |= {"task": task, "event": event}
     line |= {key: value for key, value in (("step", step), ("reason", reason)) if value is not None}
-    file = os.open(work / LEDGER, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    try:
-        os.write(file, (json.dumps(line, ensure_ascii=False) + "\n").encode())
-    finally:
-        os.close(file)
+    with writing(work):
+        file = os.open(work / LEDGER, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            os.write(file, (json.dumps(line, ensure_ascii=False) + "\n").encode())
+        finally:
+            os.close(file)
 
 
 def read_ledger(work: Path) -> list[dict[str, Any]]:

@@ -174,7 +174,8 @@ def attempt(
         if raises:
             raise
         reason = _told(error, folder)
-        note(work, name, "fails", reason=reason)
+        if begun:  # what fails before it begins is no run
+            note(work, name, "fails", reason=reason)
         return Outcome(name, failure=reason), None
     return Outcome(name, trained.record, scores, kept=not begun), trained
 

@@ -29,6 +29,7 @@ from qia3.errors import ConfigError
 from qia3.examples import Example
 from qia3.ia3.adapted import AdaptedBase
 from qia3.parse import read_json_table
+from qia3.storage import writing
 from qia3.train.compute import choose_compute, computing
 from qia3.train.headed import NO_LABEL, Texts
 from qia3.train.losses import Answers
@@ -59,7 +60,8 @@ def kept_scores(adapted: AdaptedBase, job: Job, trained: Trained, folder: Path) 
     if path.is_file() and (found := read_json_table(path, ConfigError, "delete it")).get("of") == key:
         return decode(Scores, {name: found.get(name) for name in ("n", "before", "after")})
     scores = score(adapted, job, trained)
-    path.write_text(json.dumps(asdict(scores) | {"of": key}) + "\n", encoding="utf-8")
+    with writing(folder):
+        path.write_text(json.dumps(asdict(scores) | {"of": key}) + "\n", encoding="utf-8")
     return scores
 
 
