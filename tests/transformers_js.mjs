@@ -28,7 +28,7 @@ function safetensors(file) {
 /** Each vector by input name, [1, 1, d]. */
 function vectorsOf(session) {
     const held = adapter === 'none' ? {} : safetensors(path.join(bundle, 'adapters', adapter, 'adapter_model.safetensors'));
-    const places = session.inputMetadata.filter((input) => input.name.endsWith('.ia3_l'));
+    const places = (session.inputMetadata ?? []).filter((input) => input.name.endsWith('.ia3_l')); // version 3 has none
     return Object.fromEntries(places.map(({ name, shape }) => {
         const values = held[`base_model.model.${name}`] ?? new Float32Array(shape[2]).fill(1);
         return [name, new Tensor('float32', values, [1, 1, shape[2]])];

@@ -15,6 +15,7 @@ from onnx_ir.passes import common as common_passes
 
 from qia3.bundle.ports import ATTENTION_MASK, BATCH, BEFORE, INPUT_IDS, LOGITS, PAST, PRESENT, ROWS, SEQUENCE, TOTAL
 from qia3.graph.fusions import CancelPairs, SiLU, SkipNorms, WholeSlices
+from qia3.graph.lookup import PlainLookup
 from qia3.graph.packing import PackAttention
 from qia3.graph.packing_cross import PackCross
 from qia3.graph.trimming import LastPositionFirst
@@ -169,6 +170,7 @@ def run_passes(
         ConstantWeights(),
         PackAttention(),
         PackCross(),
+        PlainLookup(),
         common_passes.RemoveUnusedNodesPass(),
         StripTrace(),
         ConstantWeights(),
