@@ -100,9 +100,9 @@ class Asked:
         return replace(self, calibration="none")
 
 
-def load_base(asked: Asked, track: Track = lambda items, title: items, least_kept: int = LEAST_KEPT) -> BaseModel:
+def load_base(asked: Asked, track: Track = lambda items, title: items, least_kept: int | None = None) -> BaseModel:
     """Finds, loads and quantises a language model, or takes it as it was kept when it was made before. One of less than
-    `least_kept` parameters is not kept.
+    `least_kept` parameters, LEAST_KEPT by itself, is not kept.
 
     Raises BaseModelError with one clear line.
     """
@@ -120,7 +120,7 @@ def load_base(asked: Asked, track: Track = lambda items, title: items, least_kep
             say(str(error))
     with quiet():
         base = _make(source, asked, track)
-        if base.parameters < least_kept:
+        if base.parameters < (LEAST_KEPT if least_kept is None else least_kept):
             return base
         try:
             keep(base, folder, asked.settings, anew=damaged)
