@@ -9,6 +9,7 @@ import onnx
 import pytest
 
 from qia3.bundle.opened import Bundle
+from qia3.footprint.kernels import KernelBytes
 from qia3.footprint.shapes import Form
 from qia3.footprint.verdict import load_of
 from qia3.footprint.weights import weights_of
@@ -30,7 +31,7 @@ def hold_against(base: Path, bundle: Path, block: int) -> None:
     assert on_grid == sum(parts.get(part, 0) for part in ON_GRID)
     load = load_of(shapes, form, manifest.architecture.context_length, 1)
     assert weights.kernels is not None
-    assert {n: vars(k) for n, k in weights.kernels.items()} == report["memory"]["kernels"]
+    assert weights.kernels == {n: KernelBytes(**k) for n, k in report["memory"]["kernels"].items()}
     assert load.cache_bytes == report["memory"]["kv_cache_bytes"] + report["memory"].get("cross_cache_bytes", 0)
     assert load.nodes == report["memory"]["nodes"]
     graph = onnx.load(bundle / manifest.main.file, load_external_data=False).graph

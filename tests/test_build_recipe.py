@@ -128,10 +128,15 @@ def test_training_starts_from_an_adapter_in_either_form(place, tmp_path, capsys,
     tensors = open_peft(tmp_path / "o.work" / "general" / "adapter").tensors
     for name, vector in expected.items():
         np.testing.assert_array_equal(tensors[f"base_model.model.{name}"].reshape(-1), vector.reshape(-1))
-    before = tree(tmp_path)
+    before, ledger = tree(tmp_path), tmp_path / "o.work" / "runs.jsonl"
+    told = len(ledger.read_text().splitlines())
     again = qia3(capsys, "train", place / "slow.toml", "--output", tmp_path / "o", "--init-adapter", start)
     assert again[2].count("trained before with the same plan") == 3
-    assert tree(tmp_path) == before
+    # nothing is written but that all three are kept
+    assert {n: d for n, d in tree(tmp_path).items() if n != "o.work/runs.jsonl"} == {
+        n: d for n, d in before.items() if n != "o.work/runs.jsonl"
+    }
+    assert [json.loads(line)["event"] for line in ledger.read_text().splitlines()[told:]] == ["kept"] * 3
     other = qia3(capsys, "train", place / "slow.toml", "--output", tmp_path / "o")  # from ones: another plan
     assert "trained before" not in other[2]
 

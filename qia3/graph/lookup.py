@@ -1,7 +1,7 @@
 """The look-up in a 4-bit table, in plain operators.
 
-ONNX Runtime's GatherBlockQuantized does it in one, and natively nothing is gained by another form. But a browser cannot
-open it: onnxruntime-web's WebGPU build, the one that transformers.js loads, has no CPU kernel for it, and its WebGPU
+ONNX Runtime's GatherBlockQuantized does it in one, and natively that is the faster form. But a browser cannot open it:
+onnxruntime-web's WebGPU build, the one that transformers.js loads, has no CPU kernel for it, and its WebGPU
 kernel refuses packed zero points where a row has an odd number of blocks (576 / 64 = 9). OpenVINO reads it and fails to
 compile it for the same odd count. Small operators that all of them have, 28 in place of one, give the same bits:
 

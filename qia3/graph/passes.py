@@ -151,7 +151,9 @@ def run_passes(
     dimensions: Dimensions = DECODER_DIMENSIONS,
     name: str = "decoder",
 ) -> ir.Model:
-    """All of them, in order. `sizes` are the vectors' by input name; `required` gives them no default."""
+    """All of them, in order. `sizes` are the vectors' by input name; `required` is for loaders in JavaScript: vectors
+    without a default, and a look-up that a browser has kernels for.
+    """
     model.graph.opset_imports["com.microsoft"] = 1
     model.producer_name, model.producer_version, model.graph.name = "qia3", "", name
     passes = [
@@ -170,7 +172,7 @@ def run_passes(
         ConstantWeights(),
         PackAttention(),
         PackCross(),
-        PlainLookup(),
+        *([PlainLookup()] if required else []),
         common_passes.RemoveUnusedNodesPass(),
         StripTrace(),
         ConstantWeights(),
