@@ -14,7 +14,7 @@ const ort = await import(pathToFileURL(createRequire(path.join(packages, 'x.js')
 const { env, InferenceSession, Tensor } = ort.InferenceSession ? ort : ort.default;
 env.wasm.numThreads = 1;
 
-const { file, data } = JSON.parse(fs.readFileSync(path.join(bundle, 'manifest.json'))).graph;
+const { file, data } = JSON.parse(fs.readFileSync(path.join(bundle, 'manifest.json'))).graphs.decoder;
 const bytes = (name) => new Uint8Array(fs.readFileSync(path.join(bundle, name)));
 const session = await InferenceSession.create(bytes(file), {
     executionProviders: ['wasm'],
