@@ -63,7 +63,7 @@ $(BROWSER)/ready: tests/browser/package.json
 browser: $(STAMP) $(BROWSER)/ready
 	QIA3_BROWSER=$(CURDIR)/$(BROWSER)/node_modules QIA3_PICTURES=$(CURDIR)/$(BROWSER)/pictures $(BIN)/python -m pytest -s tests/test_browser.py tests/test_browser_bundle.py tests/test_server_page.py
 
-# Debian or Ubuntu on x64. QEMU's numbers are a device's, its speed is not.
+# Debian on x64. QEMU's numbers are a device's, its speed is not.
 $(ARM)/ready: tests/arm/setup.sh constraints.txt
 	PYTHON=$(BIN)/python bash tests/arm/setup.sh $(ARM) -c constraints.txt onnxruntime numpy tokenizers click pydantic rich
 	touch $@

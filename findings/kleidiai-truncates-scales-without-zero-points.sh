@@ -12,7 +12,7 @@
 #   x64, zero points of 8: 3e-07
 #   cortex-a76, no zero points: 2e-03
 #   cortex-a76, zero points of 8: 8e-08
-# Exits 0 where it still is so, 1 where it has changed. Debian or Ubuntu on x64; QEMU comes from Debian 13 (350 MB in a temporary folder).
+# Exits 0 where it still is so, 1 where it has changed. Debian on x64; QEMU comes from Debian 13 (350 MB in a temporary folder).
 set -euo pipefail
 place=$(mktemp -d); trap 'rm -rf "$place"' EXIT
 bash "$(dirname "$(realpath "$0")")/../tests/arm/setup.sh" "$place/arm" onnxruntime==1.32.0 numpy==2.4.6 2> /dev/null

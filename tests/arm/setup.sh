@@ -4,18 +4,19 @@
 #   bash setup.sh DIR [pip's arguments: packages, -c constraints.txt]
 #   DIR/arm CPU file.py ...       CPU: cortex-a72 (Raspberry Pi 4), cortex-a76 (Raspberry Pi 5), neoverse-v1 (i8mm); SITE=more:paths is added to PYTHONPATH
 #
-# Needs Debian's or Ubuntu's apt-get and dpkg-deb, pip, the network once, and 350 MB. Both sides come from Debian 13: QEMU 7.2 of
+# Needs Debian (apt-get and its mirror, dpkg-deb), pip, the network once, and 350 MB. Both sides come from Debian 13: QEMU 7.2 of
 # Debian 12 shows the host's /proc/cpuinfo, and ONNX Runtime reads that.
 set -eu
 here=$(realpath -m "$1"); shift
 mirror=$(cat /etc/apt/sources.list /etc/apt/sources.list.d/* 2>/dev/null | grep -oE 'https?://[^ ]*/debian/?( |$)' | head -1)
+[ -n "$mirror" ] || { echo "apt's sources name no Debian mirror: tests/arm/setup.sh runs on Debian" >&2; exit 2; }
 mkdir -p "$here"
 
 # fetch ARCHITECTURE PACKAGE...: into a private folder of apt's, with what they need
 fetch() {
     local arch=$1 apt="$here/apt-$1"; shift
     mkdir -p "$apt"/{lists,cache}/partial "$apt/archives/partial"; : > "$apt/status"
-    echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] ${mirror:-http://deb.debian.org/debian} trixie main" > "$apt/sources"
+    echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror trixie main" > "$apt/sources"
     local options=(-qq -o APT::Architecture="$arch" -o APT::Architectures="$arch" -o Dir::Etc::sourcelist="$apt/sources"
         -o Dir::Etc::sourceparts=/dev/null -o Dir::State="$apt" -o Dir::State::lists="$apt/lists" -o Dir::State::status="$apt/status"
         -o Dir::Cache="$apt/cache" -o Dir::Cache::archives="$apt/archives" -o APT::Sandbox::User=root -o Acquire::Languages=none)
