@@ -48,12 +48,17 @@ def processor() -> str:
     return _cpuinfo("model name") or platform.processor() or platform.machine()
 
 
+def allowed_cores() -> set[int]:
+    """Those that this process may run on, threads of one core counted apart."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+
+
 def physical_cores() -> int:
     """Physical cores that this process may use.
 
     ONNX Runtime's own default counts cores that a container or taskset took away.
     """
-    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    allowed = allowed_cores()
     cores = {
         file.read_text()
         for file in Path("/sys/devices/system/cpu").glob(SIBLINGS)

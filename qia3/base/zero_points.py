@@ -10,12 +10,13 @@ cortex-a76 and neoverse-v1). Half a byte per block, 1.4 % of the weights in bloc
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import nn
 
 from qia3.base.modules import grid_linears
 from qia3.base.weights import Int4Weight
-from qia3.grids.int4 import SYMMETRIC_ZERO
+from qia3.grids.int4 import SYMMETRIC_ZERO, pack_nibbles
 
 INT8_PRODUCTS = 4  # the accuracy_level whose kernels differ; at 0 and 1 products are in float32 on every processor
 
@@ -32,9 +33,6 @@ def write_zero_points(model: nn.Module, accuracy_level: int) -> None:
 
 
 def _eights(store: Int4Weight) -> torch.Tensor:
-    """uint8 [N, ceil(B / 2)], two per byte; the spare nibble of an odd B is 0, as the grid has it."""
-    blocks = store.codes.shape[1]
-    zeros = torch.full((store.outputs, -(-blocks // 2)), SYMMETRIC_ZERO * 17, dtype=torch.uint8)
-    if blocks % 2:
-        zeros[:, -1] = SYMMETRIC_ZERO
-    return zeros.to(store.codes.device)
+    """uint8 [N, ceil(B / 2)]."""
+    zeros = np.full((store.outputs, store.codes.shape[1]), SYMMETRIC_ZERO, np.uint8)
+    return torch.from_numpy(pack_nibbles(zeros)).to(store.codes.device)

@@ -25,9 +25,11 @@ from onnx_ir import convenience
 from onnx_ir.passes import InPlacePass, PassResult
 
 from qia3.graph.packing import constant
+from qia3.grids import int4, int8
 
 KIND = "GatherBlockQuantized"
-SYMMETRIC = {4: 8.0, 8: 128.0}  # the zero point of a code of so many bits where none is written
+# the zero point of a code of so many bits where none is written
+SYMMETRIC = {4: float(int4.SYMMETRIC_ZERO), 8: float(int8.SYMMETRIC_ZERO)}
 
 
 class PlainLookup(InPlacePass):  # type: ignore[misc]

@@ -10,7 +10,6 @@ another one by itself, up to its own `distributed.scheduler.allowed-failures` ti
 
 from __future__ import annotations
 
-import os
 import re
 import socket
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from qia3.errors import ConfigError, first_line
+from qia3.machine import allowed_cores
 from qia3.many.pool import Processes
 
 KINDS = "process:2, dask://HOST:PORT or submitit[:FOLDER]"
@@ -46,7 +46,7 @@ def opened(name: str) -> Iterator[Executor]:
     """Raises ConfigError where there is no such place."""
     kind, _, rest = name.partition(":")
     if kind == "process":
-        with Processes(int(rest), max(1, cores() // int(rest))) as processes:
+        with Processes(int(rest), max(1, len(allowed_cores()) // int(rest))) as processes:
             yield processes
     elif kind == "dask":
         with _cluster(rest.removeprefix("//")) as cluster:
@@ -54,11 +54,6 @@ def opened(name: str) -> Iterator[Executor]:
     else:
         with Jobs(Path(rest or "submitit")) as jobs:
             yield jobs
-
-
-def cores() -> int:
-    """That this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager
