@@ -130,6 +130,21 @@ def test_what_is_saved_is_what_the_forward_pass_saw(tmp_path):
         assert layer.delta.dtype == torch.float32
 
 
+def test_a_signal_while_the_processes_are_asked_is_not_lost(tmp_path, monkeypatch):
+    model, scaled = adapted()
+    asked = []
+
+    def any_of(flag, device):
+        asked.append(flag)
+        if len(asked) == 6:
+            os.kill(os.getpid(), signal.SIGINT)
+        return flag
+
+    monkeypatch.setattr(callbacks.processes, "any_of", any_of)
+    with pytest.raises(Interrupted, match="step 7 of 12"):
+        train_vectors(model, scaled, EXAMPLES, SETTINGS, 3, tmp_path, "t")
+
+
 @pytest.mark.parametrize("family", ["llama", "t5"])
 def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(family, tmp_path, monkeypatch):
     model, scaled = adapted(family)

@@ -129,6 +129,6 @@ class Interruption(TrainerCallback):  # type: ignore[misc]
                 signal.signal(name, handler)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.raised = processes.any_of(self.raised, args.device)
-        if self.raised:
+        if processes.any_of(self.raised, args.device):
+            self.raised = True  # never set back: a signal that comes while they are asked counts at the next step
             control.should_save = control.should_training_stop = True
