@@ -56,9 +56,14 @@ class How:
     together: int = 1
 
 
-def build(plan: Build, together: int = 1) -> Path:
-    """Everything: base, training, export, parity, measurement. Returns the bundle's folder. `together`: as in How."""
+def build(plan: Build, together: int = 1, executor: str | None = None) -> Path:
+    """Everything: base, training, export, parity, measurement. Returns the bundle's folder. `together`, `executor`: as
+    in How.
+    """
     jobs = measured(plan, _publishable(plan, plan_jobs(plan)))
+    if executor is not None:
+        check_failures(train(plan, How(executor=executor, scored=False, together=together)), plan.work_folder)
+        return export(plan)
     with _working(plan):
         adapted = load(plan)
         graph = exported(plan, adapted)

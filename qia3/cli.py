@@ -61,13 +61,20 @@ training_options = _together(
     ),
     click.option("--init-adapter", type=FILE, help="Start from this PEFT folder or .onnx_adapter, not from ones."),
 )
-many_at_once = click.option(
-    "--together",
-    type=click.IntRange(1, 256),
-    default=1,
-    show_default=True,
-    metavar="TASKS",
-    help="So many tasks share each pass of the base: the same vectors, sooner where batches are small.",
+many_at_once = _together(
+    click.option(
+        "--together",
+        type=click.IntRange(1, 256),
+        default=1,
+        show_default=True,
+        metavar="TASKS",
+        help="So many tasks share each pass of the base: the same vectors, sooner where batches are small.",
+    ),
+    click.option(
+        "--executor",
+        metavar="WHERE",
+        help="Spread tasks over process:2, dask://HOST:PORT or submitit[:FOLDER] (default: one after the other).",
+    ),
 )
 export_options = _together(
     click.option(
@@ -127,6 +134,7 @@ def build(
     steps: int | None,
     init_adapter: Path | None,
     together: int,
+    executor: str | None,
     mode: str | None,
     task: str | None,
     target: str | None,
@@ -143,7 +151,7 @@ def build(
     with progress_on_stderr():
         from qia3.build import build as make
 
-        folder = make(plan, together)
+        folder = make(plan, together, executor)
     print_report(folder, Shape(as_json))
 
 
@@ -158,11 +166,6 @@ def build(
 @training_options
 @many_at_once
 @click.option("--only", multiple=True, metavar="NAME", help="Train this task alone; may be given again.")
-@click.option(
-    "--executor",
-    metavar="WHERE",
-    help="Spread tasks over process:2, dask://HOST:PORT or submitit[:FOLDER] (default: one after the other).",
-)
 @click.option("--resume", is_flag=True, help="Refuse tasks that were begun for another plan, do not train them anew.")
 @click.option("--scores/--no-scores", default=True, help="Of several tasks: try each on its test file, too.")
 @as_json

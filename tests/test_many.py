@@ -20,10 +20,13 @@ from test_build import complaint, qia3
 from tiny_build import FILE, SAID, write_base, write_lines
 
 from qia3 import build as building
+from qia3 import publish
+from qia3.bundle.opened import Bundle
 from qia3.config import read_build
 from qia3.many.outcome import read_ledger
 from qia3.many.tasks import _receive
 from qia3.many.work import Order, carry_out
+from qia3.runtime.adapters import AdapterBank
 
 NAMES = ("a", "b", "c")
 STEPS = 24
@@ -186,6 +189,24 @@ def test_a_dask_cluster_loses_a_worker_and_no_task(place, whole, tmp_path, capsy
         for process in started:
             process.kill()
             process.wait()
+
+
+@slow
+def test_a_build_spreads_its_training_and_exports_here(place, whole, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(building, "exported", publish.exported)
+    words = ("build", place / "qia3.toml", "--steps", STEPS, "--output", tmp_path / "out", "--executor", "process:2")
+    code, _, err = qia3(capsys, *words)
+    assert code == 0, err
+    assert len({line["worker"] for line in read_ledger(tmp_path / "out.work")}) == 2
+    same_adapters(tmp_path / "out.work", whole)
+    bundle = Bundle.open(tmp_path / "out")
+    assert bundle.adapters == NAMES
+    for name in NAMES:
+        trained = load_file(tmp_path / "out.work" / name / "adapter/adapter_model.safetensors")
+        shipped = AdapterBank(bundle).vectors(name)
+        assert sorted(float(v.sum()) for v in shipped.values()) == pytest.approx(
+            sorted(float(v.sum()) for v in trained.values())
+        )
 
 
 @slow
