@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,16 @@ if WORKER and hasattr(os, "sched_setaffinity"):
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The real model first: it is one file of minutes, and as the last one it would keep a single worker busy."""
     items.sort(key=lambda item: item.get_closest_marker("real") is None)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def table_of_operators() -> None:
+    """Once: torch.onnx.export makes its table of ONNX operators at each call, a fifth of a tiny model's export."""
+    if "torch" in sys.modules:
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+        if not hasattr(ONNXRegistry.from_torchlib, "cache_info"):
+            ONNXRegistry.from_torchlib = staticmethod(lru_cache(ONNXRegistry.from_torchlib))
 
 
 @pytest.fixture(scope="session")

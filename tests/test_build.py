@@ -466,6 +466,9 @@ def test_a_folder_that_is_no_bundle_is_not_replaced(place, tmp_path, capsys):
     assert (tmp_path / "out" / "thesis.txt").read_text() == "ten years"
 
 
+LONG = ("--steps", "50", "--no-scores")
+
+
 def start(*arguments: object) -> subprocess.Popen[str]:
     words = [sys.executable, "-m", "qia3", *map(str, arguments)]
     heard = partial(
@@ -485,24 +488,33 @@ def wait_for(running: subprocess.Popen[str], pattern: str, folder: Path) -> None
         time.sleep(0.005)
 
 
+@pytest.fixture(scope="module")
+def trained_whole(place) -> Path:
+    """The work folder of LONG steps that nobody stopped."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("qia3.build.exported", lambda *_: {})  # the graph's trial takes longer than the training
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["train", str(place / "qia3.toml"), "--output", str(place / "whole"), *LONG])
+    assert ended.value.code == 0
+    return place / "whole.work"
+
+
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_training_that_was_stopped_goes_on(place, tmp_path, capsys, how):
+def test_training_that_was_stopped_goes_on(place, trained_whole, tmp_path, capsys, monkeypatch, how):
     """Killed, or asked to stop: the same command ends where an uninterrupted one does."""
     out = tmp_path / "out"
-    running = start("train", place / "qia3.toml", "--output", out, "--steps", 60)
+    running = start("train", place / "qia3.toml", "--output", out, *LONG)
     wait_for(running, "out.work/topics/checkpoints/checkpoint-*/trainer_state.json", tmp_path)
     running.send_signal(how)
     _, err = running.communicate(timeout=120)
     assert running.returncode == (-how if how == signal.SIGKILL else 130), err
     if how != signal.SIGKILL:
-        assert "of 60 (topics); run the same command to go on" in err.strip().splitlines()[-1]
+        assert "of 50 (topics); run the same command to go on" in err.strip().splitlines()[-1]
     assert not (tmp_path / "out.work" / "topics" / "record.json").exists()
-    assert qia3(capsys, "train", place / "qia3.toml", "--output", out, "--steps", 60)[0] == 0
-    assert qia3(capsys, "train", place / "qia3.toml", "--output", tmp_path / "whole", "--steps", 60)[0] == 0
+    monkeypatch.setattr("qia3.build.exported", lambda *_: {})
+    assert qia3(capsys, "train", place / "qia3.toml", "--output", out, *LONG)[0] == 0
     for task in ("topics", "commands"):
-        parts, whole = (
-            tmp_path / f"{n}.work" / task / "adapter" / "adapter_model.safetensors" for n in ("out", "whole")
-        )
+        parts, whole = (w / task / "adapter/adapter_model.safetensors" for w in (tmp_path / "out.work", trained_whole))
         assert parts.read_bytes() == whole.read_bytes()
 
 

@@ -5,7 +5,11 @@ at the side.
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections import Counter
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx_ir as ir
@@ -28,7 +32,19 @@ from qia3.ia3.vectors import attach, detach, fold, set_vectors
 from qia3.train.compute import computing
 
 
-def exported(family, folder, *, symmetric=False, block=32, logits="last", folded=False, level=0, eight_bit=()):
+def exported(family, folder, **options):
+    """The model, its wrappers, their vectors and the regions of its graph, which lies in `folder`. Tests that ask for the
+    same share one export: nothing of it may be changed but the vectors.
+    """
+    model, scaled, vectors, regions, made = export_once(family, **options)
+    if scaled:
+        set_vectors(scaled, vectors)
+    shutil.copytree(made.name, folder, dirs_exist_ok=True)
+    return model, scaled, vectors, regions
+
+
+@cache
+def export_once(family, *, symmetric=False, block=32, logits="last", folded=False, level=0, eight_bit=()):
     model = tiny(family)
     quantise_model(model, Grid(block, symmetric, own=named(eight_bit).find(model, Grid(block, symmetric), None).own))
     scaled = attach(model, find_roles(model).sites)
@@ -37,10 +53,12 @@ def exported(family, folder, *, symmetric=False, block=32, logits="last", folded
     if folded:
         fold(scaled)
         detach(model, scaled)
-    graph = export_decoder(model, level, 48, logits)
-    folder.mkdir(exist_ok=True)
-    regions = write_graph(graph, folder, ["model.embed_tokens", "lm_head"])
-    return model, scaled, vectors, regions
+        scaled = {}
+    folder = TemporaryDirectory()
+    regions = write_graph(
+        export_decoder(model, level, 48, logits), Path(folder.name), ["model.embed_tokens", "lm_head"]
+    )
+    return model, scaled, vectors, regions, folder
 
 
 def fed(vectors):

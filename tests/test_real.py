@@ -1,6 +1,6 @@
 """The product, with the real model:
 
-SmolLM2-135M-Instruct through one short build, and what the bundle must be. About four minutes.
+SmolLM2-135M-Instruct through one short build, and what the bundle must be. About three minutes.
 """
 
 from __future__ import annotations
@@ -8,11 +8,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from test_build import QUANTISED, qia3, tensors
 from test_runtime_answer import without_torch
@@ -32,12 +34,12 @@ from qia3.runtime.adapters import AdapterBank
 
 pytestmark = pytest.mark.real
 EXAMPLE = Path(__file__).parents[1] / "examples" / "home-intents"
-STEPS, SENTENCES = 32, 80
+STEPS, SENTENCES = 24, 48
 
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory) -> Path:
-    """The example's classification, trained for a third of its steps, scored on a third of its sentences."""
+    """The example's classification, trained for a quarter of its steps, scored on a fifth of its sentences."""
     folder = tmp_path_factory.mktemp("real")
     text = re.sub(
         r"\[\[task\]\]\nname = \"home-commands\".*?(?=\[export\])", "", (EXAMPLE / "qia3.toml").read_text(), flags=re.S
@@ -77,6 +79,18 @@ def test_parity_with_torch(report):
         assert report["parity"][adapter]["shipped"]["kl"] < 0.02
 
 
+def exact_copy(bundle: Path, folder: Path) -> Path:
+    """The bundle's own graph, its products at accuracy_level 0."""
+    shutil.copytree(bundle / "onnx", folder / "onnx")
+    graph = onnx.load(folder / GRAPH, load_external_data=False)
+    levels = [a for node in graph.graph.node for a in node.attribute if a.name == "accuracy_level"]
+    assert {level.i for level in levels} == {4}
+    for level in levels:
+        level.i = 0
+    onnx.save(graph, folder / GRAPH)
+    return folder / GRAPH
+
+
 def test_what_was_trained_is_what_ships_and_merged_is_side(bundle, tmp_path):
     """Laws 1 and 2 at full size: bytes by SHA-256, logits within 1e-3 at accuracy_level 0."""
     base = load_base(Asked("smollm2-135m-instruct", block_size=64, calibration="own"))
@@ -87,15 +101,11 @@ def test_what_was_trained_is_what_ships_and_merged_is_side(bundle, tmp_path):
     }
     scaled = attach(base.model, find_roles(base.model).sites)
     vectors = AdapterBank(Bundle.open(bundle)).vectors("home-intents")
-    decoders = []
-    for name in ("side", "merged"):
-        (tmp_path / name).mkdir()
-        if name == "merged":
-            set_vectors(scaled, {n: v.reshape(-1) for n, v in vectors.items()})
-            fold(scaled)
-            detach(base.model, scaled)
-        write_graph(export_decoder(base.model, 0, 256, "last"), tmp_path / name, ["model.embed_tokens", "lm_head"])
-        decoders.append(OrtDecoder(tmp_path / name / GRAPH))
+    set_vectors(scaled, {n: v.reshape(-1) for n, v in vectors.items()})
+    fold(scaled)
+    detach(base.model, scaled)
+    write_graph(export_decoder(base.model, 0, 256, "last"), tmp_path, ["model.embed_tokens", "lm_head"])
+    decoders = [OrtDecoder(exact_copy(bundle, tmp_path / "side")), OrtDecoder(tmp_path / GRAPH)]
     prompt = base.tokenizer.encode("It's freezing in here, and the lights are off.")
     forced = base.tokenizer.encode(" lights, then the heating")
     side, merged = decoders[0].logits(prompt, forced, vectors), decoders[1].logits(prompt, forced, {})

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from test_build import qia3
 from tiny_build import write_build
 
 from qia3 import cli
@@ -30,7 +31,7 @@ LAUNCH = [
 
 
 def train(folder: Path, output: str, processes: int) -> subprocess.CompletedProcess[str]:
-    launched = [] if processes == 1 else [*LAUNCH, "--num_processes", str(processes), "--main_process_port", "0"]
+    launched = [*LAUNCH, "--num_processes", str(processes), "--main_process_port", "0"]
     words = [
         sys.executable,
         *launched,
@@ -60,10 +61,12 @@ def losses(folder: Path, task: str) -> list[float]:
     return [json.loads(line)["loss"] for line in (folder / task / "log.jsonl").read_text().splitlines()]
 
 
-def test_two_processes_give_the_loss_of_one(place):
-    one, two = train(place, "one", 1), train(place, "two", 2)
-    assert one.returncode == 0, one.stderr
+def test_two_processes_give_the_loss_of_one(place, capsys, monkeypatch):
+    two = train(place, "two", 2)
     assert two.returncode == 0, two.stderr
+    monkeypatch.setattr("qia3.build.exported", lambda *_: {})  # the graph's trial takes longer than the training
+    code, out, err = qia3(capsys, "train", place / "qia3.toml", "--output", place / "one")
+    assert code == 0, err
     for task in ("topics", "commands"):
         ours, theirs = (losses(place / f"{n}.work", task) for n in ("two", "one"))
         assert ours[:2] == pytest.approx(theirs[:2], rel=1e-6)  # before and after the first update
@@ -72,7 +75,7 @@ def test_two_processes_give_the_loss_of_one(place):
         )  # sums in another order may round an offset to the other bfloat16
         records = [json.loads((place / f"{n}.work" / task / "record.json").read_text()) for n in ("one", "two")]
         assert records[0]["validation_loss"] == pytest.approx(records[1]["validation_loss"], rel=1e-4)
-    told = [[line for line in run.stdout.splitlines() if line.startswith("trained vectors")] for run in (one, two)]
+    told = [[line for line in said.splitlines() if line.startswith("trained vectors")] for said in (out, two.stdout)]
     assert told == [[f"trained vectors are in {place / name}.work"] for name in ("one", "two")]  # one of them speaks
     assert two.stderr.count("training topics") == 1
     assert "Warning" not in two.stderr
