@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from qia3.base.family import is_encoder
 from qia3.base.kind import check_kind
@@ -20,7 +21,7 @@ from qia3.bundle.folder import check_place
 from qia3.complaints import nearest
 from qia3.config import Base, Build
 from qia3.errors import ConfigError
-from qia3.examples import Example, listed
+from qia3.examples import listed
 from qia3.ia3.adapted import AdaptedBase
 from qia3.ia3.mix import Within, named
 from qia3.many.executors import check_executor
@@ -28,8 +29,9 @@ from qia3.many.outcome import Outcome
 from qia3.many.tasks import check_failures, new_token, train_here, train_spread
 from qia3.many.work import Order
 from qia3.progress import bar, is_main, say
-from qia3.publish import exported, publish
+from qia3.publish import Lines, exported, publish
 from qia3.storage import locked
+from qia3.targets import load_target
 from qia3.tokens import SLOT
 from qia3.train import processes
 from qia3.train.data import Data, read_task
@@ -69,7 +71,7 @@ def build(plan: Build, together: int = 1, executor: str | None = None) -> Path:
         graph = exported(plan, adapted)
         outcomes, trained = train_here(adapted, jobs, plan.work_folder, False, together)
         check_failures(outcomes, plan.work_folder)
-        return publish(plan, adapted, trained, _tests(jobs), graph)
+        return publish(plan, adapted, trained, Lines.of(jobs), graph)
 
 
 def train(plan: Build, how: How) -> list[Outcome]:
@@ -134,7 +136,7 @@ def export(plan: Build) -> Path:
     with _working(plan):
         adapted = load(plan)
         trained = [load_task(adapted.base, adapted.scaled, job, plan.work_folder / job.task.name) for job in jobs]
-        return publish(plan, adapted, trained, _tests(jobs), exported(plan, adapted))
+        return publish(plan, adapted, trained, Lines.of(jobs), exported(plan, adapted))
 
 
 def plan_jobs(plan: Build) -> list[Job]:
@@ -167,6 +169,7 @@ def measured(plan: Build, jobs: list[Job]) -> list[Job]:
     """
     text = read_base_text(plan.base.model)
     check_kind(text.config, plan.base.model)
+    _check_cache(plan, text.config)
     context, reads = (
         min(plan.export.context_length, text.positions or plan.export.context_length),
         is_encoder(text.config),
@@ -197,6 +200,20 @@ def measured(plan: Build, jobs: list[Job]) -> list[Job]:
     ]
 
 
+def _check_cache(plan: Build, config: Any) -> None:
+    """Raises ConfigError where the graph has no int8 cache, or nobody could open it."""
+    if plan.export.cache == "float32":
+        return
+    if is_encoder(config) or config.is_encoder_decoder:
+        raise ConfigError(
+            f"cache = 'int8' in [export] is for decoders alone, and {config.model_type} is none; leave it out"
+        )
+    if load_target(plan.export.target).vectors == "required":
+        raise ConfigError(
+            f"cache = 'int8' in [export] does not go with target = '{plan.export.target}': browsers have no kernel for it"
+        )
+
+
 def _headed(plan: Build, job: Job) -> Job:
     """A task on an encoder, whose answers are the labels of a head. Raises ConfigError."""
     if plan.base.bits is not None:
@@ -206,10 +223,6 @@ def _headed(plan: Build, job: Job) -> Job:
     examples = (*job.data.train, *job.data.test, *job.data.validation)
     check_task(job.task, job.settings, any(e.choices for e in examples) or not job.data.choices)
     return replace(job, settings=settings_of(job.settings), ranking="sum")
-
-
-def _tests(jobs: list[Job]) -> dict[str, tuple[Example, ...]]:
-    return {job.task.name: job.data.test for job in jobs}
 
 
 def _publishable(plan: Build, jobs: list[Job]) -> list[Job]:

@@ -84,6 +84,9 @@ export_options = _together(
     ),
     click.option("--task", metavar="NAME", help="The task to merge (with --mode merged)."),
     click.option("--target", metavar="NAME", help="An export target; `qia3 targets` lists them."),
+    click.option(
+        "--cache", type=click.Choice(["float32", "int8"]), help="What keys and values are kept in (int8: a quarter)."
+    ),
 )
 
 
@@ -138,6 +141,7 @@ def build(
     mode: str | None,
     task: str | None,
     target: str | None,
+    cache: str | None,
     as_json: bool,
 ) -> None:
     """Make a bundle out of a build file.
@@ -147,7 +151,7 @@ def build(
     """
     from qia3.reporting import Shape, print_report
 
-    plan = _plan(file, output, work, seed, steps, init_adapter, mode, task, target)
+    plan = _plan(file, output, work, seed, steps, init_adapter, mode, task, target, cache)
     with progress_on_stderr():
         from qia3.build import build as make
 
@@ -223,6 +227,7 @@ def export(
     mode: str | None,
     task: str | None,
     target: str | None,
+    cache: str | None,
     as_json: bool,
 ) -> None:
     """Make a bundle of trained vectors.
@@ -231,7 +236,7 @@ def export(
     """
     from qia3.reporting import Shape, print_report
 
-    plan = _plan(file, output, work, seed, steps, init_adapter, mode, task, target)
+    plan = _plan(file, output, work, seed, steps, init_adapter, mode, task, target, cache)
     with progress_on_stderr():
         from qia3.build import export as make
 
@@ -646,6 +651,7 @@ def _plan(
     mode: str | None = None,
     task: str | None = None,
     target: str | None = None,
+    cache: str | None = None,
 ) -> Build:
     """The build file with the options laid over it, its target known to exist."""
     from qia3.config import read_build
@@ -655,6 +661,7 @@ def _plan(
         "export.mode": mode,
         "export.merge_task": task,
         "export.target": target,
+        "export.cache": cache,
         "train.steps": steps,
         "seed": seed,
     }

@@ -231,7 +231,8 @@ def _several(value: Any) -> tuple[Any, ...]:
 class Export(Section):
     """What the ONNX graph looks like.
 
-    `query_vectors` adds places for vectors on the queries, which PEFT trains for some families.
+    `query_vectors` adds places for vectors on the queries, which PEFT trains for some families. `cache`: what keys and
+    values are kept in (qia3.graph.cache).
     """
 
     target: str = "ort-cpu"
@@ -241,6 +242,7 @@ class Export(Section):
     context_length: int = Field(default=2048, ge=16, le=2**24)
     query_vectors: bool = False
     recode: Literal["int8", "int4"] = "int8"
+    cache: Literal["float32", "int8"] = "float32"
 
 
 class Parity(Section):

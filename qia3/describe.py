@@ -111,7 +111,7 @@ def describe(
         seed=plan.seed,
         versions={"python": platform.python_version(), **_versions()},
         base=_base(base, drift),
-        architecture=_architecture(base, positions(plan, base), cache),
+        architecture=replace(_architecture(base, positions(plan, base), cache), cache=plan.export.cache),
         linears=linears,
         dense=dense,
         graphs=_graphs(plan, base, [s.site for s in scaled.values()] if side else [], accuracy_level),

@@ -10,7 +10,7 @@ comes after it, on the model that ships.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from qia3.bundle.sites import Vectors
 from qia3.config import Build
 from qia3.describe import places, positions
 from qia3.examples import Example
+from qia3.graph.cache import Text, largest_kept, with_int8_cache
 from qia3.graph.forced import OrtDecoder, torch_choices, torch_logits
 from qia3.graph.forced_encoder import OrtEncoder
 from qia3.graph.forced_seq2seq import OrtPair
@@ -41,6 +42,7 @@ from qia3.progress import say
 from qia3.train.compute import computing
 from qia3.train.task import Trained
 
+SEEN = 32  # lines of each task that an int8 cache is made of
 Tests = Mapping[str, Sequence[Example]]
 Opened = OrtDecoder | OrtPair | OrtEncoder
 
@@ -80,10 +82,12 @@ def gate(
     adapted: AdaptedBase,
     trained: Sequence[Trained],
     tests: Tests,
+    seen: Tests,
     graphs: Mapping[str, ir.Model],
     folder: Path,
 ) -> dict[str, Parity]:
-    """What torch and ONNX Runtime agree on, by adapter. Raises ParityError where they do not.
+    """What torch and ONNX Runtime agree on, by adapter. Raises ParityError where they do not. An int8 cache is made on the
+    way, of lines that were `seen`.
 
     The graphs are opened one level after the other: each session holds the weights packed in a form of its own.
     """
@@ -99,6 +103,12 @@ def gate(
         opened = _opened(paths, adapted.base)
         for name, case in cases.items():
             found[name][kind] = case.by_ort(opened, not adapted.scaled)
+        if kind == "shipped" and isinstance(opened, OrtDecoder) and plan.export.cache == "int8":
+            most = largest_kept(opened, _texts(adapted, trained, seen))
+            del opened
+            opened = OrtDecoder(with_int8_cache(paths[DECODER], most))
+            for name, case in cases.items():
+                found[name] |= {"float_cache": found[name][kind], kind: case.by_ort(opened, not adapted.scaled)}
         del opened
     for path in exact.values():
         path.unlink()
@@ -107,6 +117,16 @@ def gate(
         if remarks:
             say(f"warning: int8 activations change adapter {name} beyond [parity]: {'; '.join(remarks)}; {REMEDY}")
     return {name: decode(Parity, {kind: a.to_dict() for kind, a in both.items()}) for name, both in found.items()}
+
+
+def _texts(adapted: AdaptedBase, trained: Sequence[Trained], seen: Tests) -> Iterator[Text]:
+    """Prompts of the tasks' training lines: each task's with its own vectors, and some of all with none."""
+    for t in trained:
+        prompts = [list(adapted.base.tokens.prompt(t.prompt, e.text)) for e in seen[t.task.name][:SEEN]]
+        fed = as_inputs(t.vectors) if adapted.scaled else {}
+        yield from ((prompt, fed) for prompt in prompts)
+        if adapted.scaled:
+            yield from ((prompt, {}) for prompt in prompts[: -(-SEEN // len(trained))])
 
 
 def _opened(paths: Mapping[str, Path], base: BaseModel) -> Opened:

@@ -5,8 +5,8 @@ Nothing is kept if a step fails.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from qia3.base.frozen import BaseModel
 from qia3.base.stages import prompt_only
 from qia3.base.zero_points import write_zero_points
 from qia3.bundle.adapter import Adapter, write_adapter
+from qia3.bundle.cache_range import write_range
 from qia3.bundle.checked import decode
 from qia3.bundle.folder import whole_or_absent
 from qia3.bundle.head import Head
@@ -49,7 +50,7 @@ from qia3.runtime.load import open_engine
 from qia3.runtime.readback import read_back
 from qia3.storage import alone
 from qia3.targets import load_target
-from qia3.train.task import Trained
+from qia3.train.task import Job, Trained
 
 Graphs = Mapping[str, ir.Model]  # by what they do: "decoder", and an encoder-decoder's "encoder" before it
 
@@ -69,8 +70,22 @@ def exported(plan: Build, adapted: AdaptedBase) -> Graphs:
     return {DECODER: preflight(base.model, adapted.scaled, *settings, limit)}
 
 
-def publish(plan: Build, adapted: AdaptedBase, trained: Sequence[Trained], tests: Tests, graphs: Graphs) -> Path:
+@dataclass(frozen=True)
+class Lines:
+    """Of each task by its name: what it is tested on, and what it was trained on."""
+
+    tests: Tests
+    seen: Tests
+
+    @classmethod
+    def of(cls, jobs: Iterable[Job]) -> Lines:
+        read = tuple(jobs)
+        return cls({j.task.name: j.data.test for j in read}, {j.task.name: j.data.train for j in read})
+
+
+def publish(plan: Build, adapted: AdaptedBase, trained: Sequence[Trained], lines: Lines, graphs: Graphs) -> Path:
     """Writes the bundle of `plan` and returns its folder. `graphs` are what `exported` gave."""
+    tests = lines.tests
     target, base, side = load_target(plan.export.target), adapted.base, plan.export.mode == "side"
     drift = recoded(plan, adapted, trained, tests) if base.grid == "nf4" and target.nf4 != "exact" else None
     seen = (base.model, adapted.roles, prompt_only(base.model))
@@ -92,7 +107,7 @@ def publish(plan: Build, adapted: AdaptedBase, trained: Sequence[Trained], tests
             plan, base, adapted.scaled, trained, linears, dense, regions, target.accuracy_level, cache, drift
         )
         say("comparing torch and ONNX Runtime")
-        manifest = replace(manifest, parity=gate(plan, adapted, trained, tests, graphs, folder))
+        manifest = replace(manifest, parity=gate(plan, adapted, trained, lines.tests, lines.seen, graphs, folder))
         _write_files(adapted, trained, folder, manifest)
         seal(folder, manifest)
         manifest = replace(manifest, evaluation=_evaluation(folder, trained, tests, side))
@@ -126,6 +141,9 @@ def _write_files(adapted: AdaptedBase, trained: Sequence[Trained], folder: Path,
         write_adapter(place.with_name(f"{t.task.name}{ADAPTER}"), t.vectors, base.fingerprint, t.head)
         adapter = Adapter(t.vectors, base.fingerprint, head=t.head)
         write_peft(place, adapter, adapted.sites, manifest.base.reference, is_encoder(base.model.config))
+    if manifest.architecture.cache == "int8" and adapted.scaled:
+        kept = [site.name for site in adapted.sites if site.role != "feed_forward"]
+        write_range(folder, kept, [t.vectors for t in trained])
     write_tokenizer(base.tokenizer, folder)
     labels = None if adapted.scaled else trained[0].choices
     tags, shape = trained[0].task.kind == TAGS, manifest.architecture

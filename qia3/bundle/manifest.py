@@ -134,6 +134,7 @@ class Architecture(Part):
     encoder_layers: Size | None = None
     decoder_start: tuple[Count, ...] = ()
     pooling: Pooling | None = None
+    cache: Literal["float32", "int8"] = "float32"  # keys and values, as the graph keeps them
 
     def positions(self, prompt: int, more: int) -> int:
         """What a prompt of so many tokens, and so many after it, take of the context.

@@ -4,9 +4,9 @@ A decoder that stands alone:
 
     input_ids            int64 [batch_size, sequence_length]
     attention_mask       int64 [batch_size, total_sequence_length]
-    past_key_values.I.P  float32 [batch_size, kv heads, past_sequence_length, head size]     P: key, value
+    past_key_values.I.P  float32 or int8 [batch_size, kv heads, past_sequence_length, head size]     P: key, value
     logits               float32 [batch_size, sequence_length or 1, vocabulary]
-    present.I.P          float32 [batch_size, kv heads, total_sequence_length, head size]
+    present.I.P          float32 or int8 [batch_size, kv heads, total_sequence_length, head size]
 
 An encoder, and the decoder that reads what it gives (1 in a mask: a token; padding may be on either side):
 
@@ -50,6 +50,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
+
 INPUT_IDS, ATTENTION_MASK, LOGITS = "input_ids", "attention_mask", "logits"
 ENCODER_MASK, ENCODER_STATES, LAST_STATE = "encoder_attention_mask", "encoder_hidden_states", "last_hidden_state"
 PAST_LENGTH = "past_length"
@@ -71,11 +73,21 @@ DECODER_BEFORE, DECODER_TOTAL = "past_decoder_sequence_length", "total_decoder_s
 MULTIPLE = 8  # of which GroupQueryAttention takes sizes of heads
 
 
+CACHE_TYPES: dict[str, type[np.generic]] = {"tensor(float)": np.float32, "tensor(int8)": np.int8}
+
+
 class Cache(NamedTuple):
     """What a graph keeps of each position in each layer: so many heads of keys, and of values, of this size."""
 
     heads: int
     size: int
+
+
+def cache_type(told: str) -> type[np.generic]:
+    """The numbers that a cache of this type in ONNX Runtime's words holds. Raises ValueError."""
+    if told not in CACHE_TYPES:
+        raise ValueError(f"a cache of {told} is none that is known: {', '.join(CACHE_TYPES)}")
+    return CACHE_TYPES[told]
 
 
 def cache_names(layers: int, prefix: str) -> list[str]:

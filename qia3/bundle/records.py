@@ -51,10 +51,13 @@ class Agreement(Part):
 
 @dataclass(frozen=True)
 class Parity(Part):
-    """torch beside the graph at accuracy_level 0 and beside the graph as shipped."""
+    """torch beside the graph at accuracy_level 0 and beside the graph as shipped; where that keeps an int8 cache, also
+    beside the same with one in float32.
+    """
 
     exact: Agreement
     shipped: Agreement
+    float_cache: Agreement | None = None
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ def _caches(report: Report) -> list[Row]:
     if shape.encoder_layers is not None:
         kinds |= {"the encoder's states' cache": report.memory.cross_cache_bytes}
     return [
-        [f"{name} for {shape.context_length} positions (computed, float32)", Cell("mib", size)]
+        [f"{name} for {shape.context_length} positions (computed, {shape.cache})", Cell("mib", size)]
         for name, size in kinds.items()
     ]
 
@@ -124,7 +124,7 @@ def memory(report: Report, estimates: Sequence[Estimate]) -> Section | None:
         else "without its process, which was not measured"
     )
     note = (
-        f"Weights held and mapped ({found.kernel_here} kernels), the cache of one row in float32, and {process}. A context costs what is "
+        f"Weights held and mapped ({found.kernel_here} kernels), the cache of one row in {shape.cache}, and {process}. A context costs what is "
         "used, not what the model could take."
     )
     limits = tuple(Limit(one.device, one.usable_ram_bytes) for one in estimates)

@@ -28,6 +28,7 @@ from qia3.footprint.sections import Chart, Page, Row, Section, section, table, w
 from qia3.footprint.table import NOT_MEASURED, percent
 
 MANY = 8  # tasks, beyond which the worst stand first
+FLOAT_CACHE = "float32 cache"
 AGREEMENT = ("max difference", "KL (nats)", "same top token", "positions")
 
 
@@ -114,11 +115,14 @@ def _parity(report: Report) -> Section:
     rows: list[Row] = [
         [name, kind, *_agreement(agreement)]
         for name, both in (report.parity or {}).items()
-        for kind, agreement in (("exact", both.exact), ("shipped", both.shipped))
+        for kind, agreement in (("exact", both.exact), ("shipped", both.shipped), (FLOAT_CACHE, both.float_cache))
+        if agreement is not None
     ]
     if not rows:
         return section("parity", "Parity with torch", NOT_MEASURED)
     note = "`exact` is the graph at accuracy_level 0, `shipped` as it is in this bundle. Differences are of logits."
+    if report.architecture.cache == "int8":
+        note += f" `{FLOAT_CACHE}` is the shipped one before its cache was made int8; `exact` keeps float32, too."
     if report.limits:
         note += (
             f" Expected: {report.limits['max_difference']:g} at most of the exact graph (the build fails past it); of the shipped "

@@ -143,11 +143,14 @@ def mapped_bytes(manifest: Manifest, parts: Mapping[str, int]) -> int:
     return sum(map(grid_bytes, found)) + sum(map(zero_point_bytes, heads)) + rest
 
 
+CACHE_BYTES = {"float32": 4, "int8": 1}  # per number; an int8 cache's scales are the graph's
+
+
 def kv_cache_bytes(shape: Architecture, positions: int) -> int:
-    """Keys and values in float32 for one row of `positions` tokens of the decoder; an encoder keeps none."""
+    """Keys and values of one row of `positions` tokens of the decoder; an encoder keeps none."""
     if shape.pooling is not None:
         return 0
-    return 2 * shape.layers * shape.kv_heads * shape.head_size * 4 * positions
+    return 2 * shape.layers * shape.kv_heads * shape.head_size * CACHE_BYTES[shape.cache] * positions
 
 
 def cross_cache_bytes(shape: Architecture, positions: int) -> int:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from qia3.base.family import is_encoder
 from qia3.bundle.head import Head
-from qia3.bundle.ports import PAST
+from qia3.bundle.ports import PAST, PRESENT, cache_type
 from qia3.graph import forced_encoder, forced_seq2seq
 from qia3.graph.parity import Floats
 
@@ -60,7 +60,7 @@ class OrtDecoder:
         vectors = [i for i in self.session.get_inputs() if i.shape[:2] == ["rows", 1]]  # those without a default
         self.ones = {i.name: np.ones((1, 1, i.shape[2]), np.float32) for i in vectors}
         self.empty = {
-            i.name: np.zeros((1, i.shape[1], 0, i.shape[3]), np.float32)
+            i.name: np.zeros((1, i.shape[1], 0, i.shape[3]), cache_type(i.type))
             for i in self.session.get_inputs()
             if i.name.startswith(PAST)
         }
@@ -70,6 +70,16 @@ class OrtDecoder:
     ) -> Floats:
         """As torch_logits. `vectors` are [1, 1, d] by input name; none at all is the base."""
         return self.after([prompt, *([token] for token in forced)], vectors)
+
+    def kept(self, tokens: Sequence[int], vectors: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[Any]]:
+        """What is in the cache after these tokens: [1, kv heads, tokens, head size] by the name of its input."""
+        feeds = {"input_ids": np.array([tokens], np.int64), "attention_mask": np.ones((1, len(tokens)), np.int64)}
+        found = self.session.run(None, {**feeds, **self.empty, **self.ones, **vectors})
+        return {
+            name.replace(PRESENT, PAST): value
+            for name, value in zip(self.outputs, found, strict=True)
+            if name.startswith(PRESENT)
+        }
 
     def after(self, pieces: Sequence[Sequence[int]], vectors: Mapping[str, NDArray[np.float32]]) -> Floats:
         """[len(pieces), V]: after the last token of each piece of one text, run one after the other."""

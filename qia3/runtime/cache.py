@@ -40,7 +40,7 @@ class Buffers:
     def __init__(
         self,
         session: ort.InferenceSession,
-        arrays: Mapping[str, Floats],
+        arrays: Mapping[str, NDArray[Any]],
         newest: Lengths,
         fixed: Mapping[str, NDArray[Any]] | None = None,
         shared: bool = False,
@@ -84,17 +84,17 @@ def ort_value(array: NDArray[Any]) -> ort.OrtValue:
     return ort.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C"))
 
 
-def untouched(shape: tuple[int, ...]) -> Floats:
+def untouched(shape: tuple[int, ...], kind: type[np.generic] = np.float32) -> NDArray[Any]:
     """Zeros that take memory page by page, as they are written to: most of a long row never is.
 
     numpy asks Linux for huge pages of 2 MiB in large arrays; then the first position of one head would take all of them.
     """
     count = math.prod(shape)
     if not count or not hasattr(mmap, "MADV_NOHUGEPAGE"):
-        return np.zeros(shape, np.float32)
-    block = mmap.mmap(-1, 4 * count, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        return np.zeros(shape, kind)
+    block = mmap.mmap(-1, np.dtype(kind).itemsize * count, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     block.madvise(mmap.MADV_NOHUGEPAGE)
-    return np.frombuffer(block, np.float32, count).reshape(shape)
+    return np.frombuffer(block, kind, count).reshape(shape)
 
 
 class Cache:
@@ -135,7 +135,7 @@ class Cache:
         used = int(lengths.max(initial=0))
         arrays = {}
         for name, array in self.buffers.arrays.items():
-            arrays[name] = np.zeros((len(index), array.shape[1], capacity, array.shape[3]), np.float32)
+            arrays[name] = np.zeros((len(index), array.shape[1], capacity, array.shape[3]), array.dtype)
             arrays[name][:, :, :used] = array[index, :, :used]
         made = Buffers(self.buffers.session, arrays, lengths, self._fixed(index), self.buffers.shared)
         return Cache(made, lengths)

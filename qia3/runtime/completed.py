@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from qia3.bundle.adapter import Adapter
+from qia3.bundle.cache_range import check_range
 from qia3.bundle.opened import Bundle
 from qia3.bundle.peft import read_peft
 from qia3.bundle.task import LABELLED, Task, plain_task
@@ -32,6 +33,7 @@ def completed(bundle: Bundle, folder: Path, name: str) -> Adapter:
     if found.head is not None and not (alone and task.kind in LABELLED):
         why = "no task.json for it" if alone else "this bundle is no encoder"
         raise AdapterError(f"{folder} has a head, and {why}")
+    check_range(bundle.path, whole, folder)
     return Adapter(whole, found.base, task, found.head)
 
 

@@ -144,7 +144,8 @@ class Engine(Words):
     def _empty(self, rows: int, capacity: int) -> Cache:
         """No positions, and room for `capacity` of them, within the context."""
         capacity, nothing = min(capacity, self.context_length), np.zeros(rows, np.int64)
-        arrays = {n: np.zeros((rows, heads, capacity, size), np.float32) for n, (heads, size) in self.caches.items()}
+        kind = self.decoder.cache_type
+        arrays = {n: np.zeros((rows, heads, capacity, size), kind) for n, (heads, size) in self.caches.items()}
         return Cache(Buffers(self.session, arrays, nothing), nothing)
 
     def step(self, tokens: Sequence[int], cache: Cache, vectors: Mapping[str, Floats]) -> tuple[Floats, Cache]:

@@ -16,7 +16,7 @@ import onnxruntime as ort
 
 from qia3.bundle.manifest import Graph
 from qia3.bundle.opened import Bundle
-from qia3.bundle.ports import HEAD, HEAD_BIAS, HEAD_WEIGHT
+from qia3.bundle.ports import HEAD, HEAD_BIAS, HEAD_WEIGHT, PAST, cache_type
 from qia3.errors import AdapterError, BundleError, QIA3Error, first_line
 from qia3.runtime.cache import Floats
 from qia3.runtime.packed import packed_graph
@@ -30,6 +30,10 @@ class GraphSession:
         self.path, self.sizes = path, bundle.vectors
         self.session = session(path, threads)
         self.ports = {i.name: i.shape for i in self.session.get_inputs()}
+        # that of keys and values; int8 where the bundle was built with cache = "int8"
+        self.cache_type = next(
+            (cache_type(i.type) for i in self.session.get_inputs() if i.name.startswith(PAST)), np.float32
+        )
         self.own = {vector.name for vector in graph.vectors}
         # ones for the vectors that the graph has no default for (the target's `vectors` is "required")
         self.ones = {

@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from qia3.bundle.ports import ATTENTION_MASK, INPUT_IDS, LOGITS, PAST, PRESENT
 from qia3.errors import QIA3Error
@@ -40,8 +41,9 @@ class Slots:
             raise QIA3Error(f"rows must be 1 or more, not {rows}")
         self.engine, self.rows = engine, rows
         self.capacity = min(capacity or engine.context_length, engine.context_length)
-        self.caches: dict[str, Floats] = {
-            name: untouched((rows, heads, self.capacity, size)) for name, (heads, size) in engine.caches.items()
+        kind = engine.decoder.cache_type
+        self.caches: dict[str, NDArray[Any]] = {
+            name: untouched((rows, heads, self.capacity, size), kind) for name, (heads, size) in engine.caches.items()
         }
         own = engine.decoder.own
         self.vectors: dict[str, Floats] = {

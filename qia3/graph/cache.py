@@ -1,0 +1,109 @@
+r"""An int8 cache: keys and values that GroupQueryAttention keeps in a quarter of the bytes.
+
+    kept[h, t, c] = clip(round(x[h, t, c] / s[h, c]), -128, 127)          s[h, c] = margin max |x[h, :, c]| / 127
+
+with a scale per layer, head and channel, for keys (as they are kept, after their rotation) and for values each
+(PER_CHANNEL; per tensor a layer's largest channel would take the digits of all others). ONNX Runtime has had kernels
+for it on CPUs since May 2026 (#28576, #28578): they quantise what is new and multiply by int8, in prompts too.
+
+The largest values are those that this very graph puts in its float32 cache for the tasks' own training prompts, with
+every adapter on and with none. What lies beyond is cut off without a word, so two things are done about it:
+
+- `MARGIN`: a fifth of the digits are left for texts that are longer, or others.
+- l_k and l_v multiply what is kept. An adapter that comes later and has larger ones than those that were seen is
+  refused (qia3.bundle.cache_range); merged, they are in the weights, and nothing comes later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx_ir.passes import InPlacePass, PassResult, PreconditionError
+
+from qia3.bundle.ports import PAST, PRESENT
+from qia3.graph.forced import OrtDecoder
+
+MARGIN = 1.25
+LARGEST = 127
+ATTENTION = "GroupQueryAttention"
+SCALES = {"k_scale": 12, "v_scale": 13}  # the operator's inputs by number
+Floats = NDArray[np.float32]
+Text = tuple[Sequence[int], Mapping[str, Floats]]  # tokens, and the vectors [1, 1, d] that they are read with
+
+
+def largest_kept(decoder: OrtDecoder, texts: Iterable[Text]) -> dict[str, Floats]:
+    """max |x| over all positions of the texts, [kv heads, head size] by the name of the cache's input."""
+    found: dict[str, Floats] = {}
+    for tokens, vectors in texts:
+        for name, kept in decoder.kept(tokens, vectors).items():
+            most = np.abs(kept[0]).max(axis=1)
+            found[name] = np.maximum(found[name], most) if name in found else most
+    return found
+
+
+def with_int8_cache(graph: Path, largest: Mapping[str, Floats]) -> Path:
+    """Gives the graph in this file an int8 cache, and returns it."""
+    model = ir.load(graph)
+    Int8Cache(largest)(model)
+    ir.save(model, graph)
+    return graph
+
+
+class Int8Cache(InPlacePass):  # type: ignore[misc]
+    """Gives every GroupQueryAttention an int8 cache, whose scales are constants made of `largest` (as `largest_kept`
+    gives it); the graph's inputs and outputs change their type with it.
+    """
+
+    def __init__(self, largest: Mapping[str, Floats]) -> None:
+        super().__init__()
+        self.largest = largest
+
+    def requires(self, model: ir.Model) -> None:
+        kept = {v.name for v in model.graph.inputs if (v.name or "").startswith(PAST)}
+        read = {v.name for node in _attentions(model) for v in node.inputs[3:5] if v is not None}
+        if not kept or kept != read:
+            raise PreconditionError(f"caches that no {ATTENTION} keeps: {sorted(map(str, kept ^ read))}")
+        if missing := kept - self.largest.keys():
+            raise PreconditionError(f"caches whose range is not known: {sorted(map(str, missing))}")
+
+    def call(self, model: ir.Model) -> PassResult:
+        for node in _attentions(model):
+            inputs = list(node.inputs) + [None] * (max(SCALES.values()) + 1 - len(node.inputs))
+            for past, number in zip(node.inputs[3:5], SCALES.values(), strict=True):
+                assert past is not None
+                inputs[number] = self._scale(model, str(past.name))
+            attributes = [ir.AttrString(f"{part}_quant_type", "PER_CHANNEL") for part in "kv"]
+            attributes.append(ir.AttrInt64("kv_cache_bit_width", 8))
+            node.resize_inputs(len(inputs))
+            for i, value in enumerate(inputs):
+                node.replace_input_with(i, value)
+            for attribute in attributes:
+                node.attributes.add(attribute)
+        for value in (*model.graph.inputs, *model.graph.outputs):
+            if (value.name or "").startswith((PAST, PRESENT)):
+                value.dtype = ir.DataType.INT8
+        return PassResult(model, modified=True)
+
+    def ensures(self, model: ir.Model) -> None:
+        assert all(len(node.inputs) > SCALES["v_scale"] for node in _attentions(model))
+        kept = [v for v in (*model.graph.inputs, *model.graph.outputs) if (v.name or "").startswith((PAST, PRESENT))]
+        assert all(v.dtype == ir.DataType.INT8 for v in kept)
+
+    def _scale(self, model: ir.Model, past: str) -> ir.Value:
+        """[1, kv heads, 1, head size]; a channel that is always nought gets one, which keeps it so."""
+        most = self.largest[past] * (MARGIN / LARGEST)
+        scale = np.where(most > 0, most, 1).astype(np.float32)[None, :, None]
+        tensor = ir.tensor(scale, name=f"{past}.scale")
+        value = ir.Value(
+            name=tensor.name, shape=ir.Shape(scale.shape), type=ir.TensorType(ir.DataType.FLOAT), const_value=tensor
+        )
+        model.graph.register_initializer(value)
+        return value
+
+
+def _attentions(model: ir.Model) -> list[ir.Node]:
+    return [node for node in model.graph if node.op_type == ATTENTION]
