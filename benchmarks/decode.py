@@ -33,6 +33,11 @@ from typing import Any
 
 WORKER = Path(__file__).with_name("decode_worker.py")
 PAIRS = Path(__file__).with_name("seq2seq_worker.py")
+MAKERS = {  # what peers with environments of their own are made by
+    "ctranslate2": "seq2seq_models.py",
+    "optimum": "seq2seq_models.py",
+    "openvino": "decode_models.py",
+}
 
 
 class Contender:
@@ -81,6 +86,7 @@ def contenders(folder: Path) -> dict[str, list[str]]:
         "genai builder, own API": ["genai", "genai"],
         "llama.cpp Q4_0": ["llama", "q4_0.gguf"],
         "llama.cpp Q4_K_M": ["llama", "q4_k_m.gguf"],
+        "OpenVINO int4": ["openvino", "openvino"],
         "transformers float32 + PEFT IA³": ["peft", "float"],
     }
     return {
@@ -113,7 +119,7 @@ def pairs(folder: Path) -> dict[str, list[str]]:
 
 def _weights(place: Path) -> list[Path]:
     """A model's graphs and weights, without tokenizer, adapters and reports."""
-    kinds = (".onnx", ".onnx_data", ".safetensors", ".bin", ".gguf", ".data")
+    kinds = (".onnx", ".onnx_data", ".safetensors", ".bin", ".gguf", ".data", ".xml")
     files = [place] if place.is_file() else [f for f in place.rglob("*") if f.is_file() and "cache" not in f.parts]
     return [f for f in files if f.suffix in kinds and "adapters" not in f.parts]
 
@@ -129,15 +135,15 @@ def main() -> None:
         "--bundle", nargs="+", default=[], metavar="NAME=FOLDER", help="further QIA³ bundles, to compare graphs"
     )
     parser.add_argument("--pause", type=float, default=1.5, help="seconds before each contender's turn")
-    for peer in ("ctranslate2", "optimum"):
-        parser.add_argument(f"--{peer}", metavar="PYTHON", help=f"a Python that has {peer} (seq2seq_models.py)")
+    for peer in ("ctranslate2", "optimum", "openvino"):
+        parser.add_argument(f"--{peer}", metavar="PYTHON", help=f"a Python that has {peer} ({MAKERS[peer]})")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no round after so long")
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
 
     pair = "T5" in (asked.folder / "float" / "config.json").read_text(encoding="utf-8")
     found = pairs(asked.folder) if pair else contenders(asked.folder)
-    pythons = {"ctranslate2": asked.ctranslate2, "optimum": asked.optimum}
+    pythons = {name: vars(asked)[name] for name in MAKERS}
     found = {n: w for n, w in found.items() if pythons.get(w[0], "ours")}
     chosen = {n: w for n, w in found.items() if not asked.only or any(o in n for o in asked.only)}
     chosen |= {f"qia3, {name}": ["qia3", folder] for name, folder in (b.split("=", 1) for b in asked.bundle)}

@@ -5,6 +5,7 @@
 
     float/      safetensors and tokenizer, for the builder and for transformers       side-B/, merged-B/   QIA³ bundles, B = 32, 64, 128
     genai/      onnxruntime-genai's builder: int4, block 32, accuracy level 4           q4_0.gguf, q4_k_m.gguf   llama.cpp
+    openvino/   with --openvino PYTHON, of an environment of its own: pip install "optimum-intel[openvino]==2.2.0" nncf==3.4.0 openvino==2026.4.1
 
 What is there already is kept. llama.cpp's files of SmolLM2 are requantised from the Q4_1 file, which changes its
 quality and not its speed.
@@ -118,6 +119,13 @@ def build_both(file: Path, side: Path, merged: Path) -> None:
     subprocess.run([*qia3, str(merged), "--mode", "merged", "--task", "first"], check=True, stdout=subprocess.DEVNULL)
 
 
+def write_openvino(python: str, floats: Path, folder: Path) -> None:
+    """optimum-intel's int4 with zero points, groups of 64: what its users take for a processor."""
+    words = ["-m", "optimum.commands.optimum_cli", "export", "openvino", "-m", str(floats), "--weight-format", "int4"]
+    chosen = ["--group-size", "64", "--ratio", "1.0", "--task", "text-generation-with-past", str(folder)]
+    subprocess.run([python, *words, *chosen], check=True)
+
+
 def write_f16_gguf(floats: Path, file: Path) -> None:
     """Llama tensors under their GGUF names, without a tokenizer.
 
@@ -166,6 +174,7 @@ def main() -> None:
     parser.add_argument(
         "--builder", nargs="+", default=["default"], help="the builder's algorithms: default, k_quant, k_quant_mixed"
     )
+    parser.add_argument("--openvino", metavar="PYTHON", help="a Python that has optimum-intel, nncf and openvino")
     asked = parser.parse_args()
     kind, place = asked.kind, asked.folder / asked.kind
     place.mkdir(parents=True, exist_ok=True)
@@ -180,6 +189,8 @@ def main() -> None:
         folder = place / ("genai" if algorithm == "default" else f"genai-{algorithm}")
         if not (folder / "model.onnx").exists():
             write_genai(place / "float", folder, algorithm)
+    if asked.openvino and not (place / "openvino").exists():
+        write_openvino(asked.openvino, place / "float", place / "openvino")
     source = resolve("smollm2-135m-instruct") if kind == "smollm2" else None
     f16 = Path(source.name) / str(source.gguf_file) if source else place / "f16.gguf"
     if not f16.exists():

@@ -1,5 +1,5 @@
-"""One contender of benchmarks/decode.py: loads its model, then answers "pp128", "pp512", "tg128", "read" and "memory"
-with a line of JSON.
+"""One contender of benchmarks/decode.py: loads its model, then answers "pp128", "pp512", "tg128", "tg64@1900" (after so many
+tokens), "read" and "memory" with a line of JSON.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def llama(file: Path, threads: int, _: str | None) -> tuple[Run, dict[str, Any]]
     import llama_cpp
 
     model = llama_cpp.Llama(
-        str(file), n_ctx=1024, n_batch=512, n_threads=threads, n_threads_batch=threads, verbose=False
+        str(file), n_ctx=2048, n_batch=512, n_threads=threads, n_threads_batch=threads, verbose=False
     )
 
     def run(prompt: int, new: int) -> float:
@@ -136,6 +136,38 @@ def llama(file: Path, threads: int, _: str | None) -> tuple[Run, dict[str, Any]]
         return time.perf_counter() - start
 
     return run, {"streamed_bytes": file.stat().st_size, "versions": {"llama-cpp-python": version("llama-cpp-python")}}
+
+
+def openvino(folder: Path, threads: int, _: str | None) -> tuple[Run, dict[str, Any]]:
+    """optimum-intel's int4 model in plain OpenVINO: its own state is the cache."""
+    import openvino as ov
+
+    core = ov.Core()
+    hints = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
+    request = core.compile_model(str(folder / "openvino_model.xml"), "CPU", hints).create_infer_request()
+    names = {port.get_any_name() for port in request.get_compiled_model().inputs}
+
+    def step(tokens: int, total: int) -> None:
+        feeds = {
+            "input_ids": np.full((1, tokens), TOKEN, np.int64),
+            "attention_mask": np.ones((1, total), np.int64),
+            "position_ids": np.arange(total - tokens, total)[None],
+            "beam_idx": np.zeros(1, np.int32),
+        }
+        request.infer({name: array for name, array in feeds.items() if name in names})
+
+    def run(prompt: int, new: int) -> float:
+        request.reset_state()
+        start = time.perf_counter()
+        step(prompt, prompt)
+        if not new:
+            return time.perf_counter() - start
+        start = time.perf_counter()
+        for i in range(new):
+            step(1, prompt + i + 1)
+        return time.perf_counter() - start
+
+    return run, {"versions": {"openvino": version("openvino")}}
 
 
 def peft(folder: Path, threads: int, _: str | None) -> tuple[Run, dict[str, Any]]:
@@ -181,7 +213,15 @@ def bandwidth(_: Path, threads: int, __: str | None) -> tuple[Run, dict[str, Any
     return run, {}
 
 
-KINDS = {"qia3": qia3, "ort": ort, "genai": genai, "llama": llama, "peft": peft, "bandwidth": bandwidth}
+KINDS = {
+    "qia3": qia3,
+    "ort": ort,
+    "genai": genai,
+    "llama": llama,
+    "openvino": openvino,
+    "peft": peft,
+    "bandwidth": bandwidth,
+}
 
 
 def main() -> None:
@@ -212,8 +252,8 @@ def main() -> None:
             case "read":
                 print(json.dumps({"bytes_per_second": (1 << 30) / min(run(0, 0) for _ in range(3))}), flush=True)
             case test:
-                count = int(test[2:])
-                seconds = run(count, 0) if test.startswith("pp") else run(1, count)
+                count, past = (int(part or 1) for part in test[2:].partition("@")[::2])
+                seconds = run(count, 0) if test.startswith("pp") else run(past, count)
                 print(json.dumps({"tokens_per_second": count / seconds}), flush=True)
 
 

@@ -295,7 +295,7 @@ def run(
     from qia3.bundle.opened import Bundle
     from qia3.bundle.task import TAGS
     from qia3.runtime.adapters import AdapterBank
-    from qia3.runtime.answer import classify, reply, tag, task_of
+    from qia3.runtime.answer import classify, label, reply, tag, task_of
     from qia3.runtime.decoding import Decoding
     from qia3.runtime.encoder import Encoder
     from qia3.runtime.load import open_engine
@@ -327,12 +327,15 @@ def run(
     _check_asked(job, choices, {"max-new-tokens": max_new_tokens, "beams": beams, "temperature": temperature})
     facts: dict[str, Any] = {"adapter": name, "task": job.name}
     if job.kind == "classify":
+        if not as_json:
+            click.echo(label(engine, job, vectors, text, choices))
+            return
         answer = classify(engine, job, vectors, text, choices)
         print_result(facts | {"label": answer.label, "scores": answer.scores}, answer.label, as_json)
         return
     if job.kind == TAGS:
         found = tag(engine, job, vectors, text)
-        lines = "\n".join(f"{word}\t{label}" for word, label in zip(found.words, found.labels, strict=True))
+        lines = "\n".join(f"{word}\t{tag_}" for word, tag_ in zip(found.words, found.labels, strict=True))
         print_result(facts | asdict(found), lines, as_json)
         return
     pieces = reply(engine, job, vectors, text, max_new_tokens, decoding)

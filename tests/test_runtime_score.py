@@ -11,7 +11,7 @@ from qia3.errors import QIA3Error
 from qia3.runtime import score
 from qia3.runtime.adapters import AdapterBank
 from qia3.runtime.engine import Engine
-from qia3.runtime.score import log_sum_exp, rank, rank_batch
+from qia3.runtime.score import best, log_sum_exp, rank, rank_batch
 
 PROMPTS = [[5, 9, 250, 17, 33, 80], [8, 44, 3], [77, 6, 20, 31, 45, 120, 9, 2, 60]]
 CHOICES = [
@@ -87,6 +87,50 @@ def test_prompts_together_equal_prompts_alone_each_with_its_adapter_and_choices(
             np.testing.assert_allclose(b, a, atol=2e-5)
 
 
+@pytest.mark.parametrize("by", ["sum", "mean"])
+@pytest.mark.parametrize("sure", [0.0, 0.01, 1.0])
+def test_the_best_alone_is_the_one_that_ranks_first(engine, bank, monkeypatch, by, sure):
+    """Drawn questions whose answers share beginnings; the threshold decides the way and not the answer."""
+    monkeypatch.setattr(score, "SURE", sure)
+    generator = np.random.default_rng(3)
+    for _ in range(25):
+        prompt = generator.integers(2, 200, 5).tolist()
+        choices = [[*generator.integers(2, 5, generator.integers(1, 4)).tolist(), 1] for _ in range(6)]
+        vectors = bank.vectors(str(generator.choice(["lamps", "echo"])))
+        expected = rank(engine, prompt, choices, vectors, by)
+        assert best(engine, prompt, choices, vectors, by) == int(expected.argmax())
+    assert best(engine, PROMPTS[0], [[4, 1], [60, 1], [4, 1]], bank.vectors("lamps")) != 2  # the first of equal ones
+
+
+def test_an_answer_that_is_well_ahead_is_walked_alone(engine, monkeypatch):
+    """One step of one row where its end is certain too; the others where it is not."""
+    rows = []
+
+    def told(first, later):
+        logits = np.zeros((1, engine.vocabulary), np.float32)
+        logits[0, 60] = first
+
+        def step(tokens, cache, vectors):
+            rows.append(len(tokens))
+            after = np.zeros((len(tokens), engine.vocabulary), np.float32)
+            after[:, 1] = later
+            return after, cache
+
+        monkeypatch.setattr(engine, "prefill", lambda *_, **__: (logits, Fixed()))
+        monkeypatch.setattr(engine, "step", step)
+        rows.clear()
+        return best(engine, [5], [[4, 1], [60, 1], [61, 1]], {})
+
+    class Fixed:
+        def expand(self, index):
+            return self
+
+    assert (told(30.0, 30.0), rows) == (1, [1])
+    assert (told(2.0, 30.0), rows) == (1, [1])
+    assert (told(2.0, 0.0), rows[0], len(rows)) == (1, 1, 2)
+    assert (told(0.5, 30.0), rows) == (1, [3])
+
+
 def test_one_step_a_depth_over_distinct_prefixes(engine, monkeypatch):
     widths = []
     step = Engine.step
@@ -101,6 +145,9 @@ def test_one_step_a_depth_over_distinct_prefixes(engine, monkeypatch):
 
 
 def test_nothing_to_rank_is_told(engine):
+    for nothing in ([], [[4], []]):
+        with pytest.raises(QIA3Error, match="nothing to rank"):
+            best(engine, [5], nothing, {})
     for choices in ([], [[]], [[4], []]):
         with pytest.raises(QIA3Error, match="nothing to rank"):
             rank(engine, PROMPTS[0], choices, {})

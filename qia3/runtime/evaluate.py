@@ -24,7 +24,7 @@ from qia3.examples import SHOWN, Example, contradiction, listed, read_examples
 from qia3.names import NONE
 from qia3.progress import say
 from qia3.runtime.adapters import AdapterBank
-from qia3.runtime.answer import answer_of, classify, prepare, prompt_of, reply, tag, task_of
+from qia3.runtime.answer import answer_of, label, prepare, prompt_of, reply, tag, task_of
 from qia3.runtime.cache import Floats
 from qia3.runtime.encoder import Encoder
 from qia3.runtime.load import AnyEngine
@@ -175,7 +175,7 @@ def _task(engine: AnyEngine, adapter: str | None, task: str | None) -> Task:
 
 def _answer(engine: AnyEngine, task: Task, vectors: dict[str, Floats], example: Example) -> str:
     if task.kind == "classify":
-        return classify(engine, task, vectors, example.text, example.choices).label
+        return label(engine, task, vectors, example.text, example.choices)
     if task.kind == TAGS:
         return " ".join(tag(engine, task, vectors, example.words).labels)
     return "".join(reply(engine, task, vectors, example.text))
@@ -188,8 +188,8 @@ def _normal(text: str) -> str:
 
 def _by_label(labels: Sequence[str], right: Sequence[bool]) -> dict[str, dict[str, int]]:
     counts: dict[str, dict[str, int]] = {}
-    for label, ok in zip(labels, right, strict=True):
-        entry = counts.setdefault(label, {"n": 0, "right": 0})
+    for name, ok in zip(labels, right, strict=True):
+        entry = counts.setdefault(name, {"n": 0, "right": 0})
         entry["n"] += 1
         entry["right"] += ok
     return dict(sorted(counts.items()))

@@ -21,6 +21,11 @@ of eight rows:
 
 Several prompts go through together, each with its own answers and its own adapter. Rows of a step are at most MAX_ROWS:
 a thousand answers must not mean a thousand copies of the prompt's cache.
+
+Who asks for the label alone (`best`) need not have every score. No token adds to a score, so what an answer has after
+some of its tokens is the most that it can get. Where the prompt's logits put one beginning well before all others, the
+answers that begin so are walked by themselves, mostly one row; the others follow only where they could still come out
+above them. The label is that of `rank`.
 """
 
 from __future__ import annotations
@@ -37,6 +42,7 @@ from qia3.runtime.cache import Cache, Floats
 from qia3.runtime.engine import Engine, select_rows
 
 MAX_ROWS = 32
+SURE = 1.0  # nats between the first tokens of the two best: then one row is likely to be enough
 Path = tuple[int, tuple[int, ...]]  # row of the prompt, tokens after it
 Scores = NDArray[np.float64]
 
@@ -82,14 +88,54 @@ def rank_batch(
         raise QIA3Error("there is nothing to rank: a prompt has no choices, or a choice has no tokens")
     paths = sorted({(row, tuple(c)) for row, cs in enumerate(choices) for c in cs})
     logits, cache = engine.prefill(prompts, vectors, room=max(len(c) for _, c in paths))
-    found: dict[Path, float] = {}
-    for start in range(
-        0, len(paths), MAX_ROWS
-    ):  # neighbours share prefixes, so cutting the sorted list costs few of them
-        found |= _walk(engine, paths[start : start + MAX_ROWS], logits, cache, vectors)
+    found = _walks(engine, paths, logits, cache, vectors)
     return [
         np.array([found[row, tuple(c)] / (len(c) if by == "mean" else 1) for c in cs]) for row, cs in enumerate(choices)
     ]
+
+
+def best(
+    engine: Engine,
+    prompt: Sequence[int],
+    choices: Sequence[Sequence[int]],
+    vectors: Mapping[str, Floats],
+    by: str = "sum",
+) -> int:
+    """Which of a prompt's choices `rank` puts first, the first of equal ones."""
+    answers = [tuple(c) for c in choices]
+    if not all(answers) or not answers:
+        raise QIA3Error("there is nothing to rank: a prompt has no choices, or a choice has no tokens")
+    sizes = [len(a) if by == "mean" else 1 for a in answers]
+    logits, cache = engine.prefill([prompt], vectors, room=max(map(len, answers)))
+    normaliser = float(log_sum_exp(logits)[0])
+    most = [(float(logits[0, a[0]]) - normaliser) / size for a, size in zip(answers, sizes, strict=True)]
+
+    def scores(of: Sequence[int]) -> dict[int, float]:
+        found = _walks(engine, sorted({(0, answers[i]) for i in of}), logits, cache, vectors)
+        return {i: found[0, answers[i]] / sizes[i] for i in of}
+
+    order = sorted(range(len(answers)), key=lambda i: (-most[i], i))
+    first = [i for i in order if answers[i][0] == answers[order[0]][0]]
+    rest = [i for i in order if i not in first]
+    known: dict[int, float] = {}
+    if rest and most[first[0]] - most[rest[0]] > SURE:
+        known = scores(first)
+        rest = [i for i in rest if most[i] >= max(known.values())]
+    else:
+        rest = order
+    if rest:
+        known |= scores(rest)
+    return min(known, key=lambda i: (-known[i], i))
+
+
+def _walks(
+    engine: Engine, paths: Sequence[Path], logits: Floats, cache: Cache, vectors: Mapping[str, Floats]
+) -> dict[Path, float]:
+    """Log-probability of each path, which are sorted: neighbours share prefixes, so cutting the list costs few of them."""
+    found: dict[Path, float] = {}
+    for start in range(0, len(paths), MAX_ROWS):
+        found |= _walk(engine, paths[start : start + MAX_ROWS], logits, cache, vectors)
+    return found
 
 
 def _walk(
