@@ -1,4 +1,4 @@
-"""Puts the report of a bundle that was just built into the README, between its two marks.
+"""Puts the report of a bundle that was just built into docs/reports.md, between its two marks.
 
 make demo && python benchmarks/sample_report.py dist/home-intents
 """
@@ -9,13 +9,13 @@ import re
 import sys
 from pathlib import Path
 
-README = Path(__file__).parents[1] / "README.md"
+PAGE = Path(__file__).parents[1] / "docs" / "reports.md"
 START, END = "<!-- sample-report:start -->", "<!-- sample-report:end -->"
 SHOWN = ("Tasks", "Parity with torch", "Memory and speed", "Bytes on disk", "Whole systems", "The published claim")
 
 
 def sample(report: str) -> str:
-    """The sections that the README shows, one heading deeper than their own document has them."""
+    """The sections that the page shows, one heading deeper than their own document has them."""
     title, *sections = re.split(r"^## ", report, flags=re.M)
     chosen = [s for s in sections if s.split("\n", 1)[0] in SHOWN]
     return "\n".join(
@@ -29,9 +29,9 @@ def sample(report: str) -> str:
 
 def main() -> None:
     report = (Path(sys.argv[1]) / "report.md").read_text(encoding="utf-8")
-    text = README.read_text(encoding="utf-8")
+    text = PAGE.read_text(encoding="utf-8")
     before, rest = text.split(START)
-    README.write_text(f"{before}{START}\n{sample(report)}\n{END}{rest.split(END)[1]}", encoding="utf-8")
+    PAGE.write_text(f"{before}{START}\n{sample(report)}\n{END}{rest.split(END)[1]}", encoding="utf-8")
 
 
 if __name__ == "__main__":

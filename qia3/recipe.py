@@ -1,7 +1,7 @@
 """How vectors are trained: the keys of a build file's [train] table, and the presets that fill them.
 
 `short` is what the demo uses: T-Few's three losses with AdamW, a larger rate and a tenth of the steps (which losses and
-rates are good: README, "Accuracy beside LoRA"). `t-few` is the recipe of Liu et al. 2022 (arXiv:2205.05638): Adafactor
+rates are good: docs/training.md, "Accuracy beside LoRA"). `t-few` is the recipe of Liu et al. 2022 (arXiv:2205.05638): Adafactor
 at 3e-3, up in 60 steps and then down to zero in a straight line, 1000 steps of 8 examples, and three losses
 (qia3.train.losses). The third trains the mean log-probability a token, so where it is among the losses a task is ranked
 by that. The paper's code differs from its text in places; where they differ the text is followed here, but for one:

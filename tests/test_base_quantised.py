@@ -1,4 +1,4 @@
-"""Bases that come with 4-bit codes: each row of the README's table of bases, from the file to the graph; and every file
+"""Bases that come with 4-bit codes: each row of the table in docs/bases.md, from the file to the graph; and every file
 that is refused.
 """
 

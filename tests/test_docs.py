@@ -1,4 +1,4 @@
-"""The README, checked against what is there."""
+"""The README and the pages of docs/, checked against what is there."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from qia3.cli import qia3
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {page: page.read_text(encoding="utf-8") for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
+ALL = "\n".join(PAGES.values())
 
 
 def verbs(group: click.Group = qia3, before: str = "") -> dict[str, click.Command]:
@@ -29,8 +31,8 @@ def verbs(group: click.Group = qia3, before: str = "") -> dict[str, click.Comman
 
 
 def tree() -> dict[str, str]:
-    """Path -> phrase of the README's tree."""
-    block = next(b for b in re.findall(r"^```\w*\n(.*?)^```$", README, re.S | re.M) if b.startswith("qia3/"))
+    """Path -> phrase of the tree in docs/design.md."""
+    block = next(b for b in re.findall(r"^```\w*\n(.*?)^```$", ALL, re.S | re.M) if b.startswith("qia3/"))
     found, parent = {}, ""
     for line in block.splitlines():
         name, phrase = re.fullmatch(r"\s*(\S+)\s{2,}(\S.*)", line).groups()
@@ -69,9 +71,9 @@ def test_every_example_in_the_help_parses():
             command.make_context(verb, words)
 
 
-def test_every_command_in_the_readme_is_a_verb_with_those_options():
+def test_every_command_in_the_docs_is_a_verb_with_those_options():
     known = verbs()
-    for words in re.findall(r"`qia3 ([^`]*)`", README):
+    for words in re.findall(r"`qia3 ([^`]*)`", ALL):
         if words == "VERB --help":
             continue
         verb = next((v for v in sorted(known, key=len, reverse=True) if f"{words} ".startswith(f"{v} ")), None)
@@ -90,34 +92,37 @@ def test_the_readme_build_file_is_a_good_one(tmp_path):
 
 
 def test_the_readme_s_python_runs(tmp_path, capsys, monkeypatch):
-    text = next(b for b in re.findall(r"```python\n(.*?)```", README, re.S) if "Engine(" in b)
+    texts = [b for b in re.findall(r"```python\n(.*?)```", ALL, re.S) if "Engine(" in b]
     tiny_bundle.write_bundle(tmp_path / "dist" / "home-intents", tasks={"home-intents": tiny_bundle.TASKS["lamps"]})
     monkeypatch.chdir(tmp_path)
-    exec(compile(text, "README.md", "exec"), {})
-    first, second = capsys.readouterr().out.splitlines()
-    assert first in tiny_bundle.CHOICES
-    assert len(eval(second)) == 2
+    assert len(texts) == 2  # README's and docs/python.md's
+    for text in texts:
+        exec(compile(text, "docs", "exec"), {})
+        first, *more = capsys.readouterr().out.splitlines()
+        assert first in tiny_bundle.CHOICES
+        assert [len(eval(line)) for line in more] in ([], [2])
 
 
 def test_make_targets_of_the_readme_exist():
     rules = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
-    assert set(re.findall(r"^make ([a-z]+)", README, re.M)) <= rules
+    assert set(re.findall(r"^make ([a-z]+)|`make ([a-z]+)`", ALL, re.M)) >= {("demo", "")}
+    assert {a or b for a, b in re.findall(r"^make ([a-z]+)|`make ([a-z]+)`", ALL, re.M)} <= rules
     assert {"demo", "test", "check", "bench", "clean"} <= rules
 
 
 def test_the_sample_report_has_its_place():
-    assert len(re.findall(r"<!-- sample-report:(?:start|end) -->", README)) == 2
+    assert len(re.findall(r"<!-- sample-report:(?:start|end) -->", PAGES[ROOT / "docs/reports.md"])) == 2
 
 
 def test_files_that_the_readme_names_exist():
-    for name in re.findall(r"`([\w/.-]+\.(?:py|txt|toml|md))`", README):
+    for name in re.findall(r"`([\w/.-]+\.(?:py|txt|toml|md))`", ALL):
         inside_a_bundle = name in ("report.md",)
         assert inside_a_bundle or (ROOT / name).is_file(), name
 
 
 def test_the_sample_report_adds_up_and_is_whole():
     """It is copied from a build by benchmarks/sample_report.py, never typed."""
-    sample = re.search(r"<!-- sample-report:start -->\n(.*?)<!-- sample-report:end -->", README, re.S).group(1)
+    sample = re.search(r"<!-- sample-report:start -->\n(.*?)<!-- sample-report:end -->", ALL, re.S).group(1)
     sections = dict(re.findall(r"^\*\*(.+?)\*\*\n(.*?)(?=^\*\*|\Z)", sample, re.S | re.M))
     assert {
         "Tasks",
@@ -131,6 +136,37 @@ def test_the_sample_report_adds_up_and_is_whole():
         int(n.replace(",", "")) for n in re.findall(r"^\|[^|]+\| +([\d,]+) \|", sections["Bytes on disk"], re.M)
     ]
     assert sum(parts) == total > 50_000_000
+
+
+def anchors(text: str) -> set[str]:
+    """What a page's headings can be reached by."""
+    titles = re.findall(r"^#+ (.+)$", text, re.M)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)\s]+)\)|src=\"([^\"]+)\"", PAGES[page]):
+        path, _, anchor = (link[0] or link[1]).partition("#")
+        if path.startswith("http"):
+            continue
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target.read_text(encoding="utf-8")), link
+
+
+def test_every_page_can_be_reached_from_the_readme():
+    reached, ahead = set(), [ROOT / "README.md"]
+    while ahead:
+        page = ahead.pop()
+        reached.add(page)
+        found = [(page.parent / p).resolve() for p in re.findall(r"\]\(([^)#\s]+\.md)[)#]", PAGES[page])]
+        ahead += [p for p in found if p in PAGES and p not in reached]
+    assert reached == set(PAGES)
+
+
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 160
 
 
 def test_every_benchmark_can_be_started():

@@ -1,4 +1,4 @@
-"""What the README and examples/serving say of a server, done: the curl lines, the commands, two servers over one folder."""
+"""What docs/serving.md and examples/serving say of a server, done: the curl lines, the commands, two servers over one folder."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from qia3.bundle.task import Task
 from qia3.cli import qia3
 
 ROOT = Path(__file__).parents[1]
-SERVING = (ROOT / "README.md").read_text(encoding="utf-8").split("\n## Serving\n")[1].split("\n## ")[0]
+SERVING = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
 EXAMPLES = ROOT / "examples" / "serving"
 
 
@@ -48,7 +48,7 @@ def test_the_readme_s_curl_lines_answer(tmp_path):
 
 
 def commands() -> list[list[str]]:
-    """What follows `qia3 serve` in the files of examples/serving and in the README."""
+    """What follows `qia3 serve` in the files of examples/serving and in docs/serving.md."""
     unit = re.findall(r"^ExecStart=\S+ serve (.*)$", (EXAMPLES / "qia3.service").read_text(), re.M)
     compose = yaml.safe_load((EXAMPLES / "compose.yaml").read_text())["services"]["one"]["command"]
     deployment = next(yaml.safe_load_all((EXAMPLES / "kubernetes.yaml").read_text()))

@@ -26,7 +26,7 @@ from qia3.footprint.speed import token_seconds
 from qia3.footprint.table import mib
 
 UNCERTAINTY, CALIBRATED = 0.4, 0.3
-# Of a node, where a device was not calibrated. x64: README's two tables on one Xeon (onnxruntime 1.32) give its bandwidth from
+# Of a node, where a device was not calibrated. x64: two tables of docs/results.md on one Xeon (onnxruntime 1.32) give its bandwidth from
 # Llama-3.2-1B's shapes and leave SmolLM2-135M's 411 nodes a microsecond or less (at 2, blocks of 32 fall out of the range);
 # its EPYC, 305 tokens/s, at most 8, were bytes nothing. A shared virtual machine took 7 to 14 (benchmarks/LOG.md): calibrate
 # such a one. ARM: nobody published any; a guess of 3 to 5 times x64's.

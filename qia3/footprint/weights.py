@@ -10,7 +10,7 @@ from qia3.footprint.kernels import KernelBytes, cross_cache_bytes, kernel_bytes,
 from qia3.footprint.shapes import Form, Shapes, total
 
 BLOCKS = (32, 64, 128)
-MIXED_BITS = 5.1  # what README asks for first where more than 4 bits may be spent
+MIXED_BITS = 5.1  # what docs/results.md asks for first where more than 4 bits may be spent
 USUAL = Form("int4", 64)  # what `qia3 build` makes
 FORMS = (Form("float32"), Form("bfloat16"), Form("nf4", 64), *(Form("int4", block) for block in BLOCKS))
 
