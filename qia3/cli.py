@@ -26,7 +26,6 @@ from qia3.errors import ConfigError
 from qia3.names import NONE
 
 if TYPE_CHECKING:
-    from qia3.bundle.opened import Bundle
     from qia3.bundle.task import Task
     from qia3.config import Build
 
@@ -299,6 +298,7 @@ def run(
     from qia3.runtime.decoding import Decoding
     from qia3.runtime.encoder import Encoder
     from qia3.runtime.load import open_engine
+    from qia3.runtime.model import only_adapter
     from qia3.runtime.texts import embed_texts
 
     decoding = Decoding(
@@ -310,7 +310,7 @@ def run(
         seed=seed,
     )
     opened = Bundle.open(bundle)
-    name = adapter or (NONE if embed else _only_adapter(opened))
+    name = adapter or (NONE if embed else only_adapter(opened))
     vectors = AdapterBank(opened).vectors(name)
     engine = open_engine(opened, packed=packed)
     if embed and not isinstance(engine, Encoder):
@@ -677,14 +677,6 @@ def _plan(
         raise ConfigError("--task names the task to merge: it needs --mode merged")
     load_target(plan.export.target)
     return plan
-
-
-def _only_adapter(bundle: Bundle) -> str:
-    """The adapter that is meant when none is named."""
-    names = bundle.adapters or ((bundle.merged_task,) if bundle.merged_task else ("none",))
-    if len(names) > 1:
-        raise ConfigError(f"{bundle.path} has several adapters, choose one with --adapter: {', '.join(names)} or none")
-    return names[0]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -92,7 +92,7 @@ def test_the_readme_build_file_is_a_good_one(tmp_path):
 
 
 def test_the_readme_s_python_runs(tmp_path, capsys, monkeypatch):
-    texts = [b for b in re.findall(r"```python\n(.*?)```", ALL, re.S) if "Engine(" in b]
+    texts = [b for b in re.findall(r"```python\n(.*?)```", ALL, re.S) if "Engine(" in b or "qia3.open(" in b]
     tiny_bundle.write_bundle(tmp_path / "dist" / "home-intents", tasks={"home-intents": tiny_bundle.TASKS["lamps"]})
     monkeypatch.chdir(tmp_path)
     assert len(texts) == 2  # README's and docs/python.md's
