@@ -3,6 +3,7 @@
 # make families   every family of docs/families.md (make test leaves out those that are like another)
 # make browser    reports and the server's page in the system's Chromium: console, network, axe-core, pictures in .browser/pictures
 # make arm       the 4-bit products, folds and the runtime on three ARM processors under QEMU
+# make docs       the pages of docs/ as a site, in docs/_build
 # make interop    optimum-onnx and transformers.js, in an environment of their own (.venv-interop; npm), open bundles of
 #                 every family and say our tokens
 #
@@ -16,7 +17,7 @@ BROWSER := .browser
 ARM := .arm
 DEMO := dist/home-intents
 
-.PHONY: demo test families interop browser arm check bench clean
+.PHONY: demo test families interop browser arm check docs bench clean
 
 # pip learned --group in 25.1, so it comes first. setuptools is for tests/test_packaging.py, which builds a wheel without a network.
 $(STAMP): pyproject.toml constraints.txt
@@ -77,8 +78,13 @@ check: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Sphinx with MyST, for both are kept well, read the Markdown that is there, and fail on a link that leads nowhere.
+docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet -c constraints.txt --group docs
+	$(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build
+
 bench: $(STAMP)
 	$(BIN)/qia3 bench $(DEMO)
 
 clean:
-	rm -rf .venv $(INTEROP) $(BROWSER) $(ARM) dist build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv docs/_build $(INTEROP) $(BROWSER) $(ARM) dist build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -18,7 +18,8 @@ from qia3.cli import qia3
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = {page: page.read_text(encoding="utf-8") for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
+TOP = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")]
+PAGES = {page: page.read_text(encoding="utf-8") for page in [*TOP, *sorted((ROOT / "docs").glob("*.md"))]}
 ALL = "\n".join(PAGES.values())
 
 
@@ -74,7 +75,7 @@ def test_every_example_in_the_help_parses():
 def test_every_command_in_the_docs_is_a_verb_with_those_options():
     known = verbs()
     for words in re.findall(r"`qia3 ([^`]*)`", ALL):
-        if words == "VERB --help":
+        if words in ("VERB --help", "--version"):
             continue
         verb = next((v for v in sorted(known, key=len, reverse=True) if f"{words} ".startswith(f"{v} ")), None)
         assert verb, words
@@ -116,7 +117,7 @@ def test_the_sample_report_has_its_place():
 
 def test_files_that_the_readme_names_exist():
     for name in re.findall(r"`([\w/.-]+\.(?:py|txt|toml|md))`", ALL):
-        inside_a_bundle = name in ("report.md",)
+        inside_a_bundle = name == "report.md" or Path(name).stem == "NAME"
         assert inside_a_bundle or (ROOT / name).is_file(), name
 
 
@@ -162,7 +163,13 @@ def test_every_page_can_be_reached_from_the_readme():
         reached.add(page)
         found = [(page.parent / p).resolve() for p in re.findall(r"\]\(([^)#\s]+\.md)[)#]", PAGES[page])]
         ahead += [p for p in found if p in PAGES and p not in reached]
-    assert reached == set(PAGES)
+    assert reached | {ROOT / "docs/index.md"} == set(PAGES)  # the site's first page stands for the README
+
+
+def test_the_site_names_every_page():
+    named = re.findall(r"^[\w/-]+$", PAGES[ROOT / "docs/index.md"].split("```{toctree}")[1], re.M)
+    pages = {page.stem for page in PAGES if page.parent.name == "docs"} - {"index"}
+    assert set(named) == pages | {"reports/README"}
 
 
 def test_the_readme_is_short():
