@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 import qia3.cli as cli
+from qia3.cli import making
+from qia3.cli.making import plan_of
 from qia3.errors import BundleError, ConfigError, Interrupted, ParityError
 from qia3.targets import load_target, target_names
 
@@ -167,7 +169,7 @@ def test_every_failure_has_its_line_and_its_code(capsys, monkeypatch, error, cod
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(cli, "_plan", fail)
+    monkeypatch.setattr(making, "plan_of", fail)
     got, out, err = run(capsys, "build", "x.toml")
     assert (got, out) == (code, "")
     assert said in err
@@ -195,7 +197,7 @@ def test_a_fault_of_ours_is_one_line_and_its_traceback_is_kept(capsys, monkeypat
     def fail(*_: object, **__: object) -> None:
         raise fault
 
-    monkeypatch.setattr(cli, "_plan", fail)
+    monkeypatch.setattr(making, "plan_of", fail)
     code, out, err = run(capsys, "build", "x.toml")
     assert (code, out, err.count("\n")) == (1, "", 1)
     kept = Path(err.split("report it with ")[1].split(": ")[0])
@@ -209,7 +211,7 @@ def test_too_little_memory_is_no_defect(capsys, monkeypatch):
     def fail(*_: object, **__: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(cli, "_plan", fail)
+    monkeypatch.setattr(making, "plan_of", fail)
     assert "not enough memory" in one_line(capsys, "build", "x.toml")
 
 
@@ -220,7 +222,7 @@ def test_the_traceback_is_there_when_asked_for(monkeypatch):
 
 
 def test_options_reach_the_plan(build_file):
-    plan = cli._plan(build_file, Path("there"), Path("before.work"), 3, 5, None, "merged", "t", "ort-exact")
+    plan = plan_of(build_file, Path("there"), Path("before.work"), 3, 5, None, "merged", "t", "ort-exact")
     assert (plan.output_folder, plan.work_folder, plan.seed, plan.train.steps) == (
         Path("there"),
         Path("before.work"),
