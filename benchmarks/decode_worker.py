@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import platform
 import sys
 import time
 from collections.abc import Callable
@@ -135,7 +137,7 @@ def llama(file: Path, threads: int, _: str | None) -> tuple[Run, dict[str, Any]]
             model.eval([TOKEN])
         return time.perf_counter() - start
 
-    return run, {"streamed_bytes": file.stat().st_size, "versions": {"llama-cpp-python": version("llama-cpp-python")}}
+    return run, {"streamed_bytes": file.stat().st_size, "versions": {"llama-cpp-python": llama_cpp.__version__}}
 
 
 def openvino(folder: Path, threads: int, _: str | None) -> tuple[Run, dict[str, Any]]:
@@ -225,7 +227,9 @@ KINDS = {
 
 
 def main() -> None:
-    from qia3.runtime.bench import machine, resident
+    from seq2seq_worker import resident
+
+    from qia3.machine import processor  # and no more of qia3: a peer's process has no ONNX Runtime in memory
 
     parser = argparse.ArgumentParser()
     parser.add_argument("kind", choices=KINDS)
@@ -238,17 +242,12 @@ def main() -> None:
     loaded = time.perf_counter() - start
     run(128, 1)
     first = time.perf_counter() - start
-    print(json.dumps(facts | {"machine": machine(), "load_seconds": loaded, "first_token_seconds": first}), flush=True)
+    facts["machine"] = f"{processor()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}"
+    print(json.dumps(facts | {"load_seconds": loaded, "first_token_seconds": first}), flush=True)
     for line in sys.stdin:
         match line.strip():
             case "memory":
-                seen = resident()
-                print(
-                    json.dumps(
-                        {"anonymous_bytes": seen["RssAnon"], "file_bytes": seen["RssFile"], "peak_bytes": seen["VmHWM"]}
-                    ),
-                    flush=True,
-                )
+                print(json.dumps(resident()), flush=True)
             case "read":
                 print(json.dumps({"bytes_per_second": (1 << 30) / min(run(0, 0) for _ in range(3))}), flush=True)
             case test:
