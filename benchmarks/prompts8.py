@@ -7,7 +7,7 @@ product (uint8 times int8, MatMulIntegerToFloat) does where the processor has on
 into a scratch folder in which every 4-bit product that all positions of a prompt go through is
 
     w [K, N]: the 4-bit weights, rounded once more to int8, a scale for each column
-    x [M, K]: rounded to 8 bits, a scale for each row, as many as --groups of K in `down_proj`
+    x [M, K]: rounded to 8 bits, a scale for each row and group: --groups of K in `down_proj`, --all-groups elsewhere
     y = (x - 128) w * scale of the row * scale of the column
 
 and measures both in turn: processor time at several lengths, one thread, and the KL of the token after a task's prompts.
@@ -83,7 +83,7 @@ def product(x: str, y: str, w: Floats) -> tuple[list[onnx.NodeProto], list[onnx.
     return nodes, [numpy_helper.from_array(a, n) for n, a in held.items()]
 
 
-def rewritten(model: onnx.ModelProto, keep: Sequence[str], groups: int) -> int:
+def rewritten(model: onnx.ModelProto, keep: Sequence[str], groups: int, others: int) -> int:
     """Puts the products in place; how many there are."""
     stored, nodes, count = {i.name: i for i in model.graph.initializer}, [], 0
     done: set[str] = set()
@@ -96,11 +96,12 @@ def rewritten(model: onnx.ModelProto, keep: Sequence[str], groups: int) -> int:
             nodes.append(node)
             continue
         w, x, y = weights(node, stored), node.input[0], node.output[0]
-        parts = groups if "down_proj" in node.input[1] else 1
+        parts = groups if "down_proj" in node.input[1] else others
         inputs, outputs = [x], [y]
         if parts > 1:
             inputs, outputs = [f"{x}.{i}" for i in range(parts)], [f"{y}.{i}" for i in range(parts)]
-            nodes.append(helper.make_node("Split", [x], inputs, axis=-1, num_outputs=parts))
+            if inputs[0] not in done:
+                nodes.append(helper.make_node("Split", [x], inputs, axis=-1, num_outputs=parts))
         for one, other, part in zip(inputs, outputs, np.split(w, parts, axis=1), strict=True):
             nodes += [] if one in done else quantised(one)
             done.add(one)
@@ -117,15 +118,17 @@ def rewritten(model: onnx.ModelProto, keep: Sequence[str], groups: int) -> int:
     return count
 
 
-def written(bundle: Bundle, place: Path, keep: Sequence[str], groups: int) -> Bundle:
+def written(bundle: Bundle, place: Path, keep: Sequence[str], groups: int, others: int) -> Bundle:
     """A copy of the bundle with the graph rewritten."""
     shutil.copytree(bundle.path, place)
     model = onnx.load(bundle.path / bundle.graph)
-    count = rewritten(model, keep, groups)
+    count = rewritten(model, keep, groups, others)
     data = bundle.manifest.main.data
     (place / data).unlink()
     onnx.save(model, place / bundle.graph, save_as_external_data=True, location=Path(data).name)
-    print(f"{count} products in 8 bits, in 4 bits: {', '.join(keep) or 'none'}, groups in down_proj: {groups}")
+    print(
+        f"{count} products in 8 bits, in 4 bits: {', '.join(keep) or 'none'}, groups: {groups} in down_proj, {others} elsewhere"
+    )
     return Bundle.open(place, verify=False)
 
 
@@ -136,6 +139,7 @@ def main() -> None:
     parser.add_argument("--adapter", required=True)
     parser.add_argument("--keep", nargs="+", default=[])
     parser.add_argument("--groups", type=int, default=1)
+    parser.add_argument("--all-groups", type=int, default=1)
     parser.add_argument("--lengths", type=int, nargs="+", default=[8, 32, 128, 512])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1, help="with several, time on the wall: for a quiet machine")
@@ -143,9 +147,8 @@ def main() -> None:
     asked = parser.parse_args()
     plain = Bundle.open(asked.bundle)
     with tempfile.TemporaryDirectory() as scratch:
-        engines = [
-            Engine(b, asked.threads) for b in (plain, written(plain, Path(scratch) / "b", asked.keep, asked.groups))
-        ]
+        eight = written(plain, Path(scratch) / "b", asked.keep, asked.groups, asked.all_groups)
+        engines = [Engine(bundle, asked.threads) for bundle in (plain, eight)]
         vectors, task = AdapterBank(plain).vectors(asked.adapter), task_of(engines[0], asked.adapter)
         clock = time.process_time if asked.threads == 1 else time.perf_counter
         print(f"{machine()}, {asked.threads} threads")
@@ -157,9 +160,9 @@ def main() -> None:
                     engine.prefill([row], vectors, room=1)
                     starts.append(clock())
                 times.append(np.diff(starts))
-            four, eight = np.median(times[1:], 0)
+            before, after = np.median(times[1:], 0)
             ratio = statistics.median(a / b for a, b in times[1:])
-            print(f"{length:4} tokens: {length / four:.0f} and {length / eight:.0f} tokens/s, {ratio:.2f}")
+            print(f"{length:4} tokens: {length / before:.0f} and {length / after:.0f} tokens/s, {ratio:.2f}")
         examples = read_examples(asked.file, task.kind, task.choices or ())[: asked.examples]
         found = []
         for example in examples:
