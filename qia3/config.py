@@ -232,7 +232,7 @@ class Export(Section):
     """What the ONNX graph looks like.
 
     `query_vectors` adds places for vectors on the queries, which PEFT trains for some families. `cache`: what keys and
-    values are kept in (qia3.graph.cache).
+    values are kept in (qia3.graph.cache). `trainable` adds a graph that learns (qia3.graph.trainable).
     """
 
     target: str = "ort-cpu"
@@ -243,6 +243,7 @@ class Export(Section):
     query_vectors: bool = False
     recode: Literal["int8", "int4"] = "int8"
     cache: Literal["float32", "int8"] = "float32"
+    trainable: bool = False
 
 
 class Parity(Section):

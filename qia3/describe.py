@@ -22,10 +22,11 @@ from qia3.base.frozen import BaseModel
 from qia3.base.modules import GridEmbedding, grid_linears, named_modules
 from qia3.base.start import start_of
 from qia3.base.weights import GridWeight
-from qia3.bundle.layout import DATA, DECODER_GRAPH, ENCODER_GRAPH, GRAPH, SHARED_DATA
+from qia3.bundle.layout import DATA, DECODER_GRAPH, ENCODER_GRAPH, GRAPH, SHARED_DATA, TRAIN_GRAPH
 from qia3.bundle.manifest import (
     DECODER,
     ENCODER,
+    TRAIN,
     Architecture,
     Base,
     Code,
@@ -140,10 +141,13 @@ def _graphs(plan: Build, base: BaseModel, sites: Sequence[Site], level: int) -> 
         inside = encoder is not None and site.module.startswith(f"{encoder}.")
         found[ENCODER if inside or DECODER not in found else DECODER].append(Vector.of(site))
     export = plan.export
-    return {
+    graphs = {
         name: Graph(file, data, export.target, level, export.logits, tuple(found[name]))
         for name, (file, data) in files.items()
     }
+    if export.trainable:
+        graphs[TRAIN] = replace(graphs[DECODER], file=TRAIN_GRAPH, accuracy_level=0)
+    return graphs
 
 
 def _base(base: BaseModel, drift: Drift | None) -> Base:

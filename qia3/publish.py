@@ -22,7 +22,8 @@ from qia3.bundle.cache_range import write_range
 from qia3.bundle.checked import decode
 from qia3.bundle.folder import whole_or_absent
 from qia3.bundle.head import Head
-from qia3.bundle.manifest import DECODER, ENCODER, Manifest
+from qia3.bundle.layout import TRAIN_GRAPH
+from qia3.bundle.manifest import DECODER, ENCODER, TRAIN, Manifest
 from qia3.bundle.opened import Bundle
 from qia3.bundle.peft import write_peft
 from qia3.bundle.ports import Cache
@@ -41,6 +42,7 @@ from qia3.graph.preflight import preflight
 from qia3.graph.preflight_encoder import preflight_encoder
 from qia3.graph.preflight_seq2seq import preflight_seq2seq
 from qia3.ia3.adapted import AdaptedBase
+from qia3.learning import check_gradients, check_learns, learning_graph
 from qia3.names import ADAPTER
 from qia3.printers.documents import seal
 from qia3.progress import bar, say
@@ -58,6 +60,7 @@ Graphs = Mapping[str, ir.Model]  # by what they do: "decoder", and an encoder-de
 def exported(plan: Build, adapted: AdaptedBase) -> Graphs:
     """The graphs with vectors at the side, compared with torch before anything is trained. Raises BaseModelError."""
     target, base = load_target(plan.export.target), adapted.base
+    check_learns(plan, adapted)
     say("exporting the graph and comparing it with torch, before anything is trained")
     write_zero_points(base.model, target.accuracy_level)
     settings = (positions(plan, base), target.accuracy_level, plan.export.logits, target.vectors == "required")
@@ -67,7 +70,8 @@ def exported(plan: Build, adapted: AdaptedBase) -> Graphs:
         return {ENCODER: preflight_encoder(base.model, adapted.scaled, positions_, level, required, limit)}
     if base.start:
         return preflight_seq2seq(base.model, adapted.scaled, *settings, limit)
-    return {DECODER: preflight(base.model, adapted.scaled, *settings, limit)}
+    decoder = {DECODER: preflight(base.model, adapted.scaled, *settings, limit)}
+    return decoder | ({TRAIN: learning_graph(adapted, positions(plan, base))} if plan.export.trainable else {})
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,13 @@ def publish(plan: Build, adapted: AdaptedBase, trained: Sequence[Trained], lines
             graphs = _again(plan, base, None if side else trained[0].head)
         files = places(base.model)
         data = files[DECODER if DECODER in files else ENCODER][1]
-        regions = write_graphs({files[n][0]: g for n, g in graphs.items()}, data, folder, _vocabulary(base.model))
+        learns = {TRAIN_GRAPH: graphs[TRAIN]} if TRAIN in graphs else {}
+        graphs = {name: graph for name, graph in graphs.items() if name != TRAIN}
+        written = {files[n][0]: g for n, g in graphs.items()} | learns
+        regions = write_graphs(written, data, folder, _vocabulary(base.model))
+        if learns:
+            say("comparing the gradients of torch and ONNX Runtime")
+            check_gradients(folder / TRAIN_GRAPH, base.model, adapted.scaled)
         cache = cache_of(graphs[DECODER]) if DECODER in graphs else None
         manifest = describe(
             plan, base, adapted.scaled, trained, linears, dense, regions, target.accuracy_level, cache, drift

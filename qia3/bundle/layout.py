@@ -7,6 +7,8 @@
     onnx/decoder_model_merged_q4.onnx        optimum-onnx's patterns find
     onnx/decoder_model_merged_q4.onnx_data   the one data file of both
 
+    onnx/train_q4.onnx                       a decoder's graph that learns, over its data file; loaders do not look for it
+
 transformers.js in Node reads data files beside the graph by itself, so one file for two graphs is no matter there. In a
 browser it hands a session the files of the graph's own name alone, and a caller names this one for the encoder:
 
@@ -30,6 +32,7 @@ GRAPH = f"onnx/model_{DTYPE}.onnx"
 DATA = f"{GRAPH}_data"
 ENCODER_GRAPH = f"onnx/encoder_model_{DTYPE}.onnx"
 DECODER_GRAPH = f"onnx/decoder_model_merged_{DTYPE}.onnx"
+TRAIN_GRAPH = f"onnx/train_{DTYPE}.onnx"
 SHARED_DATA = f"{DECODER_GRAPH}_data"
 FORMAT_1 = ("model.onnx", "model.onnx.data")
 MANIFEST = "manifest.json"

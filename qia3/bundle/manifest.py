@@ -29,7 +29,7 @@ from qia3.errors import shown
 from qia3.names import ADAPTER, check_file_name, check_name
 
 FORMAT = 3
-DECODER, ENCODER = "decoder", "encoder"
+DECODER, ENCODER, TRAIN = "decoder", "encoder", "train"
 ADAPTERS = "adapters/"
 LONGEST = 1000  # characters of a path or of a name
 

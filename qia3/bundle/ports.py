@@ -44,6 +44,9 @@ Where the head of a task that labels tokens is a part of the graph, `logits` are
 classification want them, and there is no other.
 
 A vector's input is called after its site (sites.py), [rows, 1, size].
+
+A graph that learns (its shapes and tables: qia3.graph.trainable) reads TREES, or input_ids alone where a model does not
+pack, TOKENS, TABLES and the vectors [1, 1, size], and gives LOSSES and each vector's gradient, NAME.gradient.
 """
 
 from __future__ import annotations
@@ -59,6 +62,9 @@ TOKEN_TYPES, EMBEDDING, TOKEN_LOGITS = "token_type_ids", "sentence_embedding", "
 HEAD_WEIGHT, HEAD_BIAS = HEAD = ("head.weight", "head.bias")
 PAST, PRESENT = "past_key_values.", "present."
 PARTS = ("key", "value")
+TREES, TOKENS = (INPUT_IDS, "position_ids", "tree", "branch"), ("places", "read", "targets")
+TABLES = ("mean", "right", "wrong", "member", "chosen")
+LOSSES, GRADIENT = "losses", ".gradient"
 SELF, CROSS = "decoder", "encoder"  # whose keys and values: the decoder's own tokens', the encoder's states'
 BATCH, SEQUENCE, TOTAL, BEFORE, ROWS = (
     *("batch_size", "sequence_length", "total_sequence_length", "past_sequence_length", "rows"),

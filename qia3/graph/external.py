@@ -2,14 +2,15 @@
 
 Each tensor starts on a multiple of 64 bytes. Tensors with the same bytes share one region, whatever their shapes: so a
 tied embedding, whose codes GatherBlockQuantized wants as [V, H/2] and MatMulNBits as [V, B, block/2], is stored once,
-and so is what an encoder and its decoder have in common.
+and so is what an encoder and its decoder have in common, and what a graph that learns reads apart where the decoder
+has queries, keys and values laid end to end.
 The defaults of the vectors stay inside the .onnx, where they are overridable initializers.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import onnx_ir as ir
@@ -36,7 +37,7 @@ def write_graphs(
 ) -> list[Region]:
     """Writes the graphs by the names of their files, and the file `data` beside them, which is theirs together."""
     regions: list[Region] = []
-    seen: dict[str, Region] = {}
+    seen: dict[str, int] = {}  # where bytes of this digest begin
     data_file = folder / data
     data_file.parent.mkdir(parents=True, exist_ok=True)
     with data_file.open("wb") as out:
@@ -49,8 +50,8 @@ def write_graphs(
                 if digest not in seen:
                     out.write(b"\0" * (-out.tell() % ALIGNMENT))
                     part, packed = _part(name, vocabulary_modules), value.meta.get(PACKED, ())
-                    seen[digest] = Region(name, part, len(content), out.tell(), data, packed)
-                    regions.append(seen[digest])
+                    regions.append(Region(name, part, len(content), out.tell(), data, packed))
+                    seen |= _parts(content, packed, out.tell()) | {digest: out.tell()}
                     out.write(content)
                 value.const_value = _external(tensor, name, seen[digest], data_file)
     for file, model in models.items():
@@ -70,10 +71,20 @@ def _stored(model: ir.Model) -> list[tuple[str, ir.Value]]:
     return found
 
 
-def _external(tensor: ir.TensorProtocol, name: str, region: Region, data_file: Path) -> ir.ExternalTensor:
+def _parts(content: bytes, packed: Iterable[tuple[str, int]], start: int) -> dict[str, int]:
+    """Where each of the tensors that were laid end to end begins, by its digest: a graph that has them apart reads it."""
+    found = {}
+    end = 0
+    for _, size in packed:
+        begin, end = end, end + size
+        found[hashlib.sha256(content[begin:end]).hexdigest()] = start + begin
+    return found
+
+
+def _external(tensor: ir.TensorProtocol, name: str, offset: int, data_file: Path) -> ir.ExternalTensor:
     """The same tensor, where it lies in the file."""
     shape = ir.Shape(tensor.shape.numpy())
-    place = (data_file.name, region.offset, region.bytes, tensor.dtype)
+    place = (data_file.name, offset, tensor.nbytes, tensor.dtype)
     return ir.ExternalTensor(*place, shape=shape, name=name, base_dir=data_file.parent)
 
 

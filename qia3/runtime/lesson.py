@@ -1,0 +1,42 @@
+r"""What a graph that learns is told of a batch beside its tokens: the losses' sums as tables (numpy alone).
+
+T predicted tokens of A answers to E examples. `answer` int64 [T] is whose token each is, `example` int64 [A] whose answer,
+`right` bool [A], and `totals` what the losses are divided by: right tokens, wrong tokens, examples with a choice. A worked
+example, one question with the answers "x <end>" (right) and "y z <end>":
+
+    mean    x-end 1/2 1/2 0 0 0       right  1/2 1/2 0 0 0         member  1 1
+            y-z-end 0 0 1/3 1/3 1/3   wrong  0 0 1/3 1/3 1/3       chosen  1 0
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qia3.bundle.ports import TABLES
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+LANGUAGE_MODELLING, UNLIKELIHOOD, LENGTH_NORMALISED = NAMES = ("lm", "unlikelihood", "length-normalised")
+
+
+def tables(
+    answer: Ints, example: Ints, right: NDArray[np.bool_], totals: Sequence[float], names: Collection[str] = NAMES
+) -> dict[str, Floats]:
+    """By the names of the graph's inputs. A loss that is not one of `names` gets zeros."""
+    right_tokens, wrong_tokens, choices = (total or 1 for total in totals)
+    count = np.bincount(answer, minlength=len(right))
+    of_answer = answer[None] == np.arange(len(right))[:, None]
+    member = example[None] == np.arange(int(example[-1]) + 1)[:, None]
+    choice = member.sum(axis=1, keepdims=True) > 1
+    token_right = right[answer]
+    found = (
+        of_answer / count[:, None],
+        token_right / right_tokens * (LANGUAGE_MODELLING in names),
+        ~token_right / wrong_tokens * (UNLIKELIHOOD in names),
+        member,
+        member * right * choice / choices * (LENGTH_NORMALISED in names),
+    )
+    return {name: table.astype(np.float32) for name, table in zip(TABLES, found, strict=True)}
