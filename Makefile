@@ -4,6 +4,8 @@
 # make browser    reports and the server's page in the system's Chromium: console, network, axe-core, pictures in .browser/pictures
 # make arm       the 4-bit products, folds and the runtime on three ARM processors under QEMU
 # make docs       the pages of docs/ as a site, in docs/_build
+# make dist-check the wheel and the source archive, built and checked (twine, check-wheel-contents); the wheel with
+#                 [build] into an environment that is new
 # make interop    optimum-onnx and transformers.js, in an environment of their own (.venv-interop; npm), open bundles of
 #                 every family and say our tokens
 #
@@ -15,9 +17,10 @@ STAMP := .venv/ready
 INTEROP := .venv-interop
 BROWSER := .browser
 ARM := .arm
+DIST := .dist-check
 DEMO := dist/home-intents
 
-.PHONY: demo test families interop browser arm check docs bench clean
+.PHONY: demo test families interop browser arm check docs dist-check bench clean
 
 # pip learned --group in 25.1, so it comes first. setuptools is for tests/test_packaging.py, which builds a wheel without a network.
 $(STAMP): pyproject.toml constraints.txt
@@ -83,8 +86,20 @@ docs: $(STAMP)
 	$(BIN)/python -m pip install --quiet -c constraints.txt --group docs
 	$(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build
 
+# Made in an environment of its own; what is checked is what would be uploaded, so it is made anew each time.
+dist-check:
+	rm -rf $(DIST)
+	$(PYTHON) -m venv $(DIST)
+	$(DIST)/bin/python -m pip install --quiet build check-wheel-contents twine
+	$(DIST)/bin/python -m build --outdir $(DIST)/made .
+	$(DIST)/bin/twine check --strict $(DIST)/made/*
+	$(DIST)/bin/check-wheel-contents $(DIST)/made/*.whl
+	$(PYTHON) -m venv $(DIST)/fresh
+	$(DIST)/fresh/bin/python -m pip install --quiet -c constraints.txt "qia3[build] @ file://$(CURDIR)/$$(ls $(DIST)/made/*.whl)"
+	cd $(DIST) && fresh/bin/qia3 --version && fresh/bin/python -c "import qia3.build, qia3.publish"
+
 bench: $(STAMP)
 	$(BIN)/qia3 bench $(DEMO)
 
 clean:
-	rm -rf .venv docs/_build $(INTEROP) $(BROWSER) $(ARM) dist build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv docs/_build $(INTEROP) $(BROWSER) $(ARM) $(DIST) dist build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

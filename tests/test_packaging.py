@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from importlib.metadata import version
@@ -29,29 +30,37 @@ print(answer(Engine(Bundle.open(sys.argv[1])), "lamps", "the hall").label)
 """
 
 
+SDIST = "import sys; from setuptools import build_meta; print(build_meta.build_sdist(sys.argv[1]))"
+
+
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> zipfile.ZipFile:
-    """The wheel of a copy of the tree, so that no build folder is left in this one."""
-    copy, out = tmp_path_factory.mktemp("copy"), tmp_path_factory.mktemp("wheel")
-    for folder in ("qia3", "export", "devices"):
+def sdist(tmp_path_factory) -> Path:
+    """The source archive of a copy of the tree, so that no build folder is left in this one."""
+    copy, out = tmp_path_factory.mktemp("copy"), tmp_path_factory.mktemp("sdist")
+    for folder in ("qia3", "export", "devices", "tests"):
         shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    for file in ("pyproject.toml", "README.md", "LICENSE"):
+    for file in ("pyproject.toml", "MANIFEST.in", "README.md", "CHANGELOG.md", "LICENSE", "constraints.txt"):
         shutil.copy(ROOT / file, copy)
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--quiet",
-        "--no-deps",
-        "--no-build-isolation",
-        "--no-index",
-        "-w",
-        str(out),
-    ]
-    run = subprocess.run([*command, str(copy)], capture_output=True, text=True)
+    run = subprocess.run([sys.executable, "-c", SDIST, str(out)], cwd=copy, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return out / run.stdout.splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def wheel(sdist, tmp_path_factory) -> zipfile.ZipFile:
+    """The wheel, built from the source archive: what that leaves out is missed here."""
+    out = tmp_path_factory.mktemp("wheel")
+    options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index", "-w", str(out)]
+    run = subprocess.run([sys.executable, "-m", "pip", "wheel", *options, str(sdist)], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     return zipfile.ZipFile(next(out.glob("qia3-*.whl")))
+
+
+def test_the_source_archive_has_no_half_of_the_tests(sdist):
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"LICENSE", "README.md", "CHANGELOG.md", "constraints.txt", "pyproject.toml", "qia3/py.typed"} <= names
+    assert not [name for name in names if name.startswith("tests/")]
 
 
 def test_the_wheel_holds_every_source_and_every_data_file(wheel):

@@ -47,13 +47,29 @@ def test_the_readme_s_curl_lines_answer(tmp_path):
         made.stop()
 
 
+def image() -> str:
+    """What the image runs: its ENTRYPOINT after `serve`, and its CMD."""
+    text = (EXAMPLES / "Containerfile").read_text()
+    entry, more = (json.loads(re.search(rf"^{key} (.*)$", text, re.M).group(1)) for key in ("ENTRYPOINT", "CMD"))
+    assert entry[1] == "serve"
+    return " ".join(entry[2:] + more)
+
+
+def test_the_image_copies_what_is_there_and_all_that_the_wheel_is_made_of():
+    text = (EXAMPLES / "Containerfile").read_text()
+    lines = [words.split()[:-1] for words in re.findall(r"^COPY (?!--)(.*)$", text, re.M)]
+    copied = {name for names in lines for name in names} - {"${BUNDLE}"}
+    assert {"pyproject.toml", "README.md", "LICENSE", "constraints.txt", "qia3", "export", "devices"} == copied
+    assert all((ROOT / name).exists() for name in copied)
+
+
 def commands() -> list[list[str]]:
     """What follows `qia3 serve` in the files of examples/serving and in docs/serving.md."""
     unit = re.findall(r"^ExecStart=\S+ serve (.*)$", (EXAMPLES / "qia3.service").read_text(), re.M)
     compose = yaml.safe_load((EXAMPLES / "compose.yaml").read_text())["services"]["one"]["command"]
     deployment = next(yaml.safe_load_all((EXAMPLES / "kubernetes.yaml").read_text()))
     container = deployment["spec"]["template"]["spec"]["containers"][0]["command"]
-    found = [*unit, compose.split("qia3 serve ")[1].rstrip('"'), " ".join(container[2:])]
+    found = [*unit, image(), compose.split("qia3 serve ")[1].rstrip('"'), " ".join(container[2:])]
     return [shlex.split(line) for line in found + re.findall(r"^qia3 serve (.*)$", SERVING, re.M)]
 
 
