@@ -30,7 +30,7 @@ from qia3.bundle.sites import Vectors
 from qia3.config import Build
 from qia3.describe import places, positions
 from qia3.examples import Example
-from qia3.graph.cache import Text, largest_kept, with_int8_cache
+from qia3.graph.cache import Text, largest_kept, pairs_of, with_int8_cache
 from qia3.graph.forced import OrtDecoder, torch_choices, torch_logits
 from qia3.graph.forced_encoder import OrtEncoder
 from qia3.graph.forced_seq2seq import OrtPair
@@ -43,6 +43,7 @@ from qia3.train.compute import computing
 from qia3.train.task import Trained
 
 SEEN = 32  # lines of each task that an int8 cache is made of
+DRAWN = 256  # tokens of a row that is drawn for it
 Tests = Mapping[str, Sequence[Example]]
 Opened = OrtDecoder | OrtPair | OrtEncoder
 
@@ -104,7 +105,7 @@ def gate(
         for name, case in cases.items():
             found[name][kind] = case.by_ort(opened, not adapted.scaled)
         if kind == "shipped" and isinstance(opened, OrtDecoder) and plan.export.cache == "int8":
-            most = largest_kept(opened, _texts(adapted, trained, seen))
+            most = largest_kept(opened, _texts(plan, adapted, trained, seen), pairs_of(ir.load(paths[DECODER])))
             del opened
             opened = OrtDecoder(with_int8_cache(paths[DECODER], most))
             for name, case in cases.items():
@@ -119,8 +120,15 @@ def gate(
     return {name: decode(Parity, {kind: a.to_dict() for kind, a in both.items()}) for name, both in found.items()}
 
 
-def _texts(adapted: AdaptedBase, trained: Sequence[Trained], seen: Tests) -> Iterator[Text]:
-    """Prompts of the tasks' training lines: each task's with its own vectors, and some of all with none."""
+def _texts(plan: Build, adapted: AdaptedBase, trained: Sequence[Trained], seen: Tests) -> Iterator[Text]:
+    """Prompts of the tasks' training lines: each task's with its own vectors, and some of all with none; and rows of
+    tokens drawn at random with each.
+    """
+    draws, words = np.random.default_rng(plan.seed), adapted.model.get_input_embeddings().num_embeddings
+    size = min(DRAWN, positions(plan, adapted.base))
+    worn: dict[str, Mapping[str, Floats]] = {NONE: {}} if adapted.scaled else {}
+    worn |= {t.task.name: as_inputs(t.vectors) if adapted.scaled else {} for t in trained}
+    yield from ((draws.integers(0, words, size).tolist(), fed) for fed in worn.values() for _ in range(2))
     for t in trained:
         prompts = [list(adapted.base.tokens.prompt(t.prompt, e.text)) for e in seen[t.task.name][:SEEN]]
         fed = as_inputs(t.vectors) if adapted.scaled else {}

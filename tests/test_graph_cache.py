@@ -17,7 +17,7 @@ from transformers import AttentionInterface
 from qia3.bundle.cache_range import check_range, write_range
 from qia3.bundle.layout import GRAPH
 from qia3.errors import AdapterError
-from qia3.graph.cache import MARGIN, Int8Cache, largest_kept, with_int8_cache
+from qia3.graph.cache import MARGIN, Int8Cache, largest_kept, pairs_of, with_int8_cache
 from qia3.graph.forced import OrtDecoder
 from qia3.ia3.roles import attention
 
@@ -30,7 +30,8 @@ def int8_graph(family: str, folder: Path, **options):
     """The model, its vectors, both decoders and what the float32 one kept at most."""
     model, _, vectors, _ = exported(family, folder, **options)
     plain = OrtDecoder(folder / GRAPH)
-    most = largest_kept(plain, [(PROMPT, fed(vectors)), ([*PROMPT, *MORE], fed(vectors))])
+    texts = [(PROMPT, fed(vectors)), ([*PROMPT, *MORE], fed(vectors))]
+    most = largest_kept(plain, texts, pairs_of(ir.load(folder / GRAPH)))
     return model, vectors, plain, OrtDecoder(with_int8_cache(folder / GRAPH, most)), most
 
 
@@ -83,6 +84,18 @@ def torch_with_rounded_cache(model, most):
     with attention(model, "rounded"), torch.no_grad():
         logits = model(input_ids=torch.tensor([[*PROMPT, *MORE]]), use_cache=False).logits
     return logits[0, len(PROMPT) - 1 :].numpy()
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_a_key_is_within_its_range_at_every_position(family, tmp_path):
+    """A short text is seen; the same tokens later on are turned further, and nothing is cut off."""
+    _, vectors, plain, _, _ = int8_graph(family, tmp_path / "a")
+    exported(family, tmp_path / "b")
+    most = largest_kept(plain, [([7], fed(vectors))], pairs_of(ir.load(tmp_path / "b" / GRAPH)))
+    later = plain.kept([7] * 40, fed(vectors))["past_key_values.0.key"]  # layer 0 sees the token alone
+    assert (np.abs(later[0]) <= 1.0001 * most["past_key_values.0.key"][:, None]).all()
+    alone = largest_kept(plain, [([7], fed(vectors))], {})
+    assert (np.abs(later[0]) > 1.01 * alone["past_key_values.0.key"][:, None]).any()
 
 
 def test_a_prompt_in_pieces_and_a_cache_in_place(tmp_path):

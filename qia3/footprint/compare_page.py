@@ -14,7 +14,7 @@ SIZES = {
     "held_arm": "weights held, ARM with dot products",
     "mapped": "mapped from the file at most",
     "read_x64": "read per token, x64",
-    "cache": "cache, float32",
+    "cache": "cache",
     "resident": "whole process, measured",
 }
 TASKS = {

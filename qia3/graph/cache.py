@@ -6,10 +6,16 @@ with a scale per layer, head and channel, for keys (as they are kept, after thei
 (PER_CHANNEL; per tensor a layer's largest channel would take the digits of all others). ONNX Runtime has had kernels
 for it on CPUs since May 2026 (#28576, #28578): they quantise what is new and multiply by int8, in prompts too.
 
-The largest values are those that this very graph puts in its float32 cache for the tasks' own training prompts, with
-every adapter on and with none. What lies beyond is cut off without a word, so two things are done about it:
+The largest values are those that this very graph puts in its float32 cache for the tasks' own training prompts, and for
+tokens drawn at random, with every adapter on and with none. What lies beyond is cut off without a word, so three things
+are done about it:
 
-- `MARGIN`: a fifth of the digits are left for texts that are longer, or others.
+- Rotation turns pairs of a key's channels with the position, and the slow ones hardly turn within a short prompt. So
+  both channels of a pair get what either may have at any position, sqrt(x_i^2 + x_j^2). Measured on SmolLM2 (KL of int8
+  beside float32, texts of 250 to 1,200 tokens that no task has): 0.013 and 0.031 without it, 0.007 and 0.008 with it.
+  Where a family rotates in operators of its own (a part of each head, as GPT-NeoX), the drawn tokens must do.
+- `MARGIN`: a fifth of the digits are left for other texts. With the drawn tokens 1 entry of 10,000 is cut off there,
+  and 1 of 100,000 in prompts of the tasks.
 - l_k and l_v multiply what is kept. An adapter that comes later and has larger ones than those that were seen is
   refused (qia3.bundle.cache_range); merged, they are in the weights, and nothing comes later.
 """
@@ -35,12 +41,35 @@ Floats = NDArray[np.float32]
 Text = tuple[Sequence[int], Mapping[str, Floats]]  # tokens, and the vectors [1, 1, d] that they are read with
 
 
-def largest_kept(decoder: OrtDecoder, texts: Iterable[Text]) -> dict[str, Floats]:
-    """max |x| over all positions of the texts, [kv heads, head size] by the name of the cache's input."""
+def pairs_of(model: ir.Model) -> dict[str, list[tuple[int, int]]]:
+    """The channels that rotation turns into each other, by the name of the keys' input; none where the operator does not
+    rotate.
+    """
+    found = {}
+    for node in _attentions(model):
+        table, past = node.inputs[7] if len(node.inputs) > 7 else None, node.inputs[3]
+        if table is not None and past is not None and _number(node, "do_rotary"):
+            assert table.shape is not None
+            half = int(table.shape[1])
+            near = _number(node, "rotary_interleaved")
+            found[str(past.name)] = [(2 * i, 2 * i + 1) if near else (i, i + half) for i in range(half)]
+    return found
+
+
+def largest_kept(
+    decoder: OrtDecoder, texts: Iterable[Text], pairs: Mapping[str, Sequence[tuple[int, int]]]
+) -> dict[str, Floats]:
+    """max |x| over all positions of the texts, [kv heads, head size] by the name of the cache's input; of `pairs` the
+    length of both.
+    """
     found: dict[str, Floats] = {}
     for tokens, vectors in texts:
         for name, kept in decoder.kept(tokens, vectors).items():
-            most = np.abs(kept[0]).max(axis=1)
+            sizes = np.abs(kept[0])
+            if name in pairs:
+                one, other = (list(side) for side in zip(*pairs[name], strict=True))
+                sizes[..., one] = sizes[..., other] = np.hypot(sizes[..., one], sizes[..., other])
+            most = sizes.max(axis=1)
             found[name] = np.maximum(found[name], most) if name in found else most
     return found
 
@@ -103,6 +132,10 @@ class Int8Cache(InPlacePass):  # type: ignore[misc]
         )
         model.graph.register_initializer(value)
         return value
+
+
+def _number(node: ir.Node, name: str) -> int:
+    return int(node.attributes[name].as_int()) if name in node.attributes else 0
 
 
 def _attentions(model: ir.Model) -> list[ir.Node]:
