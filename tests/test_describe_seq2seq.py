@@ -14,6 +14,7 @@ from qia3.base.modules import grid_linears
 from qia3.base.quantise import Grid, quantise_model
 from qia3.base.stages import prompt_only
 from qia3.bundle.layout import DECODER_GRAPH, ENCODER_GRAPH, SHARED_DATA
+from qia3.config import Export
 from qia3.describe import _architecture, _graphs, dense_layers, linear_layers
 from qia3.ia3.roles import find_roles
 from qia3.ia3.vectors import attach
@@ -21,7 +22,7 @@ from qia3.ia3.vectors import attach
 # heads, their size and what stays in float; all have 2 layers in the encoder and 3 in the decoder
 FAMILIES = {"t5": (5, 5, 16, 5), "t5 v1.1": (5, 5, 16, 5), "bart": (6, 6, 16, 0), "t5gemma": (6, 2, 16, 0)}
 CROSS = {"t5": "EncDecAttention", "t5 v1.1": "EncDecAttention", "bart": "encoder_attn", "t5gemma": "cross_attn"}
-PLAN = SimpleNamespace(export=SimpleNamespace(target="ort-cpu", logits="last"))
+PLAN = SimpleNamespace(export=Export(target="ort-cpu"))
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

@@ -22,6 +22,7 @@ from qia3.bundle.adapter import as_inputs
 from qia3.bundle.layout import DECODER_GRAPH, ENCODER_GRAPH, SHARED_DATA
 from qia3.bundle.manifest import Architecture
 from qia3.bundle.opened import Bundle
+from qia3.config import Export
 from qia3.describe import _graphs
 from qia3.graph.export_seq2seq import export_seq2seq
 from qia3.ia3.roles import find_roles
@@ -34,7 +35,7 @@ from qia3.runtime.score import rank_batch
 ROWS = [[5, 9, 25, 17, 33, 80, 4, 61, 12, 99, 7], [8, 44, 3, 90], [77], [6, 20, 31, 45, 12, 9, 2]]
 CHOICES = [[4, 1], [4, 9, 1], [60, 1], [61, 62, 63, 1], [4, 9]]
 STOP = (7, 11, 50)
-PLAN = SimpleNamespace(export=SimpleNamespace(target="ort-exact", logits="last"))
+PLAN = SimpleNamespace(export=Export(target="ort-exact"))
 
 
 class Made:
