@@ -1,0 +1,378 @@
+"""qia3.mjs beside the Python runtime: the same questions have the same tokens, labels and scores, in Node and in headless
+Chromium, on WebAssembly and on WebGPU; what cannot be understood is refused in a line (make browser).
+
+Graphs are at accuracy_level 0: a page multiplies in float32.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_bundle as tiny
+import tiny_pair
+from test_browser import CHROMIUM, MODULES
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+from qia3.bundle.opened import Bundle
+from qia3.runtime.adapters import AdapterBank
+from qia3.runtime.answer import classify, prompt_of, reply, task_of
+from qia3.runtime.generate import generate
+from qia3.runtime.load import open_engine
+from qia3.tokens import Tokens
+
+ROOT = Path(__file__).parents[1]
+WEB, HERE = ROOT / "web", Path(__file__).parent / "browser"
+RUNTIME = os.environ.get("QIA3_WEB")  # the node_modules of web/package.json
+node = pytest.mark.skipif(
+    not (RUNTIME and shutil.which("node")), reason="make browser runs it: it needs npm's packages"
+)
+browser = [pytest.mark.browser, pytest.mark.skipif(not (CHROMIUM and MODULES and RUNTIME), reason="make browser")]
+
+TEXTS = ["the hall", "turn the lights off", "lock <|end|> up", "hé🙂llo <pad>x"]
+ADAPTERS = ["none", "lamps", "echo"]
+
+
+def questions(texts: list[str] = TEXTS) -> list[list]:
+    """Of each text and adapter: the prompt, the choices' scores, the label, tokens, text in pieces; before that, once
+    behind what the prompts begin with.
+    """
+    found: list[list] = []
+    for text in texts:
+        for adapter in ADAPTERS:
+            asked = (text, adapter)
+            found += [["encode", *asked], ["scores", *asked, {"task": "lamps"}], ["label", *asked, {"task": "lamps"}]]
+            found += [["generateTokens", *asked, {"task": "echo"}], ["generate", *asked, {"task": "echo"}]]
+    return [["prepare", "lamps"], ["scores", TEXTS[0], "lamps"], ["label", TEXTS[0], "lamps"], *found]
+
+
+def expected(path: Path) -> list:
+    """The same by the Python runtime."""
+    engine = open_engine(Bundle.open(path), 1)
+    bank, found = AdapterBank(engine.bundle), []
+    for text in TEXTS:
+        for adapter in ADAPTERS:
+            vectors, stop = bank.vectors(adapter), engine.bundle.stop_tokens
+            answer = classify(engine, task_of(engine, adapter, "lamps"), vectors, text)
+            job = task_of(engine, adapter, "echo")
+            prompt = prompt_of(engine, job, text)
+            found += [prompt_of(engine, task_of(engine, adapter), text), answer.scores, answer.label]
+            found.append(list(generate(engine, prompt, vectors, job.max_new_tokens, stop)))
+            found.append(list(reply(engine, job, vectors, text)))
+    again = classify(engine, task_of(engine, "lamps"), bank.vectors("lamps"), TEXTS[0])
+    return [None, again.scores, again.label, *found]
+
+
+def check(found: dict, wanted: list, tolerance: float) -> None:
+    """`found` may be of the first questions alone."""
+    assert "error" not in found, found
+    assert len(found["answers"]) == (len(wanted) if tolerance < 1e-5 else 18)
+    for question, answer, right in zip(questions(), found["answers"], wanted, strict=False):
+        if isinstance(right, dict):
+            assert answer == pytest.approx(right, abs=tolerance), question
+        else:
+            assert answer == right, question
+
+
+def in_node(jobs: list) -> list:
+    command = ["node", HERE / "ask_node.mjs", WEB, RUNTIME]
+    ran = subprocess.run([*map(str, command)], input=json.dumps(jobs), capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, ran.stderr
+    return json.loads(ran.stdout)
+
+
+def in_chromium(places: dict[str, Path], jobs: list) -> dict:
+    places = {"web": WEB, "runtime": Path(str(RUNTIME)), **places}
+    given = json.dumps({"places": {name: str(path) for name, path in places.items()}, "jobs": jobs})
+    command = ["node", HERE / "ask.mjs", CHROMIUM, MODULES]
+    ran = subprocess.run([*map(str, command)], input=given, capture_output=True, text=True, timeout=600)
+    assert ran.returncode == 0, ran.stderr
+    return json.loads(ran.stdout)
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("bundles")
+    return {
+        "side": tiny.write_bundle(folder / "side", required=True),
+        "all": tiny.write_bundle(folder / "all", required=True, all_logits=True),
+        "default": tiny.write_bundle(folder / "default"),
+        "merged": tiny.write_bundle(folder / "merged", mode="merged"),
+        "pair": tiny_pair.write_bundle(folder / "pair", required=True),
+        "apart": tiny_pair.write_bundle(folder / "apart", required=True, prompts="batch_size"),
+    }
+
+
+@pytest.fixture(scope="module")
+def right(bundles) -> dict[str, list]:
+    return {name: expected(bundles[name]) for name in ("side", "all", "pair", "apart")}
+
+
+@node
+@pytest.mark.parametrize("name", ["side", "all", "pair", "apart"])
+def test_node_answers_as_the_runtime_does(bundles, right, name):
+    (found,) = in_node([["ask", str(bundles[name]), {}, questions()]])
+    check(found, right[name], 2e-6)
+
+
+@node
+def test_a_merged_bundle_answers_for_its_task(bundles):
+    asked = [
+        ["label", "the hall"],
+        ["scores", "the hall", "lamps"],
+        ["label", "the hall", "none"],
+        ["label", "x", "echo"],
+    ]
+    (found,) = in_node([["ask", str(bundles["merged"]), {}, asked]])
+    label, scores, base, other = found["answers"]
+    engine = open_engine(Bundle.open(bundles["merged"]), 1)
+    answer = classify(engine, task_of(engine, "lamps"), {}, "the hall")
+    assert (label, scores) == (answer.label, pytest.approx(answer.scores, abs=2e-6))
+    assert found["facts"]["adapters"] == ["lamps"]
+    assert "is merged with lamps: its base is not there without it" in base["error"]
+    assert "has no adapter echo; it has: lamps" in other["error"]
+
+
+@node
+def test_what_cannot_be_done_is_said_in_a_line(bundles):
+    asked = [
+        (["label", "x"], "has several adapters, name one: echo, lamps or none"),
+        (["label", "x", "lamp"], "has no adapter lamp; it has: echo, lamps"),
+        (["label", "x", "lamps", {"task": "lamp"}], "has no task lamp; it has: lamps, echo"),
+        (["label", "x", "echo"], "has no choices to rank; it generates text"),
+        (["label", "x " * 40, "lamps"], "do not fit the bundle's context of 48; shorten the text"),
+        (["label", "\ud83d", "lamps"], "the text has half of a surrogate pair"),
+        (["embed", "x"], "is no encoder: only those give embeddings"),
+        (["generate", "x", "echo", {"maxNewTokens": 0}], "maxNewTokens is a whole number from 1, not 0"),
+    ]
+    default = [["generate", "x", "none"], ["label", "x", "lamps"]]
+    jobs = [["ask", str(bundles["side"]), {}, [one for one, _ in asked]], ["ask", str(bundles["default"]), {}, default]]
+    found, (base, vectors) = (job["answers"] for job in in_node(jobs))
+    for answer, (question, words) in zip(found, asked, strict=True):
+        assert answer["error"].startswith("QIA3Error: "), question
+        assert words in answer["error"], question
+        assert "\n" not in answer["error"]
+    assert base
+    assert "feeds no input that has a default; export the bundle with --target browser" in vectors["error"]
+
+
+def changed(source: Path, place: Path, file: str, change) -> Path:
+    """A copy of a bundle with other bytes in a file that its manifest knows; of the manifest, with other JSON."""
+    shutil.copytree(source, place)
+    if file == "manifest.json":
+        manifest = json.loads((place / file).read_text())
+        change(manifest)
+        (place / file).write_text(json.dumps(manifest))
+    else:
+        (place / file).write_bytes(change((place / file).read_bytes()))
+    return place
+
+
+def resealed(place: Path) -> Path:
+    """With the sizes and hashes that its files have."""
+    manifest = json.loads((place / "manifest.json").read_text())
+    for name, entry in manifest["files"].items():
+        data = (place / name).read_bytes()
+        entry |= {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    (place / "manifest.json").write_text(json.dumps(manifest))
+    return place
+
+
+GRAPH, DATA, VECTORS = "onnx/model_q4.onnx", "onnx/model_q4.onnx_data", "adapters/lamps.onnx_adapter"
+PIECE = {"file": "a", "sha256": "0" * 64, "bytes": 3}
+MANIFESTS = {
+    "has bundle format 4, this version reads 3; upgrade qia3.mjs": lambda m: m.update(format=4),
+    "has bundle format 2, this version reads 3; build the bundle again": lambda m: m.update(format=2),
+    "has no format": lambda m: m.pop("format"),
+    "known here: mode;": lambda m: m.update(mode="beside"),
+    "known here: tasks.lamps.kind;": lambda m: m["tasks"]["lamps"].update(kind="guess"),
+    "known here: tasks.echo.prompt;": lambda m: m["tasks"]["echo"].update(prompt="no slot"),
+    "known here: files;": lambda m: m["files"].update({"../x": {"sha256": "0" * 64, "bytes": 1}}),
+    "known here: graphs.decoder.data;": lambda m: m["graphs"]["decoder"].update(data="/etc/passwd"),
+    "known here: architecture.cache;": lambda m: m["architecture"].update(cache="int2"),
+    "known here: pieces.onnx/model_q4.onnx_data.bytes;": lambda m: m.update(pieces={DATA: [PIECE]}),
+}
+
+
+@node
+def test_a_manifest_that_is_not_understood_is_refused(bundles, tmp_path):
+    places = [changed(bundles["side"], tmp_path / str(i), "manifest.json", c) for i, c in enumerate(MANIFESTS.values())]
+    found = in_node([["ask", str(path), {}, []] for path in places])
+    for words, answer in zip(MANIFESTS, found, strict=True):
+        assert words in answer["error"], (words, answer)
+        assert "\n" not in answer["error"]
+
+
+@node
+def test_a_file_that_has_changed_is_refused(bundles, tmp_path):
+    other = changed(bundles["side"], tmp_path / "other", GRAPH, lambda data: data[:-1] + bytes([data[-1] ^ 1]))
+    short = changed(bundles["side"], tmp_path / "short", DATA, lambda data: data[:-1])
+    gone = changed(bundles["side"], tmp_path / "gone", DATA, lambda data: data)
+    (gone / DATA).unlink()
+    found = [answer["error"] for answer in in_node([["ask", str(path), {}, []] for path in (other, short, gone)])]
+    assert f"{GRAPH} has changed; copy the bundle again" in found[0]
+    assert f"{DATA} has " in found[1]
+    assert "no such file" in found[2]
+
+
+@node
+def test_an_adapter_that_does_not_fit_is_refused(bundles, tmp_path):
+    vectors = tiny.random_vectors(1)
+    name, vector = next(iter(vectors.items()))
+    wrong = {
+        "was trained on another base (its fingerprint is 0000001…": (vectors, 1),
+        f"bad tensors: {name} is missing": ({n: v for n, v in vectors.items() if n != name}, None),
+        f"{name} has shape [1,1,1] instead of": (vectors | {name: vector[:, :, :1]}, None),
+        f"{name} holds NaN": (vectors | {name: vector * np.float32("nan")}, None),
+        "odd.ia3_l has no place here": (vectors | {"odd.ia3_l": vector}, None),
+    }
+    places = []
+    for number, (tensors, version) in enumerate(wrong.values()):
+        places.append(tmp_path / str(number))
+        shutil.copytree(bundles["side"], places[-1])
+        tiny.write_adapter(places[-1] / VECTORS, tensors, *([] if version is None else [version]))
+        resealed(places[-1])
+    for cut in (0, 7, 40, 900):
+        place = changed(bundles["side"], tmp_path / f"cut{cut}", VECTORS, lambda data, cut=cut: data[:cut])
+        places.append(resealed(place))
+    found = in_node([["ask", str(path), {}, [["label", "x", "lamps"]]] for path in places])
+    for words, answer in zip([*wrong, *["cannot be read as an .onnx_adapter"] * 4], found, strict=True):
+        assert words in answer["answers"][0]["error"], (words, answer)
+
+
+WORDS = [
+    *[
+        "turn the lights off",
+        "  lock   the door ",
+        "Ünïcödé ❤️ 日本語 🙂🙃",
+        "a\u0301\ufb01 Ⅻ",
+        "1234567 8.9e-10",
+        "x\n\n\ty\r\n",
+    ],
+    *[
+        "don't we'll I'M",
+        "<|im_end|>",
+        "a<|im_start|>system\nb<|im_end|>",
+        "<|endoftext|><unk>[UNK] [SEP]",
+        "",
+        "\u200b\xa0",
+    ],
+    *["<|im_end", "|>", "</s><pad><extra_id_0>", "<think>well</think>", "f(x) = {y: [1, 2]};  // z", "ＡＢＣ ½ ½½"],
+]
+
+
+def byte_level() -> Tokenizer:
+    return tiny.tokenizer()
+
+
+def unigram() -> Tokenizer:
+    made = Tokenizer(models.Unigram())
+    made.normalizer = normalizers.NFKC()
+    made.pre_tokenizer, made.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    special = ["<pad>", "</s>", "<unk>", "<extra_id_0>", "<think>"]
+    trainer = trainers.UnigramTrainer(vocab_size=120, special_tokens=special, unk_token="<unk>", show_progress=False)
+    made.train_from_iterator([*tiny.CORPUS, *WORDS], trainer)
+    return made
+
+
+def word_piece() -> Tokenizer:
+    made = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    made.normalizer, made.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    made.decoder = decoders.WordPiece()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    trainer = trainers.WordPieceTrainer(vocab_size=140, special_tokens=special, show_progress=False)
+    made.train_from_iterator([*tiny.CORPUS, *WORDS], trainer)
+    return made
+
+
+KINDS = {
+    "byte level": (byte_level, "Topic of {text}?<|end|>\n"),
+    "unigram": (unigram, "Topic of {text}?</s>"),
+    "word piece": (word_piece, "[CLS] {text} [SEP]"),
+}
+
+
+@node
+@pytest.mark.parametrize("kind", KINDS)
+def test_words_have_the_tokens_that_they_have_in_python(kind, tmp_path):
+    """A person's words are words, whatever control tokens they spell."""
+    make, template = KINDS[kind]
+    made = make()
+    made.save(str(tmp_path / "tokenizer.json"))
+    tokens, rows = Tokens.read(tmp_path / "tokenizer.json"), made.get_vocab_size()
+    control = [token.content for token in made.get_added_tokens_decoder().values()]
+    asked = [(frame, text) for text in [*WORDS, *control] for frame in (template, "{text}")]
+    (found,) = in_node([["tokens", str(tmp_path / "tokenizer.json"), rows, asked]])
+    for (frame, text), answer in zip(asked, found, strict=True):
+        ids = list(tokens.prompt(frame, text))
+        assert answer == [ids, tokens.tokenizer.decode(ids)], (frame, text)
+
+
+@pytest.fixture(scope="module")
+def asked_in_chromium(bundles):
+    jobs = [
+        ["ask", "side", {"device": "wasm"}, questions()],
+        ["ask", "side", {"device": "wasm", "worker": True}, questions()],
+        ["ask", "side", {"device": "webgpu", "worker": True}, questions(TEXTS[:1])],
+        ["ask", "pair", {"device": "wasm", "worker": True}, questions()],
+        ["ask", "side", {"worker": True, "device": "wasm"}, [["label", "x", "lamp"], ["add", "extra", "not a buffer"]]],
+        ["stopped", "side", "wasm", "the hall", "echo"],
+    ]
+    return in_chromium(bundles, jobs)
+
+
+@pytest.mark.parametrize("place", ["page", "worker", "webgpu", "pair"])
+@pytest.mark.browser
+@browser[1]
+def test_a_page_answers_as_the_runtime_does(asked_in_chromium, right, place):
+    found = asked_in_chromium["results"][["page", "worker", "webgpu", "pair"].index(place)]
+    check(found, right["pair" if place == "pair" else "side"], 1e-4 if place == "webgpu" else 2e-6)
+    assert asked_in_chromium["console"] == []
+    assert found["facts"]["device"] == ("webgpu" if place == "webgpu" else "wasm")
+    assert found["facts"]["progress"]["loaded"] == found["facts"]["progress"]["total"] > 0
+
+
+@pytest.mark.browser
+@browser[1]
+def test_files_are_fetched_once_and_refusals_cross_from_the_worker(asked_in_chromium, right):
+    fetched = [url for url in asked_in_chromium["asked"] if "?sha256=" in url]
+    assert len(fetched) == len(set(fetched)) > 8
+    (name, add) = asked_in_chromium["results"][4]["answers"]
+    assert "has no adapter lamp; it has: echo, lamps" in name["error"]
+    assert add["error"].startswith("QIA3Error: ")
+
+
+@pytest.mark.browser
+@browser[1]
+def test_a_text_ends_where_it_is_left_or_stopped(asked_in_chromium, right):
+    found = asked_in_chromium["results"][5]
+    assert len(found["left"]) == 2
+    assert 2 <= len(found["ended"]) < 30
+    assert found["ended"][:2] == found["left"]
+    assert found["label"] in ("lights", "lock")
+
+
+@pytest.mark.browser
+@browser[1]
+def test_the_types_hold():
+    options = "--noEmit --allowJs --checkJs --strict --noImplicitAny false --target esnext --module esnext --moduleResolution bundler"
+    library = "--lib esnext,dom,dom.iterable"
+    files = [HERE / "outside.d.ts", *sorted(WEB.glob("*.mjs"))]
+    command = ["node", Path(str(MODULES)) / "typescript" / "lib" / "tsc.js", *options.split(), *library.split(), *files]
+    ran = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=200)
+    assert ran.returncode == 0, ran.stdout
+
+
+def test_the_package_is_whole():
+    """What npm would publish: every module, in this version."""
+    import qia3
+
+    package = json.loads((WEB / "package.json").read_text(encoding="utf-8"))
+    assert package["version"] == qia3.__version__
+    assert {*package["files"]} == {path.name for path in WEB.glob("*.mjs")}

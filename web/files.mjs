@@ -1,0 +1,137 @@
+/**
+ * A bundle's folder behind an address: each file checked against the manifest's hash, and kept between visits by that
+ * hash.
+ *
+ * The hash is in the address that is fetched and in the key that it is kept by, so a bundle that is published again at
+ * the same place meets no file of the one before. A file that a page has in pieces (`pieces` in its manifest) is put
+ * together here.
+ *
+ * @typedef {{file: string, sha256: string, bytes: number}} Piece
+ * @typedef {{loaded: number, total: number, file: string}} Progress  in bytes, of all files that are needed
+ */
+
+import { checked, refuse } from './manifest.mjs';
+
+/** A folder's files. @param {string} base ends in "/" */
+export class Files {
+  constructor(base, { cache = true, progress = (/** @type {Progress} */ _) => {} } = {}) {
+    this.base = base;
+    this.kept = cache && globalThis.caches ? caches.open('qia3').catch(() => undefined) : undefined;
+    this.progress = progress;
+    /** @type {Set<string>} */
+    this.expected = new Set();
+    /** @type {Map<string, number>} */
+    this.loaded = new Map();
+    /** @type {import('./manifest.mjs').Manifest} */
+    this.manifest = {};
+  }
+
+  /** Reads the manifest, and drops what is kept of these files' earlier contents. */
+  async open() {
+    const where = `${this.base}manifest.json`;
+    this.manifest = checked(parsed(text(await fetched(where, () => {}, 'no-cache')), where), this.base);
+    const cache = await this.kept;
+    const names = Object.keys(this.manifest.files).flatMap((name) => this.pieces(name));
+    const now = new Map(names.map((piece) => [this.base + piece.file, piece.sha256]));
+    for (const { url } of (await cache?.keys()) ?? []) {
+      const [place, hash] = url.split('?sha256=');
+      if (now.has(place) && now.get(place) !== hash) await cache?.delete(url);
+    }
+    return this.manifest;
+  }
+
+  /** What a file lies in, which is mostly one piece: the file itself. @returns {Piece[]} */
+  pieces(name) {
+    const entry = this.manifest.files[name];
+    if (!entry) refuse(`${this.base}: ${name} is not in the manifest; copy the bundle again`);
+    return this.manifest.pieces?.[name] ?? [{ file: name, ...entry }];
+  }
+
+  /** Adds files to those that progress counts. @param {string[]} names */
+  expect(names) {
+    names.forEach((name) => this.expected.add(name));
+  }
+
+  /** @param {string} name  @returns {Promise<Uint8Array>} */
+  async bytes(name) {
+    const parts = [];
+    this.expect([name]);
+    for (const piece of this.pieces(name)) parts.push(await this.piece(piece));
+    return joined(parts);
+  }
+
+  async json(name) {
+    return parsed(text(await this.bytes(name)), this.base + name);
+  }
+
+  /** @param {Piece} piece */
+  async piece({ file, sha256, bytes }) {
+    const [key, cache] = [`${this.base}${file}?sha256=${sha256}`, await this.kept];
+    const held = await cache?.match(key);
+    const found = held
+      ? new Uint8Array(await held.arrayBuffer())
+      : await fetched(key, (count) => this.tell(file, count));
+    this.tell(file, bytes);
+    if (held && found.length === bytes) return found; // it was checked when it came
+    const again = 'copy the bundle again';
+    if (found.length !== bytes) refuse(`${this.base}${file} has ${found.length} bytes instead of ${bytes}; ${again}`);
+    // a page without https has nothing to hash with, and anybody on the way can change the page itself
+    const digest = globalThis.crypto?.subtle && hex(await crypto.subtle.digest('SHA-256', found));
+    if (digest && digest !== sha256) refuse(`${this.base}${file} has changed; ${again}`);
+    await cache?.put(key, new Response(found)).catch(() => {}); // a full disk costs the next visit, not this one
+    return found;
+  }
+
+  /** How much of a piece is there. */
+  tell(file, count) {
+    this.loaded.set(file, count);
+    const all = [...this.expected].flatMap((name) => this.pieces(name));
+    const loaded = [...this.loaded.values()].reduce((sum, bytes) => sum + bytes, 0);
+    this.progress({ file, loaded, total: all.reduce((sum, piece) => sum + piece.bytes, 0) });
+  }
+}
+
+/**
+ * The bytes behind an address; `told` how many there are as they come. Node's fetch opens no files, so those are read.
+ */
+async function fetched(url, told, cache = /** @type {RequestCache} */ ('default')) {
+  if (url.startsWith('file:')) {
+    const { readFile } = await import(/* webpackIgnore: true */ /* @vite-ignore */ 'node:fs/promises');
+    return new Uint8Array(await readFile(new URL(url.split('?')[0])).catch((error) => refuse(error.message)));
+  }
+  const answer = await fetch(url, { cache }).catch((error) => refuse(`${url} cannot be fetched: ${error.message}`));
+  if (!answer.ok) refuse(`${url} cannot be fetched: ${answer.status} ${answer.statusText}`);
+  if (!answer.body) return new Uint8Array(await answer.arrayBuffer());
+  const [reader, parts] = [answer.body.getReader(), /** @type {Uint8Array[]} */ ([])];
+  for (let part, count = 0; !(part = await reader.read()).done; told((count += part.value.length)))
+    parts.push(part.value);
+  return joined(parts);
+}
+
+/** @param {Uint8Array[]} parts */
+function joined(parts) {
+  if (parts.length === 1) return parts[0];
+  const whole = new Uint8Array(parts.reduce((sum, part) => sum + part.length, 0));
+  parts.reduce((at, part) => (whole.set(part, at), at + part.length), 0);
+  return whole;
+}
+
+/** JSON, or a refusal that names the file. */
+function parsed(written, where) {
+  try {
+    return JSON.parse(written);
+  } catch (error) {
+    return refuse(`${where} is damaged: ${/** @type {Error} */ (error).message}; copy the bundle again`);
+  }
+}
+
+const text = (bytes) => new TextDecoder().decode(bytes);
+
+export const hex = (bytes) => Array.from(new Uint8Array(bytes), (byte) => byte.toString(16).padStart(2, '0')).join('');
+
+/** An absolute address; of a folder it ends in "/". */
+export function address(place, folder = true) {
+  const here = globalThis.location?.href ?? `file://${/** @type {any} */ (globalThis).process?.cwd() ?? ''}/`;
+  const { href } = new URL(String(place), here);
+  return folder && !href.endsWith('/') ? `${href}/` : href;
+}

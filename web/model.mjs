@@ -1,0 +1,272 @@
+/**
+ * An opened bundle, asked as `qia3 run` asks it: the task's prompt around a person's words, a label of the task's
+ * choices or text until a token that ends it.
+ *
+ * @typedef {import('./manifest.mjs').Task} Task
+ * @typedef {import('./adapter.mjs').Tensors} Tensors
+ * @typedef {object} Asked
+ * @property {string} [task]  asks another task's question
+ * @property {string[]} [choices]  instead of the task's
+ * @property {number} [maxNewTokens]
+ * @property {AbortSignal} [signal]  ends a text
+ */
+
+import { fitting, HEAD } from './adapter.mjs';
+import { Pair } from './graph.mjs';
+import { isSize, refuse, wrongInTask } from './manifest.mjs';
+import { argmax, ranked, shares } from './ranking.mjs';
+import { Pieces } from './tokens.mjs';
+
+const NONE = 'none';
+const BASE_TOKENS = 128; // what the base alone may say
+const OPENINGS = ['a', 'the', 'I', 'What', '7', '?', 'é']; // unlike each other, and most melt into a space before them
+
+/** `adapter` is a name, or "none" for the base; left out it is the only one that the bundle has. */
+export class Model {
+  /**
+   * @param {import('./files.mjs').Files} files  @param {import('./tokens.mjs').Tokens} tokens  @param {'wasm' |
+   * 'webgpu'} device
+   * @param {{decoder?: import('./graph.mjs').Decoder, encoder?: import('./graph.mjs').Session}} engine one of the two
+   */
+  constructor(files, tokens, device, { decoder, encoder }) {
+    this.files = files;
+    this.manifest = files.manifest;
+    this.tokens = tokens;
+    this.device = device;
+    this.decoder = decoder;
+    this.encoder = encoder; // that stands alone
+    this.tasks = /** @type {Record<string, Task>} */ ({ ...this.manifest.tasks });
+    /** @type {Map<string, Promise<Tensors>>} */
+    this.bank = new Map();
+    /** @type {Tensors} */
+    this.ones = {};
+    /** @type {{tokens: number[], vectors: Tensors, cache: import('./graph.mjs').Cache}[]} */
+    this.begun = [];
+  }
+
+  get name() {
+    return /** @type {string} */ (this.manifest.name);
+  }
+
+  /** Names; of a merged bundle, the task that is in its weights. @returns {string[]} */
+  get adapters() {
+    if (this.manifest.mode === 'merged') return [this.manifest.merged_task];
+    const files = Object.keys(this.manifest.files).flatMap(
+      (file) => /^adapters\/([^/]+)\.onnx_adapter$/.exec(file)?.[1] ?? [],
+    );
+    return [...new Set([...files, ...this.bank.keys()])].sort();
+  }
+
+  /** The best of the task's choices. @param {string} text  @param {string} [adapter]  @param {Asked} [asked] */
+  async label(text, adapter, asked) {
+    const { choices, scores } = await this.rank(text, adapter, asked);
+    return choices[argmax(scores)];
+  }
+
+  /**
+   * Each choice's probability, given that it is one of them.
+   *
+   * @param {string} text  @param {string} [adapter]  @param {Asked} [asked]  @returns {Promise<Record<string, number>>}
+   */
+  async scores(text, adapter, asked) {
+    const { choices, scores } = await this.rank(text, adapter, asked);
+    return shares(choices, scores);
+  }
+
+  /**
+   * Text in pieces, as it comes; leaving the loop ends it.
+   *
+   * @param {string} text  @param {string} [adapter]  @param {Asked} [asked]  @returns {AsyncGenerator<string>}
+   */
+  async *generate(text, adapter, asked) {
+    const pieces = new Pieces(this.tokens);
+    for await (const token of this.generateTokens(text, adapter, asked)) {
+      const piece = pieces.add(token);
+      if (piece) yield piece;
+    }
+    const rest = pieces.rest();
+    if (rest) yield rest;
+  }
+
+  /**
+   * The same in token ids, the likeliest each time, until one that ends a text, the limit, or the end of the context.
+   *
+   * @param {string} text  @param {string} [adapter]  @param {Asked} [asked]  @returns {AsyncGenerator<number>}
+   */
+  async *generateTokens(text, adapter, { task: asked, maxNewTokens, signal } = {}) {
+    const { task, vectors } = await this.meant(adapter, asked);
+    const decoder = this.writes();
+    const most = maxNewTokens ?? task.max_new_tokens;
+    if (!isSize(most)) refuse(`maxNewTokens is a whole number from 1, not ${most}`);
+    let { logits, cache } = await this.prefill(this.prompt(task, text), vectors);
+    for (let count = 1; ; count++) {
+      const token = argmax(logits[0]);
+      if (signal?.aborted || this.manifest.stop_tokens.includes(token)) return;
+      yield token;
+      if (count >= most || cache.length + 1 >= this.manifest.architecture.context_length) return;
+      await pause();
+      if (signal?.aborted) return;
+      ({ logits, cache } = await decoder.extend([[token]], cache, vectors));
+    }
+  }
+
+  /**
+   * A text's embedding, by the base unless an adapter is named; of an encoder.
+   *
+   * @param {string} text
+   * @returns {Promise<Float32Array>}
+   */
+  async embed(text, adapter = NONE) {
+    if (!this.encoder) return refuse(`${this.files.base} is no encoder: only those give embeddings`);
+    const { task, vectors } = await this.meant(adapter);
+    return (await this.encoded(task, text, vectors)).sentence_embedding.data;
+  }
+
+  /**
+   * Runs once what the task's prompts all begin with; later questions start behind it and have the same answers.
+   *
+   * @param {string} [adapter]  @param {Asked} [asked]
+   */
+  async prepare(adapter, { task: asked } = {}) {
+    const { task, vectors } = await this.meant(adapter, asked);
+    if (!this.decoder || this.decoder instanceof Pair) return; // every state of an encoder depends on the last word
+    const [first, ...others] = OPENINGS.map((text) => this.tokens.prompt(task.prompt, text));
+    const end = first.findIndex((token, i) => others.some((other) => other[i] !== token));
+    const tokens = first.slice(0, Math.max(end, 0));
+    if (!tokens.length || this.begun.some((b) => b.vectors === vectors && b.tokens.join() === tokens.join())) return;
+    this.begun.push({ tokens, vectors, cache: (await this.decoder.prefill(tokens, vectors)).cache });
+  }
+
+  /**
+   * Takes in an adapter that is not the bundle's: an .onnx_adapter of its base, and its task, or else the base's own
+   * prompt.
+   *
+   * @param {string} name  @param {ArrayBuffer} buffer  @param {Task} [task]
+   */
+  add(name, buffer, task = this.plain()) {
+    const wrong = wrongInTask(task);
+    if (wrong.length) refuse(`the task of ${name} is wrong in: ${wrong.join(', ')}`);
+    if (this.manifest.mode === 'merged')
+      refuse(`${this.files.base} is merged with ${this.manifest.merged_task} and takes no adapters`);
+    this.bank.set(name, Promise.resolve(fitting(this.manifest, buffer, name)));
+    this.tasks[name] = task;
+  }
+
+  /**
+   * A question's tokens.
+   *
+   * @param {string} text
+   * @param {string} [adapter]
+   * @param {Asked} [asked]
+   * @returns {Promise<number[]>}
+   */
+  async encode(text, adapter, { task: asked } = {}) {
+    return this.tokens.prompt((await this.meant(adapter, asked)).task.prompt, text);
+  }
+
+  /** Gives the memory back. */
+  async close() {
+    await this.decoder?.close();
+    await this.encoder?.session.release();
+  }
+
+  /** An adapter's vectors, and the task whose prompt is used. How answers are ranked is a matter of the vectors. */
+  async meant(adapter, asked) {
+    const [known, where] = [this.adapters, this.files.base];
+    if (adapter === undefined && known.length > 1)
+      refuse(`${where} has several adapters, name one: ${known.join(', ')} or none`);
+    const name = adapter ?? known[0] ?? NONE;
+    const [vectors, called] = [await this.vectors(name), asked ?? name];
+    const task = called === NONE ? this.plain() : this.tasks[called];
+    if (!task) return refuse(`${where} has no task ${called}; it has: ${Object.keys(this.tasks).join(', ') || 'none'}`);
+    return { task: { ...task, ranking: this.tasks[this.manifest.merged_task ?? name]?.ranking ?? 'sum' }, vectors };
+  }
+
+  /** Read when first asked for, and kept. @param {string} name  @returns {Promise<Tensors>} */
+  async vectors(name) {
+    const [merged, where] = [this.manifest.merged_task, this.files.base];
+    if (merged !== null && name === NONE) refuse(`${where} is merged with ${merged}: its base is not there without it`);
+    if (name === NONE || name === merged) return this.ones;
+    if (!this.adapters.includes(name))
+      refuse(`${where} has no adapter ${name}; it has: ${this.adapters.join(', ') || 'none'}`);
+    const file = `adapters/${name}.onnx_adapter`;
+    const read = async () => fitting(this.manifest, (await this.files.bytes(file)).slice().buffer, where + file);
+    if (!this.bank.has(name)) this.bank.set(name, read());
+    const found = /** @type {Promise<Tensors>} */ (this.bank.get(name));
+    found.catch(() => this.bank.delete(name)); // it may be there the next time
+    return found;
+  }
+
+  /** The base's own prompt. @returns {Task} */
+  plain() {
+    const { prefix, suffix } = this.manifest.prompt;
+    const [stop] = this.manifest.stop_tokens;
+    const end = stop === undefined ? '' : (this.tokens.tokenizer.id_to_token(stop) ?? '');
+    const kind = this.encoder ? 'embed' : 'generate';
+    return { kind, prompt: `${prefix}{text}${suffix}`, choices: null, max_new_tokens: BASE_TOKENS, end };
+  }
+
+  /** @returns {Promise<{choices: string[], scores: number[]}>} */
+  async rank(text, adapter, { task: asked, choices: given } = /** @type {Asked} */ ({})) {
+    const { task, vectors } = await this.meant(adapter, asked);
+    if (task.kind === 'token-classification')
+      refuse('this task labels words, which is not done here yet; use `qia3 run`');
+    if (this.encoder && given) refuse('this task has the labels that its head was trained for, and no others');
+    const choices = given ?? task.choices;
+    const why = task.kind === 'generate' ? 'it generates text' : 'every text brings its own';
+    if (!choices?.length) return refuse(`this task has no choices to rank; ${why}`);
+    if (this.encoder) return { choices, scores: await this.headed(task, text, vectors, choices.length) };
+    const answers = choices.map((choice) => this.tokens.prompt(`{text}${task.end}`, choice));
+    if (answers.some((answer) => !answer.length)) refuse('there is nothing to rank: a choice has no tokens');
+    const longest = Math.max(...answers.map((answer) => answer.length));
+    const start = await this.prefill(this.prompt(task, text, longest - 1), vectors);
+    return { choices, scores: await ranked(this.writes(), answers, start, vectors, task.ranking) };
+  }
+
+  /** From the longest beginning that has been run. @returns {Promise<import('./graph.mjs').Step>} */
+  async prefill(prompt, vectors) {
+    const begins = (b) => b.tokens.length < prompt.length && b.tokens.every((token, i) => token === prompt[i]);
+    const fitting = this.begun.filter((b) => b.vectors === vectors && begins(b));
+    const longest = fitting.sort((a, b) => b.tokens.length - a.tokens.length)[0];
+    if (!longest) return this.writes().prefill(prompt, vectors);
+    return this.writes().extend([prompt.slice(longest.tokens.length)], longest.cache, vectors);
+  }
+
+  /** A text's logits by the head of an adapter, or by the one in a merged graph. */
+  async headed(task, text, vectors, count) {
+    const has = this.manifest.mode === 'merged' || HEAD[0] in vectors;
+    if (!has) refuse('the base alone has no labels: name an adapter that was trained for some');
+    return Array.from((await this.encoded(task, text, vectors)).logits.data.slice(0, count));
+  }
+
+  /** An encoder's outputs of one text. @returns {Promise<Record<string, any>>} */
+  async encoded(task, text, vectors) {
+    const session = /** @type {import('./graph.mjs').Session} */ (this.encoder);
+    const prompt = this.prompt(task, text);
+    const mask = session.int64([prompt.map(() => 1)]);
+    const types = session.ports.has('token_type_ids') ? { token_type_ids: session.int64([prompt.map(() => 0)]) } : {};
+    return session.run({ input_ids: session.int64([prompt]), attention_mask: mask, ...types, ...session.fed(vectors) });
+  }
+
+  writes() {
+    return this.decoder ?? refuse(`${this.files.base} is an encoder, which writes no text: it labels or embeds one`);
+  }
+
+  /** A question's tokens, where they fit the context with so many behind them. */
+  prompt(task, text, more = 0) {
+    const found = this.tokens.prompt(task.prompt, text);
+    const most = this.manifest.architecture.context_length;
+    const count = found.length + (this.decoder instanceof Pair ? 0 : more);
+    if (count > most) refuse(`${count} tokens do not fit the bundle's context of ${most}; shorten the text`);
+    if (!found.length) refuse('an empty prompt cannot be run: give it some text');
+    return found;
+  }
+}
+
+/** Until whatever else waits has had its turn: a page is painted, and a worker hears that it is to stop. */
+const pause = () =>
+  new Promise((resolve) => {
+    const { port1, port2 } = new MessageChannel();
+    port1.onmessage = () => resolve(port1.close());
+    port2.postMessage(0);
+  });
