@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 TOP = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")]
 PAGES = {page: page.read_text(encoding="utf-8") for page in [*TOP, *sorted((ROOT / "docs").glob("*.md"))]}
 ALL = "\n".join(PAGES.values())
+EXAMPLES = {page: page.read_text(encoding="utf-8") for page in sorted((ROOT / "examples").glob("*/README.md"))}
 
 
 def verbs(group: click.Group = qia3, before: str = "") -> dict[str, click.Command]:
@@ -74,13 +76,31 @@ def test_every_example_in_the_help_parses():
 
 def test_every_command_in_the_docs_is_a_verb_with_those_options():
     known = verbs()
-    for words in re.findall(r"`qia3 ([^`]*)`", ALL):
+    for words in re.findall(r"`qia3 ([^`]*)`", "\n".join([ALL, *EXAMPLES.values()])):
         if words in ("VERB --help", "--version"):
             continue
         verb = next((v for v in sorted(known, key=len, reverse=True) if f"{words} ".startswith(f"{v} ")), None)
         assert verb, words
         options = {o for p in known[verb].params for o in p.opts}
         assert set(re.findall(r"--[a-z-]+", words)) <= options, words
+
+
+@pytest.mark.parametrize("page", EXAMPLES, ids=lambda page: page.parent.name)
+def test_an_example_s_commands_parse_and_its_files_are_there(page, monkeypatch):
+    """And what it shows of its build file stands in that file."""
+    monkeypatch.chdir(ROOT)
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", EXAMPLES[page], re.S | re.M)
+    for line in (line for _, block in blocks for line in block.splitlines()):
+        command, *words = shlex.split(line, comments=True) if line.startswith(("qia3 ", "python ")) else [""]
+        if command == "qia3":
+            verb = next(v for v in (" ".join(words[:2]), words[0]) if v in verbs())
+            verbs()[verb].make_context(verb, words[len(verb.split()) :])
+        for word in words:
+            assert not word.startswith(("examples/", "benchmarks/")) or (ROOT / word).is_file(), line
+    for kind, block in blocks:
+        assert kind != "toml" or block in (page.parent / "qia3.toml").read_text(encoding="utf-8"), block
+    for name in re.findall(r"^\| `([^`]+)` \|", EXAMPLES[page], re.M):
+        assert list(page.parent.glob(name)), name
 
 
 def test_the_readme_build_file_is_a_good_one(tmp_path):
@@ -145,9 +165,9 @@ def anchors(text: str) -> set[str]:
     return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, *EXAMPLES], ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_links_lead_somewhere(page):
-    for link in re.findall(r"\]\(([^)\s]+)\)|src=\"([^\"]+)\"", PAGES[page]):
+    for link in re.findall(r"\]\(([^)\s]+)\)|src=\"([^\"]+)\"", (PAGES | EXAMPLES)[page]):
         path, _, anchor = (link[0] or link[1]).partition("#")
         if path.startswith("http"):
             continue
@@ -161,9 +181,9 @@ def test_every_page_can_be_reached_from_the_readme():
     while ahead:
         page = ahead.pop()
         reached.add(page)
-        found = [(page.parent / p).resolve() for p in re.findall(r"\]\(([^)#\s]+\.md)[)#]", PAGES[page])]
-        ahead += [p for p in found if p in PAGES and p not in reached]
-    assert reached | {ROOT / "docs/index.md"} == set(PAGES)  # the site's first page stands for the README
+        found = [(page.parent / p).resolve() for p in re.findall(r"\]\(([^)#\s]+\.md)[)#]", (PAGES | EXAMPLES)[page])]
+        ahead += [p for p in found if p in PAGES | EXAMPLES and p not in reached]
+    assert reached | {ROOT / "docs/index.md"} == {*PAGES, *EXAMPLES}  # the site's first page stands for the README
 
 
 def test_the_site_names_every_page():
