@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -53,11 +52,13 @@ def subprocess_of(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=ROOT, env=environment)
 
 
+@pytest.mark.skipif("COVERAGE_PROCESS_CONFIG" in os.environ, reason="whose lines are counted is slower")
 def test_help_takes_less_than_half_a_second():
     def seconds() -> float:
-        start = time.perf_counter()
+        """Of a processor: a busy machine takes longer by the clock."""
+        before = sum(os.times()[2:4])
         assert subprocess_of("-m", "qia3", "--help").returncode == 0
-        return time.perf_counter() - start
+        return sum(os.times()[2:4]) - before
 
     assert min(seconds() for _ in range(3)) < 0.5
 
