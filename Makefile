@@ -1,8 +1,8 @@
 # make demo   build the example and ask it one thing        make check  lint, types, import rules
 # make test   check, then every test                        make bench  load time, memory and speed of the demo bundle
 # make families   every family of docs/families.md (make test leaves out those that are like another)
-# make browser    reports, the server's page, and bundles in qia3.mjs and transformers.js, in the system's Chromium: console, network,
-#                 axe-core, answers, pictures in .browser/pictures
+# make browser    reports, the server's page, a bundle's page, and bundles in qia3.mjs and transformers.js, in the system's Chromium:
+#                 console, network, axe-core, answers, pictures in .browser/pictures
 # make arm       the 4-bit products, folds and the runtime on three ARM processors under QEMU
 # make docs       the pages of docs/ as a site, in docs/_build
 # make dist-check the wheel and the source archive, built and checked (twine, check-wheel-contents); the wheel with
@@ -74,7 +74,7 @@ $(BROWSER)/web/ready: web/package.json
 
 browser: $(STAMP) $(BROWSER)/ready $(BROWSER)/web/ready
 	QIA3_BROWSER=$(CURDIR)/$(BROWSER)/node_modules QIA3_WEB=$(CURDIR)/$(BROWSER)/web/node_modules QIA3_PICTURES=$(CURDIR)/$(BROWSER)/pictures \
-		$(BIN)/python -m pytest -s tests/test_browser.py tests/test_browser_bundle.py tests/test_server_page.py tests/test_web.py
+		$(BIN)/python -m pytest -s tests/test_browser.py tests/test_browser_bundle.py tests/test_server_page.py tests/test_web.py tests/test_page.py
 
 # Debian on x64. QEMU's numbers are a device's, its speed is not.
 $(ARM)/ready: tests/arm/setup.sh constraints.txt

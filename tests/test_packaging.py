@@ -37,7 +37,7 @@ SDIST = "import sys; from setuptools import build_meta; print(build_meta.build_s
 def sdist(tmp_path_factory) -> Path:
     """The source archive of a copy of the tree, so that no build folder is left in this one."""
     copy, out = tmp_path_factory.mktemp("copy"), tmp_path_factory.mktemp("sdist")
-    for folder in ("qia3", "export", "devices", "tests"):
+    for folder in ("qia3", "export", "devices", "web", "tests"):
         shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
     for file in ("pyproject.toml", "MANIFEST.in", "README.md", "CHANGELOG.md", "LICENSE", "constraints.txt"):
         shutil.copy(ROOT / file, copy)
@@ -68,6 +68,8 @@ def test_the_wheel_holds_every_source_and_every_data_file(wheel):
     sources = {str(p.relative_to(ROOT)) for p in (ROOT / "qia3").rglob("*.py")}
     files = [p for folder in ("export", "devices") for p in (ROOT / folder).iterdir() if p.suffix in (".toml", ".py")]
     data = {f"qia3/{p.parent.name}/{p.name}" for p in files}
+    web = [p for p in (ROOT / "web").rglob("*") if p.suffix in (".mjs", ".py", ".json", ".js", ".html", ".css")]
+    data |= {f"qia3/{p.relative_to(ROOT)}" for p in web}
     assert held == sources | data | {"qia3/py.typed", "qia3/server/page.html", "qia3/printers/page.css"}
     assert {"qia3/export/ort-cpu.toml", "qia3/export/ort-exact.toml", "qia3/export/ort-arm.toml"} <= held
     assert any(name.startswith("qia3/devices/") and name.endswith(".toml") for name in held)
@@ -103,7 +105,7 @@ def test_a_bundle_runs_in_an_environment_of_onnxruntime_numpy_and_tokenizers(whe
 def test_every_package_of_the_tree_is_declared():
     declared = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
     found = {".".join(p.parent.relative_to(ROOT).parts) for p in (ROOT / "qia3").rglob("__init__.py")}
-    assert declared == found | {"qia3.export", "qia3.devices"}
+    assert declared == found | {"qia3.export", "qia3.devices", "qia3.web"}
 
 
 def test_every_direct_requirement_is_pinned():

@@ -1,0 +1,60 @@
+"""page: a bundle as a folder that a browser runs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from qia3.cli.options import FILE, as_json, example
+from qia3.console import print_result
+from qia3.errors import ConfigError
+
+
+@click.command(
+    epilog=example(
+        "qia3 page dist/home-intents --output dist/page --runtime runtime",
+        "qia3 page dist/home-intents --output dist/page --runtime runtime --serve",
+    )
+)
+@click.argument("bundle", type=FILE)
+@click.option("--output", type=FILE, required=True, help="The page's folder; an older page there is replaced.")
+@click.option(
+    "--runtime",
+    "packages",
+    type=FILE,
+    default=Path("node_modules"),
+    show_default=True,
+    help="Where npm has put onnxruntime-web and @huggingface/tokenizers.",
+)
+@click.option(
+    "--piece", type=click.IntRange(1, 2000), default=1024, show_default=True, help="MiB of one file, at most."
+)
+@click.option("--serve", is_flag=True, help="Then send it to browsers, with the headers that threads ask for.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="With --serve: where to listen.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="With --serve.")
+@as_json
+def page(
+    bundle: Path, output: Path, packages: Path, piece: int, serve: bool, host: str, port: int, as_json: bool
+) -> None:
+    """Make a page of a bundle, which runs in the browser and, from the second visit on, without a network.
+
+    BUNDLE was exported with --target browser. The page is a folder of plain files for any web server.
+    """
+    from qia3.bundle.opened import Bundle
+    from qia3.page import write_page
+
+    made = write_page(Bundle.open(bundle), output, packages, piece * 2**20)
+    sizes = f"{made.bytes / 1e6:.1f} MB, of which a visit fetches {made.wasm_bytes / 1e6:.1f} on WebAssembly"
+    text = f"{output} is a page: {sizes} and {made.webgpu_bytes / 1e6:.1f} on WebGPU"
+    print_result(asdict(made), text, as_json)
+    if not serve:
+        return
+    try:
+        from qia3.server.static import serve_files
+    except ModuleNotFoundError as error:
+        if error.name not in ("starlette", "uvicorn"):
+            raise
+        raise ConfigError(f"qia3 page --serve needs {error.name}: pip install 'qia3[serve]'") from error
+    serve_files(output, host, port)

@@ -1,0 +1,48 @@
+"""A folder of plain files over HTTP, with the headers that isolate a page from others: threads of WebAssembly ask for that."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.routing import Mount
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from qia3.progress import say
+
+HEADERS = {
+    b"cross-origin-opener-policy": b"same-origin",
+    b"cross-origin-embedder-policy": b"require-corp",
+    b"x-content-type-options": b"nosniff",
+    b"cache-control": b"no-cache",  # asked for again, and sent only where it has changed
+}
+
+
+class Isolated:
+    """Adds the headers to every answer."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], *HEADERS.items()]
+            await send(message)
+
+        await self.app(scope, receive, sending)
+
+
+def files_app(folder: Path) -> Starlette:
+    """Every file of a folder, and index.html for the folder itself."""
+    everything = Mount("/", StaticFiles(directory=folder, html=True))
+    return Starlette(routes=[everything], middleware=[Middleware(Isolated)])
+
+
+def serve_files(folder: Path, host: str, port: int) -> None:
+    """Until SIGINT or SIGTERM."""
+    say(f"serving {folder} on http://{host}:{port}/")
+    uvicorn.run(files_app(folder), host=host, port=port, log_level="warning", access_log=False)
