@@ -28,14 +28,15 @@ from quality_tasks import load
 from torch import Tensor, nn
 
 from qia3.base.load import Asked, load_base
+from qia3.batching.examples import Examples, Source
+from qia3.batching.schedule import Schedule
 from qia3.bundle.sites import Site
 from qia3.ia3.roles import find_roles
 from qia3.ia3.vectors import Scaled, attach, detach
+from qia3.train.collator import Collator
 from qia3.train.compute import set_compute
-from qia3.train.examples import Examples, Source
 from qia3.train.model import VectorModel
 from qia3.train.prompts import wrapping
-from qia3.train.schedule import Collator, Schedule
 
 RESULTS = Path(__file__).parent / "results" / "precision.jsonl"
 KINDS, RATES, STEPS = ("float32", "plain bfloat16", "ours"), (3e-3, 2e-2), 64

@@ -56,6 +56,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from qia3.base.load import Asked, load_base
 from qia3.base.quantise import Grid, quantise_model
 from qia3.base.weights import GridWeight
+from qia3.batching.examples import Examples, Source
+from qia3.batching.prompts import ask
+from qia3.batching.schedule import Schedule
+from qia3.batching.tables import LANGUAGE_MODELLING, NAMES
+from qia3.batching.trees import Tree
 from qia3.bundle.opened import Bundle
 from qia3.bundle.task import Task
 from qia3.examples import Example
@@ -68,15 +73,12 @@ from qia3.runtime.answer import classify_batch
 from qia3.runtime.engine import Engine
 from qia3.runtime.load import open_engine
 from qia3.tokens import Tokens
+from qia3.train.collator import Collator
 from qia3.train.compute import computing
 from qia3.train.evaluate import rank_trees
-from qia3.train.examples import Examples, Source
-from qia3.train.losses import LANGUAGE_MODELLING, NAMES
 from qia3.train.model import VectorModel
-from qia3.train.prompts import ask, wrapping
+from qia3.train.prompts import wrapping
 from qia3.train.run import train_vectors
-from qia3.train.schedule import Collator, Schedule
-from qia3.train.trees import Tree
 
 BATCH, MAX_LENGTH, ROW_TOKENS, ROWS = 8, 256, 512, 8
 MODEL = "smollm2-135m-instruct"

@@ -30,13 +30,13 @@ from unseen_tasks import UNSEEN
 
 from qia3.base.load import Asked, quiet
 from qia3.base.start import start_of
+from qia3.batching.tables import LANGUAGE_MODELLING, NAMES
 from qia3.bundle.task import Task
 from qia3.examples import Example, read_examples
 from qia3.runtime.answer import reply
 from qia3.runtime.engine import Engine
-from qia3.train.losses import LANGUAGE_MODELLING, NAMES
+from qia3.train.collator import Collator
 from qia3.train.prompts import wrapping
-from qia3.train.schedule import Collator
 
 DEVELOPMENT, POOL, TEST = 150, 400, 256
 LONGEST = 32  # tokens of an answer

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from qia3.batching.trees import Tree
 from qia3.examples import Example
 from qia3.grids import nf4
-from qia3.train.trees import Tree
 
 WARMUP = 10
 

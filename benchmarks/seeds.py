@@ -17,6 +17,7 @@ from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
+from qia3.batching.tables import NAMES
 from qia3.build import load, plan_jobs
 from qia3.bundle.opened import Bundle
 from qia3.config import read_build
@@ -24,7 +25,6 @@ from qia3.runtime.adapters import AdapterBank
 from qia3.runtime.bench import machine
 from qia3.runtime.engine import Engine
 from qia3.runtime.evaluate import evaluate
-from qia3.train.losses import NAMES
 from qia3.train.task import train_task
 
 

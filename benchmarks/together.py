@@ -24,12 +24,12 @@ from pathlib import Path
 import torch
 
 from qia3.base.load import Asked, load_base
+from qia3.batching.examples import Examples, source_of
 from qia3.examples import Example
 from qia3.ia3.adapted import AdaptedBase
 from qia3.progress import muted
 from qia3.recipe import Train
 from qia3.train.compute import choose_compute
-from qia3.train.examples import Examples, source_of
 from qia3.train.prompts import wrapping
 from qia3.train.run import Alone, computing_for, train_vectors
 from qia3.train.together import Lane, Together

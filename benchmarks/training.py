@@ -48,17 +48,19 @@ from transformers import (
 
 from qia3.base.load import Asked, load_base
 from qia3.base.quantise import Grid, quantise_model
+from qia3.batching.examples import Examples, Source
+from qia3.batching.rows import Totals
+from qia3.batching.schedule import Schedule
+from qia3.batching.tables import LANGUAGE_MODELLING, NAMES
 from qia3.examples import read_examples
 from qia3.ia3.roles import find_roles
 from qia3.ia3.vectors import attach
 from qia3.recipe import Train
 from qia3.runtime.bench import machine
 from qia3.tokens import Tokens
-from qia3.train.examples import Examples, Source
-from qia3.train.losses import LANGUAGE_MODELLING, NAMES, Answers, Totals, losses
+from qia3.train.losses import Answers, losses
 from qia3.train.prompts import wrapping
 from qia3.train.run import train_vectors
-from qia3.train.schedule import Schedule
 
 STEPS, WARM, BATCH, EXAMPLES = 6, 2, 8, 64
 HOME = Path(__file__).parents[1] / "examples" / "home-intents"

@@ -17,6 +17,7 @@ from qia3.base.kind import check_kind
 from qia3.base.load import LEAST_KEPT, Asked, load_base
 from qia3.base.memory import give_back
 from qia3.base.text import read_base_text
+from qia3.batching.data import Data, read_task
 from qia3.bundle.folder import check_place
 from qia3.complaints import nearest
 from qia3.config import Base, Build
@@ -34,7 +35,6 @@ from qia3.storage import locked
 from qia3.targets import load_target
 from qia3.tokens import SLOT
 from qia3.train import processes
-from qia3.train.data import Data, read_task
 from qia3.train.fit import fitted
 from qia3.train.headed import check_task, check_writes, settings_of
 from qia3.train.prompts import check_end, wrapping

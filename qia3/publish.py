@@ -33,6 +33,7 @@ from qia3.config import Build
 from qia3.describe import dense_layers, describe, linear_layers, places, positions
 from qia3.footprint.measure import measure
 from qia3.gate import Tests, gate, recoded
+from qia3.gradients import check_gradients, check_learns, learning_graph
 from qia3.graph.encoder import export_encoder
 from qia3.graph.export import cache_of, export_decoder
 from qia3.graph.export_seq2seq import export_seq2seq
@@ -42,7 +43,6 @@ from qia3.graph.preflight import preflight
 from qia3.graph.preflight_encoder import preflight_encoder
 from qia3.graph.preflight_seq2seq import preflight_seq2seq
 from qia3.ia3.adapted import AdaptedBase
-from qia3.learning import check_gradients, check_learns, learning_graph
 from qia3.names import ADAPTER
 from qia3.printers.documents import seal
 from qia3.progress import bar, say

@@ -27,6 +27,7 @@ from qia3 import cli
 from qia3 import gate as gating
 from qia3.base.load import Asked, load_base
 from qia3.base.weights import GridWeight
+from qia3.batching.trees import Tree
 from qia3.bundle.opened import Bundle
 from qia3.graph.forced import OrtDecoder, torch_logits
 from qia3.ia3.roles import find_roles
@@ -35,10 +36,9 @@ from qia3.runtime.adapters import AdapterBank
 from qia3.runtime.answer import answer_of, prompt_of
 from qia3.runtime.engine import Engine
 from qia3.runtime.score import rank
+from qia3.train.collator import Collator
 from qia3.train.evaluate import rank_trees
 from qia3.train.probe import packs
-from qia3.train.schedule import Collator
-from qia3.train.trees import Tree
 
 ROOT = Path(__file__).parents[1]
 QUANTISED = ("codes", "scales", "zero_points", "embedding_codes", "embedding_scales", "embedding_zero_points")

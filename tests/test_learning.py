@@ -11,19 +11,18 @@ from tiny import ALL, DECODERS, tiny
 from tiny_trees import forest
 
 from qia3.base.quantise import Grid, quantise_model
+from qia3.batching.tables import NAMES, tables
 from qia3.bundle.layout import DATA, GRAPH, TRAIN_GRAPH
 from qia3.bundle.ports import GRADIENT, LOSSES
 from qia3.errors import BaseModelError, ParityError
+from qia3.gradients import check_gradients, fed, read_logits
 from qia3.graph.export import export_decoder
 from qia3.graph.external import write_graphs
 from qia3.graph.trainable import check_trainable, export_trainable
 from qia3.ia3.mix import named
 from qia3.ia3.roles import find_roles
 from qia3.ia3.vectors import attach, set_vectors
-from qia3.learning import check_gradients, fed, read_logits
-from qia3.runtime.lesson import tables
 from qia3.train.batches import packed, padded
-from qia3.train.losses import NAMES
 from qia3.train.model import VectorModel
 
 SAME = 1e-4  # of a vector's largest gradient

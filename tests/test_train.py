@@ -13,6 +13,8 @@ from tiny_pairs import PAIRS, START, adapted_pair
 
 from qia3.base.load import fingerprint
 from qia3.base.quantise import Grid, quantise_model
+from qia3.batching.schedule import order
+from qia3.batching.trees import Tree
 from qia3.errors import Interrupted
 from qia3.ia3.roles import find_roles
 from qia3.ia3.vectors import attach, get_vectors, set_vectors
@@ -24,8 +26,6 @@ from qia3.train.compute import choose_compute
 from qia3.train.model import VectorModel
 from qia3.train.pairs import beside
 from qia3.train.run import train_vectors
-from qia3.train.schedule import order
-from qia3.train.trees import Tree
 
 PROMPTS = tuple(tuple(np.random.default_rng(i).integers(3, 101, 4 + i % 5).tolist()) for i in range(16))
 TREES = [Tree(p, ((5 + p[0] % 4, 2), (9, 10, 2)), 0) for p in PROMPTS]

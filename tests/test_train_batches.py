@@ -11,13 +11,14 @@ from tiny_trees import forest
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from qia3.base.quantise import Grid, quantise_model
+from qia3.batching.rows import Totals, count
+from qia3.batching.tables import NAMES
+from qia3.batching.trees import Tree, pieces, plan, singles
 from qia3.ia3.roles import find_roles
 from qia3.ia3.vectors import attach
-from qia3.train.batches import Totals, count, lay_out, packed, padded
-from qia3.train.losses import NAMES
+from qia3.train.batches import lay_out, packed, padded
 from qia3.train.model import VectorModel, read_logits
 from qia3.train.probe import packs
-from qia3.train.trees import Tree, pieces, plan, singles
 
 WINDOWED = [f for f in DECODERS if "sliding_window" in FAMILIES[f]]
 

@@ -7,11 +7,11 @@ import torch
 from tiny_pairs import PAIRS, START
 from tiny_seq2seq import tiny_seq2seq
 
+from qia3.batching.trees import Tree
 from qia3.train.batches import Batch
 from qia3.train.dropout import without_dropout
 from qia3.train.model import read_logits
 from qia3.train.pairs import beside
-from qia3.train.trees import Tree
 
 
 def batch() -> Batch:

@@ -11,16 +11,17 @@ from collections import Counter
 import pytest
 import tiny_bundle
 
+from qia3.batching.data import read_task, split
+from qia3.batching.examples import Examples, Source, source_of
+from qia3.batching.prompts import Wrapping
+from qia3.batching.rows import count
+from qia3.batching.schedule import Schedule
 from qia3.config import Task
 from qia3.errors import ConfigError, DataError
 from qia3.examples import Example
 from qia3.recipe import Train
 from qia3.tokens import Tokens
-from qia3.train.batches import count
-from qia3.train.data import read_task, split
-from qia3.train.examples import Examples, Source, source_of
-from qia3.train.prompts import Wrapping
-from qia3.train.schedule import Collator, Schedule
+from qia3.train.collator import Collator
 
 WRAP = Wrapping("<", ">", ".", (46,))
 SAID = tuple(Example(f"t{i}", "ab"[i % 2]) for i in range(6))

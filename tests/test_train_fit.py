@@ -10,15 +10,15 @@ import pytest
 import tiny_bundle
 from tiny_build import SAID, write_build, write_lines
 
+from qia3.batching.data import Data
+from qia3.batching.prompts import Wrapping
 from qia3.build import measured, plan_jobs
 from qia3.config import Task, read_build
 from qia3.errors import ConfigError, DataError
 from qia3.examples import Example, Place
 from qia3.recipe import Train
 from qia3.tokens import Tokens
-from qia3.train.data import Data
 from qia3.train.fit import fitted
-from qia3.train.prompts import Wrapping
 
 LONG = "lock the door and " * 60
 

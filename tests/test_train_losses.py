@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from qia3.train.losses import NAMES, Answers, Totals, length_normalised, losses, unlikelihood
+from qia3.batching.rows import Totals
+from qia3.batching.tables import NAMES
+from qia3.train.losses import Answers, length_normalised, losses, unlikelihood
 from qia3.train.model import log_probabilities
 
 

@@ -11,15 +11,15 @@ from tiny import random_vectors
 from tiny_pairs import PAIRS, RELATIVE, START, adapted_pair
 from tiny_trees import forest
 
-from qia3.train.batches import count
+from qia3.batching.rows import count
+from qia3.batching.tables import NAMES
+from qia3.batching.trees import Tree
+from qia3.train.collator import Collator
 from qia3.train.compute import set_compute
 from qia3.train.evaluate import rank_trees
-from qia3.train.losses import NAMES
 from qia3.train.model import VectorModel, read_logits
 from qia3.train.pairs import beside
 from qia3.train.probe import packs
-from qia3.train.schedule import Collator
-from qia3.train.trees import Tree
 
 LONGER = {"longest": 12, "answer": 6}
 

@@ -15,10 +15,11 @@ from transformers import BartTokenizer, PreTrainedTokenizerFast, T5Tokenizer
 
 from qia3.base.reach import check_ids
 from qia3.base.text import read_base_text
+from qia3.batching.prompts import Wrapping, ask
 from qia3.bounded import bounded
 from qia3.errors import ConfigError
 from qia3.tokens import Tokens
-from qia3.train.prompts import Wrapping, ask, check_end, wrapping
+from qia3.train.prompts import check_end, wrapping
 from qia3.train.template import render
 
 

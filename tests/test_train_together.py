@@ -16,6 +16,7 @@ from tiny_encoders import tiny_encoder
 from qia3.base.family import is_encoder
 from qia3.base.pooling import note_pooling
 from qia3.base.quantise import Grid, quantise_model
+from qia3.batching.trees import Tree
 from qia3.errors import ConfigError, Interrupted
 from qia3.ia3.adapted import AdaptedBase
 from qia3.ia3.roles import find_roles
@@ -25,7 +26,6 @@ from qia3.train.compute import choose_compute
 from qia3.train.headed import new_head
 from qia3.train.run import computing_for, train_vectors
 from qia3.train.together import Together
-from qia3.train.trees import Tree
 
 LM = ("lm",)
 TOLERANCE = (

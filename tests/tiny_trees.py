@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from qia3.train.trees import Tree
+from qia3.batching.trees import Tree
 
 
 def forest(seed: int, examples: int = 5, longest: int = 9, answer: int = 5) -> list[Tree]:

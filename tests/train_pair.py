@@ -10,11 +10,11 @@ import sys
 from pathlib import Path
 
 from qia3.base.load import Asked, load_base
+from qia3.batching.data import Data
 from qia3.config import Task
 from qia3.examples import Example
 from qia3.ia3.adapted import AdaptedBase
 from qia3.recipe import Train
-from qia3.train.data import Data
 from qia3.train.task import Job, Trained, train_task
 
 SAID = {

@@ -1,6 +1,6 @@
 r"""A graph that learns: from a batch of trees and the vectors, the three losses and the gradients of all vectors.
 
-    inputs   input_ids, position_ids, tree, branch int64 [R, L]    rows of trees (qia3.train.batches); a model that does not
+    inputs   input_ids, position_ids, tree, branch int64 [R, L]    rows of trees (qia3.batching.rows); a model that does not
                                                                    pack trees has input_ids alone, one answer in a row
              places int64 [P]                   what the head runs on: r L + slot
              read, targets int64 [T]            of each predicted token its index into places, and the token

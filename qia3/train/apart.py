@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from qia3.base.family import is_encoder
 from qia3.base.start import start_of
+from qia3.batching.trees import Tree
 from qia3.ia3.adapted import AdaptedBase
 from qia3.ia3.lanes import new_lane, worn
 from qia3.ia3.vectors import get_vectors, set_vectors
@@ -23,7 +24,6 @@ from qia3.train.joined import joined
 from qia3.train.model import Input, Rows
 from qia3.train.pairs import beside
 from qia3.train.probe import TOLERANCE
-from qia3.train.trees import Tree
 
 LENGTHS = ((4, 7), (9,), (3, 3, 5))  # of the prompts of three lanes
 

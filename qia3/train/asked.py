@@ -17,11 +17,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from qia3.batching.examples import Source
+from qia3.batching.prompts import Wrapping
 from qia3.errors import ConfigError
 from qia3.examples import Example
 from qia3.parse import read_json_table
-from qia3.train.examples import Source
-from qia3.train.prompts import Wrapping
 
 PLAN = "plan.json"
 SHORT = 60  # characters of a value in a message

@@ -1,29 +1,4 @@
-r"""Rows of trees as tensors, and the mask that keeps their branches apart.
-
-A prompt stands once, its answers behind it, and positions start again after the prompt for each answer. A slot sees the
-slots before it that are of its own tree and are the prompt or its own answer; trees in one row do not see each other.
-So every slot computes what it would in a row of its own. Prompt "a b" with the answers "x <end>" and "y z <end>":
-
-    slot       a  b  x  y  z        sees  a  b  x  y  z        logits read at    b  x  b  y  z
-    position   0  1  2  2  3          a   1                    predict           x  <end>  y  z  <end>
-    branch     0  0  1  2  2          b   1  1
-                                      x   1  1  1              The head runs on b, x, y, z: four slots for five tokens, since both
-                                      y   1  1  .  1           answers begin where the prompt ends. <end> itself is never run.
-                                      z   1  1  .  1  1
-
-Where every row holds one answer (the plain batch) no mask is needed: padding stands on the right, where causal
-attention never looks.
-
-A batch is a dict of tensors, R rows of L slots, P slots that the head runs on, T predicted tokens, A answers, E
-examples:
-
-    input_ids      int64 [R, L]
-    position_ids   int64 [R, L], tree int64 [R, L] (-1: padding), branch int64 [R, L]; absent where no mask is needed
-    places         int64 [P]     r * L + slot, of what the head runs on
-    read           int64 [T]     index into places      targets   int64 [T]   the token predicted there
-    answer         int64 [T]     whose token it is      example   int64 [A]   whose answer it is      right   bool [A]
-    totals         float32 [3]   what the losses divide by (qia3.train.losses.Totals)
-"""
+"""Batches (qia3.batching.rows) as tensors, and the mask that keeps the branches of a row apart."""
 
 from __future__ import annotations
 
@@ -32,78 +7,30 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from qia3.train.losses import Totals
-from qia3.train.trees import Piece, Tree, plan, singles
+from qia3.batching import rows
+from qia3.batching.rows import Totals
+from qia3.batching.trees import Piece, Tree
 
 Batch = dict[str, Tensor]
-PADDING = -1
 
 
 def padded(trees: Sequence[Tree], totals: Totals | None = None) -> Batch:
     """One row for each answer."""
-    return lay_out(trees, singles(trees), totals)
+    return _tensors(rows.padded(trees, totals))
 
 
 def packed(trees: Sequence[Tree], limit: int, hidden_size: int, totals: Totals | None = None) -> Batch:
     """Prompts run once, several trees in a row of at most `limit` slots where that is cheaper."""
-    return lay_out(trees, plan(trees, limit, hidden_size), totals)
+    return _tensors(rows.packed(trees, limit, hidden_size, totals))
 
 
-def count(trees: Sequence[Tree]) -> Totals:
-    """What the losses over `trees` divide by."""
-    right = sum(len(t.answers[t.right]) for t in trees)
-    return Totals(right, sum(len(a) for t in trees for a in t.answers) - right, sum(len(t.answers) > 1 for t in trees))
+def lay_out(trees: Sequence[Tree], pieces: Sequence[Sequence[Piece]], totals: Totals | None = None) -> Batch:
+    """`pieces`, row by row, hold every answer of every tree once. `totals` default to those of `trees`."""
+    return _tensors(rows.lay_out(trees, pieces, totals))
 
 
-def lay_out(trees: Sequence[Tree], rows: Sequence[Sequence[Piece]], totals: Totals | None = None) -> Batch:
-    """`rows` hold every answer of every tree once. `totals` default to those of `trees`."""
-    first = [0]
-    for tree in trees:
-        first.append(first[-1] + len(tree.answers))
-    length = max(sum(p.slots for p in row) for row in rows)
-    ids, positions, owners, branches = ([[fill] * length for _ in rows] for fill in (0, 0, PADDING, 0))
-    places: dict[int, int] = {}
-    read: list[int] = []
-    targets: list[int] = []
-    answer: list[int] = []
-    for r, row in enumerate(rows):
-        end = 0
-        for number, piece in enumerate(row):  # two pieces of one tree are two trees here
-            start, prompt = end, piece.tree.prompt
-            end = start + len(prompt)
-            ids[r][start:end], positions[r][start:end] = prompt, range(len(prompt))
-            prompt_end = end - 1
-            for branch, index in enumerate(piece.answers, 1):
-                tokens = piece.tree.answers[index]
-                begin, end = end, end + len(tokens) - 1
-                ids[r][begin:end], positions[r][begin:end] = (
-                    tokens[:-1],
-                    range(len(prompt), len(prompt) + len(tokens) - 1),
-                )
-                branches[r][begin:end] = [branch] * (end - begin)
-                for slot in (prompt_end, *range(begin, end)):
-                    read.append(places.setdefault(r * length + slot, len(places)))
-                targets += tokens
-                answer += [first[piece.example] + index] * len(tokens)
-            owners[r][start:end] = [number] * (end - start)
-    used = totals or count(trees)
-    batch = {
-        "input_ids": torch.tensor(ids),
-        "places": torch.tensor(list(places)),
-        "read": torch.tensor(read),
-        "targets": torch.tensor(targets),
-        "answer": torch.tensor(answer),
-        "example": torch.tensor([e for e, tree in enumerate(trees) for _ in tree.answers]),
-        "right": torch.tensor([i == tree.right for tree in trees for i in range(len(tree.answers))]),
-        "totals": torch.tensor([used.right, used.wrong, used.chosen], dtype=torch.float32),
-    }
-    if any(len(row) > 1 or len(row[0].answers) > 1 for row in rows):
-        batch |= {
-            "position_ids": torch.tensor(positions),
-            "tree": torch.tensor(owners),
-            "branch": torch.tensor(branches),
-        }
-    return batch
+def _tensors(batch: rows.Batch) -> Batch:
+    return {name: torch.from_numpy(array) for name, array in batch.items()}
 
 
 def tree_mask(tree: Tensor, branch: Tensor, dtype: torch.dtype) -> Tensor:

@@ -15,10 +15,10 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
+from qia3.batching.trees import Tree
+from qia3.train.collator import Collator
 from qia3.train.losses import Answers
 from qia3.train.model import Rows, answer_logits, log_probabilities
-from qia3.train.schedule import Collator
-from qia3.train.trees import Tree
 
 
 @dataclass(frozen=True)

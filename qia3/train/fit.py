@@ -18,6 +18,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from qia3.batching.data import Data
+from qia3.batching.examples import source_of
+from qia3.batching.prompts import Wrapping, ask
 from qia3.bundle.task import TAGS
 from qia3.config import Task
 from qia3.errors import ConfigError, DataError, quoted
@@ -25,9 +28,6 @@ from qia3.examples import Example, listed
 from qia3.progress import say
 from qia3.recipe import Train
 from qia3.tokens import Tokens
-from qia3.train.data import Data
-from qia3.train.examples import source_of
-from qia3.train.prompts import Wrapping, ask
 
 
 def fitted(

@@ -3,7 +3,7 @@
     logits = W p + b        p the pooled state of a text        loss = -log softmax(logits)[right]
 
 So an answer is one "token" of a vocabulary of labels, its number, and everything that draws, cuts and counts trees of
-tokens (qia3.train.examples, schedule) serves as it is. Where each word has a label, it is told by the state of the
+tokens (qia3.batching.examples, schedule) serves as it is. Where each word has a label, it is told by the state of the
 word's first token, as in transformers' examples, and the answer has a number for each:
 
     tree      prompt [CLS] turn it off [SEP]      answer (3,)            places ()
@@ -26,17 +26,18 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from qia3.base.pooling import pooled, pooling_of
+from qia3.batching.rows import Totals, count
+from qia3.batching.schedule import Slot
+from qia3.batching.tables import LANGUAGE_MODELLING
+from qia3.batching.trees import Tree
 from qia3.bundle.head import Head
 from qia3.bundle.task import LABELLED, TAGS
 from qia3.config import Task
 from qia3.errors import ConfigError
 from qia3.ia3.vectors import Scaled
 from qia3.recipe import Train
-from qia3.train.batches import Batch, count
-from qia3.train.losses import LANGUAGE_MODELLING, Totals
+from qia3.train.batches import Batch
 from qia3.train.model import Runner, VectorModel, run_alone
-from qia3.train.schedule import Slot
-from qia3.train.trees import Tree
 
 NO_LABEL = -100
 NAMES = {"weight": "head.weight", "bias": "head.bias"}
@@ -157,7 +158,7 @@ def _labels(tree: Tree, length: int) -> int | list[int]:
 
 @dataclass(frozen=True)
 class Texts:
-    """Slots to a batch, as qia3.train.schedule's Collator: a text a row."""
+    """Slots to a batch, as qia3.train.collator's Collator: a text a row."""
 
     packs: bool = False
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from qia3.train.batches import PADDING
+from qia3.batching.rows import PADDING
 from qia3.train.headed import TextRows
 from qia3.train.model import Input, Rows
 

@@ -32,8 +32,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-LANGUAGE_MODELLING, UNLIKELIHOOD, LENGTH_NORMALISED = "lm", "unlikelihood", "length-normalised"
-NAMES = (LANGUAGE_MODELLING, UNLIKELIHOOD, LENGTH_NORMALISED)
+from qia3.batching.rows import Totals
+from qia3.batching.tables import LANGUAGE_MODELLING, LENGTH_NORMALISED, UNLIKELIHOOD
 
 
 @dataclass(frozen=True)
@@ -57,18 +57,6 @@ class Answers:
     def sum_log_p(self) -> Tensor:
         """log p of each answer, [A]."""
         return self.log_p.new_zeros(len(self.right)).index_add(0, self.answer, self.log_p)
-
-
-@dataclass(frozen=True)
-class Totals:
-    """What the sums are divided by: right tokens, wrong tokens, and examples with a choice.
-
-    Of a batch that is computed in parts, the whole's.
-    """
-
-    right: float
-    wrong: float
-    chosen: float
 
 
 def language_modelling(answers: Answers, total: float) -> Tensor:

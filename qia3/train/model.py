@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
+from qia3.batching.rows import Totals
+from qia3.batching.tables import LANGUAGE_MODELLING
 from qia3.ia3.vectors import Scaled
 from qia3.train.batches import Batch, tree_mask
-from qia3.train.losses import LANGUAGE_MODELLING, Answers, Totals, losses
+from qia3.train.losses import Answers, losses
 
 
 class Input(Protocol):
@@ -44,7 +46,7 @@ def run_alone(task: VectorModel, given: Input, finish: Finish) -> dict[str, Tens
 
 
 class VectorModel(nn.Module):
-    """forward takes a batch (qia3.train.batches) and gives the loss and its parts; state_dict is the vectors' offsets
+    """forward takes a batch (qia3.batching.rows) and gives the loss and its parts; state_dict is the vectors' offsets
     from one.
     """
 

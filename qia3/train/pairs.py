@@ -1,7 +1,7 @@
 r"""A batch of an encoder-decoder: prompts in the encoder, each once; answers in the decoder, behind its start token.
 
 Where the decoder tells positions by their distance alone (T5's buckets, rotations), the answers of one example share a
-decoder row, each with a start token of its own, and a mask keeps them apart (qia3.train.batches): what stands before an
+decoder row, each with a start token of its own, and a mask keeps them apart (qia3.batching.rows): what stands before an
 answer in the row moves it, and distances within it stay. A row reads the states of one prompt, so examples do not share
 rows. Prompt "a b </s>", answers "x <end>" and "y z <end>", start token s:
 
@@ -20,7 +20,7 @@ Added to a batch, E examples whose longest prompt has S tokens:
     prompts       int64 [E, S]   padded on the right          prompt_mask   int64 [E, S]   1 where a token stands
     source        int64 [R]      whose states a row reads
 
-What a row of L slots costs, in the units of qia3.train.trees: its slots, their attention over the row and over S
+What a row of L slots costs, in the units of qia3.batching.trees: its slots, their attention over the row and over S
 states, and the keys and values of those states, which are computed anew for each row (2 h² of a slot's 12 h²):
 
     L (1 + (L + S) / (2 h)) + S / 6
@@ -34,9 +34,9 @@ from collections.abc import Sequence
 
 import torch
 
-from qia3.train.batches import Batch, count, lay_out
-from qia3.train.losses import Totals
-from qia3.train.trees import Piece, Tree
+from qia3.batching.rows import Totals, count
+from qia3.batching.trees import Piece, Tree
+from qia3.train.batches import Batch, lay_out
 
 Row = list[Piece]
 

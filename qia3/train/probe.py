@@ -11,10 +11,10 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedModel
 
+from qia3.batching.trees import Tree
 from qia3.train.batches import packed, padded
 from qia3.train.model import read_logits
 from qia3.train.pairs import beside
-from qia3.train.trees import Tree
 
 TOLERANCE = (
     1e-3  # of the largest logit; float32 itself differs by 1e-6 or so, a slot that sees what it should not by 1e-1

@@ -2,7 +2,7 @@
 
 The Trainer brings checkpoints, resuming, the schedule of the learning rate, accumulation and several processes. It is
 handed a module whose state_dict is the vectors alone (qia3.train.model), so a checkpoint is a few hundred kilobytes,
-and slots in a fixed order (qia3.train.schedule), so that it never shuffles: whatever way a run is cut, in time, in
+and slots in a fixed order (qia3.batching.schedule), so that it never shuffles: whatever way a run is cut, in time, in
 parts of a batch or over processes, it gives the same losses.
 
 Ctrl-C and SIGTERM end the run after the step in hand with a checkpoint; kill -9 leaves the last one. The same command
@@ -25,6 +25,9 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from qia3.base.family import is_encoder
 from qia3.base.start import start_of
+from qia3.batching.examples import Examples
+from qia3.batching.rows import count
+from qia3.batching.schedule import Schedule
 from qia3.bundle.checked import decode, encode
 from qia3.bundle.records import Record
 from qia3.bundle.sites import Vectors
@@ -34,15 +37,13 @@ from qia3.progress import counting, is_main, say
 from qia3.recipe import Train
 from qia3.train import processes
 from qia3.train.adafactor import Adafactor
-from qia3.train.batches import count
 from qia3.train.callbacks import Interruption, Log, Patience
+from qia3.train.collator import Collator
 from qia3.train.compute import choose_compute, computing
 from qia3.train.dropout import without_dropout
-from qia3.train.examples import Examples
 from qia3.train.headed import HeadedModel, Texts
 from qia3.train.model import Runner, VectorModel, run_alone
 from qia3.train.probe import packs
-from qia3.train.schedule import Collator, Schedule
 
 STATE_FILE = "trainer_state.json"  # the Trainer writes it last: a checkpoint without it was cut short
 CHECKPOINTS, LOG = "checkpoints", "log.jsonl"

@@ -23,6 +23,7 @@ import torch
 
 from qia3.base.pooling import pooled, pooling_of
 from qia3.base.start import start_of
+from qia3.batching.trees import Tree
 from qia3.bundle.checked import decode
 from qia3.bundle.head import Head
 from qia3.errors import ConfigError
@@ -30,14 +31,13 @@ from qia3.examples import Example
 from qia3.ia3.adapted import AdaptedBase
 from qia3.parse import read_json_table
 from qia3.storage import writing
+from qia3.train.collator import Collator
 from qia3.train.compute import choose_compute, computing
 from qia3.train.headed import NO_LABEL, Texts
 from qia3.train.losses import Answers
 from qia3.train.model import Rows, answer_logits, log_probabilities
 from qia3.train.probe import packs
-from qia3.train.schedule import Collator
 from qia3.train.task import Job, Trained
-from qia3.train.trees import Tree
 
 SCORES = "scores.json"
 AT_ONCE = 8  # lines

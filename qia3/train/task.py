@@ -20,6 +20,9 @@ from torch import nn
 
 from qia3.base.family import is_encoder
 from qia3.base.frozen import BaseModel
+from qia3.batching.data import Data
+from qia3.batching.examples import Examples, Source, source_of
+from qia3.batching.prompts import Wrapping
 from qia3.bundle.adapter import Adapter
 from qia3.bundle.head import Head
 from qia3.bundle.peft import read_peft, write_peft
@@ -35,10 +38,8 @@ from qia3.recipe import Train
 from qia3.storage import writing
 from qia3.train import processes
 from qia3.train.asked import PLAN, Asked, asked_of, differences, read_asked, write_asked
-from qia3.train.data import Data
-from qia3.train.examples import Examples, Source, source_of
 from qia3.train.headed import new_head, trained_head
-from qia3.train.prompts import Wrapping, wrapping
+from qia3.train.prompts import wrapping
 from qia3.train.run import CHECKPOINTS, Alone, read_record, steps_kept, train_vectors, write_record
 from qia3.train.start import digest, read_start
 

@@ -28,12 +28,12 @@ from transformers import PreTrainedModel
 
 from qia3.base.family import is_encoder
 from qia3.base.start import start_of
+from qia3.batching.examples import Examples
 from qia3.errors import ConfigError
 from qia3.ia3.lanes import new_lane, worn
 from qia3.ia3.vectors import Scaled
 from qia3.recipe import Train
 from qia3.train.callbacks import Interruption
-from qia3.train.examples import Examples
 from qia3.train.joined import joined
 from qia3.train.model import Finish, Input, VectorModel
 from qia3.train.probe import packs

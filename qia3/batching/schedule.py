@@ -19,11 +19,9 @@ from functools import lru_cache
 
 import numpy as np
 
-from qia3.train.batches import Batch, count, packed, padded
-from qia3.train.examples import Examples
-from qia3.train.losses import Totals
-from qia3.train.pairs import beside
-from qia3.train.trees import Tree
+from qia3.batching.examples import Examples
+from qia3.batching.rows import Totals, count
+from qia3.batching.trees import Tree
 
 
 @dataclass(frozen=True)
@@ -54,31 +52,6 @@ class Schedule:
         slots = range(step * self.batch, (step + 1) * self.batch)
         trees = [self.examples.tree(int(self.order[s]), random.Random(f"{self.seed}/{s}")) for s in slots]
         return trees, count(trees)
-
-
-@dataclass(frozen=True)
-class Collator:
-    """Slots to a batch: packed into rows of at most `row_tokens`, or, where the model cannot, a row for each answer.
-
-    `start`: what an encoder-decoder's answers stand behind in its decoder; nothing for a decoder alone.
-    """
-
-    packs: bool
-    row_tokens: int
-    hidden_size: int
-    start: tuple[int, ...] = ()
-
-    def __call__(self, slots: list[Slot]) -> Batch:
-        share = len(slots) / slots[0].batch
-        whole = slots[0].totals
-        return self.lay_out(
-            [s.tree for s in slots], Totals(whole.right * share, whole.wrong * share, whole.chosen * share)
-        )
-
-    def lay_out(self, trees: list[Tree], totals: Totals | None = None) -> Batch:
-        if self.start:
-            return beside(trees, self.start, self.row_tokens if self.packs else 1, self.hidden_size, totals)
-        return packed(trees, self.row_tokens, self.hidden_size, totals) if self.packs else padded(trees, totals)
 
 
 def order(examples: int, slots: int, seed: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

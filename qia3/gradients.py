@@ -17,19 +17,18 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from qia3.batching.tables import NAMES, tables
+from qia3.batching.trees import Tree
 from qia3.bundle.ports import GRADIENT, LOSSES, TOKENS, TREES
 from qia3.config import Build
 from qia3.errors import ConfigError, ParityError
 from qia3.graph.trainable import check_trainable, export_trainable
 from qia3.ia3.adapted import AdaptedBase
 from qia3.ia3.vectors import Scaled, get_vectors, set_vectors
-from qia3.runtime.lesson import tables
 from qia3.train.batches import Batch, packed, padded
 from qia3.train.compute import computing
-from qia3.train.losses import NAMES
 from qia3.train.model import Rows, VectorModel, answer_logits
 from qia3.train.probe import packs
-from qia3.train.trees import Tree
 
 TOLERANCE = 1e-3  # of a vector's largest gradient; measured: 2e-6 on tiny models, 1e-4 on 30 layers
 

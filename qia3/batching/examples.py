@@ -22,12 +22,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from qia3.batching.prompts import Wrapping, ask, demonstration
+from qia3.batching.trees import Tree
 from qia3.config import Task
 from qia3.errors import ConfigError
 from qia3.examples import Example
 from qia3.tokens import SLOT, Tokens
-from qia3.train.prompts import Wrapping, ask, demonstration
-from qia3.train.trees import Tree
 
 KEPT = 1 << 14  # texts whose tokens are kept
 
