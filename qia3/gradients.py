@@ -117,16 +117,17 @@ def _wear_random(scaled: Mapping[str, Scaled]) -> None:
 
 
 def _trees(vocabulary: int) -> list[Tree]:
-    """Three examples: two with a choice, one without, with prompts and answers of several lengths."""
+    """Three examples with the same first tokens: two with a choice, one without, of several lengths."""
     random = np.random.default_rng(0)
 
     def tokens(count: int) -> tuple[int, ...]:
         return tuple(random.integers(vocabulary, size=count).tolist())
 
+    same = tokens(2)
     return [
-        Tree(tokens(7), (tokens(2), tokens(3), tokens(1)), 1),
-        Tree(tokens(4), (tokens(4),)),
-        Tree(tokens(9), (tokens(1), tokens(3))),
+        Tree((*same, *tokens(5)), (tokens(2), tokens(3), tokens(1)), 1),
+        Tree((*same, *tokens(2)), (tokens(4),)),
+        Tree((*same, *tokens(7)), (tokens(1), tokens(3))),
     ]
 
 

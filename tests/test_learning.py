@@ -65,7 +65,7 @@ def test_losses_and_gradients_are_torchs(family, block, symmetric, trees, tmp_pa
     learner = session(tmp_path / TRAIN_GRAPH)
     for seed, names in ((0, NAMES), (1, NAMES[:1])):
         worn(scaled)
-        forest_ = forest(seed)
+        forest_ = forest(seed, begin=2)
         batch = packed(forest_, 40, 96) if trees else padded(forest_)
         given = fed(batch, scaled) | tables(
             *(batch[n].numpy() for n in ("answer", "example", "right")), batch["totals"].tolist(), names

@@ -13,10 +13,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from qia3.base.quantise import Grid, quantise_model
 from qia3.batching.rows import Totals, count
 from qia3.batching.tables import NAMES
-from qia3.batching.trees import Tree, pieces, plan, singles
+from qia3.batching.trees import Tree, beginning, pieces, plan, singles
 from qia3.ia3.roles import find_roles
 from qia3.ia3.vectors import attach
-from qia3.train.batches import lay_out, packed, padded
+from qia3.train.batches import lay_out, packed, padded, tree_mask
 from qia3.train.model import VectorModel, read_logits
 from qia3.train.probe import packs
 
@@ -62,7 +62,7 @@ def slow_losses(model, trees):
 
 
 def layout_agrees(family, seed, model, scaled):
-    trees = forest(seed)
+    trees = forest(seed, begin=3 * (seed % 2))
     plain, pulls = loss_and_gradients(model, scaled, padded(trees))
     torch.testing.assert_close(plain.double(), slow_losses(model, trees).detach(), rtol=1e-5, atol=1e-5)
     for rows in ([list(pieces(trees, 10**9))], plan(trees, 24, 96), plan(trees, 4, 96)):
@@ -119,6 +119,26 @@ def test_the_worked_example_of_the_header():
     assert len(batch["places"]) == 4
 
 
+def test_what_all_prompts_begin_with_stands_once_as_in_the_header():
+    batch = packed([Tree((11, 12), ((21, 2),)), Tree((11, 13), ((21, 2),))], 64, 10**9)
+    assert batch["input_ids"].tolist() == [[11, 12, 21, 13, 21]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 1, 2]]
+    assert batch["tree"].tolist() == [[-2, 0, 0, 1, 1]]
+    assert batch["branch"].tolist() == [[0, 0, 1, 0, 1]]
+    seen = tree_mask(batch["tree"], batch["branch"], torch.float32)[0, 0] == 0
+    assert seen.int().tolist() == [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 0, 0, 1, 0], [1, 0, 0, 1, 1]]
+    alone = lay_out([Tree((11, 12), ((21, 2),))] * 2, singles([Tree((11, 12), ((21, 2),))] * 2))
+    assert alone["input_ids"].tolist() == [[11, 12, 21]] * 2
+    assert "tree" not in alone
+
+
+def test_a_prompt_that_others_begin_with_keeps_its_last_token():
+    trees = [Tree((5, 6, 7), ((1,),)), Tree((5, 6, 7, 8), ((1,),)), Tree((5, 6, 7), ((1,),))]
+    assert beginning(trees) == 2
+    assert beginning([*trees, Tree((5,), ((1,),))]) == 0 == beginning([Tree((), ((1,),)), *trees])
+    assert packed(trees, 64, 10**9)["input_ids"].tolist() == [[5, 6, 7, 8, 7, 7]]
+
+
 def test_the_head_runs_only_where_an_answer_is_predicted():
     model, scaled = adapted("llama")
     trees, widths = forest(1), []
@@ -135,26 +155,32 @@ def test_the_head_runs_only_where_an_answer_is_predicted():
 @pytest.mark.parametrize("limit", [4, 16, 40, 10**9])
 @pytest.mark.parametrize("seed", range(5))
 def test_rows_keep_to_the_limit_and_hold_every_answer_once(seed, limit):
-    trees = forest(seed, examples=9)
+    trees = forest(seed, examples=9, begin=2 * (seed % 2))
     rows = plan(trees, limit, 96)
     held = sorted((p.example, a) for row in rows for p in row for a in p.answers)
     assert held == [(e, a) for e, t in enumerate(trees) for a in range(len(t.answers))]
-    assert max(sum(p.slots for p in row) for row in rows) <= max(limit, *(t.longest_path - 1 for t in trees))
+    used = packed(trees, limit, 96)["input_ids"].shape[1]
+    assert used <= max(limit, *(t.longest_path - 1 for t in trees))
 
 
 def test_the_plan_is_the_cheapest_count_of_rows():
     """The sizes of the header's example."""
     trees = [Tree(tuple(range(n)), ((1,),)) for n in (60, 55, 12, 10, 9)]
+    trees = [Tree((100 + i, *t.prompt[1:]), t.answers) for i, t in enumerate(trees)]
     assert [[p.slots for p in row] for row in plan(trees, 128, 576)] == [[60, 10], [55, 12, 9]]
     assert len(plan(trees, 200, 10**9)) == 1
-    assert len(plan([Tree(tuple(range(50)), ((1,),))] * 4, 10**9, 64)) == 4
+    assert len(plan([Tree((i, *range(49)), ((1,),)) for i in range(4)], 10**9, 64)) == 4
+    begun = [Tree((1, 2, 3, 4, 5, *t.prompt[5:]), t.answers) for t in trees]
+    begun = [Tree((*t.prompt[:5], i, *t.prompt[6:]), t.answers) for i, t in enumerate(begun)]
+    assert [[p.slots for p in row] for row in plan(begun, 128, 10**9)] == [[60, 55, 12, 10, 9]]
 
 
 def test_packing_runs_fewer_slots():
-    tree = Tree(tuple(range(40)), tuple((i, 2) for i in range(8)))
-    plain, tight = padded([tree] * 4), packed([tree] * 4, 512, 576)
+    answers = tuple((i, 2) for i in range(8))
+    trees = [Tree((*range(30), i, *range(9)), answers) for i in range(4)]
+    plain, tight = padded(trees), packed(trees, 512, 10**9)
     assert plain["input_ids"].numel() == 4 * 8 * 41
-    assert tight["input_ids"].numel() == 4 * 48
+    assert tight["input_ids"].numel() == 30 + 4 * 18
 
 
 def test_the_losses_divide_by_what_the_whole_batch_counts():

@@ -11,6 +11,16 @@ So every slot computes what it would in a row of its own. Prompt "a b" with the 
                                       y   1  1  .  1           answers begin where the prompt ends. <end> itself is never run.
                                       z   1  1  .  1  1
 
+What the prompts of all trees begin with stands once, before the trees of a row, as a tree that all others see. "a b" and
+"a c", each with an answer "x <end>":
+
+    slot       a  b  x  c  x        sees  a  b  x  c  x
+    position   0  1  2  1  2          a   1
+    tree      -2  0  0  1  1          b   1  1
+    branch     0  0  1  0  1          x   1  1  1
+                                      c   1  .  .  1
+                                      x   1  .  .  1  1
+
 Where every row holds one answer (the plain batch) no mask is needed: padding stands on the right, where causal
 attention never looks.
 
@@ -18,7 +28,7 @@ A batch is a dict of arrays, R rows of L slots, P slots that the head runs on, T
 examples:
 
     input_ids      int64 [R, L]
-    position_ids   int64 [R, L], tree int64 [R, L] (-1: padding), branch int64 [R, L]; absent where no mask is needed
+    position_ids   int64 [R, L], tree int64 [R, L] (-1: padding, -2: the beginning), branch int64 [R, L]; absent where no mask is needed
     places         int64 [P]     r * L + slot, of what the head runs on
     read           int64 [T]     index into places      targets   int64 [T]   the token predicted there
     answer         int64 [T]     whose token it is      example   int64 [A]   whose answer it is      right   bool [A]
@@ -34,10 +44,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qia3.batching.trees import Piece, Tree, plan, singles
+from qia3.batching.trees import Piece, Tree, beginning, plan, singles
 
 Batch = dict[str, NDArray[Any]]
-PADDING = -1
+PADDING, BEGINNING = -1, -2  # in the place of a tree's number
 
 
 @dataclass(frozen=True)
@@ -73,26 +83,27 @@ def lay_out(trees: Sequence[Tree], rows: Sequence[Sequence[Piece]], totals: Tota
     first = [0]
     for tree in trees:
         first.append(first[-1] + len(tree.answers))
-    length = max(sum(p.slots for p in row) for row in rows)
+    shared = beginning(trees)
+    begins = [shared if len(row) > 1 else 0 for row in rows]
+    length = max(b + sum(p.slots - b for p in row) for b, row in zip(begins, rows, strict=True))
     ids, positions, owners, branches = ([[fill] * length for _ in rows] for fill in (0, 0, PADDING, 0))
     places: dict[int, int] = {}
     read: list[int] = []
     targets: list[int] = []
     answer: list[int] = []
-    for r, row in enumerate(rows):
-        end = 0
+    for r, (row, ahead) in enumerate(zip(rows, begins, strict=True)):
+        end = ahead
+        ids[r][:end], positions[r][:end], owners[r][:end] = row[0].tree.prompt[:end], range(end), [BEGINNING] * end
         for number, piece in enumerate(row):  # two pieces of one tree are two trees here
             start, prompt = end, piece.tree.prompt
-            end = start + len(prompt)
-            ids[r][start:end], positions[r][start:end] = prompt, range(len(prompt))
+            end = start + len(prompt) - ahead
+            ids[r][start:end], positions[r][start:end] = prompt[ahead:], range(ahead, len(prompt))
             prompt_end = end - 1
             for branch, index in enumerate(piece.answers, 1):
                 tokens = piece.tree.answers[index]
                 begin, end = end, end + len(tokens) - 1
-                ids[r][begin:end], positions[r][begin:end] = (
-                    tokens[:-1],
-                    range(len(prompt), len(prompt) + len(tokens) - 1),
-                )
+                ids[r][begin:end] = tokens[:-1]
+                positions[r][begin:end] = range(len(prompt), len(prompt) + len(tokens) - 1)
                 branches[r][begin:end] = [branch] * (end - begin)
                 for slot in (prompt_end, *range(begin, end)):
                     read.append(places.setdefault(r * length + slot, len(places)))

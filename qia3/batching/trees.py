@@ -7,18 +7,24 @@ speed, so
 
     cost of R rows of L slots = R L (1 + L / (2 h))
 
+What all prompts of a batch begin with (a chat template's first words, an instruction) stands once in each row, before
+its trees. With b such tokens a row of pieces of s1, s2, ... slots takes b + (s1 - b) + (s2 - b) + ... of them.
+
 Few long rows waste no padding but look at much that the mask then hides; many short ones the other way round. `plan`
 tries every count of rows, fills each by giving the largest piece to the emptiest row, and keeps the cheapest. No row is
 longer than the limit, or than one prompt with one answer where that is longer: a tree of more answers than fit is cut
 into pieces, each with the whole prompt.
 
-    sizes 60 55 12 10 9, limit 128     one row: 146 slots, too many    two: 2 x 76    three: 3 x 60    -> two rows: 60+10, 55+12+9
+    sizes 60 55 12 10 9, limit 128
+    b = 0     one row: 146 slots, too many    two: 2 x 76    three: 3 x 60    -> two rows: 60+10, 55+12+9
+    b = 5     one row: 5 + 55 + 50 + 7 + 5 + 4 = 126 slots                    -> one row
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 
 @dataclass(frozen=True)
@@ -77,25 +83,38 @@ def singles(trees: Sequence[Tree]) -> list[list[Piece]]:
     ]
 
 
+def beginning(trees: Sequence[Tree]) -> int:
+    """How many tokens all prompts begin with; a prompt keeps its last one to itself, for that is where answers begin."""
+    prompts = [tree.prompt for tree in trees]
+    most = max(0, min(map(len, prompts)) - 1)
+    columns = zip(*(prompt[:most] for prompt in prompts), strict=True)
+    return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
+
+
 def plan(trees: Sequence[Tree], limit: int, hidden_size: int) -> list[list[Piece]]:
     """The cheapest rows of at most `limit` slots."""
     parts = sorted(pieces(trees, limit), key=lambda p: -p.slots)
-    longest = max(limit, parts[0].slots)
-    tried = [_fill(parts, count) for count in range(1, len(parts) + 1)]
-    allowed = [rows for rows in tried if _length(rows) <= longest]
-    return min(allowed, key=lambda rows: len(rows) * _length(rows) * (1 + _length(rows) / (2 * hidden_size)))
+    shared, longest = beginning(trees), max(limit, parts[0].slots)
+    tried = [_fill(parts, count, shared) for count in range(1, len(parts) + 1)]
+    allowed = [rows for rows in tried if _length(rows, shared) <= longest]
+
+    def cost(rows: list[list[Piece]]) -> float:
+        length = _length(rows, shared)
+        return len(rows) * length * (1 + length / (2 * hidden_size))
+
+    return min(allowed, key=cost)
 
 
-def _fill(parts: Sequence[Piece], count: int) -> list[list[Piece]]:
+def _fill(parts: Sequence[Piece], count: int, shared: int) -> list[list[Piece]]:
     """`parts`, largest first, each into the emptiest of `count` rows."""
     rows: list[list[Piece]] = [[] for _ in range(count)]
-    used = [0] * count
+    used = [shared] * count
     for part in parts:
         emptiest = used.index(min(used))
         rows[emptiest].append(part)
-        used[emptiest] += part.slots
+        used[emptiest] += part.slots - shared
     return rows
 
 
-def _length(rows: Sequence[Sequence[Piece]]) -> int:
-    return max(sum(p.slots for p in row) for row in rows)
+def _length(rows: Sequence[Sequence[Piece]], shared: int) -> int:
+    return max(shared + sum(p.slots - shared for p in row) for row in rows)

@@ -40,8 +40,9 @@ def tree_mask(tree: Tensor, branch: Tensor, dtype: torch.dtype) -> Tensor:
     """
     length = tree.shape[1]
     before = torch.ones(length, length, dtype=torch.bool, device=tree.device).tril()
-    kin = (tree[:, :, None] == tree[:, None, :]) & (
+    same = (tree[:, :, None] == tree[:, None, :]) & (
         (branch[:, None, :] == 0) | (branch[:, :, None] == branch[:, None, :])
     )
+    kin = same | (tree[:, None, :] == rows.BEGINNING)
     hidden = torch.zeros((), dtype=dtype, device=tree.device).masked_fill(~(kin & before), torch.finfo(dtype).min)
     return hidden[:, None]

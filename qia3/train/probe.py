@@ -43,7 +43,9 @@ def packs(model: PreTrainedModel, longest_path: int, start: tuple[int, ...] = ()
 
 
 def _trees(vocabulary: int, longest_path: int, start: tuple[int, ...]) -> list[Tree]:
-    """A long and a short tree, each with answers of two lengths. Beside an encoder, what is long is an answer."""
+    """A long and a short tree with the same first token, each with answers of two lengths. Beside an encoder, what is long
+    is an answer.
+    """
     random = torch.Generator().manual_seed(0)
 
     def tokens(count: int) -> tuple[int, ...]:
@@ -51,4 +53,5 @@ def _trees(vocabulary: int, longest_path: int, start: tuple[int, ...]) -> list[T
 
     if start:
         return [Tree(tokens(n), (tokens(max(4, longest_path - len(start))), tokens(3))) for n in (5, 3)]
-    return [Tree(tokens(n), (tokens(3), tokens(4))) for n in (max(1, longest_path - 4), 3)]
+    long = tokens(max(1, longest_path - 4))
+    return [Tree(prompt, (tokens(3), tokens(4))) for prompt in (long, (*long[:1], *tokens(2)))]
