@@ -8,17 +8,20 @@ weights.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from qia3.bundle.adapter import read_adapter, write_adapter
+from qia3.bundle.adapter import Adapter, read_adapter, write_adapter
+from qia3.bundle.cache_range import check_range
 from qia3.bundle.folder import linked_copy, whole_or_absent
 from qia3.bundle.opened import ADAPTERS, Bundle
 from qia3.bundle.peft import open_peft, write_peft
+from qia3.bundle.records import Record
 from qia3.bundle.seal import files_on_disk
 from qia3.bundle.sites import Vectors
 from qia3.bundle.task import TASK, Task, write_task
@@ -29,6 +32,8 @@ from qia3.progress import say
 from qia3.runtime.completed import completed
 from qia3.runtime.readback import read_back
 from qia3.storage import alone
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -71,26 +76,70 @@ def import_adapter(bundle: Path, folder: Path, name: str) -> Imported:
     Raises AdapterError or ConfigError, and then the bundle is as it was; an adapter of that name is never overwritten.
     """
     with alone(bundle, say):
-        return _import(bundle, folder, name)
+        opened = _open_for(bundle, name)
+        adapter = completed(opened, folder, name)
+        assert adapter.task is not None  # a whole one has its own, or the base's
+        _put_in(opened, adapter, adapter.task)
+    return Imported(bundle, adapter.task, (folder / TASK).exists())
 
 
-def _import(bundle: Path, folder: Path, name: str) -> Imported:
-    """The same, while no other process changes the bundle."""
+def put_in(bundle: Path, adapter: Adapter, record: Record | None = None) -> None:
+    """Puts an adapter that has all vectors and a task into a side-mode bundle, under the task's name.
+
+    Raises as `import_adapter` does.
+    """
+    assert adapter.task is not None
+    with alone(bundle, say):
+        opened = _open_for(bundle, adapter.task.name)
+        check_range(bundle, adapter.vectors, adapter.task.name)
+        _put_in(opened, adapter, adapter.task, record)
+
+
+def take_out(bundle: Path, name: str) -> None:
+    """Removes an adapter from a bundle, and its task. Raises AdapterError where there is none of that name."""
+    with alone(bundle, say):
+        opened = Bundle.open(bundle)
+        if name not in opened.adapters:
+            raise AdapterError(f"{bundle} has no adapter {name!r}; it has: {', '.join(opened.adapters) or 'none'}")
+        manifest = opened.manifest
+        bare = replace(
+            manifest,
+            tasks=_without(manifest.tasks, name),
+            training=_without(manifest.training, name),
+            evaluation=None if manifest.evaluation is None else _without(manifest.evaluation, name),
+            parity=None if manifest.parity is None else _without(manifest.parity, name),
+        )
+        gone = (f"{ADAPTERS}{name}{ADAPTER}", f"{ADAPTERS}{name}/")
+        with whole_or_absent(bundle, partial(read_back, adapters=None)) as scratch:
+            linked_copy(bundle, scratch, [file for file in files_on_disk(bundle) if not file.startswith(gone)])
+            seal(scratch, bare)
+
+
+def _without(entries: Mapping[str, T], name: str) -> dict[str, T]:
+    return {key: entry for key, entry in entries.items() if key != name}
+
+
+def _open_for(bundle: Path, name: str) -> Bundle:
+    """A bundle that has room for an adapter of this name. Raises AdapterError, ConfigError."""
     opened = Bundle.open(bundle)
     if opened.mode != "side":
         raise AdapterError(f"{bundle} is merged: its graph has no places for vectors; build it with mode 'side'")
-    _check_free(bundle, name, {*opened.tasks, *opened.adapters})
-    manifest, adapter = opened.manifest, completed(opened, folder, name)
-    assert adapter.task is not None  # a whole one has its own, or the base's
+    check_free(bundle, name, {*opened.tasks, *opened.adapters})
+    return opened
+
+
+def _put_in(opened: Bundle, adapter: Adapter, task: Task, record: Record | None = None) -> None:
+    """While no other process changes the bundle."""
+    bundle, manifest, name = opened.path, opened.manifest, task.name
+    training = manifest.training if record is None else {**manifest.training, name: record}
     with whole_or_absent(bundle, partial(read_back, adapters=[name])) as scratch:
         linked_copy(bundle, scratch, manifest.files)
         write_adapter(scratch / ADAPTERS / f"{name}{ADAPTER}", adapter.vectors, opened.fingerprint, adapter.head)
         kept = replace(adapter, base=opened.fingerprint, task=None)
         encoder = manifest.architecture.pooling is not None
         write_peft(scratch / ADAPTERS / name, kept, manifest.sites, manifest.base.reference, encoder)
-        seal(scratch, replace(manifest, tasks={**manifest.tasks, name: adapter.task}))
+        seal(scratch, replace(manifest, tasks={**manifest.tasks, name: task}, training=training))
         linked_copy(bundle, scratch, files_on_disk(bundle))  # what is not the bundle's is kept and not listed
-    return Imported(bundle, adapter.task, (folder / TASK).exists())
 
 
 def export_adapter(bundle: Path, name: str, folder: Path) -> Path:
@@ -109,7 +158,7 @@ def export_adapter(bundle: Path, name: str, folder: Path) -> Path:
     return folder
 
 
-def _check_free(bundle: Path, name: str, taken: set[str]) -> None:
+def check_free(bundle: Path, name: str, taken: set[str]) -> None:
     """Raises ConfigError if `name` is no name, AdapterError if there is one of that name."""
     try:
         check_name(name, taken)

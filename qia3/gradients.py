@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from qia3.batching.tables import NAMES, tables
+from qia3.batching.tables import NAMES, fed
 from qia3.batching.trees import Tree
-from qia3.bundle.ports import GRADIENT, LOSSES, TOKENS, TREES
+from qia3.bundle.ports import GRADIENT, LOSSES, TREES
 from qia3.config import Build
 from qia3.errors import ConfigError, ParityError
 from qia3.graph.trainable import check_trainable, export_trainable
@@ -63,10 +63,14 @@ def check_gradients(file: Path, model: PreTrainedModel, scaled: Mapping[str, Sca
     session = ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     takes = {i.name for i in session.get_inputs()}
     trees = _trees(model.config.get_text_config().vocab_size)
-    batch = packed(trees, 40, 1) if set(TREES) <= takes else padded(trees)
+    packs = set(TREES) <= takes
+    batch = packed(trees, 40, 1) if packs else padded(trees)
+    given = fed({name: tensor.numpy() for name, tensor in batch.items()}, packs)
     try:
         _wear_random(scaled)
-        found = dict(zip([o.name for o in session.get_outputs()], session.run(None, fed(batch, scaled)), strict=True))
+        found = dict(
+            zip([o.name for o in session.get_outputs()], session.run(None, given | _worn(scaled)), strict=True)
+        )
         loss, gradients = _by_torch(model, scaled, batch)
     finally:
         set_vectors(scaled, None)
@@ -83,12 +87,9 @@ def check_gradients(file: Path, model: PreTrainedModel, scaled: Mapping[str, Sca
     return apart
 
 
-def fed(batch: Batch, scaled: Mapping[str, Scaled]) -> dict[str, Any]:
-    """A batch and the vectors that are worn, by the graph's inputs."""
-    arrays = {name: tensor.numpy() for name, tensor in batch.items()}
-    given = {name: arrays[name] for name in (*TREES, *TOKENS) if name in arrays}
-    told = tables(arrays["answer"], arrays["example"], arrays["right"], arrays["totals"].tolist())
-    return given | told | {name: vector[None, None] for name, vector in get_vectors(scaled).items()}
+def _worn(scaled: Mapping[str, Scaled]) -> dict[str, Any]:
+    """The vectors as the graph takes them."""
+    return {name: vector[None, None] for name, vector in get_vectors(scaled).items()}
 
 
 def _by_torch(model: PreTrainedModel, scaled: Mapping[str, Scaled], batch: Batch) -> tuple[Any, dict[str, Any]]:

@@ -13,6 +13,7 @@ from tiny_pairs import PAIRS, START, adapted_pair
 
 from qia3.base.load import fingerprint
 from qia3.base.quantise import Grid, quantise_model
+from qia3.batching.log import read_log
 from qia3.batching.schedule import order
 from qia3.batching.trees import Tree
 from qia3.errors import Interrupted
@@ -21,7 +22,6 @@ from qia3.ia3.vectors import attach, get_vectors, set_vectors
 from qia3.recipe import Train
 from qia3.train import callbacks
 from qia3.train.batches import padded
-from qia3.train.callbacks import read_log
 from qia3.train.compute import choose_compute
 from qia3.train.model import VectorModel
 from qia3.train.pairs import beside

@@ -11,11 +11,13 @@ example, one question with the answers "x <end>" (right) and "y z <end>":
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qia3.bundle.ports import TABLES
+from qia3.batching.rows import Batch
+from qia3.bundle.ports import TABLES, TOKENS, TREES
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -40,3 +42,16 @@ def tables(
         member * right * choice / choices * (LENGTH_NORMALISED in names),
     )
     return {name: table.astype(np.float32) for name, table in zip(TABLES, found, strict=True)}
+
+
+def fed(batch: Batch, trees: bool, names: Collection[str] = NAMES) -> dict[str, NDArray[Any]]:
+    """A batch by the names of the graph's inputs, all but the vectors. `trees`: the graph packs, and is told of trees
+    where a batch has one answer in each row, too.
+    """
+    rows = {name: batch[name] for name in TREES if name in batch}
+    if trees and len(rows) < len(TREES):
+        ids = batch[TREES[0]]
+        position = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
+        rows |= dict(zip(TREES[1:], (position, np.zeros_like(ids), np.zeros_like(ids)), strict=True))
+    told = tables(batch["answer"], batch["example"], batch["right"], batch["totals"].tolist(), names)
+    return rows | {name: batch[name] for name in TOKENS} | told

@@ -18,6 +18,7 @@ import click
 from qia3 import __version__
 from qia3.cli.asking import evaluate, run, serve
 from qia3.cli.carrying import adapter
+from qia3.cli.learning import learn
 from qia3.cli.making import build, export, train
 from qia3.cli.options import Verbs, example
 from qia3.cli.paging import page
@@ -37,7 +38,7 @@ def qia3() -> None:
     """4-bit language models, adapted to many tasks with IA³ vectors, shipped to small devices on ONNX Runtime."""
 
 
-for verb in (build, train, export, run, evaluate, bench, report, serve, page, adapter, targets, devices):
+for verb in (build, train, export, run, evaluate, bench, report, serve, page, learn, adapter, targets, devices):
     qia3.add_command(verb)
 
 

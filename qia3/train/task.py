@@ -1,7 +1,7 @@
 """A task's training, kept in its work folder: skipped when it is done, resumed when it was interrupted, begun anew when
 the plan changed.
 
-WORK/TASK/plan.json    what was asked for: base, data, prompts, settings and seed (qia3.train.asked)
+WORK/TASK/plan.json    what was asked for: base, data, prompts, settings and seed (qia3.batching.asked)
 WORK/TASK/checkpoints  the Trainer's
 WORK/TASK/log.jsonl    a line a step
 WORK/TASK/adapter      the vectors, a PEFT checkpoint with its task.json
@@ -20,6 +20,7 @@ from torch import nn
 
 from qia3.base.family import is_encoder
 from qia3.base.frozen import BaseModel
+from qia3.batching.asked import PLAN, Asked, asked_of, differences, read_asked, write_asked
 from qia3.batching.data import Data
 from qia3.batching.examples import Examples, Source, source_of
 from qia3.batching.prompts import Wrapping
@@ -37,7 +38,6 @@ from qia3.progress import is_main, say
 from qia3.recipe import Train
 from qia3.storage import writing
 from qia3.train import processes
-from qia3.train.asked import PLAN, Asked, asked_of, differences, read_asked, write_asked
 from qia3.train.headed import new_head, trained_head
 from qia3.train.prompts import wrapping
 from qia3.train.run import CHECKPOINTS, Alone, read_record, steps_kept, train_vectors, write_record

@@ -1,0 +1,104 @@
+"""Losses and gradients of a step, from a bundle's graph that learns (qia3.graph.trainable) in ONNX Runtime.
+
+A step's examples are computed in parts of at most `slots` tokens, one after the other, so that memory does not grow with
+the batch. Losses are sums divided by what the whole step counts, so parts add up to the step.
+
+ONNX Runtime's memory arena is off: with it a step of varied lengths keeps the largest of everything it has seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import onnxruntime as ort
+
+from qia3.batching.rows import Batch, Totals, count, packed, padded
+from qia3.batching.tables import fed
+from qia3.batching.trees import Tree
+from qia3.bundle.manifest import TRAIN
+from qia3.bundle.opened import Bundle
+from qia3.bundle.ports import GRADIENT, LOSSES, TREES
+from qia3.errors import BundleError, ConfigError, QIA3Error, first_line
+from qia3.learn.optimiser import Floats
+from qia3.machine import physical_cores
+
+SLOTS = 256  # tokens that are computed at once
+
+
+def check_learns(bundle: Bundle) -> None:
+    """Raises ConfigError for a bundle without a graph that learns."""
+    if TRAIN not in bundle.manifest.graphs:
+        raise ConfigError(
+            f"{bundle.path} has no graph that learns: build it with trainable = true in [export] (mode 'side')"
+        )
+
+
+class Gradients:
+    """A session. `losses`: those of the three that count."""
+
+    def __init__(
+        self, bundle: Bundle, losses: Collection[str], row_tokens: int, slots: int = SLOTS, threads: int | None = None
+    ) -> None:
+        check_learns(bundle)
+        self.path, self.losses, self.row_tokens, self.slots = (
+            bundle.path / bundle.manifest.graphs[TRAIN].file,
+            losses,
+            row_tokens,
+            slots,
+        )
+        self.hidden_size = bundle.architecture.hidden_size
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.enable_cpu_mem_arena = False
+        options.intra_op_num_threads = threads or physical_cores()
+        with self._running():
+            self.session = ort.InferenceSession(str(self.path), options, providers=["CPUExecutionProvider"])
+        self.packs = set(TREES) <= {i.name for i in self.session.get_inputs()}
+        self.outputs = [o.name for o in self.session.get_outputs()]
+
+    def step(
+        self, trees: Sequence[Tree], vectors: Mapping[str, Floats], totals: Totals | None = None
+    ) -> tuple[Floats, dict[str, Floats]]:
+        """The three losses [3], and the gradients [1, 1, size] of their sum by the vectors' names [size]."""
+        whole = totals or count(trees)
+        losses, gradients = np.zeros(3, np.float32), dict[str, Floats]()
+        shown = {name: vector.reshape(1, 1, -1) for name, vector in vectors.items()}
+        for part in self._parts(trees):
+            given = fed(self._laid_out(part, whole), self.packs, self.losses)
+            with self._running():
+                found = dict(zip(self.outputs, self.session.run(None, given | shown), strict=True))
+            losses += found.pop(LOSSES)
+            for name, gradient in found.items():
+                name = name.removesuffix(GRADIENT)
+                gradients[name] = gradients[name] + gradient if name in gradients else gradient
+        return losses, gradients
+
+    def _parts(self, trees: Sequence[Tree]) -> Iterator[list[Tree]]:
+        """Trees that fit in `slots` together, the longest first; one that does not fit is a part by itself."""
+        part: list[Tree] = []
+        for tree in sorted(trees, key=lambda tree: -_size(tree)):
+            if part and self._laid_out([*part, tree], None)["input_ids"].size > self.slots:
+                yield part
+                part = []
+            part.append(tree)
+        yield part
+
+    def _laid_out(self, trees: Sequence[Tree], totals: Totals | None) -> Batch:
+        return packed(trees, self.row_tokens, self.hidden_size, totals) if self.packs else padded(trees, totals)
+
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        try:
+            yield
+        except QIA3Error:
+            raise
+        except Exception as error:  # onnxruntime raises its own types, without a common base
+            raise BundleError(
+                f"ONNX Runtime cannot run {self.path}: {first_line(error)}; build the bundle again"
+            ) from error
+
+
+def _size(tree: Tree) -> int:
+    return len(tree.prompt) + sum(map(len, tree.answers))

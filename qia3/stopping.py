@@ -1,0 +1,39 @@
+"""The first Ctrl-C or SIGTERM of a long run ends it after the step in hand; the second one acts as usual."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from qia3.progress import say
+
+
+class Stop:
+    """`raised` once a signal has come."""
+
+    def __init__(self) -> None:
+        self.raised = False
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Signals are noted within, in the main thread; other threads hear none."""
+        previous: dict[signal.Signals, Any] = {}
+
+        def note(number: int, _: Any) -> None:
+            self.raised = True
+            say("\nstopping after this step, with a checkpoint (once more to stop at once)")
+            for name, handler in previous.items():
+                signal.signal(name, handler)
+
+        try:
+            for name in (signal.SIGINT, signal.SIGTERM):
+                previous[name] = signal.signal(name, note)
+        except ValueError:  # not the main thread
+            previous = {}
+        try:
+            yield
+        finally:
+            for name, handler in previous.items():
+                signal.signal(name, handler)
