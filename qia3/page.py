@@ -36,7 +36,7 @@ from qia3.targets import load_target
 PIECE = 2**30  # bytes
 WORDS = ("tokenizer.json", "tokenizer_config.json")
 PAGE = ("index.html", "page.css", "page.mjs")
-SERVICE, BUILD = "service.js", '{ version: "", files: [], shell: [] }'
+SERVICE, BUILD = "service.js", "{ version: '', files: [], shell: [] }"
 # what npm's packages have for each device, and for both
 WASM = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
 WEBGPU = ("ort.webgpu.min.mjs", "ort-wasm-simd-threaded.asyncify.mjs", "ort-wasm-simd-threaded.asyncify.wasm")

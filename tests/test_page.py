@@ -73,7 +73,7 @@ def test_the_folder_holds_what_a_page_needs_and_no_more(packages, tmp_path):
     webgpu = sum(size for name, size in held.items() if "webgpu" in name or "asyncify" in name)
     assert made.wasm_bytes == made.bytes - webgpu
     service = (tmp_path / "page" / "service.js").read_text()
-    kept = json.loads(service.split("shell } = ")[1].split("; //")[0])
+    kept = json.loads(service.split("shell } = ")[1].split(";\n")[0])
     assert set(kept["files"]) == {n for n in held if n != "service.js" and (n[:7] != "bundle/" or "manifest" in n)}
     assert set(kept["shell"]) == {name for name in kept["files"] if not name.startswith("runtime/")}
     assert Bundle.open(tmp_path / "page" / "bundle").adapters == ("echo", "lamps")

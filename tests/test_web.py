@@ -369,6 +369,14 @@ def test_the_types_hold():
     assert ran.returncode == 0, ran.stdout
 
 
+@pytest.mark.browser
+@browser[1]
+def test_the_form_is_prettier_s():
+    command = ["node", Path(str(MODULES)) / "prettier" / "bin" / "prettier.cjs", "--check", *WEB.rglob("*.*js*")]
+    ran = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=200)
+    assert ran.returncode == 0, ran.stderr
+
+
 def test_the_package_is_whole():
     """What npm would publish: every module, in this version."""
     import qia3

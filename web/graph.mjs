@@ -45,9 +45,14 @@ export class Session {
   static async open(ort, files, graph, data, device) {
     const where = `${files.base}${graph.file}`;
     const model = await files.bytes(graph.file);
+    const { layers } = files.manifest.architecture;
+    const kept = Array.from({ length: layers }, (_, i) => [`present.${i}.key`, `present.${i}.value`]).flat();
+    const alone = graph === files.manifest.graphs.decoder && !files.manifest.graphs.encoder;
     const settings = {
       executionProviders: [device],
       externalData: [{ path: graph.data.replace(/^.*\//, ''), data }],
+      // keys and values stay on the graphics processor; an encoder-decoder's go to and fro
+      preferredOutputLocation: device === 'webgpu' && alone ? ofAll(kept, 'gpu-buffer') : undefined,
       logSeverityLevel: 3, // otherwise a warning for each vector with a default, and for nodes on the processor
     };
     const session = await ort.InferenceSession.create(model, settings).catch((error) => {
@@ -161,21 +166,32 @@ export class Decoder {
     return cache.fixed;
   }
 
-  /** Rows picked or repeated. @param {Cache} cache  @param {number[]} index  @returns {Cache} */
-  expand(cache, index) {
-    return { ...cache, tensors: this.picked(cache.tensors, index) };
+  /**
+   * Rows picked or repeated; the same tensors where that changes nothing.
+   *
+   * @param {Cache} cache
+   * @param {number[]} index
+   */
+  async expand(cache, index) {
+    return { ...cache, tensors: await this.picked(cache.tensors, index) };
   }
 
-  picked(tensors, index) {
-    const rows = ([name, tensor]) => {
-      const { type, data, dims } = tensor;
+  async picked(tensors, index) {
+    const rows = async ([name, tensor]) => {
+      const { type, dims } = tensor;
       if (index.length === dims[0] && index.every((row, i) => row === i)) return [name, tensor];
+      const data = await tensor.getData();
       const size = data.length / dims[0];
       const made = new data.constructor(size * index.length);
       index.forEach((row, i) => made.set(data.subarray(row * size, (row + 1) * size), i * size));
       return [name, new this.session.ort.Tensor(type, made, [index.length, ...dims.slice(1)])];
     };
-    return Object.fromEntries(Object.entries(tensors).map(rows));
+    return Object.fromEntries(await Promise.all(Object.entries(tensors).map(rows)));
+  }
+
+  /** Gives the graphics processor's memory back; elsewhere nothing is to be done. @param {Cache} cache */
+  drop(cache) {
+    Object.values(cache.tensors).forEach((tensor) => tensor.location === 'gpu-buffer' && tensor.dispose());
   }
 
   async close() {
@@ -229,11 +245,11 @@ export class Pair extends Decoder {
     return new this.session.ort.Tensor('float32', new Float32Array(0), [rows, 0, this.hidden]);
   }
 
-  expand(cache, index) {
-    const found = super.expand(cache, index);
+  async expand(cache, index) {
+    const found = await super.expand(cache, index);
     if (this.shared) return found;
     const { [STATES]: none, ...rest } = cache.fixed;
-    return { ...found, fixed: { ...this.picked(rest, index), [STATES]: this.noStates(index.length) } };
+    return { ...found, fixed: { ...(await this.picked(rest, index)), [STATES]: this.noStates(index.length) } };
   }
 
   async close() {
@@ -241,6 +257,8 @@ export class Pair extends Decoder {
     await super.close();
   }
 }
+
+const ofAll = (names, value) => Object.fromEntries(names.map((name) => [name, value]));
 
 const present = (name) => name.replace(PAST, 'present.');
 

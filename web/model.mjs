@@ -99,14 +99,20 @@ export class Model {
     const most = maxNewTokens ?? task.max_new_tokens;
     if (!isSize(most)) refuse(`maxNewTokens is a whole number from 1, not ${most}`);
     let { logits, cache } = await this.prefill(this.prompt(task, text), vectors);
-    for (let count = 1; ; count++) {
-      const token = argmax(logits[0]);
-      if (signal?.aborted || this.manifest.stop_tokens.includes(token)) return;
-      yield token;
-      if (count >= most || cache.length + 1 >= this.manifest.architecture.context_length) return;
-      await pause();
-      if (signal?.aborted) return;
-      ({ logits, cache } = await decoder.extend([[token]], cache, vectors));
+    try {
+      for (let count = 1; ; count++) {
+        const token = argmax(logits[0]);
+        if (signal?.aborted || this.manifest.stop_tokens.includes(token)) return;
+        yield token;
+        if (count >= most || cache.length + 1 >= this.manifest.architecture.context_length) return;
+        await pause();
+        if (signal?.aborted) return;
+        const before = cache;
+        ({ logits, cache } = await decoder.extend([[token]], cache, vectors));
+        decoder.drop(before);
+      }
+    } finally {
+      decoder.drop(cache); // also where the loop that takes the tokens was left
     }
   }
 
@@ -220,7 +226,9 @@ export class Model {
     if (answers.some((answer) => !answer.length)) refuse('there is nothing to rank: a choice has no tokens');
     const longest = Math.max(...answers.map((answer) => answer.length));
     const start = await this.prefill(this.prompt(task, text, longest - 1), vectors);
-    return { choices, scores: await ranked(this.writes(), answers, start, vectors, task.ranking) };
+    const scores = await ranked(this.writes(), answers, start, vectors, task.ranking);
+    this.writes().drop(start.cache);
+    return { choices, scores };
   }
 
   /** From the longest beginning that has been run. @returns {Promise<import('./graph.mjs').Step>} */

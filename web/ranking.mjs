@@ -25,22 +25,18 @@ export async function ranked(decoder, answers, start, vectors, by) {
 }
 
 /** Adds the log-probability of each path of tokens to `total`. */
-async function walk(decoder, paths, { logits, cache }, vectors, total) {
-  let places = new Map([['', 0]]); // row of each beginning
+async function walk(decoder, paths, start, vectors, total) {
+  let [{ logits, cache }, places] = [start, new Map([['', 0]])]; // places: the row of each beginning
   const longest = Math.max(...paths.map((path) => path.length));
   for (let depth = 0; depth < longest; depth++) {
     const longer = paths.filter((path) => path.length > depth);
     if (depth) {
       const nodes = [...new Map(longer.map((path) => [key(path, depth), path])).values()];
-      const rows = decoder.expand(
-        cache,
-        nodes.map((path) => places.get(key(path, depth - 1))),
-      );
-      ({ logits, cache } = await decoder.extend(
-        nodes.map((path) => [path[depth - 1]]),
-        rows,
-        vectors,
-      ));
+      const index = nodes.map((path) => places.get(key(path, depth - 1)));
+      const newest = nodes.map((path) => [path[depth - 1]]);
+      const next = await decoder.extend(newest, await decoder.expand(cache, index), vectors);
+      if (cache !== start.cache) decoder.drop(cache);
+      ({ logits, cache } = next);
       places = new Map(nodes.map((path, row) => [key(path, depth), row]));
     }
     const normalisers = logits.map(logSumExp);
@@ -49,6 +45,7 @@ async function walk(decoder, paths, { logits, cache }, vectors, total) {
       total.set(key(path), (total.get(key(path)) ?? 0) + logits[row][path[depth]] - normalisers[row]);
     }
   }
+  if (cache !== start.cache) decoder.drop(cache);
 }
 
 /** A path's first tokens, as what a Map can look up. */

@@ -1,5 +1,5 @@
 /**
- * The page over a bundle: every task answers the same text, side by side; with a tick, the base without its vectors as well.
+ * The page over a bundle: every task answers the same text, side by side; with a tick, the base alone, too.
  *
  * In the address: ?device=wasm or webgpu, ?threads=2.
  */
@@ -12,7 +12,11 @@ const PATIENCE = 4000; // milliseconds for the service to take over; without it 
 const at = (id) => /** @type {any} */ (document.getElementById(id));
 const asked = new URLSearchParams(location.search);
 const isolated = globalThis.crossOriginIsolated;
-const threads = asked.has('threads') ? Number(asked.get('threads')) : isolated ? Math.min(navigator.hardwareConcurrency, 4) : 1;
+const threads = asked.has('threads')
+  ? Number(asked.get('threads'))
+  : isolated
+    ? Math.min(navigator.hardwareConcurrency, 4)
+    : 1;
 const MB = (bytes) => `${(bytes / 1e6).toFixed(bytes < 1e7 ? 1 : 0)} MB`;
 
 /** @type {import('../remote.mjs').Remote} */
@@ -25,7 +29,9 @@ async function serviced() {
   if (!navigator.serviceWorker) return false;
   try {
     await navigator.serviceWorker.register('./service.js');
-    const taken = new Promise((resolve) => navigator.serviceWorker.addEventListener('controllerchange', () => resolve(true)));
+    const taken = new Promise((resolve) =>
+      navigator.serviceWorker.addEventListener('controllerchange', () => resolve(true)),
+    );
     const late = new Promise((resolve) => setTimeout(() => resolve(false), PATIENCE));
     return Boolean(navigator.serviceWorker.controller) || (await Promise.race([taken, late]));
   } catch {
@@ -43,7 +49,12 @@ async function load() {
     bytes = total;
   };
   const device = asked.get('device') ?? 'auto';
-  model = await openInWorker('./bundle/', { runtime: './runtime/', progress, device: /** @type {any} */ (device), threads });
+  model = await openInWorker('./bundle/', {
+    runtime: './runtime/',
+    progress,
+    device: /** @type {any} */ (device),
+    threads,
+  });
   at('name').textContent = document.title = model.name;
   const cards = cardsOf(model);
   for (const card of cards) at('answers').append(drawn(card));
@@ -52,24 +63,38 @@ async function load() {
   for (const { name } of cards) await model.prepare(name);
   at('loading').hidden = true;
   at('ask').disabled = false;
-  at('compare').hidden = !model.adapters.length || model.manifest.mode === 'merged' || Boolean(model.manifest.architecture.pooling);
+  at('compare').hidden =
+    !model.adapters.length || model.manifest.mode === 'merged' || Boolean(model.manifest.architecture.pooling);
   const place = model.device === 'webgpu' ? 'WebGPU' : `WebAssembly, ${threads} thread${threads > 1 ? 's' : ''}`;
   const seconds = ((performance.now() - start) / 1000).toFixed(1);
-  const kept = offline ? 'Kept in this browser: it opens without a network from now on.' : 'Not kept in this browser: it needs the network again.';
-  at('facts').textContent = `${model.manifest.base.reference}, ${MB(bytes)}, ready in ${seconds} s on ${place}. ${kept}`;
+  const kept = offline
+    ? 'Kept in this browser: it opens without a network from now on.'
+    : 'Not kept in this browser: it needs the network again.';
+  at('facts').textContent =
+    `${model.manifest.base.reference}, ${MB(bytes)}, ready in ${seconds} s on ${place}. ${kept}`;
 }
 
 /** What answers: each adapter that can, and where there is none, the base. */
 function cardsOf({ adapters, tasks }) {
-  const known = adapters.filter((name) => ['classify', 'generate', 'embed'].includes(tasks[name]?.kind) && (tasks[name].kind !== 'classify' || tasks[name].choices));
-  return known.length ? known.map((name) => ({ name, task: tasks[name] })) : [{ name: 'none', task: { kind: 'generate', prompt: '{text}' } }];
+  const known = adapters.filter(
+    (name) =>
+      ['classify', 'generate', 'embed'].includes(tasks[name]?.kind) &&
+      (tasks[name].kind !== 'classify' || tasks[name].choices),
+  );
+  return known.length
+    ? known.map((name) => ({ name, task: tasks[name] }))
+    : [{ name: 'none', task: { kind: 'generate', prompt: '{text}' } }];
 }
 
 function drawn({ name, task }) {
   const card = at('card').content.cloneNode(true).firstElementChild;
   card.dataset.name = name;
   card.querySelector('h2').textContent = name === 'none' ? 'The base' : name;
-  const many = task.choices ? `one of ${task.choices.length} answers` : task.kind === 'embed' ? 'an embedding' : 'a text';
+  const many = task.choices
+    ? `one of ${task.choices.length} answers`
+    : task.kind === 'embed'
+      ? 'an embedding'
+      : 'a text';
   card.querySelector('.question').textContent = `Gives ${many}.`;
   return card;
 }
@@ -97,7 +122,8 @@ async function ask(card, place, text, adapter) {
       times.textContent = `${since()} ms`;
     } else if (kind === 'embed') {
       const vector = await model.embed(text, adapter);
-      said.textContent = `${vector.length} numbers: ${[...vector.slice(0, 4)].map((x) => x.toFixed(3)).join(', ')}, ...`;
+      const first = [...vector.slice(0, 4)].map((x) => x.toFixed(3)).join(', ');
+      said.textContent = `${vector.length} numbers: ${first}, ...`;
       times.textContent = `${since()} ms`;
     } else {
       let [first, pieces] = [0, 0];
@@ -126,7 +152,11 @@ function ranked(place, scores) {
   table.tBodies[0].replaceChildren(
     ...best.slice(0, BEST).map(([choice, share]) => {
       const row = document.createElement('tr');
-      const [head, cell, number] = [document.createElement('th'), document.createElement('td'), document.createElement('td')];
+      const [head, cell, number] = [
+        document.createElement('th'),
+        document.createElement('td'),
+        document.createElement('td'),
+      ];
       const meter = Object.assign(document.createElement('meter'), { value: share, ariaLabel: choice });
       head.scope = 'row';
       head.textContent = choice;
@@ -150,7 +180,8 @@ at('form').addEventListener('submit', async (event) => {
     if (running.signal.aborted) break;
     const { name } = card.dataset;
     await ask(card, side(card, name === 'none' ? 'says' : 'taught'), text, name);
-    if (at('base').checked && name !== 'none' && !running.signal.aborted) await ask(card, side(card, 'the base'), text, 'none');
+    if (at('base').checked && name !== 'none' && !running.signal.aborted)
+      await ask(card, side(card, 'the base'), text, 'none');
   }
   at('ask').disabled = false;
   at('stop').disabled = true;

@@ -1,19 +1,20 @@
-// Keeps the page, so that it opens without a network, and sends the headers that isolate it, which WebAssembly's threads ask
-// for, where its host does not. The weights are kept by qia3.mjs.
+// Keeps the page, so that it opens without a network, and sends the headers that isolate it, which threads ask for,
+// where its host does not. The weights are kept by qia3.mjs.
 //
-// `qia3 page` writes in here what there is: a page that is published again has another service, which fetches everything
-// anew and takes over once no window shows the old one.
+// `qia3 page` writes in here what there is, of which `shell` is fetched at once and the rest when it is asked for. A
+// page that is published again has another service, which fetches everything anew and takes over once no window shows
+// the old one.
 
-const { version, files, shell } = { version: "", files: [], shell: [] }; // shell: fetched at once; the rest when asked for
+const { version, files, shell } = { version: '', files: [], shell: [] };
 const BEGINS = `qia3-page ${self.registration.scope} `;
 const NAME = BEGINS + version;
 
-self.addEventListener("install", (event) => {
-  const fresh = shell.map((path) => new Request(path, { cache: "reload" }));
+self.addEventListener('install', (event) => {
+  const fresh = shell.map((path) => new Request(path, { cache: 'reload' }));
   event.waitUntil(caches.open(NAME).then((cache) => cache.addAll(fresh)));
 });
 
-self.addEventListener("activate", (event) => event.waitUntil(taken()));
+self.addEventListener('activate', (event) => event.waitUntil(taken()));
 
 /** Drops earlier versions, and answers for the windows that are open. */
 async function taken() {
@@ -22,10 +23,11 @@ async function taken() {
   await self.clients.claim();
 }
 
-self.addEventListener("fetch", (event) => {
+self.addEventListener('fetch', (event) => {
   const url = new URL(event.request.url);
-  const inside = event.request.method === "GET" && url.href.startsWith(self.registration.scope) && !url.searchParams.has("sha256");
-  const path = url.href.slice(self.registration.scope.length).split(/[?#]/)[0] || "index.html";
+  const weights = url.searchParams.has('sha256');
+  const inside = event.request.method === 'GET' && url.href.startsWith(self.registration.scope) && !weights;
+  const path = url.href.slice(self.registration.scope.length).split(/[?#]/)[0] || 'index.html';
   if (inside && files.includes(path)) event.respondWith(answered(path));
 });
 
@@ -33,11 +35,12 @@ async function answered(path) {
   const cache = await caches.open(NAME);
   let found = await cache.match(path);
   if (!found) {
-    found = await fetch(path, { cache: "no-cache" });
-    if (found.ok) await cache.put(path, found.clone()).catch(() => {}); // a full disk costs the next visit, not this one
+    found = await fetch(path, { cache: 'no-cache' });
+    // a full disk costs the next visit, not this one
+    if (found.ok) await cache.put(path, found.clone()).catch(() => {});
   }
   const headers = new Headers(found.headers);
-  headers.set("Cross-Origin-Opener-Policy", "same-origin");
-  headers.set("Cross-Origin-Embedder-Policy", "require-corp");
+  headers.set('Cross-Origin-Opener-Policy', 'same-origin');
+  headers.set('Cross-Origin-Embedder-Policy', 'require-corp');
   return new Response(found.body, { status: found.status, statusText: found.statusText, headers });
 }
