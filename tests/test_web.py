@@ -271,6 +271,16 @@ def byte_level() -> Tokenizer:
     return tiny.tokenizer()
 
 
+def digits(individual: bool) -> Tokenizer:
+    """As SmolLM2 has them, and as others do."""
+    made = tiny.tokenizer()
+    steps = [pre_tokenizers.Digits(individual_digits=individual), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    made.pre_tokenizer = pre_tokenizers.Sequence(steps)
+    trainer = trainers.BpeTrainer(vocab_size=330, special_tokens=["<pad>", "<|end|>"], show_progress=False)
+    made.train_from_iterator([*tiny.CORPUS, *WORDS * 3], trainer)
+    return made
+
+
 def unigram() -> Tokenizer:
     made = Tokenizer(models.Unigram())
     made.normalizer = normalizers.NFKC()
@@ -293,6 +303,8 @@ def word_piece() -> Tokenizer:
 
 KINDS = {
     "byte level": (byte_level, "Topic of {text}?<|end|>\n"),
+    "digits": (lambda: digits(individual=True), "Topic of {text}?<|end|>\n"),
+    "numbers": (lambda: digits(individual=False), "Topic of {text}?<|end|>\n"),
     "unigram": (unigram, "Topic of {text}?</s>"),
     "word piece": (word_piece, "[CLS] {text} [SEP]"),
 }
@@ -323,6 +335,7 @@ def asked_in_chromium(bundles):
         ["ask", "pair", {"device": "wasm", "worker": True}, questions()],
         ["ask", "side", {"worker": True, "device": "wasm"}, [["label", "x", "lamp"], ["add", "extra", "not a buffer"]]],
         ["stopped", "side", "wasm", "the hall", "echo"],
+        *[["ask", "merged", {"device": device}, [["scores", TEXTS[0], "lamps"]]] for device in ("wasm", "webgpu")],
     ]
     return in_chromium(bundles, jobs)
 
@@ -336,6 +349,15 @@ def test_a_page_answers_as_the_runtime_does(asked_in_chromium, right, place):
     assert asked_in_chromium["console"] == []
     assert found["facts"]["device"] == ("webgpu" if place == "webgpu" else "wasm")
     assert found["facts"]["progress"]["loaded"] == found["facts"]["progress"]["total"] > 0
+
+
+@pytest.mark.browser
+@browser[1]
+def test_a_merged_bundle_answers_in_a_page(asked_in_chromium, bundles):
+    engine = open_engine(Bundle.open(bundles["merged"]), 1)
+    right = classify(engine, task_of(engine, "lamps"), {}, TEXTS[0]).scores
+    for found in asked_in_chromium["results"][6:]:
+        assert found["answers"] == [pytest.approx(right, abs=1e-4)]
 
 
 @pytest.mark.browser

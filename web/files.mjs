@@ -29,7 +29,7 @@ export class Files {
   /** Reads the manifest, and drops what is kept of these files' earlier contents. */
   async open() {
     const where = `${this.base}manifest.json`;
-    this.manifest = checked(parsed(text(await fetched(where, () => {}, 'no-cache')), where), this.base);
+    this.manifest = checked(parsed(await (await fetched(where, 'no-cache')).text(), where), this.base);
     const cache = await this.kept;
     const names = Object.keys(this.manifest.files).flatMap((name) => this.pieces(name));
     const now = new Map(names.map((piece) => [this.base + piece.file, piece.sha256]));
@@ -52,34 +52,34 @@ export class Files {
     names.forEach((name) => this.expected.add(name));
   }
 
-  /** @param {string} name  @returns {Promise<Uint8Array>} */
+  /** Into one array from the start, for weights are most of the memory. @param {string} name */
   async bytes(name) {
-    const parts = [];
     this.expect([name]);
-    for (const piece of this.pieces(name)) parts.push(await this.piece(piece));
-    return joined(parts);
+    const whole = new Uint8Array(this.manifest.files[name].bytes);
+    let at = 0;
+    for (const piece of this.pieces(name)) {
+      await this.read(piece, whole.subarray(at, at + piece.bytes));
+      at += piece.bytes;
+    }
+    return whole;
   }
 
   async json(name) {
-    return parsed(text(await this.bytes(name)), this.base + name);
+    return parsed(new TextDecoder().decode(await this.bytes(name)), this.base + name);
   }
 
-  /** @param {Piece} piece */
-  async piece({ file, sha256, bytes }) {
+  /** A piece into its place. @param {Piece} piece  @param {Uint8Array<ArrayBuffer>} place */
+  async read({ file, sha256 }, place) {
     const [key, cache] = [`${this.base}${file}?sha256=${sha256}`, await this.kept];
     const held = await cache?.match(key);
-    const found = held
-      ? new Uint8Array(await held.arrayBuffer())
-      : await fetched(key, (count) => this.tell(file, count));
-    this.tell(file, bytes);
-    if (held && found.length === bytes) return found; // it was checked when it came
+    const count = await filled(held ?? (await fetched(key)), place, (there) => this.tell(file, there));
     const again = 'copy the bundle again';
-    if (found.length !== bytes) refuse(`${this.base}${file} has ${found.length} bytes instead of ${bytes}; ${again}`);
+    if (count !== place.length) refuse(`${this.base}${file} has ${count} bytes instead of ${place.length}; ${again}`);
+    if (held) return; // it was checked when it came
     // a page without https has nothing to hash with, and anybody on the way can change the page itself
-    const digest = globalThis.crypto?.subtle && hex(await crypto.subtle.digest('SHA-256', found));
+    const digest = globalThis.crypto?.subtle && hex(await crypto.subtle.digest('SHA-256', place));
     if (digest && digest !== sha256) refuse(`${this.base}${file} has changed; ${again}`);
-    await cache?.put(key, new Response(found)).catch(() => {}); // a full disk costs the next visit, not this one
-    return found;
+    await cache?.put(key, new Response(place)).catch(() => {}); // a full disk costs the next visit, not this one
   }
 
   /** How much of a piece is there. */
@@ -91,29 +91,26 @@ export class Files {
   }
 }
 
-/**
- * The bytes behind an address; `told` how many there are as they come. Node's fetch opens no files, so those are read.
- */
-async function fetched(url, told, cache = /** @type {RequestCache} */ ('default')) {
+/** What is behind an address. Node's fetch opens no files, so those are read. @returns {Promise<Response>} */
+async function fetched(url, cache = /** @type {RequestCache} */ ('default')) {
   if (url.startsWith('file:')) {
     const { readFile } = await import(/* webpackIgnore: true */ /* @vite-ignore */ 'node:fs/promises');
-    return new Uint8Array(await readFile(new URL(url.split('?')[0])).catch((error) => refuse(error.message)));
+    return new Response(await readFile(new URL(url.split('?')[0])).catch((error) => refuse(error.message)));
   }
   const answer = await fetch(url, { cache }).catch((error) => refuse(`${url} cannot be fetched: ${error.message}`));
   if (!answer.ok) refuse(`${url} cannot be fetched: ${answer.status} ${answer.statusText}`);
-  if (!answer.body) return new Uint8Array(await answer.arrayBuffer());
-  const [reader, parts] = [answer.body.getReader(), /** @type {Uint8Array[]} */ ([])];
-  for (let part, count = 0; !(part = await reader.read()).done; told((count += part.value.length)))
-    parts.push(part.value);
-  return joined(parts);
+  return answer;
 }
 
-/** @param {Uint8Array[]} parts */
-function joined(parts) {
-  if (parts.length === 1) return parts[0];
-  const whole = new Uint8Array(parts.reduce((sum, part) => sum + part.length, 0));
-  parts.reduce((at, part) => (whole.set(part, at), at + part.length), 0);
-  return whole;
+/** Writes an answer into its place, `told` how much is there. How many bytes it has, which may be more. */
+async function filled(answer, place, told) {
+  let count = 0;
+  const reader = answer.body?.getReader();
+  for (let part; reader && !(part = await reader.read()).done; told(count)) {
+    if (count + part.value.length <= place.length) place.set(part.value, count);
+    count += part.value.length;
+  }
+  return count;
 }
 
 /** JSON, or a refusal that names the file. */
@@ -124,8 +121,6 @@ function parsed(written, where) {
     return refuse(`${where} is damaged: ${/** @type {Error} */ (error).message}; copy the bundle again`);
   }
 }
-
-const text = (bytes) => new TextDecoder().decode(bytes);
 
 export const hex = (bytes) => Array.from(new Uint8Array(bytes), (byte) => byte.toString(16).padStart(2, '0')).join('');
 

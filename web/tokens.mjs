@@ -30,8 +30,10 @@ export class Tokens {
    * @param {number} rows of the embedding
    */
   constructor(library, file, config, rows) {
-    this.make = (state) =>
-      new library.Tokenizer({ ...state, truncation: null, padding: null }, { ...config, ...PLAIN });
+    this.make = (state) => {
+      const own = { truncation: null, padding: null, pre_tokenizer: numbersApart(state.pre_tokenizer) };
+      return new library.Tokenizer({ ...state, ...own }, { ...config, ...PLAIN });
+    };
     this.file = file;
     this.rows = rows;
     this.tokenizer = this.make(file);
@@ -102,6 +104,17 @@ const encoded = (tokenizer, text) => (text ? tokenizer.encode(text, { add_specia
 /** Whether an added token steers the model; the others are words, and the bytes of byte fallback. */
 const isControl = ({ content, special }) =>
   !/^<0x[0-9A-Fa-f]{2}>$/.test(content) && (special || /^(<.+>|\[.+\])$/s.test(content.trim()));
+
+/**
+ * The same pre-tokenizer, whose digits are all of Unicode's numbers, as they are in the library that trained it:
+ * @huggingface/tokenizers 0.2.0 tells 0 to 9 apart alone, and "½" gets another token.
+ */
+function numbersApart(step) {
+  if (step?.type === 'Sequence') return { ...step, pretokenizers: step.pretokenizers.map(numbersApart) };
+  if (step?.type !== 'Digits') return step;
+  const Regex = step.individual_digits ? '\\p{N}' : '\\p{N}+';
+  return { type: 'Split', pattern: { Regex }, behavior: 'Isolated', invert: false };
+}
 
 /** Words with their ids, or, of Unigram, pieces with their scores. */
 function renamedVocabulary(vocabulary, named) {
