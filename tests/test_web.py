@@ -335,6 +335,8 @@ def asked_in_chromium(bundles):
         ["ask", "pair", {"device": "wasm", "worker": True}, questions()],
         ["ask", "side", {"worker": True, "device": "wasm"}, [["label", "x", "lamp"], ["add", "extra", "not a buffer"]]],
         ["stopped", "side", "wasm", "the hall", "echo"],
+        ["again", "side", {"device": "wasm"}, [["label", TEXTS[0], "lamps"]]],
+        ["again", "all", {"device": "wasm"}, []],
         *[["ask", "merged", {"device": device}, [["scores", TEXTS[0], "lamps"]]] for device in ("wasm", "webgpu")],
     ]
     return in_chromium(bundles, jobs)
@@ -356,7 +358,7 @@ def test_a_page_answers_as_the_runtime_does(asked_in_chromium, right, place):
 def test_a_merged_bundle_answers_in_a_page(asked_in_chromium, bundles):
     engine = open_engine(Bundle.open(bundles["merged"]), 1)
     right = classify(engine, task_of(engine, "lamps"), {}, TEXTS[0]).scores
-    for found in asked_in_chromium["results"][6:]:
+    for found in asked_in_chromium["results"][8:]:
         assert found["answers"] == [pytest.approx(right, abs=1e-4)]
 
 
@@ -368,6 +370,14 @@ def test_files_are_fetched_once_and_refusals_cross_from_the_worker(asked_in_chro
     (name, add) = asked_in_chromium["results"][4]["answers"]
     assert "has no adapter lamp; it has: echo, lamps" in name["error"]
     assert add["error"].startswith("QIA3Error: ")
+
+
+@pytest.mark.browser
+@browser[1]
+def test_what_is_kept_opens_without_a_network(asked_in_chromium, right):
+    kept, unknown = asked_in_chromium["results"][6:8]
+    assert kept["answers"] == [right["side"][2]]
+    assert "all/manifest.json cannot be fetched: no network" in unknown["error"]
 
 
 @pytest.mark.browser

@@ -26,11 +26,17 @@ export class Files {
     this.manifest = {};
   }
 
-  /** Reads the manifest, and drops what is kept of these files' earlier contents. */
+  /** Reads the manifest, without a network the kept one, and drops what is kept of its files' earlier contents. */
   async open() {
-    const where = `${this.base}manifest.json`;
-    this.manifest = checked(parsed(await (await fetched(where, 'no-cache')).text(), where), this.base);
-    const cache = await this.kept;
+    const [where, cache] = [`${this.base}manifest.json`, await this.kept];
+    const answer = await fetched(where, 'no-cache').catch(async (error) => {
+      const held = await cache?.match(where);
+      if (!held) throw error;
+      return held;
+    });
+    const written = await answer.text();
+    this.manifest = checked(parsed(written, where), this.base);
+    await cache?.put(where, new Response(written)).catch(() => {});
     const names = Object.keys(this.manifest.files).flatMap((name) => this.pieces(name));
     const now = new Map(names.map((piece) => [this.base + piece.file, piece.sha256]));
     for (const { url } of (await cache?.keys()) ?? []) {
