@@ -20,6 +20,7 @@ from qia3.base.quantise import Grid, float_weight, quantise_model
 from qia3.base.weights import Int4Weight
 from qia3.errors import BaseModelError
 from qia3.grids import int4
+from qia3.ia3.shapes import read_any_config
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
@@ -80,6 +81,23 @@ def test_a_missing_model_lists_the_aliases(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(BaseModelError, match=r"no config\.json"):
         load_base(Asked(str(tmp_path / "empty"), block_size=32))
+
+
+def test_a_name_that_the_hub_does_not_give_is_told_the_aliases(monkeypatch):
+    """Of a build and of a report, which fetches the configuration alone."""
+
+    def fails(*_, **__):
+        raise OSError("no such name\nand more")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fails)
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", fails)
+    for read in (sources.resolve, read_any_config):
+        with pytest.raises(BaseModelError) as told:
+            read("all-minilm")
+        assert str(told.value) == (
+            "cannot fetch 'all-minilm', which is no folder here and no alias (smollm2-135m-instruct, all-minilm-l6-v2), "
+            "from the hub: no such name"
+        )
 
 
 @pytest.mark.parametrize(

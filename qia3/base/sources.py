@@ -92,7 +92,7 @@ def resolve(reference: str) -> Source:
         return Source(reference, reference)
     if path.is_absolute() or reference.startswith(".") or reference.count("/") > 1:
         raise BaseModelError(f"there is no model folder {reference}; aliases: {', '.join(ALIASES)}")
-    return Source(reference, str(fetch_hub(reference)))
+    return Source(reference, str(fetch_hub(reference, ALIASES)))
 
 
 def check_weights(source: Source) -> dict[str, Entry] | None:

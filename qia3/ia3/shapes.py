@@ -30,6 +30,7 @@ from qia3.base.experts import mixtures, products
 from qia3.base.family import auto_class, embeddings, get_module, is_encoder, stays_float, weight_of
 from qia3.base.gguf_config import read_gguf_config
 from qia3.base.gguf_parts import open_gguf
+from qia3.base.hub import not_fetched
 from qia3.base.kind import check_kind
 from qia3.base.load import quiet, told
 from qia3.base.quantise import embedding_scale
@@ -82,7 +83,13 @@ def read_any_config(reference: str) -> Any:
     with told(source):
         if source.gguf_file is not None:
             return read_gguf_config(open_gguf(Path(source.name) / source.gguf_file))
-        return AutoConfig.from_pretrained(source.name, trust_remote_code=False)
+        try:
+            return AutoConfig.from_pretrained(source.name, trust_remote_code=False)
+        except OSError as error:
+            if Path(source.name).exists():
+                raise
+            failed = error
+    raise not_fetched(reference, ALIASES, failed) from failed
 
 
 def _narrow(config: Any, reference: str) -> tuple[Any, Roles]:
