@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 import shutil
@@ -122,6 +123,20 @@ def test_the_readme_s_python_runs(tmp_path, capsys, monkeypatch):
         first, *more = capsys.readouterr().out.splitlines()
         assert first in tiny_bundle.CHOICES
         assert [len(eval(line)) for line in more] in ([], [2])
+
+
+def test_the_python_of_many_tasks_runs(tmp_path, capsys, monkeypatch):
+    """On a tiny bundle with adapters of the names that it asks for, which have other choices."""
+    (block,) = re.findall(r"```python\n(.*?)```", EXAMPLES[ROOT / "examples/many-tasks/README.md"], re.S)
+    names = re.findall(r'"(\w+)"', re.search(r"names = \[(.*)\]", block)[1])
+    assert {f"{name}.train.jsonl" for name in names} < {p.name for p in (ROOT / "examples/many-tasks/tasks").iterdir()}
+    tasks = dict.fromkeys(names, tiny_bundle.TASKS["lamps"])
+    tiny_bundle.write_bundle(tmp_path / "dist" / "many-tasks", tasks=tasks)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block, "many-tasks", "exec"), {})
+    told = ast.literal_eval(capsys.readouterr().out)
+    assert len(told) == len(names)
+    assert set(told) <= set(tiny_bundle.CHOICES)
 
 
 def test_make_targets_of_the_readme_exist():
