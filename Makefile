@@ -7,7 +7,7 @@
 # make docs       the pages of docs/ as a site, in docs/_build
 # make dist-check the wheel and the source archive, built and checked (twine, check-wheel-contents); the wheel with
 #                 [build] into an environment that is new
-# make interop    optimum-onnx and transformers.js, in an environment of their own (.venv-interop; npm), open bundles of
+# make interop    optimum-onnx, transformers.js and OpenVINO, in environments of their own (.venv-interop; npm), open bundles of
 #                 every family and say our tokens
 #
 # Needs Python 3.11 or newer and make; the rest goes into .venv, at the versions in constraints.txt.
@@ -54,9 +54,14 @@ $(INTEROP)/js/ready: tests/interop.txt
 	npm install --silent --ignore-scripts --no-audit --no-fund --prefix $(INTEROP)/js @huggingface/transformers@4.3.2
 	touch $@
 
-interop: $(STAMP) $(INTEROP)/ready $(INTEROP)/js/ready
-	QIA3_OPTIMUM=$(INTEROP)/bin/python QIA3_TRANSFORMERS_JS=$(CURDIR)/$(INTEROP)/js $(BIN)/python -m pytest -s \
-		tests/test_interop.py tests/test_interop_labels.py tests/test_loaders.py tests/test_transformers_js.py tests/test_graph_seq2seq_js.py
+$(INTEROP)/openvino/ready:
+	$(PYTHON) -m venv $(INTEROP)/openvino
+	$(INTEROP)/openvino/bin/python -m pip install --quiet openvino==2026.4.1
+	touch $@
+
+interop: $(STAMP) $(INTEROP)/ready $(INTEROP)/js/ready $(INTEROP)/openvino/ready
+	QIA3_OPTIMUM=$(INTEROP)/bin/python QIA3_TRANSFORMERS_JS=$(CURDIR)/$(INTEROP)/js QIA3_OPENVINO=$(INTEROP)/openvino/bin/python \
+		$(BIN)/python -m pytest -s tests/test_openvino.py tests/test_interop.py tests/test_interop_labels.py tests/test_loaders.py tests/test_transformers_js.py tests/test_graph_seq2seq_js.py
 
 # Needs Chromium and node, of the system (Debian: apt install chromium nodejs npm); axe-core and playwright-core come from npm.
 $(BROWSER)/ready: tests/browser/package.json
@@ -74,7 +79,7 @@ $(BROWSER)/web/ready: web/package.json
 
 browser: $(STAMP) $(BROWSER)/ready $(BROWSER)/web/ready
 	QIA3_BROWSER=$(CURDIR)/$(BROWSER)/node_modules QIA3_WEB=$(CURDIR)/$(BROWSER)/web/node_modules QIA3_PICTURES=$(CURDIR)/$(BROWSER)/pictures \
-		$(BIN)/python -m pytest -s tests/test_browser.py tests/test_browser_bundle.py tests/test_server_page.py tests/test_web.py tests/test_page.py
+		$(BIN)/python -m pytest -s tests/test_browser.py tests/test_browser_bundle.py tests/test_server_page.py tests/test_web.py tests/test_web_encoder.py tests/test_page.py
 
 # Debian on x64. QEMU's numbers are a device's, its speed is not.
 $(ARM)/ready: tests/arm/setup.sh constraints.txt

@@ -1,4 +1,5 @@
-"""A bundle in a real browser, on WebAssembly and on WebGPU, by transformers.js as it is (make browser).
+"""A bundle in a real browser, on WebAssembly and on WebGPU, by transformers.js as it is and by
+qia3.mjs (make browser).
 
 The base's rows have an odd number of blocks (96 / 32 = 3), which is what a 4-bit look-up was refused for on WebGPU. A browser
 multiplies in float32 where native code rounds activations, so the oracle is the graph at accuracy_level 0.
@@ -16,7 +17,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from test_browser import CHROMIUM, MODULES, pytestmark  # noqa: F401
+from test_web import in_chromium, node
 from tiny_build import write_build
+from tiny_bundle import seal
 
 from qia3 import cli
 from qia3.bundle.layout import GRAPH
@@ -24,6 +27,9 @@ from qia3.bundle.opened import Bundle
 from qia3.graph.forced import OrtDecoder
 from qia3.graph.passes import AccuracyLevel
 from qia3.runtime.adapters import AdapterBank
+from qia3.runtime.answer import classify, prompt_of, task_of
+from qia3.runtime.generate import generate
+from qia3.runtime.load import open_engine
 
 ANSWER = Path(__file__).parent / "browser" / "answer.mjs"
 PROMPTS, NEW = [[5, 9, 250, 17], [33, 80, 4, 61, 12, 99, 7]], 8
@@ -44,30 +50,70 @@ def bundle(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def exact(bundle, tmp_path_factory):
-    """The same graph with its products in float32."""
-    folder = tmp_path_factory.mktemp("exact") / "bundle"
+def merged(bundle):
+    """With the vectors of one task in its scales."""
+    folder = bundle.parent
+    options = ["--mode", "merged", "--task", "topics", "--work", str(folder / "bundle.work")]
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["export", str(folder / "qia3.toml"), "--output", str(folder / "merged"), *options])
+    assert ended.value.code == 0
+    return folder / "merged"
+
+
+@node
+@pytest.mark.parametrize("device", ["wasm", "webgpu"])
+def test_qia3_mjs_says_what_the_runtime_says_with_products_in_float32(bundle, tmp_path, device):
+    exact = exactly(bundle, tmp_path / "exact")
+    manifest = json.loads((exact / "manifest.json").read_text())
+    manifest.pop("files")
+    seal(exact, manifest)
+    engine, text = open_engine(Bundle.open(exact), 1), "turn the lights off"
+    bank, asked, right = AdapterBank(engine.bundle), [], []
+    for adapter in ("none", "topics", "commands"):
+        vectors, job = bank.vectors(adapter), task_of(engine, adapter, "commands")
+        asked += [
+            ["scores", text, adapter, {"task": "topics"}],
+            ["generateTokens", text, adapter, {"task": "commands"}],
+        ]
+        right.append(classify(engine, task_of(engine, adapter, "topics"), vectors, text).scores)
+        right.append(list(generate(engine, prompt_of(engine, job, text), vectors, 6, engine.bundle.stop_tokens)))
+    found = in_chromium({"odd": bundle}, [["ask", "odd", {"device": device, "worker": True}, asked]])
+    assert found["console"] == []
+    for answer, wanted in zip(found["results"][0]["answers"], right, strict=True):
+        assert answer == (pytest.approx(wanted, abs=1e-3) if isinstance(wanted, dict) else wanted)
+
+
+def exactly(bundle: Path, folder: Path) -> Path:
+    """A copy with products in float32."""
     shutil.copytree(bundle, folder)
     model = ir.load(folder / GRAPH)
     AccuracyLevel(0)(model)
     ir.save(model, folder / GRAPH)
-    return OrtDecoder(folder / GRAPH)
+    return folder
 
 
-@pytest.mark.parametrize("adapter", ["none", "topics"])
-@pytest.mark.parametrize("device", ["wasm", "webgpu"])
-def test_a_browser_says_the_same_tokens(bundle, exact, device, adapter):
-    opened = Bundle.open(bundle)
-    sizes = opened.vectors
-    held = AdapterBank(opened).vectors(None if adapter == "none" else adapter)
-    vectors = {n: np.asarray(held.get(n, np.ones(d)), np.float32).reshape(1, 1, d) for n, d in sizes.items()}
-    found = in_a_browser(bundle, device, adapter)
-    assert found["console"] == []
-    for prompt, new in zip(PROMPTS, found["new"], strict=True):
+def expected(bundle: Path, adapter: str, new: int, folder: Path) -> list[list[int]]:
+    """Each prompt's greedy tokens by the same graph with its products in float32."""
+    exact, opened = OrtDecoder(exactly(bundle, folder) / GRAPH), Bundle.open(bundle)
+    held = {} if opened.mode == "merged" else AdapterBank(opened).vectors(None if adapter == "none" else adapter)
+    sizes = opened.vectors.items()
+    vectors = {n: np.asarray(held.get(n, np.ones(d)), np.float32).reshape(1, 1, d) for n, d in sizes}
+    found = []
+    for prompt in PROMPTS:
         chosen: list[int] = []
-        while len(chosen) < NEW and not (chosen and chosen[-1] in opened.stop_tokens):
+        while len(chosen) < new and not (chosen and chosen[-1] in opened.stop_tokens):
             chosen.append(int(exact.logits([*prompt, *chosen], [], vectors)[-1].argmax()))
-        assert new == chosen
+        found.append(chosen)
+    return found
+
+
+@pytest.mark.parametrize(("form", "adapter"), [("bundle", "none"), ("bundle", "topics"), ("merged", "none")])
+@pytest.mark.parametrize("device", ["wasm", "webgpu"])
+def test_a_browser_says_the_same_tokens(request, tmp_path, device, form, adapter):
+    path = request.getfixturevalue(form)
+    found = in_a_browser(path, device, adapter)
+    assert found["console"] == []
+    assert found["new"] == expected(path, adapter, NEW, tmp_path / "exact")
 
 
 def in_a_browser(bundle, device, adapter):

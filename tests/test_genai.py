@@ -66,6 +66,13 @@ def test_the_target_for_browsers_opens_with_an_adapter_and_not_without(tmp_path)
         ours_and_theirs(bundle, None, "turn the lights off")
 
 
+def test_a_merged_bundle_opens_as_it_is(tmp_path):
+    bundle = Bundle.open(built(tmp_path, "--mode", "merged", "--task", "topics"))
+    ours, theirs = ours_and_theirs(bundle, None, "turn the lights off")
+    assert theirs == ours
+    assert len(ours) > 0
+
+
 def test_its_configuration_names_what_the_graph_has(bundle):
     """The names and sizes that genai reads are those of the graph's inputs and outputs."""
     decoder = json.loads((bundle.path / "genai_config.json").read_text())["model"]["decoder"]

@@ -1,0 +1,59 @@
+"""An encoder in qia3.mjs: labels by an adapter's head, and embeddings, as the Python runtime gives them (make browser)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_build_encoder import TEXTS, write_encoder_build
+from test_web import browser, in_chromium, in_node, node
+
+from qia3 import cli
+from qia3.bundle.opened import Bundle
+from qia3.runtime.load import open_engine
+from qia3.runtime.texts import classify_texts, embed_texts
+
+ASKED = [
+    [call, text, name] for text in TEXTS for call, name in (("scores", "topics"), ("label", "door"), ("embed", "none"))
+]
+REFUSED = [["generate", "x", "topics"], ["label", "x", "none"], ["label", "x", "things"], ["label", "x", "door", {"choices": ["a"]}]]  # fmt: skip
+WHY = [
+    "is an encoder, which writes no text: it labels or embeds one",
+    "has no choices to rank; every text brings its own",
+    "labels words, which is not done here yet; use `qia3 run`",
+    "has the labels that its head was trained for, and no others",
+]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory) -> Path:
+    place = write_encoder_build(tmp_path_factory.mktemp("encoder"))
+    file = place / "qia3.toml"
+    file.write_text(file.read_text().replace("ort-exact", "browser") + "min_top1 = 0\nmax_kl = 9\n")
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["build", str(file), "--output", str(place / "out")])
+    assert not ended.value.code
+    return place / "out"
+
+
+@node
+@pytest.mark.parametrize("place", ["node", pytest.param("chromium", marks=browser)])
+def test_labels_and_embeddings_are_the_runtime_s(bundle, place):
+    options = {"device": "wasm", "worker": True}
+    if place == "node":
+        (found,) = in_node([["ask", str(bundle), {}, [*ASKED, *REFUSED]]])
+    else:
+        (found,) = in_chromium({"encoder": bundle}, [["ask", "encoder", options, [*ASKED, *REFUSED]]])["results"]
+    engine = open_engine(Bundle.open(bundle), 1)
+    answers = iter(found["answers"])
+    for text in TEXTS:
+        topics, door, vector = next(answers), next(answers), next(answers)
+        (right,), (is_door,) = (classify_texts(engine, [text], name) for name in ("topics", "door"))
+        # native products round activations at this target's level, a page's do not
+        assert topics == pytest.approx(right.scores, abs=0.02)
+        assert (max(topics, key=topics.get), door) == (right.label, is_door.label)
+        (embedding,) = embed_texts(engine, [text])
+        assert np.dot(vector, embedding) / np.linalg.norm(vector) / np.linalg.norm(embedding) > 0.999
+    for answer, words in zip(answers, WHY, strict=True):
+        assert words in answer["error"]
