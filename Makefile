@@ -83,7 +83,7 @@ browser: $(STAMP) $(BROWSER)/ready $(BROWSER)/web/ready
 
 # Debian on x64. QEMU's numbers are a device's, its speed is not.
 $(ARM)/ready: tests/arm/setup.sh constraints.txt
-	PYTHON=$(BIN)/python bash tests/arm/setup.sh $(ARM) -c constraints.txt onnxruntime numpy tokenizers click pydantic rich
+	PYTHON=$(BIN)/python bash tests/arm/setup.sh $(ARM) -c constraints.txt onnxruntime numpy tokenizers click platformdirs pydantic rich safetensors
 	touch $@
 
 arm: $(STAMP) $(ARM)/ready

@@ -8,24 +8,29 @@ is silently level 0 there.
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_build
 import tiny_bundle
 import torch
 from onnx import TensorProto, helper, numpy_helper, save
 from torch import nn
 
+from qia3 import cli
 from qia3.base.modules import GridLinear
 from qia3.base.weights import Int4Weight
 from qia3.base.zero_points import write_zero_points
+from qia3.batching.log import read_log
+from qia3.bundle.adapter import read_adapter
 
-ARM, SCRIPT, REPOSITORY = (
+ARM, SCRIPTS, REPOSITORY = (
     os.environ.get("QIA3_ARM"),
-    Path(__file__).parent / "arm/answers.py",
+    Path(__file__).parent / "arm",
     Path(__file__).parent.parent,
 )
 pytestmark = pytest.mark.skipif(not ARM, reason="QIA3_ARM names no emulated ARM (make arm)")
@@ -48,11 +53,14 @@ def answers(tmp_path_factory):
 
 def asked(python, folder):
     output = folder / "answers.npz"
-    path = f"{REPOSITORY}:{os.environ.get('PYTHONPATH', '')}"
-    subprocess.run(
-        [*python, SCRIPT, folder, output], check=True, env=os.environ | {"PYTHONPATH": path, "SITE": str(REPOSITORY)}
-    )
+    run(python, "answers.py", folder, output)
     return dict(np.load(output))
+
+
+def run(python, script, *given):
+    path = f"{REPOSITORY}:{os.environ.get('PYTHONPATH', '')}"
+    environment = os.environ | {"PYTHONPATH": path, "SITE": str(REPOSITORY)}
+    subprocess.run([*python, SCRIPTS / script, *given], check=True, env=environment)
 
 
 def write_products(folder):
@@ -126,3 +134,24 @@ def test_zero_points_are_written_because_scales_are_truncated_without(answers, c
 @pytest.mark.parametrize("cpu", [*DOTTED, PLAIN])
 def test_the_runtime_has_the_same_logits(answers, cpu):
     np.testing.assert_allclose(answers[cpu]["bundle"], answers["here"]["bundle"], atol=1e-4, rtol=1e-4)
+
+
+def test_steps_of_learning_are_the_same(tmp_path):
+    """Losses of three steps, and the vectors: the optimiser divides by roots of tiny gradients, so a few may differ."""
+    file = tiny_build.write_build(tmp_path)
+    file.write_text(file.read_text().replace("[parity]", "trainable = true\n[parity]"))
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["build", str(file), "--output", str(tmp_path / "b")])
+    assert ended.value.code == 0
+    learned = {}
+    for name, python in (("here", [sys.executable]), *((cpu, [f"{ARM}/arm", cpu]) for cpu in (PLAIN, DOTTED[0]))):
+        shutil.copytree(tmp_path / "b", tmp_path / name)
+        run(python, "learning.py", tmp_path / name, tmp_path / "topics.jsonl")
+        losses = [entry["loss"] for entry in read_log(tmp_path / f"{name}.learn" / "mine" / "log.jsonl")]
+        vectors = read_adapter(tmp_path / name / "adapters" / "mine.onnx_adapter").vectors
+        learned[name] = losses, np.concatenate([vectors[key] for key in sorted(vectors)])
+    losses, vectors = learned.pop("here")
+    assert np.abs(vectors - 1).max() > 0.01
+    for theirs, others in learned.values():
+        np.testing.assert_allclose(theirs, losses, rtol=1e-4)
+        assert off(others, vectors) < 1e-3
