@@ -7,6 +7,18 @@ is made of ONNX's own operators:
     W = DequantizeLinear(codes as uint4 [N, B block], scales [N, B], zero points as uint4 [N, B])      axis 1, in blocks
     grad_x = MatMul(grad, W)[..., :K]
 
+W follows from constants alone, and ONNX Runtime's order of nodes puts such nodes early: left to itself it makes hundreds
+of float32 weights during the forward pass and holds them until the backward pass comes (540 MB of SmolLM2-135M). So the
+scales are reshaped to a shape that is computed from the gradient's, which is there only when it is needed:
+
+    scales = Reshape(scales, [N, B] + min(Shape(grad)[0], 0))
+
+A layer whose W would take more than LARGE bytes (a head) is dequantised a piece of its rows at a time, by ONNX Runtime's
+look-up in a 4-bit table, which takes MatMulNBits' bytes as they are; first = 0, n, 2n, ...:
+
+    W[first : first + n] = GatherBlockQuantized(codes, range(first + min(Shape(grad)[0], 0), first + n), scales[, zero points])
+    grad_x = sum of MatMul(grad[..., first : first + n], W[first : first + n])
+
 MatMulNBits has two codes a byte, the even input in the low nibble, and whole blocks: ONNX packs uint4 in the same way,
 so the bytes are the same, and the file holds them once. Its rows of zero points are whole bytes where ONNX's run on: with
 an odd number of blocks in a row they are packed anew (4 bits a block, of the weight's 4 a number), and zero points that
@@ -14,6 +26,8 @@ are absent, which mean 8, are written out. At 8 bits codes and zero points are b
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -23,6 +37,7 @@ from qia3.grids.int4 import SYMMETRIC_ZERO, pack_nibbles
 
 DOMAIN, OPERATOR = "qia3", "BackwardProduct"
 BACKWARD = f"{DOMAIN}::{OPERATOR}"
+LARGE, PIECES = 32 * 2**20, 2  # bytes of a float32 weight that is made at once; a piece of a larger one is half of that
 
 
 class BackwardProducts(InPlacePass):  # type: ignore[misc]
@@ -46,22 +61,82 @@ def _lower(model: ir.Model, node: ir.Node) -> None:
     assert codes is not None
     assert scales is not None
     rows, blocks = (int(n) for n in _tensor(scales).shape)
-    weight = _of(model, f"{codes.name}.backward", _bytes(codes), bits, (rows, blocks * block))
-    zero = _of(
-        model,
-        f"{codes.name}.backward_zero",
-        _zeros(zeros[0] if zeros else None, rows, blocks, bits),
-        bits,
-        (rows, blocks),
-    )
-    dense = ir.node("DequantizeLinear", [weight, scales, zero], {"axis": 1, "block_size": block})
-    product = ir.node("MatMul", [grad, dense.outputs[0]])
-    made = [dense, product]
+    weight = Weight(codes, scales, zeros[0] if zeros else None, rows, blocks, block, bits)
+    made = _at_once(model, grad, weight) if 4 * rows * blocks * block <= LARGE else _in_pieces(model, grad, weight)
     if blocks * block != inputs:
-        made.append(ir.node("Slice", [product.outputs[0], *_ends(model, inputs)]))
+        made.append(ir.node("Slice", [made[-1].outputs[0], *_ends(model, 0, inputs)]))
     new, old = made[-1].outputs[0], node.outputs[0]
     new.name, new.shape, new.type = old.name, old.shape, old.type
     ir.convenience.replace_nodes_and_values(model.graph, node, [node], made, [old], [new])
+
+
+class Weight(NamedTuple):
+    """A layer's bytes as MatMulNBits has them: `rows` of `blocks` of `block` codes."""
+
+    codes: ir.Value
+    scales: ir.Value
+    zeros: ir.Value | None
+    rows: int
+    blocks: int
+    block: int
+    bits: int
+
+
+def _at_once(model: ir.Model, grad: ir.Value, w: Weight) -> list[ir.Node]:
+    """The last node gives the product, with the columns that fill the last block."""
+    codes = _of(model, f"{w.codes.name}.backward", _bytes(w.codes), w.bits, (w.rows, w.blocks * w.block))
+    packed = _zeros(w.zeros, w.rows, w.blocks, w.bits)
+    zero = _of(model, f"{w.codes.name}.backward_zero", packed, w.bits, (w.rows, w.blocks))
+    waiting, nothing = _nothing(model, grad)
+    shape = _constant(model, f"backward.shape_{w.rows}_{w.blocks}", w.rows, w.blocks)
+    asked = ir.node("Add", [nothing, shape])
+    late = ir.node("Reshape", [w.scales, asked.outputs[0]])
+    late.outputs[0].shape, late.outputs[0].type = ir.Shape((w.rows, w.blocks)), w.scales.type
+    dense = ir.node("DequantizeLinear", [codes, late.outputs[0], zero], {"axis": 1, "block_size": w.block})
+    return [*waiting, asked, late, dense, ir.node("MatMul", [grad, dense.outputs[0]])]
+
+
+def _in_pieces(model: ir.Model, grad: ir.Value, w: Weight) -> list[ir.Node]:
+    """The same, of few rows of W at a time."""
+    each = LARGE // (4 * w.blocks * w.block * PIECES)
+    table = _flat(model, w)
+    made, nothing = _nothing(model, grad)
+    total: ir.Value | None = None
+    for first in range(0, w.rows, each):
+        last = min(first + each, w.rows)
+        start = ir.node("Add", [nothing, _constant(model, f"backward.at_{first}", first)])
+        scalar = ir.node("Squeeze", [start.outputs[0]])
+        asked = ir.node("Range", [scalar.outputs[0], _scalar(model, last), _scalar(model, 1)])
+        inputs = [table[0], asked.outputs[0], *table[1:]]
+        how = {"gather_axis": 0, "quantize_axis": 1, "block_size": w.block, "bits": w.bits}
+        dense = ir.node("GatherBlockQuantized", inputs, how, domain="com.microsoft")
+        part = ir.node("Slice", [grad, *_ends(model, first, last)])
+        product = ir.node("MatMul", [part.outputs[0], dense.outputs[0]])
+        made += [start, scalar, asked, dense, part, product]
+        if total is not None:
+            made.append(ir.node("Add", [total, product.outputs[0]]))
+        total = made[-1].outputs[0]
+    return made
+
+
+def _flat(model: ir.Model, w: Weight) -> list[ir.Value]:
+    """Codes, scales and zero points in two dimensions, as the look-up takes them: the same bytes."""
+    codes = _bytes(w.codes).reshape(w.rows, -1)
+    found = [_uint8(model, f"{w.codes.name}.table", codes), w.scales]
+    if w.zeros is not None:
+        found.append(_uint8(model, f"{w.codes.name}.table_zero", _bytes(w.zeros).reshape(w.rows, -1)))
+    return found
+
+
+def _uint8(model: ir.Model, name: str, content: np.ndarray) -> ir.Value:
+    return _of(model, name, content, 8, content.shape)
+
+
+def _nothing(model: ir.Model, grad: ir.Value) -> tuple[list[ir.Node], ir.Value]:
+    """A nought that is not there before the gradient is."""
+    first = ir.node("Shape", [grad], {"start": 0, "end": 1})
+    least = ir.node("Min", [first.outputs[0], _constant(model, "backward.at_0", 0)])
+    return [first, least], least.outputs[0]
 
 
 def _zeros(value: ir.Value | None, rows: int, blocks: int, bits: int) -> np.ndarray:
@@ -91,16 +166,26 @@ def _of(model: ir.Model, name: str, content: np.ndarray, bits: int, shape: tuple
     return model.graph.initializers[name]
 
 
-def _ends(model: ir.Model, end: int) -> list[ir.Value]:
+def _ends(model: ir.Model, first: int, last: int) -> list[ir.Value]:
     """starts, ends and axes of a Slice of the last dimension."""
-    found = []
-    for name, number in (("backward.start", 0), (f"backward.end_{end}", end), ("backward.axis", -1)):
-        if name not in model.graph.initializers:
-            tensor = ir.tensor(np.array([number], np.int64), name=name)
-            value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
-            model.graph.register_initializer(value)
-        found.append(model.graph.initializers[name])
-    return found
+    return [_constant(model, f"backward.at_{number}", number) for number in (first, last, -1)]
+
+
+def _scalar(model: ir.Model, number: int) -> ir.Value:
+    return _held(model, f"backward.number_{number}", np.array(number, np.int64))
+
+
+def _constant(model: ir.Model, name: str, *numbers: int) -> ir.Value:
+    return _held(model, name, np.array(numbers, np.int64))
+
+
+def _held(model: ir.Model, name: str, numbers: np.ndarray) -> ir.Value:
+    """Made once."""
+    if name not in model.graph.initializers:
+        tensor = ir.tensor(numbers, name=name)
+        value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+        model.graph.register_initializer(value)
+    return model.graph.initializers[name]
 
 
 def _tensor(value: ir.Value) -> ir.TensorProtocol:

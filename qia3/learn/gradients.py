@@ -76,14 +76,17 @@ class Gradients:
         return losses, gradients
 
     def _parts(self, trees: Sequence[Tree]) -> Iterator[list[Tree]]:
-        """Trees that fit in `slots` together, the longest first; one that does not fit is a part by itself."""
-        part: list[Tree] = []
-        for tree in sorted(trees, key=lambda tree: -_size(tree)):
-            if part and self._laid_out([*part, tree], None)["input_ids"].size > self.slots:
-                yield part
-                part = []
-            part.append(tree)
-        yield part
+        """As few parts as keep to `slots` each, of about the same size; one tree is a part in any case."""
+        for number in range(1, len(trees) + 1):
+            parts: list[list[Tree]] = [[] for _ in range(number)]
+            for tree in sorted(trees, key=lambda tree: -_size(tree)):
+                min(parts, key=lambda part: sum(map(_size, part))).append(tree)
+            if number == len(trees) or all(self._slots(part) <= self.slots for part in parts):
+                yield from parts
+                return
+
+    def _slots(self, trees: Sequence[Tree]) -> int:
+        return int(self._laid_out(trees, None)["input_ids"].size)
 
     def _laid_out(self, trees: Sequence[Tree], totals: Totals | None) -> Batch:
         return packed(trees, self.row_tokens, self.hidden_size, totals) if self.packs else padded(trees, totals)
