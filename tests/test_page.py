@@ -197,6 +197,39 @@ def test_a_person_visits(tmp_path):
     assert [path for path in new["fetched"] if "onnx_adapter" in path]
 
 
+@pytest.mark.browser
+@browser[1]
+def test_a_host_without_headers_is_enough(tmp_path):
+    """Python's own server, a merged bundle: one thread at the first visit, isolated from the second on."""
+    path = for_browsers(tmp_path / "bundle", mode="merged")
+    write_page(Bundle.open(path), tmp_path / "page", Path(str(RUNTIME)))
+    port = free_port()
+    host = [
+        sys.executable,
+        "-m",
+        "http.server",
+        str(port),
+        "--bind",
+        "127.0.0.1",
+        "--directory",
+        str(tmp_path / "page"),
+    ]
+    with subprocess.Popen(host, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        try:
+            answered(f"http://127.0.0.1:{port}/service.js")
+            visit = ["node", VISIT, CHROMIUM, MODULES, f"http://127.0.0.1:{port}/", tmp_path, "?device=wasm", TEXTS[0]]
+            ran = subprocess.run([*map(str, visit)], capture_output=True, text=True, timeout=400)
+        finally:
+            server.terminate()
+    assert ran.returncode == 0, ran.stderr
+    found = json.loads(ran.stdout.splitlines()[-1])
+    engine = open_engine(Bundle.open(path), 1)
+    label = classify(engine, task_of(engine, "lamps"), {}, TEXTS[0]).label
+    for visit, isolated in ((found["first"], False), (found["offline"], True)):
+        assert (visit["console"], visit["fault"], visit["isolated"]) == ([], None, isolated)
+        assert [card[:3] for card in visit["answers"][0]] == [["lamps", "taught", label]]
+
+
 def answered(url: str) -> Message:
     """Headers of the first answer of a server that begins."""
     for _ in range(100):
