@@ -196,6 +196,7 @@ MANIFESTS = {
     "known here: files;": lambda m: m["files"].update({"../x": {"sha256": "0" * 64, "bytes": 1}}),
     "known here: graphs.decoder.data;": lambda m: m["graphs"]["decoder"].update(data="/etc/passwd"),
     "known here: architecture.cache;": lambda m: m["architecture"].update(cache="int2"),
+    "keeps an int8 cache, which a browser has no kernel for;": lambda m: m["architecture"].update(cache="int8"),
     "known here: pieces.onnx/model_q4.onnx_data.bytes;": lambda m: m.update(pieces={DATA: [PIECE]}),
 }
 

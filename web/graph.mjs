@@ -69,13 +69,13 @@ export class Session {
     return new this.ort.Tensor('int64', BigInt64Array.from(rows.flat(), BigInt), [rows.length, rows[0].length]);
   }
 
-  /** Caches of no positions, of the type that the graph keeps. @param {string[]} names */
+  /** Caches of no positions. @param {string[]} names */
   nothing(names) {
     const empty = (name) => {
-      const { type, shape } = /** @type {{type: string, shape: any[]}} */ (this.ports.get(name));
-      const data = type === 'int8' ? new Int8Array(0) : new Float32Array(0);
-      const sizes = [shape[1], shape[3]].map(Number); // which a graph may leave open
-      return new this.ort.Tensor(type, data, [1, sizes[0] || this.shape.kv_heads, 0, sizes[1] || this.shape.head_size]);
+      const { shape } = /** @type {{shape: any[]}} */ (this.ports.get(name));
+      const [heads, size] = [shape[1], shape[3]].map(Number); // which a graph may leave open
+      const dims = [1, heads || this.shape.kv_heads, 0, size || this.shape.head_size];
+      return new this.ort.Tensor('float32', new Float32Array(0), dims);
     };
     return Object.fromEntries(names.map((name) => [name, empty(name)]));
   }

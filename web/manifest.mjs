@@ -82,7 +82,7 @@ function wrongInWhole(value) {
     merged_task: merged ? isTable(value.tasks) && value.merged_task in value.tasks : value.merged_task === null,
     'base.fingerprint': isHash(value.base?.fingerprint),
     architecture: counts.every((key) => isSize(shape[key])),
-    'architecture.cache': ['float32', 'int8', undefined].includes(shape.cache),
+    'architecture.cache': ['float32', undefined].includes(shape.cache),
     prompt: isText(value.prompt?.prefix) && isText(value.prompt?.suffix),
     stop_tokens: Array.isArray(value.stop_tokens) && value.stop_tokens.every(isCount),
     tasks: isTable(value.tasks),
@@ -108,6 +108,9 @@ export function checked(value, where) {
   if (value.format !== FORMAT) {
     const way = value.format > FORMAT ? 'upgrade qia3.mjs' : 'build the bundle again';
     refuse(`${where} has bundle format ${value.format}, this version reads ${FORMAT}; ${way}`);
+  }
+  if (value.architecture?.cache === 'int8') {
+    refuse(`${where} keeps an int8 cache, which a browser has no kernel for; export it with --target browser`);
   }
   const each = (table, key, wrong) =>
     Object.entries(isTable(table) ? table : {}).flatMap(([name, one]) =>
