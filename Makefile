@@ -1,5 +1,6 @@
 # make demo   build the example and ask it one thing        make check  lint, types, import rules
 # make test   check, then every test                        make bench  load time, memory and speed of the demo bundle
+# make coverage   every test, and which lines of qia3/ they ran
 # make families   every family of docs/families.md (make test leaves out those that are like another)
 # make browser    reports, the server's page, a bundle's page, and bundles in qia3.mjs and transformers.js, in the system's Chromium:
 #                 console, network, axe-core, answers, pictures in .browser/pictures
@@ -21,7 +22,7 @@ ARM := .arm
 DIST := .dist-check
 DEMO := dist/home-intents
 
-.PHONY: demo test families interop browser arm check docs dist-check bench clean
+.PHONY: demo test coverage families interop browser arm check docs dist-check bench clean
 
 # pip learned --group in 25.1, so it comes first. setuptools is for tests/test_packaging.py, which builds a wheel without a network.
 $(STAMP): pyproject.toml constraints.txt
@@ -38,6 +39,10 @@ demo: $(STAMP)
 # A worker a core, each file in one of them, for what a file's tests share takes longer to make than to use.
 test: check
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+# Lines that only a process which a test started and killed has run are not counted.
+coverage: $(STAMP)
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered
 
 # Every family; `make test` leaves out those that have nothing of their own beside another.
 families: $(STAMP)
@@ -116,4 +121,4 @@ bench: $(STAMP)
 	$(BIN)/qia3 bench $(DEMO)
 
 clean:
-	rm -rf .venv docs/_build $(INTEROP) $(BROWSER) $(ARM) $(DIST) dist build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv docs/_build $(INTEROP) $(BROWSER) $(ARM) $(DIST) dist build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage .coverage.*
