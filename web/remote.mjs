@@ -65,7 +65,7 @@ export async function remote(worker, url, options, progress) {
         while (!come.length) await new Promise((resolve) => (wake = () => resolve(undefined)));
         const message = come.shift();
         if (message.error !== undefined) throw new QIA3Error(message.error);
-        if (message.done) return;
+        if (message.done || signal?.aborted) return; // pieces may be on their way
         yield message.piece;
       }
     } finally {
@@ -95,30 +95,31 @@ export async function remote(worker, url, options, progress) {
 export function answering(self, open) {
   /** @type {Model} */
   let model;
-  const stopped = new Set();
+  const running = new Set(); // texts that are being written
   const facts = () => {
     const { name, device, adapters, tasks, manifest } = model;
     return { name, device, adapters, tasks, manifest };
   };
-  const answer = async (id, call, args) => {
-    if (call === 'open')
-      model = await open(args[0], { ...args[1], progress: (progress) => self.postMessage({ progress }) });
-    else if (call === 'add') model.add(args[0], args[1], args[2]);
-    else if (!STREAMS.includes(call)) return model[call](...args);
-    else {
-      for await (const piece of model[call](...args)) {
-        if (stopped.has(id)) break;
+  const written = async (id, pieces) => {
+    running.add(id);
+    try {
+      for await (const piece of pieces) {
+        if (!running.has(id)) return;
         self.postMessage({ id, piece });
       }
-      return undefined;
+    } finally {
+      running.delete(id);
     }
+  };
+  const answer = async (id, call, args) => {
+    if (STREAMS.includes(call)) return written(id, model[call](...args));
+    if (call !== 'open' && call !== 'add') return model[call](...args);
+    if (call === 'add') model.add(args[0], args[1], args[2]);
+    else model = await open(args[0], { ...args[1], progress: (progress) => self.postMessage({ progress }) });
     return facts();
   };
   self.onmessage = async ({ data: { id, call, args, stop } }) => {
-    if (stop) {
-      stopped.add(id);
-      return;
-    }
+    if (stop) return running.delete(id);
     const told = (error) => (error instanceof QIA3Error ? error.message : String(error));
     const done = await answer(id, call, args).then(
       (value) => ({ value, done: true }),
