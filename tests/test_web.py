@@ -408,6 +408,22 @@ def test_the_form_is_prettier_s():
     assert ran.returncode == 0, ran.stderr
 
 
+@node
+def test_libraries_are_found_by_name(bundles, tmp_path):
+    """As npm installs the package: nothing but the bundle's folder is said."""
+    (tmp_path / "node_modules").symlink_to(Path(str(RUNTIME)).resolve())
+    for name in json.loads((WEB / "package.json").read_text())["files"]:
+        shutil.copy(WEB / name, tmp_path)
+    script = f"""import {{ open }} from "./qia3.mjs";
+        const model = await open({json.dumps(str(bundles["side"]))});
+        console.log(await model.label("the hall", "lamps"));"""
+    (tmp_path / "use.mjs").write_text(script)
+    ran = subprocess.run(["node", str(tmp_path / "use.mjs")], capture_output=True, text=True, timeout=100)
+    engine = open_engine(Bundle.open(bundles["side"]), 1)
+    right = classify(engine, task_of(engine, "lamps"), AdapterBank(engine.bundle).vectors("lamps"), "the hall").label
+    assert (ran.stdout.strip(), ran.stderr) == (right, "")
+
+
 def test_the_package_is_whole():
     """What npm would publish: every module, in this version."""
     import qia3
