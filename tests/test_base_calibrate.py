@@ -106,7 +106,7 @@ def test_inputs_that_were_always_zero_do_no_harm():
 
 @pytest.mark.parametrize("bad", [np.full((32, 32), np.nan, np.float32), np.eye(31, dtype=np.float32)])
 def test_a_moment_that_cannot_be_one_is_refused(bad):
-    with pytest.raises(ValueError, match=r"second moment is finite and \[32, 32\]"):
+    with pytest.raises(ValueError, match=r"second moment must be finite and of shape \[32, 32\]"):
         quantise_calibrated(np.ones((2, 32), np.float32), Seen(bad), 16)
 
 

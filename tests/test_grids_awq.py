@@ -91,5 +91,5 @@ def test_unpacking_undoes_packing(data):
 def test_tensors_that_do_not_belong_together_are_refused():
     words, zeros, scales = random_layer(96, 24, 32)
     for layer in [(words[:-8], zeros[:-1], scales), (words, zeros[:, :-1], scales), (words, zeros, scales[:-1])]:
-        with pytest.raises(ValueError, match="belong together"):
+        with pytest.raises(ValueError, match="fit together"):
             unpack_awq(*layer, 32)

@@ -53,5 +53,5 @@ def test_values_that_are_not_finite_are_refused(grid, values):
 
 @both
 def test_a_block_of_another_size_is_refused(grid):
-    with pytest.raises(ValueError, match="block_size is one of"):
+    with pytest.raises(ValueError, match="block_size must be one of"):
         grid.quantise(np.ones((1, 48), np.float32), 48)

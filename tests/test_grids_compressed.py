@@ -124,7 +124,7 @@ def test_folding_touches_scales_only():
 def test_tensors_that_do_not_belong_together_are_refused():
     packed, scales, zeros = random_layer(96, 24, 32)
     for layer in [(packed[:-1], scales, zeros), (packed, scales[:, :-1], zeros), (packed, scales, zeros[:-1])]:
-        with pytest.raises(ValueError, match="belong together"):
+        with pytest.raises(ValueError, match="fit together"):
             unpack_compressed(*layer, 32, 96)
     with pytest.raises(ValueError, match="NaN or infinity"):
         unpack_compressed(packed, np.where(scales == scales.max(), np.float16("inf"), scales), zeros, 32, 96)

@@ -157,9 +157,9 @@ def test_a_unit_is_the_spacing_of_the_type_at_one():
 def test_tensors_that_do_not_belong_together_are_refused():
     words, scales, biases = random_layer(96, 24, 32)
     for layer in [(words[:-1], scales, biases), (words, scales[:, :-1], biases), (words, scales, biases[:-1])]:
-        with pytest.raises(ValueError, match=r"belong together|whole groups"):
+        with pytest.raises(ValueError, match=r"fit together|whole number of groups"):
             unpack_mlx(*layer, 2**-7)
     with pytest.raises(ValueError, match="NaN or infinity"):
         unpack_mlx(words, scales, np.where(biases == biases.max(), np.float32("inf"), biases), 2**-7)
-    with pytest.raises(ValueError, match="whole groups of 24"):
+    with pytest.raises(ValueError, match="whole number of groups of 24"):
         shapes(96, 24, 24, 4)

@@ -101,7 +101,7 @@ def test_folding_touches_scales_only_and_multiplies_rows(rows, each, block, vect
 
 
 def test_rows_that_are_no_whole_blocks_are_not_folded():
-    with pytest.raises(ValueError, match="a scale belongs to two rows"):
+    with pytest.raises(ValueError, match="a block spans two rows"):
         nf4.fold(nf4.quantise(normal(3, 96)), np.ones(3, np.float32))
 
 

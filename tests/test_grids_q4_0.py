@@ -81,7 +81,7 @@ def test_rows_move_whole():
     [np.zeros((2, 19), np.uint8), np.zeros(18, np.uint8), np.zeros((2, 18), np.int8), np.zeros((0, 18), np.uint8)],
 )
 def test_what_is_no_rows_of_blocks_is_refused(raw):
-    with pytest.raises(ValueError, match="not rows of blocks"):
+    with pytest.raises(ValueError, match="not uint8 rows of whole 18-byte blocks"):
         unpack_q4_0(raw)
 
 

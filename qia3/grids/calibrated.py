@@ -1,21 +1,21 @@
-"""The int4 grid with inputs to learn from: each input's rounding error is made good by the inputs that are still to be
-rounded (GPTQ).
+"""The int4 grid with calibration (GPTQ): the rounding error of each input is compensated by the inputs that are still
+to be rounded.
 
 A layer sees inputs x [K]; what matters is the error of its outputs, not of its weights. With H = mean x x^T, an error e
 of one row costs
 
     E |e . x|^2 = e H e^T
 
-Round the inputs one after the other. When input i is rounded with an error d = W[i] - Q[i], the best that the inputs
-after it can do is to move by -d U[i, j] / U[i, i], where U is the upper Cholesky factor of H^-1, H^-1 = U^T U. Each
-block's scale and zero point are chosen when its turn comes, on weights that carry the errors of the blocks before,
-weighted by the diagonal of H (int4.choose). Worked example, K = 2, steps of 1:
+Inputs are rounded one after the other. When input i is rounded with an error d = W[i] - Q[i], the best compensation is
+to move each later input j by -d U[i, j] / U[i, i], where U is the upper Cholesky factor of H^-1, H^-1 = U^T U. The
+scale and zero point of a block are chosen when its turn comes, from weights that already carry the errors of earlier
+blocks, and weighted by the diagonal of H (int4.choose). Worked example, K = 2, steps of 1:
 
     W = [0.4, 0.4]     x1 = x2 always: H = [[1, 1], [1, 1]] (and a little on the diagonal, to be invertible)
     nearest: Q = [0, 0], output error 0.8 x.    Here: Q1 = 0, the lost 0.4 moves to the second: 0.8 -> Q2 = 1, output error -0.2 x.
 
-Damping: a hundredth of the mean of the diagonal is added to it; an input that was always zero gets 1 there, so its
-weights are rounded alone.
+Damping: 1 % of the mean of the diagonal is added to it. An input that was always zero gets 1 there, so its weights are
+rounded independently.
 
 Source: GPTQ, Frantar et al. 2022 (arXiv:2210.17323), algorithm 1, inputs in their own order.
 """
@@ -32,38 +32,40 @@ from qia3.grids.blocks import Floats, check
 from qia3.grids.int4 import Int4, assemble, choose
 
 DAMPING = 0.01
-ROWS = 4096  # at a time, which bounds the working copy
+ROWS = 4096  # rows at a time: bounds the memory of the working copy
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What a layer's inputs were: `moment` [K, K], the mean (or sum) of x x^T.
+    """Second moment of a layer's inputs: `moment` [K, K], the mean (or sum) of x x^T.
 
-    Layers on the same inputs (q, k, v) share one, and what follows from it is worked out once.
+    Layers with the same inputs (q, k, v) share one object, so the factorisation is done once.
     """
 
     moment: NDArray[np.floating]
 
     @cached_property
     def damped(self) -> NDArray[np.float64]:
-        """H, safe to invert."""
+        """H, damped so that it can be inverted."""
         return damp(self.moment)
 
     @cached_property
     def factor(self) -> Floats:
-        """U, float32 [K, K]. Raises ValueError where H is not positive definite."""
+        """U, float32 [K, K]. Raises ValueError if H is not positive definite."""
         return inverse_factor(self.damped)
 
 
 def quantise_calibrated(weight: Floats, seen: Seen, block_size: int, symmetric: bool = False) -> Int4:
-    """weight [N, K] float32 -> Int4, for the inputs that were seen.
+    """weight [N, K] float32 -> Int4, calibrated on the inputs in `seen`.
 
-    Raises ValueError on a bad block size, a weight or a moment that is not finite, or shapes that do not fit.
+    Raises ValueError on a bad block size, a weight or moment that is not finite, or shapes that do not match.
     """
     check(weight, block_size)
     outputs, inputs = weight.shape
     if seen.moment.shape != (inputs, inputs) or not np.isfinite(seen.moment).all():
-        raise ValueError(f"the inputs' second moment is finite and [{inputs}, {inputs}], not {list(seen.moment.shape)}")
+        raise ValueError(
+            f"the inputs' second moment must be finite and of shape [{inputs}, {inputs}], not {list(seen.moment.shape)}"
+        )
     factor, importance = seen.factor, seen.damped.diagonal().astype(np.float32)
     blocks = -(-inputs // block_size)
     steps = np.zeros((outputs, blocks * block_size), np.float32)
@@ -79,7 +81,7 @@ def quantise_calibrated(weight: Floats, seen: Seen, block_size: int, symmetric: 
 
 
 def damp(moment: NDArray[np.floating]) -> NDArray[np.float64]:
-    """The moment as float64, made safe to invert."""
+    """The moment in float64, damped so that it can be inverted."""
     result = moment.astype(np.float64)
     diagonal = np.einsum("ii->i", result)
     diagonal[diagonal <= 0] = 1
@@ -88,7 +90,7 @@ def damp(moment: NDArray[np.floating]) -> NDArray[np.float64]:
 
 
 def inverse_factor(matrix: NDArray[np.float64]) -> Floats:
-    """Upper U with U^T U = matrix^-1, float32 [K, K]. Raises ValueError where the matrix is not positive definite."""
+    """Upper U with U^T U = matrix^-1, float32 [K, K]. Raises ValueError if the matrix is not positive definite."""
     try:
         return np.linalg.cholesky(np.linalg.inv(matrix)).T.astype(np.float32)
     except np.linalg.LinAlgError as error:
@@ -103,8 +105,8 @@ def _scales(block: Floats, importance: Floats, block_size: int, symmetric: bool)
 
 
 def _round(block: Floats, factor: Floats, scale: Floats, zero: Floats) -> tuple[Floats, Floats]:
-    """Steps [rows, inputs] of a block [inputs, rows], and the errors [inputs, rows] over the diagonal, for the blocks
-    that follow.
+    """Steps [rows, inputs] of a block [inputs, rows], and its errors [inputs, rows] divided by the diagonal, for the
+    later blocks.
     """
     left, errors, steps = block.copy(), np.empty_like(block), np.empty_like(block)
     inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale != 0)

@@ -1,4 +1,4 @@
-"""GPTQ checkpoints: 4-bit codes of K inputs and N outputs, a scale and a zero point for each group of G inputs.
+"""GPTQ checkpoints: 4-bit codes of K inputs and N outputs, with a scale and a zero point per group of G inputs.
 
     W[n, i] = (q[n, i] - z[n, g]) * s[n, g],    g = i // G
 
@@ -12,13 +12,13 @@ There are two conventions for zero points. Files of `checkpoint_format` "gptq" (
 nibble 7 everywhere in v1, 8 in v2.
 
 Worked example: output n, inputs 0 to 7 with codes 1 2 3 4 5 6 7 8, z = 8. The word of qweight is 0x87654321, its bytes
-in memory are 21 43 65 87; in v1 the nibble n % 8 of qzeros[g, n // 8] is 7. The bytes 21 43 65 87 are the very bytes of
-int4.py (two codes a byte, the even input in the low nibble), which has them by output where GPTQ has them by input:
-unpacking the codes is a transposition of bytes.
+in memory are 21 43 65 87; in v1 the nibble n % 8 of qzeros[g, n // 8] is 7. These are exactly the bytes of int4.py (two
+codes per byte, the even input in the low nibble), but GPTQ orders them by input and int4.py by output: unpacking the
+codes is a transposition of bytes.
 
 Source: AutoGPTQ 0.7.1, auto_gptq/nn_modules/qlinear/qlinear_cuda_old.py (`pack` and `forward`); GPTQModel's docs on
-"gptq_v2"; Frantar et al. 2022, arXiv:2210.17323. Files that were sorted by activation are not on this grid: their
-groups lie across MatMulNBits' blocks.
+"gptq_v2"; Frantar et al. 2022, arXiv:2210.17323. Files whose inputs were sorted by activation do not fit this grid:
+their groups are scattered over MatMulNBits' blocks.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ STORED_BELOW = {"gptq": 1, "gptq_v2": 0}  # how far below the zero point the sto
 
 
 def shapes(inputs: int, outputs: int, group_size: int) -> dict[str, tuple[int, ...]]:
-    """What a file holds for one layer, `g_idx` apart. Raises ValueError where such a layer cannot be packed."""
+    """Shapes of the tensors that a file holds for one layer, except `g_idx`. Raises ValueError if it cannot be packed."""
     if inputs % 8 or outputs % 8:
-        raise ValueError(f"{outputs} x {inputs} weights do not fill words of 8 codes")
+        raise ValueError(f"{outputs} x {inputs} weights cannot be packed: both sizes must be multiples of 8")
     groups = -(-inputs // group_inputs(group_size, inputs))
     return {"qweight": (inputs // 8, outputs), "qzeros": (groups, outputs // 8), "scales": (groups, outputs)}
 
 
 def is_plain(g_idx: Words, group_size: int) -> bool:
-    """Whether the groups are runs of inputs in their order."""
+    """Whether each group is a run of consecutive inputs, in order."""
     inputs = len(g_idx)
     return bool(np.array_equal(g_idx, np.arange(inputs) // group_inputs(group_size, inputs)))
 
 
 def unpack_gptq(qweight: Words, qzeros: Words, scales: Halves, group_size: int, checkpoint_format: str) -> Int4:
-    """The same codes on our grid.
+    """The same codes on our grid, without rounding.
 
-    Raises ValueError where the shapes do not belong together or a scale is not finite.
+    Raises ValueError if the shapes do not fit together or a scale is not finite.
     """
     inputs, outputs = qweight.shape[0] * 8, qweight.shape[1]
     if shapes(inputs, outputs, group_size) != {
@@ -59,7 +59,7 @@ def unpack_gptq(qweight: Words, qzeros: Words, scales: Halves, group_size: int, 
         "scales": scales.shape,
     }:
         raise ValueError(
-            f"qweight {qweight.shape}, qzeros {qzeros.shape} and scales {scales.shape} do not belong together"
+            f"qweight {qweight.shape}, qzeros {qzeros.shape} and scales {scales.shape} do not fit together"
         )
     codes = as_bytes(qweight).reshape(inputs // 8, outputs, 4).transpose(1, 0, 2).reshape(outputs, inputs // 2)
     stored = unpack_nibbles(as_bytes(qzeros).reshape(len(qzeros), outputs // 2), outputs)
@@ -68,7 +68,7 @@ def unpack_gptq(qweight: Words, qzeros: Words, scales: Halves, group_size: int, 
 
 
 def pack_gptq(weight: Int4, checkpoint_format: str) -> tuple[Words, Words, NDArray[np.float16]]:
-    """qweight, qzeros and scales of a weight whose scales are float16 numbers; a block is a group."""
+    """qweight, qzeros and scales of a weight whose scales are exact in float16; each block becomes a group."""
     codes, zeros = unpack(weight)
     words = pack_nibbles(codes).reshape(weight.outputs, -1, 4).transpose(1, 0, 2)
     stored = (zeros.T - np.uint8(STORED_BELOW[checkpoint_format])) & np.uint8(15)

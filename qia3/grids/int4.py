@@ -1,30 +1,31 @@
-"""The int4 grid: unsigned 4-bit codes, a scale and a zero point per block of inputs. ONNX Runtime's MatMulNBits layout.
+"""The int4 grid: unsigned 4-bit codes, with a scale and a zero point per block of inputs, as ONNX Runtime's MatMulNBits
+stores them.
 
 A weight W of N output rows and K inputs is cut, row by row, into B = ceil(K / block) blocks of `block` inputs each:
 
     W[n, i] = (q[n, i] - z[n, b]) * s[n, b],    b = i // block,    q, z in 0..15
 
-    codes        uint8   [N, B, block / 2]    two codes a byte, the even input in the low nibble
+    codes        uint8   [N, B, block / 2]    two codes per byte, the even input in the low nibble
     scales       float32 [N, B]
-    zero points  uint8   [N, ceil(B / 2)]     two a byte, the even block in the low nibble; absent on a symmetric grid, where z = 8
+    zero points  uint8   [N, ceil(B / 2)]     two per byte, the even block in the low nibble; absent on a symmetric grid, where z = 8
 
-The last block of a row is filled up with codes equal to its zero point, so that the filling is worth zero. Worked
+The last block of a row is padded with codes equal to its zero point, so that the padding dequantises to zero. Worked
 example, N = 1, K = 4, shown for a block of 4 (real blocks are 16 to 256):
 
     W = [-0.3, 0.0, 0.6, 1.2]     min -0.3, max 1.2     s = (1.2 + 0.3) / 15 = 0.1     z = round(0.3 / 0.1) = 3
     q = [0, 3, 9, 15]             bytes: 0x30 (q1 q0), 0xF9 (q3 q2)                     zero points: 0x03
 
-A row is a whole number of blocks, so multiplying output row n by l[n] multiplies its scales alone (`fold`): the codes
-and zero points stay byte for byte what they were, for any sign of l, and l = 0 gives a row of zeros.
+A row is a whole number of blocks, so multiplying output row n by l[n] only multiplies its scales (`fold`): the codes
+and zero points stay the same, byte for byte, for any sign of l. With l = 0 the row becomes zeros.
 
 Choosing scale and zero point. The error of a block is sum a (W - s d)^2 with d = q - z and a = sqrt(mean W^2 + W^2):
-large weights count for more, as in ggml's k-quants (make_qkx2_quants). With d fixed the best scale is s = <aW, d> /
-<ad, d>, and what it leaves falls with <aW, d>^2 / <ad, d>. So each block tries a few ranges, rounds to nearest within
-each, and keeps the d that explains most. Asymmetric: shares of [min(W, 0), max(W, 0)], so that zero is always on the
-grid. Symmetric: shares of s = -peak / 8, where peak is the entry of the largest magnitude with its sign, as ONNX
-Runtime's own quantiser has it: scales may be negative. The full range is among those tried, so no block's error is
-worse than by round to nearest. Last, W is rounded once more by the scale that came out best. With inputs to learn from,
-see calibrated.py.
+large weights count more, as in ggml's k-quants (make_qkx2_quants). For a given d the best scale is s = <aW, d> / <ad,
+d>, and the larger <aW, d>^2 / <ad, d>, the smaller the remaining error. So several ranges are tried per block, W is
+rounded to nearest within each, and the d with the smallest error is kept. Asymmetric: fractions of [min(W, 0), max(W,
+0)], so that zero is always on the grid. Symmetric: fractions of s = -peak / 8, where peak is the entry of the largest
+magnitude with its sign, as in ONNX Runtime's own quantiser; scales may be negative. The full range is among those
+tried, so no block is worse than with round to nearest. Finally W is rounded once more with the best scale. For
+calibration data, see calibrated.py.
 
 Source of the layout: docs/ContribOperators.md of ONNX Runtime, com.microsoft.MatMulNBits. Scales that train: PEQA
 (arXiv:2305.14152).
@@ -41,7 +42,7 @@ from qia3.grids.blocks import fold as fold
 
 SYMMETRIC_ZERO = 8
 RANGES = (1.0, 1.05, 0.95, 0.9, 0.86, 0.82, 0.78, 0.74, 0.7)  # the full range first: it wins a tie
-CACHED_ENTRIES = 1 << 16  # of a weight at a time: what the processor's second cache holds with its copies
+CACHED_ENTRIES = 1 << 16  # entries processed at a time: they and their copies fit into the L2 cache
 
 
 class Int4(Blocks):
@@ -53,25 +54,25 @@ class Int4(Blocks):
 
 
 def bits_per_weight(block_size: int, symmetric: bool) -> float:
-    """The grid's arithmetic for rows of whole, even blocks: 4 bits, a float32 scale and a 4-bit zero point per block."""
+    """The grid's arithmetic for rows of a whole and even number of blocks: 4 bits, a float32 scale and a 4-bit zero point per block."""
     return 4 + 32 / block_size + (0 if symmetric else 4 / block_size)
 
 
 def row_bytes(inputs: int, block: int, symmetric: bool) -> int:
-    """Bytes of one row of codes, scales and zero points."""
+    """Bytes per row: codes, scales and zero points."""
     blocks = -(-inputs // block)
     return blocks * (block // 2 + 4) + (0 if symmetric else -(-blocks // 2))
 
 
 def block_for(inputs: int, at_most: int, symmetric: bool = False) -> int:
-    """The block, up to `at_most`, in which a row of `inputs` takes the fewest bytes: 64 for 576 and at most 128, which
-    would fill up to 640.
+    """The block size, up to `at_most`, in which a row of `inputs` takes the fewest bytes: 64 for 576 inputs and at most
+    128, as blocks of 128 would pad the row to 640.
     """
     return min((b for b in BLOCK_SIZES if b <= at_most), key=lambda block: (row_bytes(inputs, block, symmetric), block))
 
 
 def pack_nibbles(values: Bytes) -> Bytes:
-    """[..., m] of 0..15 -> [..., ceil(m / 2)], the even entry in the low nibble; an odd end is filled with 0."""
+    """[..., m] of 0..15 -> [..., ceil(m / 2)], the even entry in the low nibble; an odd end is padded with 0."""
     if values.shape[-1] % 2:
         values = np.concatenate([values, np.zeros((*values.shape[:-1], 1), np.uint8)], axis=-1)
     packed: Bytes = values[..., 0::2] | (values[..., 1::2] << np.uint8(4))
@@ -85,7 +86,7 @@ def unpack_nibbles(packed: Bytes, count: int) -> Bytes:
 
 
 def quantise(weight: Floats, block_size: int, symmetric: bool = False) -> Int4:
-    """The least weighted error of each block over a few ranges. weight [N, K] float32 -> Int4.
+    """weight [N, K] float32 -> Int4, by the least weighted error per block over a few ranges.
 
     Raises ValueError on a bad block size or a weight that is not finite.
     """
@@ -106,7 +107,7 @@ def quantise(weight: Floats, block_size: int, symmetric: bool = False) -> Int4:
 
 
 def joined(parts: Sequence[Int4]) -> Int4:
-    """The rows of several weights on one grid, one after the other."""
+    """The rows of several weights on the same grid, concatenated."""
     if len(parts) == 1:
         return parts[0]
     zeros = [p.zero_points for p in parts if p.zero_points is not None]
@@ -115,8 +116,8 @@ def joined(parts: Sequence[Int4]) -> Int4:
 
 
 def choose(blocks: Floats, importance: Floats, symmetric: bool) -> tuple[Floats, Floats, Floats]:
-    """Steps q - z [n, block], scales [n] and zero points [n] of blocks [n, block]: those of the range that explains
-    most of the block.
+    """Steps q - z [n, block], scales [n] and zero points [n] of blocks [n, block], from the range with the smallest
+    error.
 
     `importance` [n, block] or [1, block] weighs each entry's squared error.
     """
@@ -124,7 +125,7 @@ def choose(blocks: Floats, importance: Floats, symmetric: bool) -> tuple[Floats,
     explained, scales, zeros = np.full(count, -1, np.float32), np.zeros(count, np.float32), np.zeros(count, np.float32)
     steps, weighted = np.zeros_like(blocks), importance * blocks
     importance = np.broadcast_to(importance, blocks.shape)
-    for factor in (*RANGES, None):  # None: round again by the scale that came out best
+    for factor in (*RANGES, None):  # None: round again with the best scale
         ranged = _symmetric_range if symmetric else _asymmetric_range
         scale, zero = (scales, zeros) if factor is None else ranged(blocks, np.float32(factor))
         tried = to_steps(blocks, scale[:, None], zero[:, None])
@@ -137,7 +138,7 @@ def choose(blocks: Floats, importance: Floats, symmetric: bool) -> tuple[Floats,
 
 
 def to_steps(weight: Floats, scale: Floats, zero: Floats) -> Floats:
-    """q - z of the nearest code, by broadcasting: W / s rounded, and kept within what a code can say."""
+    """q - z of the nearest code, with broadcasting: W / s, rounded and clipped to the range of a code."""
     steps = np.rint(_ratio(weight, scale))
     return np.clip(steps, -zero, 15 - zero, out=steps)
 
@@ -173,7 +174,7 @@ def _ratio(above: Floats, below: Floats) -> Floats:
 
 
 def unpack(weight: Int4) -> tuple[Bytes, Bytes]:
-    """Codes [N, K] and zero points [N, B], one value a byte."""
+    """Codes [N, K] and zero points [N, B], one value per byte."""
     outputs, blocks, _ = weight.codes.shape
     codes = unpack_nibbles(weight.codes, weight.block_size).reshape(outputs, -1)[:, : weight.inputs]
     zeros = np.full((outputs, blocks), SYMMETRIC_ZERO, np.uint8)

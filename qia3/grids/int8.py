@@ -1,28 +1,26 @@
-"""The int8 grid: unsigned 8-bit codes, a scale and a zero point per block of inputs.
+"""The int8 grid: unsigned 8-bit codes, with a scale and a zero point per block of inputs, for the few layers that are
+most sensitive to rounding.
 
-For the few layers whose rounding costs most.
-
-The int4 grid (int4.py) with a byte for each code, in the layout that ONNX Runtime's MatMulNBits has for bits = 8:
+It is the int4 grid (int4.py) with one byte per code, in the layout of ONNX Runtime's MatMulNBits at bits = 8:
 
     W[n, i] = (q[n, i] - z[n, b]) * s[n, b],    b = i // block,    q, z in 0..255
 
-    codes        uint8   [N, B, block]     one code a byte
+    codes        uint8   [N, B, block]     one code per byte
     scales       float32 [N, B]
-    zero points  uint8   [N, B]            one a block; absent on a symmetric grid, where z = 128
+    zero points  uint8   [N, B]            one per block; absent on a symmetric grid, where z = 128
 
-The last block of a row is filled up with codes equal to its zero point. Worked example, N = 1, K = 4, shown for a block
-of 4:
+The last block of a row is padded with codes equal to its zero point. Worked example, N = 1, K = 4, shown for a block of
+4:
 
     W = [-0.5, 0.0, 1.0, 2.05]     s = (2.05 + 0.5) / 255 = 0.01     z = round(0.5 / 0.01) = 50
     q = [0, 50, 150, 255]          bytes: 0x00, 0x32, 0x96, 0xFF     zero points: 0x32
 
-A block is 128 at least, where it fits: a code is fine enough to share its scale with more weights than at 4 bits.
+A block is at least 128 where that fits: 8-bit steps are so fine that more weights can share a scale than at 4 bits.
 
-Rounding is to nearest on [min(W, 0), max(W, 0)], symmetric on [-max |W|, max |W|] with the codes 1 to 255. Nothing is
-searched and nothing calibrated: a step is a 17th of what it is at 4 bits, and what rounding costs falls with its
-square, to about a 290th.
+Rounding is to nearest on [min(W, 0), max(W, 0)], or on [-max |W|, max |W|] with the codes 1 to 255 if symmetric. There
+is no search and no calibration: a step is 1/17 of the 4-bit step, and the squared error about 1/290.
 
-Folding is as on int4: row n times l[n] is the row's scales times l[n], and nothing else changes.
+Folding is as in int4: row n times l[n] is the row's scales times l[n], and nothing else changes.
 
 Source of the layout: docs/ContribOperators.md of ONNX Runtime, com.microsoft.MatMulNBits and
 com.microsoft.GatherBlockQuantized.
@@ -48,18 +46,18 @@ class Int8(Blocks):
 
 
 def bits_per_weight(block_size: int, symmetric: bool) -> float:
-    """The grid's arithmetic for rows of whole blocks: 8 bits, a float32 scale and an 8-bit zero point per block."""
+    """The grid's arithmetic for rows of a whole number of blocks: 8 bits, a float32 scale and an 8-bit zero point per block."""
     return 8 + 32 / block_size + (0 if symmetric else 8 / block_size)
 
 
 def row_bytes(inputs: int, block: int, symmetric: bool) -> int:
-    """Bytes of one row of codes, scales and zero points."""
+    """Bytes per row: codes, scales and zero points."""
     return -(-inputs // block) * (block + 4 + (0 if symmetric else 1))
 
 
 def block_for(inputs: int, at_most: int, symmetric: bool = False) -> int:
-    """The block, up to `at_most` or 128, in which a row of `inputs` takes the fewest bytes: 64 for 576, which 128 would
-    fill up to 640.
+    """The block size, up to `at_most` or 128, in which a row of `inputs` takes the fewest bytes: 64 for 576 inputs, as
+    blocks of 128 would pad the row to 640.
     """
     blocks = (b for b in BLOCK_SIZES if b <= max(at_most, LEAST_BLOCK))
     return min(blocks, key=lambda block: (row_bytes(inputs, block, symmetric), block))
@@ -90,7 +88,7 @@ def _range(blocks: Floats, symmetric: bool) -> tuple[Floats, Floats]:
         return scales, np.full_like(scales, SYMMETRIC_ZERO)
     scales = (high / np.float32(255) - low / np.float32(255)).astype(
         np.float32
-    )  # not high - low, which may be more than float32 holds
+    )  # not high - low, which may overflow float32
     zeros = np.rint(np.divide(-low, scales, out=np.zeros_like(scales), where=scales != 0))
     return scales, np.clip(zeros, 0, 255)
 

@@ -6,24 +6,25 @@ A weight W of N output rows and K inputs is read as one long list, row after row
 
     W[e] = LEVELS[q[e]] * s[e // block],    e = n K + i,    q in 0..15
 
-    codes   uint8   [ceil(N K / 2)]         two codes a byte, the even entry in the HIGH nibble (int4 has it in the low one)
-    scales  float32 [ceil(N K / block)]     the largest |W| of each block ("absmax"); the last block may be short
+    codes   uint8   [ceil(N K / 2)]         two codes per byte, the even entry in the HIGH nibble (int4 has it in the low one)
+    scales  float32 [ceil(N K / block)]     the largest |W| per block ("absmax"); the last block may be short
 
 Worked example, N = 1, K = 4:   W = [-0.5, 0.0, 0.25, 0.125]    s = 0.5    W / s = [-1, 0, 0.5, 0.25]
 nearest levels -1, 0, 0.4407, 0.2461 are numbers 0, 7, 12, 10           bytes: 0x07 (q0 q1), 0xCA (q2 q3)
 
-Level 7 is zero, so zeros stay zeros. A level is chosen by the midpoints between neighbours, in float32, as bitsandbytes
-does; equal bit for bit to its CPU code (tests/test_grids_nf4.py). Its AVX-512 dequantiser (0.50) lets every row begin a
-block of its own: where K is no multiple of the block its weights are wrong there, and right in its plain code, on GPUs
-and here.
+Level 7 is zero, so zeros stay zeros. A level is chosen by the midpoints between neighbours, in float32, as in
+bitsandbytes; the result is bit for bit that of its CPU code (tests/test_grids_nf4.py). Its AVX-512 dequantiser (0.50)
+starts a new block at every row: if K is not a multiple of the block, its weights are wrong there. They are right in its
+plain code, on GPUs and here.
 
-Folding. Where K is a multiple of the block, no block crosses from a row into the next, and multiplying row n by l[n]
-multiplies the scales of that row's K / block blocks: the codes stay what they were. Where it is not, a block belongs to
-two rows, and no folding is exact: `fold` refuses.
+Folding. If K is a multiple of the block, no block spans two rows, and multiplying row n by l[n] multiplies the scales
+of that row's K / block blocks; the codes do not change. Otherwise a block spans two rows, an exact fold is impossible,
+and `fold` refuses.
 
-Double quantisation. bitsandbytes may store the scales themselves in 8 bits: s = MAP[c] * t[b // 256] + offset, c one
-byte a block, t one float32 for 256 blocks. That is 0.127 bits a weight instead of 0.5. A fold needs plain float32
-scales, so they are un-nested first (`unnest`), which costs the difference, 0.373 bits a weight, and changes no weight.
+Double quantisation. bitsandbytes may store the scales themselves in 8 bits: s = MAP[c] * t[b // 256] + offset, with c
+one byte per block and t one float32 per 256 blocks. That takes 0.127 bits per weight instead of 0.5. A fold needs plain
+float32 scales, so they are unpacked first (`unnest`), which costs the difference, 0.373 bits per weight, and changes no
+weight.
 
 Sources: Dettmers et al. 2023 (arXiv:2305.14314), sections 3 and appendix E; bitsandbytes 0.50, functional.py
 (get_4bit_type, quantize_4bit).
@@ -53,7 +54,7 @@ MIDPOINTS: Floats = (LEVELS[:-1] + LEVELS[1:]) / np.float32(2)
 
 @dataclass(frozen=True)
 class Nf4:
-    """A weight on the grid. `outputs` and `inputs` are N and K, which the flat codes do not tell."""
+    """A weight on the grid. `outputs` and `inputs` are N and K, which cannot be told from the flat codes."""
 
     codes: Bytes  # [ceil(N K / 2)]
     scales: Floats  # [ceil(N K / block)]
@@ -68,12 +69,12 @@ class Nf4:
 
     @property
     def folds(self) -> bool:
-        """Whether every row is a whole number of blocks."""
+        """Whether every row is a whole number of blocks, so that `fold` is exact."""
         return self.inputs % self.block_size == 0
 
 
 def bits_per_weight(block_size: int, nested: bool = False) -> float:
-    """4 bits and the scales: float32 for each block, or a byte for each and a float32 for 256 of them."""
+    """4 bits plus the scales: float32 per block, or one byte per block and a float32 per 256 blocks."""
     return 4 + (8 / block_size + 32 / (NESTED_BLOCK * block_size) if nested else 32 / block_size)
 
 
@@ -83,7 +84,7 @@ def quantise(weight: Floats, block_size: int = 64) -> Nf4:
     Raises ValueError on a bad block size or a weight that is not finite.
     """
     if block_size not in BLOCK_SIZES:
-        raise ValueError(f"an NF4 block is one of {BLOCK_SIZES}, not {block_size}")
+        raise ValueError(f"an NF4 block must be one of {BLOCK_SIZES}, not {block_size}")
     if not np.isfinite(weight).all():
         raise ValueError("the weight holds NaN or infinity")
     outputs, inputs = weight.shape
@@ -92,16 +93,16 @@ def quantise(weight: Floats, block_size: int = 64) -> Nf4:
     scales: Floats = np.abs(blocks).max(axis=-1)
     inverse = np.float32(1) / np.maximum(
         scales, LEAST
-    )  # bitsandbytes multiplies by it, which rounds otherwise than dividing does
+    )  # bitsandbytes multiplies by the reciprocal, which rounds differently from dividing
     steps = np.clip(blocks * inverse[:, None], -1, 1).reshape(-1)[: len(flat)]
-    if rest := len(flat) % block_size:  # and divides in a short last block
+    if rest := len(flat) % block_size:  # but it divides in a short last block
         scales[-1] = max(scales[-1], LEAST)
         steps[-rest:] = np.clip(flat[-rest:] / scales[-1], -1, 1)
     return Nf4(pack(np.searchsorted(MIDPOINTS, steps).astype(np.uint8)), scales, block_size, outputs, inputs)
 
 
 def pack(codes: Bytes) -> Bytes:
-    """[m] of 0..15 -> [ceil(m / 2)], the even entry in the high nibble; an odd end is filled with the code of zero."""
+    """[m] of 0..15 -> [ceil(m / 2)], the even entry in the high nibble; an odd end is padded with the code of zero."""
     if len(codes) % 2:
         codes = np.append(codes, np.uint8(7))
     packed: Bytes = (codes[0::2] << np.uint8(4)) | codes[1::2]
@@ -109,7 +110,7 @@ def pack(codes: Bytes) -> Bytes:
 
 
 def unpack(weight: Nf4) -> Bytes:
-    """Codes [N, K], one a byte."""
+    """Codes [N, K], one per byte."""
     both = np.stack([weight.codes >> 4, weight.codes & 0x0F], axis=-1).reshape(-1)
     return both[: weight.outputs * weight.inputs].reshape(weight.outputs, weight.inputs)
 
@@ -122,23 +123,23 @@ def dequantise(weight: Nf4) -> Floats:
 
 
 def fold(weight: Nf4, vector: Floats) -> Nf4:
-    """Multiplies output row n by vector[n] (shape [N]): one multiply on the scales.
+    """Multiplies output row n by vector[n] (shape [N]) by multiplying its scales.
 
-    Raises ValueError where a block belongs to two rows.
+    Raises ValueError if a block spans two rows.
     """
     if vector.shape != (weight.outputs,):
-        raise ValueError(f"the vector has shape {vector.shape}, the weight {weight.outputs} output rows")
+        raise ValueError(f"the vector has shape {vector.shape}, but the weight has {weight.outputs} output rows")
     if not weight.folds:
         raise ValueError(
-            f"rows of {weight.inputs} inputs are not whole blocks of {weight.block_size}: a scale belongs to two rows"
+            f"rows of {weight.inputs} inputs are not a whole number of blocks of {weight.block_size}: a block spans two rows"
         )
     each = weight.inputs // weight.block_size
     return replace(weight, scales=weight.scales * np.repeat(vector.astype(np.float32), each))
 
 
 def unnest(codes: Bytes, levels: Floats, scales: Floats, offset: float, block: int = NESTED_BLOCK) -> Floats:
-    """Plain scales float32 [m] of doubly quantised ones: codes uint8 [m] into levels [256], scales [ceil(m / block)],
-    and what all are moved by.
+    """Plain scales float32 [m] from double-quantised ones: codes uint8 [m] into levels [256], scales [ceil(m / block)],
+    and one offset for all.
     """
     wide = np.repeat(scales.astype(np.float32), block)[: len(codes)]
     plain: Floats = levels.astype(np.float32)[codes] * wide + np.float32(offset)
