@@ -195,7 +195,7 @@ def test_query_vectors_without_a_place_are_told_the_key_that_gives_them_one(bund
         write_peft(tmp_path / role, Adapter({}, None), sites, "base")
         said = complaint(capsys, "adapter", "import", bundle, tmp_path / role, "--name", "new")
         assert f"{len(sites)} bad tensors" in said
-        assert said.count("(no place") == len(sites) == 2
+        assert said.count("(this base has no such vector") == len(sites) == 2
         assert ("query_vectors = true under [export]" in said) == hint
     unchanged(bundle, before)
 

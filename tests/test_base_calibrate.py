@@ -175,7 +175,7 @@ def test_a_text_is_used_from_its_beginning_to_its_end(tmp_path):
     assert windows.shape == (32, 16)
     assert (windows[0, 0], windows[-1, 0]) == (97, 100)
     text.write_text("short")
-    with pytest.raises(BaseModelError, match=r"has 5 tokens; 16 are the least, 512 are used"):
+    with pytest.raises(BaseModelError, match=r"has 5 tokens; at least 16 are needed, 512 are used"):
         read_windows(Letters(), text, 16)
     with pytest.raises(BaseModelError, match="cannot read the calibration text"):
         read_windows(Letters(), tmp_path / "nothing.txt", 16)
@@ -238,7 +238,7 @@ def test_a_kept_base_that_was_changed_or_torn_is_refused(base, tmp_path):
     weights = tmp_path / "base" / kept.WEIGHTS
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-7] + b"changed")
-    with pytest.raises(BaseModelError, match="has changed since it was written; it is made again"):
+    with pytest.raises(BaseModelError, match="has changed since it was written; it is quantised again"):
         kept.open_kept(tmp_path / "base", "tiny")
     weights.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(BaseModelError, match="cannot be read"):
@@ -254,9 +254,9 @@ def test_a_damaged_base_in_the_cache_is_made_again_and_said_so(tmp_path, monkeyp
     weights.write_bytes(weights.read_bytes()[:100])
     capsys.readouterr()
     assert load.load_base(asked).fingerprint == first.fingerprint
-    assert "it is made again" in capsys.readouterr().err
+    assert "it is quantised again" in capsys.readouterr().err
     load.load_base(asked)
-    assert "made again" not in capsys.readouterr().err
+    assert "quantised again" not in capsys.readouterr().err
 
 
 def test_the_first_process_to_keep_a_base_wins(base, tmp_path):
@@ -283,7 +283,7 @@ def test_a_base_that_cannot_be_kept_is_there_all_the_same(tmp_path, monkeypatch,
     monkeypatch.setenv("QIA3_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(load, "LEAST_KEPT", 0)
     assert load.load_base(load.Asked(str(tiny_folder), block_size=32)).fingerprint
-    assert "not kept" in capsys.readouterr().err
+    assert "not cached" in capsys.readouterr().err
 
 
 def test_a_text_that_is_not_there_is_told_before_anything_is_loaded(tiny_folder, tmp_path, monkeypatch):

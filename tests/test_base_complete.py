@@ -144,7 +144,7 @@ def test_a_rotation_in_the_files_is_the_one_that_the_config_gives(tmp_path):
     save_file(held | {name: own.bfloat16()}, tmp_path / "model.safetensors", metadata={"format": "pt"})
     check_places(empty_model(tmp_path), entries(tmp_path))
     configure(tmp_path, rope_parameters={"rope_type": "default", "rope_theta": 500000.0})
-    assert "this rotation is another one" in said(empty_model(tmp_path), entries(tmp_path))
+    assert "its rotary frequencies differ" in said(empty_model(tmp_path), entries(tmp_path))
 
 
 @pytest.mark.parametrize("calibration", ["none", "own"])
@@ -263,5 +263,5 @@ def test_a_tensor_in_two_files_and_one_that_the_index_does_not_name_are_found(tm
     save_file(load_file(files[1]) | {"stray.weight": torch.ones(3)}, files[1], metadata={"format": "pt"})
     assert "stray.weight has no place" in said(empty_model(tmp_path), entries(tmp_path))
     save_file(load_file(files[1]) | {name: held[name]}, files[1], metadata={"format": "pt"})
-    with pytest.raises(BaseModelError, match=f"1 tensors of .* stand in two of its files, '{name}' first"):
+    with pytest.raises(BaseModelError, match=f"1 tensors of .* are in two of its files, the first is '{name}'"):
         entries(tmp_path)

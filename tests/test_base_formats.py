@@ -79,13 +79,13 @@ def test_what_compressed_tensors_saved_has_its_logits():
         ({"transform_config": {"config_groups": {}}}, "it has a transform_config"),
         ({"format": "int-quantized"}, "stored as 'int-quantized'"),
         ({"format": "nvfp4-pack-quantized"}, "stored as 'nvfp4-pack-quantized'"),
-        ({"config_groups": {"W4A16": ["Linear"]}}, "no config_groups with a table each"),
-        ({"config_groups": {}}, "no config_groups"),
-        ({"ignore": "lm_head"}, "a list of names is expected"),
+        ({"config_groups": {"W4A16": ["Linear"]}}, "config_groups of quantization_config must be a table"),
+        ({"config_groups": {}}, "config_groups of quantization_config"),
+        ({"ignore": "lm_head"}, "must be a list of names, not 'lm_head'"),
         ({"ignore": ["re:("]}, "is not a regular expression"),
-        ({"ignore": []}, "lm_head should have codes (config_groups) and has none"),
-        ({"ignore": ["lm_head", UP]}, f"{UP} has codes, and config_groups leaves it in float"),
-        ({"ignore": ["lm_head", "Linear"]}, "11 more are so"),
+        ({"ignore": []}, "lm_head should be quantised (config_groups) but has no codes"),
+        ({"ignore": ["lm_head", UP]}, f"{UP} has codes, but config_groups leaves it in float"),
+        ({"ignore": ["lm_head", "Linear"]}, "11 more like these"),
     ],
 )
 def test_a_compressed_tensors_setting_is_understood_or_refused(changes, complaint, tmp_path):
@@ -107,11 +107,11 @@ def test_a_compressed_tensors_setting_is_understood_or_refused(changes, complain
         ({}, {"group_size": 16}, "weight_scale is float16 [96, 3] and should be float16 [96, 6]"),
         ({}, {"symmetric": True}, "14 have no place in the model (2 mlp.down_proj.weight_zero_point"),
         ({}, {"smoothing": 1}, "sets smoothing for its weights"),
-        ({"input_activations": {"num_bits": 8}}, {}, "rounds what goes into or out of its layers"),
+        ({"input_activations": {"num_bits": 8}}, {}, "also quantises inputs or outputs of its layers"),
         ({"output_activations": {"num_bits": 8}}, {}, "(output_activations)"),
         ({"format": "marlin-24"}, {}, "stored as 'marlin-24'"),
-        ({"targets": None}, {}, "no list of names"),
-        ({"targets": ["re:.*mlp"]}, {}, "self_attn.k_proj has codes, and config_groups leaves it in float"),
+        ({"targets": None}, {}, "not a list of names"),
+        ({"targets": ["re:.*mlp"]}, {}, "self_attn.k_proj has codes, but config_groups leaves it in float"),
     ],
 )
 def test_a_group_of_compressed_tensors_is_understood_or_refused(group, weights, complaint, tmp_path):
@@ -270,9 +270,9 @@ def test_an_mlx_setting_is_understood_or_refused(changes, complaint, tmp_path):
 def test_mlx_settings_that_contradict_each_other_are_refused(tmp_path):
     write_packed(tmp_path, "mlx")
     configure(tmp_path, quantization_config={"quant_method": "gptq", "bits": 4})
-    assert "say different things" in refused(tmp_path)
+    assert "disagree; remove the one" in refused(tmp_path)
     configure(tmp_path, quantization_config=None, quantize_activations=True)
-    assert "round their inputs as well" in refused(tmp_path)
+    assert "also quantise their inputs" in refused(tmp_path)
 
 
 # mixes by layer
@@ -326,7 +326,7 @@ def test_rules_of_gptqmodel_are_followed_layer_by_layer(tmp_path):
         ({r"-:.*down_proj": {}}, "the rule '-:.*down_proj' of dynamic leaves model.layers.0.mlp.down_proj in float"),
         ({r"+:.*(": {}}, "is not a regular expression"),
         ({r".*q_proj": {"adapter": {"rank": 8}}}, "the rule '.*q_proj' of dynamic sets adapter"),
-        ({r".*q_proj": 8}, "a table is expected"),
+        ({r".*q_proj": 8}, "must be a table, not 8"),
         ({r".*q_proj": {"group_size": "x"}}, "group_size is 'x'"),
         ({r".*q_proj": {"group_size": 64}}, "q_proj.scales is float16 [3, 96] and should be float16 [2, 96]"),
         (["-:x"], "dynamic of quantization_config is ['-:x'], and a table is expected"),
@@ -376,7 +376,7 @@ def test_what_others_quantise_is_refused_by_its_name(method, tmp_path):
     configure(tmp_path, quantization_config={"quant_method": method})
     name, why = OTHERS[method]
     assert re.search(
-        rf"quantised by {re.escape(name)} \({re.escape(why)}\), which is not read; what is: 4-bit GPTQ",
+        rf"quantised by {re.escape(name)} \({re.escape(why)}\), which is not supported; supported: 4-bit GPTQ",
         refused(tmp_path),
     )
 

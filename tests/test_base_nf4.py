@@ -104,7 +104,7 @@ def test_folding_is_exact_where_rows_are_whole_blocks_and_refused_elsewhere(tmp_
     }
     wide = on_nf4("llama", 64)  # 96 inputs are a block and a half
     scaled = attach(wide, find_roles(wide).sites)
-    with pytest.raises(AdapterError, match="a scale belongs to two rows"):
+    with pytest.raises(AdapterError, match="a block spans two rows"):
         fold(scaled)
 
 

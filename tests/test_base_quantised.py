@@ -304,18 +304,18 @@ def test_zero_points_of_a_symmetric_file_are_8_whatever_its_format_is_called(sto
     if stored == told:
         assert load_base(Asked(str(tmp_path), block_size=16)).fingerprint == base.fingerprint
     else:
-        assert f"which is 8 in checkpoint_format {stored}; config.json says {told}" in refused(tmp_path)
+        assert f"which is 8 in checkpoint_format {stored}; but config.json says {told}" in refused(tmp_path)
 
 
 def test_a_file_that_calls_itself_symmetric_and_is_not_is_refused(tmp_path):
     write_packed(tmp_path, "gptq", symmetric=False)
     known = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
     configure(tmp_path, quantization_config=known | {"sym": True})
-    assert "says sym true, and its zero points are not all 8" in refused(tmp_path)
+    assert "says sym true, but its zero points are not all 8" in refused(tmp_path)
     write_packed(tmp_path, "awq", symmetric=False)
     known = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
     configure(tmp_path, quantization_config=known | {"zero_point": False})
-    assert "says zero_point false, and its zero points are not all 8" in refused(tmp_path)
+    assert "says zero_point false, but its zero points are not all 8" in refused(tmp_path)
 
 
 def test_a_hubs_files_are_fetched_as_safetensors_and_json(tmp_path, monkeypatch):
@@ -424,7 +424,7 @@ def test_more_layers_than_there_are_tensors_take_no_memory(tmp_path):
 def test_pickles_are_not_opened(tmp_path):
     write_packed(tmp_path)
     (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
-    assert "such files are pickles and are not opened" in refused(tmp_path)
+    assert "such files are pickles, which are never opened" in refused(tmp_path)
 
 
 def test_an_index_that_is_broken_or_points_elsewhere_is_refused(tmp_path):
@@ -435,10 +435,10 @@ def test_an_index_that_is_broken_or_points_elsewhere_is_refused(tmp_path):
         index.write_text(json.dumps(whole | {"weight_map": weight_map}))
         refused(tmp_path)
     index.write_text(json.dumps(whole)[:50])
-    assert "no index of safetensors files" in refused(tmp_path)
+    assert "not an index of safetensors files" in refused(tmp_path)
     index.write_text(json.dumps(whole))
     (tmp_path / "model-00002-of-00002.safetensors").unlink()
-    assert "which is not there" in refused(tmp_path)
+    assert "which is missing" in refused(tmp_path)
 
 
 def outcome(reference) -> str:
@@ -521,4 +521,4 @@ def test_counts_that_the_file_has_no_room_for_are_refused_at_once(tmp_path):
         data = bytearray(whole)
         data[place : place + (8 if skip == 8 else 4)] = (2**31 - 1).to_bytes(8 if skip == 8 else 4, "little")
         path.write_bytes(data)
-        assert "is not a whole GGUF file" in refused(path)
+        assert "is not a complete GGUF file" in refused(path)

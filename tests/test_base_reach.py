@@ -38,9 +38,9 @@ def ended(tokenizer):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (templated, ["'<|go|>', '<|stop|>'", "its chat template, beginning or end uses them"]),
-        (ended, ["'<|stop|>'", "its chat template, beginning or end uses them"]),
-        (lambda tokenizer: tokenizer.add_tokens(["zzzz", "yyyy"]), ["'zzzz', 'yyyy'", "ordinary text brings them"]),
+        (templated, ["'<|go|>', '<|stop|>'", "its chat template, start or end uses them"]),
+        (ended, ["'<|stop|>'", "its chat template, start or end uses them"]),
+        (lambda tokenizer: tokenizer.add_tokens(["zzzz", "yyyy"]), ["'zzzz', 'yyyy'", "ordinary text contains them"]),
         (lambda tokenizer: tokenizer.add_tokens([f"z{i}z" for i in range(20)]), ["and 12 more"]),
     ],
 )

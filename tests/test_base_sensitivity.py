@@ -220,7 +220,7 @@ def test_names_are_ranges_of_layers():
 
 def test_too_few_bits_are_told():
     with pytest.raises(
-        BaseModelError, match=r"bits = 4.2 is less than 4-bit codes take at block 32, 5\.\d+ a weight; give more"
+        BaseModelError, match=r"bits = 4.2 is less than 4-bit codes take at block 32, 5\.\d+ per weight; raise bits"
     ):
         Within(4.2, quiet).find(tiny("llama"), GRID, ids(4, 32))
     with pytest.raises(BaseModelError, match="by what they do to a text"):

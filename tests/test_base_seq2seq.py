@@ -271,7 +271,7 @@ def test_the_stacks_and_their_tables_are_known(name):
 
 @pytest.mark.parametrize("kind", ["whisper", "speech_to_text", "vision-encoder-decoder", "pix2struct", "t5gemma2"])
 def test_encoder_decoders_of_speech_and_images_are_refused_by_name(kind):
-    with pytest.raises(BaseModelError, match=rf"is an encoder-decoder \({kind}\) of speech or images"):
+    with pytest.raises(BaseModelError, match=rf"is an encoder-decoder \({kind}\) for speech or images"):
         check_kind(AutoConfig.for_model(kind), "it")
 
 
@@ -343,7 +343,7 @@ def test_a_text_of_its_own_is_not_to_be_had_and_that_is_told(tmp_path, capsys):
     (tmp_path / "text.txt").write_text("lock the door and turn the lights off. " * 200)
     plain = load_base(Asked(str(folder), block_size=16))
     own = load_base(Asked(str(folder), block_size=16, calibration="own"))
-    assert "makes none of its own; give one (calibration = PATH" in capsys.readouterr().err
+    assert "does not generate its own; set calibration = PATH" in capsys.readouterr().err
     given = load_base(Asked(str(folder), block_size=16, calibration=str(tmp_path / "text.txt")))
     assert plain.fingerprint == own.fingerprint != given.fingerprint
     assert (plain.calibration, own.calibration) == ("none", "none")

@@ -110,7 +110,7 @@ def test_every_bad_tensor_is_listed(tmp_path):
         f"{names[2]} has shape [{tiny.SIZES[names[2]]}] instead of",
         f"{names[3]} is float64 instead of float32",
         f"{names[4]} holds NaN",
-        "layers.9.k_proj.ia3_l has no place here",
+        "layers.9.k_proj.ia3_l is not an input of this base",
     ):
         assert said in text
     assert names[5] not in text
@@ -169,5 +169,5 @@ def test_a_base_is_known_by_the_forms_that_were_ever_written(base):
 
 @pytest.mark.parametrize("length", [0, 1, 6, 8, 12, 63])
 def test_the_beginning_of_a_fingerprint_is_none(length):
-    with pytest.raises(AdapterError, match=f"{tiny.FINGERPRINT[:length][:12]!r} is no fingerprint"):
+    with pytest.raises(AdapterError, match=f"{tiny.FINGERPRINT[:length][:12]!r} is not a fingerprint"):
         Adapter({}, tiny.FINGERPRINT[:length]).check_base(tiny.FINGERPRINT, "it")

@@ -104,7 +104,9 @@ def test_a_regex_and_the_end_of_a_path_are_not_one_thing(tmp_path):
     (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"feedforward_modules": ["n_proj"]}))
     same(ours(tmp_path), PeftModel.from_pretrained(tiny("llama"), str(tmp_path)).eval())
     (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"feedforward_modules": "n_proj"}))
-    assert refused(tmp_path).count("no place for it") == 2  # nothing matches as a whole: they scale outputs
+    assert (
+        refused(tmp_path).count("this base has no such vector") == 2
+    )  # nothing matches as a whole: they scale outputs
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gemma2"])
@@ -114,7 +116,7 @@ def test_query_vectors_fit_where_there_are_places_and_the_error_names_the_key_wh
     for layers in (True, False):
         said = refused(tmp_path, family, layers=layers)
         assert "2 bad tensors" in said
-        assert said.count("q_proj.ia3_l (no place") == 2
+        assert said.count("q_proj.ia3_l (this base has no such vector") == 2
         assert "query_vectors = true under [export]" in said
 
 
@@ -145,11 +147,31 @@ def test_other_float_types_are_read_as_peft_reads_them(dtype, tmp_path):
 
 
 WITHOUT_PLACE = {
-    "output-projection": ({"target_modules": ["o_proj"], "feedforward_modules": []}, 2, "o_proj.ia3_l (no place"),
-    "gate": ({"target_modules": ["gate_proj"], "feedforward_modules": []}, 2, "gate_proj.ia3_l (no place"),
-    "up-as-input": ({"target_modules": ["up_proj"], "feedforward_modules": ["up_proj"]}, 2, "up_proj.ia3_l (no place"),
-    "down-as-output": ({"target_modules": DOWN, "feedforward_modules": []}, 2, "down_proj.ia3_l (no place"),
-    "all-linear": ({"target_modules": "all-linear", "feedforward_modules": []}, 8, "q_proj.ia3_l (no place"),
+    "output-projection": (
+        {"target_modules": ["o_proj"], "feedforward_modules": []},
+        2,
+        "o_proj.ia3_l (this base has no such vector",
+    ),
+    "gate": (
+        {"target_modules": ["gate_proj"], "feedforward_modules": []},
+        2,
+        "gate_proj.ia3_l (this base has no such vector",
+    ),
+    "up-as-input": (
+        {"target_modules": ["up_proj"], "feedforward_modules": ["up_proj"]},
+        2,
+        "up_proj.ia3_l (this base has no such vector",
+    ),
+    "down-as-output": (
+        {"target_modules": DOWN, "feedforward_modules": []},
+        2,
+        "down_proj.ia3_l (this base has no such vector",
+    ),
+    "all-linear": (
+        {"target_modules": "all-linear", "feedforward_modules": []},
+        8,
+        "q_proj.ia3_l (this base has no such vector",
+    ),
 }
 
 
@@ -159,7 +181,7 @@ def test_what_has_no_place_is_named(case, tmp_path):
     peft_adapter(tmp_path, **config)
     said = refused(tmp_path)
     assert f"{count} bad tensors" in said
-    assert said.count("(no place") == count
+    assert said.count("(this base has no such vector") == count
     assert named in said
     assert ("query_vectors" in said) == (case == "all-linear")
 
@@ -208,7 +230,7 @@ def test_an_adapter_without_tensors_is_refused(adapter):
     change_tensors(adapter, lambda *_: [])
     assert "6 bad tensors" in refused(adapter)
     change_config(adapter, target_modules=["nothing"])
-    assert "there are none at all" in refused(adapter)
+    assert "it has no IA³ tensors" in refused(adapter)
 
 
 @pytest.mark.parametrize("name", ["model.layers.0.self_attn.k_proj.ia3_l", "base_model.model.x", "a\nb", ""])
@@ -224,7 +246,7 @@ def test_a_tensor_of_another_name_is_named_in_one_line(name, adapter):
 def test_what_is_no_float_is_refused_by_name(dtype, adapter):
     change_tensors(adapter, lambda name, t: [(name, t.abs().to(dtype) if ".1." in name else t)])
     said = refused(adapter)
-    assert "3 tensors of another type" in said
+    assert "3 tensors that are not float64" in said
     assert said.count("layers.1.") == 3
 
 

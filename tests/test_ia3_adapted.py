@@ -58,7 +58,7 @@ def test_what_was_being_trained_goes_on_after_a_failure(adapted):
 def test_vectors_that_do_not_fit_leave_it_as_it_was(adapted):
     before = logits(adapted)
     with (
-        pytest.raises(AdapterError, match="no such place"),
+        pytest.raises(AdapterError, match="this base has no such vector"),
         adapted.wearing({"elsewhere.ia3_l": torch.ones(3).numpy()}),
     ):
         pass

@@ -101,7 +101,7 @@ def test_what_is_no_model_is_told_in_one_line(tmp_path):
     for settings, line in (
         ({"model_type": "llama", "hidden_size": 12, "num_attention_heads": 4}, "does not run on a text"),
         ({"model_type": "llama", "hidden_size": 10, "num_attention_heads": 3}, "cannot load the base model"),
-        ({"model_type": "whisper"}, "of speech or images"),
+        ({"model_type": "whisper"}, "for speech or images"),
         ({"model_type": "none such"}, "cannot load the base model"),
     ):  # fmt: skip
         with pytest.raises(BaseModelError, match=line) as told:

@@ -1,1 +1,1 @@
-"""A frozen base model as 4-bit torch modules: where it comes from, how it is quantised, the modules themselves."""
+"""A frozen base model as 4-bit torch modules: finding and reading it, quantising it, and the modules themselves."""

@@ -10,7 +10,7 @@ from qia3.bundle.manifest import Architecture
 
 
 def text_config(config: Any) -> Any:
-    """The settings of the stack that writes."""
+    """The configuration of the stack that generates text."""
     return config.get_text_config(decoder=True) if config.is_encoder_decoder else config.get_text_config()
 
 
@@ -20,7 +20,7 @@ def head_size(config: Any) -> int:
 
 
 def architecture(whole: Any, context_length: int, tied: bool, start: tuple[int, ...]) -> Architecture:
-    """`tied`: embedding and head are one table; `start`: what an encoder-decoder's answers begin after."""
+    """`tied`: embedding and head share one table; `start`: the tokens that an encoder-decoder's decoder starts with."""
     config = text_config(whole)
     return Architecture(
         layers=getattr(config, "num_decoder_layers", None) or config.num_hidden_layers,
@@ -38,5 +38,5 @@ def architecture(whole: Any, context_length: int, tied: bool, start: tuple[int, 
 
 
 def _encoder_config(config: Any) -> Any:
-    """The settings of an encoder-decoder's first stack: its own, or those of the whole by the encoder's names."""
+    """The configuration of an encoder-decoder's encoder: its own, or the whole one with the encoder's names."""
     return getattr(config, "encoder", None) or config.get_text_config(encoder=True)

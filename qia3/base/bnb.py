@@ -1,17 +1,16 @@
-"""A layer of a checkpoint that bitsandbytes serialised in NF4 (`save_pretrained` of a model loaded with
-BitsAndBytesConfig).
+"""A layer of a checkpoint that bitsandbytes saved in NF4 (`save_pretrained` of a model loaded with BitsAndBytesConfig).
 
-    NAME.weight                                        uint8 [N K / 2, 1]     codes, two a byte, the even entry high
-    NAME.weight.absmax                                 float32 [N K / block], or uint8 where the scales are quantised themselves
+    NAME.weight                                        uint8 [N K / 2, 1]     codes, two per byte, the even entry in the high nibble
+    NAME.weight.absmax                                 float32 [N K / block], or uint8 if the scales themselves are quantised
     NAME.weight.quant_map                              float32 [16]           the levels
-    NAME.weight.nested_absmax, .nested_quant_map       float32 [ceil(m / 256)], [256]: for m doubly quantised scales
+    NAME.weight.nested_absmax, .nested_quant_map       float32 [ceil(m / 256)], [256]: for m double-quantised scales
     NAME.weight.quant_state.bitsandbytes__nf4          uint8 [...]            JSON:
 
     {"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": [N, K],
      "nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": 0.0321}
 
-Scales are read before anything runs (bitsandbytes repacks in place on some processors), and doubly quantised ones
-become plain float32 (grids/nf4.py), since a fold has nowhere else to go. Source: bitsandbytes 0.50, functional.py,
+Scales are read before anything runs (bitsandbytes repacks in place on some processors). Double-quantised ones become
+plain float32 (grids/nf4.py), since a fold needs float32 scales. Source: bitsandbytes 0.50, functional.py,
 QuantState.as_dict and from_dict.
 """
 
@@ -38,7 +37,7 @@ LARGEST_STATE = 1 << 16  # bytes of JSON
 
 @dataclass(frozen=True)
 class State:
-    """What the JSON says, as far as it is used. `nested_block` None: plain scales."""
+    """The fields of the JSON that are used. `nested_block` None: plain scales."""
 
     block_size: int
     shape: tuple[int, int]
@@ -48,7 +47,7 @@ class State:
 
 @dataclass(frozen=True)
 class BnbLayout:
-    """`codes` is what the base says that it keeps."""
+    """`codes` is the name of the format in the base's record."""
 
     codes: str = "nf4"
 
@@ -56,11 +55,13 @@ class BnbLayout:
         return dict.fromkeys(marked(tensors, STATE), self)
 
     def needs(self, name: str, inputs: int, outputs: int, tensors: Tensors) -> dict[str, Need]:
-        """Tensors of a layer by what follows its name. Raises ValueError where they cannot be."""
+        """Types and shapes of a layer's tensors, by the suffix of their names. Raises ValueError if they cannot be
+        right.
+        """
         state = read_state(name, tensors)
         if state.shape != (outputs, inputs):
             raise ValueError(
-                f"its shape is {list(state.shape)}, the model's layer has {outputs} outputs of {inputs} inputs"
+                f"its shape is {list(state.shape)}, but the model's layer has {outputs} outputs and {inputs} inputs"
             )
         entries = inputs * outputs
         scales = -(-entries // state.block_size)
@@ -76,7 +77,7 @@ class BnbLayout:
         return found
 
     def load(self, name: str, tensors: Tensors) -> Loaded:
-        """The layer's bytes, its scales plain. Raises ValueError."""
+        """The layer's weight, with plain scales. Raises ValueError if levels or scales are invalid."""
         state = read_state(name, tensors)
         if not np.array_equal(tensors.read(f"{name}.weight.quant_map").numpy(), nf4.LEVELS):
             raise ValueError("its levels are not NF4's")
@@ -103,7 +104,7 @@ def read_state(name: str, tensors: Tensors) -> State:
     """Raises ValueError on one that is damaged or of another kind."""
     place = tensors.places[name + STATE]
     if place.dtype != torch.uint8 or len(place.shape) != 1 or place.shape[0] > LARGEST_STATE:
-        raise ValueError("its quant_state is no JSON text")
+        raise ValueError("its quant_state is not JSON")
     try:
         found = json.loads(tensors.read(name + STATE).numpy().tobytes())
         kind, block, shape = found["quant_type"], found["blocksize"], found["shape"]
@@ -113,10 +114,11 @@ def read_state(name: str, tensors: Tensors) -> State:
         raise ValueError(f"its quant_state is damaged ({error})") from error
     if kind != "nf4" or block not in nf4.BLOCK_SIZES:
         raise ValueError(
-            f"it is {kind!r} in blocks of {block!r}; NF4 in blocks of {', '.join(map(str, nf4.BLOCK_SIZES))} is read"
+            f"it is {kind!r} in blocks of {block!r}; supported is NF4 in blocks of "
+            f"{', '.join(map(str, nf4.BLOCK_SIZES))}"
         )
     if not (isinstance(shape, list) and len(shape) == 2 and all(type(n) is int and n > 0 for n in shape)):
-        raise ValueError(f"its shape is {shape!r}")
+        raise ValueError(f"its shape is invalid: {shape!r}")
     if (nested is not None and not (type(nested) is int and 0 < nested <= 1 << 20)) or not np.isfinite(offset):
-        raise ValueError("the block of its nested scales, or what they are moved by, cannot be")
+        raise ValueError("its nested_blocksize or nested_offset is invalid")
     return State(block, (shape[0], shape[1]), nested, offset)

@@ -1,18 +1,19 @@
-"""What each layer of a model sees: the second moments of its inputs, taken while the model is quantised layer by layer.
+"""What each layer of a model sees: the second moments of its inputs, gathered while the model is quantised layer by
+layer.
 
     windows [rows, length] of token ids  ->  through the layers that are 4-bit already  ->  H = sum x x^T  of each linear layer in the next one
 
-A layer is rounded for the inputs that it will get, which carry the errors of the layers before it. So the layers of the
-model's stack are run one at a time: once in float for the moments, and once more after they have been quantised, for
-the next one's inputs. What a layer is given besides (masks, rotary tables) is recorded in one ordinary run on one
-window; windows have no padding, so it holds for all of them.
+A layer is rounded for the inputs that it will really get, which carry the errors of the layers before it. So the layers
+of a stack are run one at a time: once in float for the moments, and again after they have been quantised, for the next
+layer's inputs. Their other arguments (masks, rotary tables) are recorded in one ordinary run on one window; windows
+have no padding, so these hold for all of them.
 
-An encoder-decoder's windows are halved: the encoder is given the first half, and the decoder goes on with the second.
-Its decoder is begun when the encoder is quantised, and what its layers attend to is the encoder's new output.
+An encoder-decoder's windows are halved: the encoder gets the first half and the decoder continues with the second. The
+decoder starts when the encoder has been quantised, and attends to the encoder's new output.
 
-Without a text the windows are the model's own: each begins with a token drawn at random and is sampled on from there by
-the float model. No file is needed, and the words are those that the model knows (LLM-QAT, arXiv:2305.17888). An
-encoder-decoder has no such text: it answers one.
+Without a text, the windows are the model's own: each begins with a random token and is continued by sampling from the
+float model. This needs no file and gives words that the model knows (LLM-QAT, arXiv:2305.17888). An encoder-decoder
+cannot do this: it needs a text to answer.
 """
 
 from __future__ import annotations
@@ -40,12 +41,12 @@ STATES = object()
 
 
 class _Enough(Exception):
-    """Ends a run of the model where all that was wanted is seen."""
+    """Stops a forward pass early, once everything needed has been seen."""
 
 
 class Moments:
-    """Gives the moments of one linear layer after the other, in the model's order; the layers asked for before must be
-    quantised by then.
+    """Gives the moments of one linear layer after the other, in the model's order. Layers asked for earlier must have
+    been quantised by then.
     """
 
     def __init__(self, model: Any, windows: Tensor) -> None:
@@ -62,16 +63,16 @@ class Moments:
                 parameter.data = parameter.data.float()
 
     def of(self, name: str) -> Seen | None:
-        """What the layer's inputs were, or None where it got none."""
+        """The moments of the layer's inputs, or None if it got none."""
         index = self._index(name)
         while index is not None and self.at < index:
             self._advance()
         return self.known.get(name)
 
     def of_head(self, head: nn.Module) -> Seen:
-        """The same for the head, when everything before it is quantised.
+        """The same for the head, once everything before it has been quantised.
 
-        All windows at once: each weight is dequantised once, and not kept.
+        All windows at once: each weight is dequantised only once, and not kept.
         """
         return Seen(_square(next(_seen_by(self.model, head, self.windows, len(self.windows)))).numpy())
 
@@ -79,7 +80,7 @@ class Moments:
         return next((i for i, prefix in enumerate(self.prefixes) if name.startswith(prefix)), None)
 
     def _advance(self) -> None:
-        """Through the layer that has been quantised, and the moments of the one after it."""
+        """Runs the layer that has just been quantised, then gathers the moments of the next one."""
         if self.at + 1 in self.first:
             self._begin(self.layers[self.at + 1])
         elif self.at >= 0:
@@ -92,8 +93,8 @@ class Moments:
             self._run()
 
     def _begin(self, layer: nn.Module) -> None:
-        """A stack of layers: the first is begun with already, and the second one's stands behind the first, on the grid
-        by now. All windows at once: each weight is dequantised once.
+        """Starts a stack of layers. The first stack is started already; the input of the second depends on the first,
+        which is quantised by now. All windows at once: each weight is dequantised once.
         """
         if self.at < 0:
             return
@@ -103,7 +104,7 @@ class Moments:
 
     @torch.inference_mode()
     def _run(self) -> list[Tensor]:
-        """The outputs of the layer that is at, for each part of the windows."""
+        """Outputs of the current layer, for each part of the windows."""
         outs = []
         for i, hidden in enumerate(self.hidden):
             args, kwargs = tree_map(lambda t, i=i: self.states[i] if t is STATES else t, self.extra[self.at])
@@ -113,10 +114,10 @@ class Moments:
 
 
 def called_with(model: Any, windows: Tensor) -> dict[str, Tensor]:
-    """What a model is called with for windows [rows, length] of token ids.
+    """Arguments for a model on windows [rows, length] of token ids.
 
-    An encoder-decoder's encoder gets the first half, closed by the token that ends a text, and its decoder the token
-    that it starts with and the second half but for its last token.
+    An encoder-decoder's encoder gets the first half, closed by the end token; its decoder gets the start token and the
+    second half without its last token.
     """
     if not model.config.is_encoder_decoder:
         return {"input_ids": windows}
@@ -129,7 +130,7 @@ def called_with(model: Any, windows: Tensor) -> dict[str, Tensor]:
 
 
 def layer_stacks(model: Any) -> list[tuple[str, nn.ModuleList]]:
-    """Paths and lists of the layers of each of the model's stacks, in the order in which they run."""
+    """Path and layers of each of the model's stacks, in the order in which they run."""
     found = [(start, *layer_stack(part)) for start, part in stacks(model).items()]
     return [(f"{start}.{path}" if start else path, stack) for start, path, stack in found]
 
@@ -139,19 +140,20 @@ def layer_stack(model: nn.Module) -> tuple[str, nn.ModuleList]:
     lists = {name: m for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m)}
     if not lists:
         raise BaseModelError(
-            'the model has no list of layers to calibrate one after the other; set calibration = "none" under [base]'
+            "the model has no list of layers, so it cannot be calibrated layer by layer; set calibration = "
+            '"none" under [base]'
         )
     best = max(lists, key=lambda name: sum(p.numel() for p in lists[name].parameters()))
     return best, lists[best]
 
 
 def window_length(model: Any) -> int:
-    """LENGTH, or as many positions as the model has."""
+    """LENGTH, or the model's number of positions if that is less."""
     return min(LENGTH, getattr(model.config.get_text_config(), "max_position_embeddings", None) or LENGTH)
 
 
 def read_text(path: Path) -> str:
-    """A text to calibrate on. Raises BaseModelError."""
+    """A text to calibrate on. Raises BaseModelError if it cannot be read."""
     try:
         return read_plain(path, BaseModelError)
     except BaseModelError as error:
@@ -159,20 +161,20 @@ def read_text(path: Path) -> str:
 
 
 def read_windows(tokenizer: Any, path: Path, length: int) -> Tensor:
-    """[up to ROWS, length] of the text in `path`, evenly spread over it. Raises BaseModelError."""
+    """[up to ROWS, length] of the text in `path`, evenly spread over it. Raises BaseModelError if it is too short."""
     ids = tokenizer.encode(read_text(path), add_special_tokens=False)
     whole = torch.tensor(ids[: len(ids) // length * length]).view(-1, length)
     if not len(whole):
         raise BaseModelError(
-            f"the calibration text {path} has {len(ids)} tokens; {length} are the least, {ROWS * length} are used"
+            f"the calibration text {path} has {len(ids)} tokens; at least {length} are needed, {ROWS * length} are used"
         )
     return whole[torch.linspace(0, len(whole) - 1, min(ROWS, len(whole))).long()]
 
 
 @torch.inference_mode()
 def own_windows(model: Any, length: int, track: Callable[[range], Iterable[int]] = lambda steps: steps) -> Tensor:
-    """[ROWS, length] sampled from the model at temperature 1 after one random token each; the same ones every time on
-    the same machine. `track` wraps the steps (a progress bar).
+    """[ROWS, length] sampled from the model at temperature 1, each after one random token. Deterministic on one
+    machine. `track` wraps the steps (a progress bar).
     """
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(model.get_input_embeddings().weight.shape[0], (ROWS, 1), generator=generator)
@@ -186,7 +188,7 @@ def own_windows(model: Any, length: int, track: Callable[[range], Iterable[int]]
 
 
 def _recorded(model: Any, layers: list[nn.Module], window: Tensor) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
-    """What each layer is given besides the hidden states; STATES stands for an encoder's output."""
+    """Arguments of each layer besides the hidden states; STATES stands for an encoder's output."""
     found: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
     def kept(t: Any) -> Any:
@@ -206,14 +208,15 @@ def _recorded(model: Any, layers: list[nn.Module], window: Tensor) -> list[tuple
             handle.remove()
     if len(found) != len(layers):
         raise BaseModelError(
-            f'{len(found)} of {len(layers)} layers ran; set calibration = "none" under [base] for such a model'
+            f"only {len(found)} of {len(layers)} layers ran, so the model cannot be calibrated; "
+            'set calibration = "none" under [base]'
         )
     return found
 
 
 @contextmanager
 def _noting_states(model: Any) -> Iterator[list[Tensor]]:
-    """What an encoder-decoder's encoder gives meanwhile; of another model nothing."""
+    """Collects the outputs of an encoder-decoder's encoder; for other models an empty list."""
     states: list[Tensor] = []
     handle = None
     if model.config.is_encoder_decoder:
@@ -226,7 +229,7 @@ def _noting_states(model: Any) -> Iterator[list[Tensor]]:
 
 
 def _seen_by(model: Any, module: nn.Module, windows: Tensor, at_once: int) -> Iterator[Tensor]:
-    """The first input of `module`, float32, for `at_once` windows at a time; the model runs no further."""
+    """The first input of `module`, float32, for `at_once` windows at a time; the forward pass stops there."""
     seen: list[Tensor] = []
 
     def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -245,9 +248,9 @@ def _seen_by(model: Any, module: nn.Module, windows: Tensor, at_once: int) -> It
 
 @contextmanager
 def _gathering(linears: dict[str, nn.Module]) -> Iterator[dict[str, Seen]]:
-    """Sums x x^T of every linear layer that runs meanwhile.
+    """Sums x x^T for every linear layer that runs in the block.
 
-    Layers that follow each other on one input (q, k, v) share one sum.
+    Consecutive layers with the same input (q, k, v) share one sum.
     """
     sums: dict[str, Tensor] = {}
     owner: dict[str, str] = {}
@@ -281,7 +284,7 @@ def _square(x: Tensor) -> Tensor:
 
 @contextmanager
 def _dense(module: nn.Module) -> Iterator[None]:
-    """Keeps the dequantised weights inside `module` while it runs."""
+    """Holds the dequantised weights inside `module` during the block."""
     stores = [m for m in module.modules() if isinstance(m, GridWeight)]
     for store in stores:
         store.hold_dense(torch.float32)

@@ -1,14 +1,15 @@
-"""A base is what its files say: every parameter of the model has a tensor, every tensor has a place in the model.
+"""Checks that a base's files are complete: every parameter of the model has a tensor, and every tensor belongs to the
+model.
 
     names in the files  --renamed as transformers renames them-->  names in an empty model of config.json
     missing      the model has it, no file does: transformers would fill it with random numbers
-    left over    a file has it, the model has no place for it: transformers would drop it
+    left over    a file has it, the model does not: transformers would drop it
     misshapen    both have it, in another shape or type
-    twice        two tensors of the files are meant for one place: transformers takes the first
+    twice        two tensors are meant for one parameter: transformers takes the first
 
-transformers tells some of this in a report, and hides what a model class lists as to be ignored (GPT-2's pattern
-`attn.bias` hides `c_attn.bias`, a real one). So the names are compared here, before anything is read; what may be
-absent or left over is the list in idle.py.
+transformers reports some of this, and hides names that a model class lists as ignorable (GPT-2's pattern `attn.bias`
+hides `c_attn.bias`, a real one). So the names are compared here, before anything is read. Which tensors may be absent
+or left over is listed in idle.py.
 """
 
 from __future__ import annotations
@@ -33,14 +34,14 @@ from qia3.base.shards import Entry
 from qia3.errors import BaseModelError
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-LISTED = 12  # so many are named one by one
+LISTED = 12  # names listed one by one, at most
 ADAPTER = re.compile(r"\.base_layer\.|lora_[AB]\b|lora_embedding|ia3_l|modules_to_save|\.lora_magnitude")
 LAYER = re.compile(r"\.(\d+)\.")
 
 
 @dataclass
 class Misfit:
-    """What does not fit, by kind. `wrong` are whole clauses, the others names."""
+    """What does not fit, by kind. `wrong` holds whole clauses, the others hold names."""
 
     missing: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
@@ -48,7 +49,7 @@ class Misfit:
     twice: list[str] = field(default_factory=list)
 
     def refuse(self, reason: str = "") -> None:
-        """Raises BaseModelError where there is anything, all of it on one line."""
+        """Raises BaseModelError, in one line, if anything does not fit."""
         count = len(self.missing) + len(self.left) + len(self.wrong) + len(self.twice)
         if not count:
             return
@@ -63,7 +64,7 @@ class Misfit:
         return [*missing, *self.wrong, *left, *self.twice]
 
     def _counted(self) -> list[str]:
-        clauses = [*self.wrong[:3], *([f"{len(self.wrong) - 3} more are so"] if len(self.wrong) > 3 else [])]
+        clauses = [*self.wrong[:3], *([f"{len(self.wrong) - 3} more like these"] if len(self.wrong) > 3 else [])]
         if self.missing:
             clauses.insert(0, f"{len(self.missing)} tensors are missing ({_kinds(self.missing)})")
         if self.left:
@@ -76,18 +77,18 @@ class Misfit:
 
 
 def empty(config: Any) -> Any:
-    """The model of a configuration, with shapes alone."""
+    """The model of a configuration with shapes only (meta device)."""
     with torch.device("meta"):
         return auto_class(config).from_config(config, trust_remote_code=False)
 
 
 def empty_model(folder: Path) -> Any:
-    """The model of a folder's config.json without any memory. transformers raises many types."""
+    """The model of a folder's config.json with shapes only. transformers may raise any exception."""
     return empty(AutoConfig.from_pretrained(folder, trust_remote_code=False))
 
 
 def check_places(model: Any, found: Mapping[str, Entry]) -> None:
-    """Holds the tensors of float files against an empty model. Raises BaseModelError with all that does not fit."""
+    """Compares the tensors of float files with an empty model. Raises BaseModelError that lists all that does not fit."""
     wanted = model.state_dict()
     filled, left = _places(model, wanted, found)
     misfit = Misfit(left=not_heads(model.config, not_idle(model.config, left, found), found))
@@ -108,14 +109,14 @@ def check_places(model: Any, found: Mapping[str, Entry]) -> None:
 
 
 def misshapen(name: str, entry: Entry, shape: tuple[int, ...], types: tuple[torch.dtype, ...]) -> str:
-    """Types of files come first: one that is right is not named as what should be another."""
+    """If the stored type is right, it is shown as the expected one, too."""
     wanted = entry.dtype if entry.dtype in types else types[0]
     return f"{name} is {_type(entry.dtype)} {list(entry.shape)} and should be {_type(wanted)} {list(shape)}"
 
 
 def check_report(report: Mapping[str, Any], found: Mapping[str, Entry]) -> None:
-    """What transformers says of its own load. The files' own names were compared before; this finds what its
-    conversions did not make of them. Raises BaseModelError.
+    """Checks what transformers reports about its own load. The files' names were compared before; this finds tensors
+    that its conversions failed to make. Raises BaseModelError.
     """
     told = [str(m).strip().splitlines()[0] for m in report.get("error_msgs", ()) if str(m).strip()]
     mismatched = [entry if isinstance(entry, str) else entry[0] for entry in report.get("mismatched_keys", ())]
@@ -128,7 +129,7 @@ def check_report(report: Mapping[str, Any], found: Mapping[str, Entry]) -> None:
 
 
 def ties(model: Any) -> dict[str, str]:
-    """By config.json: each name that shares the tensor of another one, and that one."""
+    """Tied names by config.json: each name that shares the tensor of another, and that other name."""
     found: dict[str, str] = model.get_expanded_tied_weights_keys(all_submodels=True)
     return found
 
@@ -144,8 +145,8 @@ def tied_names(model: Any) -> dict[str, set[str]]:
 
 
 def held_by(model: Any, present: Collection[str]) -> dict[str, str]:
-    """The names that no file has and config.json ties to others, and whose tensor each is, as transformers has it: that
-    of the name it is tied to, or of the first that is tied to the same one.
+    """The names that no file has and that config.json ties to others, and whose tensor each one uses, as in
+    transformers: that of the name it is tied to, or of the first that is tied to the same one.
     """
     tied, found = ties(model), dict[str, str]()
     for target, source in tied.items():
@@ -155,7 +156,7 @@ def held_by(model: Any, present: Collection[str]) -> dict[str, str]:
 
 
 def note_untied(model: Any) -> None:
-    """A head of its own in the files wins over `tie_word_embeddings` in config.json, which is set to what is."""
+    """A separate head in the files overrides `tie_word_embeddings` in config.json; the setting is corrected."""
     head, tables = model.get_output_embeddings(), embeddings(model)
     if head is None or not tables or any(weight_of(head) is weight_of(table) for table in tables):
         return
@@ -175,7 +176,7 @@ def likely(model: Any, misfit: Misfit, found: Mapping[str, Entry]) -> str:
             "fetch config.json (and quantize_config.json or quant_config.json) again"
         )
     if left and len({first for name in found if (first := name.partition(".")[0]) in ("module", "_orig_mod")}):
-        return "the names begin with module. or _orig_mod.: save the model itself, not what it was wrapped in"
+        return "the names begin with module. or _orig_mod.: save the model itself, not its wrapper"
     ours, theirs = _layers(model.state_dict()), _layers(found)
     if theirs > ours and any(_layer(name) >= ours for name in left):
         return f"config.json asks for {ours} layers, the files have {theirs}"
@@ -185,21 +186,23 @@ def likely(model: Any, misfit: Misfit, found: Mapping[str, Entry]) -> str:
     if missing and not left and all(_holds(model, name, head) for name in missing):
         return (
             "the head is missing: the weights were saved without it (AutoModel); save the whole model, or set "
-            '"tie_word_embeddings": true in config.json if its head is its embedding'
+            '"tie_word_embeddings": true in config.json if embedding and head share one tensor'
         )
     if left and not missing and all(name.endswith(".bias") for name in left):
-        return "config.json says that these layers have no biases: has it lost attention_bias or mlp_bias?"
+        return "config.json says that these layers have no biases: does it lack attention_bias or mlp_bias?"
     kinds = {LAYER.split(name)[-1] for name in missing}
     if missing and not left and all(kind.endswith(".bias") and not _any_ends(found, kind) for kind in kinds):
-        return "config.json says that these layers have biases: is it the files' own (attention_bias, mlp_bias)?"
-    return "fetch the model again, config.json and weights from one place"
+        return (
+            "config.json says that these layers have biases (attention_bias, mlp_bias): does it belong to these files?"
+        )
+    return "fetch config.json and weights again, both from the same source"
 
 
 def _places(
     model: Any, wanted: Mapping[str, torch.Tensor], found: Mapping[str, Entry]
 ) -> tuple[dict[str, list[str]], list[str]]:
-    """Which tensors of the files fill each name of the model, and those that fill none. An empty list: filled by what
-    transformers makes of several tensors or of a part of one, whose shapes it checks itself.
+    """Which tensors of the files fill each name of the model, and those that fill none. An empty list: transformers
+    makes it of several tensors or of a part of one, and checks the shapes itself.
     """
     transforms = get_model_conversion_mapping(model)
     renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
@@ -243,7 +246,7 @@ def _layers(names: Iterable[str]) -> int:
 
 
 def _layer(name: str) -> int:
-    """The number of the layer that a tensor belongs to, -1 for one of none."""
+    """The number of the layer that a tensor belongs to, or -1."""
     seen = LAYER.search(name)
     return int(seen[1]) if seen and len(seen[1]) < 9 else -1
 

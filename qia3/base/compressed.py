@@ -1,4 +1,5 @@
-"""A layer of a compressed-tensors checkpoint (llm-compressor's W4A16, grids/compressed.py), and which layers those are.
+"""A layer of a compressed-tensors checkpoint (llm-compressor's W4A16, grids/compressed.py), and which layers are
+quantised.
 
     NAME.weight_packed  NAME.weight_scale  NAME.weight_shape  [NAME.weight_zero_point]  [NAME.weight_g_idx]
 
@@ -8,11 +9,11 @@
      "kv_cache_scheme": null, "sparsity_config": {}, "transform_config": {}}
 
 A target is a layer's name, a pattern ("re:" before it, matched at the beginning of the name) or a class; `ignore`
-likewise. Names count before patterns and patterns before classes; of several patterns the first in the order of the
-alphabet, as in the library. What the groups name is held against what the files have: a layer that has codes and should
-not, or has none and should, ends the load.
+likewise. Names take precedence over patterns and patterns over classes; among patterns the first in alphabetical order
+counts, as in the library. The groups are compared with the files: a layer that has codes and should not, or has none
+and should, is an error.
 
-Everything but the codes must be absent: rounded inputs, outputs or caches, sparsity, rotations. Source:
+Checkpoints that also quantise inputs, outputs or caches, or use sparsity or rotations, are refused. Source:
 compressed-tensors 0.20.0, quantization/quant_config.py, quant_args.py, utils/match.py (`match_targets`).
 """
 
@@ -39,7 +40,7 @@ PACKED = "pack-quantized"
 WHOLE = (torch.int64, torch.int32)
 TYPES = {"weight_packed": WORDS, "weight_scale": FLOATS, "weight_zero_point": WORDS, "weight_shape": WHOLE}
 EMPTY = ("kv_cache_scheme", "sparsity_config", "transform_config", "moe_sparsity_config")
-WEIGHTS = {  # what a group's `weights` may say; of the others each tells how codes were found
+WEIGHTS = {  # allowed keys of a group's `weights`; the others only say how the codes were found
     "num_bits", "type", "symmetric", "strategy", "group_size", "dynamic", "actorder", "block_structure",
     "observer", "observer_kwargs", "scale_dtype", "zp_dtype",
 }  # fmt: skip
@@ -47,7 +48,7 @@ WEIGHTS = {  # what a group's `weights` may say; of the others each tells how co
 
 @dataclass(frozen=True)
 class Scheme:
-    """How the layers of one of the `config_groups` are stored; group_size -1 is a group a row."""
+    """How the layers of one of the `config_groups` are stored; group_size -1 means one group per row."""
 
     group_size: int
     symmetric: bool
@@ -68,18 +69,20 @@ class Scheme:
             order = tensors.read(f"{name}.weight_g_idx").numpy().astype(np.int32)
             if not is_plain(order, self.group_size):
                 raise ValueError(
-                    'its inputs were sorted by activation (actorder "group"), so its groups are no blocks; take a file '
-                    'with actorder "weight" or none'
+                    'its inputs were sorted by activation (actorder "group"), so its groups are not blocks; use a file '
+                    'with actorder "weight" or without actorder'
                 )
         if (outputs, -(-inputs // 8)) != tuple(packed.shape):
-            raise ValueError(f"its weight_shape is [{outputs}, {inputs}], its words are {list(packed.shape)}")
+            raise ValueError(
+                f"its weight_shape is [{outputs}, {inputs}], but weight_packed has shape {list(packed.shape)}"
+            )
         grid = unpack_compressed(packed.numpy(), scales.float().numpy(), zeros, self.group_size, inputs)
         return Loaded(Int4Weight(grid))
 
 
 @dataclass(frozen=True)
 class CompressedLayout:
-    """`targets`: names and patterns in the order in which they count."""
+    """`targets`: names and patterns in order of precedence."""
 
     targets: Mapping[str, Scheme]
     ignored: tuple[str, ...]
@@ -91,13 +94,15 @@ class CompressedLayout:
             if isinstance(module, nn.Linear | nn.Embedding) and (scheme := self._scheme_of(name, module)) is not None:
                 wanted[name] = scheme
         found = set(marked(tensors, ".weight_packed"))
-        lacking = [f"{name} should have codes (config_groups) and has none" for name in sorted(set(wanted) - found)]
-        extra = [f"{name} has codes, and config_groups leaves it in float" for name in sorted(found - set(wanted))]
+        lacking = [
+            f"{name} should be quantised (config_groups) but has no codes" for name in sorted(set(wanted) - found)
+        ]
+        extra = [f"{name} has codes, but config_groups leaves it in float" for name in sorted(found - set(wanted))]
         if found and (wrong := lacking + extra):
-            more = f"; {len(wrong) - 3} more are so" if len(wrong) > 3 else ""
+            more = f"; {len(wrong) - 3} more like these" if len(wrong) > 3 else ""
             raise BaseModelError(
-                f"the weights do not fit config.json: {'; '.join(wrong[:3])}{more}; fetch the model again, config.json "
-                "and weights from one place"
+                f"the weights do not fit config.json: {'; '.join(wrong[:3])}{more}; fetch config.json and weights "
+                "again, both from the same source"
             )
         return wanted if found else {}
 
@@ -111,20 +116,22 @@ class CompressedLayout:
 
 
 def read_compressed(settings: Mapping[str, Any]) -> CompressedLayout:
-    """Raises BaseModelError that names what is not read."""
+    """Raises BaseModelError that names what is not supported."""
     for key in EMPTY:
         if settings.get(key):
             raise refused(f"it has a {key} (compressed-tensors)")
     groups, ignored = settings.get("config_groups"), settings.get("ignore") or []
     if not isinstance(groups, dict) or not groups or not all(isinstance(g, dict) for g in groups.values()):
-        raise BaseModelError("quantization_config has no config_groups with a table each; fetch config.json again")
+        raise BaseModelError("config_groups of quantization_config must be a table of tables; fetch config.json again")
     if not _texts(ignored):
-        raise BaseModelError(f"ignore of quantization_config is {ignored!r}, and a list of names is expected")
+        raise BaseModelError(f"ignore of quantization_config must be a list of names, not {ignored!r}")
     targets: dict[str, Scheme] = {}
     for name, group in groups.items():
         scheme = _scheme(name, group, settings.get("format"))
         if not _texts(group.get("targets")):
-            raise BaseModelError(f"targets of {name!r} in config_groups are no list of names; fetch config.json again")
+            raise BaseModelError(
+                f"targets of {name!r} in config_groups are not a list of names; fetch config.json again"
+            )
         targets |= dict.fromkeys(group["targets"], scheme)
     for pattern in [*targets, *ignored]:
         _compiled(pattern)
@@ -133,11 +140,11 @@ def read_compressed(settings: Mapping[str, Any]) -> CompressedLayout:
 
 
 def _scheme(name: str, group: Mapping[str, Any], whole: Any) -> Scheme:
-    """Of one of the config_groups. Raises BaseModelError."""
+    """The scheme of one of the config_groups. Raises BaseModelError for a scheme that is not supported."""
     told = f"group {name!r} of compressed-tensors"
     for key in ("input_activations", "output_activations"):
         if group.get(key) is not None:
-            raise refused(f"{told} rounds what goes into or out of its layers as well ({key})")
+            raise refused(f"{told} also quantises inputs or outputs of its layers ({key})")
     weights = group.get("weights")
     if (packing := group.get("format") or whole) != PACKED:
         raise refused(f"{told} is stored as {packing!r}")

@@ -14,8 +14,8 @@ from qia3.base.weights import GridWeight
 
 @dataclass(frozen=True)
 class Moved:
-    """Of one layer: the sum of squares of what its weights moved by, and of the weights; how many of its blocks have
-    other codes than they had.
+    """Change of one layer: sums of squares of the differences and of the weights, and how many of its blocks have other
+    codes.
     """
 
     by: float
@@ -24,19 +24,19 @@ class Moved:
 
     @classmethod
     def between(cls, dense: Tensor, weight: GridWeight, anew: int = 0) -> Self:
-        """From the float weights [N, K] to those on a grid."""
+        """Compares float weights [N, K] with those on a grid."""
         error = weight.rows(slice(None), torch.float32) - dense
         return cls(float(error.double().square().sum()), float(dense.double().square().sum()), anew)
 
     @property
     def relative_rms(self) -> float:
-        """Root mean square of the move over that of the weights."""
+        """Root mean square of the difference over that of the weights."""
         return float((self.by / max(self.of, 1e-300)) ** 0.5)
 
 
 @dataclass(frozen=True)
 class Drift:
-    """Root mean square of the difference over that of the weights, of all layers that moved and of the worst one."""
+    """Root mean square of the difference over that of the weights, over all layers that changed and for the worst one."""
 
     format: str
     block_size: int
@@ -47,7 +47,7 @@ class Drift:
 
     @classmethod
     def over(cls, format: str, block_size: int, each: Mapping[str, Moved]) -> Self:
-        """Of some layers, by name."""
+        """The summary over layers, given by name."""
         worst = max(each, key=lambda name: each[name].relative_rms)
         whole = Moved(sum(m.by for m in each.values()), sum(m.of for m in each.values()))
         return cls(format, block_size, len(each), whole.relative_rms, each[worst].relative_rms, worst)
@@ -55,8 +55,8 @@ class Drift:
 
 @dataclass(frozen=True)
 class Rounding:
-    """What a grid of whole zero points made of codes that came with other offsets (MLX): `layers` are all that have
-    theirs, `anew` those of them in which some blocks have other codes.
+    """What rounding zero points to whole numbers changed in codes that came with other offsets (MLX): `layers` is the
+    number that keep their codes, `anew` how many of them have blocks with other codes.
     """
 
     layers: int
@@ -67,7 +67,7 @@ class Rounding:
 
     @classmethod
     def over(cls, each: Mapping[str, Moved]) -> Self:
-        """Of the layers, by name."""
+        """The summary over layers, given by name."""
         drift = Drift.over("int4", 0, each)
         anew = sum(1 for moved in each.values() if moved.anew)
         return cls(drift.layers, anew, drift.relative_rms, drift.worst_relative_rms, drift.worst_layer)

@@ -1,14 +1,14 @@
-"""A mixture of experts on the grid: the weights of all experts of one layer, which transformers keeps in two tensors.
+"""A mixture of experts on the grid: the weights of all experts of a layer, which transformers keeps in two tensors.
 
     gate_up_proj [E, 2 I, H]    down_proj [E, H, I]        y = sum over the chosen e of w_e down_e(silu(gate_e x) * up_e x)
 
-They become two weights on the grid, [E 2 I, H] and [E H, I], each expert's rows one after the other. ONNX Runtime's QMoE
-takes gate and up in turn (gate 0, up 0, gate 1, up 1, ...), so their rows lie so here as well, and what trains is what
-ships. The router stays as it is, in float. Whether a module computes the formula is tried; what computes another one
-(GPT-OSS) stays float, and is refused afterwards.
+They become two weights on the grid, [E 2 I, H] and [E H, I], with the rows of one expert after another. ONNX Runtime's
+QMoE expects gate and up interleaved (gate 0, up 0, gate 1, up 1, ...), so their rows are stored like that here, too:
+what trains is what ships. The router stays in float. Whether a module computes this formula is tested numerically; one
+that does not (GPT-OSS) stays in float and is refused later.
 
-Experts have no vectors. PEFT's IA³ wraps linear layers, which these are not; the paper has no experts; a few examples
-reach each of many experts with a few tokens; and the operator has no input for a vector of each.
+Experts have no vectors. PEFT's IA³ wraps linear layers, which these are not; the paper has no experts; with many
+experts, a few examples give each only a few tokens; and the operator has no input for a vector per expert.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from qia3.base.modules import GridLinear
 from qia3.base.weights import GridWeight, Int4Weight
 from qia3.grids.blocks import BLOCK_SIZES
 
-NAMES = ("experts", "moe")  # what such modules go by
+NAMES = ("experts", "moe")  # names of such modules
 UP, DOWN = "gate_up_proj", "down_proj"
 
 
@@ -51,14 +51,14 @@ class GridExperts(nn.Module):
 
 
 def _part(x: Tensor, weight: GridWeight, expert: int, size: int) -> Tensor:
-    """The product with one expert's rows, in the type that the weight computes in; given back in that of x."""
+    """The product with one expert's rows, in the weight's compute type; returned in the type of x."""
     rows = slice(expert * size, (expert + 1) * size)
     result: Tensor = _Part.apply(x.to(weight.compute or x.dtype), weight, rows)  # type: ignore[no-untyped-call]
     return result.to(x.dtype)
 
 
 class _Part(torch.autograd.Function):
-    """Keeps the weight's module and no tensor, as qia3.base.product does."""
+    """Saves the weight's module and no tensor for backward, as qia3.base.product does."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: GridWeight, rows: slice) -> Tensor:
@@ -80,13 +80,13 @@ def float_experts(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def mixtures(model: nn.Module) -> dict[str, nn.Module]:
-    """Those that are on the grid, or can be put there."""
+    """Mixtures of experts that are on the grid or can be put there."""
     found = {n: m for n, m in model.named_modules() if isinstance(m, GridExperts)}
     return found | {n: m for n, m in float_experts(model).items() if fits(m)}
 
 
 def fits(module: nn.Module) -> bool:
-    """Whether a float module computes the formula, and its sizes are whole blocks of the smallest."""
+    """Whether a float module computes the formula and its sizes are multiples of the smallest block."""
     return not any(size % min(BLOCK_SIZES) for size in _sizes(module)) and _is_formula(module)
 
 
@@ -97,7 +97,7 @@ def products(module: nn.Module) -> dict[str, tuple[int, int]]:
 
 
 def put_on_grid(model: nn.Module, block_size: int, symmetric: bool) -> None:
-    """Every mixture that computes the formula, in blocks of up to `block_size` that divide its rows."""
+    """Quantises every mixture that computes the formula, in blocks of up to `block_size` that divide its rows."""
     for name, module in float_experts(model).items():
         blocks = [b for b in BLOCK_SIZES if b <= block_size and not any(n % b for n in _sizes(module))]
         if not blocks or not fits(module):
@@ -110,7 +110,7 @@ def put_on_grid(model: nn.Module, block_size: int, symmetric: bool) -> None:
 
 
 def gathered(model: nn.Module) -> None:
-    """Mixtures of a kept base, whose tensors are layers on the grid already."""
+    """Puts the mixtures of a cached base together, whose tensors are layers on the grid already."""
     for name, module in float_experts(model).items():
         up, down = getattr(module, UP, None), getattr(module, DOWN, None)
         if isinstance(up, GridLinear) and isinstance(down, GridLinear):
@@ -118,7 +118,7 @@ def gathered(model: nn.Module) -> None:
 
 
 def _sizes(module: nn.Module) -> tuple[int, ...]:
-    """Inputs of the two products; 1 of a module that has other tensors, which no block divides."""
+    """Inputs of the two products; 1 for a module with other tensors, which no block divides."""
     shapes = {name: p.shape for name, p in module.named_parameters()}
     if shapes.keys() != {UP, DOWN} or any(len(s) != 3 for s in shapes.values()):
         return (1,)
@@ -128,7 +128,7 @@ def _sizes(module: nn.Module) -> tuple[int, ...]:
 
 @torch.no_grad()
 def _is_formula(module: nn.Module) -> bool:
-    """On three tokens, by its first and its last expert."""
+    """Tested on three tokens, with the first and the last expert."""
     up, down = getattr(module, UP), getattr(module, DOWN)
     x = torch.randn(3, up.shape[2], generator=torch.Generator().manual_seed(0)).to(up)
     chosen, weights = torch.tensor([[0, len(up) - 1]] * 3, device=up.device), torch.tensor([[0.7, 0.4]] * 3).to(up)

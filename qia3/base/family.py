@@ -1,16 +1,16 @@
-"""What a model is by its configuration: which of transformers' classes loads it, which stacks it is made of, where token
-ids are looked up, and what of it stays in float.
+"""What kind of model a configuration describes: which of transformers' classes loads it, which stacks it has, where
+token ids are looked up, and which layers stay in float.
 
     decoder            AutoModelForCausalLM     one stack: the model itself
     encoder-decoder    AutoModelForSeq2SeqLM    encoder, and a decoder that attends to the encoder's output as well
     encoder            AutoModel                one stack: the model itself, without the heads that it was trained with
 
-An encoder-decoder has a table of tokens in each stack and a head, which may all be one table (T5, BART), or a head of its
-own beside one table (T5 v1.1, mT5), or one table in each stack (T5Gemma). Which it is, the weights' files say.
+An encoder-decoder has a token table per stack and a head. They may all be one table (T5, BART), or the head may be
+separate (T5 v1.1, mT5), or each stack may have its own table (T5Gemma). The weight files tell which.
 
-Float stays what transformers itself keeps in float32 (`_keep_in_fp32_modules`): in T5 and its kin the feed-forward's
-second layer, `wo`, whose inputs reach the thousands. That is for half precision and int8; a build file that names these
-layers (eight_bit = ["down"], blocks = { 64 = ["down"] }) puts them on the grid.
+Layers that transformers itself keeps in float32 (`_keep_in_fp32_modules`) stay in float: in T5 and its relatives the
+second layer of the feed-forward, `wo`, whose inputs reach the thousands. That is meant for half precision and int8; a
+build file that names these layers (eight_bit = ["down"], blocks = { 64 = ["down"] }) quantises them.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def auto_class(config: Any) -> Any:
 
 
 def is_encoder(config: Any) -> bool:
-    """Whether each token sees those after it, too: transformers has the model with a head for hidden words, and where it
-    can be a decoder as well (BERT), its configuration says that it is none.
+    """Whether each token also sees those after it: transformers has a masked-language-model head for it, and, where the
+    family can also be a decoder (BERT), its configuration says that it is not one.
     """
     kind = type(config)
     if config.is_encoder_decoder or kind not in AutoModelForMaskedLM._model_mapping:
@@ -43,8 +43,8 @@ def is_encoder(config: Any) -> bool:
 
 
 class Bodies:
-    """AutoModel, without the layer that BERT and its kin put on the first token's state: it is a head of their training,
-    and nobody reads it.
+    """AutoModel, without the pooling layer that BERT and its relatives put on the first token's state: it belongs to
+    their pre-training and is not used.
     """
 
     @staticmethod
@@ -63,9 +63,9 @@ def _without_pooler(config: Any) -> dict[str, bool]:
 
 
 def positions_of(model: Any) -> int | None:
-    """Tokens that a model has positions for, or that sentence-transformers gives it; None where nothing says.
+    """Number of positions of a model, or the limit that sentence-transformers gives it; None if neither is set.
 
-    RoBERTa and its kin count from behind the id of their padding token, so that a table of 514 serves 512.
+    RoBERTa and its relatives count from behind the id of the padding token, so a table of 514 serves 512 tokens.
     """
     stated = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     words = get_module(model, "get_input_embeddings")
@@ -76,7 +76,7 @@ def positions_of(model: Any) -> int | None:
 
 
 def stacks(model: Any) -> dict[str, nn.Module]:
-    """The model's stacks of layers by the path that they have in it, the encoder first; "" is the model itself."""
+    """The model's stacks of layers by path, the encoder first; "" is the model itself."""
     if not model.config.is_encoder_decoder:
         return {"": model}
     parts = (model.get_encoder(), model.get_decoder())
@@ -84,9 +84,7 @@ def stacks(model: Any) -> dict[str, nn.Module]:
 
 
 def embeddings(model: Any) -> list[nn.Module]:
-    """The tables that token ids are looked up in, each once: the model's own, those of its stacks, and what shares their
-    tensors (`shared`).
-    """
+    """The token tables, each once: the model's own, those of its stacks, and those that share their tensors (`shared`)."""
     found = [get_module(model, "get_input_embeddings")]
     if _is_encoder_decoder(model):
         found += [get_module(part, "get_input_embeddings") for part in stacks(model).values()]
@@ -97,12 +95,12 @@ def embeddings(model: Any) -> list[nn.Module]:
 
 
 def weight_of(module: nn.Module) -> Any:
-    """What a layer's weight is held by: the same object in layers that share it."""
+    """The object that holds a layer's weight; layers that share the weight share this object."""
     return module.store if isinstance(module, GridLinear | GridEmbedding) else module._parameters["weight"]
 
 
 def stays_float(model: nn.Module) -> set[str]:
-    """Names of the linear layers that are not quantised unless they are named."""
+    """Names of the linear layers that are quantised only if the build file names them."""
     kept = set(getattr(model, "_keep_in_fp32_modules", None) or ()) if _is_encoder_decoder(model) else set()
     return {
         name for name, module in model.named_modules() if isinstance(module, nn.Linear) and kept & {*name.split(".")}
@@ -110,7 +108,7 @@ def stays_float(model: nn.Module) -> set[str]:
 
 
 def get_module(model: nn.Module, method: str) -> nn.Module | None:
-    """What `get_input_embeddings` or `get_output_embeddings` gives, if it is a module."""
+    """The result of `get_input_embeddings` or `get_output_embeddings`, if it is a module."""
     found = getattr(model, method, lambda: None)()
     return found if isinstance(found, nn.Module) else None
 

@@ -18,11 +18,11 @@ from qia3.tokens import Tokens
 
 @dataclass(frozen=True, kw_only=True)
 class BaseModel:
-    """A frozen 4-bit model. `fingerprint` is the SHA-256 over the name, type, shape and bytes of each of its tensors.
+    """A frozen 4-bit model. `fingerprint` is the SHA-256 over name, type, shape and bytes of every tensor.
 
-    `codes`: "own", or the checkpoint format that the layers' codes came in ("gptq", "gptq_v2", "awq", "q4_0",
-    "compressed-tensors", "mlx"); block size and symmetry are theirs. `rounding`: what whole zero points made of those
-    that came with other offsets.
+    `codes`: "own", or the checkpoint format that the layers' codes come from ("gptq", "gptq_v2", "awq", "q4_0",
+    "compressed-tensors", "mlx"), which then also determines block size and symmetry. `rounding`: what rounding zero
+    points to whole numbers changed, for formats with other offsets.
     """
 
     reference: str
@@ -34,31 +34,29 @@ class BaseModel:
     parameters: int
     calibration: str = "none"
     eight_bit: tuple[str, ...] = ()  # roles of the layers that are at 8 bits
-    blocks: Mapping[str, list[str]] = field(
-        default_factory=dict
-    )  # by block size, of those in other blocks than `block_size`
+    blocks: Mapping[str, list[str]] = field(default_factory=dict)  # roles by block size, where it is not `block_size`
     codes: str = "own"
     grid: str = "int4"  # of its linear layers
     rounding: Rounding | None = None
 
     @cached_property
     def tokens(self) -> Tokens:
-        """Text to ids as the device does it, within the embedding's rows."""
+        """The tokenizer as the device runs it, limited to the embedding's rows."""
         return Tokens.of(self.tokenizer, self.model.get_input_embeddings().num_embeddings)
 
     @cached_property
     def start(self) -> tuple[int, ...]:
-        """What an encoder-decoder's answers begin after; nothing for a decoder alone. Raises BaseModelError."""
+        """The tokens that an encoder-decoder's decoder starts with; empty for a decoder alone. Raises BaseModelError."""
         return start_of(self.model)
 
 
 def fingerprint(model: nn.Module) -> str:
-    """SHA-256 (64 hex digits) of every tensor of the frozen base. Taken before vectors are added."""
+    """SHA-256 (64 hex digits) over all tensors of the frozen base, before vectors are added."""
     return _digest(model.state_dict())
 
 
 def tables(model: nn.Module) -> str:
-    """The same of what is computed from the configuration and belongs to no state (rotary tables)."""
+    """The same for buffers that are computed from the configuration and not saved (rotary tables)."""
     state = model.state_dict()
     return _digest({name: buffer for name, buffer in model.named_buffers() if name not in state})
 

@@ -1,12 +1,12 @@
 """Keeps the codes of a GGUF file's Q4_0 layers.
 
-The file is read as every GGUF: dequantised. Then each linear layer whose tensor is Q4_0 in the file gets the file's
-codes back. The tensor is found by gguf's own table of names (model.layers.0.self_attn.q_proj <-> blk.0.attn_q). Its
-rows may be in another order: files of the llama architecture have the rows of each head's rotary pairs side by side,
-x0 y0 x1 y1 .., where transformers has x0 x1 .. y0 y1 ...
+The file is read like any GGUF: dequantised. Then each linear layer whose tensor is Q4_0 in the file gets the file's
+codes back. The tensor is found by gguf's own name table (model.layers.0.self_attn.q_proj <-> blk.0.attn_q). Its rows
+may be in another order: files of the llama architecture store each head's rotary pairs side by side, x0 y0 x1 y1 ..,
+where transformers has x0 x1 .. y0 y1 ...
 
-Nothing about names or orders is taken on trust: codes are kept only where, dequantised, they are equal to the weight
-that was made of it, entry by entry. (q - 8) * d is exact in float32, 4 bits by 11, so equal is what they have to be.
+Names and orders are not taken on trust: codes are kept only if, dequantised, they equal the layer's weight entry by
+entry. (q - 8) * d is exact in float32 (4 bits times 11), so exact equality is the right test.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from qia3.grids.q4_0 import rows, unpack_q4_0
 
 
 def keep_q4_0(model: Any, file: Gguf) -> Given | None:
-    """Puts the file's codes in place of the float layers made from them.
+    """Replaces the float layers that were made from Q4_0 tensors by the file's codes.
 
-    None, and nothing changed, where most weights have other formats.
+    Returns None, and changes nothing, if most weights have other formats.
     """
     kept = {name for name, t in file.tensors.items() if t.kind == gguf.GGMLQuantizationType.Q4_0 and len(t.shape) == 2}
     embedding = model.get_input_embeddings().weight
@@ -50,7 +50,7 @@ def keep_q4_0(model: Any, file: Gguf) -> Given | None:
 
 
 def _same(weight: Int4, layer: nn.Module, config: Any) -> Int4 | None:
-    """The codes in the order of rows in which they are the layer's weight, or None where they are in none."""
+    """The codes with rows in the order that gives the layer's weight, or None if no order does."""
     wanted = float_weight(layer).detach().float().numpy()
     if wanted.shape != (weight.outputs, weight.inputs):
         return None
@@ -62,7 +62,7 @@ def _same(weight: Int4, layer: nn.Module, config: Any) -> Int4 | None:
 
 
 def _orders(count: int, config: Any) -> Iterator[NDArray[np.int64]]:
-    """Rows as they are, and with each head's pairs taken apart."""
+    """Row orders to try: as stored, and with each head's rotary pairs separated."""
     yield np.arange(count)
     for heads in (config.num_attention_heads, getattr(config, "num_key_value_heads", None)):
         if heads and count % (2 * heads) == 0:

@@ -1,18 +1,18 @@
-"""What a GGUF file says of its network, as transformers' configuration of it: every entry stands in the configuration,
-changes nothing for a stated reason, or ends the load by its name.
+"""What a GGUF file says about its network, as a transformers configuration. Every entry of the file is used, or is
+known not to matter for a stated reason, or is an error that names it.
 
-transformers has a reader of its own; it drops what it does not know and fills the gaps from the configuration class
-(the rotation's scaling and its partial width, soft caps, biases, the end token). So entries are matched with the names
-that the class itself has, and what was made is read back.
+transformers has a reader of its own, but it drops entries that it does not know and fills gaps from the defaults of the
+configuration class (RoPE scaling and partial width, soft caps, biases, the end token). So entries are matched with the
+class's own field names, and the result is read back.
 
     qwen3.attention.key_length = 128    ->  Qwen3Config.head_dim
     gemma2.final_logit_softcapping = 30 ->  Gemma2Config.final_logit_softcapping
     llama.attention.sliding_window = 64 ->  LlamaConfig has no window: refused
 
-Some of a configuration is in the tensors: whether there is a head of its own, whether layers have biases, how many rows
-the embedding has. And some is in neither, and follows llama.cpp, which computes by the architecture's name: the
-activation, Gemma's scale of its scores. The names are those of docs/gguf.md of github.com/ggml-org/ggml and of
-gguf-py's constants.py.
+Some of a configuration is only in the tensors: whether there is a separate head, whether layers have biases, how many
+rows the embedding has. And some is in neither and follows llama.cpp, which decides by the architecture's name: the
+activation, and Gemma's scale of attention scores. The names are those of docs/gguf.md of github.com/ggml-org/ggml and
+of gguf-py's constants.py.
 """
 
 from __future__ import annotations
@@ -50,16 +50,16 @@ NAMES: dict[str, tuple[str, ...]] = {  # entry -> its name in the configuration:
 }
 REQUIRED = ("embedding_length", "block_count", "attention.head_count")
 EPSILONS = ("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon")
-ZERO_IS_NONE = (  # llama.cpp takes 0 in these as: there is none
+ZERO_IS_NONE = (  # llama.cpp reads 0 in these as "none"
     "attention.sliding_window", "attention.scale", "attention.clamp_kqv", "attention.max_alibi_bias", "expert_count", "expert_used_count",
     "leading_dense_block_count", "attn_logit_softcapping", "final_logit_softcapping", "embedding_scale", "residual_scale", "logit_scale",
 )  # fmt: skip
 IDLE = {  # entries that change nothing here, with the reason
-    "tensor_data_layout": "a note on the order of rows, which is the same for all files of an architecture",
+    "tensor_data_layout": "a note on row order, which is the same for all files of an architecture",
     "pooling_type": "how llama.cpp makes one vector of a text; a language model's own output is not pooled",
-    "rope.scaling.finetuned": "a note: whether the model was trained on with its scaling",
+    "rope.scaling.finetuned": "a note: whether the model was fine-tuned with its scaling",
 }
-FLAGS = {  # what the class may have or not -> ends of the tensors that are there exactly if it has it
+FLAGS = {  # optional features of the class -> suffixes of the tensors that exist only with the feature
     "attention_bias": ("attn_q.bias", "attn_k.bias", "attn_v.bias", "attn_qkv.bias", "attn_output.bias"),
     "use_qkv_bias": ("attn_q.bias", "attn_k.bias", "attn_v.bias"),
     "mlp_bias": ("ffn_up.bias", "ffn_gate.bias", "ffn_down.bias"),
@@ -68,12 +68,12 @@ FLAGS = {  # what the class may have or not -> ends of the tensors that are ther
     "qk_layernorm": ("attn_q_norm.weight", "attn_k_norm.weight"),
     "use_qk_norm": ("attn_q_norm.weight", "attn_k_norm.weight"),
 }
-GIVEN: dict[str, Callable[[Entries], Value | None]] = {  # where the class has no name for it, it is this
-    "context_length": lambda entries: None,  # positions by distance: no class of this kind has a limit
+GIVEN: dict[str, Callable[[Entries], Value | None]] = {  # values for entries that the class has no name for
+    "context_length": lambda entries: None,  # relative positions: classes of this kind have no limit
     "attention.head_count_kv": lambda entries: entries["attention.head_count"],
     "feed_forward_length": lambda entries: 4 * entries.whole("embedding_length"),
 }
-MODEL_TYPES = {  # architecture of the file -> transformers' name; those that a test holds against the model itself
+MODEL_TYPES = {  # architecture of the file -> transformers' name; only those that a test compares with the model itself
     "llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma": "gemma", "gemma2": "gemma2", "gemma3": "gemma3_text",
     "phi2": "phi", "phi3": "phi3", "gpt2": "gpt2", "falcon": "falcon", "stablelm": "stablelm", "starcoder2": "starcoder2",
     "bloom": "bloom", "nemotron": "nemotron", "granite": "granite", "olmo2": "olmo2", "smollm3": "smollm3",
@@ -82,13 +82,14 @@ MODEL_TYPES = {  # architecture of the file -> transformers' name; those that a 
 
 
 def read_gguf_config(file: Gguf) -> Any:
-    """The configuration that the file describes. Raises BaseModelError that names every entry without a place."""
+    """The configuration that the file describes. Raises BaseModelError that names every entry that cannot be used."""
     if file.architecture == T5:
         return read_t5_config(file)
     if file.architecture not in MODEL_TYPES:
         raise BaseModelError(
-            f"{file.path.name} holds a model of the architecture {file.architecture[:40]!r}, which is not read from GGUF "
-            f"(read are {', '.join(sorted([*MODEL_TYPES, T5]))}); take the model's safetensors instead"
+            f"{file.path.name} holds a model of the architecture {file.architecture[:40]!r}, which is not "
+            "supported as GGUF "
+            f"(supported: {', '.join(sorted([*MODEL_TYPES, T5]))}); take the model's safetensors instead"
         )
     model_type = MODEL_TYPES[file.architecture]
     default = AutoConfig.for_model(model_type)
@@ -104,7 +105,8 @@ def read_gguf_config(file: Gguf) -> Any:
     wanted |= rotations(file, entries, default, unread)
     if unread:
         raise BaseModelError(
-            f"{file.path.name} says what transformers' {type(default).__name__} cannot compute: {', '.join(sorted(unread))}; "
+            f"{file.path.name} has settings that transformers' {type(default).__name__} cannot express: "
+            f"{', '.join(sorted(unread))}; "
             "take the model's safetensors instead"
         )
     config = AutoConfig.for_model(model_type, **wanted)
@@ -112,14 +114,14 @@ def read_gguf_config(file: Gguf) -> Any:
     if other:
         told = ", ".join(next((e for e in entries if n in NAMES.get(e, ())), n) + f" = {wanted[n]}" for n in other)
         raise BaseModelError(
-            f"{file.path.name} says what transformers' {type(config).__name__} does not take: {told}; "
+            f"{file.path.name} has settings that transformers' {type(config).__name__} does not accept: {told}; "
             "take the model's safetensors instead"
         )
     return config
 
 
 def _matched(entries: Entries, default: Any) -> tuple[dict[str, Any], list[str]]:
-    """What the configuration class has a name for, and the entries that it has none for."""
+    """Settings of the configuration class, and the entries that it has no name for."""
     wanted: dict[str, Any] = {}
     unread = []
     for entry, value in entries.items():
@@ -137,7 +139,9 @@ HEADS = ("attention.key_length", "attention.value_length", "attention.causal", "
 
 
 def _heads(entries: Entries, default: Any, unread: list[str]) -> dict[str, Any]:
-    """Width of a head, keys and values as many as queries where the file does not say, and what the class cannot be."""
+    """Head size and number of key/value heads (as many as queries by default); adds to `unread` what the class cannot
+    be.
+    """
     wanted: dict[str, Any] = {}
     heads = entries.whole("attention.head_count")
     size = entries.head_size()
@@ -157,7 +161,7 @@ def _heads(entries: Entries, default: Any, unread: list[str]) -> dict[str, Any]:
 
 
 def _from_tensors(file: Gguf, default: Any) -> dict[str, Any]:
-    """What the file says by the tensors it has."""
+    """Settings that follow from the tensors in the file."""
     ends = tuple(file.tensors)
     has = {
         flag: any(name.endswith(end) for name in ends for end in FLAGS[flag]) for flag in FLAGS if _has(default, flag)
@@ -166,21 +170,21 @@ def _from_tensors(file: Gguf, default: Any) -> dict[str, Any]:
 
 
 def _check_required(file: Gguf, entries: Entries, default: Any) -> None:
-    """What the class would fill with the numbers of one model of its kind."""
+    """Refuses missing entries that the class would fill with some default model's numbers."""
     context = ["context_length"] if _has(default, "max_position_embeddings") else []
     missing = [name for name in (*REQUIRED, *context) if type(entries.get(name)) is not int or not entries[name]]
     if not any(isinstance(entries.get(name), float) for name in EPSILONS):
         missing.append(EPSILONS[0])
     if missing:
         raise BaseModelError(
-            f"{file.path.name} does not say what it is: {file.architecture}.{', '.join(missing)} is missing or no number; "
-            "fetch it again, or take another file"
+            f"{file.path.name} is incomplete: {file.architecture}.{', '.join(missing)} is missing or not a number; "
+            "fetch it again, or use another file"
         )
 
 
 def _gemma(twenty_seven: int) -> Callable[[Entries], dict[str, Any]]:
-    """Gemma divides its scores by the root of a number that no entry holds: the width of a head, and in the 27B models,
-    which llama.cpp tells by their layers, hidden_size / num_attention_heads.
+    """Gemma divides attention scores by the root of a number that no entry holds: the head size, or in the 27B models,
+    which llama.cpp recognises by their number of layers, hidden_size / num_attention_heads.
     """
 
     def gaps(entries: Entries) -> dict[str, Any]:
@@ -192,7 +196,7 @@ def _gemma(twenty_seven: int) -> Callable[[Entries], dict[str, Any]]:
 
 
 def _windows(entries: Entries, layers: int, every: int) -> dict[str, Any]:
-    """Which layers see a window only: all but each second (Gemma 2) or sixth (Gemma 3), or what a newer file says."""
+    """Which layers use a sliding window: all but every second (Gemma 2) or sixth (Gemma 3), or as newer files say."""
     pattern = entries.get("attention.sliding_window_pattern", every)
     if isinstance(pattern, Array):
         windowed = [bool(w) for w in pattern.elements or ()]
@@ -205,7 +209,7 @@ def _windows(entries: Entries, layers: int, every: int) -> dict[str, Any]:
 
 
 def _falcon(entries: Entries) -> dict[str, Any]:
-    """Falcon-7B has one key for all heads, Falcon-40B and 180B have groups; no other kind is in this format."""
+    """Falcon-7B has one key/value head, Falcon-40B and 180B have groups; there are no others in this format."""
     groups = entries.whole("attention.head_count_kv") if "attention.head_count_kv" in entries else 1
     return {"new_decoder_architecture": groups > 1, "multi_query": groups == 1, "alibi": False, "parallel_attn": True}
 
@@ -214,7 +218,7 @@ GAPS = {"gemma2": _gemma(46), "gemma3": _gemma(62), "falcon": _falcon}
 
 
 def _one(value: Value) -> Value:
-    """A list of one number per layer as that number, where all are the same."""
+    """A list with one number per layer becomes that number if all are the same."""
     if isinstance(value, Array) and value.elements and len(set(value.elements)) == 1 and type(value.elements[0]) is int:
         return value.elements[0]
     return value

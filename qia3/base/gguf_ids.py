@@ -1,4 +1,4 @@
-"""What a GGUF file says of its tokens by number, for every architecture."""
+"""Token ids in a GGUF file, for every architecture."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ TOKENS = {"bos_token_id": "bos_token_id", "pad_token_id": "padding_token_id"}
 
 
 def embedding_rows(file: Gguf) -> int:
-    """As many tokens as the embedding has. Raises BaseModelError."""
+    """Rows of the embedding. Raises BaseModelError if there is none."""
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None:
         raise BaseModelError(
-            f"{file.path.name} holds no embedding (token_embd.weight): is it a part of a model, without the rest?"
+            f"{file.path.name} has no embedding (token_embd.weight): is it only one part of a split model?"
         )
     return embedding.shape[0]
 
 
 def token_ids(file: Gguf, rows: int, told: Value | None) -> dict[str, Any]:
-    """Ids of tokens, None where the file has none: never what the class takes for granted."""
+    """Special token ids, None if the file has none: never the class's defaults."""
     listed = file.values.get("tokenizer.ggml.tokens")
     for what, count in (("vocab_size", told), ("tokens", listed.count if isinstance(listed, Array) else None)):
         if isinstance(count, int) and (count > rows or (what == "vocab_size" and count != rows)):
             raise BaseModelError(
-                f"{file.path.name} says {what} = {count}, and its embedding has {rows} rows; fetch it again, or take another file"
+                f"{file.path.name} says {what} = {count}, but its embedding has {rows} rows; fetch it again, "
+                "or use another file"
             )
     ids = {name: file.values.get(f"tokenizer.ggml.{entry}") for name, entry in TOKENS.items()}
     ends = [file.values.get(f"tokenizer.ggml.{entry}") for entry in ("eos_token_id", "eot_token_id")]
@@ -35,6 +36,6 @@ def token_ids(file: Gguf, rows: int, told: Value | None) -> dict[str, Any]:
     wrong = [i for i in (*ids.values(), *known) if i is not None and not (type(i) is int and 0 <= i < rows)]
     if wrong:
         raise BaseModelError(
-            f"{file.path.name} names token {wrong[0]}, and its embedding has {rows} rows; fetch it again"
+            f"{file.path.name} names token {wrong[0]}, but its embedding has {rows} rows; fetch it again"
         )
     return {**ids, "eos_token_id": known if len(known) > 1 else known[0] if known else None}

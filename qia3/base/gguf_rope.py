@@ -1,15 +1,15 @@
-"""The rotation that a GGUF file describes, in transformers' terms.
+"""The rotary embedding that a GGUF file describes, in transformers' terms.
 
-    rope.freq_base            rope_theta, 10000 where there is none (as llama.cpp has it)
-    rope.dimension_count      how many entries of a head are rotated: partial_rotary_factor, where it is fewer than all
+    rope.freq_base            rope_theta, 10000 if absent (as in llama.cpp)
+    rope.dimension_count      how many entries of a head are rotated: partial_rotary_factor, if not all
     rope.scaling.*            linear, yarn or longrope, with their numbers
-    rope_freqs.weight         [d/2] numbers that divide the frequencies: Llama 3.1's scaling, whose own four numbers are
-                              in no file. They are found again from the tensor, and must give it back:
+    rope_freqs.weight         [d/2] numbers that divide the frequencies: Llama 3.1's scaling, whose four parameters
+                              the file does not hold. They are recovered from the tensor and must reproduce it:
                                   1 where the wavelength w = 2 pi / frequency is below old / high, factor where above old / low,
                                   and between them 1 / ((1 - s) / factor + s), s = (old / w - low) / (high - low)
     rope_factors_short.weight, rope_factors_long.weight    longrope's, for texts up to original_context_length and longer ones
 
-What is left over is refused by its name. Sources: convert_hf_to_gguf.py and llama-model.cpp of
+Anything else is refused by name. Sources: convert_hf_to_gguf.py and llama-model.cpp of
 github.com/ggml-org/llama.cpp, modeling_rope_utils.py of transformers.
 """
 
@@ -41,7 +41,9 @@ EXACT = 1e-5  # relative: of factors that are float32 in the file
 
 
 def rotations(file: Gguf, entries: Entries, default: Any, unread: list[str]) -> dict[str, Any]:
-    """`rope_parameters` for a class that rotates. Adds to `unread` what has no place. Raises BaseModelError."""
+    """`rope_parameters` for a class with rotary embeddings. Adds to `unread` what cannot be used. Raises
+    BaseModelError.
+    """
     left = {name: entries[name] for name in ROPE_ENTRIES if name in entries}
     own = getattr(default, "rope_parameters", None)
     tensors = [name for name in ROPE_TENSORS if name in file.tensors]
@@ -74,7 +76,7 @@ def rotations(file: Gguf, entries: Entries, default: Any, unread: list[str]) -> 
 
 
 def _width(entries: Entries, left: dict[str, Value], own: Mapping[str, Any]) -> dict[str, Any]:
-    """How much of a head is rotated. An entry that the class cannot follow stays in `left`."""
+    """How much of a head is rotated. An entry that the class does not support stays in `left`."""
     size = entries.head_size()
     rotated = entries.get("rope.dimension_count", size)
     if type(rotated) is not int or not 0 < rotated <= size:
@@ -88,9 +90,9 @@ def _width(entries: Entries, left: dict[str, Value], own: Mapping[str, Any]) -> 
 
 
 def _scaling(left: dict[str, Value], entries: Entries) -> dict[str, Any]:
-    """linear and yarn, taken out of `left`; what these do not have stays in it.
+    """Scaling of type linear or yarn, taken out of `left`; entries that these types do not use stay in it.
 
-    Without a type llama.cpp takes linear.
+    Without a type llama.cpp assumes linear.
     """
     factor = left.get("rope.scaling.factor") or left.get("rope.scale_linear")
     kind = left.get("rope.scaling.type", "linear" if factor else "none")
@@ -98,7 +100,7 @@ def _scaling(left: dict[str, Value], entries: Entries) -> dict[str, Any]:
     if kind == "none" or (kind == "linear" and factor in (None, 0.0, 1.0)):
         _drop(left, "rope.scaling.type", "rope.scaling.factor", "rope.scale_linear")
         if "rope.scaling.attn_factor" not in left and type(old) is int and old >= entries.whole("context_length"):
-            _drop(left, "rope.scaling.original_context_length")  # of a model that was never stretched
+            _drop(left, "rope.scaling.original_context_length")  # the model's context was never extended
     elif kind == "linear" and isinstance(factor, float):
         _drop(
             left,
@@ -122,24 +124,24 @@ def _drop(left: dict[str, Value], *names: str) -> None:
 
 
 def _longrope(file: Gguf, left: dict[str, Value]) -> dict[str, Any]:
-    """Both lists of factors, and what scores are scaled by."""
+    """Both lists of factors, and the scale of attention scores."""
     if left.get("rope.scaling.type", "longrope") == "longrope":
         left.pop("rope.scaling.type", None)
     old, scale = left.pop("rope.scaling.original_context_length", None), left.pop("rope.scaling.attn_factor", None)
     if type(old) is not int or not isinstance(scale, float):
         raise BaseModelError(
-            f"{file.path.name} has factors for long texts and does not say from which length on (rope.scaling.original_context_length) "
-            "or by what scores are scaled (rope.scaling.attn_factor); take another file"
+            f"{file.path.name} has longrope factors but no rope.scaling.original_context_length "
+            "or no rope.scaling.attn_factor; use another file"
         )
     factors = {"short_factor": file.read(SHORT).tolist(), "long_factor": file.read(LONG).tolist()}
     return {"rope_type": "longrope", "original_max_position_embeddings": old, "attention_factor": scale, **factors}
 
 
 def _llama3(file: Gguf, base: float) -> dict[str, Any]:
-    """The four numbers behind rope_freqs.weight."""
+    """The four parameters of Llama 3's scaling behind rope_freqs.weight."""
     factors = file.read(FREQS).astype(np.float64)
     if factors.ndim != 1 or not np.isfinite(factors).all():
-        raise BaseModelError(f"{file.path.name}: rope_freqs.weight is no list of factors; fetch it again")
+        raise BaseModelError(f"{file.path.name}: rope_freqs.weight is not a list of factors; fetch it again")
     if np.array_equal(factors, np.ones_like(factors)):
         return {}
     wavelengths = 2 * math.pi * base ** (np.arange(len(factors)) / len(factors))
@@ -149,15 +151,15 @@ def _llama3(file: Gguf, base: float) -> dict[str, Any]:
             numbers = {"factor": factor, "low_freq_factor": low, "high_freq_factor": high}
             return {"rope_type": "llama3", "original_max_position_embeddings": old, **numbers}
     raise BaseModelError(
-        f"{file.path.name}: rope_freqs.weight scales the rotation in a way that is not Llama 3's, the only one known here; "
-        "take the model's safetensors instead"
+        f"{file.path.name}: rope_freqs.weight does not scale the rotation as Llama 3 does, the only supported way; "
+        "use the model's safetensors instead"
     )
 
 
 def _guesses(factors: NDArray[np.float64], wavelengths: NDArray[np.float64]) -> Iterator[tuple[float, float, int]]:
-    """(low, high, old): what Meta's models have; with its 1 and 4 another old, which one factor between the ends fixes
-    and none leaves free within bounds; and from two factors between the ends, where s is a line in 1 / w. Only old /
-    low and old / high matter, so low is 1.
+    """(low, high, old): the values of Meta's models; then, with their 1 and 4, another `old`, which any factor between
+    the ends bounds or determines; and, from two factors between the ends, where s is linear in 1 / w. Only old / low
+    and old / high matter, so low is 1.
     """
     yield 1.0, 4.0, 8192
     factor = factors.max()
@@ -174,6 +176,6 @@ def _guesses(factors: NDArray[np.float64], wavelengths: NDArray[np.float64]) -> 
 
 
 def _factors(wavelengths: NDArray[np.float64], factor: float, low: float, high: float, old: int) -> NDArray[np.float64]:
-    """What each frequency is divided by."""
+    """The number that each frequency is divided by."""
     smooth = np.clip((old / wavelengths - low) / (high - low), 0, 1)
     return 1 / ((1 - smooth) / factor + smooth)

@@ -1,19 +1,20 @@
-"""What a GGUF file of the architecture `t5` says of its network: T5, T5 v1.1, flan-t5, mT5 and UMT5 are all called that.
+"""What a GGUF file of the architecture `t5` says about its network; T5, T5 v1.1, flan-t5, mT5 and UMT5 are all called
+that.
 
-    block_count = 8, decoder_block_count = 6     layers of the encoder; of the decoder (absent: as many)
-    attention.key_length = 64                    d_kv; heads times that need not be the width
+    block_count = 8, decoder_block_count = 6     layers of the encoder and of the decoder (default: the same)
+    attention.key_length = 64                    d_kv; heads * d_kv need not be the width
     attention.relative_buckets_count = 32
     enc.blk.0.attn_q.weight   dec.blk.0.cross_attn_q.weight   enc.blk.0.attn_rel_b.weight   dec.output_norm.weight
 
-Three things are in no entry, and follow llama.cpp, which computes by the tensors it finds (src/models/t5.cpp):
+Three things are not in any entry and follow llama.cpp, which goes by the tensors that it finds (src/models/t5.cpp):
 
-    a gate in the feed-forwards       with ffn_gate: gated GELU (its tanh form); without: ReLU. No T5 that is published in
-                                      this format has another. transformers' own reader leaves ReLU in gated ones.
-    a table of distances              in the first layer of each stack: T5; in every layer: UMT5. Distances end at 128.
-    a head                            without output.weight, or where it is the embedding byte for byte, the head is the
-                                      embedding, and T5 scales what goes into it
+    gated feed-forwards               with ffn_gate: gated GELU (its tanh form); without: ReLU. No T5 published in this
+                                      format has another. transformers' own reader leaves ReLU in gated ones.
+    relative position bias           in the first layer of each stack: T5; in every layer: UMT5. Distances are clipped at 128.
+    a head                            without output.weight, or if it equals the embedding byte for byte, the head is the
+                                      embedding, and T5 scales its input
 
-The first T5s have a table of distances for cross-attention as well, which no implementation reads (`idle_tensors`).
+The first T5s have a relative position bias for cross-attention as well, which no implementation uses (`idle_tensors`).
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def read_t5_config(file: Gguf) -> Any:
 
 
 def has_own_head(file: Gguf) -> bool:
-    """Whether its head is not its embedding."""
+    """Whether the head is a table of its own rather than the embedding."""
     head, embedding = file.tensors.get("output.weight"), file.tensors.get("token_embd.weight")
     if head is None or embedding is None:
         return head is not None
@@ -77,18 +78,18 @@ def has_own_head(file: Gguf) -> bool:
 
 
 def idle_tensors(file: Gguf) -> set[str]:
-    """Tensors that may stand in the file without a place in the model."""
+    """Tensors that may be in the file although the model does not use them."""
     return set() if file.architecture != T5 else {CROSS} if has_own_head(file) else {CROSS, "output.weight"}
 
 
 def _check_entries(file: Gguf, entries: Entries) -> None:
-    """Raises BaseModelError: one is missing, two contradict each other, or one has no place."""
+    """Raises BaseModelError if an entry is missing or unknown, or two contradict each other."""
     missing = [name for name in NUMBERS if type(entries.get(name)) is not int or not entries[name]]
     missing += [EPSILON] if not isinstance(entries.get(EPSILON), float) else []
     if missing:
         raise BaseModelError(
-            f"{file.path.name} does not say what it is: t5.{', t5.'.join(missing)} is missing or no number; "
-            "fetch it again, or take another file"
+            f"{file.path.name} is incomplete: t5.{', t5.'.join(missing)} is missing or not a number; "
+            "fetch it again, or use another file"
         )
     unread = [f"{name} = {value}" for name, value in entries.items() if name not in {*NUMBERS, *OPTIONAL, *EPSILONS}]
     same = (("attention.value_length", "attention.key_length"), EPSILONS[::-1])
@@ -97,13 +98,13 @@ def _check_entries(file: Gguf, entries: Entries) -> None:
     ]
     if unread:
         raise BaseModelError(
-            f"{file.path.name} says what transformers' T5 cannot compute: {', '.join(sorted(unread))}; "
-            "take the model's safetensors instead"
+            f"{file.path.name} has settings that transformers' T5 cannot express: {', '.join(sorted(unread))}; "
+            "use the model's safetensors instead"
         )
 
 
 def _kind(file: Gguf, layers: tuple[int, int]) -> str:
-    """By the tables of distances. Raises BaseModelError where they are neither's."""
+    """T5 or UMT5, by the relative position biases. Raises BaseModelError if they fit neither."""
     stacks = dict(zip(("enc", "dec"), layers, strict=True))
     found = {s: [i for i in range(n) if f"{s}.blk.{i}.attn_rel_b.weight" in file.tensors] for s, n in stacks.items()}
     if all(places == [0] for places in found.values()):
@@ -112,6 +113,7 @@ def _kind(file: Gguf, layers: tuple[int, int]) -> str:
         return "umt5"
     told = ", ".join(f"{s}.blk.{places or 'none'}" for s, places in found.items())
     raise BaseModelError(
-        f"{file.path.name} has tables of distances (attn_rel_b) in {told}: T5 has one in the first layer of each stack, UMT5 "
-        "one in every layer; fetch it again, or take the model's safetensors instead"
+        f"{file.path.name} has relative position biases (attn_rel_b) in {told}: T5 has one in the first layer "
+        "of each stack, "
+        "UMT5 one in every layer; fetch it again, or use the model's safetensors instead"
     )

@@ -1,19 +1,19 @@
-"""Fills transformers' model from a GGUF file: every parameter from one tensor, every tensor in one place, or the load
-ends before anything is read.
+"""Fills transformers' model from a GGUF file: one tensor per parameter and no tensor left over, or an error before
+anything is read.
 
-    model.layers.0.self_attn.q_proj.weight  <->  blk.0.attn_q.weight      gguf's own table of names
+    model.layers.0.self_attn.q_proj.weight  <->  blk.0.attn_q.weight      gguf's own name table
 
-llama.cpp's converter changes some tensors on the way in; UNDO takes that back. Worked example, `paired`, for one head
-of four rows: the rotation turns rows 0, 2 and rows 1, 3 together in transformers, and neighbours in llama.cpp, so the
-file has x0 x2 x1 x3, and reading it by twos down the columns gives x0 x1 x2 x3.
+llama.cpp's converter changes some tensors; UNDO reverses that. Worked example, `paired`, for one head of four rows:
+rotary embedding pairs rows 0, 2 and rows 1, 3 in transformers but neighbours in llama.cpp, so the file has x0 x2 x1 x3,
+and reading it as two columns, column by column, gives x0 x1 x2 x3.
 
     llama       rows of queries and keys, weights and biases     `paired`; Granite and SmolLM3 the same
     gemma 1..3  norms are stored as 1 + weight                   `minus_one`; Nemotron the same
-    falcon      all queries, all keys, all values                `grouped`: per group of heads, as the layer has them
+    falcon      all queries, all keys, all values                `grouped`: per group of heads, as in the layer
     bloom       the same for one head per group
-    (GPT-2)     layers of class Conv1D are stored transposed in transformers; that is known by the class
+    (GPT-2)     layers of class Conv1D are stored transposed in transformers; recognised by the class
 
-Tensors are dequantised one at a time, so the peak is the float model and one tensor. Sources: conversion/*.py of
+Tensors are dequantised one at a time, so the peak memory is the float model plus one tensor. Sources: conversion/*.py of
 github.com/ggml-org/llama.cpp, modeling_gguf_pytorch_utils.py of transformers.
 """
 
@@ -82,12 +82,12 @@ UNDO: dict[str, tuple[re.Pattern[str], Callable[[Dense, str, Any], Dense]]] = {
 
 
 def load_gguf(file: Gguf) -> Any:
-    """The float32 model of a file. Raises BaseModelError."""
+    """The float32 model of a file. Raises BaseModelError if file and model do not fit."""
     config = read_gguf_config(file)
     with init_empty_weights(include_buffers=False):
         model = auto_class(config).from_config(config, dtype=torch.float32, trust_remote_code=False)
     model.tie_weights()
-    if config.is_encoder_decoder and has_own_head(file):  # whatever a T5's configuration says, transformers ties it
+    if config.is_encoder_decoder and has_own_head(file):  # transformers ties it, whatever the configuration says
         model.lm_head.weight = nn.Parameter(torch.empty_like(model.lm_head.weight))
         note_untied(model)
     places = _places(model, file)
@@ -100,7 +100,7 @@ def load_gguf(file: Gguf) -> Any:
 
 
 def tensor_name(file: Gguf, config: Any) -> Callable[[str], str | None]:
-    """From a parameter's name in transformers to a tensor's in the file. None where gguf's table has none."""
+    """A function from a parameter's name in transformers to a tensor's in the file; None if gguf's table has none."""
     text = config.get_text_config()
     blocks = max(text.num_hidden_layers, getattr(text, "num_decoder_layers", 0))
     known = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
@@ -117,7 +117,7 @@ def tensor_name(file: Gguf, config: Any) -> Callable[[str], str | None]:
 def _places(model: Any, file: Gguf) -> dict[str, tuple[nn.Module, str, list[Place]]]:
     """Tensor of the file -> module and name of its parameter, and the places that share it.
 
-    Raises BaseModelError where two parameters would take one tensor.
+    Raises BaseModelError if two parameters would take the same tensor.
     """
     find = tensor_name(file, model.config)
     seen: dict[nn.Parameter, list[tuple[str, Place]]] = {}
@@ -131,7 +131,7 @@ def _places(model: Any, file: Gguf) -> dict[str, tuple[nn.Module, str, list[Plac
         tensor, first = next((pair for pair in named if pair[0] in file.tensors), named[0])
         if tensor in places:
             raise BaseModelError(
-                f"{file.path.name}: two layers of the model would take tensor {tensor}, {holders[0][0]} among them"
+                f"{file.path.name}: several layers of the model would take tensor {tensor}, among them {holders[0][0]}"
             )
         places[tensor] = (*first, [place for _, place in named if place is not first])
     return places
@@ -146,18 +146,19 @@ def _check(model: Any, file: Gguf, places: dict[str, tuple[nn.Module, str, list[
     for tensor, (module, child, _) in places.items():
         shape = tuple(getattr(module, child).shape)
         if tensor in file.tensors and _turned(file.tensors[tensor].shape, module, child) != shape:
-            wrong.append(f"{tensor} is {list(file.tensors[tensor].shape)}, and {list(shape)} is needed")
+            wrong.append(f"{tensor} has shape {list(file.tensors[tensor].shape)} instead of {list(shape)}")
     buffers = [n for n in model.state_dict() if n not in dict(model.named_parameters(remove_duplicate=False))]
     told = [
         *([f"missing: {_listed(missing)}"] if missing else []),
-        *([f"without a place in the model: {_listed(left)}"] if left else []),
+        *([f"not in the model: {_listed(left)}"] if left else []),
         *wrong[:LISTED],
-        *([f"{len(wrong) - LISTED} more of another shape"] if len(wrong) > LISTED else []),
+        *([f"{len(wrong) - LISTED} more with another shape"] if len(wrong) > LISTED else []),
         *([f"not in this format: {_listed(buffers)}"] if buffers else []),
     ]
     if told:
         raise BaseModelError(
-            f"{file.path.name} does not hold the model that it describes: {'; '.join(told)}{_likely(file, missing, left)}"
+            f"{file.path.name} does not fit the model that it describes: "
+            f"{'; '.join(told)}{_likely(file, missing, left)}"
         )
 
 
@@ -174,20 +175,23 @@ def _read(file: Gguf, tensor: str, module: nn.Module, config: Any) -> Dense:
 
 
 def _likely(file: Gguf, missing: list[str], left: list[str]) -> str:
-    """The likely reason, where one shows."""
+    """The likely reason, if there is one."""
     if any("lora" in name or name.endswith((".lora_a", ".lora_b")) for name in left):
-        return " (the training state of an adapter? merge it into its base first)"
+        return " (is it the training state of an adapter? merge it into its base first)"
     if any(".attn_qkv." in name for name in left) and any(".attn_q." in name for name in missing):
-        return " (queries, keys and values in one tensor are not read for this architecture; convert the model without fusing them)"
+        return (
+            " (fused queries, keys and values are not supported for this architecture; convert the model without "
+            "fusing them)"
+        )
     if left and not missing and all(name.endswith(".bias") for name in left):
-        return " (the architecture has no such biases in transformers; take the model's safetensors instead)"
+        return " (the architecture has no such biases in transformers; use the model's safetensors instead)"
     if missing and len(file.files) == 1:
-        return " (a part of a split model, or a file whose writing was stopped? fetch the whole model)"
+        return " (is it a part of a split model, or an interrupted download? fetch the whole model)"
     return ""
 
 
 def _listed(names: Iterable[str]) -> str:
-    """Names, those of many layers as one: blk.[0-29].attn_q.bias."""
+    """Names, merged over layers: blk.[0-29].attn_q.bias."""
     return ", ".join(_folded(list(names)))
 
 

@@ -1,18 +1,18 @@
-"""The tokenizer of a GGUF file. transformers makes it from the file's tokens and merges; how text is cut into words
-before that is not in the file, only its name, `tokenizer.ggml.pre`, and transformers takes GPT-2's cut for every name
-that it does not know.
+"""The tokenizer of a GGUF file. transformers builds it from the file's tokens and merges. How text is split into words
+before that is not in the file, only the name of the rule, `tokenizer.ggml.pre`, and transformers uses GPT-2's rule for
+every name that it does not know.
 
     "in 2024, it's"    gpt-2      in| 2024|,| it|'s
                        smollm     in| |2|0|2|4|,| it|'s      each digit by itself
                        llama-bpe  in| |202|4|,| it|'s        digits by threes from the left
-                       qwen2      in| |2|0|2|4|,| it|'s      ends of lines stay with the marks before them
+                       qwen2      in| |2|0|2|4|,| it|'s      line ends stay with the punctuation before them
 
-So the cut is set here by its name, and a name that is not known is refused. The patterns are those of the models' own
-tokenizer.json, as llama.cpp's llama-vocab.cpp notes them beside its names. Where merges are passed over for whole words
-that are tokens (`ignore_merges` there), that is set as well.
+So the rule is set here by its name, and an unknown name is refused. The patterns are those of the models' own
+tokenizer.json, as llama.cpp's llama-vocab.cpp quotes them beside its names. Where a word that is itself a token skips
+the merges (`ignore_merges`), that is set as well.
 
-A tokenizer.json beside the file is the model's own; it is read where the file's is not understood, if it has the file's
-tokens.
+A tokenizer.json beside the file is the model's own. It is used if the file's tokenizer is not supported, provided that
+it has the file's tokens.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from qia3.base.gguf_parts import Gguf
 from qia3.errors import BaseModelError
 
 BESIDE = "tokenizer.json"
-UNUSED = 5  # tokenizer.ggml.token_type of rows that fill up an embedding
+UNUSED = 5  # tokenizer.ggml.token_type of rows that pad an embedding
 ENDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 TAIL = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 WORD = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
-CASED = (  # a word ends where small letters are followed by a capital
+CASED = (  # a word ends where lower case is followed by a capital
     WORD + r"*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+@|" + WORD + r"+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*@|"
 )
 LLAMA3 = ENDS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|" + TAIL
@@ -68,13 +68,17 @@ IDS = {"bos_token_id": "bos_token_id", "eos_token_id": "eos_token_id", "pad_toke
 
 
 def read_gguf_tokenizer(file: Gguf) -> Any:
-    """The file's tokenizer, or the one beside it. Raises BaseModelError."""
+    """The file's tokenizer, or the tokenizer.json beside it. Raises BaseModelError if neither can be used."""
     kind, pre = (file.values.get(f"tokenizer.ggml.{name}") for name in ("model", "pre"))
     if kind == "gpt2" and pre not in CUT_BY_NAME:
-        cut = "does not say how text is cut into words" if pre is None else f"cuts text into words by {str(pre)[:40]!r}"
-        return _beside(file, f"{cut} (tokenizer.ggml.pre), which is not known here")
+        cut = (
+            "does not say how text is split into words"
+            if pre is None
+            else (f"splits text into words by {str(pre)[:40]!r}")
+        )
+        return _beside(file, f"{cut} (tokenizer.ggml.pre), which is not supported")
     if kind == "t5":
-        return _beside(file, "has its text cut by Unigram (tokenizer.ggml.model = t5), which is not read from GGUF")
+        return _beside(file, "uses a Unigram tokenizer (tokenizer.ggml.model = t5), which is not supported as GGUF")
     _check_ids(file)
     words = PreTrainedTokenizerFast(name_or_path=str(file.path.parent), gguf_file=file.path.name)
     if kind == "gpt2":
@@ -82,18 +86,18 @@ def read_gguf_tokenizer(file: Gguf) -> Any:
     elif kind == "llama" and _spaced(words.backend_tokenizer) != file.values.get(
         "tokenizer.ggml.add_space_prefix", True
     ):
-        return _beside(file, "differs from transformers' in the space before a text (tokenizer.ggml.add_space_prefix)")
+        return _beside(file, "differs from transformers in the space before a text (tokenizer.ggml.add_space_prefix)")
     other = [name for name, entry in IDS.items() if getattr(words, name) != file.values.get(f"tokenizer.ggml.{entry}")]
     if other:
         raise BaseModelError(
-            f"{file.path.name}: transformers takes other tokens for {', '.join(other)} than the file names; "
-            "do two of its tokens have one spelling?"
+            f"{file.path.name}: transformers finds other tokens for {', '.join(other)} than the file names; "
+            "do two tokens have the same spelling?"
         )
     return words
 
 
 def _check_ids(file: Gguf) -> None:
-    """Every entry that names a token names one of the list. Raises BaseModelError."""
+    """Raises BaseModelError if an entry names a token that is not in the list."""
     listed = file.values.get("tokenizer.ggml.tokens")
     count = listed.count if isinstance(listed, Array) else 0
     for name, value in file.values.items():
@@ -103,7 +107,7 @@ def _check_ids(file: Gguf) -> None:
             and not (type(value) is int and 0 <= value < count)
         ):
             raise BaseModelError(
-                f"{file.path.name} says {name} = {str(value)[:40]}, and has {count} tokens; fetch it again"
+                f"{file.path.name} says {name} = {str(value)[:40]}, but has {count} tokens; fetch it again"
             )
 
 
@@ -128,21 +132,20 @@ def _spaced(backend: Tokenizer) -> bool:
 def _beside(file: Gguf, reason: str) -> Any:
     """The model's own tokenizer.json.
 
-    Raises BaseModelError with the reason where there is none, or one of another model.
+    Raises BaseModelError with the reason if there is none, or if it belongs to another model.
     """
     place = file.path.with_name(BESIDE)
     if not place.is_file():
-        raise BaseModelError(
-            f"{file.path.name} {reason}; put the model's own tokenizer.json beside it, and that is read"
-        )
+        raise BaseModelError(f"{file.path.name} {reason}; put the model's own tokenizer.json beside it")
     words = PreTrainedTokenizerFast(tokenizer_file=str(place), chat_template=_template(file), **_special(file))
     known = words.get_vocab()
     tokens = [(i, token) for i, (token, kind) in enumerate(_tokens(file)) if kind != UNUSED]
     other = [token for i, token in tokens if known.get(token) != i]
     if other:
         raise BaseModelError(
-            f"{place} is another model's: {len(other)} of the {len(tokens)} tokens of {file.path.name} have another number "
-            f"in it or none, {other[0]!r} first"
+            f"{place} belongs to another model: {len(other)} of the {len(tokens)} tokens of {file.path.name} "
+            "have another id "
+            f"in it or are missing, the first is {other[0]!r}"
         )
     return words
 
@@ -153,7 +156,7 @@ def _template(file: Gguf) -> str | None:
 
 
 def _special(file: Gguf) -> dict[str, str | None]:
-    """Tokens by their part; None where the file names none, so that no class has its own way."""
+    """Special tokens by their role; None if the file names none, so that no class default applies."""
     tokens = [token for token, _ in _tokens(file)]
     ids = {name.removesuffix("_id"): file.values.get(f"tokenizer.ggml.{entry}") for name, entry in IDS.items()}
     return {name: tokens[i] if type(i) is int and 0 <= i < len(tokens) else None for name, i in ids.items()}

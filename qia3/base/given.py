@@ -1,7 +1,7 @@
-"""A base whose 4-bit codes were given: a checkpoint that others quantised keeps its codes, and only what it leaves in
-float gets ours.
+"""A base whose 4-bit codes were given: a checkpoint that was quantised elsewhere keeps its codes, and only layers that
+it leaves in float are quantised here.
 
-What a BaseModel says of itself is then what is in the file, not what a build asked for.
+A BaseModel then describes what is in the file, not what the build asked for.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from qia3.base.modules import GridEmbedding, GridLinear
 
 @dataclass(frozen=True)
 class Given:
-    """Where the codes are from ("gptq", "gptq_v2", "awq", "nf4", "q4_0", "compressed-tensors" or "mlx"), and the grid
-    that most of them are on. `rounding`: what that grid made of them, where it is not quite theirs.
+    """Where the codes come from ("gptq", "gptq_v2", "awq", "nf4", "q4_0", "compressed-tensors" or "mlx"), and the grid
+    of most layers. `rounding`: what our grid changed, if the codes' own grid is slightly different.
     """
 
     codes: str
@@ -30,7 +30,7 @@ class Given:
 
     @classmethod
     def in_model(cls, codes: str, model: nn.Module, moved: Mapping[str, Moved] | None = None) -> Given:
-        """Of a model whose only layers on a grid are the given ones."""
+        """From a model in which only the given layers are on a grid."""
         grids: Counter[tuple[int, bool]] = Counter()
         layers = [m for m in model.modules() if isinstance(m, GridLinear)]
         for layer in layers:
@@ -41,7 +41,7 @@ class Given:
 
 
 def parameters(model: nn.Module) -> int:
-    """Weights of the model, those on a grid among them; a shared one once."""
+    """Number of weights of the model, including those on a grid; shared ones count once."""
     layers = [m for m in model.modules() if isinstance(m, GridLinear)]
     on_grid = [m for m in model.modules() if isinstance(m, GridLinear | GridEmbedding)]
     stored = {id(m.store): m.store.inputs * m.store.outputs for m in on_grid}

@@ -1,16 +1,16 @@
-"""Heads that an encoder was trained with, and that a task of one's own has no use for: what a folder's files hold beside
-the body.
+"""Pre-training heads of an encoder, which a new task does not use: tensors in a folder's files besides the body.
 
     bert.encoder.layer.0...      the body                  cls.predictions...    for hidden words
     bert.pooler.dense.weight     for the next sentence     classifier.weight     somebody's own labels
 
-Which tensors those are, transformers' own classes say: the class that config.json names under `architectures`, and those
-that the family is trained with. A tensor is left out where one of them has it, in this shape, or where it stands beside a
-body that has a name of its own in the file, as the discriminator of DeBERTa-v3 does, which transformers has no class for:
+transformers' own classes say which tensors those are: the class that config.json names under `architectures`, and the
+classes that the family is trained with. A tensor is left out if one of them has it, in this shape, or if the body has
+its own prefix in the file and the tensor is outside it, like the discriminator of DeBERTa-v3, for which transformers
+has no class:
 
     deberta.encoder.layer.0...   the body              mask_predictions.dense.weight    beside it
 
-Any other is refused.
+Any other tensor is refused.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from qia3.progress import say
 
 
 def not_heads(config: Any, names: Iterable[str], found: Mapping[str, Entry]) -> list[str]:
-    """Those of the left-over `names` that are no head's; which ones are is said. Of an encoder only."""
+    """Those of the left-over `names` that belong to no head; prints which ones do. For encoders only."""
     names = list(names)
     if not names or not is_encoder(config):
         return names
@@ -38,12 +38,12 @@ def not_heads(config: Any, names: Iterable[str], found: Mapping[str, Entry]) -> 
     heads = [n for n in names if known.get(n) == found[n].shape or (apart and not n.startswith(body))]
     if heads:
         parts = sorted({".".join(name.split(".")[:2]) for name in heads})
-        say(f"left out, for it belongs to another task: {', '.join(parts)} ({len(heads)} tensors)")
+        say(f"left out, because it belongs to another task: {', '.join(parts)} ({len(heads)} tensors)")
     return [name for name in names if name not in heads]
 
 
 def _tensors(config: Any) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Names and shapes of all that the classes have, as a file of each has them."""
+    """Names and shapes of all tensors of these classes, as their files have them."""
     named: list[Any] = [getattr(transformers, name, None) for name in config.architectures or ()]
     usual = [
         auto._model_mapping.get(type(config), None)

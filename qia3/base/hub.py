@@ -1,5 +1,5 @@
-"""A hub's model as a local folder, so that everything that is checked in a folder is checked in it. Other copies of the
-weights, pickles and the hub's own pages stay where they are.
+"""A hub model as a local folder, so that it is checked like any other folder. Other copies of the weights, pickles and
+the hub's own pages are not downloaded.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ WANTED = ["model*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.tikt
 
 
 def fetch_hub(reference: str, aliases: Iterable[str]) -> Path:
-    """The folder in the hub library's own cache. `aliases`: the names that would have needed no hub.
+    """Downloads a model; returns its folder in the hub library's cache. `aliases` are listed in the error.
 
     Raises BaseModelError.
     """
@@ -26,6 +26,8 @@ def fetch_hub(reference: str, aliases: Iterable[str]) -> Path:
 
 
 def not_fetched(reference: str, aliases: Iterable[str], error: Exception) -> BaseModelError:
-    """For what is looked for on the hub because it is nothing that is known here."""
-    known = f"no folder here and no alias ({', '.join(aliases)})"
-    return BaseModelError(f"cannot fetch {reference!r}, which is {known}, from the hub: {first_line(error)}")
+    """The error for a reference that is not known locally and that the hub did not give, either."""
+    return BaseModelError(
+        f"{reference!r} is neither a local folder nor an alias ({', '.join(aliases)}), and cannot be fetched from the "
+        f"hub: {first_line(error)}"
+    )

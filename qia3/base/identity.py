@@ -1,9 +1,10 @@
-"""What a base is made from, told by content: two copies of a model are one, whatever their folders and times.
+"""What a base is made from, identified by content: copies of a model count as the same, whatever their folders and
+times.
 
-The weights are hashed whole, and the small files that transformers reads beside them. A file's SHA-256 is remembered
-with its place, size, inode and both of its times: a program can set the time of modification back, but not that of the
-inode's change, so a file that was written to since is hashed anew. A file that was changed in the last seconds is not
-remembered at all: a second change within the clock's tick would not be seen.
+The weights are hashed completely, and so are the small files that transformers reads beside them. A file's SHA-256 is
+cached with its path, size, inode, mtime and ctime. A program can set the mtime back but not the ctime, so a file that
+was written to is hashed again. A file that was changed in the last seconds is not cached: a second change within the
+clock's resolution would go unnoticed.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from qia3.errors import BaseModelError
 from qia3.parse import read_json_table
 
 READ = (".json", ".jinja", ".model", ".txt", ".tiktoken")  # beside the weights: configuration and tokenizer
-BESIDE_GGUF = ("tokenizer.json",)  # read where the file's own tokenizer is not understood
-LEAST_REMEMBERED = 1 << 26  # bytes; a smaller file is hashed in a blink
-SETTLED = 2.0  # seconds; the coarsest times are those of FAT
+BESIDE_GGUF = ("tokenizer.json",)  # read if the file's own tokenizer is not supported
+LEAST_REMEMBERED = 1 << 26  # bytes; smaller files are hashed quickly
+SETTLED = 2.0  # seconds; the coarsest file times, those of FAT
 
 
 def identity(weights: list[Path], gguf: bool, memory: Path) -> list[list[str]]:
@@ -40,7 +41,7 @@ def identity(weights: list[Path], gguf: bool, memory: Path) -> list[list[str]]:
 
 
 def digest(file: Path, memory: Path) -> str:
-    """SHA-256 of a file; of a large one it is remembered in `memory`. Raises BaseModelError."""
+    """SHA-256 of a file; for a large file, cached in `memory`. Raises BaseModelError if it cannot be read."""
     before = _facts(file)
     if before[0] < LEAST_REMEMBERED:
         return _hashed(file)
@@ -72,7 +73,7 @@ def _facts(file: Path) -> list[int]:
 
 
 def _remembered(memory: Path) -> dict[str, Any]:
-    """What is damaged or not there is nothing."""
+    """The cached digests; empty if the file is damaged or missing."""
     try:
         return read_json_table(memory, BaseModelError) if memory.is_file() else {}
     except BaseModelError:
@@ -80,7 +81,7 @@ def _remembered(memory: Path) -> dict[str, Any]:
 
 
 def _remember(memory: Path, known: dict[str, Any]) -> None:
-    """Whole or not at all; where the cache cannot be written, the next build hashes again."""
+    """Writes the cache atomically; if it cannot be written, the next build hashes again."""
     try:
         memory.parent.mkdir(parents=True, exist_ok=True)
         handle, scratch = tempfile.mkstemp(dir=memory.parent, prefix=f"{memory.name}.")

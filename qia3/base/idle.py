@@ -1,18 +1,18 @@
-"""Tensors that files hold and models work out for themselves: all that may be left over, each with the reason, and each
-held against what it is said to be.
+"""Tensors in files that models compute themselves: the only ones that may be left over, each with the reason, and each
+checked against what it should be.
 
-    rotary_emb.inv_freq        the rotation's frequencies, which older versions of transformers saved with every layer
+    rotary_emb.inv_freq        rotary frequencies, which older versions of transformers saved with every layer
     position_ids               0, 1, 2 ..., likewise
-    attn.bias, attention.bias  [1, 1, n, n] of ones below the diagonal: the causal mask of GPT-2, GPT-NeoX and their kin
-    masked_bias                the one number that was written where that mask is zero
-    position_embeddings.weight DeBERTa's, where config.json says that they are not added (position_biased_input)
-    mtp.                       multi-token prediction: it drafts later tokens, and the model's own come without it
+    attn.bias, attention.bias  [1, 1, n, n] of ones below the diagonal: the causal mask of GPT-2, GPT-NeoX and similar
+    masked_bias                the number that was written where that mask is zero
+    position_embeddings.weight DeBERTa's, if config.json says that they are not added (position_biased_input)
+    mtp.                       multi-token prediction: it drafts later tokens and is not needed for the next one
 
-What may be absent is one of two names that share a tensor by config.json (`tie_word_embeddings`), where the other is
-there, and of encoder-decoders:
+These may be absent: one of two names that share a tensor by config.json (`tie_word_embeddings`), if the other is there,
+and in encoder-decoders:
 
     embed_positions.weight     Marian's sines and cosines, which transformers does not save
-    final_logits_bias          BART's and its kin's, nought unless it was set
+    final_logits_bias          BART's and similar, zero unless it was set
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ AS_STORED = 1e-2  # relative: frequencies in bfloat16 are off by 0.4 %
 def not_idle(config: Any, names: Iterable[str], found: Mapping[str, Entry]) -> list[str]:
     """Those of the left-over `names` that no reason above covers.
 
-    Raises BaseModelError where a rotation is another one than config.json gives.
+    Raises BaseModelError if rotary frequencies differ from config.json.
     """
     rotations = [name for name in names if name.endswith("rotary_emb.inv_freq")]
     if rotations:
@@ -45,7 +45,7 @@ def not_idle(config: Any, names: Iterable[str], found: Mapping[str, Entry]) -> l
 
 
 def is_computed(model: Any, name: str) -> bool:
-    """Whether a tensor that no file has is one that the model works out from its sizes."""
+    """Whether a tensor that no file has is computed by the model from its sizes."""
     holder, _, child = name.rpartition(".")
     module = model.get_submodule(holder)
     if child == "weight" and isinstance(module, nn.Embedding):
@@ -76,7 +76,7 @@ def _check_rotations(config: Any, names: list[str], found: Mapping[str, Entry]) 
     if other:
         raise BaseModelError(
             f"the weights do not fit config.json: {', '.join(other[:3])}{' and others' if len(other) > 3 else ''}: "
-            "this rotation is another one than rope_theta and its kin in config.json give; fetch config.json again"
+            "its rotary frequencies differ from those that config.json gives (rope_theta); fetch config.json again"
         )
 
 

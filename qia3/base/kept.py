@@ -1,14 +1,13 @@
-"""A quantised base kept on disk: made once, read in a second, and the same bytes for every build and process that uses
-it.
+"""A cached quantised base: made once, read in a second, and the same bytes for every build and process that uses it.
 
-FOLDER/model.safetensors     every tensor of the 4-bit model, by its name in it; those that transformers does not save (rotary tables) too
+FOLDER/model.safetensors     every tensor of the 4-bit model by name, including those that transformers does not save (rotary tables)
 FOLDER/base.json             which modules are 4-bit and how, the fingerprint, what the base was made from
 FOLDER/config.json, ...      transformers' configuration and the tokenizer
-FOLDER/base.sha256           of all of them but the weights, whose fingerprint is in base.json
+FOLDER/base.sha256           of all files but the weights, whose fingerprint is in base.json
 
-Calibrated rounding adds up floats, and another processor or another number of threads adds them in another order: the
-codes may differ in a few places, and with them the fingerprint. So what is kept is what all builds share. A folder is
-whole or absent; torn or changed, it is refused.
+Calibrated rounding sums floats, and another processor or number of threads sums them in another order: a few codes may
+differ, and with them the fingerprint. So builds share what is cached here. A folder is complete or absent; if it is
+damaged or changed, it is refused.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ from qia3.storage import made_once
 
 WEIGHTS, FACTS, SEAL = "model.safetensors", "base.json", "base.sha256"
 FORMAT = 2  # of base.json
-AGAIN, MADE_AGAIN = "copy it again", "it is made again"
+AGAIN, MADE_AGAIN = "copy it again", "it is quantised again"
 TAKEN = (
     "fingerprint",
     "block_size",
@@ -56,9 +55,9 @@ TAKEN = (
 
 
 def keep(base: BaseModel, folder: Path, asked: Mapping[str, Any] | None = None, anew: bool = False) -> None:
-    """Writes the base to `folder`, unless another process did so first; `asked` are the settings that it was made for.
+    """Writes the base to `folder`, unless another process was faster; `asked` are the settings that it was made for.
 
-    `anew`: what is there is damaged. Raises StorageError.
+    `anew`: replace a damaged one. Raises StorageError.
     """
     if anew or not (folder / FACTS).exists():
         shutil.rmtree(folder, ignore_errors=True)
@@ -72,12 +71,12 @@ def keep(base: BaseModel, folder: Path, asked: Mapping[str, Any] | None = None, 
 
 
 def is_kept(folder: Path) -> bool:
-    """Whether a folder is a kept base."""
+    """Whether a folder is a cached base."""
     return (folder / FACTS).is_file()
 
 
 def kept_as(place: Path, fingerprint: str) -> list[Path]:
-    """The kept bases in `place` that say they are of this fingerprint; what does not say it is none."""
+    """The cached bases in `place` whose record has this fingerprint."""
     found = []
     for facts in sorted(place.glob(f"*/{FACTS}")):
         try:
@@ -89,19 +88,19 @@ def kept_as(place: Path, fingerprint: str) -> list[Path]:
 
 
 def open_named(folder: Path, asked: Mapping[str, Any]) -> BaseModel:
-    """A kept base that a build file names by its folder. Raises BaseModelError where it was made for other settings."""
+    """A cached base that a build file names by its folder. Raises BaseModelError if it was made for other settings."""
     facts = read_json_table(folder / FACTS, BaseModelError, AGAIN)
     made_for = facts.get("asked")
     if not isinstance(made_for, dict):
         raise BaseModelError(
-            f"the kept base {folder} does not say what it was made for; name the model it was made from"
+            f"the cached base {folder} does not record its settings; name the model that it was made from instead"
         )
     wanted = json.loads(json.dumps(asked))
     if other := [name for name in wanted if made_for.get(name) != wanted[name]]:
-        differs = "; ".join(f"{n} {_told(made_for.get(n))}, and this build asks for {_told(wanted[n])}" for n in other)
+        differs = "; ".join(f"{n} {_told(made_for.get(n))}, but this build asks for {_told(wanted[n])}" for n in other)
         raise BaseModelError(
-            f"the kept base {folder} was made with {differs}: set under [base] what it was made with, or name the model "
-            "it was made from"
+            f"the cached base {folder} was made with {differs}: change [base] to match it, or name the model "
+            "that it was made from"
         )
     return open_kept(folder, str(facts.get("reference")), AGAIN)
 
@@ -111,8 +110,8 @@ def _told(value: Any) -> str:
 
 
 def open_kept(folder: Path, reference: str, remedy: str = MADE_AGAIN) -> BaseModel:
-    """The base as it was kept. Raises BaseModelError, with what to do, where it is torn or changed."""
-    changed = BaseModelError(f"the kept base {folder} has changed since it was written; {remedy}")
+    """Opens a cached base. Raises BaseModelError, with the remedy, if it is damaged or was changed."""
+    changed = BaseModelError(f"the cached base {folder} has changed since it was written; {remedy}")
     if not (folder / SEAL).is_file() or (folder / SEAL).read_bytes() != _seal(folder).encode():
         raise changed
     try:
@@ -128,10 +127,10 @@ def open_kept(folder: Path, reference: str, remedy: str = MADE_AGAIN) -> BaseMod
         _put_tensors(model, tensors, facts.get("shared"))
         note_untied(model)
         if stray := sorted(tensors.keys() ^ _tensors(model).keys()):
-            raise ValueError(f"{WEIGHTS} and the model do not hold the same tensors: {', '.join(stray[:3])}")
+            raise ValueError(f"{WEIGHTS} and the model have different tensors: {', '.join(stray[:3])}")
         model.generation_config = GenerationConfig.from_pretrained(folder)
         taken: dict[str, Any] = {name: tuple(v) if isinstance(v := facts[name], list) else v for name in TAKEN}
-        rounding = facts.get("rounding")  # not in those that were kept before there was any
+        rounding = facts.get("rounding")  # absent in older ones
         base = BaseModel(
             reference=reference,
             model=model,
@@ -141,8 +140,8 @@ def open_kept(folder: Path, reference: str, remedy: str = MADE_AGAIN) -> BaseMod
         )
     except MemoryError:
         raise
-    except Exception as error:  # a damaged file makes transformers and json raise many types
-        raise BaseModelError(f"the kept base {folder} cannot be read ({first_line(error)}); {remedy}") from error
+    except Exception as error:  # a damaged file can raise any exception in transformers and json
+        raise BaseModelError(f"the cached base {folder} cannot be read ({first_line(error)}); {remedy}") from error
     model.eval().requires_grad_(False)
     if fingerprint(model) != base.fingerprint or facts.get("tables") != tables(model):
         raise changed
@@ -150,7 +149,7 @@ def open_kept(folder: Path, reference: str, remedy: str = MADE_AGAIN) -> BaseMod
 
 
 def _seal(folder: Path) -> str:
-    """SHA-256 of every file but the weights, which the fingerprint is for."""
+    """SHA-256 over every file but the weights, which the fingerprint covers."""
     digest = hashlib.sha256()
     for file in sorted(f for f in folder.iterdir() if f.is_file() and f.name not in (WEIGHTS, SEAL)):
         digest.update(f"{file.name}|{file.stat().st_size}|".encode() + file.read_bytes())
@@ -162,7 +161,7 @@ def _facts(base: BaseModel) -> dict[str, Any]:
     modules = {}
     for name, module in base.model.named_modules(remove_duplicate=False):
         if isinstance(module, GridLinear | GridEmbedding):
-            first = stores.setdefault(id(module.store), name)  # a tied head names the embedding's bytes
+            first = stores.setdefault(id(module.store), name)  # a tied head refers to the embedding's bytes
             modules[name] = {
                 "store": first,
                 "inputs": module.store.inputs,
@@ -183,7 +182,7 @@ def _facts(base: BaseModel) -> dict[str, Any]:
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Every tensor once, the ones that a state_dict leaves out among them."""
+    """Every tensor once, including those that a state_dict leaves out."""
     found = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     return {name: tensor.detach().contiguous() for name, tensor in found.items()}
 
@@ -208,17 +207,17 @@ def _put_modules(model: nn.Module, modules: dict[str, dict[str, Any]], tensors: 
 
 
 def _shared(model: nn.Module) -> dict[str, str]:
-    """Other names of parameters that were written once, and the name each was written under."""
+    """Aliases of shared parameters, each with the name that it was written under."""
     first: dict[int, str] = {}
     named = model.named_parameters(remove_duplicate=False)
     return {name: first[id(p)] for name, p in named if first.setdefault(id(p), name) != name}
 
 
 def _put_tensors(model: Any, tensors: dict[str, Tensor], shared: Mapping[str, str] | None) -> None:
-    """Norms, biases and buffers in place of the empty ones; a float head that is tied to the embedding was written
-    once, and those kept before `shared` was written down are tied by the configuration.
+    """Sets norms, biases and buffers in place of the empty ones. A float head that is tied to the embedding was written
+    once; bases cached before `shared` was recorded are tied by the configuration.
 
-    Raises KeyError with the name of one that is not there.
+    Raises KeyError with the name of a missing tensor.
     """
     absent = []
     for prefix, module in model.named_modules():

@@ -1,4 +1,4 @@
-"""Every grid that a base's weights can be on, by the name that a kept base has for it."""
+"""Every grid that a base's weights can be on, by its name in a cached base."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What a layout of a quantised checkpoint answers (words.py, bnb.py, compressed.py, mlx.py): which layers it has codes
-for, and for each of them which tensors it is made of, and its weight.
+"""The protocol of a quantised checkpoint's layout (words.py, bnb.py, compressed.py, mlx.py): which layers it has codes
+for, which tensors each of them consists of, and its weight.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ Need = tuple[tuple[torch.dtype, ...], tuple[int, ...]]  # possible types, shape
 
 @dataclass(frozen=True)
 class Loaded:
-    """A layer's weight: with its codes; or as floats [N, K], where it has codes that none of our grids has.
+    """A layer's weight: with its own codes, or as floats [N, K] if none of our grids has its codes.
 
-    `moved`: how far it is from what the file stands for, where the two grids are not the same.
+    `moved`: how far it is from the file's weight, if the two grids are not the same.
     """
 
     weight: GridWeight | Tensor
@@ -33,36 +33,36 @@ class Loaded:
 
 
 class Layer(Protocol):
-    """How one layer is stored."""
+    """The form in which one layer is stored."""
 
     def needs(self, name: str, inputs: int, outputs: int, tensors: Tensors) -> dict[str, Need]:
-        """What is there for it, by what follows its name.
+        """Types and shapes of its tensors, by the suffix of their names.
 
-        Raises ValueError where it cannot be in this layout or not on our grid.
+        Raises ValueError if it cannot be in this layout or on our grid.
         """
 
     def load(self, name: str, tensors: Tensors) -> Loaded:
-        """Its weight. Raises ValueError."""
+        """Its weight. Raises ValueError if the tensors are invalid."""
 
 
 class Layout(Protocol):
-    """`codes` is what the base says that it keeps."""
+    """`codes` is the format's name in the base's record."""
 
     @property
     def codes(self) -> str: ...
 
     def layers(self, model: nn.Module, tensors: Tensors) -> Mapping[str, Layer]:
-        """The modules that the files have codes for. Raises BaseModelError where config.json says otherwise."""
+        """The modules that the files have codes for. Raises BaseModelError if config.json says otherwise."""
 
 
 def marked(tensors: Tensors, mark: str) -> list[str]:
-    """The modules that have a tensor whose name ends so."""
+    """The modules that have a tensor whose name ends in `mark`."""
     return [name.removesuffix(mark) for name in tensors.places if name.endswith(mark)]
 
 
 def refused(what: str) -> BaseModelError:
-    """For what is not read, with what is."""
-    return BaseModelError(f"{what}, which is not read; what is: {READ}")
+    """The error for an unsupported checkpoint, listing what is supported."""
+    return BaseModelError(f"{what}, which is not supported; supported: {READ}")
 
 
 READ = (

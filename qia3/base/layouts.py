@@ -1,6 +1,6 @@
-"""Which layout a checkpoint's codes are in, from the `quantization_config` of its config.json: each has a file of its
-own (words.py, bnb.py, compressed.py, mlx.py) that says what it looks like there and in the tensors. The others that
-people have are refused by their names, with the reason.
+"""Which layout a checkpoint's codes are in, by the `quantization_config` of its config.json. Each layout has its own
+file (words.py, bnb.py, compressed.py, mlx.py) that says how config.json and the tensors look. Other common quantisers
+are refused by name, with the reason.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from qia3.base.layout import Layout, refused
 from qia3.base.mlx import read_mlx
 from qia3.base.words import read_auto_round, read_words
 
-EIGHT, FOUR, BOOKS = "8-bit floats", "4-bit floats, no even steps", "entries of codebooks"
-OTHERS = {  # `quant_method` -> its name, and why its codes are on none of our grids
+EIGHT, FOUR, BOOKS = "8-bit floats", "4-bit floats, unevenly spaced", "entries of codebooks"
+OTHERS = {  # `quant_method` -> its name, and why none of our grids has its codes
     "fp8": ("finegrained FP8", EIGHT),
     "fbgemm_fp8": ("FBGEMM FP8", EIGHT),
     "mxfp8": ("MXFP8", EIGHT),
@@ -28,21 +28,21 @@ OTHERS = {  # `quant_method` -> its name, and why its codes are on none of our g
     "quanto": ("Quanto", "laid out for its own kernels"),
     "quark": ("AMD Quark", "laid out for its own kernels"),
     "hqq": ("HQQ", "zero points that are not whole numbers"),
-    "metal": ("transformers' Metal quantiser", "offsets that are no whole number of steps"),
-    "sinq": ("SINQ", "a second scale for each input"),
+    "metal": ("transformers' Metal quantiser", "offsets that are not a whole number of steps"),
+    "sinq": ("SINQ", "a second scale per input"),
     "aqlm": ("AQLM", BOOKS),
     "vptq": ("VPTQ", BOOKS),
     "higgs": ("HIGGS", BOOKS),
-    "exl2": ("ExLlamaV2", "several widths in one layer"),
+    "exl2": ("ExLlamaV2", "several bit widths in one layer"),
     "exl3": ("ExLlamaV3", BOOKS),
-    "spqr": ("SpQR", "outliers beside them in float"),
-    "bitnet": ("BitNet", "three levels, and inputs at 8 bits"),
+    "spqr": ("SpQR", "separate float outliers"),
+    "bitnet": ("BitNet", "three levels, and 8-bit inputs"),
     "eetq": ("EETQ", "8 bits"),
 }
 
 
 def read_layout(settings: Mapping[str, Any]) -> Layout:
-    """Raises BaseModelError, naming what is read, for any other layout."""
+    """The layout for these settings. Raises BaseModelError, listing what is supported, for any other."""
     method = str(settings.get("quant_method", "gptq")).lower()
     if method == "bitsandbytes":
         return read_bitsandbytes(settings)

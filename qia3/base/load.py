@@ -1,4 +1,4 @@
-"""A base model, loaded and quantised, and kept so that the next build reads it as it is."""
+"""Loads and quantises a base model, and caches it so that the next build can read it as it is."""
 
 from __future__ import annotations
 
@@ -46,25 +46,25 @@ from qia3.errors import BaseModelError, StorageError, first_line
 from qia3.progress import say
 from qia3.storage import cache_folder
 
-RECIPE = 4  # raised whenever the same source and settings give other codes
-LEAST_KEPT = 10_000_000  # parameters; a smaller base is made as fast as it is read
+RECIPE = 4  # to be raised when the same source and settings give other codes
+LEAST_KEPT = 10_000_000  # parameters; a smaller base is quantised as fast as it is read
 UNIFORM = Uniform()
 T = TypeVar("T")
 
 
 class Track(Protocol):
-    """Wraps the items of a long loop, whose title is given (a progress bar)."""
+    """Wraps the items of a long loop in a progress bar with a title."""
 
     def __call__(self, items: list[T], title: str) -> Iterable[T]: ...
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What a base is to be: `model` as a build file names it, and what its weights are on.
+    """The base that is asked for: `model` as a build file names it, and the grid of its weights.
 
-    `calibration`: "own" for text that the model makes itself, "none", or the path of a text. `mix`: layers with shorter
-    blocks or more bits. The grid "nf4" is bitsandbytes', which is not calibrated: its codes are the nearest ones, as
-    there.
+    `calibration`: "own" for text sampled from the model, "none", or the path of a text. `mix`: layers with shorter
+    blocks or more bits. The grid "nf4" is that of bitsandbytes, which is not calibrated: codes are rounded to nearest,
+    as there.
     """
 
     model: str
@@ -76,9 +76,9 @@ class Asked:
 
     @cached_property
     def text(self) -> str:
-        """The calibration for the manifest:
+        """The calibration as recorded in the manifest:
 
-        "none", "own", or the SHA-256 of the text. Raises BaseModelError where there is no such text.
+        "none", "own", or the SHA-256 of the text. Raises BaseModelError if the text cannot be read.
         """
         if self.calibration in ("own", "none"):
             return self.calibration
@@ -86,7 +86,7 @@ class Asked:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All that codes depend on besides the weights, as a kept base records it."""
+        """Everything that the codes depend on besides the weights, as a cached base records it."""
         return {
             "grid": self.grid,
             "block_size": self.block_size,
@@ -96,15 +96,15 @@ class Asked:
         }
 
     def uncalibrated(self) -> Asked:
-        """The same where codes came with the weights, and only the rest is quantised."""
+        """The same without calibration, for weights that come with codes, where only the rest is quantised."""
         return replace(self, calibration="none")
 
 
 def load_base(asked: Asked, track: Track = lambda items, title: items, least_kept: int | None = None) -> BaseModel:
-    """Finds, loads and quantises a language model, or takes it as it was kept when it was made before. One of less than
-    `least_kept` parameters, LEAST_KEPT by itself, is not kept.
+    """Finds, loads and quantises a language model, or reads it from the cache. A model with fewer than `least_kept`
+    parameters (default LEAST_KEPT) is not cached.
 
-    Raises BaseModelError with one clear line.
+    Raises BaseModelError, in one line.
     """
     source = resolve(asked.model)
     if source.gguf_file is None and is_kept(Path(source.name)):
@@ -112,7 +112,7 @@ def load_base(asked: Asked, track: Track = lambda items, title: items, least_kep
             return open_named(Path(source.name), asked.settings)
     folder = _kept_folder(source, asked)
     if damaged := is_kept(folder):
-        say(f"the base was quantised before: {folder}")
+        say(f"reading the quantised base from the cache: {folder}")
         try:
             with quiet():
                 return open_kept(folder, asked.model)
@@ -124,34 +124,36 @@ def load_base(asked: Asked, track: Track = lambda items, title: items, least_kep
             return base
         try:
             keep(base, folder, asked.settings, anew=damaged)
-        except StorageError as error:  # minutes of work are not thrown away for it
-            say(f"this base is not kept, and the next build makes it again: {error}")
+        except StorageError as error:  # not worth throwing away minutes of work
+            say(f"this base is not cached and the next build will quantise it again: {error}")
             return base
-        del base  # the same bytes are not held twice
+        del base  # so that the same bytes are not in memory twice
         gc.collect()
         give_back()
         return open_kept(folder, asked.model)
 
 
 def same_base(asked: Asked, fingerprint: str) -> BaseModel:
-    """The base of this fingerprint: kept here, whatever it was made from, or as `asked` makes it.
+    """The base with this fingerprint: from the cache, whatever it was made from, or made as in `asked`.
 
-    Raises BaseModelError where that is another one.
+    Raises BaseModelError if the result has another fingerprint.
     """
     for folder in kept_as(cache_folder() / "bases", fingerprint):
-        with quiet(), suppress(BaseModelError):  # a damaged one is made again below
+        with quiet(), suppress(BaseModelError):  # a damaged one is quantised again below
             return open_kept(folder, asked.model)
     base = load_base(asked, least_kept=0)
     if base.fingerprint != fingerprint:
         raise BaseModelError(
-            f"the base on {gethostname()} is {base.fingerprint[:16]}, and the tasks are for {fingerprint[:16]} (other files, or "
-            f"codes that another processor rounded): copy the folder `bases` of the other's cache to {cache_folder()} there"
+            f"the base on {gethostname()} is {base.fingerprint[:16]}, but the tasks are for "
+            f"{fingerprint[:16]} (other files, or "
+            "another processor's rounding): copy the folder `bases` of the first machine's cache to "
+            f"{cache_folder()} there"
         )
     return base
 
 
 def load_float(reference: str) -> tuple[Any, Any]:
-    """The model that a base is made from, in the types of its files (GGUF: float32), and its tokenizer.
+    """The float model of a reference, in the types of its files (GGUF: float32), and its tokenizer.
 
     Raises BaseModelError.
     """
@@ -162,8 +164,8 @@ def load_float(reference: str) -> tuple[Any, Any]:
 
 
 def _make(source: Source, asked: Asked, track: Track) -> BaseModel:
-    """With the codes that it came with; else streamed from the files where it can be: calibrating needs the whole float
-    model.
+    """Keeps the codes that the files have; otherwise streams from the files if possible: calibration needs the whole
+    float model.
     """
     files = check_weights(source)
     config = _checked(source)
@@ -195,23 +197,26 @@ def _quantised(
     given: Given | None,
     layers: Callable[[Iterable[str]], Iterable[str]] = lambda names: names,
 ) -> BaseModel:
-    """`given`: the codes that some of its layers have already. `layers` fills what is streamed, one after the other."""
+    """`given`: codes that some layers already have. `layers` loads streamed layers one after the other."""
     check_ids(tokenizer, model.get_input_embeddings().num_embeddings)
     count, grid = parameters(model), asked.grid
     model.eval()
     if is_encoder(model.config):
         note_pooling(model.config, Path(source.name))
-        model.generation_config = GenerationConfig()  # which transformers gives to models that write
+        model.generation_config = GenerationConfig()  # which transformers only gives to models that generate
     if given is not None:
         grid = "nf4" if given.codes == "nf4" else "int4"
         rest = "stays float" if grid == "nf4" else "is quantised without calibration"
-        say(f"{given.layers} layers keep their {given.codes} codes, block {given.block_size}; the rest {rest}")
+        say(f"{given.layers} layers keep their {given.codes} codes (block {given.block_size}); the rest {rest}")
         if given.rounding is not None:
             say(_rounded(given.rounding))
     windows = None if grid == "nf4" else _windows(model, tokenizer, asked.calibration, track)
     chosen = _mixed(model, asked, given, windows)
-    say("quantising" + ("" if windows is None else f", each layer for the inputs it gets ({windows.numel():,} tokens)"))
-    each = lambda names: layers(track(names, "quantising"))  # noqa: E731 (it is handed on once)
+    say(
+        "quantising"
+        + ("" if windows is None else f", calibrating each layer on its inputs ({windows.numel():,} tokens)")
+    )
+    each = lambda names: layers(track(names, "quantising"))  # noqa: E731 (passed on once)
     quantise_model(model, Grid(asked.block_size, asked.symmetric, chosen.own, grid), each, windows)
     return BaseModel(
         reference=source.reference,
@@ -232,32 +237,37 @@ def _quantised(
 
 def _rounded(rounding: Rounding) -> str:
     worst = f"{rounding.worst_layer} by {rounding.worst_relative_rms:.2%}"
-    anew = f", {rounding.anew} layers have blocks whose codes are others" if rounding.anew else ""
-    return f"their zero points are whole numbers here: weights move by {rounding.relative_rms:.2%} (rms; {worst}){anew}"
+    anew = f", {rounding.anew} layers have blocks with other codes" if rounding.anew else ""
+    return (
+        f"their zero points are rounded to whole numbers: weights change by {rounding.relative_rms:.2%} (rms; "
+        f"{worst}){anew}"
+    )
 
 
 def _mixed(model: Any, asked: Asked, given: Given | None, windows: Tensor | None) -> Chosen:
     """The layers with a form of their own.
 
-    Raises BaseModelError where one has its codes already: what was rounded does not come back.
+    Raises BaseModelError if one of them already has codes: rounding cannot be undone.
     """
-    if not asked.mix.asked:  # a model that is streamed has no weights to find roles by
+    if not asked.mix.asked:  # a streamed model has no weights to find roles with
         return Chosen()
     chosen = asked.mix.find(model, Grid(asked.block_size, asked.symmetric), windows)
     kept = sorted(name for name in chosen.own if isinstance(model.get_submodule(name), GridLinear))
     if chosen.own and given is not None and given.codes == "nf4":
         raise BaseModelError(
-            "this base is on NF4 already, where layers have their own codes or stay float; take eight_bit and blocks out of the build file"
+            "this base is already in NF4, where layers have their own codes or stay float; remove eight_bit "
+            "and blocks from the build file"
         )
     if given is not None and kept:
         raise BaseModelError(
-            f"eight_bit or blocks names {len(kept)} layers that this base has in its own {given.codes} codes, which are kept "
-            f'(the first is {kept[0]}); name only what it has in float (eight_bit = ["head"]), or take a base that is not quantised'
+            f"eight_bit or blocks names {len(kept)} layers whose {given.codes} codes this base already has and keeps "
+            f'(the first is {kept[0]}); name only its float layers (eight_bit = ["head"]), or use a base that '
+            "is not quantised"
         )
     for block, roles in chosen.blocks.items():
-        say(f"in blocks of {block}: {', '.join(roles)}")
+        say(f"layers in blocks of {block}: {', '.join(roles)}")
     if chosen.eight_bit:
-        say(f"at 8 bits: {', '.join(chosen.eight_bit)}")
+        say(f"layers at 8 bits: {', '.join(chosen.eight_bit)}")
     return chosen
 
 
@@ -271,24 +281,25 @@ def _windows(model: Any, tokenizer: Any, calibration: str, track: Track) -> Tens
     if not has_fast(dtype := next(model.parameters()).dtype):
         if 4 * model.num_parameters() > available_bytes():
             say(
-                f"not calibrated: sampling from {dtype} weights needs them in float32, which do not fit; give a text (calibration = PATH)"
+                f"calibration skipped: sampling needs a float32 copy of the {dtype} weights, which does not "
+                "fit in memory; set calibration = PATH to a text"
             )
             return None
         model.float()
-    say("sampling text from the float model, to calibrate on")
+    say("sampling calibration text from the float model")
     return own_windows(model, length, lambda steps: track(list(steps), "sampling text"))
 
 
 def _kept_folder(source: Source, asked: Asked) -> Path:
-    """Where this very base is kept: by the content of what it is made from, and how."""
+    """Its folder in the cache: named by a hash over the source's content and the settings."""
     key = json.dumps([source.identity(), asked.settings, RECIPE, FORMAT], sort_keys=True)
     return cache_folder() / "bases" / hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
 def _checked(source: Source) -> Any:
-    """The configuration of a folder or a hub's model; a GGUF file's is known when its tokens are, and None here.
+    """The configuration of a folder or a hub model; None for a GGUF file, which is checked when it is read.
 
-    Raises BaseModelError for kinds that are not read.
+    Raises BaseModelError for kinds of models that are not supported.
     """
     if source.gguf_file is not None:
         return None
@@ -299,14 +310,14 @@ def _checked(source: Source) -> Any:
 
 
 def _calibrated(asked: Asked, config: Any) -> Asked:
-    """What is asked for, less what such a model cannot give: text of its own to be calibrated on."""
+    """Drops calibration on its own text for models that cannot generate any."""
     if asked.calibration != "own" or asked.grid == "nf4" or config is None:
         return asked
     if not config.is_encoder_decoder and not is_encoder(config):
         return asked
     what = "answers a text" if config.is_encoder_decoder else "reads a text"
     kind = "encoder-decoder" if config.is_encoder_decoder else "encoder"
-    say(f"not calibrated: an {kind} {what} and makes none of its own; give one (calibration = PATH under [base])")
+    say(f"calibration skipped: an {kind} {what} and does not generate its own; set calibration = PATH under [base]")
     return asked.uncalibrated()
 
 
@@ -322,15 +333,16 @@ def read_tokenizer(source: Source) -> Any:
             raise
     if not getattr(tokenizer, "is_fast", False):
         raise BaseModelError(
-            f"the tokenizer of {source.reference!r} has no tokenizer.json form, which the device runtime needs"
+            f"the tokenizer of {source.reference!r} cannot be converted to tokenizer.json, which the device "
+            "runtime needs"
         )
     return tokenizer
 
 
 def _float_model(source: Source, files: Mapping[str, Entry] | None) -> Any:
-    """By transformers from safetensors (`files`), by ourselves from GGUF.
+    """The float model: by transformers from safetensors (`files`), by our own reader from GGUF.
 
-    A GGUF file is dequantised to float32; other weights keep the type they are stored in.
+    A GGUF file is dequantised to float32; other weights keep the type that they are stored in.
     """
     if files is None:
         with told(source):
@@ -351,14 +363,14 @@ def _opened(source: Source) -> Gguf:
 
 
 def _check_places(source: Source, files: Mapping[str, Entry]) -> None:
-    """Before anything is read. Raises BaseModelError."""
+    """Compares names and shapes before anything is read. Raises BaseModelError if they do not fit."""
     with told(source):
         check_places(empty_model(Path(source.name)), files)
 
 
 @contextmanager
 def told(source: Source) -> Iterator[None]:
-    """transformers raises many types; the user needs one line."""
+    """Turns any exception of transformers into a one-line BaseModelError."""
     try:
         yield
     except Exception as error:
@@ -367,7 +379,7 @@ def told(source: Source) -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps transformers' own bars and notices off the screen while a model loads."""
+    """Silences transformers' progress bars and notices while a model loads."""
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

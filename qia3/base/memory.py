@@ -1,6 +1,4 @@
-"""How much memory there is to take (what the system says is available, what a container's limit leaves), and how it is
-given back.
-"""
+"""How much memory is available (what the system reports, and what a container's limit leaves), and how to return it."""
 
 from __future__ import annotations
 
@@ -12,13 +10,13 @@ from pathlib import Path
 import torch
 
 MEMINFO = Path("/proc/meminfo")
-GROUP = Path("/sys/fs/cgroup")  # a container's own, version 2
+GROUP = Path("/sys/fs/cgroup")  # of a container (cgroup version 2)
 
 
 def available_bytes(device: torch.device | None = None) -> int:
-    """Bytes that can be taken without another program losing its own: of a GPU's memory, or of the machine's.
+    """Bytes that can be allocated without taking memory from other programs: of a GPU, or of the machine.
 
-    Files in the page cache count as available, since the system drops them when memory is asked for.
+    Files in the page cache count as available, since the system drops them when memory is needed.
     """
     if device is not None and device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
@@ -26,10 +24,10 @@ def available_bytes(device: torch.device | None = None) -> int:
 
 
 def give_back() -> None:
-    """Returns freed memory to the system at once. glibc keeps what lies between arrays that are still in use: 0.8 GB of
-    a base of 3.7.
+    """Returns freed memory to the system at once. glibc keeps memory between arrays that are still in use: 0.8 GB for a
+    base of 3.7 GB.
     """
-    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library, another system
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library or another system
         ctypes.CDLL(None).malloc_trim(0)
 
 
@@ -43,7 +41,7 @@ def _machine() -> int:
 
 
 def _container() -> int:
-    """The limit, less what is used; without one (or without a container) more than there is."""
+    """The limit minus what is used; without a limit (or a container), more than any machine has."""
     try:
         limit, used = (GROUP / "memory.max").read_text().strip(), int((GROUP / "memory.current").read_text())
         cached = next(

@@ -1,15 +1,14 @@
-"""A layer of an MLX checkpoint as mlx-lm saves it (grids/mlx.py), the embedding among them.
+"""A layer of an MLX checkpoint as mlx-lm saves it (grids/mlx.py), including the embedding.
 
     NAME.weight uint32  NAME.scales  NAME.biases  [NAME.bias, the layer's own]
 
     "quantization": {"group_size": 64, "bits": 4, "mode": "affine",            (again as "quantization_config" since 2024)
                      "model.layers.0.mlp.down_proj": {"group_size": 64, "bits": 8}, "lm_head": false}
 
-A layer is quantised where it has scales; a table under its name is its own form, and false says that it is in float.
-Layers of 4 bits keep their codes and scales, group by group where the zero point is a whole number up to rounding; a
-group that has none is rounded anew. How far the weights moved by either goes into the manifest and the report. Layers
-of 2, 3, 5, 6 or 8 bits are opened as the floats that they stand for, and quantised as the build asks, like all that a
-checkpoint leaves in float.
+A layer is quantised if it has scales; a table under its name is its own form, and false means float. 4-bit layers keep
+their codes and scales, group by group, if the zero point is a whole number up to rounding; other groups are rounded
+again. How far weights move is recorded in the manifest and the report. Layers with 2, 3, 5, 6 or 8 bits are
+dequantised, and quantised as the build asks, like everything that a checkpoint leaves in float.
 
 Source: mlx-lm, utils.py (`load_model`, `quantize_model`).
 """
@@ -36,7 +35,7 @@ TYPES = {"weight": (torch.uint32,), "scales": FLOATS, "biases": FLOATS}
 
 @dataclass(frozen=True)
 class Affine:
-    """How one layer is stored."""
+    """The form in which one layer is stored."""
 
     bits: int
     group_size: int
@@ -59,7 +58,7 @@ class Affine:
 
 @dataclass(frozen=True)
 class MlxLayout:
-    """`form` is that of layers that `own` does not name; None there: in float."""
+    """`form` is that of layers without an entry in `own`; an entry of None means float."""
 
     form: Affine
     own: Mapping[str, Affine | None] = field(default_factory=dict)
@@ -72,14 +71,14 @@ class MlxLayout:
         if found and wrong:
             says = "in float" if self.own[wrong[0]] is None else "quantised"
             raise BaseModelError(
-                f"quantization of config.json says that {wrong[0]} is {says}, and the files have it otherwise; fetch the "
-                "model again, config.json and weights from one place"
+                f"quantization of config.json says that {wrong[0]} is {says}, but the files disagree; fetch "
+                "config.json and weights again, both from the same source"
             )
         return {name: form for name in found if (form := self.own.get(name, self.form)) is not None}
 
 
 def read_mlx(settings: Mapping[str, Any]) -> MlxLayout:
-    """`quantization` of a config.json. Raises BaseModelError that names what is not read."""
+    """`quantization` of a config.json. Raises BaseModelError that names what is not supported."""
     whole = {key: value for key, value in settings.items() if not isinstance(value, dict | bool)}
     form = _affine("its MLX weights", {key: value for key, value in whole.items() if key != "quant_method"})
     if form.bits != 4:
@@ -95,7 +94,7 @@ def read_mlx(settings: Mapping[str, Any]) -> MlxLayout:
 
 
 def _affine(told: str, table: Mapping[str, Any]) -> Affine:
-    """Raises BaseModelError."""
+    """The form in this table. Raises BaseModelError if it is not supported."""
     bits, group, mode = table.get("bits"), table.get("group_size"), table.get("mode") or "affine"
     if mode != "affine":
         raise refused(f"{told} are in mode {mode!r}" if told.startswith("its") else f"{told} is in mode {mode!r}")

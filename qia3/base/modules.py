@@ -1,9 +1,9 @@
-"""The layers of a frozen base, on any grid: a linear layer and an embedding that point at a weight's bytes
+"""The layers of a frozen base on any grid: a linear layer and an embedding, which refer to a weight's bytes
 (weights.py).
 
-A tied embedding and head share a single GridWeight, as the tensors did. A forward dequantises, multiplies in `compute`
-(by default its input's type) and gives its input's type back, so a model can run its products in bfloat16 while norms,
-softmax and the residual stream stay float32.
+A tied embedding and head share one GridWeight. A forward dequantises, multiplies in `compute` (default: the type of its
+input) and returns its input's type, so a model can run its products in bfloat16 while norms, softmax and the residual
+stream stay float32.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class GridLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The dequantised weight [N, K], float32: for code that looks at a linear layer's weight."""
+        """The dequantised weight [N, K], float32, for code that expects a linear layer's weight."""
         return self.store.dense(torch.float32)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -41,19 +41,19 @@ class GridLinear(nn.Module):
         return self.computed(x).to(x.dtype)
 
     def computed(self, x: Tensor) -> Tensor:
-        """The same in the type that it was multiplied in."""
+        """The same, in the type of the product."""
         dtype = self.store.compute or x.dtype
         return product(x.to(dtype), self.store, None if self.bias is None else self.bias.to(dtype))
 
     def fold(self, vector: Tensor) -> None:
-        """Output row n times vector[n], scales and bias alike."""
+        """Multiplies output row n by vector[n], in the scales and in the bias."""
         self.store.fold(vector)
         if self.bias is not None:
             self.bias = self.bias * vector.to(self.bias)
 
 
 class GridEmbedding(nn.Module):
-    """Rows of a GridWeight [V, H], times a constant where the model scales its embeddings."""
+    """Rows of a GridWeight [V, H], times a constant if the model scales its embeddings."""
 
     def __init__(self, weight: GridWeight, dtype: torch.dtype, scale: float | None = None) -> None:
         super().__init__()
@@ -72,18 +72,18 @@ class GridEmbedding(nn.Module):
 
 
 class Wrapper(nn.Module):
-    """Something around a layer of the base, which goes by the name of that layer."""
+    """A wrapper around a layer of the base, which keeps the name of that layer."""
 
     base: nn.Module
 
 
 def grid_linears(model: nn.Module) -> Iterator[tuple[str, GridLinear]]:
-    """Every linear layer on a grid, by the name that it has in the base without wrappers."""
+    """Every linear layer on a grid, by its name in the base without wrappers."""
     return named_modules(model, GridLinear)
 
 
 def named_modules(model: nn.Module, kind: type[M]) -> Iterator[tuple[str, M]]:
-    """Every module of a kind, by the name that it has in the base without wrappers."""
+    """Every module of a kind, by its name in the base without wrappers."""
     wrapped = {f"{name}.base" for name, module in model.named_modules() if isinstance(module, Wrapper)}
     for name, module in model.named_modules():
         if isinstance(module, kind):

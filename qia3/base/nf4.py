@@ -1,7 +1,7 @@
 """A weight on the NF4 grid as a torch module: bitsandbytes' bytes (qia3.grids.nf4), without bitsandbytes.
 
-On a CPU bitsandbytes dequantises in every forward pass and repacks what it was given for some processors; this holds
-the bytes as they were, and the dequantised weight where there is memory for it.
+On a CPU bitsandbytes dequantises in every forward pass, and on some processors it repacks what it was given. This keeps
+the bytes as they are, and the dequantised weight if there is memory for it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from qia3.grids import nf4
 
 
 class Nf4Weight(GridWeight):
-    """Codes uint8 [N K / 2], scales float32 [N K / block]; flat, since a block may cross from a row into the next."""
+    """Codes uint8 [N K / 2], scales float32 [N K / block]; flat, since a block may span two rows."""
 
     kind, bits = "nf4", 4
     codes: Tensor
@@ -49,12 +49,10 @@ class Nf4Weight(GridWeight):
         return self.grid.folds
 
     def rows(self, index: Tensor | slice, dtype: torch.dtype) -> Tensor:
-        levels = torch.from_numpy(nf4.LEVELS).to(
-            self.codes.device
-        )  # no buffer: every weight's would be the same memory
+        levels = torch.from_numpy(nf4.LEVELS).to(self.codes.device)  # not a buffer: all weights share this memory
         if (
             self.folds and self.inputs % 2 == 0
-        ):  # rows are whole blocks and bytes: only those that are asked for are worked on
+        ):  # rows are whole blocks and bytes: only the requested rows are dequantised
             codes, scales = self.codes.view(self.outputs, -1)[index], self.scales.view(self.outputs, -1)[index]
             steps = torch.stack((codes >> 4, codes & 15), dim=-1).flatten(-2)  # [..., K]
             return (levels[steps.int()] * scales.repeat_interleave(self.block_size, -1)).to(dtype)

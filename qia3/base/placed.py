@@ -1,4 +1,4 @@
-"""Puts a layer of a quantised checkpoint in its place: a linear layer, or an embedding that its head may share."""
+"""Puts a layer of a quantised checkpoint into the model: a linear layer, or an embedding that the head may share."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from qia3.errors import BaseModelError
 
 
 def place(model: Any, name: str, weight: GridWeight | Tensor, tensors: Tensors) -> None:
-    """`weight` [N, K] becomes the module `name`, with its bias. As floats it fills the module that is there.
+    """`weight` [N, K] becomes the module `name`, with its bias. A float weight fills the module that is there.
 
-    An embedding that is not the model's own (learned positions), or that does more to its rows than scale them, stays
-    in float.
+    An embedding that is not the token embedding (learned positions), or that does more than scale its rows, stays in
+    float.
     """
     module = model.get_submodule(name)
     if isinstance(module, nn.Embedding):
@@ -42,7 +42,10 @@ def _place_embedding(
         _fill(module, weight)
         return
     if model.config.is_encoder_decoder:
-        raise BaseModelError(f"{name} is on a grid, and of an encoder-decoder embeddings are read in float only")
+        raise BaseModelError(
+            f"{name} is quantised, but quantised embeddings of encoder-decoders are not supported; use a "
+            "checkpoint with float embeddings"
+        )
     scale = _scale(module, weight) if module is get_module(model, "get_input_embeddings") else None
     if scale is None:
         _fill(module, weight.dense(torch.float32))
@@ -57,8 +60,8 @@ def _place_embedding(
 
 
 def _scale(module: nn.Embedding, weight: GridWeight) -> float | None:
-    """The constant that the module multiplies rows by, tried on a few of them."""
-    module.padding_idx = None  # it may lie beyond these rows, and the module is about to go
+    """The constant that the module multiplies rows by, found by trying a few."""
+    module.padding_idx = None  # it may be beyond these rows, and the module is dropped next
     module.num_embeddings = min(4, weight.outputs)
     _fill(module, weight.rows(slice(0, module.num_embeddings), torch.float32))
     return embedding_scale(module)

@@ -1,10 +1,10 @@
-"""How an encoder's states become one vector of a text, as a folder of sentence-transformers says it.
+"""How an encoder's states become one vector per text, as a sentence-transformers folder defines it.
 
     modules.json               the steps: Transformer, Pooling, Normalize
-    1_Pooling/config.json      {"pooling_mode_mean_tokens": true, ...}: the mean over the tokens, or the first one's state
+    1_Pooling/config.json      {"pooling_mode_mean_tokens": true, ...}: the mean over the tokens, or the state of the first
 
-A folder of transformers alone says nothing: the mean. A step that is none of these is refused, for the vector would be
-another one. What was read is kept in the model's configuration, and so in a kept base and in a bundle's config.json.
+A plain transformers folder says nothing, and the mean is used. Any other step is refused, since it would give another
+vector. The result is kept in the model's configuration, and so in a cached base and in a bundle's config.json.
 """
 
 from __future__ import annotations
@@ -33,33 +33,33 @@ STEPS = (["Transformer"], ["Transformer", "Pooling"], ["Transformer", "Pooling",
 
 
 def note_pooling(config: Any, folder: Path) -> None:
-    """Writes what the folder says into the configuration. Raises BaseModelError for what is not understood."""
+    """Writes the folder's pooling into the configuration. Raises BaseModelError if it is not supported."""
     if not hasattr(config, KEY):
         setattr(config, KEY, encode(_read(folder)))
         setattr(config, LONGEST, _longest(folder / WORDS))
 
 
 def pooling_of(config: Any) -> Pooling:
-    """What was noted; the mean, where nothing was."""
+    """The pooling in the configuration; by default the mean."""
     return decode(Pooling, getattr(config, KEY, {"mode": "mean", "normalize": False}))
 
 
 def longest_of(config: Any) -> int | None:
-    """Tokens of a text, at most, by the sentence-transformers folder that a base came from."""
+    """The maximum number of tokens of a text, by the base's sentence-transformers folder."""
     found: int | None = getattr(config, LONGEST, None)
     return found
 
 
 def _longest(file: Path) -> int | None:
-    """Raises BaseModelError."""
+    """max_seq_length of a file. Raises BaseModelError if it is not a number."""
     given = read_json_table(file, BaseModelError).get("max_seq_length") if file.is_file() else None
     if given is None or (isinstance(given, int) and given > 0):
         return given
-    raise BaseModelError(f"{file}: max_seq_length is a number of tokens or null, not {given!r}")
+    raise BaseModelError(f"{file}: max_seq_length must be a number of tokens or null, not {given!r}")
 
 
 def pooled(states: Tensor, mask: Tensor, how: Pooling) -> Tensor:
-    """States [B, S, d] and a mask [B, S], 1 where a token stands -> [B, d]."""
+    """States [B, S, d] and a mask [B, S], 1 at tokens -> [B, d]."""
     if how.mode == "cls":
         return states[:, 0]
     shown = mask.to(states.dtype)[:, :, None]
@@ -67,7 +67,7 @@ def pooled(states: Tensor, mask: Tensor, how: Pooling) -> Tensor:
 
 
 def embedded(vector: Tensor, how: Pooling) -> Tensor:
-    """The sentence's embedding [B, d] of what was pooled."""
+    """The sentence embedding [B, d] of a pooled vector: normalised if the model does so."""
     return torch.nn.functional.normalize(vector, dim=-1) if how.normalize else vector
 
 
@@ -83,7 +83,7 @@ def _read(folder: Path) -> Pooling:
         raise BaseModelError(f"{file} does not list the steps of a sentence-transformers model ({error})") from error
     if steps not in STEPS:
         raise BaseModelError(
-            f"{file} lists {', '.join(steps)}; read are Transformer, Pooling and Normalize, in this order"
+            f"{file} lists {', '.join(steps)}; supported are Transformer, Pooling and Normalize, in this order"
         )
     _check_words(folder)
     return Pooling(_mode(folder / paths[1] / "config.json") if len(steps) > 1 else "mean", len(steps) > 2)
@@ -96,20 +96,23 @@ def _mode(file: Path) -> Mode:
     chosen += [key for key, value in table.items() if key.startswith("pooling_mode_") and value]
     if len(chosen) != 1 or chosen[0] not in MODES:
         raise BaseModelError(
-            f"{file} pools by {' and '.join(map(str, chosen)) or 'nothing'}; read are the mean over the tokens and the first token"
+            f"{file} pools by {' and '.join(map(str, chosen)) or 'nothing'}; supported are the mean over the "
+            "tokens and the first token"
         )
     return MODES[chosen[0]]
 
 
 def _check_words(folder: Path) -> None:
-    """Raises BaseModelError where sentence-transformers would do something to a text first."""
+    """Raises BaseModelError if sentence-transformers would change a text first."""
     prompts, lower = folder / "config_sentence_transformers.json", folder / WORDS
     if prompts.is_file() and (name := read_json_table(prompts, BaseModelError).get("default_prompt_name")):
         raise BaseModelError(
-            f"{prompts} puts its prompt {name!r} before every text; set default_prompt_name to null there, and write it "
+            f"{prompts} puts the prompt {name!r} before every text; set default_prompt_name to null there, "
+            "and write the prompt "
             "as the task's prompt"
         )
     if lower.is_file() and read_json_table(lower, BaseModelError).get("do_lower_case"):
         raise BaseModelError(
-            f"{lower} writes every text in lower case first (do_lower_case); set it to false there if the tokenizer does so itself"
+            f"{lower} lower-cases every text first (do_lower_case); set it to false there if the tokenizer "
+            "does so itself"
         )

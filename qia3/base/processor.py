@@ -1,4 +1,4 @@
-"""Which types this processor multiplies matrices in at full speed."""
+"""Which types the processor multiplies matrices in at full speed."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import torch
 
 
 def has_fast(dtype: torch.dtype) -> bool:
-    """Whether matrix products in `dtype` run natively on the device that is used: float32 always does.
+    """Whether matrix products in `dtype` run natively on the device; float32 always does.
 
-    bfloat16 does where the processor has instructions for it (AVX512-BF16 or AMX, any recent CUDA GPU). Without them
+    bfloat16 does if the processor has instructions for it (AVX512-BF16 or AMX, any recent CUDA GPU). Without them
     torch emulates it, about 100 times slower than float32 (measured on AVX2).
     """
     if dtype == torch.float32:

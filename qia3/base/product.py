@@ -1,12 +1,12 @@
-"""y = x W^T + b with W on a grid, trained through: a gradient for x, none for W, and no dequantised W between forward
+"""y = x W^T + b with W on a grid, for training: a gradient for x, none for W, and no dequantised W kept between forward
 and backward.
 
     forward   y = x W^T + b          backward   grad_x = grad_y W
 
-torch keeps for the backward pass what a gradient needs: of a product with a frozen weight that is W, not x. A W that
-was dequantised for this one product would then live until the backward pass, and so would those of all layers: 13 GB
-for 7 billion weights in bfloat16. Here the codes are kept, which are there anyway, and W is dequantised a second time.
-Where the dense weights are held (GridWeight.hold_dense), torch's own product keeps them without a copy.
+For the backward pass torch keeps what the gradient needs: for a product with a frozen weight that is W, not x. A W that
+was dequantised for this product would live until the backward pass, and so would those of all layers: 13 GB for 7
+billion weights in bfloat16. Here only the codes are kept, which exist anyway, and W is dequantised a second time. If
+the dense weights are held (GridWeight.hold_dense), torch's own product keeps them without a copy.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def product(x: Tensor, weight: GridWeight, bias: Tensor | None) -> Tensor:
 
 
 class _Product(torch.autograd.Function):
-    """Keeps the weight's module: no tensor is saved."""
+    """Saves the weight's module for backward, but no tensor."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: GridWeight, bias: Tensor | None) -> Tensor:

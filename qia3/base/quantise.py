@@ -1,17 +1,16 @@
-"""Turns a float transformers model into a frozen 4-bit one, layer by layer: every float layer is released as its 4-bit
-form appears.
+"""Turns a float transformers model into a frozen 4-bit one, layer by layer; each float layer is freed once its 4-bit
+form exists.
 
-Linear layers (transformers' Conv1D among them) become GridLinear, the token embedding GridEmbedding; a head tied to the
-embedding points at the same bytes. Norms, biases and learned positions stay float32. An embedding's rows are looked up
-by GatherBlockQuantized, whose rows are not padded, so its block is the largest one, up to the one asked for, that
-divides the hidden size.
+Linear layers (including transformers' Conv1D) become GridLinear, the token embedding becomes GridEmbedding; a head tied
+to the embedding uses the same bytes. Norms, biases and learned positions stay float32. GatherBlockQuantized looks up an
+embedding's rows and does not allow padding, so its block is the largest, up to the one asked for, that divides the
+hidden size.
 
 With `windows` of token ids every 4-bit layer is rounded for the inputs it gets (calibrate.py, grids/calibrated.py);
-without, for its weights alone. Layers may have a form of their own: shorter blocks, or 8 bits a code, which are rounded
-to nearest: that loses too little to be made good.
+otherwise for its weights alone. Some layers may have a form of their own: shorter blocks, or 8-bit codes. The latter
+are rounded to nearest: they lose too little to be worth calibrating.
 
-On NF4 the embedding and the head stay as they are, which is what bitsandbytes does, and what an adapter trained there
-expects.
+On NF4 the embedding and the head stay in float, as in bitsandbytes, which is what an adapter trained there expects.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ GridName = Literal["int4", "nf4"]
 
 @dataclass(frozen=True)
 class Form:
-    """How fine a layer's codes are: their bits, 4 or 8, and how many inputs share a scale at most."""
+    """A layer's bits per code, 4 or 8, and the maximum number of inputs that share a scale."""
 
     bits: int
     block_size: int
@@ -51,10 +50,10 @@ class Form:
 
 @dataclass(frozen=True)
 class Grid:
-    """The grid that is asked for; on int4 a layer gets the block up to its form's in which it takes the fewest bytes.
+    """The grid that is asked for. On int4 a layer gets the block size, up to its form's, with the fewest bytes.
 
     `own` are the layers whose form is not 4 bits in blocks of `block_size`. At 8 bits they are rounded to nearest,
-    whatever their inputs.
+    without calibration.
     """
 
     block_size: int
@@ -63,11 +62,11 @@ class Grid:
     name: GridName = "int4"
 
     def form(self, name: str) -> Form:
-        """A layer's."""
+        """A layer's form."""
         return self.own.get(name, Form(4, self.block_size))
 
     def store(self, name: str, weight: Tensor, seen: Seen | None, at_most: int | None = None) -> GridWeight:
-        """A float weight [N, K] on it, in blocks of `at_most` (default: its form's). Raises BaseModelError."""
+        """Quantises a float weight [N, K], in blocks of up to `at_most` (default: its form's). Raises BaseModelError."""
         form = self.form(name)
         at_most = at_most or form.block_size
         try:
@@ -86,8 +85,8 @@ class Grid:
 
 @dataclass(frozen=True)
 class Chosen:
-    """Layers with a form of their own, by name; and as a build file names them: those at 8 bits, and those of each
-    block.
+    """Layers with a form of their own, by name; and as a build file lists them: roles at 8 bits, and roles by block
+    size.
     """
 
     own: Mapping[str, Form] = field(default_factory=dict)
@@ -100,14 +99,14 @@ class Mix(Protocol):
 
     @property
     def asked(self) -> tuple[str, ...]:
-        """What was asked for; nothing where all layers are to have one form."""
+        """What was asked for; empty if all layers have the same form."""
 
     def find(self, model: nn.Module, grid: Grid, windows: Tensor | None) -> Chosen:
-        """The layers in a float model that is about to be put on `grid`, calibrated on `windows`."""
+        """Chooses among the layers of a float model that is about to be put on `grid`, calibrated on `windows`."""
 
 
 class Uniform:
-    """One form for all layers."""
+    """The same form for all layers."""
 
     asked: tuple[str, ...] = ()
 
@@ -118,14 +117,14 @@ class Uniform:
 def quantise_model(
     model: nn.Module, grid: Grid, track: Track = lambda names: names, windows: Tensor | None = None
 ) -> None:
-    """Replaces the layers of `model` in place. A head that is tied to the embedding stands for both.
+    """Replaces the layers of `model` in place. A head that is tied to the embedding counts for both.
 
     `track` wraps the list of layer names (a progress bar); windows [rows, length] of token ids.
     """
     if grid.name == "int4":
         put_on_grid(model, grid.block_size, grid.symmetric)
     elif float_experts(model):
-        raise BaseModelError('mixtures of experts are put on the int4 grid alone: grid = "int4" in [base]')
+        raise BaseModelError('mixtures of experts are only supported on the int4 grid: set grid = "int4" under [base]')
     moments = None if windows is None else Moments(model, windows)
     ends = grid.name == "int4"  # whether embedding and head are quantised, too
     head, tables = get_module(model, "get_output_embeddings"), _tables(model)
@@ -163,10 +162,12 @@ def float_weight(layer: nn.Module) -> Tensor:
 
 
 def _tables(model: nn.Module) -> list[list[nn.Embedding]]:
-    """The float tables of token ids, those that are one tensor together (each stack's of an encoder-decoder)."""
+    """The float token tables, grouped by shared tensor (an encoder-decoder has one per stack)."""
     found: dict[int, list[nn.Embedding]] = {}
     for table in embeddings(model):
-        if isinstance(table, nn.Embedding):  # one that has codes already is given, and a head that shares them has them
+        if isinstance(
+            table, nn.Embedding
+        ):  # a table that has codes already is left alone, and so is a head that shares them
             found.setdefault(id(weight_of(table)), []).append(table)
     return list(found.values())
 
@@ -193,7 +194,7 @@ def _quantise_embedding(
 
 @torch.no_grad()
 def embedding_scale(embedding: nn.Embedding) -> float | None:
-    """The constant by which the module multiplies its rows (Gemma), or None when it does something else to them."""
+    """The constant by which the module multiplies its rows (Gemma), or None if it does something else with them."""
     ids = torch.arange(min(4, embedding.num_embeddings), device=embedding.weight.device)
     rows, seen = embedding.weight[ids].float(), embedding(ids).float()
     scale = float((rows * seen).sum() / (rows * rows).sum().clamp_min(1e-30))
@@ -203,7 +204,7 @@ def embedding_scale(embedding: nn.Embedding) -> float | None:
 
 
 def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Puts `new` wherever `old` stands."""
+    """Replaces every occurrence of `old` by `new`."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if child is old:

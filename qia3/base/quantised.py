@@ -1,13 +1,12 @@
-"""Opens a checkpoint that others quantised (GPTQ, AWQ, bitsandbytes NF4, compressed-tensors, MLX) with its own codes:
-to a model whose layers are GridLinear already.
+"""Opens a checkpoint that was quantised elsewhere (GPTQ, AWQ, bitsandbytes NF4, compressed-tensors, MLX) and keeps its
+codes: a model whose layers are already GridLinear.
 
-    config.json          the architecture, and `quantization_config`, which is dropped: transformers' own quantisers are not used
-    *.safetensors        what a layout has for each quantised layer (layouts.py), NAME.bias; the rest by its name, in float
+    config.json          the architecture, and `quantization_config`, which is removed: transformers' own quantisers are not used
+    *.safetensors        the layout's tensors per quantised layer (layouts.py), NAME.bias; everything else in float
 
-The model is first built without memory (on torch's meta device), and every tensor that it needs is held against the
-list of those that the files have: names, types, shapes. Then it is built again, with memory for buffers alone, and
-filled. Layers that the file leaves in float (embedding, head, norms) are filled as they are, for quantise.py to go on
-from.
+The model is first built without memory (on torch's meta device), and the tensors that it needs are compared with those
+in the files: names, types, shapes. Then it is built again, with memory for buffers only, and filled. Layers that the
+file leaves in float (embedding, head, norms) are filled as they are; quantise.py takes them from there.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ from qia3.errors import BaseModelError
 
 
 def open_quantised(source: Source) -> tuple[Any, Given] | None:
-    """The model with given codes, and what they are; None for a source that is not quantised. Raises BaseModelError."""
+    """The model with its codes, and their description; None for a source that is not quantised. Raises BaseModelError."""
     if source.gguf_file is not None:
         return None
     config = AutoConfig.from_pretrained(source.name, trust_remote_code=False)
@@ -59,8 +58,8 @@ def open_quantised(source: Source) -> tuple[Any, Given] | None:
 
 
 def check(model: Any, layout: Layout, tensors: Tensors) -> None:
-    """Raises BaseModelError that names all tensors which are missing, of another type or shape, or have no place in
-    the model.
+    """Raises BaseModelError that names all tensors that are missing, have the wrong type or shape, or are not in the
+    model.
     """
     places = tensors.places
     needed = dict(_needed(model, layout, tensors))
@@ -81,7 +80,10 @@ def _needed(model: Any, layout: Layout, tensors: Tensors) -> Iterator[tuple[str,
     """Name, possible types and shape of each tensor that fills the model."""
     places, layers = tensors.places, layout.layers(model, tensors)
     if not layers:
-        raise BaseModelError("config.json says that weights are quantised, but the files hold none that are")
+        raise BaseModelError(
+            "config.json says that the weights are quantised, but the files hold no quantised ones; fetch the "
+            "model again"
+        )
     for name, layer in layers.items():
         inputs, outputs = _size(model, name, tensors)
         try:
@@ -99,7 +101,7 @@ def _needed(model: Any, layout: Layout, tensors: Tensors) -> Iterator[tuple[str,
 
 
 def _size(model: nn.Module, name: str, tensors: Tensors) -> tuple[int, int]:
-    """Inputs and outputs of the linear layer of this name; of an embedding, the length of a row and their number."""
+    """Inputs and outputs of a linear layer; for an embedding, row length and number of rows."""
     try:
         layer = model.get_submodule(name)
     except AttributeError:
@@ -111,11 +113,11 @@ def _size(model: nn.Module, name: str, tensors: Tensors) -> tuple[int, int]:
     if isinstance(layer, nn.Embedding):
         return layer.embedding_dim, layer.num_embeddings
     first = next(place for place in tensors.places if place.startswith(f"{name}."))
-    raise BaseModelError(f"the weights do not fit config.json: {first} has no linear layer in the model")
+    raise BaseModelError(f"the weights do not fit config.json: {first} is not a linear layer of the model")
 
 
 def _fill(model: Any, layout: Layout, tensors: Tensors) -> dict[str, Moved]:
-    """Every tensor in its place. Layers that are not quite what the files have, and how far they moved."""
+    """Fills the model. Returns the layers that differ from the files, and how far they moved."""
     layers, moved = layout.layers(model, tensors), {}
     for name, layer in layers.items():
         try:
@@ -143,8 +145,8 @@ def _fill(model: Any, layout: Layout, tensors: Tensors) -> dict[str, Moved]:
 
 
 def _tie(model: Any, tensors: Tensors) -> None:
-    """What shares a tensor by config.json, as transformers has it: one that is absent is the other one, and two that
-    differ are two.
+    """Ties what config.json ties, as transformers does: an absent tensor is its partner's; two different tensors stay
+    separate.
     """
     held = held_by(model, tensors.places)
     for target, source in ties(model).items():
@@ -163,9 +165,10 @@ def _digest(tensors: Tensors, name: str) -> bytes:
 
 def _built(config: Any, tensors: Tensors, place: AbstractContextManager[Any] | torch.device) -> Any:
     layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
-    if layers > len(tensors.places):  # before memory is taken for them
+    if layers > len(tensors.places):  # before memory is allocated for them
         raise BaseModelError(
-            f"the weights do not fit config.json: {layers} layers, and {len(tensors.places)} tensors in all"
+            f"the weights do not fit config.json: it asks for {layers} layers, but there are only "
+            f"{len(tensors.places)} tensors"
         )
     with place:
         return auto_class(config).from_config(config, dtype=torch.float32, trust_remote_code=False)

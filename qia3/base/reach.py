@@ -1,12 +1,12 @@
-"""A tokenizer's ids against the embedding's rows: tokens added after training, to a model that was never resized, have
-no row, and what is read there is anything.
+"""Compares a tokenizer's ids with the embedding's rows. Tokens that were added after training, to a model that was
+never resized, have no row; reading one would give arbitrary numbers.
 
-More rows than tokens are usual (vocabularies padded to a multiple of 64) and no fault. Tokens beyond the rows are:
+More rows than tokens are common (vocabularies padded to a multiple of 64) and harmless. Tokens beyond the rows are not:
 
-    of the vocabulary, or added without being a control token    ordinary text brings them: refused
-    in the chat template, or the token that begins or ends text  every prompt or answer brings them: refused
-    other control tokens (Gemma 3's <image_soft_token>)          only their own name brings them: told here, and a prompt
-                                                                 that has one is refused when it is read (tokens.py)
+    of the vocabulary, or added without being a control token    ordinary text contains them: refused
+    in the chat template, or the token that begins or ends text  every prompt or answer contains them: refused
+    other control tokens (Gemma 3's <image_soft_token>)          only their own name produces them: reported here, and a prompt
+                                                                 with one is refused when it is read (tokens.py)
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LISTED = 8
 
 
 def check_ids(tokenizer: Any, rows: int) -> None:
-    """Raises BaseModelError where a prompt could not do without a token that has no row."""
+    """Raises BaseModelError if prompts can contain tokens that have no row."""
     beyond = {i: token for token, i in tokenizer.get_vocab().items() if i >= rows}
     if not beyond:
         return
@@ -33,16 +33,16 @@ def check_ids(tokenizer: Any, rows: int) -> None:
     used = _always_used(tokenizer) & beyond.keys()
     if ordinary or used:
         names = _named(beyond[i] for i in sorted(ordinary | used))
-        why = "its chat template, beginning or end uses them" if used else "ordinary text brings them"
+        why = "its chat template, start or end uses them" if used else "ordinary text contains them"
         raise BaseModelError(
             f"the tokenizer has tokens beyond the embedding's {rows} rows ({names}), and {why}: the model was not "
-            "resized for this tokenizer; take the tokenizer that it was trained with"
+            "resized for this tokenizer; use the tokenizer that it was trained with"
         )
-    say(f"{len(beyond)} tokens lie beyond the embedding's {rows} rows and cannot be used: {_named(beyond.values())}")
+    say(f"{len(beyond)} tokens are beyond the embedding's {rows} rows and cannot be used: {_named(beyond.values())}")
 
 
 def _always_used(tokenizer: Any) -> set[int]:
-    """Ids of the tokens that begin and end a text, and of a short chat; a template that fails is told by others."""
+    """Ids of the tokens that begin and end a text, and of a short chat. Template errors are reported elsewhere."""
     ids = {tokenizer.bos_token_id, tokenizer.eos_token_id, *tokenizer.encode("a")}
     if tokenizer.chat_template:
         chat = [
@@ -54,7 +54,7 @@ def _always_used(tokenizer: Any) -> set[int]:
             try:
                 text = bounded(partial(_rendered, tokenizer, messages))
                 ids |= set(tokenizer.encode(text, add_special_tokens=False))
-            except Exception:  # templates raise what they like
+            except Exception:  # templates can raise anything
                 continue
     return {i for i in ids if isinstance(i, int)}
 

@@ -1,12 +1,12 @@
-"""An NF4 base on a grid that devices multiply fast.
+"""Moves an NF4 base to a grid that devices multiply quickly.
 
-ONNX Runtime's NF4 product is 25 to 100 times slower than its int4 one (DESIGN.md), so a base that was trained on
-bitsandbytes' codes usually ships as int8 or int4, and what that changes is measured and reported.
+ONNX Runtime's NF4 product is 25 to 100 times slower than its int4 one (docs/design.md), so a base that was trained on
+bitsandbytes' codes usually ships as int8 or int4, and the effect is measured and reported.
 
 A level of NF4 is LEVELS[q] times the block's largest magnitude. On int8 with the same blocks every level is off by at
-most half a step, s / 2 with s = (max - min) / 255, some 0.4 % of the largest; on int4 sixteen uneven levels meet
-sixteen even ones, and the loss is int4's own. Rows stay rows, so vectors that were trained on NF4 hold, at the side or
-folded. Layers of another grid are left as they are.
+most half a step, s / 2 with s = (max - min) / 255, about 0.4 % of the largest. On int4, sixteen unevenly spaced levels
+meet sixteen even ones, and the loss is that of int4. Rows stay rows, so vectors that were trained on NF4 remain valid,
+unmerged or merged. Layers on other grids are left as they are.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Recoded = Literal["int8", "int4"]
 def recode(model: nn.Module, to: Recoded, block_size: int) -> Drift | None:
     """Puts every NF4 layer of `model` on the grid `to`, with blocks of at most `block_size`, in place.
 
-    None where it has no such layer.
+    Returns None if there is no such layer.
     """
     each: dict[str, Moved] = {}
     for name, layer in grid_linears(model):

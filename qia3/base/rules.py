@@ -1,7 +1,7 @@
-"""Layers that a GPTQ or AWQ checkpoint has in another form than the rest.
+"""Layers of a GPTQ or AWQ checkpoint that are stored differently from the rest.
 
-GPTQModel, `dynamic`: a pattern for names, "-:" before those that stay float; the first that matches counts, at the
-beginning of the name (re.match), as in its `dynamic_get`.
+GPTQModel, `dynamic`: a pattern for names, with "-:" before those that stay in float; the first pattern that matches at
+the beginning of the name (re.match) counts, as in its `dynamic_get`.
 
     "dynamic": {"-:.*down_proj": {}, "+:model\\\\.layers\\\\.0\\\\.": {"group_size": 32}, ".*v_proj": {"bits": 8}}
 
@@ -22,16 +22,16 @@ from typing import Any
 from qia3.base.layout import refused
 from qia3.errors import BaseModelError
 
-FORM = {"bits", "group_size", "sym", "desc_act"}  # what a rule changes about how a layer is stored
+FORM = {"bits", "group_size", "sym", "desc_act"}  # settings of a rule that affect how a layer is stored
 FINDING = {
     "act_group_aware", "damp_auto_increment", "damp_percent", "data_type", "gptaq", "mse", "pack_dtype",
     "static_groups", "true_sequential", "v2", "v2_alpha",
-}  # fmt: skip  # and how its codes were found, or what the tensors show by themselves
+}  # fmt: skip  # settings about how codes were found, or that the tensors show by themselves
 
 
 @dataclass(frozen=True)
 class Rule:
-    """`told` is what a message calls it. `form` None: such layers are in float."""
+    """`told` is its name in messages. `form` None: such layers are in float."""
 
     told: str
     pattern: re.Pattern[str]
@@ -39,19 +39,19 @@ class Rule:
 
 
 def form_of(name: str, rules: Sequence[Rule]) -> Mapping[str, Any]:
-    """What is another for this layer, which has codes. Raises BaseModelError where its rule says otherwise."""
+    """The settings that differ for this quantised layer. Raises BaseModelError if its rule says that it is in float."""
     rule = next((rule for rule in rules if rule.pattern.match(name)), None)
     if rule is None:
         return {}
     if rule.form is None:
-        raise BaseModelError(f"{rule.told} leaves {name} in float, and the files have codes for it; fetch them again")
+        raise BaseModelError(f"{rule.told} leaves {name} in float, but the files have codes for it; fetch them again")
     if (bits := rule.form.get("bits", 4)) != 4:
         raise refused(f"{rule.told} gives {name} {bits!r} bits")
     return rule.form
 
 
 def read_dynamic(table: Any) -> tuple[Rule, ...]:
-    """GPTQModel's. Raises BaseModelError on what is not understood."""
+    """Reads GPTQModel's rules. Raises BaseModelError if a rule is not supported."""
     rules = []
     for text, form in _table("dynamic", table).items():
         told, kind = f"the rule {text!r} of dynamic", text[:2]
@@ -64,7 +64,7 @@ def read_dynamic(table: Any) -> tuple[Rule, ...]:
 
 
 def read_extra(table: Any) -> tuple[Rule, ...]:
-    """AutoRound's. Raises BaseModelError on what is not understood."""
+    """Reads AutoRound's rules. Raises BaseModelError if a rule is not supported."""
     rules = []
     for name, given in _table("extra_config", table).items():
         told = f"extra_config of {name!r}"
@@ -79,13 +79,13 @@ def _table(key: str, value: Any) -> dict[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise BaseModelError(f"{key} of quantization_config is {value!r}, and a table is expected; correct config.json")
+        raise BaseModelError(f"{key} of quantization_config must be a table, not {value!r}; correct config.json")
     return value
 
 
 def _form(told: str, form: Any) -> Mapping[str, Any]:
     if not isinstance(form, Mapping):
-        raise BaseModelError(f"{told} is {form!r}, and a table is expected; correct config.json")
+        raise BaseModelError(f"{told} must be a table, not {form!r}; correct config.json")
     if strange := sorted(set(form) - FORM - FINDING):
         raise refused(f"{told} sets {', '.join(strange)}")
     return form

@@ -1,27 +1,27 @@
-"""Which layers' rounding costs most, and in which form to keep each for so many bits a weight: the plain blocks,
-shorter ones, or 8 bits.
+"""Which layers are most sensitive to rounding, and which form to give each within a budget of bits per weight: the
+plain blocks, shorter ones, or 8 bits.
 
-Of a layer with weights W that are rounded to W + D, the divergence from the float model is, to second order, that of
-the first step along D:
+For a layer with weights W that are rounded to W + D, the divergence from the float model is, to second order, that of
+the first-order step along D:
 
     KL(W, W + D) = 1/2 E (d/da log p(y | W + a D) at a = 0)^2        y drawn from the model itself
 
-(the Fisher information along D). Positions of a sequence do not correlate, so a sequence's scores may be summed before
-they are squared; each row of a batch has its own `a` in every layer, and one backward pass gives all of them. Parts add
-up where their errors are small: measured on SmolLM2-135M, one role at a time, 0.272 for all of them and 0.256 together
-(benchmarks/LOG.md). Sequences are as long as what is calibrated on: in short ones attention averages over few
-positions, and errors of the values look worse than they are, by four tenths at 32 positions.
+(the Fisher information along D). Scores at different positions of a sequence are uncorrelated, so they may be summed
+before they are squared; each row of a batch has its own `a` in every layer, and one backward pass gives all of them.
+The effects of layers add up if their errors are small: measured on SmolLM2-135M, one role at a time, the sum is 0.272
+and all together give 0.256 (benchmarks/LOG.md). Sequences are as long as for calibration: in short ones attention
+averages over few positions, and errors of the values look worse than they are, by 40 % at 32 positions.
 
-A squared score scatters by more than its own size, and whoever picks the best of many uncertain figures picks those
-that flatter. So y is drawn DRAWS times for each sequence, which costs a backward pass each, and the plain form alone is
-measured so. What a shorter block leaves of its errors is a matter of the weights: their squared errors in both forms,
-rounded to nearest, have that ratio, which is much the same for all layers (0.66 from 64 to 32, give or take a
-hundredth, on SmolLM2-135M). What 8 bits leave is a 290th, and taken for nothing.
+A squared score has a standard deviation larger than itself, and picking the best of many noisy figures favours those
+that are too good by chance. So y is drawn DRAWS times per sequence, at the cost of a backward pass each, and only the
+plain form is measured like that. For shorter blocks, the remaining share of the error is taken from the weights: the
+ratio of their squared errors in both forms, rounded to nearest, which is much the same for all layers (0.66 from 64 to
+32, within about 0.01, on SmolLM2-135M). 8 bits leave 1/290, which is ignored.
 
-A head that is tied to embeddings moves them, too. An encoder-decoder is given the halves that it is calibrated on,
-and its positions are its decoder's: what the encoder's rounding costs is seen through the answers alone. Each group
-of layers gets one form, so that together they lose least within the budget (a knapsack with one item from each group;
-Kellerer, Pferschy and Pisinger 2004, chapter 11).
+A head that is tied to the embedding moves it, too. An encoder-decoder gets the halves that it is calibrated on, and its
+positions are the decoder's: the effect of rounding the encoder is seen through the answers only. Each group of layers
+gets one form, so that the total loss within the budget is smallest (a knapsack with one item per group; Kellerer,
+Pferschy and Pisinger 2004, chapter 11).
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ from qia3.grids import int4, int8
 AT_ONCE = 512  # positions, of whole sequences
 DRAWS = 4
 SAMPLED = 64  # rows of a layer
-UNITS = 1 << 14  # that a budget is counted in
+UNITS = 1 << 14  # resolution of the budget
 
 Track = Callable[[list[Tensor], str], Iterable[Tensor]]
 K = TypeVar("K")
 
 
 class Moved(nn.Module):
-    """A float layer, moved by `a` [rows, 1, 1] towards its rounded weight; `a` is new in each pass."""
+    """A float layer, moved by `a` [rows, 1, 1] towards its rounded weight; each pass has a new `a`."""
 
     def __init__(self, base: nn.Module, rounded: GridWeight) -> None:
         super().__init__()
@@ -71,9 +71,7 @@ class Moved(nn.Module):
         with torch.no_grad():
             bias = getattr(self.base, "bias", None)
             moved = F.linear(x, self.rounded.dense(x.dtype), bias) - y
-        a = (
-            self.a if x.dim() > 2 else self.a[:, 0].repeat_interleave(len(x) // len(self.a), 0)
-        )  # OPT lays its rows end to end
+        a = self.a if x.dim() > 2 else self.a[:, 0].repeat_interleave(len(x) // len(self.a), 0)  # OPT flattens its rows
         return (y + a * moved).to(y.dtype)  # the product with `a` and its gradient are float32
 
 
@@ -83,7 +81,7 @@ class MovedRows(nn.Module):
     def __init__(self, base: nn.Module, head: Moved, scale: float) -> None:
         super().__init__()
         self.base, self.scale = base, scale
-        self.head = [head]  # no submodule: it is the model's already
+        self.head = [head]  # not a submodule: the model has it already
 
     def forward(self, ids: Tensor) -> Tensor:
         # ids [rows, L] -> [rows, L, H]
@@ -102,20 +100,23 @@ def choose(
     windows: Tensor,
     track: Track = lambda parts, title: parts,
 ) -> dict[str, Form]:
-    """The form of each group of linear layers (their names, by the group's), so that all linear layers take at most
-    `bits` a weight.
+    """The form of each group of linear layers (groups of names), so that all linear layers together take at most `bits`
+    per weight.
 
-    A float model, each of its linear layers on `grid`, and token ids [rows, length] to measure on. The forms are the
-    grid's own, blocks of `short` where that is less, and 8 bits; layers of no group stay in the first. Raises
-    BaseModelError where 4 bits alone take more.
+    Takes a float model, the `grid` of its linear layers, and token ids [rows, length] to measure on. The forms are the
+    grid's own, blocks of `short` if that is less, and 8 bits; layers without a group stay in the first form. Raises
+    BaseModelError if 4 bits alone take more.
     """
     forms = [Form(4, grid.block_size), *([Form(4, short)] if short < grid.block_size else []), Form(8, grid.block_size)]
     size = {form: {name: nbytes(store, form, grid.symmetric) for name, store in rounded.items()} for form in forms}
     plain = size[forms[0]]
     weights = sum(store.inputs * store.outputs for store in rounded.values())
     if bits * weights < 8 * sum(plain.values()):
-        told = f"bits = {bits:g} is less than 4-bit codes take at block {grid.block_size}, {8 * sum(plain.values()) / weights:.2f} a weight"
-        raise BaseModelError(f"{told}; give more, or a larger block_size")
+        told = (
+            f"bits = {bits:g} is less than 4-bit codes take at block {grid.block_size}, "
+            f"{8 * sum(plain.values()) / weights:.2f} per weight"
+        )
+        raise BaseModelError(f"{told}; raise bits, or set a larger block_size")
     nats = divergences(model, rounded, windows, track)
     shares = {form: {name: _share(model.get_submodule(name), grid, form) for name in rounded} for form in forms}
     options = {
@@ -130,7 +131,7 @@ def choose(
 
 
 def nbytes(store: GridWeight, form: Form, symmetric: bool) -> int:
-    """Of the same weight in another form."""
+    """Bytes of the same weight in another form."""
     codes: Any = int8 if form.bits == 8 else int4
     return int(
         store.outputs
@@ -139,7 +140,7 @@ def nbytes(store: GridWeight, form: Form, symmetric: bool) -> int:
 
 
 def _share(layer: nn.Module, grid: Grid, form: Form) -> float:
-    """How much of the squared error on `grid` is left in another form, on some of the layer's rows."""
+    """The share of the squared error on `grid` that is left in another form, estimated on some of the layer's rows."""
     plain = Form(4, grid.block_size)
     if form == plain or form.bits == 8:
         return float(form == plain)
@@ -153,7 +154,7 @@ def _share(layer: nn.Module, grid: Grid, form: Form) -> float:
 
 
 def divergences(model: Any, rounded: Mapping[str, GridWeight], windows: Tensor, track: Track) -> dict[str, float]:
-    """Nats per predicted position that each layer's rounding costs alone, on windows [rows, length] of token ids."""
+    """KL divergence in nats per predicted position from rounding each layer alone, on windows [rows, length] of ids."""
     generator = torch.Generator().manual_seed(0)
     with _moved(model, rounded) as layers:
         total, positions = torch.zeros(len(layers)), 0
@@ -173,12 +174,11 @@ def divergences(model: Any, rounded: Mapping[str, GridWeight], windows: Tensor, 
 
 
 def spend(options: Mapping[str, Mapping[K, tuple[float, int]]], budget: float) -> dict[str, K]:
-    """From (nats, bytes) of each group's options: one for each, which together cost the fewest nats within `budget`
-    bytes.
+    """Chooses one option per group, given (nats, bytes) per option: the fewest nats in total within `budget` bytes.
 
-    What an option takes over its group's smallest is rounded up to 1/UNITS of what the smallest ones leave; those must
-    fit. By nats a byte alone, a head that just does not fit any more would leave its room to layers that are worth
-    less.
+    Costs above the group's smallest option are rounded up to 1/UNITS of what is left after the smallest options; these
+    must fit. A greedy choice by nats per byte would leave the room of a head that just does not fit to layers that are
+    worth less.
     """
     least = {group: min(size for _, size in forms.values()) for group, forms in options.items()}
     spare = budget - sum(least.values())
@@ -187,7 +187,7 @@ def spend(options: Mapping[str, Mapping[K, tuple[float, int]]], budget: float) -
     fewest, taken = (
         np.zeros(room + 1),
         dict[str, NDArray[np.int8]](),
-    )  # nats of the groups so far, by units that they may take
+    )  # nats of the groups so far, by units used
     for group, forms in options.items():
         before, fewest = fewest, np.full(room + 1, np.inf)
         taken[group] = np.zeros(room + 1, np.int8)
@@ -205,7 +205,7 @@ def spend(options: Mapping[str, Mapping[K, tuple[float, int]]], budget: float) -
 
 
 def _tied_rows(model: nn.Module, layers: Mapping[str, Moved]) -> dict[str, MovedRows]:
-    """The embeddings whose table is the head's, by name: one in a decoder, up to one per stack in an encoder-decoder."""
+    """The embeddings that share the head's table, by name: one in a decoder, up to one per stack in an encoder-decoder."""
     tables = embeddings(model)
     head = next((layer for layer in layers.values() if any(weight_of(t) is layer.weight for t in tables)), None)
     if head is None:
@@ -214,14 +214,14 @@ def _tied_rows(model: nn.Module, layers: Mapping[str, Moved]) -> dict[str, Moved
     scales = {id(table): scale for table in tied if (scale := embedding_scale(table)) is not None}
     return {
         name: MovedRows(module, head, scales[id(module)])
-        for name, module in model.named_modules(remove_duplicate=False)  # T5's stacks have one and the same
+        for name, module in model.named_modules(remove_duplicate=False)  # T5's stacks share one
         if id(module) in scales
     }
 
 
 @contextmanager
 def _moved(model: nn.Module, rounded: Mapping[str, GridWeight]) -> Any:
-    """The model with a Moved in the place of each layer, frozen, and as it was afterwards."""
+    """The frozen model with a Moved in place of each layer; restored afterwards."""
     layers = {name: Moved(model.get_submodule(name), store) for name, store in rounded.items()}
     modules: dict[str, nn.Module] = {**layers, **_tied_rows(model, layers)}
     before = {name: model.get_submodule(name) for name in modules}

@@ -2,7 +2,7 @@
 
 config.json            "quantization_config"                      most, with their "quant_method"
                        "quantization"                             MLX; since 2024 the same again as "quantization_config"
-quantize_config.json   beside a config.json that says nothing     older files of AutoGPTQ
+quantize_config.json   beside a config.json without these          older files of AutoGPTQ
 quant_config.json      likewise                                   older files of AutoAWQ
 """
 
@@ -21,7 +21,7 @@ OLDER = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
 
 
 def take_settings(config: Any, folder: Path) -> dict[str, Any] | None:
-    """What it says, taken out of the config; None for one that is not quantised. Raises BaseModelError."""
+    """The quantisation settings, removed from the config; None if it is not quantised. Raises BaseModelError."""
     settings, mlx = (config.__dict__.pop(key, None) for key in ("quantization_config", "quantization"))
     if mlx is not None:
         return _mlx(settings, mlx, config)
@@ -32,16 +32,16 @@ def take_settings(config: Any, folder: Path) -> dict[str, Any] | None:
 
 
 def unsaid(tensors: Tensors) -> str:
-    """The method of one that does not name it: mlx-lm's `quantization_config` does not, nor did AutoGPTQ's."""
+    """The method of a checkpoint that does not name it, as with mlx-lm and old AutoGPTQ."""
     return "mlx" if any(name.endswith(".biases") for name in tensors.places) else "gptq"
 
 
 def _mlx(settings: Any, mlx: Any, config: Any) -> dict[str, Any]:
     if not isinstance(mlx, Mapping) or settings not in (None, mlx):
         raise BaseModelError(
-            "quantization and quantization_config of config.json say different things; take out the one that is not "
-            "about these weights"
+            "quantization and quantization_config of config.json disagree; remove the one that does not "
+            "belong to these weights"
         )
     if config.__dict__.pop("quantize_activations", False):
-        raise refused("its MLX layers round their inputs as well (quantize_activations)")
+        raise refused("its MLX layers also quantise their inputs (quantize_activations)")
     return {**mlx, "quant_method": "mlx"}

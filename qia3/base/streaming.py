@@ -1,14 +1,14 @@
-"""A model folder made 4-bit without ever being in memory as floats: a model of shapes alone is filled and quantised
+"""Quantises a model folder without ever holding it in memory as floats: a model of shapes only is filled and quantised
 layer by layer.
 
-    shapes  ->  layer 1: read, quantised, released  ->  layer 2  ->  ...  ->  what is left is read: norms, biases, the embedding
+    shapes  ->  layer 1: read, quantised, released  ->  layer 2  ->  ...  ->  the rest is read: norms, biases, the embedding
 
-So the peak is the 4-bit size and one tensor. Buffers (rotary tables) are computed as the model's own code does it; only
+So the peak memory is the 4-bit size plus one tensor. Buffers (rotary tables) are computed by the model's own code; only
 parameters are empty.
 
-It is taken where loading is nothing but copying: every parameter stands in the files under its own name, or under one
-that it is tied to. Where transformers renames, fuses or converts (experts in one tensor, 8-bit files, parts kept in
-float32), the model is loaded by transformers.
+This is used if loading is mere copying: every parameter is in the files under its own name, or under one that it is
+tied to. Where transformers renames, fuses or converts (experts in one tensor, 8-bit files, parts kept in float32),
+transformers loads the model.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ Place = tuple[nn.Module, str]
 
 @dataclass(frozen=True)
 class Stream:
-    """`model` has no parameters yet; `sources` tells for each place of a parameter where its bytes are, and all places
-    that share it.
+    """`model` has no parameters yet; `sources` gives, for each parameter, where its bytes are and all places that share
+    it.
     """
 
     model: Any
@@ -46,21 +46,21 @@ class Stream:
     sources: dict[Place, tuple[Entry, tuple[Place, ...]]]
 
     def layers(self, names: Iterable[str]) -> Iterator[str]:
-        """`names` of modules: each is filled when it is asked for, and emptied when the next one is; after the last,
-        all others are filled.
+        """Iterates over `names` of modules: each is filled when it is yielded and emptied when the next one is; after
+        the last, everything else is filled.
         """
         for name in names:
             layer = self.model.get_submodule(name)
             self._fill(layer)
             yield name
-            layer._parameters.clear()  # quantised by now, and somebody may still hold the empty layer
+            layer._parameters.clear()  # quantised by now; the empty layer may still be referenced
             give_back()
         for module in self.model.modules():
             self._fill(module)
-        self.sources.clear()  # it holds the modules that are replaced from here on: the embedding
+        self.sources.clear()  # it refers to modules that are replaced next: the embedding
 
     def _fill(self, module: nn.Module) -> None:
-        """The float type is the model's, as transformers has it, whatever type the file has."""
+        """Uses the model's float type, as transformers does, whatever type the file has."""
         for name, parameter in module._parameters.items():
             if parameter is not None and parameter.is_meta:
                 entry, places = self.sources[module, name]
@@ -70,7 +70,7 @@ class Stream:
 
 
 def open_stream(folder: Path, found: Mapping[str, Entry]) -> Stream | None:
-    """The empty model of a folder whose files hold `found`; None where transformers would do more than copy, or cannot
+    """The empty model of a folder whose files hold `found`; None if transformers would do more than copy, or cannot
     read it either.
     """
     try:
@@ -80,30 +80,28 @@ def open_stream(folder: Path, found: Mapping[str, Entry]) -> Stream | None:
             return None
         with init_empty_weights(include_buffers=False):
             model = auto_class(config).from_config(config, dtype=dtype, trust_remote_code=False)
-        model.tie_weights()  # every assignment under init_empty_weights makes a parameter of its own
+        model.tie_weights()  # every assignment under init_empty_weights creates a new parameter
         if config.is_encoder_decoder:
             _untie(model, found)
         sources = _sources(model, found, config.is_encoder_decoder)
         if sources is None or _converted(model, dtype) or float_experts(model):
             return None
         model.generation_config = _generation(folder)
-    except (
-        Exception
-    ):  # transformers raises many types; it is asked to load the folder by itself then, and what it says is told
+    except Exception:  # can be any exception; transformers then loads the folder itself and its error is reported
         return None
     return Stream(model, dtype, sources)
 
 
 def _dtype(config: Any, found: Mapping[str, Entry]) -> torch.dtype | None:
-    """The configuration's type, else the files' only one: as transformers chooses it."""
+    """The configuration's type, or the files' if they have only one, as transformers chooses it."""
     kinds = {entry.dtype for entry in found.values() if entry.dtype.is_floating_point}
     chosen = config.dtype or (next(iter(kinds)) if len(kinds) == 1 else None)
     return chosen if chosen in FLOATS else None
 
 
 def _converted(model: Any, dtype: torch.dtype) -> bool:
-    """Whether transformers changes anything on the way from file to parameter, or keeps a part of the model in another
-    type: of a float16 model T5's `wo`, of any of 16 bits what is in its strict list.
+    """Whether transformers changes anything between file and parameter, or keeps a part of the model in another type:
+    T5's `wo` in a float16 model, its strict list in any 16-bit model.
     """
     half = model._keep_in_fp32_modules and dtype == torch.float16
     apart = half or (model._keep_in_fp32_modules_strict and dtype != torch.float32)
@@ -111,8 +109,8 @@ def _converted(model: Any, dtype: torch.dtype) -> bool:
 
 
 def _untie(model: Any, found: Mapping[str, Entry]) -> None:
-    """Gives a parameter of its own to each name that config.json ties to another one and that has another tensor in the
-    files (the head of T5 v1.1). Names that share one afterwards stand for one tensor, however often it is there.
+    """Gives a separate parameter to each name that config.json ties to another but that has a different tensor in the
+    files (the head of T5 v1.1). Names that still share one stand for one tensor, however often it is stored.
     """
     for parameter, seen in _places(model).items():
         there = [(name, place) for name, place in seen if name in found]
@@ -128,7 +126,7 @@ def _digest(entry: Entry) -> bytes:
 
 
 def _places(model: nn.Module) -> dict[nn.Parameter, list[tuple[str, Place]]]:
-    """Every parameter, and the names and places that it has."""
+    """Every parameter with its names and places."""
     names: dict[nn.Parameter, list[tuple[str, Place]]] = {}
     for prefix, module in model.named_modules(remove_duplicate=False):
         for name, parameter in module._parameters.items():
@@ -140,8 +138,8 @@ def _places(model: nn.Module) -> dict[nn.Parameter, list[tuple[str, Place]]]:
 def _sources(
     model: nn.Module, found: Mapping[str, Entry], several: bool
 ) -> dict[Place, tuple[Entry, tuple[Place, ...]]] | None:
-    """None if a parameter is in no file, in two that might differ (unless `several`), or in one of another shape; or if
-    a buffer belongs to the state, too.
+    """None if a parameter is in no file, in two that might differ (unless `several`), or in one with another shape; or
+    if a buffer is saved, too.
     """
     names = _places(model)
     sources: dict[Place, tuple[Entry, tuple[Place, ...]]] = {}
@@ -161,7 +159,7 @@ def _sources(
 
 
 def _generation(folder: Path) -> GenerationConfig:
-    """As transformers finds it: a file of its own, else what config.json says."""
+    """Found as transformers does: in a file of its own, else in config.json."""
     try:
         return GenerationConfig.from_pretrained(folder)
     except OSError:

@@ -1,6 +1,4 @@
-"""The tensors of a checkpoint folder by name: all of them listed and checked first (shards.py), then read one at a
-time.
-"""
+"""The tensors of a checkpoint folder by name: all listed and checked first (shards.py), then read one at a time."""
 
 from __future__ import annotations
 
@@ -13,7 +11,7 @@ from qia3.errors import BaseModelError
 
 
 class Tensors:
-    """Raises BaseModelError where the folder has no safetensors, or one that is missing, cut short or damaged."""
+    """Raises BaseModelError if the folder has no safetensors, or one that is missing, truncated or damaged."""
 
     def __init__(self, folder: Path) -> None:
         found = entries(folder)
@@ -27,13 +25,16 @@ class Tensors:
 
 
 def kind(entry: Entry) -> str:
-    """A tensor's type as a message has it: "float16"."""
+    """A tensor's type as shown in messages: "float16"."""
     return str(entry.dtype).removeprefix("torch.")
 
 
 def missing(folder: Path) -> str:
-    """What is said of a folder without safetensors."""
+    """The message for a folder without safetensors."""
     pickled = sorted(folder.glob("*.bin")) + sorted(folder.glob("*.pt"))
     if pickled:
-        return f"{folder} holds {pickled[0].name} and no {FILE}: such files are pickles and are not opened; take a model with safetensors"
+        return (
+            f"{folder} holds {pickled[0].name} and no {FILE}: such files are pickles, which are never opened; use "
+            "a model with safetensors"
+        )
     return f"there is no {folder / FILE}; fetch the model again"

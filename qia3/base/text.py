@@ -1,4 +1,6 @@
-"""What a base does with text, known from its small files before any weight is loaded: tokenizer, end tokens, sizes."""
+"""What is known about a base's text handling from its small files, before any weight is loaded: tokenizer, end tokens,
+sizes.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,7 @@ NAMING = ("tokenizer_config.json", "special_tokens_map.json")
 
 @dataclass(frozen=True)
 class BaseText:
-    """A base's tokenizer and what its configuration says of text; `positions` None is no limit."""
+    """A base's tokenizer and the text settings of its configuration; `positions` None means no limit."""
 
     tokenizer: Any
     generation_config: Any
@@ -38,21 +40,21 @@ class BaseText:
 
     @cached_property
     def tokens(self) -> Tokens:
-        """Text to ids, within the embedding's rows."""
+        """The tokenizer, limited to the embedding's rows."""
         return Tokens.of(self.tokenizer, self.rows)
 
     @property
     def start(self) -> tuple[int, ...]:
-        """What an encoder-decoder's answers begin after. Raises BaseModelError where its files do not say."""
+        """The tokens that an encoder-decoder's decoder starts with. Raises BaseModelError if its files do not say."""
         return decoder_start(self.config, self.generation_config)
 
 
 def read_base_text(reference: str) -> BaseText:
-    """Raises BaseModelError."""
+    """Reads a base's small files. Raises BaseModelError if they are missing or not supported."""
     source = resolve(reference)
     folder = Path(source.name)
     if source.gguf_file is None:
-        read_config(folder)  # refuses code of the model's own by the file's name
+        read_config(folder)  # refuses a model with code of its own, naming the file
     with quiet():
         with told(source):
             if source.gguf_file is not None:
@@ -73,7 +75,7 @@ def read_base_text(reference: str) -> BaseText:
 
 
 def _names_end(source: Source, tokenizer: Any, generation: Any) -> bool:
-    """Whether a file says which token ends a text. transformers' classes have one each that they fall back on."""
+    """Whether a file says which token ends a text, rather than a default of transformers' class."""
     configured = generation.eos_token_id
     if tokenizer.eos_token_id in (configured if isinstance(configured, list) else [configured]):
         return True

@@ -2,8 +2,8 @@
 
 They hold their grid's own bytes (qia3.grids), so what trains is what ships.
 
-A `GridWeight` owns the bytes of one weight and knows their arithmetic; layers (modules.py) point at one. Every grid is
-a subclass: its buffers are the tensors of the grid's layout, by the names that they have in the graph.
+A `GridWeight` owns the bytes of one weight and knows their arithmetic; layers (modules.py) refer to one. Every grid has
+a subclass, whose buffers are the tensors of the grid's layout, with the names that they have in the graph.
 """
 
 from __future__ import annotations
@@ -19,20 +19,18 @@ from qia3.grids import int4
 from qia3.grids.blocks import Blocks, Floats, fold
 from qia3.grids.calibrated import Seen, quantise_calibrated
 
-AT_ONCE = (
-    1 << 18
-)  # entries of a weight that are float32 at a time: what a processor's cache holds, and no holes in the heap
+AT_ONCE = 1 << 18  # entries that are dequantised at a time: they fit in the cache and do not fragment the heap
 
 
 class GridWeight(nn.Module):
-    """[outputs, inputs] on a grid. `compute` is the type that products run in, None for that of their input.
+    """[outputs, inputs] on a grid. `compute` is the type that products run in; None: the type of their input.
 
-    `hold_dense` keeps the dequantised weight between calls, which trades 4 bytes a weight (2 in bfloat16) for time and
-    changes no value.
+    `hold_dense` keeps the dequantised weight between calls, which trades 4 bytes per weight (2 in bfloat16) for time
+    and changes no value.
     """
 
     kind: ClassVar[str]
-    bits: ClassVar[int]  # of a code
+    bits: ClassVar[int]  # per code
     outputs: int
     inputs: int
     block_size: int
@@ -44,7 +42,7 @@ class GridWeight(nn.Module):
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], inputs: int, block_size: int) -> Self:
-        """From its buffers by name."""
+        """The weight from its buffers, by name."""
         raise NotImplementedError
 
     @property
@@ -54,7 +52,7 @@ class GridWeight(nn.Module):
 
     @property
     def folds(self) -> bool:
-        """Whether a scale belongs to one row only."""
+        """Whether no block spans two rows, so that folding is exact."""
         return True
 
     def rows(self, index: Tensor | slice, dtype: torch.dtype) -> Tensor:
@@ -66,16 +64,16 @@ class GridWeight(nn.Module):
         raise NotImplementedError
 
     def dense(self, dtype: torch.dtype) -> Tensor:
-        """The whole weight [N, K] in `dtype`."""
+        """The whole dequantised weight [N, K] in `dtype`."""
         return self._dense if self._dense is not None and self.holds(dtype) else self._dequantised(dtype)
 
     def holds(self, dtype: torch.dtype) -> bool:
-        """Whether `dense` has it ready."""
+        """Whether `dense` has it in memory already."""
         return self._dense is not None and self._dense.dtype == dtype
 
     def _dequantised(self, dtype: torch.dtype) -> Tensor:
-        """On a CPU some rows at a time: what they go through on the way stays in its cache, which is 3 to 7 times
-        faster, and small.
+        """On a CPU a few rows at a time, so that intermediate values stay in its cache: 3 to 7 times faster, and little
+        memory.
         """
         device = next(self.buffers()).device
         if device.type != "cpu":
@@ -92,9 +90,9 @@ class GridWeight(nn.Module):
             self._dense = self._dequantised(dtype)
 
     def fold(self, vector: Tensor) -> None:
-        """Multiplies output row n by vector[n], float32 [N]: one multiply on the scales.
+        """Multiplies output row n by vector[n], float32 [N], by multiplying its scales.
 
-        Raises ValueError where it does not fold.
+        Raises ValueError if the weight cannot be folded.
         """
         scales = self._scaled(vector.detach().float().cpu().numpy())
         self._dense = None
@@ -102,7 +100,7 @@ class GridWeight(nn.Module):
 
 
 class BlockWeight(GridWeight):
-    """On a grid with blocks of inputs (qia3.grids.blocks): codes uint8 [N, B, ...], scales float32 [N, B], zero points
+    """A weight in blocks of inputs (qia3.grids.blocks): codes uint8 [N, B, ...], scales float32 [N, B], zero points
     uint8 or None.
     """
 
@@ -145,9 +143,9 @@ class Int4Weight(BlockWeight):
 
     @classmethod
     def from_float(cls, weight: Tensor, block_size: int, symmetric: bool, seen: Seen | None = None) -> Int4Weight:
-        """Quantises a float weight [N, K]; for the inputs it will get, where they are known.
+        """Quantises a float weight [N, K], calibrated if the moments of its inputs are given.
 
-        Without, some rows at a time: no copy is whole.
+        Otherwise a few rows at a time, without a full copy.
         """
         if seen is None:
             rows = torch.split(weight.detach(), max(1, AT_ONCE // weight.shape[1]))

@@ -8,10 +8,10 @@
 
     {"quant_method": "auto-round", "packing_format": "auto_round:auto_gptq" or "auto_round:auto_awq", ...}   the very same tensors
 
-Layers may have a form of their own (rules.py). Only what is said of the bits, the groups and the packing is believed;
-whether zero points are 8 and groups are in order is seen in the tensors. Where a file says that it is symmetric, every
-zero point is 8, and that decides between GPTQ's two conventions whatever `checkpoint_format` says: files exist whose
-label is wrong, and each weight would be off by its scale.
+Single layers may be stored differently (rules.py). Only the settings for bits, groups and packing are trusted; whether
+zero points are 8 and groups are in order is read from the tensors. In a file that says that it is symmetric every zero
+point is 8, and that decides between GPTQ's two conventions, whatever `checkpoint_format` says: there are files with the
+wrong label, and each weight would be off by one step.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ AUTO_ROUND = {
 
 @dataclass(frozen=True)
 class Words:
-    """`codes` is "gptq", "gptq_v2" or "awq"; group_size -1 is a group a row.
+    """`codes` is "gptq", "gptq_v2" or "awq"; group_size -1 means one group per row.
 
     `sorted_by_activation` and `symmetric` are what the file says.
     """
@@ -64,28 +64,29 @@ class Words:
         return Loaded(Int4Weight(self.unpack({kind: tensors.read(f"{name}.{kind}") for kind in kinds})))
 
     def unpack(self, tensors: Mapping[str, Tensor]) -> Int4:
-        """A layer's codes. Raises ValueError."""
+        """A layer's codes. Raises ValueError if the tensors are invalid or contradict the settings."""
         words = [tensors[kind].numpy() for kind in ("qweight", "qzeros")]
         scales = tensors["scales"].float().numpy()
         if self.codes == "awq":
             weight = awq.unpack_awq(words[0], words[1], scales, self.group_size)
             if self.symmetric and weight.zero_points is not None:
-                raise ValueError("config.json says zero_point false, and its zero points are not all 8")
+                raise ValueError("config.json says zero_point false, but its zero points are not all 8")
             return weight
         self._in_order(tensors.get("g_idx"))
         return gptq.unpack_gptq(words[0], words[1], scales, self.group_size, self._convention(words[1]))
 
     def _convention(self, qzeros: gptq.Words) -> str:
-        """GPTQ's, as the zero points have it. Raises ValueError where they contradict what the file says."""
+        """GPTQ's convention, according to the zero points. Raises ValueError if they contradict the settings."""
         bytes_ = np.unique(gptq.as_bytes(qzeros))
         stored = {*(bytes_ & 15).tolist(), *(bytes_ >> 4).tolist()}
         eights = [name for name, below in gptq.STORED_BELOW.items() if stored == {SYMMETRIC_ZERO - below}]
         if self.symmetric and not eights:
-            raise ValueError("config.json says sym true, and its zero points are not all 8")
+            raise ValueError("config.json says sym true, but its zero points are not all 8")
         if eights and not self.symmetric and eights != [self.codes]:
             raise ValueError(
-                f"every zero point is stored as {min(stored)}, which is 8 in checkpoint_format {eights[0]}; config.json "
-                f'says {self.codes}, and not that it is symmetric: set "checkpoint_format" to what wrote the file'
+                f"every zero point is stored as {min(stored)}, which is 8 in checkpoint_format {eights[0]}; "
+                "but config.json "
+                f'says {self.codes}, and not that it is symmetric: correct "checkpoint_format" there'
             )
         return eights[0] if eights else self.codes
 
@@ -97,13 +98,14 @@ class Words:
         )
         if not plain:
             raise ValueError(
-                "its inputs were sorted by activation (desc_act), so its groups are no blocks; take a file with desc_act false"
+                "its inputs were sorted by activation (desc_act), so its groups are not blocks; use a file "
+                "with desc_act false"
             )
 
 
 @dataclass(frozen=True)
 class WordsLayout:
-    """`words` is how layers are stored that no rule speaks of."""
+    """`words` is the form of layers without a rule."""
 
     words: Words
     rules: tuple[Rule, ...] = ()
@@ -125,7 +127,7 @@ class WordsLayout:
 
 
 def read_words(method: str, settings: Mapping[str, Any]) -> WordsLayout:
-    """`method`: "gptq" or "awq". Raises BaseModelError, naming what is read, for what is not."""
+    """`method`: "gptq" or "awq". Raises BaseModelError, listing what is supported, for anything else."""
     bits, group = settings.get("bits", settings.get("w_bit")), settings.get("group_size", settings.get("q_group_size"))
     key = "version" if method == "awq" else "checkpoint_format"
     packing = str(settings.get(key) or ("gemm" if method == "awq" else "gptq")).lower()
@@ -142,14 +144,14 @@ def read_words(method: str, settings: Mapping[str, Any]) -> WordsLayout:
 
 
 def read_auto_round(settings: Mapping[str, Any]) -> WordsLayout:
-    """AutoRound's folders that hold GPTQ's or AWQ's tensors. Raises BaseModelError for its other packings."""
+    """Reads AutoRound's folders with GPTQ or AWQ tensors. Raises BaseModelError for its other packings."""
     packing = str(settings.get("packing_format"))
     if (method := AUTO_ROUND.get(packing)) is None:
         raise refused(f"its weights are packed by AutoRound for {packing!r}")
     if (kind := settings.get("data_type", "int")) != "int":
         raise refused(f"its weights are quantised by AutoRound to {kind!r}")
     if isinstance(inputs := settings.get("act_bits"), int) and inputs < 16:
-        raise refused(f"the inputs of its layers are rounded to {inputs} bits (AutoRound, act_bits)")
+        raise refused(f"the inputs of its layers are quantised to {inputs} bits (AutoRound, act_bits)")
     told = {key: settings.get(key) for key in ("bits", "group_size")}
     told |= {"zero_point": not settings.get("sym", True)} if method == "awq" else {"sym": settings.get("sym", True)}
     return replace(read_words(method, told), rules=read_extra(settings.get("extra_config")))

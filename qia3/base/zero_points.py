@@ -1,11 +1,12 @@
-"""Zero points of 8, written out, for kernels that read a symmetric grid as another one.
+"""Writes out zero points of 8, for kernels that compute differently without them.
 
-Without zero points a 4-bit code means `(code - 8) * scale`, and with zero points of 8 it means the same. ONNX Runtime's
-kernels do not all treat the two alike: on ARM with dot products KleidiAI truncates the scales of a symmetric weight to
-bfloat16 (up to 0.8 % each) and rounds activations once per row, where it keeps float32 scales and rounds once per block
-beside zero points. IA³ is folded into the scales, so a truncated scale also breaks the law that a merged model is the side
-model: by 2.4e-3 of the answer's RMS per layer, 2e-7 with zero points written out (onnxruntime 1.32 under emulation of
-cortex-a76 and neoverse-v1). Half a byte per block, 1.4 % of the weights in blocks of 64; codes and scales stay.
+Without zero points a 4-bit code means `(code - 8) * scale`, which is the same as with zero points of 8. Not all of ONNX
+Runtime's kernels treat the two alike: on ARM with dot product instructions, KleidiAI truncates the scales of a
+symmetric weight to bfloat16 (up to 0.8 % each) and rounds activations once per row; with zero points it keeps float32
+scales and rounds once per block. IA³ is folded into the scales, so truncated scales also break the law that a merged
+model equals the unmerged one: by 2.4e-3 of the answer's RMS per layer, 2e-7 with zero points written out (onnxruntime
+1.32 under emulation of cortex-a76 and neoverse-v1). They cost half a byte per block, 1.4 % of the weights in blocks of
+64; codes and scales do not change.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ INT8_PRODUCTS = 4  # the accuracy_level whose kernels differ; at 0 and 1 product
 
 
 def write_zero_points(model: nn.Module, accuracy_level: int) -> None:
-    """Gives the symmetric 4-bit layers of `model` their zero points, in place, where a graph of `accuracy_level` needs
-    them. Values stay what they were.
+    """Gives the symmetric 4-bit layers of `model` explicit zero points, in place, if a graph of `accuracy_level` needs
+    them. Values do not change.
     """
     if accuracy_level != INT8_PRODUCTS:
         return

@@ -1,1 +1,1 @@
-"""What a device gets: the room that owns a bundle and all that is in it. numpy and ONNX Runtime, no torch."""
+"""What a device gets: the bundle and everything in it. Needs numpy and ONNX Runtime, no torch."""

@@ -1,9 +1,10 @@
-"""An adapter: vectors, the base that they were trained on, and the task that they are for. And its form on a device.
+"""An adapter: its vectors, the base that they were trained on, and the task that they are for. And its file on a
+device.
 
-An .onnx_adapter is ONNX Runtime's own flatbuffer of named tensors. Here they are the IA³ vectors, float32 [1, 1, d], by
-graph input name, and of an encoder's task its head (head.py); its model version is the first 28 bits of the base's
-fingerprint (seven hexadecimal digits), so a file says which base it was trained on (law 7). In memory a vector is [d].
-The other form, a PEFT checkpoint, is peft.py's.
+An .onnx_adapter is ONNX Runtime's flatbuffer of named tensors. Here it holds the IA³ vectors, float32 [1, 1, d], by the
+graph's input name, and, for an encoder's task, its head (head.py). The file's model version is the first 28 bits of the
+base's fingerprint (seven hexadecimal digits), so a file says which base it was trained on (law 7). In memory a vector
+is [d]. The other form of an adapter, a PEFT checkpoint, is in peft.py.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ from qia3.bundle.task import Task
 from qia3.errors import AdapterError, first_line, shown
 
 Tensors = dict[str, NDArray[Any]]
-FORM = re.compile(rf"[0-9a-f]{{{VERSION_DIGITS}}}|[0-9a-f]{{64}}")  # of what an adapter says of its base
+FORM = re.compile(rf"[0-9a-f]{{{VERSION_DIGITS}}}|[0-9a-f]{{64}}")  # of an adapter's base: short or full fingerprint
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """`vectors` are [size] by site name. `base` is the fingerprint of the base, or its first seven digits where a file
-    holds no more, or None in a checkpoint that PEFT wrote. `task` is None where it came without one. `head` is what an
-    encoder's task has besides.
+    """`vectors` are [size] by site name. `base` is the fingerprint of the base, its first seven digits if the file
+    holds no more, or None in a checkpoint that PEFT wrote. `task` is None if the adapter came without one. `head` is
+    set for an encoder's task only.
     """
 
     vectors: Vectors
@@ -42,14 +43,14 @@ class Adapter:
     head: Head | None = None
 
     def check_base(self, fingerprint: str, where: object) -> None:
-        """Raises AdapterError if it was trained on another base than the one of this fingerprint, or says a base in
-        a form that no version has written.
+        """Raises AdapterError if it was trained on a base with another fingerprint, or if its fingerprint is in a form
+        that no version of qia3 has written.
         """
         if self.base in (None, fingerprint, fingerprint[:VERSION_DIGITS]):
             return
         if not FORM.fullmatch(self.base):
             raise AdapterError(
-                f"{where} does not say which base it was trained on: {self.base[:12]!r} is no fingerprint"
+                f"{where} does not say which base it was trained on: {self.base[:12]!r} is not a fingerprint"
             )
         ours, theirs = fingerprint[: len(self.base)], self.base
         raise AdapterError(
@@ -58,7 +59,7 @@ class Adapter:
 
     @property
     def inputs(self) -> Vectors:
-        """[1, 1, size] by input name, and the head, as a graph takes them; copies."""
+        """The graph's inputs by name: vectors [1, 1, size] and the head; copies."""
         return as_inputs(self.vectors) | ({} if self.head is None else self.head.inputs)
 
 
@@ -70,12 +71,12 @@ def as_inputs(vectors: Mapping[str, NDArray[np.float32]]) -> Vectors:
 def write_adapter(
     path: Path, vectors: Mapping[str, NDArray[np.float32]], fingerprint: str, head: Head | None = None
 ) -> None:
-    """An .onnx_adapter of vectors [size] by name, and of a head."""
+    """Writes an .onnx_adapter of vectors [size] by name, and of a head if there is one."""
     adapter = ort.AdapterFormat()
     adapter.set_adapter_version(1)
     adapter.set_model_version(base_version(fingerprint))
-    # OrtValues are kept here: the format holds no reference of its own. Sorted, so that the same vectors make the same
-    # file
+    # OrtValues are kept here because the format holds no reference to them. Sorted, so that the same vectors give the
+    # same file
     inputs = Adapter(dict(vectors), None, head=head).inputs
     values = {n: ort.OrtValue.ortvalue_from_numpy(v) for n, v in sorted(inputs.items())}
     adapter.set_parameters(values)
@@ -84,30 +85,30 @@ def write_adapter(
 
 
 def read_adapter(path: Path) -> Adapter:
-    """Any .onnx_adapter of vectors. Raises AdapterError, with every tensor that is none."""
+    """Reads an .onnx_adapter for any base. Raises AdapterError that lists every tensor that is not an IA³ vector."""
     base, tensors, head = _read(path)
-    _refuse(path, "holds other things than IA³ vectors", [c for n, t in tensors.items() for c in _misfit(n, t, None)])
+    _refuse(path, "does not hold IA³ vectors only", [c for n, t in tensors.items() for c in _misfit(n, t, None)])
     return Adapter({name: tensor.flatten() for name, tensor in tensors.items()}, base, head=head)
 
 
 def load_adapter(
     path: Path, sizes: Mapping[str, int], fingerprint: str, optional: Collection[str] = frozenset()
 ) -> Adapter:
-    """An .onnx_adapter for a graph with inputs of these sizes, which it fills, all of them but the `optional` ones.
+    """Reads an .onnx_adapter for a graph with inputs of these `sizes`; all but the `optional` ones must be there.
 
-    Raises AdapterError for another base and with every bad tensor.
+    Raises AdapterError if it is for another base, or that lists every bad tensor.
     """
     base, tensors, head = _read(path)
     Adapter({}, base).check_base(fingerprint, path)
     bad = [f"{name} is missing" for name in sizes if name not in tensors and name not in optional]
     for name, tensor in tensors.items():
-        bad += _misfit(name, tensor, sizes[name]) if name in sizes else [f"{shown(name)} has no place here"]
+        bad += _misfit(name, tensor, sizes[name]) if name in sizes else [f"{shown(name)} is not an input of this base"]
     _refuse(path, "does not fit this base", bad)
     return Adapter({name: tensor.flatten() for name, tensor in tensors.items()}, base, head=head)
 
 
 def _read(path: Path) -> tuple[str, Tensors, Head | None]:
-    """First digits of the base's fingerprint, copies of the vectors as they stand, and the head."""
+    """First digits of the base's fingerprint, copies of the vectors as stored, and the head."""
     try:
         regular = stat.S_ISREG(path.stat().st_mode)
     except (OSError, ValueError):
@@ -127,7 +128,7 @@ def _read(path: Path) -> tuple[str, Tensors, Head | None]:
 
 
 def _misfit(name: str, tensor: NDArray[Any], size: int | None) -> Iterable[str]:
-    """What keeps a tensor from being the vector of a graph's input of `size` (None: any)."""
+    """Why a tensor cannot be the vector of a graph input of `size` (None: any size)."""
     shape = (1, 1, (tensor.shape[-1] if tensor.ndim else 0) if size is None else size)
     if tensor.shape != shape:
         yield f"{shown(name)} has shape {list(tensor.shape)} instead of {list(shape) if size else '[1, 1, size]'}"

@@ -1,8 +1,8 @@
-"""How large vectors may be where keys and values are kept in int8 (qia3.graph.cache).
+"""How large vectors may be if keys and values are cached in int8 (qia3.graph.cache).
 
-An int8 cache cuts off what is larger than what was seen when its scales were made. Keys and values are multiplied by
-the adapter's l_k and l_v, so a bundle with such a cache carries the largest |l| that was seen in each entry, and an
-adapter that comes later is held against it. RANGE is a safetensors file of float32 [d] by the vectors' names.
+An int8 cache clips values beyond the range that was seen when its scales were made. Keys and values are multiplied by
+the adapter's l_k and l_v, so a bundle with such a cache stores the largest |l| of each entry that was seen, and an
+adapter that is added later is checked against it. RANGE is a safetensors file of float32 [d] by vector name.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from safetensors.numpy import load_file, save_file
 from qia3.errors import AdapterError, BundleError, first_line
 
 RANGE = "cache_range.safetensors"
-SLACK = 1.01  # of what was seen: rounding, and no more; the scales' own margin is for other texts
+SLACK = 1.01  # allows for rounding only; the margin of the scales themselves is for other texts
 Vectors = Mapping[str, NDArray[np.float32]]
 
 
 def write_range(folder: Path, names: Iterable[str], seen: Iterable[Vectors]) -> None:
-    """The largest of ones and of `seen`, for the vectors `names` that keys and values are multiplied by."""
+    """Writes the elementwise maximum of one and |`seen`|, for the vectors `names` that scale keys and values."""
     most: dict[str, NDArray[np.float32]] = {}
     worn = list(seen)
     for name in names:
@@ -34,7 +34,7 @@ def write_range(folder: Path, names: Iterable[str], seen: Iterable[Vectors]) -> 
 
 
 def check_range(folder: Path, vectors: Vectors, where: object) -> None:
-    """Raises AdapterError for vectors that reach beyond; nothing where the cache is float32."""
+    """Raises AdapterError if a vector exceeds the range. Does nothing if the cache is float32."""
     file = folder / RANGE
     if not file.is_file():
         return

@@ -1,16 +1,16 @@
 """JSON into frozen dataclasses and back, checked on the way in.
 
-A dataclass's annotations say all of it: bool, int, float, str, Literal, T | None, tuple[T, ...], tuple[A, B],
-Mapping[str, T] and other dataclasses. `Annotated` adds a Rule, which the value must pass, or a Codec, which reads and
-writes it. Nothing is converted but a whole number where a float is asked for. Every float is finite, every string has
-UTF-8 bytes, a whole number is never true or false.
+The annotations of a dataclass define everything: bool, int, float, str, Literal, T | None, tuple[T, ...], tuple[A, B],
+Mapping[str, T] and other dataclasses. `Annotated` adds a Rule that the value must pass, or a Codec that reads and
+writes it. Nothing is converted, except a whole number where a float is expected. Every float must be finite, every
+string valid UTF-8, and true or false is not accepted as a whole number.
 
-A key that no field has was written by a later version: it is kept in `later` and written again. A field that has its
-default is not written.
+A key without a field was written by a later version: it is kept in `later` and written back. A field with its default
+value is not written.
 
     decode(Region, {"name": "cos", "bytes": -4})    ValueError: bytes is not a whole number from 0 to ...; offset is missing
 
-pydantic would do this too, and takes 150 ms and 10 MB to import, on a device, for one file.
+pydantic would do this too, and takes 150 ms and 10 MB to import, too much for a single file on a device.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from qia3.errors import shown
 from qia3.parse import kind_of
 
 T = TypeVar("T")
-Reader = Callable[[Any, str, list[str]], Any]  # of a value at a place, adding to what is wrong
-SHOWN = 5  # problems of one document that are told
+Reader = Callable[[Any, str, list[str]], Any]  # reads a value at a place in the JSON; appends problems to the list
+SHOWN = 5  # problems of one document that are reported
 LATER = "later"
 WORDS = {bool: "true or false", int: "a whole number", float: "a finite number", str: "a string of UTF-8 text"}
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What a value must be beside its type, as a test and in words."""
+    """A condition on a value beside its type, as a test and in words."""
 
     fits: Callable[[Any], bool]
     words: str
@@ -51,7 +51,7 @@ class Codec:
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """A JSON object. `later` holds what a later version wrote in it."""
+    """A JSON object. `later` holds the keys that a later version wrote."""
 
     later: Mapping[str, Any] = field(default_factory=dict)
 
@@ -67,7 +67,7 @@ def decode(kind: type[T], value: Any) -> T:
 
 
 def encode(value: Any) -> Any:
-    """As JSON values."""
+    """The value as JSON types."""
     if is_dataclass(value) and not isinstance(value, type):
         return {f.name: _written(value, f) for f in fields(value) if f.name != LATER and _has_news(value, f)} | dict(
             getattr(value, LATER, {})
@@ -78,13 +78,13 @@ def encode(value: Any) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """`value` itself, which is JSON as the standard has it. Raises ValueError."""
+    """`value` unchanged. Raises ValueError if it is not standard JSON."""
     try:
         json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
     except RecursionError as error:
         raise ValueError("is nested too deeply") from error
     except ValueError as error:
-        raise ValueError("holds a number that is not finite, or half a character") from error
+        raise ValueError("holds a number that is not finite, or half a surrogate pair") from error
     return value
 
 
@@ -110,7 +110,7 @@ def _codec(kind: Any) -> Codec | None:
 
 @cache
 def _reader(kind: Any) -> Reader:
-    """What reads a value of this annotation: the value, or anything where the list got a clause more."""
+    """The reader for this annotation. If it appends a problem to the list, what it returns is not used."""
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is Annotated:
         codec = _codec(kind)
@@ -199,7 +199,7 @@ def _object(kind: Any) -> Reader:
 
 
 def _scalar(kind: Any) -> Reader:
-    """bool, int, float or str, and none of the others."""
+    """bool, int, float or str, and not one of the other three."""
     words = WORDS[kind]
 
     def read(value: Any, at: str, bad: list[str]) -> Any:

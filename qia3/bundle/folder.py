@@ -15,10 +15,10 @@ from qia3.storage import replaced
 
 @contextmanager
 def whole_or_absent(target: Path, read_back: Callable[[Path], None]) -> Iterator[Path]:
-    """A scratch folder that becomes the bundle `target` when the block ends well and `read_back` takes it.
+    """A scratch folder that becomes the bundle `target` if the block succeeds and `read_back` accepts it.
 
-    An older bundle in its place is replaced at that moment and not before; a folder that is not a bundle is never
-    replaced. `read_back` raises what its reader would; the older bundle is then what it was.
+    An older bundle at `target` is replaced only at that moment; a folder that is not a bundle is never replaced.
+    `read_back` raises what its reader would raise; the older bundle is then left as it was.
     """
     check_place(target)
     with replaced(target) as scratch:
@@ -31,9 +31,9 @@ def whole_or_absent(target: Path, read_back: Callable[[Path], None]) -> Iterator
 
 
 def linked_copy(bundle: Path, scratch: Path, files: Iterable[str]) -> None:
-    """These files of a bundle in another folder of the same disk, as hard links where that works.
+    """Copies these files of a bundle to another folder on the same disk, as hard links where possible.
 
-    Those that are written anew after every change are left out, and those that the other folder has.
+    Files that are rewritten after every change are left out, and files that the other folder already has.
     """
     for name in sorted(set(files) - set(WRITTEN_ANEW)):
         file, place = (bundle / name).resolve(), scratch / name
@@ -47,12 +47,12 @@ def linked_copy(bundle: Path, scratch: Path, files: Iterable[str]) -> None:
 
 
 def check_place(target: Path) -> None:
-    """Raises StorageError where something stands that is not a bundle: it is never replaced."""
+    """Raises StorageError if something that is not a bundle is there: it is never replaced."""
     if target.exists() and not (target / MANIFEST).is_file() and (not target.is_dir() or any(target.iterdir())):
         raise StorageError(f"{target} exists and is not a bundle; choose another output or move it away")
 
 
 def is_or_was_bundle(path: Path) -> bool:
-    """A bundle, a broken one, or a folder that is nothing else that we know; no model."""
+    """Whether it is a bundle, a broken one, or a folder that we know nothing else about; not a model."""
     is_model = (path / "config.json").exists() and not (path / "onnx").is_dir()
     return path.is_dir() and ((path / MANIFEST).exists() or not is_model)

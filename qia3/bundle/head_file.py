@@ -1,4 +1,4 @@
-"""A head beside a PEFT checkpoint, which has the vectors alone: head.safetensors, with `weight` and `bias`."""
+"""A head as a file in a PEFT checkpoint, which itself has vectors only: head.safetensors, with `weight` and `bias`."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ FILE = "head.safetensors"
 
 
 def write_head(folder: Path, head: Head) -> None:
-    """Beside a PEFT checkpoint."""
+    """Writes head.safetensors into a PEFT checkpoint's folder."""
     (folder / FILE).write_bytes(save({"weight": head.weight, "bias": head.bias}))
 
 
 def read_head(folder: Path) -> Head | None:
-    """The head of an adapter's folder, None where it has none. Raises AdapterError."""
+    """The head in an adapter's folder, or None. Raises AdapterError if it cannot be read or has wrong tensors."""
     path = folder / FILE
     if not path.exists():
         return None
@@ -31,6 +31,6 @@ def read_head(folder: Path) -> Head | None:
         raise AdapterError(f"{path} cannot be read: {first_line(error)}") from error
     if tensors.keys() != {"weight", "bias"} or [t.ndim for t in (tensors["weight"], tensors["bias"])] != [2, 1]:
         raise AdapterError(
-            f"{path} holds {', '.join(tensors) or 'nothing'}; a head is weight [labels, d] and bias [labels]"
+            f"{path} holds {', '.join(tensors) or 'nothing'}, but a head is weight [labels, d] and bias [labels]"
         )
     return Head(tensors["weight"], tensors["bias"]).checked(path)

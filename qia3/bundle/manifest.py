@@ -4,12 +4,12 @@
      "graphs": {"decoder": {"file": "onnx/model_q4.onnx", "data": "onnx/model_q4.onnx_data", ...}},
      "files": {"onnx/model_q4.onnx": {"sha256": "7667...", "bytes": 441235}, ...}}
 
-A bundle has several graphs, each by the name of what it does ("decoder"; an encoder, a trainable one beside it), which
-may share a data file. Each has inputs for its own vectors, and an adapter holds those of all: an encoder-decoder's has
-the vectors of both stacks, and cross-attention's keys and values are the decoder's. What a reader finds here is inside
-its bounds: counts are whole numbers, figures finite, names those of qia3.names, paths below the bundle's own folder.
-Bundles of formats 1 and 2 are read as ones of this format (upgrade.py). A change that an older reader would misread
-raises FORMAT; a key more does not (checked.py).
+A bundle has one or more graphs, named by what they do ("decoder"; also an encoder or a training graph), which may share
+a data file. Each has inputs for its own vectors, and an adapter holds the vectors of all graphs: in an encoder-decoder
+those of both stacks (cross-attention's keys and values belong to the decoder). Everything read here is checked: counts
+are whole numbers, figures are finite, names are those of qia3.names, paths stay inside the bundle's folder. Bundles of
+formats 1 and 2 are read as ones of this format (upgrade.py). A change that an older reader would misread raises FORMAT;
+an additional key does not (checked.py).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ LONGEST = 1000  # characters of a path or of a name
 
 
 def _outside(name: str) -> bool:
-    """Whether a path leaves the folder that it is in, on some system, or is none."""
+    """Whether a path leaves its folder on any operating system, or is not a path at all."""
     parts = name.split("/")
     if len(name) > LONGEST:
         return True
@@ -49,7 +49,7 @@ def _is_name(name: str) -> bool:
         return False
 
 
-# aliases, since what stands in an annotation itself is evaluated in the class's own namespace
+# aliases, since an annotation is evaluated in the namespace of its class
 Sha256 = Annotated[str, Rule(re.compile("[0-9a-f]{64}").fullmatch, "a SHA-256 of 64 hexadecimal digits")]
 Inside = Annotated[str, Rule(lambda name: not _outside(name), "a path inside the bundle")]
 Block = Annotated[int, Rule(lambda n: 2 <= n <= 2**31 and n % 2 == 0, "an even number from 2 to 2^31")]
@@ -63,9 +63,8 @@ Code = Literal["int4", "int8", "nf4"]
 
 @dataclass(frozen=True)
 class Stored(Part):
-    """What a table's bytes are on.
-
-    A block of int4 or int8 is of one row's inputs, one of nf4 of all entries in turn.
+    """How a tensor is stored. A block of int4 or int8 covers inputs of one row, a block of nf4 consecutive entries
+    across rows.
     """
 
     bits: Bits
@@ -76,11 +75,11 @@ class Stored(Part):
 
 @dataclass(frozen=True)
 class Grid(Part):
-    """What the base was asked to be on, or came on. `codes`: "own", or the checkpoint's format that they are from, and
-    `rounding` what whole zero points made of those.
+    """The grid that was asked for, or that a checkpoint came on. `codes`: "own", or the checkpoint format that they
+    come from; `rounding`: what whole zero points changed about those.
 
-    `eight_bit` are the roles of layers that are at 8 bits, `blocks` those in other blocks, by the size of them.
-    `embedding` is None where it is not on a grid.
+    `eight_bit`: roles of the layers at 8 bits. `blocks`: roles of the layers in other blocks, by block size.
+    `embedding` is None if it is not quantised.
     """
 
     format: Code
@@ -96,7 +95,7 @@ class Grid(Part):
 
 @dataclass(frozen=True)
 class Base(Part):
-    """The frozen model. `fingerprint` is what adapters are bound to, `drift` what recoding changed."""
+    """The frozen model. Adapters are bound to `fingerprint`; `drift` is what recoding changed."""
 
     reference: str
     fingerprint: Sha256
@@ -108,7 +107,7 @@ class Base(Part):
 
 @dataclass(frozen=True)
 class Pooling(Part):
-    """How an encoder's states become one vector of a text: their mean, or the first one's; `normalize`: of length one."""
+    """How an encoder's states become one vector per text: their mean, or the first state; `normalize`: to unit length."""
 
     mode: Literal["mean", "cls"]
     normalize: bool
@@ -116,11 +115,11 @@ class Pooling(Part):
 
 @dataclass(frozen=True)
 class Architecture(Part):
-    """Counts and sizes of the base; context_length in tokens, within what the base was made for.
+    """Counts and sizes of the base. `context_length` is in tokens, at most what the base was made for.
 
-    An encoder-decoder has `layers` in its decoder and `encoder_layers` before them, and its answers stand behind the
-    tokens `decoder_start`, which are one, or two where a first word is forced (BART); the context is of that length for
-    either of them. An encoder alone has `layers`, and says how a text's states are pooled.
+    An encoder-decoder has `layers` in its decoder and `encoder_layers` in its encoder. Its answers follow the tokens
+    `decoder_start`: one, or two if the first word is forced (BART). The context length holds for encoder and decoder
+    separately. An encoder alone has `layers`, and says how a text's states are pooled.
     """
 
     layers: Size
@@ -134,20 +133,21 @@ class Architecture(Part):
     encoder_layers: Size | None = None
     decoder_start: tuple[Count, ...] = ()
     pooling: Pooling | None = None
-    cache: Literal["float32", "int8"] = "float32"  # keys and values, as the graph keeps them
+    cache: Literal["float32", "int8"] = "float32"  # type of the cached keys and values
 
     def positions(self, prompt: int, more: int) -> int:
-        """What a prompt of so many tokens, and so many after it, take of the context.
+        """Positions of the context that a prompt of `prompt` tokens and `more` tokens after it take.
 
-        A decoder has them in one row. An encoder has the prompt to itself, and the decoder its start before the rest.
+        A decoder needs them in one row. With an encoder, prompt and answer are separate, and the answer follows the
+        decoder's start.
         """
         return prompt + more if self.encoder_layers is None else max(prompt, len(self.decoder_start) + more)
 
 
 @dataclass(frozen=True)
 class Layer(Part):
-    """A linear layer, and what its bytes are on. `once`: it runs for the prompt alone and for no token of the answer,
-    as an encoder's layers do, and cross-attention's keys and values.
+    """A linear layer and how it is stored. `once`: it runs for the prompt only, not per token of the answer, as do an
+    encoder's layers and cross-attention's keys and values.
     """
 
     name: Brief
@@ -174,10 +174,9 @@ class Dense(Part):
 
 @dataclass(frozen=True)
 class Region(Part):
-    """One stretch of a data file. `part` is the footprint's name for what it holds.
+    """A range of a data file. `part` is the footprint's name for what it holds.
 
-    `packed` names the base's own tensors that lie in it one after the other, with their bytes; empty where it is one of
-    them itself.
+    `packed` lists the base's own tensors that were concatenated into it, with their bytes; empty if it is a single one.
     """
 
     name: Brief
@@ -190,7 +189,7 @@ class Region(Part):
 
 @dataclass(frozen=True)
 class Vector(Part):
-    """A graph's input for one vector: a Site by the name that it is fed by."""
+    """A graph input for one vector: a Site and the input's name."""
 
     name: Input
     size: Size
@@ -210,7 +209,7 @@ class Vector(Part):
 
 @dataclass(frozen=True)
 class Graph(Part):
-    """One .onnx over its data file, made for a target. `logits`: "last" or "all" positions."""
+    """One .onnx and its data file, written for a target. `logits`: "last" or "all" positions."""
 
     file: Inside
     data: Inside
@@ -221,7 +220,7 @@ class Graph(Part):
 
     @property
     def sites(self) -> tuple[Site, ...]:
-        """The places for vectors, in the graph's order."""
+        """The sites of its vectors, in the graph's order."""
         return tuple(vector.site for vector in self.vectors)
 
 
@@ -235,7 +234,7 @@ class Prompt(Part):
 
 @dataclass(frozen=True)
 class File(Part):
-    """What a file of the bundle has to be."""
+    """Expected size and hash of a file."""
 
     sha256: Sha256
     bytes: Count
@@ -249,7 +248,7 @@ def _read_tasks(value: Any) -> dict[str, Task]:
         try:
             Task.from_json(name, task)
         except ValueError as error:
-            raise ValueError(f"holds {name!r}, which is not a task: {error}") from error
+            raise ValueError(f"holds {name!r}, which is not a valid task: {error}") from error
     return {name: Task.from_json(name, task) for name, task in value.items()}
 
 
@@ -265,9 +264,10 @@ def _write_tasks(tasks: Mapping[str, Task]) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest(Part):
-    """All of it. `files` lists every other file of a sealed bundle, and is empty before. None: not measured.
+    """The whole manifest. `files` lists every other file of a sealed bundle and is empty before that. None: not
+    measured.
 
-    `config` is the build file as it was asked for, `qia3` and `versions` what made the bundle.
+    `config` is the build file as given; `qia3` and `versions` say what made the bundle.
     """
 
     qia3: str
@@ -294,22 +294,22 @@ class Manifest(Part):
 
     @property
     def decoder(self) -> Graph:
-        """The graph that gives a text's next token."""
+        """The graph that predicts the next token."""
         return self.graphs[DECODER]
 
     @property
     def encoder(self) -> Graph | None:
-        """The graph that reads the prompt; None in a decoder alone."""
+        """The graph that reads the prompt; None if there is only a decoder."""
         return self.graphs.get(ENCODER)
 
     @property
     def main(self) -> Graph:
-        """The graph that gives the answer: the decoder, or an encoder that stands alone."""
+        """The graph that gives the answer: the decoder, or the encoder if there is only that."""
         return self.graphs[DECODER if DECODER in self.graphs else ENCODER]
 
     @property
     def sites(self) -> tuple[Site, ...]:
-        """The places for vectors of all graphs, in their order, which are what an adapter has vectors for."""
+        """The sites of all graphs, in order: what an adapter has vectors for."""
         return tuple(dict.fromkeys(site for graph in self.graphs.values() for site in graph.sites))
 
     @property
@@ -319,13 +319,13 @@ class Manifest(Part):
         return tuple(sorted(f.removeprefix(ADAPTERS).removesuffix(ADAPTER) for f in files))
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values; the format first."""
+        """The manifest as JSON values, the format first."""
         content: dict[str, Any] = encode(self)
         return {"format": FORMAT} | content
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Manifest:
-        """Of this format or an earlier one. Raises ValueError of one line that names the places in the JSON."""
+        """Reads this format or an earlier one. Raises ValueError, in one line, that names the places in the JSON."""
         table = upgraded(value, FORMAT)
         found = decode(cls, {key: entry for key, entry in table.items() if key != "format"})
         if bad := list(_contradictions(found)):
@@ -334,22 +334,22 @@ class Manifest(Part):
 
 
 def _contradictions(manifest: Manifest) -> Iterator[str]:
-    """What no part of it can tell alone."""
+    """Contradictions between parts that are valid by themselves."""
     alone = manifest.architecture.pooling is not None
     if (needed := ENCODER if alone else DECODER) not in manifest.graphs:
         yield f"graphs.{needed} is missing"
     if alone and (DECODER in manifest.graphs or manifest.architecture.decoder_start):
-        yield "architecture.pooling is of an encoder alone, and there is a decoder"
+        yield "architecture.pooling is for an encoder alone, but there is a decoder"
     if not alone:
         yield from _of_an_encoder(manifest)
     if (manifest.mode == "merged") != (manifest.merged_task is not None):
-        yield "merged_task is given in mode 'merged', and null in mode 'side'"
+        yield "merged_task must be given in mode 'merged' and null in mode 'side'"
     elif manifest.merged_task is not None and manifest.merged_task not in manifest.tasks:
         yield f"merged_task {shown(manifest.merged_task)} is not one of the tasks"
     for key, graph in manifest.graphs.items():
         names = [vector.name for vector in graph.vectors]
         if len(set(names)) < len(names):
-            yield f"graphs.{shown(key[:80])}.vectors names one twice"
+            yield f"graphs.{shown(key[:80])}.vectors names a vector twice"
         if any(vector.rows and max(vector.rows) >= vector.size for vector in graph.vectors):
             yield f"graphs.{shown(key[:80])}.vectors has rows past a vector's size"
     apart = [name for name, count in Counter(site.name for site in manifest.sites).items() if count > 1]
@@ -357,11 +357,11 @@ def _contradictions(manifest: Manifest) -> Iterator[str]:
     yield from (f"files.{shown(file[:LONGEST])} is outside the bundle" for file in manifest.files if _outside(file))
     for adapter in manifest.adapters:
         if not _is_name(adapter):
-            yield f"files has an adapter whose name {adapter[:80]!r} is none"
+            yield f"files has an adapter with the invalid name {adapter[:80]!r}"
 
 
 def _of_an_encoder(manifest: Manifest) -> Iterator[str]:
-    """An encoder-decoder has an encoder, a number of layers in it and a start of answers; a decoder none of them."""
+    """An encoder-decoder needs an encoder, its number of layers and the decoder's start; a decoder has none of these."""
     shape = manifest.architecture
     has = {
         f"graphs.{ENCODER}": manifest.encoder,
@@ -370,6 +370,6 @@ def _of_an_encoder(manifest: Manifest) -> Iterator[str]:
     }
     missing = [name for name, value in has.items() if value is None]
     if 0 < len(missing) < len(has):
-        yield f"{' and '.join(missing)} is missing, which an encoder-decoder has"
+        yield f"{' and '.join(missing)} is missing, which an encoder-decoder needs"
     elif max(shape.decoder_start, default=0) >= shape.vocab_size:
         yield "architecture.decoder_start is past the vocabulary"

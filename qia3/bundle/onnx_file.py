@@ -1,9 +1,9 @@
-"""Which other files an .onnx reads: the walk of its protobuf that this takes, without onnx.
+"""Finds the other files that an .onnx reads, by walking its protobuf without the onnx package.
 
-A message is a row of fields, each a tag (number * 8 + wire type, a varint) and what the type says: 0 a varint, 1 eight
-bytes, 2 a varint of length and as many bytes, 5 four bytes. TensorProto's field 13, external_data, holds entries of key
-(1) and value (2); the entry "location" names a file beside the .onnx. Tensors are where these fields of onnx.proto
-lead:
+A message is a sequence of fields, each a tag (number * 8 + wire type, a varint) and a value: for wire type 0 a varint,
+1 eight bytes, 2 a varint length and as many bytes, 5 four bytes. TensorProto's field 13, external_data, holds entries
+of key (1) and value (2); the entry "location" names a file beside the .onnx. These fields of onnx.proto lead to
+tensors:
 
     ModelProto      graph 7, training_info 20, functions 25        GraphProto       node 1, initializer 5, sparse 15
     NodeProto       attribute 5                                    AttributeProto   t 5, g 6, tensors 10, graphs 11, sparse 22 and 23
@@ -34,7 +34,7 @@ LEADS = {
 
 
 def external_files(path: Path) -> set[str]:
-    """The locations of the tensors that are in other files, relative to the .onnx's folder. Raises BundleError."""
+    """Locations of external tensors, relative to the .onnx's folder. Raises BundleError if it is not an ONNX graph."""
     data = memoryview(read_bytes(path, BundleError, "copy the bundle again", LARGEST))
     try:
         return set(_locations(data, "model", 0))
@@ -58,14 +58,14 @@ def _locations(data: memoryview, kind: str, depth: int) -> Iterator[str]:
 
 
 def _fields(data: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """Number and bytes of each field that has a length."""
+    """Number and bytes of each length-delimited field."""
     at = 0
     while at < len(data):
         tag, at = _varint(data, at)
         if tag & 7 == BYTES:
             length, at = _varint(data, at)
             if at + length > len(data):
-                raise ValueError("it is cut short")
+                raise ValueError("it is truncated")
             yield tag >> 3, data[at : at + length]
             at += length
         elif tag & 7 == VARINT:
@@ -77,7 +77,7 @@ def _fields(data: memoryview) -> Iterator[tuple[int, memoryview]]:
 
 
 def _varint(data: memoryview, at: int) -> tuple[int, int]:
-    """The number, and where it ends."""
+    """The number, and the position after it."""
     value = 0
     for i in range(10):
         byte = data[at + i]

@@ -1,7 +1,8 @@
-"""A bundle, opened and checked: every file is there, and is byte for byte what the build wrote.
+"""A bundle, opened and checked: every file is there and is byte for byte what the build wrote.
 
-manifest.json lists every other file with its size and SHA-256. A file that is missing, changed or not listed though the
-runtime needs it is refused, all of them in one line; files that the manifest does not know are left alone.
+manifest.json lists every other file with its size and SHA-256. A file that is missing or changed, or that the runtime
+needs but the manifest does not list, is refused; one message names them all. Other files that the manifest does not
+list are ignored.
 """
 
 from __future__ import annotations
@@ -26,16 +27,17 @@ AGAIN = "copy the bundle again or build it again"
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle's folder and what its manifest says."""
+    """A bundle's folder and its manifest."""
 
     path: Path
     manifest: Manifest
 
     @classmethod
     def open(cls, path: Path | str, verify: bool = True) -> Bundle:
-        """Raises BundleError: no bundle, a damaged manifest, another format, or every file that is missing or changed.
+        """Raises BundleError if it is not a bundle, has a damaged manifest or another format, or naming every file that
+        is missing or changed.
 
-        `verify` False leaves out what takes reading every file.
+        With `verify` False, checks that read every file are skipped.
         """
         path = Path(path)
         manifest = read_manifest(path)
@@ -68,7 +70,7 @@ class Bundle:
 
     @property
     def base_version(self) -> int:
-        """What an adapter of this base carries: the fingerprint's first 28 bits."""
+        """The first 28 bits of the fingerprint, which adapters of this base carry."""
         return base_version(self.fingerprint)
 
     @property
@@ -102,21 +104,21 @@ class Bundle:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Of this format or an earlier one. Raises BundleError."""
+    """Reads a manifest of this format or an earlier one. Raises BundleError."""
     file = path / MANIFEST
     try:
         there = file.exists()
-    except (OSError, ValueError):  # a name that no file can have
+    except (OSError, ValueError):  # not a valid file name
         there = False
     if not there:
         raise BundleError(f"{shown(path)} is not a bundle: it has no {MANIFEST}; make one with `qia3 build`")
     table = read_json_table(file, BundleError, AGAIN, pairs=each_once)
     if "format" not in table:
-        raise BundleError(f"{file} is not a bundle's: it has no 'format'; make one with `qia3 build`")
+        raise BundleError(f"{file} is not a bundle's manifest: it has no 'format'; make one with `qia3 build`")
     version = table["format"]
     if isinstance(version, int) and version > FORMAT:
         number = version if version < 10**9 else "a later one"
-        raise BundleError(f"{path} has bundle format {number}, this version reads up to {FORMAT}; upgrade qia3")
+        raise BundleError(f"{path} has bundle format {number}, but this version reads up to {FORMAT}; upgrade qia3")
     try:
         return Manifest.from_json(table)
     except ValueError as error:
@@ -124,7 +126,7 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def check_files(path: Path, manifest: Manifest) -> None:
-    """Presence, size and SHA-256 of every file that the manifest lists, and that it lists all that its graphs read."""
+    """Checks presence, size and SHA-256 of every listed file, and that all files that the graphs read are listed."""
     graphs = manifest.graphs.values()
     needed = sorted({name for graph in graphs for name in (graph.file, graph.data)})
     bad = [f"{name} is not in the manifest" for name in needed if name not in manifest.files]
@@ -132,14 +134,16 @@ def check_files(path: Path, manifest: Manifest) -> None:
     if not bad:
         bad = [complaint for graph in graphs for complaint in _reads_elsewhere(path, manifest, graph)]
     if bad:
-        raise BundleError(f"{path} is not what was built: {'; '.join(bad)}; copy it again or rebuild it")
+        raise BundleError(f"{path} differs from what was built: {'; '.join(bad)}; copy it again or rebuild it")
 
 
 def check_links(path: Path, manifest: Manifest) -> None:
-    """That no data file is a link which ONNX Runtime does not follow; caches of a hub make such links."""
+    """Refuses a data file that is a link out of the folder, which ONNX Runtime does not follow; hub caches make such
+    links.
+    """
     if links := sorted({graph.data for graph in manifest.graphs.values() if _leaves(path, graph)}):
         raise BundleError(
-            f"{path}: {', '.join(links)} is a link to another folder, and ONNX Runtime reads no weights through one; "
+            f"{path}: {', '.join(links)} is a link to another folder, and ONNX Runtime does not follow such links; "
             f"copy the bundle with its links followed: `cp -rL {path} COPY`"
         )
 
@@ -157,7 +161,7 @@ def _complaint(path: Path, name: str, expected: File) -> str | None:
 
 
 def _reads_elsewhere(path: Path, manifest: Manifest, graph: Graph) -> Iterator[str]:
-    """What an .onnx reads beside the files that were checked."""
+    """Files that an .onnx reads although the manifest does not list them."""
     for location in sorted(external_files(path / graph.file)):
         name = str(PurePosixPath(graph.file).parent / location)
         if name not in manifest.files:

@@ -1,8 +1,8 @@
-"""Matching module paths against a regular expression out of somebody's file, as `re.fullmatch` does, within a time
+"""Matches module paths against a regular expression from an untrusted file, as `re.fullmatch` does, within a time
 limit.
 
-Python's matcher backtracks: `(a|a)*b` takes twice as long with every letter more, and a thread cannot be stopped. So
-the matching is a child process's, a bare interpreter (about 20 ms), which can be.
+Python's matcher backtracks: `(a|a)*b` takes twice as long with every additional letter, and a thread cannot be stopped.
+So a child process does the matching (a bare interpreter, about 20 ms), which can be killed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ json.dump(found, sys.stdout)
 
 
 def full_matches(pattern: str, names: Collection[str], seconds: float = SECONDS) -> set[str]:
-    """Those of `names` that `pattern` matches as a whole. Raises ValueError of one line: no expression, or too slow."""
+    """Those of `names` that `pattern` matches as a whole. Raises ValueError if it is not a valid expression, or too
+    slow.
+    """
     try:
         child = subprocess.run(
             [sys.executable, "-I", "-S", "-c", MATCH],
@@ -38,7 +40,7 @@ def full_matches(pattern: str, names: Collection[str], seconds: float = SECONDS)
         )
         found: str | list[str] = json.loads(child.stdout)
     except subprocess.TimeoutExpired as error:
-        raise ValueError(f"its matching takes more than {seconds:g} seconds") from error
+        raise ValueError(f"matching it takes more than {seconds:g} seconds") from error
     except (subprocess.CalledProcessError, OSError, ValueError) as error:
         raise ValueError("it cannot be matched") from error
     if isinstance(found, str):

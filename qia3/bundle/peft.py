@@ -1,16 +1,16 @@
 """IA³ adapters as PEFT checkpoints, both ways, without PEFT and without torch.
 
-PEFT keeps one tensor per layer, `base_model.model.MODULE.ia3_l`: float [outputs, 1] where the layer's output is scaled,
-[1, inputs] where its input is (its `feedforward_modules`). Ours differ in one place: in a gated feed-forward PEFT's
-default scales the input of the down projection, h = l * (act(gate) * up), and ours the output of the up projection,
-act(gate) * (l * up). Both are the same function, so a vector read from a down projection becomes the up projection's;
-ours are written as up projection vectors, which PEFT loads as they are. An adapter that has both, l_up and l_down, is
-act(gate) * (l_down * l_up * up): one vector, their product.
+PEFT keeps one tensor per layer, `base_model.model.MODULE.ia3_l`: float [outputs, 1] if the layer's output is scaled,
+[1, inputs] if its input is (its `feedforward_modules`). Ours differ in one respect: in a gated feed-forward, PEFT
+scales the input of the down projection by default, h = l * (act(gate) * up), and we scale the output of the up
+projection, act(gate) * (l * up). Both are the same function, so a vector read from a down projection becomes the up
+projection's. Ours are written as up projection vectors, which PEFT loads as they are. An adapter that has both l_up and
+l_down computes act(gate) * (l_down * l_up * up): they become one vector, their product.
 
-What must be there follows from adapter_config.json (peft_config.py): a tensor for each layer that it means and no
-other. PEFT itself fills a missing one with ones.
+Which tensors must be there follows from adapter_config.json (peft_config.py): one for each layer that it selects, and
+no others. (PEFT itself fills missing ones with ones.)
 
-The base's fingerprint travels in the safetensors header ("qia3.base"), where PEFT leaves it alone.
+The base's fingerprint travels in the safetensors header ("qia3.base"), which PEFT ignores.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}  # bfloat16 i
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A PEFT folder as it stands: its tensors in float32, in their shapes, and the base's fingerprint if it has one."""
+    """A PEFT folder as stored: its tensors in float32, in PEFT's shapes, and the base's fingerprint if it has one."""
 
     folder: Path
     config: Config
@@ -50,10 +50,11 @@ class Checkpoint:
 
 
 def write_peft(folder: Path, adapter: Adapter, sites: Sequence[Site], reference: str, encoder: bool = False) -> None:
-    """Writes adapter_config.json and adapter_model.safetensors, task.json if the adapter has a task, and its head.
+    """Writes adapter_config.json, adapter_model.safetensors, the head if there is one, and task.json if the adapter has
+    a task.
 
-    Vectors that are absent are ones. PEFT is told that it is for an encoder-decoder where some are in an encoder; that
-    the base is an `encoder` alone its caller knows.
+    Absent vectors are written as ones. If a site is in an encoder, the configuration says SEQ_2_SEQ_LM; `encoder` says
+    that the base is an encoder alone.
     """
     check_vectors(sites, adapter.vectors)
     folder.mkdir(parents=True, exist_ok=True)
@@ -61,9 +62,9 @@ def write_peft(folder: Path, adapter: Adapter, sites: Sequence[Site], reference:
     for site in sites:
         flat = adapter.vectors.get(site.name, np.ones(site.size, np.float32))
         tensors[f"{PREFIX}{site.name}"] = np.ascontiguousarray(flat.reshape(_shape(site.placement, site.size)))
-    # one key of metadata only: of two the order would vary
+    # one metadata key only: the order of several would vary
     data = save(tensors, metadata=None if adapter.base is None else {BASE_KEY: adapter.base})
-    (folder / WEIGHTS).write_bytes(data)  # save_file's are for one user's eyes only
+    (folder / WEIGHTS).write_bytes(data)  # save_file would make it readable by its owner only
     on_input = [s.module for s in sites if s.placement == "input"]
     task_type = FEATURES if encoder else SEQ_2_SEQ if any(site.in_encoder for site in sites) else CAUSAL
     write_config(folder, [s.module for s in sites], on_input, reference, task_type)
@@ -76,13 +77,13 @@ def write_peft(folder: Path, adapter: Adapter, sites: Sequence[Site], reference:
 def read_peft(
     folder: Path, sites: Sequence[Site], fingerprint: str | None = None, layers: Mapping[str, str] | None = None
 ) -> Adapter:
-    """A PEFT IA³ checkpoint on a base with these places for vectors. `sites` may include query projections.
+    """Reads a PEFT IA³ checkpoint for a base with these sites. `sites` may include query projections.
 
-    `layers` are the roles of all linear layers of the base by their paths: with them, what the checkpoint leaves out is
-    noticed where the base has no place for it, too.
+    `layers` are the roles of all linear layers of the base by path: with them, tensors that the checkpoint lacks are
+    noticed even where the base has no site.
 
-    Raises AdapterError for a checkpoint of another kind, a foreign base, and with every tensor that is missing, has no
-    place or a wrong shape.
+    Raises AdapterError for a checkpoint of another kind or another base, and with every tensor that is missing, has no
+    site or a wrong shape.
     """
     found = open_peft(folder)
     found.config.check_whole()
@@ -94,7 +95,7 @@ def read_peft(
 
 
 class _Reading:
-    """From PEFT's names and shapes to ours, with a clause for every tensor that does not fit."""
+    """From PEFT's names and shapes to ours, collecting a clause for every tensor that does not fit."""
 
     def __init__(self, found: Checkpoint, sites: Sequence[Site], layers: Mapping[str, str]) -> None:
         self.found, self.sites, self.queries = found, sites, False
@@ -118,19 +119,19 @@ class _Reading:
                 vectors[name] = vectors[name] * flat if name in vectors else flat
         self.bad += [f"{PREFIX}{m}{SUFFIX} (missing)" for m in sorted(self.targets - self.named.keys())]
         if not self.found.tensors and not self.bad:
-            self.bad = ["there are none at all"]
-        hint = "; query vectors have a place in a bundle that was built with query_vectors = true under [export]"
+            self.bad = ["it has no IA³ tensors"]
+        hint = "; to use query vectors, build the bundle with query_vectors = true under [export]"
         refuse(self.bad, str(self.found.folder), hint if self.queries else "")
         return vectors
 
     def _vector(self, module: str, key: str, tensor: NDArray[np.float32]) -> tuple[str, NDArray[np.float32]] | None:
-        """Our name and vector for one of PEFT's tensors; None, with a clause in `bad`, where there is no such."""
+        """Our name and vector for one of PEFT's tensors; None, with a clause in `bad`, if it does not fit."""
         placement: Placement = "input" if module in self.on_input else "output"
         site = self.places.get((module, placement))
         if module not in self.targets:
             self.bad.append(f"{shown(key)} (not among the modules that {CONFIG} names)")
         elif site is None:
-            self.bad.append(f"{shown(key)} (no place for it in this base)")
+            self.bad.append(f"{shown(key)} (this base has no such vector)")
             self.queries |= placement == "output" and self._may_be_query(module)
         elif tensor.shape != (shape := _shape(placement, _inner(site, placement))):
             self.bad.append(f"{shown(key)} (shape {tuple(tensor.shape)}, this base has {shape})")
@@ -141,7 +142,7 @@ class _Reading:
         return None
 
     def _may_be_query(self, module: str) -> bool:
-        """By its role, where roles are known; else it stands beside keys or values."""
+        """By its role if roles are known; otherwise by being a sibling of keys or values."""
         if self.roles[module] != "other":
             return self.roles[module] == "query"
         beside = {s.module.rpartition(".")[0] for s in self.sites if s.role in ("key", "value")}
@@ -157,7 +158,7 @@ def _shape(placement: Placement, size: int) -> tuple[int, int]:
 
 
 def _inner(site: Site, placement: Placement) -> int:
-    """Entries of PEFT's vector: of a fused gate|up layer's down projection there are half as many as rows."""
+    """Entries of PEFT's vector: half as many as rows for the down projection of a fused gate|up layer."""
     through_down = site.rows is not None and site.down is not None and placement == "input"
     return len(site.rows or ()) if through_down else site.size
 
@@ -172,7 +173,7 @@ def _placed(flat: NDArray[np.float32], site: Site) -> NDArray[np.float32]:
 
 
 def open_peft(folder: Path) -> Checkpoint:
-    """A PEFT IA³ checkpoint, whatever its base. Raises AdapterError."""
+    """Opens a PEFT IA³ checkpoint, whatever its base. Raises AdapterError."""
     if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
         raise AdapterError(_absent(folder))
     config = read_config(folder)
@@ -181,22 +182,25 @@ def open_peft(folder: Path) -> Checkpoint:
 
 
 def _absent(folder: Path) -> str:
-    """Why a folder is no PEFT checkpoint, and what may be meant."""
+    """Why a folder is not a PEFT checkpoint, and what the user may have meant."""
     within = sorted(p.parent.name for p in folder.glob(f"*/{CONFIG}")) if folder.is_dir() else []
     if within and not (folder / CONFIG).is_file():
-        return f"{folder} is not an adapter, it holds {len(within)}: {', '.join(map(shown, within))}; name one of these folders"
+        return (
+            f"{folder} is not an adapter but holds {len(within)}: {', '.join(map(shown, within))}; name one of "
+            "these folders"
+        )
     said = f"{folder} is not a PEFT checkpoint: it needs {CONFIG} and {WEIGHTS}"
     if (folder / "adapter_model.bin").is_file():
-        return f"{said}; adapter_model.bin is a pickle, which is never opened: save it again with safetensors"
+        return f"{said}; its adapter_model.bin is a pickle, which is never opened: save the adapter with safetensors"
     return said
 
 
 def _read_floats(path: Path) -> tuple[Tensors, dict[str, str]]:
     """Tensors of a safetensors file in float32, and its metadata.
 
-    Raises AdapterError, with every tensor of no float type.
+    Raises AdapterError that lists every tensor that is not of a float type.
 
-    The library's own reader for numpy has no bfloat16.
+    The library's numpy reader does not support bfloat16.
     """
     content = read_bytes(path, AdapterError)
     try:
@@ -207,7 +211,8 @@ def _read_floats(path: Path) -> tuple[Tensors, dict[str, str]]:
     refused = [f"{shown(name)} ({entry['dtype']})" for name, entry in stored.items() if entry["dtype"] not in FLOATS]
     if refused:
         raise AdapterError(
-            f"{path} holds {len(refused)} tensors of another type than float64, float32, float16 and bfloat16: {', '.join(refused)}"
+            f"{path} holds {len(refused)} tensors that are not float64, float32, float16 or bfloat16: "
+            f"{', '.join(refused)}"
         )
     return {name: _widened(entry) for name, entry in stored.items()}, header.get("__metadata__") or {}
 
@@ -216,5 +221,5 @@ def _widened(entry: Mapping[str, Any]) -> NDArray[np.float32]:
     raw = np.frombuffer(entry["data"], FLOATS[entry["dtype"]]).reshape(entry["shape"])
     if entry["dtype"] == "BF16":
         return (raw.astype(np.uint32) << 16).view(np.float32)
-    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite and is refused as that
+    with np.errstate(over="ignore"):  # what overflows float32 becomes infinite and is refused later
         return raw.astype(np.float32)

@@ -7,9 +7,9 @@ tuners/ia3/model.py):
                          layer but the head. A list means a module by its path, or by the end of it after a dot.
     exclude_modules      takes modules out again, by the same rules
     feedforward_modules  which of them scale their input: a string as above; a list by the end of the path, with no dot
-    modules_to_save      whole layers that were trained besides; a bundle's adapter has no place for those
+    modules_to_save      whole layers that were trained, too; a bundle's adapter cannot hold those
 
-Other keys are known not to change what an adapter computes; a key that is not known is refused unless it is empty.
+The other known keys do not change what an adapter computes; an unknown key is refused unless it is empty.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from qia3.parse import each_once, read_json_table
 CONFIG = "adapter_config.json"
 ALL_LINEAR = "all-linear"
 CAUSAL, SEQ_2_SEQ, FEATURES = TASK_TYPES = ("CAUSAL_LM", "SEQ_2_SEQ_LM", "FEATURE_EXTRACTION")
-# what these say is not part of the arithmetic; fan_in_fan_out is for merging, init_ia3_weights for training
+# these do not affect the arithmetic; fan_in_fan_out is for merging, init_ia3_weights for training
 UNUSED = {
     "auto_mapping",
     "base_model_name_or_path",
@@ -43,7 +43,7 @@ Names = str | tuple[str, ...] | None
 
 @dataclass(frozen=True)
 class Config:
-    """What adapter_config.json at `path` says; None where it says nothing."""
+    """What adapter_config.json at `path` says; None where a key is absent."""
 
     path: Path
     target_modules: Names
@@ -52,15 +52,15 @@ class Config:
     modules_to_save: Names
 
     def check_whole(self) -> None:
-        """Raises AdapterError where the modules are left for PEFT to find by the base's type."""
+        """Raises AdapterError if modules are not named, which leaves PEFT to choose them by the base's type."""
         empty = [key for key in ("target_modules", "feedforward_modules") if getattr(self, key) is None]
         if empty:
             raise AdapterError(
-                f"{self.path} does not say {' and '.join(empty)}; write down the names that PEFT has for this base"
+                f"{self.path} does not set {' and '.join(empty)}; name the modules that PEFT uses for this base there"
             )
 
     def targets(self, layers: Mapping[str, str]) -> set[str]:
-        """The modules that have a vector, of `layers`: a linear layer's role by its module path."""
+        """The modules that have a vector, out of `layers` (the role of each linear layer by module path)."""
         if isinstance(self.target_modules, str) and self.target_modules.lower() == ALL_LINEAR:
             found = {module for module, role in layers.items() if role != "head"}
         else:
@@ -82,23 +82,23 @@ class Config:
             return full_matches(names, modules)
         except ValueError as error:
             raise AdapterError(
-                f"{self.path}: {key} is {names[:200]!r}, and {error}; name the modules in a list"
+                f"{self.path}: {key} is {names[:200]!r}, but {error}; list the modules instead"
             ) from error
 
 
 def read_config(folder: Path) -> Config:
-    """The configuration of an IA³ adapter. Raises AdapterError: of another kind, or not understood."""
+    """The configuration of an IA³ adapter. Raises AdapterError for another kind of adapter, or unknown settings."""
     path = folder / CONFIG
     table = read_json_table(path, AdapterError, pairs=each_once)
     kind = table.get("peft_type")
     if kind != "IA3":
-        raise AdapterError(f"{folder} is a {shown(kind)[:80]} adapter; only IA3 ones can be used here")
+        raise AdapterError(f"{folder} is a {shown(kind)[:80]} adapter; only IA3 adapters can be used")
     names = {key: _names(path, table, key) for key in Config.__annotations__ if key != "path"}
     if unknown := sorted(
         key for key, value in table.items() if value and key not in {*names, *UNUSED, "peft_type", "task_type"}
     ):
         raise AdapterError(
-            f"{path} has keys that are not known here: {', '.join(map(shown, unknown))}; if they change nothing, take them out"
+            f"{path} has unknown keys: {', '.join(map(shown, unknown))}; remove them if they do not change the adapter"
         )
     task_type = table.get("task_type")
     if task_type is not None and task_type not in TASK_TYPES:
@@ -108,8 +108,9 @@ def read_config(folder: Path) -> Config:
     if saved := names["modules_to_save"]:
         listed = shown(saved) if isinstance(saved, str) else ", ".join(map(shown, saved))
         raise AdapterError(
-            f"{folder} trains whole layers beside its vectors (modules_to_save: {listed}), and a bundle's adapter holds "
-            "vectors alone; train it without them"
+            f"{folder} trains whole layers beside its vectors (modules_to_save: {listed}), but a bundle's "
+            "adapter holds "
+            "vectors only; train it without modules_to_save"
         )
     return Config(path, **names)
 
@@ -117,7 +118,7 @@ def read_config(folder: Path) -> Config:
 def write_config(
     folder: Path, targets: Sequence[str], feed_forward: Sequence[str], reference: str, task_type: str
 ) -> None:
-    """What PEFT writes for an adapter that is ready for use."""
+    """Writes the configuration that PEFT writes for an adapter that is ready for inference."""
     config = {
         "auto_mapping": None,
         "base_model_name_or_path": reference,
@@ -136,10 +137,10 @@ def write_config(
 
 
 def _names(path: Path, table: Mapping[str, Any], key: str) -> Names:
-    """A string, a list of strings, or nothing. Raises AdapterError."""
+    """A string, a list of strings, or None. Raises AdapterError for anything else."""
     value = table.get(key)
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, list) and all(isinstance(name, str) for name in value):
         return tuple(value)
-    raise AdapterError(f"{path}: {key} is a string, a list of strings or null, and this is {json.dumps(value)[:80]}")
+    raise AdapterError(f"{path}: {key} must be a string, a list of strings or null, not {json.dumps(value)[:80]}")

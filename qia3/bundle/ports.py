@@ -1,6 +1,6 @@
-"""Names of the graphs' inputs and outputs, as the ecosystem's loaders look for them.
+"""Names of the graphs' inputs and outputs, as common loaders expect them.
 
-A decoder that stands alone:
+A decoder alone:
 
     input_ids            int64 [batch_size, sequence_length]
     attention_mask       int64 [batch_size, total_sequence_length]
@@ -8,7 +8,7 @@ A decoder that stands alone:
     logits               float32 [batch_size, sequence_length or 1, vocabulary]
     present.I.P          float32 or int8 [batch_size, kv heads, total_sequence_length, head size]
 
-An encoder, and the decoder that reads what it gives (1 in a mask: a token; padding may be on either side):
+An encoder, and the decoder that reads its output (1 in a mask: a token; padding may be on either side):
 
     input_ids            int64 [batch_size, encoder_sequence_length]
     attention_mask       int64 [batch_size, encoder_sequence_length]
@@ -24,29 +24,30 @@ An encoder, and the decoder that reads what it gives (1 in a mask: a token; padd
     present.I.decoder.P           float32 [batch_size, kv heads, total_decoder_sequence_length, head size]
     present.I.encoder.P           float32 [batch_size, kv heads, new_encoder_sequence_length, head size]
 
-The keys and values of an encoder's states are those of the past and those of the states that the past lacks, from
-past_encoder_sequence_length on: all of them at the first call, which has a past of no positions, and none afterwards.
-(A past of a part of them is refused by the graphs of most families.)
-present.I.encoder.P are the new ones alone; a caller keeps what the first call gave. token_batch_size is batch_size, or
-any number where batch_size is 1: rows of tokens may share one row of the encoder's keys, values and mask. (The decoder's
-own cache has a row for each row of tokens. It says batch_size all the same, for transformers.js knows that name alone.)
+The past holds keys and values of encoder states before past_encoder_sequence_length; the graph computes those of the
+states after it: all of them at the first call, whose past is empty, and none afterwards. (The graphs of most families
+refuse a past that covers only a part.) present.I.encoder.P holds the new ones only; a caller keeps what the first call
+returned. token_batch_size is batch_size, or any number if batch_size is 1: several rows of tokens may share one row of
+the encoder's keys, values and mask. (The decoder's own cache has a row per row of tokens. Its dimension is called
+batch_size all the same, the only name that transformers.js knows.)
 
-An encoder that stands alone (token_type_ids where its family has them; nought by default):
+An encoder alone (token_type_ids if its family has them; zero by default):
 
     input_ids, attention_mask, token_type_ids     int64 [batch_size, sequence_length]
     head.weight, head.bias                        float32 [rows, labels, hidden size] and [rows, labels]
     last_hidden_state                             float32 [batch_size, sequence_length, hidden size]
     sentence_embedding                            float32 [batch_size, hidden size]
-    logits                                        float32 [batch_size, labels], of the pooled states
-    token_logits                                  float32 [batch_size, sequence_length, labels], of each token's
+    logits                                        float32 [batch_size, labels], from the pooled states
+    token_logits                                  float32 [batch_size, sequence_length, labels], from each token's state
 
-Where the head of a task that labels tokens is a part of the graph, `logits` are those of the tokens, as loaders of token
-classification want them, and there is no other.
+If the head of a task that labels tokens is part of the graph, `logits` are those of the tokens, as loaders for token
+classification expect, and there is no token_logits.
 
-A vector's input is called after its site (sites.py), [rows, 1, size].
+A vector's input is named after its site (sites.py), [rows, 1, size].
 
-A graph that learns (its shapes and tables: qia3.graph.trainable) reads TREES, or input_ids alone where a model does not
-pack, TOKENS, TABLES and the vectors [1, 1, size], and gives LOSSES and each vector's gradient, NAME.gradient.
+A training graph (shapes and tables: qia3.graph.trainable) reads TREES, or input_ids alone if a model does not support
+packing, and TOKENS, TABLES and the vectors [1, 1, size]. It returns LOSSES and the gradient of each vector,
+NAME.gradient.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ PARTS = ("key", "value")
 TREES, TOKENS = (INPUT_IDS, "position_ids", "tree", "branch"), ("places", "read", "targets")
 TABLES = ("mean", "right", "wrong", "member", "chosen")
 LOSSES, GRADIENT = "losses", ".gradient"
-SELF, CROSS = "decoder", "encoder"  # whose keys and values: the decoder's own tokens', the encoder's states'
+SELF, CROSS = "decoder", "encoder"  # whose keys and values: of the decoder's own tokens, of the encoder's states
 BATCH, SEQUENCE, TOTAL, BEFORE, ROWS = (
     *("batch_size", "sequence_length", "total_sequence_length", "past_sequence_length", "rows"),
 )
@@ -76,23 +77,23 @@ ENCODER_SEQUENCE, ENCODER_BEFORE, ENCODER_NEW = (
 DECODER_BEFORE, DECODER_TOTAL = "past_decoder_sequence_length", "total_decoder_sequence_length"
 
 
-MULTIPLE = 8  # of which GroupQueryAttention takes sizes of heads
+MULTIPLE = 8  # GroupQueryAttention takes head sizes that are multiples of this
 
 
 CACHE_TYPES: dict[str, type[np.generic]] = {"tensor(float)": np.float32, "tensor(int8)": np.int8}
 
 
 class Cache(NamedTuple):
-    """What a graph keeps of each position in each layer: so many heads of keys, and of values, of this size."""
+    """The cache per layer and position: number of key (and value) heads, and their size."""
 
     heads: int
     size: int
 
 
 def cache_type(told: str) -> type[np.generic]:
-    """The numbers that a cache of this type in ONNX Runtime's words holds. Raises ValueError."""
+    """The numpy type for a cache type in ONNX Runtime's notation. Raises ValueError for any other."""
     if told not in CACHE_TYPES:
-        raise ValueError(f"a cache of {told} is none that is known: {', '.join(CACHE_TYPES)}")
+        raise ValueError(f"a cache of type {told} is not supported; supported: {', '.join(CACHE_TYPES)}")
     return CACHE_TYPES[told]
 
 

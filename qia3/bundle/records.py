@@ -1,4 +1,4 @@
-"""What a build found out about a bundle: how it was trained, how well it does, how near torch it is, what it takes."""
+"""What a build measured about a bundle: training, accuracy, agreement with torch, time and memory."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ Share = Annotated[float, Rule(lambda x: 0 <= x <= 1, "a number from 0 to 1")]
 
 @dataclass(frozen=True)
 class Record(Part):
-    """What a training run was and cost.
+    """How a training run went and what it cost.
 
-    `state_bytes`: float32 master copy, float32 gradients, the optimiser's float32 moments, of the vectors.
+    `state_bytes`: float32 master copy, gradients and optimiser moments of the vectors.
 
-    `final_loss` is a mean over the last steps. With validation, the vectors are those of `best_step`, whose loss is
+    `final_loss` is the mean over the last steps. With validation, the vectors are those of `best_step`, whose loss is
     `validation_loss`.
     """
 
@@ -39,8 +39,8 @@ class Record(Part):
 
 @dataclass(frozen=True)
 class Agreement(Part):
-    """Two tables of logits. `max_difference` over all of them, `kl` the mean KL divergence in nats, `top1` the share of
-    positions with the same best token.
+    """Two sets of logits compared: `max_difference` over all of them, `kl` the mean KL divergence in nats, `top1` the
+    fraction of positions with the same most likely token.
     """
 
     max_difference: Amount
@@ -51,8 +51,8 @@ class Agreement(Part):
 
 @dataclass(frozen=True)
 class Parity(Part):
-    """torch beside the graph at accuracy_level 0 and beside the graph as shipped; where that keeps an int8 cache, also
-    beside the same with one in float32.
+    """torch compared with the graph at accuracy_level 0 and with the graph as shipped; with an int8 cache, also with
+    the same graph and a float32 cache.
     """
 
     exact: Agreement
@@ -62,8 +62,8 @@ class Parity(Part):
 
 @dataclass(frozen=True)
 class Drift(Part):
-    """What a base on NF4 lost on its way to the grid that it ships on: root mean squares of the difference over that of
-    the weights, and `logits` before against after, by adapter ("none": the base alone).
+    """What recoding an NF4 base changed: root mean square of the difference over that of the weights, and `logits`
+    before against after, by adapter ("none": the base alone).
     """
 
     format: str
@@ -77,8 +77,8 @@ class Drift(Part):
 
 @dataclass(frozen=True)
 class Rounding(Part):
-    """What whole zero points made of codes that came with other offsets (MLX): `layers` keep theirs, and in `anew` of
-    them some blocks have other codes.
+    """What rounding zero points to whole numbers changed in codes that came with other offsets (MLX): `layers` keep
+    their codes, and `anew` of them have blocks with other codes.
     """
 
     layers: Count
@@ -90,7 +90,7 @@ class Rounding(Part):
 
 @dataclass(frozen=True)
 class Label(Part):
-    """Examples of one label, and how many were right."""
+    """Number of examples of one label, and how many were right."""
 
     n: Count
     right: Count
@@ -98,8 +98,9 @@ class Label(Part):
 
 @dataclass(frozen=True, kw_only=True)
 class Score(Part):
-    """`f1` (0 to 1; of entities where words are labelled) and `chrf` (0 to 100) are None for classification, `labels`
-    where the task has no choices of its own. `left_out`: examples that could not be asked, and the lines of the first of them.
+    """`f1` (0 to 1; per entity if words are labelled) and `chrf` (0 to 100) are None for classification, `labels` is
+    None if the task has no fixed choices. `left_out`: examples that could not be asked, with the lines of the first
+    few.
     """
 
     adapter: str
@@ -118,7 +119,7 @@ class Score(Part):
 
 @dataclass(frozen=True)
 class HeldOut(Part):
-    """Scores on `n` held-out examples, without the adapter and with it; a merged bundle cannot do without."""
+    """Scores on `n` held-out examples, without the adapter and with it; a merged bundle has no scores without."""
 
     n: Count
     after: Score
@@ -127,7 +128,9 @@ class HeldOut(Part):
 
 @dataclass(frozen=True)
 class Measured(Part):
-    """A fresh process. Memory is None where the system does not tell it, decoding where an encoder stands alone."""
+    """Measured in a fresh process. Memory is None if the system does not report it, decoding is None for an encoder
+    alone.
+    """
 
     load_seconds: Amount
     peak_anonymous_bytes: Count | None

@@ -1,9 +1,9 @@
 """Writes a bundle's documents and manifest.json, where a document may state how many bytes the whole bundle takes.
 
-A document's length depends on how many digits that number has: it is written again until the length that it states is
-the length that it has, which takes two or three rounds. Shares of the whole may go to and fro by a digit; after some rounds
-a document is not allowed to shrink, and ends with empty lines instead. The JSON is deterministic: keys in the order they were given,
-one space of indent, a newline at the end.
+The length of a document depends on how many digits that number has, so it is rewritten until the stated length is the
+actual length, which takes two or three rounds. Percentages of the whole may oscillate by a digit; after some rounds a
+document is no longer allowed to shrink and is padded with empty lines. The JSON is deterministic: keys in the order
+given, one space of indent, a newline at the end.
 """
 
 from __future__ import annotations
@@ -21,17 +21,18 @@ from qia3.bundle.manifest import File, Manifest
 from qia3.errors import BundleError
 
 ROUNDS, FREE_ROUNDS = 20, 6
-# what the documents hold, by name, given the manifest without `files` and the sizes that the sealed files are to have
+# contents of the documents by name, given the manifest without `files` and the sizes of the sealed files
 Documents = Callable[[Manifest, Mapping[str, int]], Mapping[str, bytes]]
 
 
 def seal_files(folder: Path, manifest: Manifest, documents: Documents) -> Manifest:
-    """`manifest` with its `files` (SHA-256 and bytes of every file but the manifest), written with the documents.
+    """Writes `manifest` with its `files` (SHA-256 and bytes of every file but the manifest), and the documents. Returns
+    it.
 
-    Raises BundleError where a document does not settle on its own length, and as `documents` does.
+    Raises BundleError if a document does not settle on its own length, and whatever `documents` raises.
     """
     others = {name: _entry_of(folder / name) for name in files_on_disk(folder) if name not in WRITTEN_ANEW}
-    bare = replace(manifest, files={})  # an earlier seal's list is not today's
+    bare = replace(manifest, files={})  # the list of an earlier seal is out of date
     sizes = dict.fromkeys(WRITTEN_ANEW, 0)
     for turn in range(ROUNDS):
         written = dict(documents(bare, sizes))
@@ -42,16 +43,16 @@ def seal_files(folder: Path, manifest: Manifest, documents: Documents) -> Manife
         written[MANIFEST] = to_json(sealed.to_json())
         stated, sizes = sizes, dict.fromkeys(WRITTEN_ANEW, 0) | {name: len(data) for name, data in written.items()}
         if stated == sizes:
-            for name in set(WRITTEN_ANEW) - set(written):  # an earlier one, which speaks of what was
+            for name in set(WRITTEN_ANEW) - set(written):  # a document of an earlier seal, now out of date
                 (folder / name).unlink(missing_ok=True)
             for name, data in written.items():
                 (folder / name).write_bytes(data)
             return sealed
-    raise BundleError(f"the report of {folder} does not settle on its own length; this is a defect, please report it")
+    raise BundleError(f"the report of {folder} does not settle on its own length; this is a bug, please report it")
 
 
 def files_on_disk(folder: Path) -> dict[str, int]:
-    """Bytes of each file, by its path within the folder; through links to folders, each folder once."""
+    """Bytes per file, by path within the folder; follows links to folders, each folder once."""
     found: dict[str, int] = {}
     seen: set[str] = set()
     for place, folders, files in os.walk(folder, followlinks=True):
@@ -66,7 +67,7 @@ def files_on_disk(folder: Path) -> dict[str, int]:
 
 
 def to_json(content: Any) -> bytes:
-    """UTF-8, keys in their order, one space of indent, a newline at the end."""
+    """JSON in UTF-8: keys in their order, one space of indent, a newline at the end."""
     return (json.dumps(content, indent=1, sort_keys=False, ensure_ascii=False) + "\n").encode()
 
 
@@ -75,6 +76,6 @@ def _entry(data: bytes) -> File:
 
 
 def _entry_of(path: Path) -> File:
-    """Read in pieces: a weight file may be larger than memory."""
+    """Reads in pieces: a weight file may be larger than memory."""
     with path.open("rb") as file:
         return File(hashlib.file_digest(file, "sha256").hexdigest(), path.stat().st_size)

@@ -1,8 +1,8 @@
-"""Where vectors act, and what a set of vectors must be to act there.
+"""Where vectors act, and which sets of vectors fit there.
 
-A site is one vector's place: a linear layer of the base, named by its module path, and the side of it that is scaled.
-The vector has one entry per output row (or per input, where an activation function stands between the rows and what is
-scaled). In graphs, adapter files and PEFT checkpoints it is called MODULE.ia3_l.
+A site is the place of one vector: a linear layer of the base, named by its module path, and the side of it that is
+scaled. The vector has one entry per output row (or per input, if an activation function stands between the rows and
+what is scaled). In graphs, adapter files and PEFT checkpoints it is called MODULE.ia3_l.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ Role = Literal["query", "key", "value", "qkv", "feed_forward"]
 Placement = Literal["output", "input"]
 Vectors = dict[str, NDArray[np.float32]]  # [size] by the site's name
 SUFFIX = ".ia3_l"
-VERSION_DIGITS = 7  # of the fingerprint: an adapter file has room for a signed 32-bit version
+VERSION_DIGITS = 7  # of the fingerprint that fit an adapter file's version, a signed 32-bit number
 
 
 @dataclass(frozen=True)
 class Site:
     """Where one vector acts.
 
-    `rows` are the entries that train, of `size`: all, or the key and value (or up) rows of a fused layer.
+    `rows` are the entries, out of `size`, that train: all of them, or the key and value (or up) rows of a fused layer.
 
-    `down` names the down projection that a gated feed-forward's vector acts on in PEFT's placement.
+    `down` names the down projection that PEFT would scale instead, in a gated feed-forward.
     """
 
     module: str
@@ -46,7 +46,7 @@ class Site:
 
     @property
     def in_encoder(self) -> bool:
-        """Whether it is in an encoder-decoder's encoder, whose graph then has the vector."""
+        """Whether it is in an encoder-decoder's encoder; then the encoder's graph has the vector."""
         return in_encoder(self.module)
 
     @property
@@ -55,19 +55,20 @@ class Site:
 
 
 def in_encoder(module: str) -> bool:
-    """Whether a module is in an encoder-decoder's encoder. What attends to the encoder's output is in the decoder."""
+    """Whether a module is in an encoder-decoder's encoder. Cross-attention is in the decoder."""
     return "encoder" in module.split(".")[:2]
 
 
 def base_version(fingerprint: str) -> int:
-    """What an adapter file says of its base: the first 28 bits of the base's fingerprint (SHA-256, hexadecimal)."""
+    """The first 28 bits of a base's fingerprint (SHA-256, hexadecimal), which adapter files carry."""
     return int(fingerprint[:VERSION_DIGITS], 16)
 
 
 def check_vectors(sites: Iterable[Site], vectors: Mapping[str, NDArray[Any]], where: str = "the adapter") -> None:
-    """Every vector must have a site and its shape, be float32 and finite, and be one where the site does not train.
+    """Every vector must have a site and its shape, be float32 and finite, and be one in the rows that the site does not
+    train.
 
-    A site without a vector is left at one. Raises AdapterError that lists every bad tensor.
+    A site without a vector counts as ones. Raises AdapterError that lists every bad tensor.
     """
     by_name = {site.name: site for site in sites}
     bad = [clause for name, vector in vectors.items() for clause in _misfit(name, vector, by_name.get(name))]
@@ -77,7 +78,7 @@ def check_vectors(sites: Iterable[Site], vectors: Mapping[str, NDArray[Any]], wh
 def _misfit(name: str, vector: NDArray[Any], site: Site | None) -> list[str]:
     """What is wrong with one vector: a clause, or nothing."""
     if site is None:
-        return [f"{name} (no such place in this base)"]
+        return [f"{name} (this base has no such vector)"]
     if vector.shape != (site.size,):
         return [f"{name} (shape {tuple(vector.shape)}, this base has ({site.size},))"]
     if vector.dtype != np.float32:
@@ -90,7 +91,7 @@ def _misfit(name: str, vector: NDArray[Any], site: Site | None) -> list[str]:
 
 
 def refuse(bad: list[str], where: str, hint: str = "") -> None:
-    """Raises AdapterError with all of `bad`, if there is any."""
+    """Raises AdapterError with all of `bad`, unless it is empty."""
     if bad:
         raise AdapterError(
             f"{where} does not fit this base; {len(bad)} bad tensor{'s' * (len(bad) > 1)}: {'; '.join(bad)}{hint}"

@@ -1,6 +1,6 @@
-"""What an adapter is for: the prompt, the answers and their end.
+"""What an adapter is for: the prompt, the possible answers, and the token that ends an answer.
 
-It is in a bundle's manifest, and beside an adapter that travels alone, as task.json.
+It is stored in a bundle's manifest, and as task.json beside an adapter that travels alone.
 
     {"kind": "classify", "prompt": "Which device? {text}", "choices": ["lamp", "lock"], "ranking": "sum",
      "max_new_tokens": 32, "end": "<|im_end|>"}
@@ -24,15 +24,15 @@ LABELLED = ("classify", TAGS)
 Ranking = Literal["sum", "mean"]
 TASK = "task.json"
 MOST_TOKENS = 2**31 - 1
-PLAIN_TOKENS = 32  # what an adapter that came without a task may say
+PLAIN_TOKENS = 32  # limit of an answer for an adapter without a task
 
 
 @dataclass(frozen=True)
 class Task:
-    """One job: its whole prompt, holding {text} once, and the text of the token that ends an answer.
+    """One job: the whole prompt, which holds {text} once, and the text of the token that ends an answer.
 
-    `choices` are None for generation, and where every text brings its own. `ranking` is how choices of different
-    lengths compare (qia3.runtime.score); files of older bundles do not have it and mean "sum".
+    `choices` are None for generation, and if every example brings its own. `ranking` says how choices of different
+    lengths compare (qia3.runtime.score); files of older bundles lack it, which means "sum".
     """
 
     name: str
@@ -42,10 +42,10 @@ class Task:
     max_new_tokens: int
     end: str
     ranking: Ranking = "sum"
-    later: Mapping[str, Any] = field(default_factory=dict, hash=False)  # what a later version wrote in a manifest
+    later: Mapping[str, Any] = field(default_factory=dict, hash=False)  # keys that a later version wrote in a manifest
 
     def to_json(self) -> dict[str, Any]:
-        """All but the name, which the place has."""
+        """All but the name, which is the key or the folder's name."""
         return {
             "kind": self.kind,
             "prompt": self.prompt,
@@ -57,9 +57,9 @@ class Task:
 
     @classmethod
     def from_json(cls, name: str, value: Any) -> Task:
-        """From a manifest, whose later versions may know more keys: those are kept.
+        """Reads a task from a manifest; keys of later versions are kept.
 
-        Raises ValueError, in one line, with everything that is wrong.
+        Raises ValueError, in one line, that lists everything that is wrong.
         """
         if bad := _wrong(value):
             raise ValueError("; ".join(bad))
@@ -70,18 +70,18 @@ class Task:
 
 
 def plain_task(name: str, prefix: str, suffix: str, end: str, kind: Kind = "generate") -> Task:
-    """The base's own prompt, for an adapter that came without a task: an encoder's makes embeddings."""
+    """The base's own prompt, for an adapter without a task; with an encoder it makes embeddings."""
     return Task(name, kind, f"{prefix}{{text}}{suffix}", None, PLAIN_TOKENS, end)
 
 
 def write_task(folder: Path, task: Task) -> None:
-    """Puts task.json into an adapter's folder."""
+    """Writes task.json into an adapter's folder."""
     text = json.dumps(task.to_json(), indent=1, ensure_ascii=False) + "\n"
     (folder / TASK).write_text(text, encoding="utf-8")
 
 
 def read_task(folder: Path, name: str) -> Task | None:
-    """The task of an adapter's folder, or None where it has no task.json. Raises AdapterError."""
+    """The task in an adapter's folder, or None without task.json. Raises AdapterError if it is not a valid task."""
     path = folder / TASK
     if not path.exists():
         return None
@@ -95,18 +95,18 @@ def read_task(folder: Path, name: str) -> Task | None:
 
 
 def _wrong(value: Any) -> list[str]:
-    """A clause for everything that keeps a JSON value from being a task."""
+    """A clause for every reason why a JSON value is not a task."""
     if not isinstance(value, dict):
-        return ["a task is a JSON object"]
+        return ["it must be a JSON object"]
     bad = [f"{key!r} is missing" for key in RULES if key not in value and key != "ranking"]
     bad += [f"{key!r} is not {words}" for key, (fits, words) in RULES.items() if key in value and not fits(value[key])]
     if not bad and value["kind"] not in LABELLED and value["choices"] is not None:
-        bad = [f"'choices' are for classification, and its kind is {value['kind']!r}"]
+        bad = [f"'choices' are only for classification, but its kind is {value['kind']!r}"]
     return bad
 
 
 def _is_text(value: Any) -> bool:
-    """A string that UTF-8 has bytes for: JSON can spell half a surrogate pair."""
+    """A string that UTF-8 can encode: JSON may contain half a surrogate pair."""
     return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
 
 
@@ -115,7 +115,7 @@ def _is_prompt(value: Any) -> bool:
 
 
 def _are_choices(value: Any) -> bool:
-    """Null, or answers that can be told apart."""
+    """Null, or distinct answers."""
     if value is None:
         return True
     return isinstance(value, list) and all(_is_text(v) and v for v in value) and len(set(value)) == len(value) > 0

@@ -1,8 +1,8 @@
-"""Manifests of earlier formats, as ones of the next. One function a format; what is wrong stays for the reader to name.
+"""Upgrades manifests of earlier formats. One function per format; errors in them are left for the reader to report.
 
 1    0.1.0's first bundles: model.onnx and model.onnx.data beside the manifest, which does not name them
-2    0.1.0: one "graph", a base's grid without what was always the same then, layers without a grid of their own
-3    this version's: several "graphs", each region names its file, each layer its grid
+2    0.1.0: one "graph", a base's grid without keys that had only one value then, layers without a grid of their own
+3    this version: several "graphs"; each region names its file, each layer its grid
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from qia3.grids import int4, int8
 from qia3.grids.blocks import BLOCK_SIZES
 
 Table = dict[str, Any]
-RECORD: Table = {"packed": False, "best_step": None, "validation_loss": None}  # of the first training runs
-PROMPT_TOKENS, NEW_TOKENS = 128, 64  # of every measurement, before a measurement named them
+RECORD: Table = {"packed": False, "best_step": None, "validation_loss": None}  # defaults for early training records
+PROMPT_TOKENS, NEW_TOKENS = 128, 64  # of every measurement before these were recorded
 
 
 def upgraded(manifest: Mapping[str, Any], to: int) -> Table:
-    """The same in format `to`. Raises ValueError for a format that is none of these."""
+    """The manifest in format `to`. Raises ValueError for an unknown format."""
     table, version = dict(manifest), manifest.get("format")
     if type(version) is not int or version not in (*STEPS, to):
         raise ValueError(f"format is not a whole number from 1 to {to}")
@@ -38,7 +38,7 @@ def _from_2(old: Table) -> Table:
     graph, base, new = _table(old.get("graph")), _table(old.get("base")), dict(old)
     new.pop("graph", None)
     grid: Table = {"format": "int4", "calibration": "none", "codes": "own"} | _table(base.get("grid"))
-    if "embedding" not in grid:  # what it is on where it is on a grid at all, which its regions tell
+    if "embedding" not in grid:  # the embedding's grid, if its regions show that it is on one
         table = {"bits": 4, "inputs": _table(old.get("architecture")).get("hidden_size")}
         grid["embedding"] = {k: v for k, v in _on_its_grid(table, grid).items() if k != "inputs"}
     vectors = _each(graph.get("vectors"), lambda vector: {"placement": "output"} | vector)
@@ -57,7 +57,7 @@ def _from_2(old: Table) -> Table:
 
 
 def _on_its_grid(layer: Table, base: Table) -> Table:
-    """A layer with the grid that it had where it did not say: the base's, in the block in which its rows are shortest."""
+    """The layer with the base's grid made explicit, in the block size in which its rows are shortest."""
     if "block_size" in layer:
         return layer
     inputs, most, symmetric = layer.get("inputs"), base.get("block_size"), base.get("symmetric")
@@ -77,7 +77,7 @@ def _table(value: Any) -> Table:
 
 
 def _each(entries: Any, change: Callable[[Table], Table]) -> Any:
-    """`change` of each entry that is an object; what is no list stays what it is."""
+    """`change` of each entry that is an object; anything but a list is returned unchanged."""
     if not isinstance(entries, list):
         return entries
     return [change(entry) if isinstance(entry, dict) else entry for entry in entries]

@@ -44,7 +44,8 @@ def to_blocks(codes: Bytes, scales: Halves, zeros: Bytes, group: int, inputs: in
     groups, blocks = -(-inputs // group), -(-inputs // block)
     if codes.shape != (len(scales), inputs // 2) or not scales.shape == zeros.shape == (len(codes), groups):
         raise ValueError(
-            f"codes {codes.shape}, scales {scales.shape} and zero points {zeros.shape} do not match {groups} groups per row"
+            f"codes {codes.shape}, scales {scales.shape} and zero points {zeros.shape} do not match {groups} "
+            "groups per row"
         )
     if not np.isfinite(scales).all():
         raise ValueError("a scale is NaN or infinity")

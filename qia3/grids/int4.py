@@ -54,7 +54,9 @@ class Int4(Blocks):
 
 
 def bits_per_weight(block_size: int, symmetric: bool) -> float:
-    """The grid's arithmetic for rows of a whole and even number of blocks: 4 bits, a float32 scale and a 4-bit zero point per block."""
+    """The grid's arithmetic for rows of a whole and even number of blocks: 4 bits, a float32 scale and a 4-bit zero
+    point per block.
+    """
     return 4 + 32 / block_size + (0 if symmetric else 4 / block_size)
 
 

@@ -46,7 +46,9 @@ class Int8(Blocks):
 
 
 def bits_per_weight(block_size: int, symmetric: bool) -> float:
-    """The grid's arithmetic for rows of a whole number of blocks: 8 bits, a float32 scale and an 8-bit zero point per block."""
+    """The grid's arithmetic for rows of a whole number of blocks: 8 bits, a float32 scale and an 8-bit zero point per
+    block.
+    """
     return 8 + 32 / block_size + (0 if symmetric else 8 / block_size)
 
 

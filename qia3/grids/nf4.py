@@ -131,7 +131,8 @@ def fold(weight: Nf4, vector: Floats) -> Nf4:
         raise ValueError(f"the vector has shape {vector.shape}, but the weight has {weight.outputs} output rows")
     if not weight.folds:
         raise ValueError(
-            f"rows of {weight.inputs} inputs are not a whole number of blocks of {weight.block_size}: a block spans two rows"
+            f"rows of {weight.inputs} inputs are not a whole number of blocks of {weight.block_size}: a block "
+            "spans two rows"
         )
     each = weight.inputs // weight.block_size
     return replace(weight, scales=weight.scales * np.repeat(vector.astype(np.float32), each))
