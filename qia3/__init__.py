@@ -2,8 +2,8 @@
 
     model = qia3.open("dist/home-intents")          # qia3.Model: label, labels, scores, generate, tags, embed
 
-This is the public surface, with the errors of qia3.errors (a QIA3Error each) and the commands; what else can be imported
-may change with any version. Nothing is loaded before it is asked for.
+This is the public surface, together with the errors in qia3.errors (all of them a QIA3Error) and the commands. Anything
+else that can be imported may change in any version. Everything is loaded on first use.
 """
 
 import os
@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["Model", "QIA3Error", "__version__", "open"]
 
-# ONNX Runtime 1.29 and later report every session to their makers and keep an identifier of the device. What ships to
-# devices stays quiet unless somebody asks for it (ORT_DISABLE_TELEMETRY=0); only before its import can it be told.
+# ONNX Runtime 1.29 and later reports every session to its makers and stores an identifier of the device. What ships to
+# devices stays quiet unless the user asks for it (ORT_DISABLE_TELEMETRY=0). This can only be set before ONNX Runtime is
+# imported.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 

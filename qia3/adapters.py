@@ -1,7 +1,7 @@
-"""Adapters in and out of a finished bundle: look at one, take one out as a PEFT checkpoint, put one in.
+"""Adapters in and out of a finished bundle: describe one, export one as a PEFT checkpoint, import one.
 
-An adapter that is put in changes the bundle the way a build does: a new folder is made beside it, whole, and takes its
-place at the end. Big files are hard links to the old ones where the disk allows, so this costs no second copy of the
+Importing an adapter changes the bundle the way a build does: a complete new folder is made beside it and takes its
+place at the end. Large files are hard links to the old ones if the disk allows, so this needs no second copy of the
 weights.
 """
 
@@ -38,7 +38,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Imported:
-    """Where an adapter went, and the task that it has there: its own, or the base's plain prompt."""
+    """The bundle that an adapter was added to, and its task there: its own, or the base's plain prompt."""
 
     bundle: Path
     task: Task
@@ -46,9 +46,9 @@ class Imported:
 
 
 def adapter_info(path: Path | str) -> dict[str, Any]:
-    """What an adapter holds:
+    """The content of an adapter.
 
-    `path` is an .onnx_adapter, a PEFT folder, or BUNDLE:NAME. Per tensor its size, smallest, largest and mean entry.
+    `path` is an .onnx_adapter, a PEFT folder, or BUNDLE:NAME. Per tensor: size, and smallest, largest and mean entry.
     """
     text = str(path)
     bundle, _, name = text.rpartition(":")
@@ -73,7 +73,7 @@ def adapter_info(path: Path | str) -> dict[str, Any]:
 def import_adapter(bundle: Path, folder: Path, name: str) -> Imported:
     """Puts a PEFT IA³ checkpoint into a side-mode bundle.
 
-    Raises AdapterError or ConfigError, and then the bundle is as it was; an adapter of that name is never overwritten.
+    Raises AdapterError or ConfigError and leaves the bundle as it was; an existing adapter is never overwritten.
     """
     with alone(bundle, say):
         opened = _open_for(bundle, name)
@@ -143,9 +143,9 @@ def _put_in(opened: Bundle, adapter: Adapter, task: Task, record: Record | None 
 
 
 def export_adapter(bundle: Path, name: str, folder: Path) -> Path:
-    """Takes an adapter out as a PEFT checkpoint, with its task beside it.
+    """Writes an adapter as a PEFT checkpoint, with its task beside it.
 
-    Raises AdapterError, and ConfigError if `folder` holds something.
+    Raises AdapterError, and ConfigError if `folder` is not empty.
     """
     opened, place = Bundle.open(bundle), bundle / ADAPTERS / name
     exportable = [n for n in opened.adapters if n in opened.tasks and (bundle / ADAPTERS / n).is_dir()]
@@ -165,7 +165,7 @@ def check_free(bundle: Path, name: str, taken: set[str]) -> None:
     except ValueError as error:
         raise ConfigError(str(error)) from error
     if name in taken or (bundle / ADAPTERS / f"{name}{ADAPTER}").exists():
-        raise AdapterError(f"{bundle} has an adapter called {name!r} already; choose another name")
+        raise AdapterError(f"{bundle} already has an adapter called {name!r}; choose another name")
 
 
 def _onnx_tensors(path: Path) -> tuple[Vectors, str | None]:

@@ -1,8 +1,8 @@
-"""Code of a stranger's file, run where it can do no harm: in a child process, for so many seconds, with so much memory.
+"""Runs code from an untrusted file where it can do no harm: in a child process, with limits on time and memory.
 
-A chat template is a program. transformers runs it in jinja's sandbox, which keeps it from Python's objects, and from
-neither a loop that never ends nor a string that never fits. The child is a fork: it has the tokenizer already, and what
-it changes (the clock) is gone with it. Systems without fork run it as it is.
+A chat template is a program. transformers runs it in jinja's sandbox, which keeps it from Python's objects, but does
+not stop endless loops or huge strings. The child is a fork: it already has the tokenizer, and what it changes (the
+clock) ends with it. Systems without fork run the code directly.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from pathlib import Path
 from typing import Any
 
 SECONDS = 10.0
-MEMORY = 1 << 30  # bytes, beyond what the process has
+MEMORY = 1 << 30  # bytes, in addition to what the process has already
 STATM = Path("/proc/self/statm")
 
 
 def bounded(work: Callable[[], Any], seconds: float = SECONDS) -> Any:
-    """What `work` returns, a value that JSON can hold.
+    """Returns what `work` returns, which must be JSON.
 
-    Raises ValueError, in one line, where it takes too long or too much, or raises.
+    Raises ValueError, in one line, if it takes too long or too much memory, or raises.
     """
     if not hasattr(os, "fork"):
         return json.loads(_answer(work))["value"]
     reading, writing = os.pipe()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # other threads: the child uses none of their locks
+        warnings.simplefilter("ignore", DeprecationWarning)  # about other threads: the child uses none of their locks
         child = os.fork()
     if child == 0:
         _in_child(work, writing)
@@ -45,9 +45,9 @@ def bounded(work: Callable[[], Any], seconds: float = SECONDS) -> Any:
             os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
     if answer is None:
-        raise ValueError(f"it does not end within {seconds:g} seconds")
+        raise ValueError(f"it takes more than {seconds:g} seconds")
     if not answer:
-        raise ValueError("it takes more memory than there is")
+        raise ValueError("it needs more memory than allowed")
     found = json.loads(answer)
     if "error" in found:
         raise ValueError(found["error"])
@@ -55,7 +55,7 @@ def bounded(work: Callable[[], Any], seconds: float = SECONDS) -> Any:
 
 
 def _received(reading: int, seconds: float) -> bytes | None:
-    """All that the child wrote before it ended; None where it did not end."""
+    """All that the child wrote before it ended; None if it did not end in time."""
     end, pieces = time.monotonic() + seconds, b""
     while (left := end - time.monotonic()) > 0:
         if select.select([reading], [], [], left)[0]:
@@ -67,7 +67,7 @@ def _received(reading: int, seconds: float) -> bytes | None:
 
 
 def _in_child(work: Callable[[], Any], writing: int) -> None:
-    """Writes the answer and ends, past everything that the parent would do at its end."""
+    """Writes the answer and exits at once, without the parent's exit handlers."""
     try:
         _limit_memory()
         with os.fdopen(writing, "wb") as pipe:
@@ -80,7 +80,7 @@ def _answer(work: Callable[[], Any]) -> bytes:
     try:
         return json.dumps({"value": work()}).encode()
     except MemoryError:
-        return json.dumps({"error": "it takes more memory than there is"}).encode()
+        return json.dumps({"error": "it needs more memory than allowed"}).encode()
     except Exception as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         return json.dumps({"error": lines[0] if lines else type(error).__name__}).encode()

@@ -1,6 +1,7 @@
 """The whole pipeline.
 
-model reference -> 4-bit base -> IA³ trained on it -> side vectors or fold -> ONNX graph -> parity -> measured bundle
+model reference -> 4-bit base -> IA³ trained on it -> vectors unmerged or merged -> ONNX graph -> parity -> measured
+bundle
 """
 
 from __future__ import annotations
@@ -41,14 +42,14 @@ from qia3.train.prompts import check_end, wrapping
 from qia3.train.start import check_start
 from qia3.train.task import Job, load_task, plan_changes
 
-TRIED = 64  # examples of each of a task's files that the chat template is tried with
+TRIED = 64  # examples per file of a task that the chat template is tried on
 
 
 @dataclass(frozen=True)
 class How:
-    """How the tasks of a build file are trained: only some, where (qia3.many.executors), and whether what was trained
-    for another plan is refused (`resume`) or trained anew. `scored`: on their test lines, where there are several.
-    `together`: so many share each pass of the base.
+    """How the tasks of a build file are trained: which ones, where (qia3.many.executors), and whether tasks that were
+    trained for another plan are refused (`resume`) or trained again. `scored`: also evaluate several tasks on their
+    test files. `together`: number of tasks that share each pass of the base.
     """
 
     only: tuple[str, ...] = ()
@@ -59,8 +60,8 @@ class How:
 
 
 def build(plan: Build, together: int = 1, executor: str | None = None) -> Path:
-    """Everything: base, training, export, parity, measurement. Returns the bundle's folder. `together`, `executor`: as
-    in How.
+    """Runs everything: base, training, export, parity, measurement. Returns the bundle's folder. `together`,
+    `executor`: as in How.
     """
     jobs = measured(plan, _publishable(plan, plan_jobs(plan)))
     if executor is not None:
@@ -75,10 +76,10 @@ def build(plan: Build, together: int = 1, executor: str | None = None) -> Path:
 
 
 def train(plan: Build, how: How) -> list[Outcome]:
-    """Base and training alone, in the work folder, which `export` reads. How each task ended: one may have failed."""
+    """Trains only, into the work folder, which `export` reads. Returns how each task ended: some may have failed."""
     names = [task.name for task in plan.task]
     if unknown := [name for name in how.only if name not in names]:
-        raise ConfigError(f"no task is called {unknown[0]!r}{nearest(unknown[0], names)}")
+        raise ConfigError(f"there is no task called {unknown[0]!r}{nearest(unknown[0], names)}")
     _check_where(how)
     jobs = [job for job in measured(plan, plan_jobs(plan)) if not how.only or job.task.name in how.only]
     scored = how.scored and len(jobs) > 1 and processes.count() == 1
@@ -90,36 +91,37 @@ def train(plan: Build, how: How) -> list[Outcome]:
         if how.executor is None:
             return train_here(adapted, jobs, plan.work_folder, scored, how.together)[0]
         orders = _orders(plan, adapted, jobs, scored, how.together)
-        del adapted  # workers have their own
+        del adapted  # workers load their own
         gc.collect()
         give_back()
         return train_spread(how.executor, orders, plan.work_folder)
 
 
 def _check_where(how: How) -> None:
-    """Raises ConfigError."""
+    """Raises ConfigError for --executor or --together under `accelerate launch`."""
     if processes.count() > 1 and (how.executor or how.together > 1):
         raise ConfigError(
-            "accelerate splits each task over processes: it does not go with --executor and --together, which are for many"
+            "`accelerate launch` splits each task over processes and cannot be combined with --executor or --together"
         )
     if how.executor is not None:
         check_executor(how.executor)
 
 
 def _check_plans(plan: Build, adapted: AdaptedBase, jobs: Sequence[Job]) -> None:
-    """Raises ConfigError that names each task whose folder is of another plan: training would begin it anew."""
+    """Raises ConfigError that names each task whose folder belongs to another plan and would be trained again."""
     found = {
         job.task.name: plan_changes(adapted.base, adapted.scaled, job, plan.work_folder / job.task.name) for job in jobs
     }
     if changed := [f"{name} ({'; '.join(changes)})" for name, changes in found.items() if changes]:
         raise ConfigError(
-            f"--resume goes on with the same plan, and these tasks in {plan.work_folder} are of another: {listed(changed)}; "
-            "without --resume they are trained anew"
+            f"--resume needs the same plan, but these tasks in {plan.work_folder} were trained with another: "
+            f"{listed(changed)}; "
+            "without --resume they are trained again"
         )
 
 
 def _orders(plan: Build, adapted: AdaptedBase, jobs: Sequence[Job], scored: bool, together: int = 1) -> list[Order]:
-    """For workers, which may stand in another folder; so many tasks for each."""
+    """Orders for workers, which may run in another folder; `together` tasks per order."""
     model, base, token = Path(plan.base.model), adapted.base, new_token()
     asked = replace(asked_of(plan.base), model=str(model.absolute()) if model.exists() else plan.base.model)
     if asked.calibration not in ("own", "none"):
@@ -131,7 +133,7 @@ def _orders(plan: Build, adapted: AdaptedBase, jobs: Sequence[Job], scored: bool
 
 
 def export(plan: Build) -> Path:
-    """The bundle from tasks that were trained before. Returns its folder."""
+    """Makes the bundle from tasks that were trained before. Returns its folder."""
     jobs = measured(plan, _publishable(plan, plan_jobs(plan)))
     with _working(plan):
         adapted = load(plan)
@@ -140,7 +142,7 @@ def export(plan: Build) -> Path:
 
 
 def plan_jobs(plan: Build) -> list[Job]:
-    """One for each task, its examples read. Raises DataError, ConfigError and AdapterError, before anything is loaded."""
+    """One job per task, with its examples. Raises DataError, ConfigError and AdapterError before anything is loaded."""
     for task in plan.task:
         processes.check_shares(plan.training_of(task).batch_size, plan.training_of(task).accumulate)
     for start in dict.fromkeys(plan.training_of(task).init_adapter for task in plan.task):
@@ -162,10 +164,10 @@ def plan_jobs(plan: Build) -> list[Job]:
 
 
 def measured(plan: Build, jobs: list[Job]) -> list[Job]:
-    """The jobs, with lines that the tokenizer alone shows to fit, or cut where the task says so; the base's template
-    and end token are tried as well.
+    """The jobs, with examples that fit the context according to the tokenizer, or cut if the task says so. The base's
+    chat template and end token are tried as well.
 
-    Raises ConfigError and DataError, before any weight is loaded.
+    Raises ConfigError and DataError before any weight is loaded.
     """
     text = read_base_text(plan.base.model)
     check_kind(text.config, plan.base.model)
@@ -201,24 +203,26 @@ def measured(plan: Build, jobs: list[Job]) -> list[Job]:
 
 
 def _check_cache(plan: Build, config: Any) -> None:
-    """Raises ConfigError where the graph has no int8 cache, or nobody could open it."""
+    """Raises ConfigError if the base or the target does not support an int8 cache."""
     if plan.export.cache == "float32":
         return
     if is_encoder(config) or config.is_encoder_decoder:
         raise ConfigError(
-            f"cache = 'int8' in [export] is for decoders alone, and {config.model_type} is none; leave it out"
+            f"cache = 'int8' in [export] is only for decoders, and {config.model_type} is not one; remove it"
         )
     if load_target(plan.export.target).vectors == "required":
         raise ConfigError(
-            f"cache = 'int8' in [export] does not go with target = '{plan.export.target}': browsers have no kernel for it"
+            f"cache = 'int8' in [export] cannot be combined with target = '{plan.export.target}': browsers "
+            "have no kernel for it; remove it"
         )
 
 
 def _headed(plan: Build, job: Job) -> Job:
-    """A task on an encoder, whose answers are the labels of a head. Raises ConfigError."""
+    """A task on an encoder, answered by a head. Raises ConfigError if an encoder cannot do it."""
     if plan.base.bits is not None:
         raise ConfigError(
-            "bits chooses layers by the words that a base writes, and an encoder writes none; name layers with eight_bit or blocks"
+            "bits in [base] needs a base that generates text, and this one is an encoder; name layers with "
+            "eight_bit or blocks"
         )
     examples = (*job.data.train, *job.data.test, *job.data.validation)
     check_task(job.task, job.settings, any(e.choices for e in examples) or not job.data.choices)
@@ -226,33 +230,34 @@ def _headed(plan: Build, job: Job) -> Job:
 
 
 def _publishable(plan: Build, jobs: list[Job]) -> list[Job]:
-    """Publishing is for one process, and takes the place of a bundle only. Raises ConfigError and StorageError."""
+    """Checks that one process publishes, and that only a bundle is replaced. Raises ConfigError and StorageError."""
     check_place(plan.output_folder)
     if processes.count() > 1:
         raise ConfigError(
-            "only `qia3 train` runs in several processes; run it with `accelerate launch`, then `qia3 export` by itself"
+            "only `qia3 train` can run in several processes; use `accelerate launch` for it, then run `qia3 "
+            "export` without"
         )
     return jobs
 
 
 def _working(plan: Build) -> AbstractContextManager[None]:
-    """The work folder, for this run alone; the processes of one run share it."""
+    """Locks the work folder for this run; the processes of one run share it."""
     if not is_main():
         return nullcontext()
-    return locked(plan.work_folder, "wait for it, or name another folder with --work")
+    return locked(plan.work_folder, "wait for it, or choose another folder with --work")
 
 
 def load(plan: Build, for_workers: bool = False) -> AdaptedBase:
-    """The 4-bit base with vectors of ones on it; `for_workers` it is kept, however small."""
-    budget = f", at most {plan.base.bits:g} bits a weight" if plan.base.bits else ""
+    """The 4-bit base with vectors of ones; `for_workers` it is cached, however small."""
+    budget = f", at most {plan.base.bits:g} bits per weight" if plan.base.bits else ""
     say(f"loading {plan.base.model} on the {plan.base.grid} grid, block {plan.base.block_size}{budget}")
     base = load_base(asked_of(plan.base), bar, 0 if for_workers else LEAST_KEPT)
-    check_kind(base.model.config, plan.base.model)  # a GGUF file's
+    check_kind(base.model.config, plan.base.model)  # for GGUF files, which load_base does not check
     return AdaptedBase.of(base, plan.export.query_vectors)
 
 
 def asked_of(base: Base) -> Asked:
-    """What a build file says of its base, as the loader takes it."""
+    """The [base] table as the loader's settings."""
     mix = Within(base.bits, bar) if base.bits else named(base.eight_bit, base.blocks.items())
     return Asked(
         base.model,

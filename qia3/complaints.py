@@ -1,15 +1,15 @@
-"""What is wrong with a build file, in its own terms: the key, the line where it stands, and the nearest right key.
+"""Describes what is wrong with a build file in its own terms: the key, its line, and the nearest valid key.
 
-pydantic names a place as a path, ("task", 1, "prompt"); TOML's parser keeps no lines. So statements are found by
-trying: a line begins one where everything before it is a whole TOML document. Each is a header or an assignment, and
-both tell their path:
+pydantic gives a place as a path, ("task", 1, "prompt"), and TOML's parser keeps no line numbers. So statements are
+found by trying: a line begins one if everything before it is a complete TOML document. Each statement is a header or an
+assignment, and both tell their path:
 
     line 5   [[task]]                      ("task", 0)
     line 6   name = "intents"              ("task", 0, "name")
     line 8   [task.training]               ("task", 0, "training")
     line 9   steps = 70                    ("task", 0, "training", "steps")
 
-A path without a line of its own (a key inside an inline table) has the line of the longest path that it goes on from.
+A path without a line of its own (a key inside an inline table) gets the line of the longest path that is a prefix of it.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from typing import Any
 from qia3.parse import given, parse_toml
 
 Path = tuple[str | int, ...]
-KEY = "[key]"  # how pydantic marks that it is a table's key which is wrong
-# what pydantic calls an error: what is expected there, in TOML's terms
+KEY = "[key]"  # how pydantic marks an error in a table's key
+# type of a pydantic error: what is expected there, in TOML's terms
 EXPECTED = {
     "bool_parsing": "true or false",
     "bool_type": "true or false",
@@ -54,7 +54,7 @@ HEADER = re.compile(r"^\s*(\[\[?)(.+?)\]\]?\s*(#.*)?$")
 def complaints(errors: Sequence[Mapping[str, Any]], text: str, known: Mapping[str, Sequence[str]]) -> list[str]:
     """One clause per error of pydantic. `known` are the keys of each table by its name, "" for the file itself.
 
-    A list that is too short only because its items are wrong is not told a second time.
+    A list that is too short only because its items are wrong is not reported again.
     """
     lines = dict(statements(text))
     places = [tuple(e["loc"]) for e in errors]
@@ -63,7 +63,7 @@ def complaints(errors: Sequence[Mapping[str, Any]], text: str, known: Mapping[st
 
 
 def worded(error: Mapping[str, Any]) -> str:
-    """What an error of pydantic says, in the build file's terms."""
+    """A pydantic error in the build file's terms."""
     expected = EXPECTED.get(error["type"])
     if expected is None:
         return str(error["msg"]).removeprefix("Value error, ")
@@ -73,11 +73,11 @@ def worded(error: Mapping[str, Any]) -> str:
 
 
 def nearest(key: str, known: Sequence[str]) -> str:
-    """The nearest of `known`, or all of them, as the end of a complaint."""
+    """The nearest of `known`, or all of them, as the end of a message."""
     if not known:
-        return "; there is none that could be meant"
+        return "; no such names are defined"
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else f"; known here: {', '.join(known)}"
+    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
 
 
 def statements(text: str) -> Iterator[tuple[Path, int]]:
@@ -91,7 +91,7 @@ def statements(text: str) -> Iterator[tuple[Path, int]]:
         if header:
             table = _table(_keys(f"{header[2]} = 0"), header[1] == "[[", count)
             if table[-1] == 0:
-                yield table[:-1], start + 1  # the whole array is where its first table is
+                yield table[:-1], start + 1  # the array as a whole is where its first table is
             yield table, start + 1
         else:
             for path in _paths(parse_toml("".join(rows[start:end]))):
@@ -99,7 +99,7 @@ def statements(text: str) -> Iterator[tuple[Path, int]]:
 
 
 def _table(keys: Path, several: bool, count: dict[Path, int]) -> Path:
-    """The path of a header's table: the parts of it that are arrays of tables name their last one so far."""
+    """The path of a header's table: parts that are arrays of tables mean their last table so far."""
     path: Path = ()
     for i, key in enumerate(keys, 1):
         path = (*path, key)

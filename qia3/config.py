@@ -1,56 +1,56 @@
-"""What a build is asked to do, read from TOML.
+"""The build file: what a build is asked to do, in TOML.
 
     name = "home-intents"            # the bundle's name; default output: dist/NAME
     seed = 0
 
     [base]
     model = "smollm2-135m-instruct"  # an alias, a folder, a .gguf file or a hub id
-    grid = "int4"                    # or "nf4": bitsandbytes' codes, for adapters and bases from there (targets: "nf4-exact" or any other)
-    block_size = 64                  # at most 16, 32, 64, 128 or 256 inputs share one scale: smaller is better, larger and slower
+    grid = "int4"                    # or "nf4", bitsandbytes' codes (target "nf4-exact", or any other with recode)
+    block_size = 64                  # inputs that share a scale: 16, 32, 64, 128 or 256. Smaller: more accurate, but larger and slower
     symmetric = false                # true: no zero points, codes around 8
-    calibration = "own"              # round for the inputs that layers get: on text the model makes ("own"), on a text file, or not ("none")
+    calibration = "own"              # calibrate rounding on text sampled from the model ("own"), on a text file, or not ("none")
     eight_bit = ["value", "down@0-2,11"]  # layers kept at 8 bits; also "head", "query", "key", "output", "up". Default: none
-    blocks = { 32 = ["up@0-3"] }     # layers in blocks of another size; the same names. Default: none
-    bits = 5.0                       # or: those layers in blocks of 32 and at 8 bits that help most, while a weight takes so many bits at most
+    blocks = { 32 = ["up@0-3"] }     # layers with another block size; the same names. Default: none
+    bits = 5.0                       # or: average bits per weight; the build picks the layers that gain most from 8 bits or blocks of 32
 
     [train]                          # defaults for every task; a task may override any of them under [task.training]
-    preset = "t-few"                 # or "short"; keys that stand beside it win. Without: what follows
+    preset = "t-few"                 # or "short"; explicit keys override it. Without a preset: the values below
     steps = 120                      # optimiser updates
-    batch_size = 8                   # examples an update, over all processes and accumulated parts
-    accumulate = 1                   # parts that a step's batch is computed in
+    batch_size = 8                   # examples per update, over all processes and accumulated parts
+    accumulate = 1                   # parts in which a step's batch is computed
     learning_rate = 2e-2             # its peak: up over warmup_steps, then down to zero
     optimizer = "adamw"              # or "adafactor"
-    losses = ["lm", "unlikelihood", "length-normalised"]  # T-Few's. ["lm"] takes no wrong answers: quicker, and less accurate. Generation: lm
-    answers = 16                     # of an example, compared in a step at most: the right one and others, drawn anew each time
-    gradient_checkpointing = false   # true: less memory, one forward pass more a step
-    row_tokens = 512                 # where prompts are packed: tokens in one row, at most
-    validation = 0.1                 # held back by a hash of the text; or a file. The best checkpoint is kept
-    patience = 3                     # stop after so many checkpoints without a better validation loss
+    losses = ["lm", "unlikelihood", "length-normalised"]  # T-Few's. ["lm"] uses no wrong answers: faster, less accurate. Generation: lm
+    answers = 16                     # answers compared per example and step, at most: the right one and others, drawn anew each time
+    gradient_checkpointing = false   # true: less memory, one more forward pass per step
+    row_tokens = 512                 # with packing: maximum tokens per row
+    validation = 0.1                 # fraction held out, by a hash of the text; or a file. The best checkpoint is kept
+    patience = 3                     # stop after this many checkpoints without a better validation loss
     init_adapter = "general.onnx_adapter"  # start from a PEFT folder or an .onnx_adapter instead of from ones
 
     [[task]]
     name = "home-intents"
     kind = "classify"                # or "generate", or, on an encoder, "token-classification"
-    prompt = "Which device? {text}"  # or several, one drawn for each example and step: ["Which device? {text}", "{text} Device:"]
-    eval_prompt = "Device: {text}"   # the bundle's, instead of the first
+    prompt = "Which device? {text}"  # or several, one drawn per example and step: ["Which device? {text}", "{text} Device:"]
+    eval_prompt = "Device: {text}"   # the prompt in the bundle, if not the first
     train = "train.jsonl"            # or several. {"text": ..., "label": ..., and "choices": [...] if it has its own}; generate: "target";
                                      # token-classification: {"tokens": [...], "tags": [...]}
     test = "test.jsonl"
-    ranking = "sum"                  # of log-probabilities, or their "mean" a token; default: what the losses train
+    ranking = "sum"                  # of log-probabilities, or their "mean" per token; default: what the losses train
     chat = true                      # false: without the base's chat template
     end = "<|im_end|>"               # the token that ends an answer. Default: the base's own
-    overlong = "refuse"              # lines longer than the context; "cut" shortens their words and says how many
+    overlong = "refuse"              # for texts longer than the context; "cut" shortens them and reports how many
     shots = 0                        # demonstrations before the question, drawn from the task's other examples
-    # name = "*", train = "tasks/*.jsonl": a task for each file (qia3/task_files.py)
-    mixture = ["quiz", "commands"]   # train on these tasks' examples, with their prompts, too (or, without `train`, only)
+    # name = "*", train = "tasks/*.jsonl": one task per file (qia3/task_files.py)
+    mixture = ["quiz", "commands"]   # also train on these tasks' examples, with their prompts (without `train`: only on these)
 
     [export]
     target = "ort-cpu"               # see `qia3 targets`
     mode = "side"                    # or "merged", with merge_task
-    recode = "int8"                  # or "int4": what a base on NF4 ships as, but for the target nf4-exact
+    recode = "int8"                  # or "int4": what an NF4 base ships as, except with the target nf4-exact
 
-Paths of data are relative to the build file; `output`, the bundle's folder, and `work`, what was trained for it
-(default: OUTPUT.work), to the current folder.
+Paths of data are relative to the build file. `output`, the bundle's folder, and `work`, the folder for trained vectors
+(default: OUTPUT.work), are relative to the current folder.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class Base(Section):
     @field_validator("blocks", mode="before")
     @classmethod
     def _numbers(cls, value: Any) -> Any:
-        """A key of TOML is a string."""
+        """TOML keys are strings; block sizes are numbers."""
         return (
             {int(k) if NUMBER.fullmatch(str(k)) else k: v for k, v in value.items()}
             if isinstance(value, dict)
@@ -115,12 +115,10 @@ class Base(Section):
         named = self.eight_bit or self.blocks
         if self.grid == "nf4" and (self.block_size == 16 or named):
             raise ValueError(
-                "on the nf4 grid a block is 32 or more, and all layers have the same (no eight_bit, no blocks)"
+                "on the nf4 grid block_size must be 32 or more, the same for all layers (no eight_bit, no blocks)"
             )
         if self.bits is not None and (self.grid == "nf4" or named or self.calibration == "none"):
-            raise ValueError(
-                'bits chooses layers itself, by a text, on int4: not beside eight_bit, blocks, nf4 or calibration = "none"'
-            )
+            raise ValueError('bits cannot be combined with eight_bit, blocks, grid = "nf4" or calibration = "none"')
         return self
 
 
@@ -130,21 +128,19 @@ def _layers(value: tuple[str, ...]) -> tuple[str, ...]:
         path, at, layers = asked.partition("@")
         stack, dot, role = path.rpartition(".")
         if dot and stack not in STACKS:
-            raise ValueError(
-                f"no stack of layers is called {stack[:80]!r}; an encoder-decoder has {' and '.join(STACKS)}"
-            )
+            raise ValueError(f"there is no stack called {stack[:80]!r}; an encoder-decoder has {' and '.join(STACKS)}")
         if role not in LAYER_ROLES:
-            raise ValueError(f"no layers are called {role!r}{nearest(role, list(LAYER_ROLES))}")
+            raise ValueError(f"there are no layers called {role!r}{nearest(role, list(LAYER_ROLES))}")
         if at and not LAYERS.fullmatch(layers):
-            raise ValueError(f"{asked[:80]!r}: after '@' stand layers, such as 0-2,11")
+            raise ValueError(f"{asked[:80]!r}: after '@' layer numbers are expected, such as 0-2,11")
         for first, last in (ends.split("-") for ends in layers.split(",") if "-" in ends):
             if int(first) > int(last):
-                raise ValueError(f"{asked!r}: {first}-{last} holds no layer; the lower one stands first")
+                raise ValueError(f"{asked!r}: {first}-{last} is empty; put the lower number first")
     return tuple(sorted(set(value)))
 
 
 class Task(Section):
-    """One job of the model: its data, its prompt, its adapter's name."""
+    """One task: its data, its prompt, its adapter's name."""
 
     name: str
     kind: Literal["classify", "generate", "token-classification"]
@@ -172,21 +168,21 @@ class Task(Section):
     def _one_or_several(cls, value: Any) -> Any:
         several = isinstance(value, list | tuple) and value and all(isinstance(v, str | Path) for v in value)
         if not several and not isinstance(value, str | Path):
-            raise ValueError("a string, or a list of strings")
+            raise ValueError("a string or a list of strings is expected")
         return tuple(value) if several else value
 
     @field_validator("prompt", "eval_prompt")
     @classmethod
     def _prompt(cls, value: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
         if any(prompt.count("{text}") != 1 for prompt in _several(value)):
-            raise ValueError("a prompt holds {text} exactly once")
+            raise ValueError("a prompt must contain {text} exactly once")
         return value
 
     @field_validator("choices")
     @classmethod
     def _apart(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
         if value and (not all(value) or len(set(value)) < len(value) or len(value) == 1):
-            raise ValueError("choices are two or more, all different, and none is empty")
+            raise ValueError("choices must be two or more different, non-empty answers")
         return value
 
     @field_validator("overrides")
@@ -201,21 +197,22 @@ class Task(Section):
     def _whole(self) -> Task:
         if not self.train and not self.mixture:
             raise ValueError(
-                f"task {self.name!r} needs 'train', its examples, or 'mixture', the tasks whose examples it trains on"
+                f"task {self.name!r} needs 'train' (files of examples) or 'mixture' (other tasks whose "
+                "examples it trains on)"
             )
         if self.kind != "classify" and self.ranking is not None:
             does = "generates" if self.kind == "generate" else "labels each word"
-            raise ValueError(f"task {self.name!r} {does}: 'ranking' is for choices")
+            raise ValueError(f"task {self.name!r} {does}: 'ranking' only applies to choices")
         return self
 
     @property
     def prompts(self) -> tuple[str, ...]:
-        """Those that are drawn from in training."""
+        """The prompts that training draws from."""
         return _several(self.prompt)
 
     @property
     def question(self) -> str:
-        """The prompt of the bundle."""
+        """The prompt in the bundle."""
         return self.eval_prompt or self.prompts[0]
 
     @property
@@ -224,15 +221,15 @@ class Task(Section):
 
 
 def _several(value: Any) -> tuple[Any, ...]:
-    """What stands for one or several, as several."""
+    """A single value or several, as a tuple."""
     return () if value is None else value if isinstance(value, tuple) else (value,)
 
 
 class Export(Section):
-    """What the ONNX graph looks like.
+    """The [export] table: what the ONNX graph looks like.
 
-    `query_vectors` adds places for vectors on the queries, which PEFT trains for some families. `cache`: what keys and
-    values are kept in (qia3.graph.cache). `trainable` adds a graph that learns (qia3.graph.trainable).
+    `query_vectors` adds inputs for vectors on the queries, which PEFT trains for some families. `cache`: type of the
+    cached keys and values (qia3.graph.cache). `trainable` adds a training graph (qia3.graph.trainable).
     """
 
     target: str = "ort-cpu"
@@ -249,8 +246,8 @@ class Export(Section):
 class Parity(Section):
     """How torch and ONNX Runtime are compared.
 
-    `max_difference` bounds |logit difference| at accuracy_level 0 and is a gate. The other two are about the graph as
-    shipped, whose int8 activations are an approximation: past them there is a warning.
+    `max_difference` limits |logit difference| at accuracy_level 0 and is a gate. The other two concern the graph as
+    shipped, whose int8 activations are an approximation: beyond them there is a warning.
     """
 
     prompts: int = Field(default=8, ge=1)
@@ -260,7 +257,7 @@ class Parity(Section):
     min_top1: float = Field(default=0.9, ge=0, le=1)
 
     def remarks(self, kl: float, top1: float) -> list[str]:
-        """What is beyond the limits of the graph as shipped."""
+        """The limits that the graph as shipped exceeds, in words."""
         far = [] if kl <= self.max_kl else [f"KL divergence {kl:.3g} nats (max_kl {self.max_kl:g})"]
         few = [] if top1 >= self.min_top1 else [f"same top token {top1:.1%} (min_top1 {self.min_top1:.1%})"]
         return far + few
@@ -288,7 +285,7 @@ class Build(Section):
     def _whole(self) -> Build:
         names = [t.name for t in self.task]
         if doubled := sorted({n for n in names if names.count(n) > 1}):
-            raise ValueError(f"two tasks are called {doubled[0]!r}; names must differ")
+            raise ValueError(f"two tasks are called {doubled[0]!r}; give each its own name")
         for name in names:
             check_name(name, names)
         if self.export.mode == "merged" and self.export.merge_task not in names:
@@ -299,7 +296,7 @@ class Build(Section):
         return self
 
     def _check_training(self, i: int, task: Task) -> None:
-        """Its own keys, laid over [train], are told as keys of [task.training]."""
+        """Checks [train] overlaid by the task's keys; errors are reported as keys of [task.training]."""
         try:
             self.training_of(task)
         except ValidationError as error:
@@ -316,7 +313,7 @@ class Build(Section):
             ) from error
 
     def _check_mixture(self, task: Task) -> None:
-        """A mixture is made of other tasks that have examples of their own."""
+        """A mixture consists of other tasks with examples of their own."""
         others = {t.name: t for t in self.task if t.name != task.name}
         able = sorted(name for name, other in others.items() if not other.mixture)
         for name in task.mixture:
@@ -324,54 +321,54 @@ class Build(Section):
                 raise ValueError(f"the mixture of {task.name!r} names {name!r}{nearest(name, able)}")
             if others[name].mixture:
                 raise ValueError(
-                    f"the mixture of {task.name!r} names {name!r}, which is a mixture itself; name the tasks that it is made of"
+                    f"the mixture of {task.name!r} names {name!r}, which is a mixture itself; name its tasks instead"
                 )
 
     def training_of(self, task: Task) -> Train:
-        """The [train] table with the task's own [task.training] keys laid over it, and the preset under both.
+        """The [train] table overlaid by the task's [task.training] keys, with the preset below both.
 
-        Without choices: lm alone.
+        Without choices: only the lm loss.
         """
         settings = Train.model_validate({**self.train.model_dump(exclude_unset=True), **task.overrides})
         kinds = {t.kind for t in self.task if t.name in (task.name, *task.mixture)}
         return settings if "classify" in kinds else settings.model_copy(update={"losses": ("lm",)})
 
     def ranking_of(self, task: Task) -> Literal["sum", "mean"]:
-        """How the task's choices are ranked: as it says, else as its losses train."""
+        """How the task's choices are ranked: as it says, or by default as its losses train."""
         return task.ranking or self.training_of(task).ranking
 
     @field_validator("output", "work")
     @classmethod
     def _place(cls, value: Path | None) -> Path | None:
-        """A folder that another one can stand beside: "." has a name only where it is."""
+        """A folder that can have a sibling: "." is resolved to its name."""
         if value is None or value.name not in ("", ".."):
             return value
         if not (named := value.resolve()).name:
-            raise ValueError(f"{str(value)!r} is the whole disk; name a folder in it")
+            raise ValueError(f"{str(value)!r} is the root of a disk; name a folder in it")
         return named
 
     @property
     def output_folder(self) -> Path:
-        """Where the bundle goes."""
+        """The folder of the bundle."""
         return self.output if self.output is not None else Path("dist") / self.name
 
     @property
     def work_folder(self) -> Path:
-        """Where checkpoints and trained adapters are kept: beside the bundle, or where another bundle's are."""
+        """The folder of checkpoints and trained adapters: by default beside the bundle."""
         return self.work if self.work is not None else self.output_folder.with_name(self.output_folder.name + ".work")
 
 
 def read_build(path: Path, **overrides: Any) -> Build:
     """Reads a build file.
 
-    `overrides` maps dotted keys ("export.mode") to values given at the command line; None is skipped.
+    `overrides` maps dotted keys ("export.mode") to values given on the command line; None is skipped.
 
-    Raises ConfigError with the file, the line (malformed TOML) or the key and the nearest right one.
+    Raises ConfigError with the file and either the line (malformed TOML) or the key and the nearest valid one.
     """
     try:
         text = read_text(path, ConfigError, largest=LARGEST)
     except ConfigError as error:
-        raise ConfigError(f"the build file: {error}") from error
+        raise ConfigError(f"cannot read the build file: {error}") from error
     try:
         document = parse_toml(text)
     except ValueError as error:
@@ -386,7 +383,7 @@ def read_build(path: Path, **overrides: Any) -> Build:
             place = document
             for table in tables:
                 place = place.setdefault(table, {})
-            if isinstance(place, dict):  # else the file has no table there, which is told below
+            if isinstance(place, dict):  # otherwise the file has no table there, which is reported below
                 place[key] = value
     try:
         build = Build.model_validate(document)
@@ -397,7 +394,7 @@ def read_build(path: Path, **overrides: Any) -> Build:
 
 
 def _where_written(errors: Sequence[Any], written: Sequence[int]) -> list[Any]:
-    """The errors of tasks at the tables that they come from, each once."""
+    """The errors, with tasks numbered as the tables in the file, each once."""
     found: dict[tuple[Any, str], Any] = {}
     for error in errors:
         place = tuple(error["loc"])
@@ -408,7 +405,7 @@ def _where_written(errors: Sequence[Any], written: Sequence[int]) -> list[Any]:
 
 
 def _beside(build: Build, here: Path) -> Build:
-    """The build with the paths of its data taken relative to `here`."""
+    """The build with its data paths resolved relative to `here`."""
     tasks = tuple(
         t.model_copy(
             update={"train": _there(t.train, here), "test": here / t.test, "overrides": _placed(t.overrides, here)}
@@ -428,7 +425,7 @@ def _there(train: Path | tuple[Path, ...], here: Path) -> Path | tuple[Path, ...
 
 
 def _placed(training: dict[str, Any], here: Path) -> dict[str, Any]:
-    """Keys of a training table with its two paths relative to `here`."""
+    """A training table with its two paths resolved relative to `here`."""
     paths = {k: here / training[k] for k in ("validation", "init_adapter") if isinstance(training.get(k), str | Path)}
     return training | paths
 

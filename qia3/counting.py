@@ -1,4 +1,6 @@
-"""What only a model can tell of a forecast, counted on models without weights: sizes, and what a training step keeps."""
+"""The parts of a forecast that need the model itself, from models without weights: sizes, and what a training step
+keeps.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +22,14 @@ METHODS: tuple[Method, ...] = ("ia3", "lora", "full")
 
 @dataclass(frozen=True)
 class Counted:
-    """`kept`: bytes that a step keeps for its backward pass, by method."""
+    """`kept`: bytes that a training step keeps for its backward pass, by method."""
 
     shapes: Shapes
     kept: dict[str, int]
 
 
 def count(reference: str) -> Counted:
-    """Raises BaseModelError for a model that is not read."""
+    """Counts a model. Raises BaseModelError if it is not supported."""
     with quiet():
         config = read_any_config(reference)
         read = shapes_of(config, reference)

@@ -1,6 +1,6 @@
-"""What a bundle says of itself: its manifest, made from the plan, the base and what was trained.
+"""What a bundle says about itself: its manifest, made from the plan, the base and the trained tasks.
 
-No folder of the build machine is in it.
+It contains no paths of the build machine.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ PACKAGES = ("torch", "transformers", "onnxruntime", "onnx-ir", "onnx", "numpy", 
 
 
 def positions(plan: Build, base: BaseModel) -> int:
-    """The context that the graphs are made for: as the plan asks, within what the base was made for."""
+    """The context length of the graphs: what the plan asks for, limited to what the base was made for."""
     if is_encoder(base.model.config):
         return min(plan.export.context_length, positions_of(base.model) or 10**9)
     return min(
@@ -63,8 +63,8 @@ def positions(plan: Build, base: BaseModel) -> int:
 
 
 def linear_layers(model: PreTrainedModel, roles: Roles, once: Collection[str]) -> tuple[Layer, ...]:
-    """Every linear layer on a grid with its shape and role, but for those that see no text, whose results alone are in a
-    graph (graph/distance.py); `once` are those that run for the prompt alone.
+    """Every quantised linear layer with its shape and role, except those that see no text, of which the graph holds
+    only the results (graph/distance.py); `once` are those that run for the prompt only.
     """
     return tuple(
         Layer(name, m.in_features, m.out_features, roles.linears.get(name, "other"), *_stored(m.store), name in once)
@@ -74,7 +74,7 @@ def linear_layers(model: PreTrainedModel, roles: Roles, once: Collection[str]) -
 
 
 def dense_layers(model: PreTrainedModel, roles: Roles, once: Collection[str]) -> tuple[Dense, ...]:
-    """Those that are float, as the family keeps them; a head in float is the embedding's affair."""
+    """The linear layers that stay in float; a float head is described with the embedding."""
     head = model.get_output_embeddings()
     return tuple(
         Dense(name, m.in_features, m.out_features, roles.linears.get(name, "other"), name in once)
@@ -84,7 +84,7 @@ def dense_layers(model: PreTrainedModel, roles: Roles, once: Collection[str]) ->
 
 
 def _stored(store: GridWeight) -> tuple[int, Code, int, bool]:
-    """What a layer's bytes are on, which may be another grid than the one asked for."""
+    """A layer's own grid, which may differ from the one asked for."""
     return store.bits, cast(Code, store.kind), store.block_size, getattr(store, "zero_points", None) is None
 
 
@@ -100,8 +100,8 @@ def describe(
     cache: Cache | None,
     drift: Drift | None = None,
 ) -> Manifest:
-    """All but what is measured afterwards: parity, evaluation, memory and speed, and the list of files."""
-    wrap = next((t.wrapping for t in trained if t.task.chat), trained[0].wrapping)  # what the base alone speaks through
+    """The manifest without what is measured later: parity, evaluation, memory and speed, and the list of files."""
+    wrap = next((t.wrapping for t in trained if t.task.chat), trained[0].wrapping)  # the prompt of the base alone
     wraps = (wrap, *(t.wrapping for t in trained))
     side = plan.export.mode == "side"
     return Manifest(
@@ -126,14 +126,14 @@ def describe(
 
 
 def places(model: Any) -> dict[str, tuple[str, str]]:
-    """Where the graphs of a bundle and their data lie, by what they do."""
+    """Paths of a bundle's graphs and their data files, by role."""
     if not model.config.is_encoder_decoder:
         return {ENCODER if is_encoder(model.config) else DECODER: (GRAPH, DATA)}
     return {ENCODER: (ENCODER_GRAPH, SHARED_DATA), DECODER: (DECODER_GRAPH, SHARED_DATA)}
 
 
 def _graphs(plan: Build, base: BaseModel, sites: Sequence[Site], level: int) -> dict[str, Graph]:
-    """Each with the sites of its own layers."""
+    """The graphs, each with the sites of its own layers."""
     files = places(base.model)
     encoder = next(iter(stacks(base.model))) if len(files) > 1 else None
     found: dict[str, list[Vector]] = {name: [] for name in files}
@@ -176,12 +176,12 @@ def _architecture(base: BaseModel, context_length: int, cache: Cache | None) -> 
 
 
 def _bytes_of(module: nn.Module) -> object:
-    """What a layer points at: its weight on a grid, or its float weight."""
+    """The object that a layer refers to: its weight on a grid, or its float weight."""
     return getattr(module, "store", None) or getattr(module, "weight", module)
 
 
 def _as_asked(plan: Build) -> dict[str, Any]:
-    """The build file's content, without the build machine's folders."""
+    """The build file's content, without paths of the build machine."""
     content = plan.model_dump(mode="json", by_alias=True, exclude={"output", "work"})
     content["base"] |= {"model": _reference(plan.base.model), "calibration": _reference(plan.base.calibration)}
     return content | {
@@ -191,12 +191,12 @@ def _as_asked(plan: Build) -> dict[str, Any]:
 
 
 def _reference(model: str) -> str:
-    """A model reference; of a local one the last part."""
+    """A model reference; for a local one only the last part of its path."""
     return Path(model).name if Path(model).exists() else model
 
 
 def _task_as_asked(task: Task) -> dict[str, Any]:
-    """A task without the build machine's folders."""
+    """A task without paths of the build machine."""
     content = dict(task.model_dump(mode="json", by_alias=True))
     files = [file.name for file in task.train_files]
     training = {k: v.name if isinstance(v, Path) else v for k, v in task.overrides.items()}

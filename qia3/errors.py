@@ -1,15 +1,15 @@
-"""The exception tree.
+"""The tree of exceptions.
 
-QIA3Error                 every failure that a user can mend: one clear line, exit code 2 at the command line
-├── ConfigError           a build file, a command-line value: names the file, the line or the key, and the nearest right one
+QIA3Error                 every failure that a user can fix: one clear line, exit code 2 on the command line
+├── ConfigError           a build file, a command-line value: names the file, the line or the key, and the nearest valid one
 ├── DataError             a file of examples: names the file and the line
 ├── BaseModelError        a base model that cannot be found, read or adapted
 ├── AdapterError          an adapter that does not fit: names every bad tensor
 ├── BundleError           a bundle that is broken, changed or not one
 ├── ParityError           torch and ONNX Runtime disagree past the limit: nothing is published
 ├── StorageError          the disk is full or a folder cannot be written
-├── WorkerError           a process that was to train a task is gone, or some tasks of many failed
-└── FitError              a device that must hold it cannot (exit code 3)
+├── WorkerError           a process that was to train a task died, or some of many tasks failed
+└── FitError              it does not fit a device given with --must-fit (exit code 3)
 Interrupted               stopped by Ctrl-C or SIGTERM after a checkpoint was saved (exit code 130)
 """
 
@@ -19,13 +19,13 @@ QUOTED = 80  # characters of a user's text in a message
 
 
 class QIA3Error(Exception):
-    """A failure with one clear line: what is wrong and the way out."""
+    """A failure described in one clear line: what is wrong, and what to do."""
 
     exit_code = 2
 
 
 class ConfigError(QIA3Error):
-    """What was asked for is malformed or contradicts itself."""
+    """The request is malformed or contradicts itself."""
 
 
 class DataError(QIA3Error):
@@ -53,11 +53,11 @@ class StorageError(QIA3Error):
 
 
 class WorkerError(QIA3Error):
-    """A process that was to do something is gone; or some tasks of many failed."""
+    """A worker process died, or some of many tasks failed."""
 
 
 class FitError(QIA3Error):
-    """It does not fit the device that it was said to fit."""
+    """It does not fit a device that it must fit."""
 
     exit_code = 3
 
@@ -69,16 +69,16 @@ class Interrupted(QIA3Error):
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception of any library says, on one line; its type where it says nothing."""
+    """The first line of any exception's message, or its type if it has none."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def shown(name: object) -> str:
-    """A name out of a file, fit for one line: as it is where it can be printed, else with its escapes."""
+    """A name from a file, fit for one line: as it is if printable, otherwise with escapes."""
     text = str(name)
     return text if text.isprintable() else repr(text)
 
 
 def quoted(text: str) -> str:
-    """What a user wrote, in quotes, fit for one line: of a long text the beginning."""
+    """A user's text in quotes, fit for one line; a long text is cut."""
     return repr(text) if len(text) <= QUOTED else f"{text[:QUOTED]!r}... ({len(text):,} characters)"

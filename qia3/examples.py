@@ -1,20 +1,20 @@
-r"""Files of examples: JSON Lines, one object a line, read the same way for training and for scoring.
+r"""Files of examples: JSON Lines, one object per line, read the same way for training and for scoring.
 
     classify   {"text": "it's freezing in here", "label": "temperature"}
     generate   {"text": "kill the lights upstairs", "target": "lights | upstairs | off"}
     token-classification   {"tokens": ["Anna", "lives", "in", "Rome"], "tags": ["B-PER", "O", "O", "B-LOC"]}
 
-A question whose answers are its own brings them along; a line without them is asked with the task's:
+A question with its own answers lists them; a line without `choices` is asked with the task's:
 
     classify   {"text": "What melts at 0 °C?", "label": "ice", "choices": ["iron", "ice", "salt"]}
 
 A question with several right answers has `labels`, as tasks of BIG-bench do. Any of them counts as right. The first is
-the one that is trained as right; the others are never trained as wrong:
+trained as the right one; the others are never trained as wrong:
 
     classify   {"text": "Name a noble gas.", "labels": ["neon", "argon"], "choices": ["neon", "iron", "argon"]}
 
-Lines end at \n (or \r\n) and nowhere else: U+2028 and its kin, at which str.splitlines cuts too, are legal inside a
-JSON string.
+Lines end at \n (or \r\n) and nowhere else: U+2028 and similar characters, where str.splitlines also splits, are legal
+inside a JSON string.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from qia3.tagged import wrong_tags
 ANSWER = {"classify": "label", "generate": "target", "token-classification": "tags"}
 READ = ("text", "label", "labels", "target", "choices", "tokens", "tags")
 SHOWN = 5  # complaints in one message
-NAMED = 20  # labels, choices or keys in one complaint
+NAMED = 20  # labels, choices or keys named in one complaint
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where an example stands."""
+    """The file and line of an example."""
 
     file: str
     line: int
@@ -49,10 +49,10 @@ class Place:
 
 @dataclass(frozen=True)
 class Example:
-    """What is said and what should come back.
+    """A text and its right answer.
 
-    `choices` are the answers to this one alone, None where the task's hold; `also` are right answers besides. `words`
-    are those that have a label each; text and answer are words and labels with spaces between.
+    `choices` are this example's own answers, or None if the task's apply; `also` are other right answers. `words` are
+    the words with a label each; text and answer are then words and labels joined by spaces.
     """
 
     text: str
@@ -64,29 +64,29 @@ class Example:
 
     @property
     def tags(self) -> tuple[str, ...]:
-        """A label for each of the words."""
+        """One label per word."""
         return tuple(self.answer.split(" ")) if self.words else ()
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """All that it says a text, or a word, may be."""
+        """All labels that the example uses for a text, or for words."""
         return self.tags or self.right
 
     @property
     def right(self) -> tuple[str, ...]:
-        """Every answer that is right, the trained one first."""
+        """Every right answer, the trained one first."""
         return (self.answer, *self.also)
 
     def content(self) -> list[Any]:
-        """What it says, without where it stands."""
+        """Its content, without its place in a file."""
         return [self.text, self.answer, self.choices, self.also, *([self.words] if self.words else [])]
 
 
 def read_examples(path: Path, kind: str, choices: Collection[str] | None = None) -> list[Example]:
-    """Raises DataError with the file and each bad line: not JSON, a missing key, a label that is not one of the
-    choices; or no example.
+    """Raises DataError with the file and each bad line (not JSON, a missing key, a label that is not one of the
+    choices), or if there are no examples.
 
-    `choices` hold for lines without their own. None: not known yet, any label will do. An empty one: the task has none,
+    `choices` apply to lines without their own. None: not known yet, any label is accepted. Empty: the task has none, so
     each line needs its own.
     """
     lines = read_text(path, DataError).split("\n")
@@ -98,7 +98,8 @@ def read_examples(path: Path, kind: str, choices: Collection[str] | None = None)
         raise DataError(listed(bad))
     if not found:
         raise DataError(
-            f"{path} holds no examples: one JSON object a line, with {_texts(ANSWER[kind])!r} and {ANSWER[kind]!r}"
+            f"{path} holds no examples; write one JSON object per line, with {_texts(ANSWER[kind])!r} and "
+            f"{ANSWER[kind]!r}"
         )
     return found
 
@@ -110,7 +111,7 @@ def listed(complaints: Sequence[str]) -> str:
 
 
 def contradiction(examples: Iterable[Example]) -> str | None:
-    """One line about texts that stand twice with answers that have nothing in common; None where there are none."""
+    """One line about texts that occur twice with disjoint answers; None if there are none."""
     seen: dict[tuple[str, tuple[str, ...] | None], Example] = {}
     pairs = []
     for example in examples:
@@ -122,7 +123,7 @@ def contradiction(examples: Iterable[Example]) -> str | None:
     one, other = pairs[0]
     count = f"{len(pairs)} lines repeat a text" if len(pairs) > 1 else "a line repeats a text"
     return (
-        f"{count} that has another answer elsewhere: {one.text[:40]!r} is {quoted(one.answer)} ({one.place}) and "
+        f"{count} with different answers: {one.text[:40]!r} is {quoted(one.answer)} ({one.place}) and "
         f"{quoted(other.answer)} ({other.place})"
     )
 
@@ -138,7 +139,7 @@ def _example(line: str, place: Place, key: str, choices: Collection[str] | None)
         return f"{place}: not JSON ({reason})"
     if not isinstance(row, dict):
         return f"{place}: a JSON object is expected, with {_texts(key)!r} and {key!r}"
-    wrong = f"{quoted(doubled[0])} stands twice" if doubled else _wrong(row, key, choices)
+    wrong = f"{quoted(doubled[0])} occurs twice" if doubled else _wrong(row, key, choices)
     if wrong:
         return f"{place}: {wrong}"
     if key == "tags":
@@ -154,19 +155,19 @@ def _texts(key: str) -> str:
 
 
 def _row(pairs: list[tuple[str, Any]], doubled: list[str]) -> dict[str, Any]:
-    """An object's keys and values; those that are read here stand in it once."""
+    """An object's keys and values; collects keys that occur twice."""
     names = [name for name, _ in pairs]
     doubled += [name for name in READ if names.count(name) > 1]
     return dict(pairs)
 
 
 def _wrong(row: dict[str, Any], key: str, choices: Collection[str] | None) -> str | None:
-    """What is wrong with a line's values."""
+    """What is wrong with a line's values, or None."""
     if key == "tags":
         return wrong_tags(row, choices)
     several = "labels" if key == "label" and "labels" in row else None
     if several and key in row:
-        return f"it has both {key!r} and 'labels'; give one of them"
+        return f"it has both {key!r} and 'labels'; use one of them"
     for name in ("text", *(() if several else (key,))):
         if wrong := _wrong_text(row, name):
             return wrong
@@ -181,18 +182,18 @@ def _wrong(row: dict[str, Any], key: str, choices: Collection[str] | None) -> st
     if allowed is None:
         return None
     if not allowed:
-        return "'choices' is missing: this task has none, so each line brings its own"
+        return "'choices' is missing: this task has none, so each line needs its own"
     strange = [label for label in row.get("labels", [row.get("label")]) if label not in allowed]
     return f"label {quoted(strange[0])} is not one of {_named(allowed, _bare)}" if strange else None
 
 
 def _bare(text: str) -> str:
-    """A short text as it is."""
+    """A short text without quotes."""
     return text if len(text) <= QUOTED and text.isprintable() else quoted(text)
 
 
 def _named(texts: Collection[str], form: Callable[[str], str] = quoted) -> str:
-    """The first of them."""
+    """The first few texts."""
     first = [form(text) for text in islice(texts, NAMED)]
     return ", ".join([*first, f"... ({len(texts)} in all)"] if len(texts) > len(first) else first)
 
@@ -203,17 +204,17 @@ def _wrong_text(row: dict[str, Any], name: str) -> str | None:
         return f"{name!r} is missing; the line has {has}"
     value = row[name]
     if not isinstance(value, str):
-        return f"{name!r} is {kind_of(value)}, not a text; put it in quotes"
+        return f"{name!r} is {kind_of(value)}, not a string; put it in quotes"
     if not value.strip():
         return f"{name!r} is empty"
-    return None if _encodes(value) else f"{name!r} holds half of a surrogate pair, which is no character"
+    return None if _encodes(value) else f"{name!r} holds half of a surrogate pair, which is not a character"
 
 
 def _wrong_list(given: Any, name: str, least: int) -> str | None:
     if not isinstance(given, list) or not all(isinstance(c, str) and c.strip() and _encodes(c) for c in given):
-        return f"{name!r} is a list of texts, none of them empty"
+        return f"{name!r} must be a list of non-empty strings"
     if len(set(given)) < least or len(set(given)) < len(given):
-        needed = "two answers or more" if least == 2 else "an answer or more"
+        needed = "two or more answers" if least == 2 else "one or more answers"
         return f"{name!r} needs {needed}, all different; it has {_named(given) or 'none'}"
     return None
 

@@ -1,8 +1,9 @@
-"""What a model will cost, asked before anything is downloaded or built: sizes, what training keeps, and the verdicts.
+"""What a model will cost, before anything is downloaded or built: sizes, what training keeps in memory, and verdicts.
 
-What torch is needed for (counting.py) is kept, for a configuration that is a file: asked again, of another device or
-context, the answer needs no torch. A kept count is found by all that made it: the configuration's bytes, the names, sizes
-and times of the weights beside it (which say whether the head is a table of its own), and the versions and code here.
+What needs torch (counting.py) is cached for a configuration that is a file: the same question for another device or
+context then needs no torch. A cached count is found by everything that it depends on: the configuration's bytes, the
+names, sizes and times of the weight files beside it (which say whether the head is a separate table), and the versions
+and code used.
 """
 
 from __future__ import annotations
@@ -30,15 +31,15 @@ if TYPE_CHECKING:
     from qia3.counting import Counted
 
 USUAL_CONTEXT = 2048
-LARGEST = 1 << 24  # bytes of a kept count, and of a configuration that one is kept for
-MOST = 200  # counts that are kept
+LARGEST = 1 << 24  # bytes, of a cached count and of a configuration
+MOST = 200  # cached counts
 CONFIGURATIONS = ("config.json", "generation_config.json")
 
 
 def forecast(reference: str, contexts: Sequence[int], rows: int, devices: Sequence[Device]) -> Before:
-    """For a build in blocks of 64. Verdicts are for the longest of `contexts`, USUAL_CONTEXT where there are none.
+    """Assumes blocks of 64. Verdicts are for the longest of `contexts`, by default USUAL_CONTEXT.
 
-    Raises BaseModelError for a model that is not read, and ConfigError for a context that it does not have.
+    Raises BaseModelError if the model is not supported, and ConfigError if a context exceeds its positions.
     """
     shapes, kept = counted(reference)
     asked = _contexts(shapes, contexts)
@@ -47,7 +48,7 @@ def forecast(reference: str, contexts: Sequence[int], rows: int, devices: Sequen
 
 
 def counted(reference: str) -> tuple[Shapes, dict[str, int]]:
-    """A model's sizes, and what a training step keeps by method: kept from before, or counted now. Raises BaseModelError."""
+    """A model's sizes, and what a training step keeps by method: from the cache, or counted now. Raises BaseModelError."""
     place = _place(reference)
     known = None if place is None else _read(place)
     if known is None:
@@ -65,12 +66,12 @@ def _contexts(shapes: Shapes, asked: Sequence[int]) -> list[int]:
     if not asked:
         return [min(USUAL_CONTEXT, limit or USUAL_CONTEXT)]
     if limit and max(asked) > limit:
-        raise ConfigError(f"{shapes.reference} has {limit:,} positions, and a context of {max(asked):,} was asked for")
+        raise ConfigError(f"{shapes.reference} has {limit:,} positions, but a context of {max(asked):,} was asked for")
     return sorted(set(asked))
 
 
 def _place(reference: str) -> Path | None:
-    """Where the count of this model is kept; None where its configuration is not a file of its own."""
+    """The file that this model's count is cached in; None if its configuration is not a separate file."""
     given = Path(reference)
     folder = given.parent if given.name == "config.json" else given
     if not (folder / "config.json").is_file():
@@ -84,7 +85,7 @@ def _place(reference: str) -> Path | None:
 
 
 def _made_of(folder: Path) -> Iterator[bytes]:
-    """Everything that a count follows from."""
+    """Everything that a count depends on."""
     for name in CONFIGURATIONS:
         if (folder / name).is_file():
             yield name.encode() + read_bytes(folder / name, ConfigError, largest=LARGEST)
@@ -98,7 +99,7 @@ def _made_of(folder: Path) -> Iterator[bytes]:
 
 
 def _read(place: Path) -> tuple[Shapes, dict[str, int]] | None:
-    """None where there is none, or none that can be read: it is counted anew."""
+    """A cached count; None if there is none or it cannot be read, and it is counted again."""
     from pydantic import TypeAdapter, ValidationError
 
     if not place.is_file():
@@ -109,7 +110,7 @@ def _read(place: Path) -> tuple[Shapes, dict[str, int]] | None:
 
 
 def _keep(place: Path, found: Counted) -> None:
-    """Whole or not at all; a folder that cannot be written keeps nothing."""
+    """Writes atomically; does nothing if the folder cannot be written."""
     with contextlib.suppress(OSError):
         place.parent.mkdir(parents=True, exist_ok=True)
         scratch = place.with_suffix(f".{os.getpid()}.tmp")

@@ -1,11 +1,11 @@
-"""One experiment, made twice: force tokens after real prompts, record torch's logits, change something, compare.
+"""One experiment, done twice: force tokens after real prompts, record torch's logits, change something, compare.
 
-The gate (law 4) changes torch for ONNX Runtime: the base alone and every adapter, on prompts of the tasks' own test
-sentences, with the graph at accuracy_level 0 and as it ships. What differs too much is not published.
+The parity gate (law 4) replaces torch by ONNX Runtime: for the base alone and every adapter, on prompts from the tasks'
+own test sentences, with the graph at accuracy_level 0 and as shipped. If they differ too much, nothing is published.
 
-Recoding changes the grid: a base that trained on NF4 ships on another one. Law 1 cannot hold across that step, for the
-codes are others, so the difference is a figure in the report: how far weights, logits and first choices moved. The gate
-comes after it, on the model that ships.
+Recoding changes the grid: a base that was trained on NF4 ships on another one. Law 1 cannot hold across that step,
+since the codes differ, so the difference is reported: how far weights, logits and first choices moved. The gate comes
+after it, on the model that ships.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ from qia3.progress import say
 from qia3.train.compute import computing
 from qia3.train.task import Trained
 
-SEEN = 32  # lines of each task that an int8 cache is made of
-DRAWN = 256  # tokens of a row that is drawn for it
+SEEN = 32  # lines per task that the scales of an int8 cache are made from
+DRAWN = 256  # random tokens per row that is added to them
 Tests = Mapping[str, Sequence[Example]]
 Opened = OrtDecoder | OrtPair | OrtEncoder
 
 
 @dataclass(frozen=True)
 class Case:
-    """Prompts, the tokens forced after each, and torch's logits [T, V] of them all, wearing `vectors`. An encoder's have
-    no tokens after them, and its logits are those of `head`, or without one its states [T, hidden].
+    """Prompts, the tokens forced after each, and torch's logits [T, V] for all of them, with the adapter `vectors`. For
+    an encoder there are no forced tokens; the logits are those of `head`, or without one its states [T, hidden].
     """
 
     vectors: Vectors
@@ -60,12 +60,12 @@ class Case:
     head: Head | None = None
 
     def by_torch(self, adapted: AdaptedBase) -> Agreement:
-        """The same tokens through the model as it is now."""
+        """Compares with the same tokens through the model as it is now."""
         with adapted.wearing(self.vectors):
             return compare(self.reference, _logits(adapted.model, self.forced, self.head))
 
     def by_ort(self, decoder: Opened, merged: bool) -> Agreement:
-        """The same tokens through a graph, the vectors fed to it."""
+        """Compares with the same tokens through a graph, with the vectors as inputs."""
         if isinstance(decoder, OrtEncoder):
             return compare(self.reference, np.concatenate(self._by_encoder(decoder, merged)))
         fed = as_inputs(self.vectors)
@@ -87,10 +87,10 @@ def gate(
     graphs: Mapping[str, ir.Model],
     folder: Path,
 ) -> dict[str, Parity]:
-    """What torch and ONNX Runtime agree on, by adapter. Raises ParityError where they do not. An int8 cache is made on the
-    way, of lines that were `seen`.
+    """Agreement of torch and ONNX Runtime, by adapter. Raises ParityError if they disagree. An int8 cache is calibrated
+    on the way, on the lines in `seen`.
 
-    The graphs are opened one level after the other: each session holds the weights packed in a form of its own.
+    The graphs are opened one level at a time: each session holds its own packed copy of the weights.
     """
     shipped = {name: folder / file for name, (file, _) in places(adapted.model).items()}
     # beside the weight file that they share
@@ -116,13 +116,16 @@ def gate(
     for name, both in found.items():
         remarks = check(both["exact"], both["shipped"], plan.parity, f"adapter {name}", str(plan.work_folder))
         if remarks:
-            say(f"warning: int8 activations change adapter {name} beyond [parity]: {'; '.join(remarks)}; {REMEDY}")
+            say(
+                f"warning: int8 activations change adapter {name} more than [parity] allows: "
+                f"{'; '.join(remarks)}; {REMEDY}"
+            )
     return {name: decode(Parity, {kind: a.to_dict() for kind, a in both.items()}) for name, both in found.items()}
 
 
 def _texts(plan: Build, adapted: AdaptedBase, trained: Sequence[Trained], seen: Tests) -> Iterator[Text]:
-    """Prompts of the tasks' training lines: each task's with its own vectors, and some of all with none; and rows of
-    tokens drawn at random with each.
+    """Prompts for the int8 cache from the tasks' training lines: each task's with its own vectors, some of all tasks
+    with none, and rows of random tokens with each.
     """
     draws, words = np.random.default_rng(plan.seed), adapted.model.get_input_embeddings().num_embeddings
     size = min(DRAWN, positions(plan, adapted.base))
@@ -146,7 +149,7 @@ def _opened(paths: Mapping[str, Path], base: BaseModel) -> Opened:
 
 
 def recoded(plan: Build, adapted: AdaptedBase, trained: Sequence[Trained], tests: Tests) -> Drift:
-    """Puts an NF4 base on the grid that it ships on, in place; what that changes for it and for each adapter."""
+    """Moves an NF4 base to the grid that it ships on, in place; measures the change for it and for each adapter."""
     to = plan.export.recode
     say(f"writing the NF4 base as {to}, and measuring what that changes")
     cases = _cases(plan, adapted, trained, tests)
@@ -158,7 +161,7 @@ def recoded(plan: Build, adapted: AdaptedBase, trained: Sequence[Trained], tests
 
 
 def _cases(plan: Build, adapted: AdaptedBase, trained: Sequence[Trained], tests: Tests) -> dict[str, Case]:
-    """The base alone and each adapter; of a merged model, whose vectors are in its scales, the model as it is."""
+    """Cases for the base alone and each adapter; a merged model, whose vectors are in its scales, is one case."""
     if adapted.scaled:
         worn: dict[str, tuple[Vectors, Head | None, Sequence[Trained]]] = {NONE: ({}, None, trained)}
         worn |= {t.task.name: (t.vectors, t.head, [t]) for t in trained}
@@ -171,7 +174,7 @@ def _cases(plan: Build, adapted: AdaptedBase, trained: Sequence[Trained], tests:
 def _case(
     plan: Build, adapted: AdaptedBase, vectors: Vectors, head: Head | None, asked: Sequence[Trained], tests: Tests
 ) -> Case:
-    """torch's own choices after prompts of these tasks, and its logits."""
+    """A case from torch's own choices after prompts of these tasks, with its logits."""
     with adapted.wearing(vectors):
         prompts = _prompts(plan, adapted, asked, tests)
         size, most = positions(plan, adapted.base), plan.parity.decode_steps
@@ -181,7 +184,7 @@ def _case(
 
 
 def _taken(base: BaseModel, prompt: Sequence[int]) -> int:
-    """Positions of the decoder that are taken before an answer."""
+    """Positions of the decoder that are used before the answer."""
     return len(base.start or prompt)
 
 
@@ -190,7 +193,7 @@ def _logits(model: Any, forced: Sequence[tuple[list[int], list[int]]], head: Hea
 
 
 def _prompts(plan: Build, adapted: AdaptedBase, asked: Sequence[Trained], tests: Tests) -> list[list[int]]:
-    """Prompts in turn from each task's test sentences."""
+    """Prompts from the tasks' test sentences, taking tasks in turn."""
     texts = [(t.prompt, e.text) for t in asked for e in tests[t.task.name][: plan.parity.prompts]]
     step = max(1, len(texts) // plan.parity.prompts)
     return [list(adapted.base.tokens.prompt(*pair)) for pair in texts[::step][: plan.parity.prompts]]

@@ -1,15 +1,15 @@
-"""What this machine is: processor, cores, instruction sets, and the memory that a process may still take.
+"""Facts about this machine: processor, cores, instruction sets, and the memory that a process may still take.
 
-A container has less than its host, and the host's own figures do not say so. Each of these lines may be the one that
-ends a process, so the least of them counts:
+A container has less memory than its host, and the host's figures do not show it. Any of these limits can kill a
+process, so the lowest counts:
 
     MemAvailable of /proc/meminfo     what the system can give without swapping (free(1) calls it "available")
-    cgroup v2: memory.max             less memory.current, of the process's group and of every group above it; pages of
-    cgroup v1: memory.limit_in_bytes    files that were not used lately count as free: they can be dropped and read again
+    cgroup v2: memory.max             minus memory.current, of the process's group and every group above it; inactive
+    cgroup v1: memory.limit_in_bytes    file pages count as free: they can be dropped and read again
     RLIMIT_AS                         what `ulimit -v` allows
 
-Instruction sets are those that choose ONNX Runtime's kernel for 4-bit weights, in the words of the device profiles:
-avx2, avx_vnni, avx512f, avx512_vnni; neon, dotprod, i8mm, bf16. From /proc/cpuinfo, on macOS from sysctl.
+Instruction sets are those that select ONNX Runtime's kernel for 4-bit weights, named as in device profiles: avx2,
+avx_vnni, avx512f, avx512_vnni; neon, dotprod, i8mm, bf16. They come from /proc/cpuinfo, on macOS from sysctl.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ FLAGS = {
     "x64": {name: name for name in ("avx2", "avx_vnni", "avx512f", "avx512_vnni")},
     "arm": {"neon": "asimd", "dotprod": "asimddp", "i8mm": "i8mm", "bf16": "bf16"},
 }
-MACOS = {"dotprod": "hw.optional.arm.FEAT_DotProd", "i8mm": "hw.optional.arm.FEAT_I8MM"}  # `sysctl -n`: 1 where it is
+MACOS = {"dotprod": "hw.optional.arm.FEAT_DotProd", "i8mm": "hw.optional.arm.FEAT_I8MM"}  # `sysctl -n`: 1 if present
 ARCHITECTURES = {"x86_64": "x64", "amd64": "x64", "aarch64": "arm", "arm64": "arm"}
-# a group's limit, what it has taken, and how its memory.stat calls pages of files that were not used lately
+# files of a group's limit and use, and the key of inactive file pages in its memory.stat
 FILES = {
     "v2": ("memory.max", "memory.current", "inactive_file"),
     "v1": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
@@ -36,12 +36,12 @@ FILES = {
 
 
 def family() -> str | None:
-    """x64 or arm (64 bits); None: another, which no kernel is known for."""
+    """x64 or arm (64 bits); None: another, for which no kernel is known."""
     return ARCHITECTURES.get(platform.machine().lower())
 
 
 def processor() -> str:
-    """Its name; of an ARM board, which tells no name of a processor, the board's."""
+    """The processor's name; on an ARM board that does not report one, the board's."""
     board = PROC / "device-tree/model"
     if board.is_file():
         return board.read_text().strip("\0\n")
@@ -49,14 +49,14 @@ def processor() -> str:
 
 
 def allowed_cores() -> set[int]:
-    """Those that this process may run on, threads of one core counted apart."""
+    """Logical cores that this process may run on."""
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
 
 
 def physical_cores() -> int:
     """Physical cores that this process may use.
 
-    ONNX Runtime's own default counts cores that a container or taskset took away.
+    ONNX Runtime's own default also counts cores that a container or taskset excludes.
     """
     allowed = allowed_cores()
     cores = {
@@ -68,7 +68,7 @@ def physical_cores() -> int:
 
 
 def instruction_sets() -> tuple[str, ...]:
-    """Those that this processor has; empty where the system does not tell."""
+    """Instruction sets of this processor; empty if the system does not report them."""
     kind = family()
     if platform.system() == "Darwin":
         return ("neon", *(name for name, key in MACOS.items() if _sysctl(key) == "1")) if kind == "arm" else ()
@@ -77,7 +77,7 @@ def instruction_sets() -> tuple[str, ...]:
 
 
 def total_memory_bytes() -> int | None:
-    """All the memory there is; None where the system does not tell."""
+    """Total memory; None if the system does not report it."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
@@ -85,7 +85,7 @@ def total_memory_bytes() -> int | None:
 
 
 def available_memory_bytes(proc: Path = PROC, groups: Path = CGROUPS) -> int | None:
-    """What a process may still take, at most; None where the system does not tell (it has no /proc/meminfo)."""
+    """Memory that a process may still take, at most; None if the system does not report it (no /proc/meminfo)."""
     meminfo = _pairs(proc / "meminfo")
     if "MemAvailable" not in meminfo:
         return None
@@ -94,7 +94,7 @@ def available_memory_bytes(proc: Path = PROC, groups: Path = CGROUPS) -> int | N
 
 
 def _group_rooms(proc: Path, groups: Path) -> Iterator[int]:
-    """What the process's control groups leave it."""
+    """What the limits of the process's control groups leave."""
     listed = proc / "self/cgroup"
     for line in listed.read_text().splitlines() if listed.is_file() else ():
         number, controllers, path = line.split(":", 2)
@@ -105,7 +105,7 @@ def _group_rooms(proc: Path, groups: Path) -> Iterator[int]:
 
 
 def _rooms(root: Path, path: str, version: str) -> Iterator[int]:
-    """Of the group at `path` and of all above it. Inside a container only the root may be there to see."""
+    """Memory left in the group at `path` and in all above it. Inside a container only the root may be visible."""
     limit_file, taken_file, inactive = FILES[version]
     group = root / path.strip("/")
     for folder in dict.fromkeys((group, *group.parents)):
@@ -125,13 +125,13 @@ def _address_space() -> list[int]:
 
 
 def _number(file: Path) -> int | None:
-    """None: no such file, or no number in it ("max": no limit)."""
+    """The number in a file; None if there is no such file or no number in it ("max": no limit)."""
     text = file.read_text().strip() if file.is_file() else ""
     return int(text) if text.isdigit() else None
 
 
 def _pairs(file: Path) -> dict[str, int]:
-    """Names and numbers, one pair a line; empty where there is no such file."""
+    """Names and numbers, one pair per line; empty if there is no such file."""
     if not file.is_file():
         return {}
     words = [line.replace(":", " ").split() for line in file.read_text().splitlines()]

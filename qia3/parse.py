@@ -1,8 +1,8 @@
-"""One boundary for what is read: JSON and TOML as values, or one line of an error of ours. Nothing else gets out.
+"""The one place where JSON and TOML are read: a value, or one line of an error of ours. Nothing else gets out.
 
 The standard parsers raise more than their own error: a plain ValueError for an integer of more than 4,300 digits,
-RecursionError for deep nesting, UnicodeDecodeError for bytes that are no text. A file may be a pipe that never ends, or
-larger than memory. Each reader names its own error class and what to do; the rest is here, once.
+RecursionError for deep nesting, UnicodeDecodeError for bytes that are not text. A file may be an endless pipe, or
+larger than memory. Each caller names its own error class and remedy; the rest is here.
 """
 
 from __future__ import annotations
@@ -18,20 +18,22 @@ from typing import Any
 
 from qia3.errors import QIA3Error, first_line
 
-Pairs = Callable[[list[tuple[str, Any]]], Any]  # makes the value of an object out of its keys and values
+Pairs = Callable[[list[tuple[str, Any]]], Any]  # makes an object from its keys and values
 
 SHORT = 40  # characters of a value in a message
 LARGEST = 1 << 28  # bytes of one document: far more than any manifest, tokenizer or table of examples here
 
 
 def read_bytes(path: Path, error: type[QIA3Error], remedy: str = "", largest: int = LARGEST) -> bytes:
-    """A regular file's bytes. Raises `error`: not there, no regular file (a pipe, a device, a folder), or too large."""
+    """A regular file's bytes. Raises `error` if it is missing, not a regular file (a pipe, a device, a folder), or too
+    large.
+    """
     try:
         facts = path.stat()
         if not stat.S_ISREG(facts.st_mode):
             raise error(f"{path} is not a regular file{_then(remedy)}")
         if facts.st_size > largest:
-            raise error(f"{path} has {facts.st_size:,} bytes, {largest:,} are the most{_then(remedy)}")
+            raise error(f"{path} has {facts.st_size:,} bytes, more than the limit of {largest:,}{_then(remedy)}")
         return path.read_bytes()
     except OSError as reason:
         raise error(f"cannot read {path}: {reason.strerror or first_line(reason)}{_then(remedy)}") from reason
@@ -40,7 +42,7 @@ def read_bytes(path: Path, error: type[QIA3Error], remedy: str = "", largest: in
 
 
 def read_text(path: Path, error: type[QIA3Error], remedy: str = "", largest: int = LARGEST) -> str:
-    """UTF-8, with or without a byte order mark. Raises `error`."""
+    """A text file in UTF-8, with or without a byte order mark. Raises `error`."""
     try:
         return read_bytes(path, error, remedy, largest).decode("utf-8-sig")
     except UnicodeDecodeError as reason:
@@ -52,8 +54,8 @@ def read_json(
 ) -> Any:
     """The value of a JSON file. Raises `error`.
 
-    `pairs` is `each_once` for files of our own form, where a key that stands twice has lost one of its values; in other
-    people's the last one counts, as everywhere.
+    `pairs` is `each_once` for files in our own formats, where a duplicate key would lose a value; elsewhere the last
+    one counts, as usual.
     """
     text = read_text(path, error, remedy, largest)
     try:
@@ -65,33 +67,33 @@ def read_json(
 def read_json_table(
     path: Path, error: type[QIA3Error], remedy: str = "", largest: int = LARGEST, pairs: Pairs | None = None
 ) -> dict[str, Any]:
-    """The same where an object is expected. Raises `error`."""
+    """The same, for a file that must hold an object. Raises `error`."""
     value = read_json(path, error, remedy, largest, pairs)
     if not isinstance(value, dict):
-        raise error(f"{path} holds {kind_of(value)}, and a JSON object is expected{_then(remedy)}")
+        raise error(f"{path} holds {kind_of(value)}, but a JSON object is expected{_then(remedy)}")
     return value
 
 
 def parse_json(text: str | bytes, pairs: Pairs | None = None) -> Any:
-    """The value of a JSON text. Raises ValueError of one line and nothing else, whatever is in the text.
+    """The value of a JSON text. Raises ValueError, in one line, and nothing else, whatever the text is.
 
-    `pairs` makes the value of an object out of its keys and values, for those who must know of a key that stands twice.
+    `pairs` makes an object from its keys and values, for callers that must notice duplicate keys.
     """
     return _parse(partial(json.loads, object_pairs_hook=pairs), text)
 
 
 def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object's keys and values. Raises ValueError for a key that stands twice."""
+    """An object's keys and values. Raises ValueError for a key that occurs twice."""
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found:
-            raise ValueError(f"the key {name[:80]!r} stands twice")
+            raise ValueError(f"the key {name[:80]!r} occurs twice")
         found[name] = value
     return found
 
 
 def parse_toml(text: str) -> dict[str, Any]:
-    """The table of a TOML text. Raises ValueError of one line and nothing else, whatever is in the text."""
+    """The table of a TOML text. Raises ValueError, in one line, and nothing else, whatever the text is."""
     found: dict[str, Any] = _parse(tomllib.loads, text)
     return found
 
@@ -111,7 +113,7 @@ def _parse(parser: Callable[[Any], Any], text: str | bytes) -> Any:
 
 
 def kind_of(value: Any) -> str:
-    """What a JSON value is, in JSON's words."""
+    """The type of a JSON value, in JSON's terms."""
     names = {
         bool: "true or false",
         int: "a number",

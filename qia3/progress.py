@@ -1,4 +1,4 @@
-"""What a person sees while a build works: lines and bars on stderr, so that stdout stays the result."""
+"""Progress of a build for people: lines and bars on stderr, so that stdout holds only the result."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from typing import TypeVar
 
 T = TypeVar("T")
 _asked_to_stop = threading.Event()
-LINES = 8  # of a long run, where stderr is a file and no bar can be drawn
+LINES = 8  # printed during a long run if stderr is not a terminal
 _muted = threading.Event()
 
 
 def is_main() -> bool:
-    """Whether this process speaks and writes: of several that share a run (`accelerate launch`) the first."""
+    """Whether this process prints and writes: the first of several that share a run (`accelerate launch`)."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def ask_to_stop() -> None:
-    """What a signal does: it interrupts, and where a library swallows that (Python itself does within destructors and
-    callbacks), the next line that a build has to say interrupts again.
+    """Signal handler: interrupts. If a library swallows that (Python itself does in destructors and callbacks), the
+    next `say` of the build interrupts again.
     """
     _asked_to_stop.set()
     raise KeyboardInterrupt
 
 
 def forget_the_stop() -> None:
-    """Before another command in this process."""
+    """Resets it before another command in this process."""
     _asked_to_stop.clear()
 
 
 @contextmanager
 def muted() -> Iterator[None]:
-    """Nothing is said within: of many workers one line each is told, by whom they work for."""
+    """Silences everything in the block: for workers, their caller prints one line each."""
     _muted.set()
     try:
         yield
@@ -44,7 +44,7 @@ def muted() -> Iterator[None]:
 
 
 def say(text: str) -> None:
-    """One line on stderr. Raises KeyboardInterrupt where a signal had no effect."""
+    """Prints a line to stderr. Raises KeyboardInterrupt if an earlier signal had no effect."""
     if _asked_to_stop.is_set():
         _asked_to_stop.clear()
         raise KeyboardInterrupt
@@ -53,7 +53,7 @@ def say(text: str) -> None:
 
 
 def bar(items: list[T], title: str) -> Iterable[T]:
-    """Wraps a list in a progress bar on stderr, where that is a terminal."""
+    """Wraps a list in a progress bar on stderr, if that is a terminal."""
     if not _draws():
         return items
     from rich.console import Console
@@ -64,8 +64,8 @@ def bar(items: list[T], title: str) -> Iterable[T]:
 
 @contextmanager
 def counting(title: str, total: int, unit: str) -> Iterator[Callable[[int, str], None]]:
-    """Hands out a function that is told how many of `total` are done, with a note: a bar on a terminal, else a line now
-    and then.
+    """Gives a function to report how many of `total` are done, with a note: a bar on a terminal, otherwise a line from
+    time to time.
     """
     if not _draws():
         yield _lines(title, total, unit)
@@ -86,7 +86,7 @@ def counting(title: str, total: int, unit: str) -> Iterator[Callable[[int, str],
 
 
 def _draws() -> bool:
-    """Whether there is somebody to see a bar."""
+    """Whether a bar can be seen."""
     return sys.stderr.isatty() and is_main() and not _muted.is_set()
 
 

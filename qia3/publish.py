@@ -1,6 +1,6 @@
-"""From a trained base to a whole bundle: graph, gate, adapters, evaluation, measurement, report.
+"""From a trained base to a complete bundle: graph, gate, adapters, evaluation, measurement, report.
 
-Nothing is kept if a step fails.
+If a step fails, nothing is published.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ from qia3.storage import alone
 from qia3.targets import load_target
 from qia3.train.task import Job, Trained
 
-Graphs = Mapping[str, ir.Model]  # by what they do: "decoder", and an encoder-decoder's "encoder" before it
+Graphs = Mapping[str, ir.Model]  # by role: "decoder", in an encoder-decoder "encoder" before it
 
 
 def exported(plan: Build, adapted: AdaptedBase) -> Graphs:
-    """The graphs with vectors at the side, compared with torch before anything is trained. Raises BaseModelError."""
+    """The graphs with unmerged vectors, compared with torch before anything is trained. Raises BaseModelError."""
     target, base = load_target(plan.export.target), adapted.base
     check_learns(plan, adapted)
     say("exporting the graph and comparing it with torch, before anything is trained")
@@ -76,7 +76,7 @@ def exported(plan: Build, adapted: AdaptedBase) -> Graphs:
 
 @dataclass(frozen=True)
 class Lines:
-    """Of each task by its name: what it is tested on, and what it was trained on."""
+    """The test and training examples of each task, by name."""
 
     tests: Tests
     seen: Tests
@@ -88,19 +88,19 @@ class Lines:
 
 
 def publish(plan: Build, adapted: AdaptedBase, trained: Sequence[Trained], lines: Lines, graphs: Graphs) -> Path:
-    """Writes the bundle of `plan` and returns its folder. `graphs` are what `exported` gave."""
+    """Writes the bundle of `plan` and returns its folder. `graphs` come from `exported`."""
     tests = lines.tests
     target, base, side = load_target(plan.export.target), adapted.base, plan.export.mode == "side"
     drift = recoded(plan, adapted, trained, tests) if base.grid == "nf4" and target.nf4 != "exact" else None
     seen = (base.model, adapted.roles, prompt_only(base.model))
     linears, dense = linear_layers(*seen), dense_layers(*seen)
     if base.eight_bit and target.accuracy_level != 4:
-        say(f"ONNX Runtime has no fast product of 8-bit weights at accuracy_level {target.accuracy_level}: it is slow")
+        say(f"warning: ONNX Runtime multiplies 8-bit weights slowly at accuracy_level {target.accuracy_level}")
     if not side:
         trained = [t for t in trained if t.task.name == plan.export.merge_task]
         adapted.merge(trained[0].vectors)
     with alone(plan.output_folder, say), whole_or_absent(plan.output_folder, read_back) as folder:
-        if not side or drift is not None:  # other weights than those that `graphs` hold
+        if not side or drift is not None:  # the weights differ from those in `graphs`
             say("exporting the graph")
             graphs = _again(plan, base, None if side else trained[0].head)
         files = places(base.model)
@@ -144,7 +144,7 @@ def _vocabulary(model: Any) -> list[str]:
 
 
 def _write_files(adapted: AdaptedBase, trained: Sequence[Trained], folder: Path, manifest: Manifest) -> None:
-    """Adapters in both forms (a merged model has no place for them), tokenizer, configurations."""
+    """Writes the adapters in both forms (unless merged), the tokenizer and the configurations."""
     base = adapted.base
     for t in trained if adapted.scaled else ():
         place = folder / "adapters" / t.task.name
@@ -162,8 +162,8 @@ def _write_files(adapted: AdaptedBase, trained: Sequence[Trained], folder: Path,
 
 
 def _evaluation(folder: Path, trained: Sequence[Trained], tests: Tests, side: bool) -> dict[str, HeldOut]:
-    """Held-out scores of the bundle itself: without the adapter and with it (merged, and of an encoder, which tells
-    labels by its adapter's head: with it only).
+    """Scores of the bundle itself on held-out examples: without the adapter and with it (merged models, and encoders,
+    which need the adapter's head to label: with it only).
     """
     bundle = Bundle.open(folder)
     engine, bank = open_engine(bundle), AdapterBank(bundle)

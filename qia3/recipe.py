@@ -1,15 +1,15 @@
 """How vectors are trained: the keys of a build file's [train] table, and the presets that fill them.
 
-`short` is what the demo uses: T-Few's three losses with AdamW, a larger rate and a tenth of the steps (which losses and
-rates are good: docs/training.md, "Accuracy beside LoRA"). `t-few` is the recipe of Liu et al. 2022 (arXiv:2205.05638): Adafactor
-at 3e-3, up in 60 steps and then down to zero in a straight line, 1000 steps of 8 examples, and three losses
-(qia3.train.losses). The third trains the mean log-probability a token, so where it is among the losses a task is ranked
-by that. The paper's code differs from its text in places; where they differ the text is followed here, but for one:
-Adafactor scales its steps by the size of the parameters (`scale_parameter`), which only the code says. The code also
-leaves the dropout of T5's configuration on (src/pl_train.py loads the model as it is, and Lightning puts it in training
-mode); the text does not speak of it, and here an encoder-decoder trains without (qia3.train.dropout). What the paper
-does before it, 100,000 steps on T0's own mixture, is no part of the preset: `init_adapter` starts from such vectors.
-The paper's tasks are T0's held-out ones with 20 to 70 examples, and RAFT's with 50.
+`short` is what the demo uses: T-Few's three losses with AdamW, a higher learning rate and a tenth of the steps (how
+losses and rates compare: docs/training.md, "Accuracy beside LoRA"). `t-few` is the recipe of Liu et al. 2022
+(arXiv:2205.05638): Adafactor at 3e-3 with 60 warm-up steps and linear decay, 1000 steps of 8 examples, and three losses
+(qia3.train.losses). The third trains the mean log-probability per token, so a task that uses it is ranked by that. The
+paper's code and text differ in places. The text is followed, with one exception: Adafactor scales its steps by the size
+of the parameters (`scale_parameter`), which only the code says. The code also leaves the dropout of T5's configuration
+on (src/pl_train.py loads the model as it is, and Lightning puts it in training mode); the text does not mention it, and
+here an encoder-decoder trains without (qia3.train.dropout). The paper's pre-training, 100,000 steps on T0's mixture, is
+not part of the preset: `init_adapter` starts from such vectors. The paper's tasks are T0's held-out ones with 20 to 70
+examples, and RAFT's with 50.
 """
 
 from __future__ import annotations
@@ -23,9 +23,7 @@ from qia3.parse import given
 
 
 class Section(BaseModel):
-    """A part of the build file: unknown keys and numbers that are not finite are refused, values cannot change
-    afterwards.
-    """
+    """A part of the build file: unknown keys and non-finite numbers are refused, and values are frozen."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -50,7 +48,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "warmup_steps": 60,
         "optimizer": "adafactor",
         "losses": T_FEW,
-        "answers": 10_000,  # all of them
+        "answers": 10_000,  # i.e. all
     },
 }
 
@@ -58,7 +56,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 class Train(Section):
     """How the vectors are trained.
 
-    `steps` are optimiser updates; `compute` is the matrix type, the vectors are always bfloat16.
+    `steps` are optimiser updates; `compute` is the type of matrix products, vectors are always bfloat16.
     """
 
     preset: Literal["short", "t-few"] | None = None
@@ -83,7 +81,7 @@ class Train(Section):
     @classmethod
     def _each_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(value)) < len(value):
-            raise ValueError("each loss is named once")
+            raise ValueError("name each loss once")
         return value
 
     @field_validator("validation", mode="before")
@@ -92,18 +90,18 @@ class Train(Section):
         if value is None or isinstance(value, str | Path):
             return value
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
-            raise ValueError(f"a fraction is between 0 and 1; or name a file, in quotes; this is {given(value)}")
+            raise ValueError(f"expected a fraction between 0 and 1 or the name of a file in quotes, not {given(value)}")
         return value
 
     @model_validator(mode="after")
     def _whole(self) -> Train:
-        """Lays the preset under the keys that were given, which stay the only ones that count as given."""
+        """Fills keys that were not given from the preset; only given keys count as set."""
         for key, value in PRESETS.get(self.preset or "", {}).items():
             if key not in self.model_fields_set:
                 self.__dict__[key] = value
         if self.batch_size % self.accumulate:
             raise ValueError(
-                f"a batch of {self.batch_size} cannot be computed in {self.accumulate} equal parts (accumulate)"
+                f"accumulate = {self.accumulate} does not divide batch_size = {self.batch_size} into equal parts"
             )
         return self
 
@@ -114,5 +112,5 @@ class Train(Section):
 
     @property
     def ranking(self) -> Literal["sum", "mean"]:
-        """The order of answers that the losses train."""
+        """The ranking of answers that the losses train."""
         return "mean" if "length-normalised" in self.losses else "sum"

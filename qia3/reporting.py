@@ -1,6 +1,7 @@
-"""How `qia3 report` comes to its page: of a bundle, of a model that is not built, of two of them; and where it goes.
+"""`qia3 report`: how its page is made, for a bundle, a model that is not built, or a comparison of two; and where it
+goes.
 
-The page and the figures behind it are one object in every form; a device that it has to fit and does not is an error
+Page and figures come from one object in every output format. If it must fit a device and does not, that is an error
 after the page, exit code 3.
 """
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Shape:
-    """How a report is wanted."""
+    """The output format of a report."""
 
     as_json: bool = False
     html: Path | None = None
@@ -32,7 +33,7 @@ class Shape:
 
 
 def report_of(folder: Path) -> Report:
-    """The footprint report of a bundle, made anew from its files and its manifest."""
+    """The footprint report of a bundle, computed again from its files and its manifest."""
     from qia3.bundle.opened import Bundle
     from qia3.footprint.report import build_report
 
@@ -40,7 +41,9 @@ def report_of(folder: Path) -> Report:
 
 
 def print_report(folder: Path, shape: Shape, devices: Sequence[Device] = (), must_fit: Collection[str] = ()) -> None:
-    """A bundle's report, and estimates for devices. Raises FitError."""
+    """Prints a bundle's report, with estimates for devices. Raises FitError if it does not fit a device that it must
+    fit.
+    """
     from qia3.footprint.bundle_page import bundle_page
     from qia3.footprint.estimate import check_fits, estimate
 
@@ -52,7 +55,7 @@ def print_report(folder: Path, shape: Shape, devices: Sequence[Device] = (), mus
 
 
 def print_training(outcomes: Sequence[Outcome], work: Path, as_json: bool) -> None:
-    """How each task ended: a table, where there are several. Raises WorkerError where one failed."""
+    """Prints how each task ended, as a table if there are several. Raises WorkerError if one failed."""
     from qia3.many.summary import summary
     from qia3.many.tasks import check_failures
     from qia3.printers.terminal import section_text
@@ -67,7 +70,7 @@ def print_training(outcomes: Sequence[Outcome], work: Path, as_json: bool) -> No
 def print_model(
     what: str, contexts: Sequence[int], batch: int, devices: Sequence[Device], must_fit: Collection[str], shape: Shape
 ) -> None:
-    """The forecast of a model that is not built. Raises FitError."""
+    """Prints the forecast for a model that is not built. Raises FitError."""
     from qia3.footprint.before_page import before_page
     from qia3.footprint.estimate import check_fits
     from qia3.forecast import forecast
@@ -86,7 +89,7 @@ def print_comparison(
     must_fit: Collection[str],
     shape: Shape,
 ) -> None:
-    """Two bundles or models; a bundle needs nothing that only a build has. Raises FitError where either does not fit."""
+    """Compares two bundles or models; bundles alone need no build dependencies. Raises FitError if either does not fit."""
     from qia3.bundle.folder import is_or_was_bundle
     from qia3.footprint.before_page import short_name
     from qia3.footprint.compare import compare
@@ -112,7 +115,7 @@ def print_comparison(
 
 
 def _print_page(page: Page, figures: Mapping[str, Any], shape: Shape) -> None:
-    """On standard output, and as HTML where a file was named."""
+    """Prints to standard output, and writes HTML if a file was named."""
     from qia3.printers.data import page_data
     from qia3.printers.markdown import markdown
     from qia3.printers.terminal import terminal

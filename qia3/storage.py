@@ -1,16 +1,16 @@
-"""Writing folders that are whole or absent, whatever happens: a full or closed disk, a kill, another process.
+"""Writes folders that are complete or absent, whatever happens: a full or failing disk, a kill, another process.
 
 A folder is written as a scratch folder beside its place, `.NAME.PID.xxxx.tmp`, and takes that place at the end in one
-step of the file system: a rename where nothing is there, an exchange of the two names (Linux: renameat2 with
-RENAME_EXCHANGE) where an older folder is. So a kill at any moment leaves the old folder or the new one. Where the
-system has no exchange the older one is moved away first, to `.NAME.PID.xxxx.old`; killed between the two renames, the
-next writer puts it back.
+file system operation: a rename if nothing is there, an exchange of the two names (Linux: renameat2 with
+RENAME_EXCHANGE) if an older folder is. So a kill at any moment leaves the old folder or the new one. If the system has
+no exchange, the older one is first moved to `.NAME.PID.xxxx.old`; after a kill between the two renames, the next writer
+moves it back.
 
-A scratch folder is locked (flock on the folder itself) for as long as its process lives: the next writer removes what
-dead ones left, and nothing of a living one.
+A scratch folder is locked (flock on the folder itself) while its process lives: the next writer removes what dead
+processes left, and nothing of a living one.
 
-A full disk is one clear line, whatever the library that was writing made of it: Python says ENOSPC, but torch,
-safetensors, tokenizers and ONNX Runtime write by themselves and each raises something else, so the disk is asked.
+A full disk gives one clear line, whichever library was writing: Python reports ENOSPC, but torch, safetensors,
+tokenizers and ONNX Runtime write by themselves and each raises something else, so the free space is checked.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from qia3.errors import QIA3Error, StorageError
 
 try:
     import fcntl
-except ImportError:  # Windows: no locks, and leftovers are known by their process alone
+except ImportError:  # Windows: no locks; leftovers are recognised by their process only
     fcntl = None  # type: ignore[assignment]
 
-FULL_BYTES = 1 << 18  # less than this is left when a write of many kilobytes has just failed
+FULL_BYTES = 1 << 18  # if less than this is free after a failed write, the disk counts as full
 CLOSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG}
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 SCRATCH, OLD = ".tmp", ".old"
@@ -44,17 +44,17 @@ AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 
 
 def cache_folder() -> Path:
-    """What is kept to be made once: fetched weights, quantised bases, forecasts. Where caches belong on this system."""
-    import platformdirs  # which a device that only runs a bundle does without
+    """The cache folder for downloaded weights, quantised bases and forecasts, in the system's usual place."""
+    import platformdirs  # not installed on a device that only runs a bundle
 
     return Path(os.environ.get("QIA3_CACHE") or platformdirs.user_cache_path("qia3", appauthor=False))
 
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Around code that writes in `folder`.
+    """Wraps code that writes in `folder`.
 
-    Raises StorageError if the disk is full or the folder is closed; other failures pass through.
+    Raises StorageError if the disk is full or the folder is not writable; other failures pass through.
     """
     try:
         yield
@@ -73,27 +73,27 @@ def writing(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def made_once(target: Path) -> Iterator[Path]:
-    """A scratch folder beside `target` that becomes it when the block ends well, unless another process was first.
+    """A scratch folder beside `target` that becomes it if the block succeeds, unless another process was first.
 
-    Raises StorageError as `writing` does.
+    Raises StorageError like `writing`.
     """
     with _scratch_beside(target) as scratch:
         yield scratch
         _flush(scratch)
         try:
             scratch.rename(target)
-        except OSError:  # not empty: another process has renamed its own in the meantime
+        except OSError:  # not empty: another process was faster
             if not target.is_dir():
                 raise
 
 
 @contextmanager
 def replaced(target: Path) -> Iterator[Path]:
-    """The same, but it takes the place of a folder that is there: at the end, in one step. Until then that one stays.
+    """The same, but it replaces an existing folder: at the end, in one step. Until then the old one stays.
 
-    Raises StorageError as `writing` does.
+    Raises StorageError like `writing`.
     """
-    target = target.resolve()  # the folder is replaced, not a link to it; and "." has no name of its own
+    target = target.resolve()  # replaces the folder, not a link to it; and "." has no name
     with _scratch_beside(target) as scratch:
         yield scratch
         scratch.chmod(0o755)
@@ -107,9 +107,9 @@ def replaced(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def locked(folder: Path, remedy: str) -> Iterator[None]:
-    """Keeps other processes out of a folder that is worked in for long. Raises StorageError that names the process.
+    """Keeps other processes out of a folder during long work. Raises StorageError that names the process.
 
-    Nothing of the lock stays in the folder, nor the folder where nothing else was put into it.
+    The lock leaves nothing in the folder, and removes the folder if nothing else was put into it.
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -126,17 +126,18 @@ def locked(folder: Path, remedy: str) -> Iterator[None]:
         try:
             yield
         finally:
-            with contextlib.suppress(OSError):  # it holds something: what was worked on
+            with contextlib.suppress(OSError):  # not empty: it holds the work
                 path.unlink()
                 folder.rmdir()
 
 
 @contextmanager
 def alone(target: Path, waiting: Callable[[str], None]) -> Iterator[None]:
-    """Waits until no other process changes the folder `target`, which may not be there, and keeps them out meanwhile.
+    """Waits until no other process changes the folder `target`, which need not exist, and keeps others out meanwhile.
 
-    What is read before a folder is replaced has to be read within: two that read the same and then replace it would
-    lose what the first one wrote. `waiting` is told once, in words. Nothing of the lock stays behind.
+    What is read before a folder is replaced must be read inside the block: otherwise two processes could read the same
+    and the second would overwrite the first one's changes. `waiting` is called once with a message. The lock leaves
+    nothing behind.
     """
     target = target.resolve()
     path = target.with_name(f".{target.name}.lock")
@@ -152,7 +153,7 @@ def alone(target: Path, waiting: Callable[[str], None]) -> Iterator[None]:
             _lock(file.fileno(), wait=True)
         if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
             break
-        file.close()  # its owner took the name away with its lock
+        file.close()  # its owner removed the file when releasing the lock
         file = path.open("a")
     with file:
         try:
@@ -162,7 +163,7 @@ def alone(target: Path, waiting: Callable[[str], None]) -> Iterator[None]:
 
 
 def exchange(one: Path, other: Path) -> bool:
-    """Gives two folders each other's name in one step. False, and nothing is done, where the system cannot."""
+    """Swaps the names of two folders in one step. Returns False, and does nothing, if the system cannot."""
     if not sys.platform.startswith("linux"):
         return False
     try:
@@ -172,13 +173,13 @@ def exchange(one: Path, other: Path) -> bool:
     if renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0:
         return True
     code = ctypes.get_errno()
-    if code in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):  # an older kernel, or a file system without it
+    if code in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):  # an older kernel, or a file system without support
         return False
     raise OSError(code, os.strerror(code), str(other))
 
 
 def remove_leftovers(target: Path) -> None:
-    """Takes away what dead processes left of writing `target`, and puts back what one of them had moved away."""
+    """Removes leftovers of dead processes that wrote `target`, and restores a folder that one of them had moved away."""
     name = re.escape(target.name)
     pattern = re.compile(rf"\.{name}\.(\d+)\.\w+({re.escape(SCRATCH)}|{re.escape(OLD)})")
     for place in sorted(target.parent.iterdir()) if target.parent.is_dir() else []:
@@ -193,7 +194,7 @@ def remove_leftovers(target: Path) -> None:
 
 @contextmanager
 def _scratch_beside(target: Path) -> Iterator[Path]:
-    """A new folder beside `target`, locked while the block runs; removed where it is still there afterwards."""
+    """A new folder beside `target`, locked while the block runs; removed if it is still there afterwards."""
     with writing(target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(target)
@@ -220,7 +221,7 @@ def _move_away_and_in(new: Path, target: Path) -> None:
 
 @contextmanager
 def _held(folder: Path) -> Iterator[None]:
-    """A lock on a folder; none where the system has no such locks."""
+    """A lock on a folder; does nothing if the system has no such locks."""
     if fcntl is None:
         yield
         return
@@ -233,7 +234,7 @@ def _held(folder: Path) -> Iterator[None]:
 
 
 def _lock(opened: int, wait: bool = False) -> bool:
-    """Takes the lock of an open file, unless another process has it (`wait`: when it has let go)."""
+    """Takes the lock of an open file, unless another process has it (`wait`: waits until it is released)."""
     if fcntl is None:
         return True
     try:
@@ -246,7 +247,7 @@ def _lock(opened: int, wait: bool = False) -> bool:
 
 
 def _in_use(folder: Path, process: int) -> bool:
-    """Whether a scratch folder belongs to a process that lives: it holds the lock, or has not come to it yet."""
+    """Whether a scratch folder belongs to a process that lives: it holds the lock, or is about to take it."""
     try:
         opened = os.open(folder, os.O_RDONLY)
     except OSError:
@@ -270,7 +271,7 @@ def _lives(process: int) -> bool:
 
 
 def _flush(folder: Path) -> None:
-    """Has every file of a folder, and its names, on the disk: a rename must not overtake what it renames."""
+    """Flushes every file of a folder, and its directory entries, to disk before the rename."""
     for place in [*folder.rglob("*"), folder]:
         if place.is_file() and not place.is_symlink():
             with place.open("rb") as file, contextlib.suppress(OSError):
@@ -280,7 +281,7 @@ def _flush(folder: Path) -> None:
 
 
 def _flush_names(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # Windows opens no folders
+    with contextlib.suppress(OSError):  # Windows cannot open folders
         opened = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(opened)
@@ -289,6 +290,6 @@ def _flush_names(folder: Path) -> None:
 
 
 def _free_bytes(folder: Path) -> int:
-    """Bytes left on the disk of `folder`, or of the nearest parent that exists."""
+    """Free bytes on the disk of `folder`, or of its nearest existing parent."""
     place = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     return shutil.disk_usage(place).free

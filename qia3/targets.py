@@ -4,12 +4,12 @@ One TOML file each in export/, shipped as qia3.export.
 
     description    = "..."    one line, shown by `qia3 targets`
     accuracy_level = 4        MatMulNBits: 4 rounds activations to int8 (fast), 1 and 0 compute in float32 (exact, slow)
-    vectors        = "..."    "optional" (default): inputs with a default of ones; "required": plain inputs, for loaders that feed no others
-    nf4            = "..."    a base on NF4: "recode" (default) writes it as int8 or int4, as the build asks; "exact" keeps its codes (MatMulBnb4)
+    vectors        = "..."    "optional" (default): inputs with a default of ones; "required": no default, for loaders that feed all inputs
+    nf4            = "..."    for an NF4 base: "recode" (default) writes it as int8 or int4, as the build asks; "exact" keeps its codes (MatMulBnb4)
     note           = "..."    what to know before choosing it
-    tested_on      = ["..."]  machines it ran on; an empty list means that it was read from sources and never run
+    tested_on      = ["..."]  machines it ran on; an empty list means never run, written from the sources only
 
-A new target is a new file: nothing here names one.
+A new target is a new file; the code names none.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from qia3.profiles import profile_names, profile_text
 class Target(BaseModel):
     """One export target.
 
-    `accuracy_level` is the attribute of MatMulNBits in the shipped graph; `vectors` is how it takes an adapter.
+    `accuracy_level` is the attribute of MatMulNBits in the shipped graph; `vectors` says how the graph takes an adapter.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -41,12 +41,12 @@ class Target(BaseModel):
 
 
 def target_names() -> list[str]:
-    """Every target that can be asked for, sorted."""
+    """The names of all targets, sorted."""
     return profile_names("qia3.export")
 
 
 def load_target(name: str) -> Target:
-    """The target called `name`. Raises ConfigError with the nearest name where there is none."""
+    """The target called `name`. Raises ConfigError with the nearest name if there is none."""
     text = profile_text("qia3.export", name, "export target")
     try:
         return Target.model_validate({**tomllib.loads(text), "name": name})

@@ -1,14 +1,14 @@
-"""One [[task]] table for many tasks: a task for each file that its `train` matches.
+"""One [[task]] table for many tasks: one task per file that its `train` matches.
 
     [[task]]
-    name = "*"                       # what the star stands for in each file's path is the task's name
+    name = "*"                       # the part of each path that the star matches is the task's name
     kind = "classify"
     train = "tasks/*.train.jsonl"    # tasks/bikes.train.jsonl, tasks/films.train.jsonl: the tasks bikes and films
     test = "tasks/*.test.jsonl"
 
-The star stands once in `train`, for a part of one file or folder name, and for the same in `test`, `[task.training]`'s
-`validation` and `init_adapter`. A task that also has a table of its own name is that table's alone. Tasks are in the
-order of their names.
+The star occurs once in `train`, for a part of one file or folder name, and may occur in the same way in `test` and in
+`validation` and `init_adapter` of [task.training]. A task that also has a table of its own uses only that table. Tasks
+are in alphabetical order.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ FILES, TRAINING_FILES = ("train", "test"), ("validation", "init_adapter")
 
 
 def task_files(document: dict[str, Any], here: Path) -> list[int]:
-    """Puts each matched task in the place of its table, in `document` itself. For each task then, the number of the table
-    that it is from.
+    """Replaces each such table in `document` by the tasks that it matches. Returns, for each task, the number of the
+    table that it came from.
 
-    Raises ConfigError for a pattern that is none, or matches nothing.
+    Raises ConfigError for an invalid pattern, or one that matches nothing.
     """
     tables = document.get("task")
     if not isinstance(tables, list):
@@ -45,7 +45,8 @@ def _of(table: Any, here: Path, named: set[str]) -> list[Any]:
     pattern = table.get("train")
     if not isinstance(pattern, str) or pattern.count(STAR) != 1 or set(pattern) & set("?["):
         raise ConfigError(
-            f'a task called "{STAR}" is one for each file of its `train`, where a star stands once: "tasks/{STAR}.jsonl"'
+            f'a task called "{STAR}" needs exactly one star in `train`, such as "tasks/{STAR}.jsonl", for one '
+            "task per file"
         )
     names = sorted(set(_names(pattern, here)) - named)
     if not names:
@@ -54,7 +55,7 @@ def _of(table: Any, here: Path, named: set[str]) -> list[Any]:
 
 
 def _names(pattern: str, here: Path) -> list[str]:
-    """What the star stands for."""
+    """The parts of the paths that the star matches."""
     path = Path(pattern)
     start = Path(path.anchor) if path.is_absolute() else here
     inner = path.relative_to(path.anchor).as_posix() if path.is_absolute() else path.as_posix()
@@ -65,7 +66,7 @@ def _names(pattern: str, here: Path) -> list[str]:
 
 
 def _filled(table: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """The table with `name` for the star."""
+    """The table with the star replaced by `name`."""
     made = dict(table) | {"name": name} | {key: _put(table[key], name) for key in FILES if key in table}
     training = table.get("training")
     if isinstance(training, dict):

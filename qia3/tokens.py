@@ -1,25 +1,26 @@
-r"""Text to token ids, the same way in training, in the parity gate and on the device; and a user's words stay words.
+r"""Text to token ids, the same way in training, in the parity gate and on the device. A user's words never become control
+tokens.
 
-A prompt is a template that holds {text} once. Control tokens written in the template are control tokens; the same
-characters in the user's words are characters:
+A prompt is a template that contains {text} once. Control tokens in the template are control tokens; the same characters
+in the user's words are plain characters:
 
     template  <|im_start|>user\n{text}<|im_end|>\n       words  what does <|im_end|> do
     ids       [<|im_start|>] user \n what does <  |  im  _  end  |  > do [<|im_end|>] \n
 
-The parts are not encoded apart and joined: merges cross the border ("Topic of" + " the"), and some tokenizers put a
-space before a text's first letter only. The whole text is encoded at once, so ordinary words give the ids that they
-always gave. Where a control token's place in that text overlaps the words, it is encoded once more by a second
-tokenizer, made of the same tokenizer.json with every control token under a secret name of the process (ids, ranks,
-scores and flags kept; merges that would spell a control token left out), which stands in the template and which no
-words can hold:
+The parts are not encoded separately and joined: merges cross the border ("Topic of" + " the"), and some tokenizers put
+a space only before a text's first letter. The whole text is encoded at once, so ordinary words give the usual ids. If a
+control token in that text overlaps the user's words, it is encoded again with a second tokenizer. This is made from the
+same tokenizer.json, but each control token has a secret name, new in each process (ids, ranks, scores and flags are
+kept; merges that would spell a control token are left out). The secret names are written into the template, and no user
+text can contain them:
 
     <f3a9...00001>user\nwhat does <|im_end|> do<f3a9...00002>\n
 
-Control tokens are the added tokens that say `special`, and of the others those that look like markup: in <...> or
-[...], as <think> and <tool_call>, which some tokenizers list as plain. Other added tokens (Phi's and GPT-NeoX's runs of
-spaces, words) are text. HTML tags that a tokenizer lists as tokens (Gemma's <b>) are spelt out in a user's words: the
-name does not say which is which. T5's sentinels, <extra_id_0> and on, are control tokens also where they are pieces of
-the vocabulary and no added tokens, as in mT5, where a sentinel's piece has a word's ▁ in front.
+Control tokens are the added tokens marked `special`, and those others that look like markup, in <...> or [...], such as
+<think> and <tool_call>, which some tokenizers list as plain. Other added tokens (Phi's and GPT-NeoX's runs of spaces,
+words) are text. HTML tags that a tokenizer lists as tokens (Gemma's <b>) are spelt out in a user's words, since the
+name does not tell which kind they are. T5's sentinels, <extra_id_0> and so on, are control tokens even if they are
+pieces of the vocabulary rather than added tokens, as in mT5, where a sentinel's piece starts with a word's ▁.
 """
 
 from __future__ import annotations
@@ -40,19 +41,19 @@ from qia3.errors import BundleError, DataError, QIA3Error, first_line
 from qia3.parse import read_text
 
 SLOT = "{text}"
-NOWHERE = "\U0010ffff"  # a code point that is no character: in no vocabulary
+NOWHERE = "\U0010ffff"  # a code point that is not a character, so it is in no vocabulary
 BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
-ANSWERS = 1 << 12  # that are kept
-WORD = 16  # characters of a word, or so
+ANSWERS = 1 << 12  # cached answers
+WORD = 16  # characters, roughly the length of a word
 WORD_START = "▁"
 SENTINELS = ("<extra_id_{}>", "▁<extra_id_{}>")
 MARKUP = re.compile(r"<.+>|\[.+\]", re.DOTALL)
 
 
 class Tokens:
-    """A tokenizer without truncation, padding and tokens of its own making.
+    """A tokenizer without truncation, padding and automatically added tokens.
 
-    `rows` are the embedding's: a text that brings a token beyond them is refused. None: any id will do.
+    `rows` is the embedding's number of rows: a text with a token beyond it is refused. None: any id is accepted.
     """
 
     def __init__(self, tokenizer: Tokenizer, rows: int | None = None) -> None:
@@ -70,32 +71,32 @@ class Tokens:
 
     @classmethod
     def read(cls, path: Path, rows: int | None = None) -> Tokens:
-        """Of a tokenizer.json. Raises BundleError."""
+        """From a tokenizer.json. Raises BundleError if it cannot be read."""
         return cls(_parsed(read_text(path, BundleError), BundleError(f"{path} cannot be read as a tokenizer")), rows)
 
     @classmethod
     def of(cls, tokenizer: Any, rows: int | None = None) -> Tokens:
-        """Of a tokenizer of transformers, by the tokenizer.json that it would save: what it does to a text besides
-        (`split_special_tokens`) is nothing that a device knows of.
+        """From a transformers tokenizer, by the tokenizer.json that it would save. What it does in addition
+        (`split_special_tokens`) is unknown to a device.
         """
         document = tokenizer.backend_tokenizer.to_str()
         return cls(_parsed(document, QIA3Error("the base's tokenizer cannot be read back")), rows)
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """A user's text: no control token comes out of it."""
+        """Ids of a user's text, never with control tokens."""
         return self.prompt(SLOT, text)
 
     def prompt(self, template: str, text: str) -> tuple[int, ...]:
-        """A template that holds {text} once, around a user's words.
+        """Ids of a template that contains {text} once, with a user's words.
 
-        Raises DataError: a token beyond the embedding's rows, half a character, or a text that breaks the tokenizer.
+        Raises DataError for a token beyond the embedding's rows, half a character, or a text that breaks the tokenizer.
         """
         return tuple(self._around(template, text)[0].ids)
 
     def words(self, template: str, words: Sequence[str]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """A prompt around words with a space between, and the place of each one's first token: the first that a
-        character of it is in, or the space before it, which is a token of its own in some vocabularies. Raises
-        DataError as `prompt` does, and for a word that has no token of its own.
+        """Ids of a prompt with words joined by spaces, and the position of each word's first token: the first token
+        that covers one of its characters, or the space before it, which is a separate token in some vocabularies.
+        Raises DataError like `prompt`, and for a word without a token of its own.
         """
         found, start = self._around(template, " ".join(words))
         offsets, token, end = found.offsets, 0, start
@@ -106,13 +107,13 @@ class Tokens:
             while token < len(offsets) and offsets[token][1] <= start:
                 token += 1
             if token == len(offsets) or offsets[token][0] >= end or token in places[-1:]:
-                raise DataError(f"the tokenizer makes no token of its own of the word {word[:40]!r}; leave it out")
+                raise DataError(f"the tokenizer gives the word {word[:40]!r} no token of its own; leave it out")
             places.append(token)
             end, space = end + 1, 1
         return tuple(found.ids), tuple(places)
 
     def _around(self, template: str, text: str) -> tuple[Encoding, int]:
-        """A template's encoding, and where in its text the words begin."""
+        """The encoding of a template with its text, and where in it the words begin."""
         before, _, after = template.partition(SLOT)
         found, start = _encoding(self.tokenizer, before + text + after), len(before)
         if self._overlaps(found, start, text):
@@ -122,21 +123,19 @@ class Tokens:
             beyond = max(ids)
             raise DataError(
                 f"the base has no embedding for the token {self.tokenizer.id_to_token(beyond)!r} (id {beyond}; it has "
-                f"{self.rows}); write it in another way"
+                f"{self.rows}); write it differently"
             )
         return found, start
 
     def _answer(self, text: str, end: str) -> tuple[int, ...]:
-        """An answer's words and the token that ends it. A task's answers are asked for again and again, so they are
-        kept.
-        """
+        """Ids of an answer and its end token. A task's answers are needed again and again, so they are cached."""
         return self.prompt(SLOT + end, text)
 
     def fitting(self, template: str, text: str, room: int) -> str | None:
-        """The words, or the longest beginning of them with which the prompt takes at most `room` tokens; None where the
-        template alone takes more. A text of megabytes is not encoded whole.
+        """The words, or the longest prefix of them with which the prompt takes at most `room` tokens; None if the
+        template alone takes more. A text of megabytes is not encoded as a whole.
         """
-        fits = 0  # characters that do
+        fits = 0  # characters that fit
         tried = min(len(text), 4 * room)
         while len(self.prompt(template, text[:tried])) <= room:
             if tried == len(text):
@@ -154,19 +153,19 @@ class Tokens:
         return text[: next((n for n in further if len(self.prompt(template, text[:n])) <= room), fits)]
 
     def plain(self, template: str, text: str) -> bool:
-        """Whether no control token would come of the words, if they simply stood in the template."""
+        """Whether the words give no control tokens if they are simply inserted into the template."""
         before, _, after = template.partition(SLOT)
         return not self._overlaps(_encoding(self.tokenizer, before + text + after), len(before), text)
 
     def control_token(self, written: str) -> int | None:
-        """The id of a text that is one control token and nothing else."""
+        """The id of a text that is exactly one control token, or None."""
         ids = _encoding(self.tokenizer, written).ids
         return ids[0] if len(ids) == 1 and ids[0] in self.control else None
 
     def _overlaps(self, found: Encoding, start: int, text: str) -> bool:
-        """Whether a control token has a share in the words; spaces around them, which some take in, do not count.
+        """Whether a control token overlaps the words. Spaces around them do not count, since some tokens absorb them.
 
-        A character that the tokenizer does not know gives its unknown token, and rightly.
+        A character that the tokenizer does not know gives its unknown token, which is fine.
         """
         places = [k for k, i in enumerate(found.ids) if i in self.control]
         if not places:
@@ -183,7 +182,9 @@ class Tokens:
         found = _encoding(self._apart.tokenizer, self._written(before) + text + self._written(after))
         own = [i for part in (before, after) for i in _encoding(self.tokenizer, part).ids if i in steering]
         if [i for i in found.ids if i in steering] != own:
-            raise DataError("control tokens in this text cannot be told from the prompt's; write them in another way")
+            raise DataError(
+                "control tokens in this text cannot be told from those of the prompt; write them differently"
+            )
         return found
 
     def _renamed(self, part: str) -> str:
@@ -194,19 +195,19 @@ class Tokens:
             if i in self.control and i != self._apart.unknown:
                 written = part[start:end]
                 space = len(written) - len(written.lstrip())
-                name = self._apart.names[i].lstrip(WORD_START)  # which the tokenizer puts there itself
+                name = self._apart.names[i].lstrip(WORD_START)  # which the tokenizer adds itself
                 pieces += [part[done : start + space], name, written[len(written.rstrip()) :]]
                 done = end
         return "".join((*pieces, part[done:]))
 
 
 def is_control(content: str, special: bool) -> bool:
-    """Whether an added token steers the model; the others are words, and the bytes of byte fallback."""
+    """Whether an added token is a control token; the others are words, and the bytes of byte fallback."""
     return not BYTE.fullmatch(content) and (special or MARKUP.fullmatch(content.strip()) is not None)
 
 
 def _sentinels(tokenizer: Tokenizer) -> dict[int, str]:
-    """T5's, counted from 0, by their ids."""
+    """T5's sentinels by id, numbered from 0."""
     found = {}
     for form in SENTINELS:
         for number in count():
@@ -218,7 +219,7 @@ def _sentinels(tokenizer: Tokenizer) -> dict[int, str]:
 
 @dataclass(frozen=True)
 class _Apart:
-    """A tokenizer whose control tokens have other `names`, by id; `unknown` is the id for what it does not know."""
+    """A tokenizer whose control tokens have secret `names`, by id; `unknown` is the id of its unknown token."""
 
     tokenizer: Tokenizer
     names: Mapping[int, str]
@@ -228,7 +229,7 @@ class _Apart:
 def _apart(tokenizer: Tokenizer, control: Mapping[int, str]) -> _Apart:
     """The tokenizer with its control tokens renamed.
 
-    A name keeps the first and the last character: whether a neighbour is a single word depends on them.
+    A name keeps the first and the last character, which decide whether a neighbour is a single word.
     """
     nonce = secrets.token_hex(8)
     names = {text: f"{text[:1]}{nonce}{i:07x}{text[-1:]}" for i, text in control.items()}
@@ -247,16 +248,16 @@ def _apart(tokenizer: Tokenizer, control: Mapping[int, str]) -> _Apart:
         model["unk_token"] = names[model["unk_token"]]
     if "merges" in model:
         model["merges"] = _merges(model, names)
-    made = _parsed(json.dumps(state), QIA3Error("the tokenizer cannot be built with its control tokens apart"))
+    made = _parsed(json.dumps(state), QIA3Error("the tokenizer cannot be rebuilt with renamed control tokens"))
     by_id = {i: names[text] for i, text in control.items()}
     if any(made.token_to_id(name) != i for i, name in by_id.items()):
-        raise QIA3Error("the tokenizer cannot be built with its control tokens apart: their ids move")
+        raise QIA3Error("the tokenizer cannot be rebuilt with renamed control tokens: their ids change")
     unknown = model.get("unk_id", made.token_to_id(model["unk_token"]) if model.get("unk_token") else None)
     return _Apart(made, by_id, unknown)
 
 
 def _merges(model: Mapping[str, Any], names: Mapping[str, str]) -> list[Any]:
-    """The merges that neither spell a control token nor begin with one, in their order."""
+    """The merges that neither spell a control token nor begin with one, in order."""
     prefix = model.get("continuing_subword_prefix") or ""
     kept = []
     for merge in model["merges"]:
@@ -267,13 +268,13 @@ def _merges(model: Mapping[str, Any], names: Mapping[str, str]) -> list[Any]:
 
 
 def _unknown(tokenizer: Tokenizer, control: Mapping[int, str]) -> int | None:
-    """The id of the token for what the tokenizer does not know, as a character that is none brings it out."""
+    """The id of the unknown token, found by encoding a code point that is in no vocabulary."""
     found = [i for i in _encoding(tokenizer, NOWHERE).ids if i in control]
     return found[0] if len(found) == 1 else None
 
 
 def _parsed(document: str, error: QIA3Error) -> Tokenizer:
-    """The tokenizer of a tokenizer.json's text, whatever it does to the library: a panic in Rust is no Exception."""
+    """The tokenizer from a tokenizer.json's text. Raises `error` for any failure, including a panic in Rust."""
     try:
         return Tokenizer.from_str(document)
     except (KeyboardInterrupt, SystemExit):
@@ -296,7 +297,7 @@ def _why_not(text: str, reason: BaseException) -> str:
         text.encode()
     except UnicodeEncodeError as error:
         code = ord(text[error.start])
-        if 0xDC80 <= code <= 0xDCFF:  # how Python carries a byte of the command line that it could not decode
-            return f"the text is not UTF-8: it has a byte {code - 0xDC00:#04x} that belongs to no character"
-        return "the text is not UTF-8: it has half of a surrogate pair, which is no character"
+        if 0xDC80 <= code <= 0xDCFF:  # how Python represents an undecodable byte of the command line
+            return f"the text is not UTF-8: it has a byte {code - 0xDC00:#04x} that is not part of a character"
+        return "the text is not UTF-8: it has half of a surrogate pair, which is not a character"
     return f"the tokenizer cannot read this text: {first_line(reason)}"

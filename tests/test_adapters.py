@@ -74,7 +74,7 @@ def test_an_adapter_without_a_task_becomes_a_generating_one_and_that_is_told(bun
     (peft / "task.json").unlink()
     code, out, _ = qia3(capsys, "adapter", "import", bundle, peft, "--name", "bare")
     assert (code, out.count("\n")) == (0, 1)
-    assert "came without a task.json, so its task here is to generate" in out
+    assert "has no task.json, so its task in the bundle is to generate" in out
     opened = Bundle.open(bundle)
     assert opened.tasks["bare"].prompt == f"{opened.prefix}{{text}}{opened.suffix}"
     assert opened.tasks["bare"].end == opened.tasks["topics"].end
@@ -160,7 +160,7 @@ def test_a_key_that_stands_twice_leaves_the_bundle_byte_for_byte(file, bundle, p
     before, text = tree(bundle), (peft / file).read_text()
     key = next(iter(json.loads(text)))
     (peft / file).write_text(text.rstrip().removesuffix("}") + f', "{key}": null}}')
-    assert f"the key {key!r} stands twice" in complaint(capsys, "adapter", "import", bundle, peft, "--name", "new")
+    assert f"the key {key!r} occurs twice" in complaint(capsys, "adapter", "import", bundle, peft, "--name", "new")
     unchanged(bundle, before)
 
 

@@ -147,7 +147,7 @@ def test_a_model_is_reported_before_it_is_built(place, capsys):
         (["none-such/config.json"], "there is no model folder"),
         (["base", "--context", "100000"], "positions, and a context of 100,000 was asked for"),
         (["base", "--device", "raspbery-pi-5"], "raspberry-pi-5"),
-        (["side", "--context", "10"], "a bundle has its own"),
+        (["side", "--context", "10"], "a bundle has fixed values"),
         (["."], "manifest"),
     ],
 )

@@ -347,7 +347,7 @@ def test_a_merged_encoder_is_the_one_with_its_vectors_beside_it(bundle, place, c
             "these 2 lines do not fit the context of 16 tokens",
         ),
         (("steps = 24", 'steps = 24\nlosses = ["lm", "unlikelihood"]'), "losses compare answers of tokens"),
-        (('calibration = "none"', "bits = 5.0"), "bits chooses layers by the words that a base writes"),
+        (('calibration = "none"', "bits = 5.0"), "bits in [base] needs a base that generates text"),
     ],
 )
 def test_what_an_encoder_has_no_use_for_is_told_before_it_is_loaded(place, tmp_path, capsys, change, told):

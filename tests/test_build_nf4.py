@@ -129,7 +129,7 @@ def test_a_grid_that_cannot_be_is_told_in_one_line(tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main(["build", str(file)])
     assert ended.value.code == 2
-    assert re.search(r"on the nf4 grid a block is 32 or more", capsys.readouterr().err)
+    assert re.search(r"on the nf4 grid block_size must be 32 or more", capsys.readouterr().err)
 
 
 def test_rows_that_are_no_whole_blocks_cannot_be_merged_exactly(tmp_path, capsys):

@@ -187,7 +187,7 @@ def test_one_label_alone_is_told_before_anything_is_loaded(place, tmp_path, caps
     told = complaint(capsys, "train", tmp_path / "qia3.toml")
     assert f"task 'topics': every example says 'lamp' ({tmp_path / 'one.jsonl'}): nothing to tell apart" in told
     (tmp_path / "qia3.toml").write_text(FILE.replace('["lights", "music"]', '["lights"]'))
-    assert "choices are two or more, all different" in complaint(capsys, "train", tmp_path / "qia3.toml")
+    assert "choices must be two or more different" in complaint(capsys, "train", tmp_path / "qia3.toml")
 
 
 @pytest.mark.parametrize(

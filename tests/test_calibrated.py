@@ -171,7 +171,7 @@ def test_one_of_bundle_and_calibrate_is_asked_for(tmp_path):
     for words in ([], [str(tmp_path), "--calibrate"]):
         run = CliRunner().invoke(cli.qia3, ["bench", *words])
         assert run.exit_code != 0
-        assert "one of the two" in str(run.exception)
+        assert "either a bundle or --calibrate" in str(run.exception)
 
 
 def test_a_bundle_that_was_measured_has_its_predictions(tmp_path, home, monkeypatch):

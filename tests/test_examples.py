@@ -47,7 +47,7 @@ def test_examples_are_read(tmp_path):
         ({"text": "a", "label": True}, "line 2: 'label' is true or false, not a text"),
         ({"text": ["a"], "label": "lock"}, "line 2: 'text' is a list, not a text"),
         ('{"text": "a", "label": ' + "1" * 5000 + "}", r"line 2: not JSON \(a number has too many digits\)"),
-        ('{"text": "a", "label": "lock", "text": "b"}', "line 2: 'text' stands twice"),
+        ('{"text": "a", "label": "lock", "text": "b"}', "line 2: 'text' occurs twice"),
         ({"text": "a", "label": "lock", "labels": ["lock"]}, "line 2: it has both 'label' and 'labels'"),
         ({"text": "a", "labels": "lock"}, "line 2: 'labels' is a list of texts"),
         ({"text": "a", "labels": []}, "line 2: 'labels' needs an answer or more"),

@@ -305,4 +305,4 @@ def test_resume_refuses_what_was_trained_for_another_plan(place, tmp_path, capsy
 def test_accelerate_and_an_executor_are_not_for_one_run(place, capsys, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     told = complaint(capsys, "train", place / "qia3.toml", "--executor", "process:2")
-    assert "does not go with --executor" in told
+    assert "cannot be combined with --executor" in told

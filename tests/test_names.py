@@ -39,5 +39,5 @@ def test_an_adapter_is_called_neither_none_nor_by_its_file(name):
 
 def test_two_names_that_differ_in_case_alone_are_one_file_on_some_disks():
     assert check_name("topics", ["topics", "other"]) == "topics"
-    with pytest.raises(ValueError, match="'TOPICS' and 'topics' differ in case alone"):
+    with pytest.raises(ValueError, match="'TOPICS' and 'topics' differ in case only"):
         check_name("TOPICS", ["other", "topics"])

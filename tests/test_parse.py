@@ -41,7 +41,7 @@ def test_a_key_stands_once_in_our_files_and_the_last_one_counts_in_others(tmp_pa
     file = tmp_path / "x.json"
     file.write_text('{"a": {"integer digits": 1, "b": 2, "integer digits": 3}}')
     assert read_json(file, DataError) == {"a": {"integer digits": 3, "b": 2}}
-    with pytest.raises(DataError, match=r"x\.json is not valid JSON: the key 'integer digits' stands twice$"):
+    with pytest.raises(DataError, match=r"x\.json is not valid JSON: the key 'integer digits' occurs twice$"):
         read_json_table(file, DataError, pairs=each_once)
     file.write_text('{"a": {"b": 1}, "b": 2}')
     assert read_json(file, DataError, pairs=each_once) == {"a": {"b": 1}, "b": 2}

@@ -217,14 +217,14 @@ def test_a_task_without_choices_needs_them_with_each_text(tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("echo --choice a --choice b", "task 'echo' generates text: --choice is for"),
-        ("lamps --max-new-tokens 3", "task 'lamps' classifies: --max-new-tokens is for"),
-        ("lamps --beams 3", "task 'lamps' classifies: --beams is for"),
+        ("echo --choice a --choice b", "--choice needs a task that classifies; 'echo' generates text"),
+        ("lamps --max-new-tokens 3", "--max-new-tokens needs a task that generates; 'lamps' classifies"),
+        ("lamps --beams 3", "--beams needs a task that generates; 'lamps' classifies"),
         ("echo --beams 3 --temperature 1.0", "beams are not drawn"),
         ("echo --top-p 0.9", "give a temperature"),
         ("lamps --choice a --choice b --choice a", "--choice 'a' is given twice"),
-        ("lamps --choice a", "--choice 'a' is the only one: nothing to tell apart"),
-        ("lamps --choice a --choice=", "--choice is an answer, and one of them is empty"),
+        ("lamps --choice a", "--choice 'a' is the only one; give at least two"),
+        ("lamps --choice a --choice=", "a --choice is empty"),
     ],
 )
 def test_an_option_that_the_task_has_no_use_for_is_refused(engine, words, said, capsys):

@@ -31,15 +31,15 @@ def test_a_line_has_words_and_a_label_for_each(tmp_path):
 @pytest.mark.parametrize(
     ("written", "told"),
     [
-        (line(["a", "b"], ["O"]), "line 1: it has 2 tokens and 1 tags; each token has one tag"),
+        (line(["a", "b"], ["O"]), "line 1: it has 2 tokens and 1 tags; each token needs one tag"),
         (line([], []), "0 tokens and 0 tags"),
-        (line(["a", " "], ["O", "O"]), "'tokens' is a list of texts, none of them empty"),
-        (line(["a"], [3]), "labels by number: write their names"),
-        (line("a", ["O"]), "'tokens' is a string, not a list of texts"),
+        (line(["a", " "], ["O", "O"]), "'tokens' must be a list of non-empty strings"),
+        (line(["a"], [3]), "for labels by number, write their names"),
+        (line("a", ["O"]), "'tokens' is a string, not a list of strings"),
         (line(["a"], ["B LOC"]), "the tag 'B LOC' has a space in it"),
         (line(["a"], ["B-ORG"]), "tag 'B-ORG' is not one of O, B-LOC"),
         (json.dumps({"text": "a", "label": "b"}) + "\n", "'tokens' is missing; the line has 'text', 'label'"),
-        ('{"tokens": ["a"], "tokens": ["b"], "tags": ["O"]}\n', "'tokens' stands twice"),
+        ('{"tokens": ["a"], "tokens": ["b"], "tags": ["O"]}\n', "'tokens' occurs twice"),
     ],
 )
 def test_what_is_no_such_line_is_refused(tmp_path, written, told):

@@ -76,9 +76,9 @@ def test_a_mistake_in_the_table_is_told_once_at_its_line(place):
     ("pattern", "said"),
     [
         ("tasks/*.none.jsonl", "no file in .* matches train = 'tasks/\\*.none.jsonl'"),
-        ("tasks/train.jsonl", "a star stands once"),
-        ("*/*.jsonl", "a star stands once"),
-        ("tasks/?*.jsonl", "a star stands once"),
+        ("tasks/train.jsonl", "exactly one star"),
+        ("*/*.jsonl", "exactly one star"),
+        ("tasks/?*.jsonl", "exactly one star"),
     ],
 )
 def test_a_pattern_that_is_none_or_matches_nothing_is_refused(place, pattern, said):

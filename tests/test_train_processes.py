@@ -88,7 +88,7 @@ def test_two_processes_give_the_loss_of_one(place, capsys, monkeypatch):
     ("verb", "count", "line"),
     [
         ("train", 3, "a batch of 4 cannot be shared by 3 processes in 1 parts each; make batch_size a multiple of 3"),
-        ("build", 2, "only `qia3 train` runs in several processes"),
+        ("build", 2, "only `qia3 train` can run in several processes"),
     ],
 )
 def test_what_several_processes_cannot_do_is_told_before_anything_is_loaded(

@@ -84,8 +84,8 @@ def test_what_stands_around_the_words_is_the_template_s_own(chat):
         ("{% for x in %}", "Expected an expression"),
         ("{{ ''.__class__.__mro__ }}", "unsafe"),
         ({"tool_use": CHAT, "rag": CHAT}, "no default"),
-        ("{{ 'a' * 10**11 }}" + CHAT, "more memory than there is"),
-        (GROWING + CHAT, "more memory than there is"),
+        ("{{ 'a' * 10**11 }}" + CHAT, "more memory than allowed"),
+        (GROWING + CHAT, "more memory than allowed"),
     ],
 )
 def test_a_template_that_cannot_be_used_is_told_with_the_way_out(chat, said):

@@ -1,10 +1,10 @@
-"""The `qia3` command: one function per verb, and a file for those that belong together.
+"""The `qia3` command: one function per verb, in one file per group of verbs.
 
-A verb reads its options, hands over to a room of the package and prints what comes back. Each imports what it needs
-when it runs, so that `qia3 --help` is quick and the verbs of a device (run, eval, bench, report) never meet torch.
+A verb reads its options, calls the package and prints the result. Each imports what it needs when it runs, so `qia3
+--help` is fast and the verbs for devices (run, eval, bench, report) never import torch.
 
-Results go to stdout, as text or, with --json, as JSON made from the same object; progress goes to stderr. What the user
-can mend ends in one line on stderr, `qia3: ...`, and exit code 2; Ctrl-C in 130. QIA3_TRACEBACK=1 in the environment
+Results go to stdout, as text or, with --json, as JSON from the same object; progress goes to stderr. An error that the
+user can fix is one line on stderr, `qia3: ...`, with exit code 2; Ctrl-C gives 130. QIA3_TRACEBACK=1 in the environment
 shows the traceback instead.
 """
 
@@ -35,7 +35,7 @@ from qia3.console import run_command
 )
 @click.version_option(__version__, prog_name="qia3")
 def qia3() -> None:
-    """4-bit language models, adapted to many tasks with IA³ vectors, shipped to small devices on ONNX Runtime."""
+    """4-bit language models, adapted to many tasks with IA³ vectors, for small devices with ONNX Runtime."""
 
 
 for verb in (build, train, export, run, evaluate, bench, report, serve, page, learn, adapter, targets, devices):

@@ -31,23 +31,25 @@ if TYPE_CHECKING:
 @click.option(
     "--adapter",
     metavar="NAME",
-    help="Which vectors to use; 'none' is the base model. The only one, where there is one.",
+    help="Which vectors to use; 'none' is the base model. Default: the only adapter, if there is just one.",
 )
-@click.option("--task", metavar="NAME", help="Whose prompt to use (default: the adapter's).")
-@click.option("--max-new-tokens", type=click.IntRange(min=1), help="At most so many tokens (default: the task's).")
+@click.option("--task", metavar="NAME", help="The task whose prompt to use (default: the adapter's).")
+@click.option(
+    "--max-new-tokens", type=click.IntRange(min=1), help="Maximum number of new tokens (default: the task's)."
+)
 @click.option(
     "--choice",
     "choices",
     multiple=True,
     metavar="ANSWER",
-    help="An answer to rank, given once for each (default: the task's).",
+    help="Answer to rank; repeat the option for each (default: the task's choices).",
 )
-@click.option("--embed", is_flag=True, help="Print the text's embedding, as JSON (of an encoder).")
+@click.option("--embed", is_flag=True, help="Print the text's embedding as JSON (encoders only).")
 @click.option(
     "--packed",
     type=FILE,
     metavar="FOLDER",
-    help="Keep the weights there as this processor wants them, and map them: less memory held.",
+    help="Cache the weights there, packed for this processor and memory-mapped: needs less memory.",
 )
 @decoding_options
 @as_json
@@ -70,8 +72,8 @@ def run(
 ) -> None:
     """Ask a bundle one thing.
 
-    Prints a label where the task classifies, each word and its label where it labels words, text as it comes where it
-    generates, and an embedding where an encoder has no task.
+    Prints a label if the task classifies, each word with its label if it labels words, text as it is generated, or an
+    embedding if an encoder has no task.
     """
     from qia3.bundle.opened import Bundle
     from qia3.bundle.task import TAGS
@@ -96,7 +98,7 @@ def run(
     vectors = AdapterBank(opened).vectors(name)
     engine = open_engine(opened, packed=packed)
     if embed and not isinstance(engine, Encoder):
-        raise ConfigError(f"{bundle} is no encoder: --embed is for one")
+        raise ConfigError(f"--embed needs an encoder, and {bundle} is not one")
     job = task_of(engine, name, task)
     if isinstance(engine, Encoder) and (embed or job.kind == "embed"):
         _check_asked(
@@ -130,27 +132,27 @@ def run(
 
 
 def _check_asked(task: Task, choices: Sequence[str], generating: Mapping[str, object]) -> None:
-    """Raises ConfigError for options that a task of this kind has no use for, and choices that are none. `generating`
-    are those of a task that generates, by name; None: not given.
+    """Raises ConfigError for options that do not apply to this kind of task, and for invalid choices. `generating` are
+    the options for generation, by name; None: not given.
     """
     if task.kind == "embed" and choices:
-        raise ConfigError("an embedding has no choices: --choice is for a task that classifies")
+        raise ConfigError("--choice needs a task that classifies; this one gives an embedding")
     if task.kind == "token-classification" and choices:
-        raise ConfigError(f"task {task.name!r} labels words: --choice is for a task that classifies")
+        raise ConfigError(f"--choice needs a task that classifies; {task.name!r} labels words")
     if task.kind == "generate":
         if choices:
-            raise ConfigError(f"task {task.name!r} generates text: --choice is for a task that classifies")
+            raise ConfigError(f"--choice needs a task that classifies; {task.name!r} generates text")
         return
     for name, value in generating.items():
         if value is not None:
             does = {"embed": "gives an embedding", "classify": "classifies"}.get(task.kind, "labels words")
-            raise ConfigError(f"task {task.name!r} {does}: --{name} is for a task that generates")
+            raise ConfigError(f"--{name} needs a task that generates; {task.name!r} {does}")
     if not all(choice.strip() for choice in choices):
-        raise ConfigError("--choice is an answer, and one of them is empty")
+        raise ConfigError("a --choice is empty; give an answer")
     if doubled := sorted({choice for choice in choices if choices.count(choice) > 1}):
-        raise ConfigError(f"--choice {doubled[0]!r} is given twice; each answer is given once")
+        raise ConfigError(f"--choice {doubled[0]!r} is given twice; give each answer once")
     if len(choices) == 1:
-        raise ConfigError(f"--choice {choices[0]!r} is the only one: nothing to tell apart; give each answer")
+        raise ConfigError(f"--choice {choices[0]!r} is the only one; give at least two")
 
 
 @click.command(
@@ -159,12 +161,12 @@ def _check_asked(task: Task, choices: Sequence[str], generating: Mapping[str, ob
 @click.argument("bundle", type=FILE)
 @click.argument("file", type=FILE)
 @click.option("--adapter", metavar="NAME", required=True, help="Which vectors to use; 'none' is the base model.")
-@click.option("--task", metavar="NAME", help="Whose prompt and choices to use (default: the adapter's).")
-@click.option("--json", "one_line", is_flag=True, help="The JSON on one line.")
+@click.option("--task", metavar="NAME", help="The task whose prompt and choices to use (default: the adapter's).")
+@click.option("--json", "one_line", is_flag=True, help="Print the JSON on one line.")
 def evaluate(bundle: Path, file: Path, adapter: str, task: str | None, one_line: bool) -> None:
     """Measure accuracy on examples.
 
-    FILE is JSON Lines as in the build. Prints one JSON object: accuracy, n and what belongs to the task.
+    FILE is JSON Lines as in the build. Prints one JSON object: accuracy, n, and the task's other scores.
     """
     from qia3.bundle.opened import Bundle
     from qia3.progress import bar
@@ -174,7 +176,7 @@ def evaluate(bundle: Path, file: Path, adapter: str, task: str | None, one_line:
 
     opened = Bundle.open(bundle)
     bank = AdapterBank(opened)
-    bank.vectors(adapter)  # a wrong name is told before the graph is loaded
+    bank.vectors(adapter)  # reports a wrong name before the graph is loaded
     result = work(open_engine(opened), bank, file, adapter, task, partial(bar, title="evaluating")).to_dict()
     click.echo(json.dumps(result, indent=None if one_line else 2, ensure_ascii=False))
 
@@ -189,23 +191,27 @@ def evaluate(bundle: Path, file: Path, adapter: str, task: str | None, one_line:
 @click.argument("bundles", type=FILE, nargs=-1, required=True, metavar="BUNDLE...")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True)
-@click.option("--rows", type=click.IntRange(1, 256), default=8, show_default=True, help="Requests that write at once.")
-@click.option("--context", type=click.IntRange(min=1), help="Positions of a row (default: the bundle's context).")
-@click.option("--queue", type=click.IntRange(1, 100_000), default=64, show_default=True, help="Requests that may wait.")
 @click.option(
-    "--adapters", help="A folder, or a store's URL, of adapters that come and go, as `adapter export` writes them."
+    "--rows", type=click.IntRange(1, 256), default=8, show_default=True, help="Requests that generate at once."
 )
+@click.option("--context", type=click.IntRange(min=1), help="Positions per request (default: the bundle's context).")
+@click.option("--queue", type=click.IntRange(1, 100_000), default=64, show_default=True, help="Requests that may wait.")
+@click.option("--adapters", help="Folder or URL of adapters that may come and go, as written by `adapter export`.")
 @click.option(
-    "--adapter-memory", type=click.FloatRange(min=0), default=256, show_default=True, help="MiB of adapters that stay."
+    "--adapter-memory",
+    type=click.FloatRange(min=0),
+    default=256,
+    show_default=True,
+    help="MiB of adapters to keep in memory.",
 )
 @click.option("--deadline", type=click.FloatRange(min=0.1), default=120, show_default=True, help="Seconds per request.")
-@click.option("--key-file", type=FILE, help="API keys, one on a line; one of them is asked for.")
-@click.option("--threads", type=click.IntRange(min=1), help="Of the model (default: the physical cores).")
+@click.option("--key-file", type=FILE, help="File of API keys, one per line; requests must carry one.")
+@click.option("--threads", type=click.IntRange(min=1), help="Threads of the model (default: the physical cores).")
 def serve(bundles: tuple[Path, ...], deadline: float, **options: Any) -> None:
-    """Answer for all tasks at once, over HTTP, as OpenAI's API does.
+    """Serve all tasks at once over HTTP, with OpenAI's API.
 
-    Each adapter is a model, and a bundle's name is its base; of several bundles, BUNDLE:ADAPTER says which. Requests of
-    several tasks share every step.
+    Each adapter is a model, and the bundle's name is the base model; with several bundles, use BUNDLE:ADAPTER. Requests
+    for several tasks share every step.
     """
     try:
         from qia3.server.app import Limits

@@ -1,4 +1,4 @@
-"""adapter: what one holds, and its way into a bundle and out of it."""
+"""adapter: describe one, import one into a bundle, export one."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def adapter_info(path: str, as_json: bool) -> None:
 
 
 PLAIN_TASK = (
-    "; it came without a task.json, so its task here is to generate, with the base's plain prompt "
+    "; it has no task.json, so its task in the bundle is to generate with the base's plain prompt "
     "(`qia3 adapter export` shows what a task.json looks like)"
 )
 
@@ -49,7 +49,7 @@ PLAIN_TASK = (
 @adapter.command(name="import", epilog=example("qia3 adapter import dist/home-intents my-peft-ia3 --name garden"))
 @click.argument("bundle", type=FILE)
 @click.argument("peft_folder", type=FILE)
-@click.option("--name", required=True, help="What to call it in the bundle.")
+@click.option("--name", required=True, help="Its name in the bundle.")
 @as_json
 def adapter_import(bundle: Path, peft_folder: Path, name: str, as_json: bool) -> None:
     """Add a PEFT IA³ adapter to a bundle."""

@@ -45,10 +45,10 @@ def build(
     cache: str | None,
     as_json: bool,
 ) -> None:
-    """Make a bundle out of a build file.
+    """Make a bundle from a build file.
 
-    Quantises the base, trains each task, exports, checks parity and reports. FILE is TOML. A build that was stopped
-    goes on from its last checkpoint.
+    Quantises the base, trains each task, exports, checks parity and reports. FILE is TOML. An interrupted build
+    resumes from its last checkpoint.
     """
     from qia3.reporting import Shape, print_report
 
@@ -70,9 +70,9 @@ def build(
 @click.argument("file", type=FILE)
 @training_options
 @many_at_once
-@click.option("--only", multiple=True, metavar="NAME", help="Train this task alone; may be given again.")
-@click.option("--resume", is_flag=True, help="Refuse tasks that were begun for another plan, do not train them anew.")
-@click.option("--scores/--no-scores", default=True, help="Of several tasks: try each on its test file, too.")
+@click.option("--only", multiple=True, metavar="NAME", help="Train only this task; can be repeated.")
+@click.option("--resume", is_flag=True, help="Refuse, rather than train again, tasks of another plan.")
+@click.option("--scores/--no-scores", default=True, help="With several tasks: also evaluate each on its test file.")
 @as_json
 def train(
     file: Path,
@@ -90,10 +90,10 @@ def train(
 ) -> None:
     """Train the vectors only.
 
-    Every task in FILE is trained; `qia3 export` goes on from there. Training that was stopped goes on from its last
-    checkpoint, and what is done is kept; a task whose data or settings changed is trained anew, or refused with --resume.
-    Where one of several tasks fails, the others are trained all the same. `accelerate launch --multi_gpu -m qia3 train
-    FILE` splits each task over several processes; --executor spreads tasks.
+    Trains every task in FILE; `qia3 export` continues from there. Interrupted training resumes from its last
+    checkpoint, and finished tasks are kept; a task whose data or settings changed is trained again, or refused with
+    --resume. If one of several tasks fails, the others are still trained. `accelerate launch --multi_gpu -m qia3 train
+    FILE` splits each task over several processes; --executor distributes tasks.
     """
     from qia3.progress import is_main
     from qia3.reporting import print_training
@@ -131,9 +131,9 @@ def export(
     cache: str | None,
     as_json: bool,
 ) -> None:
-    """Make a bundle of trained vectors.
+    """Make a bundle from trained vectors.
 
-    Takes what `qia3 train` left and makes the graph, checks parity, reports and writes the bundle.
+    Takes the result of `qia3 train`, makes the graph, checks parity, reports and writes the bundle.
     """
     from qia3.reporting import Shape, print_report
 
@@ -157,7 +157,7 @@ def plan_of(
     target: str | None = None,
     cache: str | None = None,
 ) -> Build:
-    """The build file with the options laid over it, its target known to exist."""
+    """The build file with the options applied; checks that its target exists."""
     from qia3.config import read_build
     from qia3.targets import load_target
 
@@ -171,7 +171,7 @@ def plan_of(
     }
     start = (
         None if init_adapter is None else str(init_adapter.absolute())
-    )  # a path on the command line is relative to where one stands
+    )  # a path on the command line is relative to the current folder
     folders = {name: None if folder is None else str(folder) for name, folder in (("output", output), ("work", work))}
     plan = read_build(file, **overrides, **{"train.init_adapter": start}, **folders)
     if task is not None and plan.export.mode != "merged":

@@ -1,4 +1,4 @@
-"""Options that verbs share, and how their examples look."""
+"""Options shared by several verbs, and the format of their examples."""
 
 from __future__ import annotations
 
@@ -36,10 +36,8 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 training_options = together(
     click.option("--output", type=FILE, help="The bundle's folder (default: dist/NAME)."),
     click.option("--work", type=FILE, help="Where trained vectors and checkpoints are kept (default: OUTPUT.work)."),
-    click.option("--seed", type=int, help="Instead of the build file's seed."),
-    click.option(
-        "--steps", type=click.IntRange(min=1), help="Optimiser updates, instead of the build file's [train] steps."
-    ),
+    click.option("--seed", type=int, help="Overrides the build file's seed."),
+    click.option("--steps", type=click.IntRange(min=1), help="Optimiser updates; overrides `steps` under [train]."),
     click.option("--init-adapter", type=FILE, help="Start from this PEFT folder or .onnx_adapter, not from ones."),
 )
 
@@ -51,12 +49,12 @@ many_at_once = together(
         default=1,
         show_default=True,
         metavar="TASKS",
-        help="So many tasks share each pass of the base: the same vectors, sooner where batches are small.",
+        help="Number of tasks that share each pass of the base: same vectors, faster if batches are small.",
     ),
     click.option(
         "--executor",
         metavar="WHERE",
-        help="Spread tasks over process:2, dask://HOST:PORT or submitit[:FOLDER] (default: one after the other).",
+        help="Distribute tasks over process:2, dask://HOST:PORT or submitit[:FOLDER] (default: one after the other).",
     ),
 )
 
@@ -65,25 +63,33 @@ export_options = together(
     click.option(
         "--mode",
         type=click.Choice(["side", "merged"]),
-        help="side: vectors are inputs; merged: one task's are in the scales.",
+        help="side: vectors are inputs; merged: one task's vectors are folded into the scales.",
     ),
     click.option("--task", metavar="NAME", help="The task to merge (with --mode merged)."),
-    click.option("--target", metavar="NAME", help="An export target; `qia3 targets` lists them."),
+    click.option("--target", metavar="NAME", help="Export target; `qia3 targets` lists them."),
     click.option(
-        "--cache", type=click.Choice(["float32", "int8"]), help="What keys and values are kept in (int8: a quarter)."
+        "--cache",
+        type=click.Choice(["float32", "int8"]),
+        help=("Type of cached keys and values (int8: a quarter of the memory)."),
     ),
 )
 
 
 decoding_options = together(
-    click.option("--beams", type=click.IntRange(min=1), help="Try so many texts side by side, and print the best."),
+    click.option("--beams", type=click.IntRange(min=1), help="Beam search with this many beams."),
     click.option("--length-penalty", type=float, help="With --beams: above 1 favours long texts, below 1 short ones."),
     click.option(
-        "--temperature", type=float, help="Draw tokens, not the likeliest; above 1 more evenly than they are."
+        "--temperature", type=float, help="Sample tokens at this temperature, instead of taking the most likely."
     ),
-    click.option("--top-k", type=click.IntRange(min=1), help="With --temperature: of the so many likeliest."),
-    click.option("--top-p", type=float, help="With --temperature: of the likeliest that have this share together."),
-    click.option("--seed", type=int, help="With --temperature: the same seed draws the same text."),
+    click.option(
+        "--top-k", type=click.IntRange(min=1), help="With --temperature: sample from the K most likely tokens."
+    ),
+    click.option(
+        "--top-p",
+        type=float,
+        help="With --temperature: sample from the most likely tokens that make up this probability.",
+    ),
+    click.option("--seed", type=int, help="With --temperature: the same seed gives the same text."),
 )
 
 

@@ -1,4 +1,4 @@
-"""bench, report, targets and devices: what a model or a machine is, and what it costs."""
+"""bench, report, targets and devices: facts about a model or a machine, and what things cost."""
 
 from __future__ import annotations
 
@@ -23,16 +23,14 @@ if TYPE_CHECKING:
 @click.command(epilog=example("qia3 bench dist/home-intents", "qia3 bench --calibrate"))
 @click.argument("bundle", type=FILE, required=False)
 @click.option("--adapter", metavar="NAME", help="Which vectors to use (default: none).")
-@click.option(
-    "--calibrate", is_flag=True, help="Measure what this machine does with 4-bit graphs, for `--device here`."
-)
+@click.option("--calibrate", is_flag=True, help="Measure this machine with small 4-bit graphs, for `--device here`.")
 @click.option("--output", type=FILE, metavar="FILE", help="With --calibrate: write the device profile there.")
 @as_json
 def bench(bundle: Path | None, adapter: str | None, calibrate: bool, output: Path | None, as_json: bool) -> None:
     """Measure load time, memory and speed, of a bundle or of this machine.
 
-    BUNDLE runs in a process of its own, so that the figures are its own. With --calibrate small graphs run instead, for
-    a minute, and what they give is kept as a device profile: `qia3 report MODEL --device here` estimates with it.
+    BUNDLE runs in a separate process, so that the figures are its own. With --calibrate, small graphs run for a minute
+    instead, and the result is stored as a device profile: `qia3 report MODEL --device here` uses it.
     """
     from qia3.bundle.checked import encode
     from qia3.bundle.opened import Bundle
@@ -40,7 +38,7 @@ def bench(bundle: Path | None, adapter: str | None, calibrate: bool, output: Pat
     from qia3.runtime.adapters import AdapterBank
 
     if (bundle is None) is not calibrate:
-        raise ConfigError("qia3 bench: name a bundle, or --calibrate this machine, one of the two")
+        raise ConfigError("qia3 bench needs either a bundle or --calibrate")
     if bundle is None:
         from qia3.footprint.calibrated import calibrate as work
         from qia3.footprint.calibrated import calibration_text
@@ -49,8 +47,8 @@ def bench(bundle: Path | None, adapter: str | None, calibrate: bool, output: Pat
         print_result(asdict(done) | {"device": done.device.model_dump(mode="json")}, calibration_text(done), as_json)
         return
     if output is not None:
-        raise ConfigError("--output is for --calibrate")
-    AdapterBank(Bundle.open(bundle)).vectors(adapter)  # mistakes are told here, not by the other process
+        raise ConfigError("--output needs --calibrate")
+    AdapterBank(Bundle.open(bundle)).vectors(adapter)  # report errors here, not in the other process
     figures = encode(measure(bundle, adapter))
     print_result(figures, fact_lines(figures), as_json)
 
@@ -65,14 +63,18 @@ def bench(bundle: Path | None, adapter: str | None, calibrate: bool, output: Pat
     )
 )
 @click.argument("things", nargs=-1, required=True, metavar="BUNDLE | MODEL")
-@click.option("--compare", "comparing", is_flag=True, help="Two of them, side by side.")
-@click.option("--device", "names", multiple=True, metavar="NAME", help="Does it fit there; may be given again.")
-@click.option("--must-fit", multiple=True, metavar="NAME", help="As --device, and exit 3 if it does not fit.")
+@click.option("--compare", "comparing", is_flag=True, help="Compare two, side by side.")
+@click.option("--device", "names", multiple=True, metavar="NAME", help="Device to check; can be repeated.")
+@click.option("--must-fit", multiple=True, metavar="NAME", help="Like --device, but exit with 3 if it does not fit.")
 @click.option(
-    "--context", "contexts", multiple=True, type=click.IntRange(min=1), help="Of a MODEL: tokens; may be given again."
+    "--context",
+    "contexts",
+    multiple=True,
+    type=click.IntRange(min=1),
+    help=("For a MODEL: context length in tokens; can be repeated."),
 )
-@click.option("--batch", type=click.IntRange(min=1), default=1, help="Of a MODEL: rows that run at once.")
-@click.option("--html", type=FILE, metavar="FILE", help="Write it as one HTML file, with charts.")
+@click.option("--batch", type=click.IntRange(min=1), default=1, help="For a MODEL: rows that run at once.")
+@click.option("--html", type=FILE, metavar="FILE", help="Write one HTML file, with charts.")
 @click.option("--markdown", is_flag=True, help="Print Markdown.")
 @as_json
 def report(
@@ -86,10 +88,10 @@ def report(
     markdown: bool,
     as_json: bool,
 ) -> None:
-    """Say where the bytes are, of a bundle or of a model before it is built.
+    """Show where the bytes go, for a bundle or for a model before it is built.
 
-    BUNDLE: what was measured when it was built. MODEL: a folder, its config.json, a .gguf file or a hub's name, of which no
-    weight is read: parameters, bytes in each form, memory, training, many tasks, and devices.
+    BUNDLE: what was measured when it was built. MODEL: a folder, its config.json, a .gguf file or a hub id; no weights
+    are read: parameters, bytes in each form, memory, training, many tasks, and devices.
     """
     from qia3.bundle.folder import is_or_was_bundle
     from qia3.footprint.devices import load_device
@@ -99,14 +101,14 @@ def report(
     known = {name: load_device(name) for name in (*names, *must_fit)}
     devices, wanted = list(known.values()), {known[name].name for name in must_fit}
     if len(things) != (2 if comparing else 1):
-        raise ConfigError("qia3 report takes one bundle or model; with --compare two of them")
+        raise ConfigError("qia3 report takes one bundle or model, or two with --compare")
     if comparing:
         print_comparison(things, contexts, batch, devices, wanted, shape)
         return
     (what,) = things
     if is_or_was_bundle(Path(what)):
         if contexts or batch > 1:
-            raise ConfigError("--context and --batch are for a model that is not built; a bundle has its own")
+            raise ConfigError("--context and --batch are for a model that is not built; a bundle has fixed values")
         print_report(Path(what), shape, devices, wanted)
         return
     print_model(what, contexts, batch, devices, wanted, shape)
@@ -115,7 +117,7 @@ def report(
 @click.command(epilog=example("qia3 targets"))
 @as_json
 def targets(as_json: bool) -> None:
-    """List what a graph can be written for."""
+    """List the export targets."""
     from qia3.targets import all_targets
 
     found = all_targets()
@@ -137,13 +139,13 @@ def targets(as_json: bool) -> None:
     )
 )
 @click.argument("words", nargs=-1, metavar="[BUNDLE | show NAME...]")
-@click.option("--device", "names", multiple=True, metavar="NAME", help="Only this one; may be given again.")
+@click.option("--device", "names", multiple=True, metavar="NAME", help="Only this device; can be repeated.")
 @as_json
 def devices(words: tuple[str, ...], names: tuple[str, ...], as_json: bool) -> None:
-    """List devices, explain one, and whether a bundle fits.
+    """List devices, explain one, or check whether a bundle fits.
 
-    With BUNDLE: does it fit each device, and in what range may its speed be. With `show`: each figure with its source
-    and how far to trust it. A NAME is one that is listed, `here` (this machine, probed) or a TOML file by its path.
+    With BUNDLE: whether it fits each device, and the likely range of its speed. With `show`: each figure with its source
+    and how far to trust it. A NAME is a listed device, `here` (this machine, probed) or the path of a TOML file.
     """
     from qia3.footprint.devices import load_device, load_devices
     from qia3.footprint.devices_page import device_text, devices_section, estimates_section
@@ -155,7 +157,7 @@ def devices(words: tuple[str, ...], names: tuple[str, ...], as_json: bool) -> No
 
     showing = words[:1] == ("show",)
     if not showing and len(words) > 1:
-        raise ConfigError("qia3 devices takes one bundle; to explain devices, qia3 devices show NAME...")
+        raise ConfigError("qia3 devices takes one bundle; to explain devices, use qia3 devices show NAME...")
     asked = (*words[1:], *names) if showing else names
     if showing and not asked:
         raise ConfigError("qia3 devices show: name a device; `qia3 devices` lists them")
