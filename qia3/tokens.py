@@ -1,5 +1,5 @@
-r"""Text to token ids, the same way in training, in the parity gate and on the device. A user's words never become control
-tokens.
+r"""Text to token ids, the same way in training, in the parity gate and on the device. A user's words never become
+control tokens.
 
 A prompt is a template that contains {text} once. Control tokens in the template are control tokens; the same characters
 in the user's words are plain characters:

@@ -112,7 +112,7 @@ def test_experts_of_another_formula_stay_float_and_are_refused():
     quantise_model(model, Grid(32, False))
     assert sum(isinstance(m, GridExperts) for m in model.modules()) == 1
     with pytest.raises(
-        BaseModelError, match=r"mixtures of experts \(Qwen3MoeExperts\) of another form than ONNX Runtime's QMoE"
+        BaseModelError, match=r"mixtures of experts \(Qwen3MoeExperts\) of a form that ONNX Runtime's QMoE"
     ):
         find_roles(model)
     with pytest.raises(BaseModelError, match="only supported on the int4 grid"):

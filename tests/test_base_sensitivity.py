@@ -223,7 +223,7 @@ def test_too_few_bits_are_told():
         BaseModelError, match=r"bits = 4.2 is less than 4-bit codes take at block 32, 5\.\d+ per weight; raise bits"
     ):
         Within(4.2, quiet).find(tiny("llama"), GRID, ids(4, 32))
-    with pytest.raises(BaseModelError, match="by what they do to a text"):
+    with pytest.raises(BaseModelError, match="a calibration text to choose layers by"):
         Within(6, quiet).find(tiny("llama"), GRID, None)
 
 

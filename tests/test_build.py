@@ -451,7 +451,7 @@ def test_a_work_folder_that_does_not_say_what_it_is_for(place, tmp_path, capsys)
     shutil.copytree(place / "side.work", tmp_path / "out.work")
     (tmp_path / "out.work" / "topics" / "plan.json").rename(tmp_path / "out.work" / "topics" / "key")
     told = complaint(capsys, "export", place / "qia3.toml", "--output", tmp_path / "out")
-    assert "does not say what it was trained for (plan.json)" in told
+    assert "has no plan.json, so it is from an earlier version" in told
     (tmp_path / "out.work" / "topics" / "plan.json").write_text("[1]")
     code, _, err = qia3(capsys, "train", place / "qia3.toml", "--output", tmp_path / "out")  # the other task is kept
     assert code == 2
@@ -509,7 +509,7 @@ def test_training_that_was_stopped_goes_on(place, trained_whole, tmp_path, capsy
     _, err = running.communicate(timeout=120)
     assert running.returncode == (-how if how == signal.SIGKILL else 130), err
     if how != signal.SIGKILL:
-        assert "of 50 (topics); run the same command to go on" in err.strip().splitlines()[-1]
+        assert "of 50 (topics); run the same command to resume" in err.strip().splitlines()[-1]
     assert not (tmp_path / "out.work" / "topics" / "record.json").exists()
     monkeypatch.setattr("qia3.build.exported", lambda *_: {})
     assert qia3(capsys, "train", place / "qia3.toml", "--output", out, *LONG)[0] == 0

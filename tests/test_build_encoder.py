@@ -335,9 +335,9 @@ def test_a_merged_encoder_is_the_one_with_its_vectors_beside_it(bundle, place, c
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (('kind = "classify"\nprompt', 'kind = "generate"\nprompt'), "which writes no text"),
+        (('kind = "classify"\nprompt', 'kind = "generate"\nprompt'), "which generates no text"),
         (('name = "door"', 'name = "door"\nshots = 2'), "shots is for bases that write"),
-        (('name = "things"', 'name = "things"\noverlong = "cut"'), "would leave words without their labels"),
+        (('name = "things"', 'name = "things"\noverlong = "cut"'), "would leave words without labels"),
         (
             ('name = "things"', 'name = "things"\nranking = "sum"'),
             "'things' labels each word: 'ranking' is for choices",
@@ -346,7 +346,7 @@ def test_a_merged_encoder_is_the_one_with_its_vectors_beside_it(bundle, place, c
             ('target = "ort-exact"', 'target = "ort-exact"\ncontext_length = 16'),
             "these 2 lines do not fit the context of 16 tokens",
         ),
-        (("steps = 24", 'steps = 24\nlosses = ["lm", "unlikelihood"]'), "losses compare answers of tokens"),
+        (("steps = 24", 'steps = 24\nlosses = ["lm", "unlikelihood"]'), "losses compare answers made of tokens"),
         (('calibration = "none"', "bits = 5.0"), "bits in [base] needs a base that generates text"),
     ],
 )

@@ -132,7 +132,7 @@ def test_vectors_behind_gelu_fold_nowhere():
     model = tiny_encoder("bert")
     quantise_model(model, Grid(32, False))
     scaled = attach(model, find_roles(model).sites)
-    with pytest.raises(AdapterError, match="an activation function stands between them"):
+    with pytest.raises(AdapterError, match="there is an activation function between them"):
         fold(scaled)
 
 

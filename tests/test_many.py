@@ -134,7 +134,7 @@ def test_one_killed_and_all_stopped_lose_nothing(place, whole, tmp_path, capsys)
     when(at_work(work, 2), lambda _: os.kill(os.getpid(), signal.SIGTERM))
     code, out, err = qia3(capsys, *words, "--executor", "process:1")
     assert (code, out) == (130, ""), err
-    assert "of 3 tasks are trained; run the same command to go on" in err.splitlines()[-1]
+    assert "of 3 tasks are trained; run the same command to resume" in err.splitlines()[-1]
     assert "loss" not in err  # no progress of a worker
     code, out, err = qia3(capsys, *words, "--json")
     assert code == 0, err
@@ -272,7 +272,7 @@ def test_one_that_fails_takes_no_other_with_it(place, tmp_path, capsys):
     table = [line.split() for line in out.splitlines() if line.split()[:1] in (["a"], ["b"], ["c"])]
     assert table[0][0] == "b"
     assert float(table[1][4]) <= float(table[2][4])  # of the others the worse one first
-    assert out.count("trained before, kept") == 2
+    assert out.count("already trained, kept") == 2
     assert "b" not in {line["task"] for line in read_ledger(tmp_path / "work")}  # it never began
 
 

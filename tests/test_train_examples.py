@@ -50,7 +50,7 @@ def test_words_beyond_the_limit_go_with_their_labels():
     found = [made(tagged, max_length=n, labels=("DO", "O", "OFF")).tree(0) for n in (13, 12, 9, 8)]
     assert [t.places for t in found] == [(1, 6, 9), (1, 6), (1, 6), (1,)]
     assert [t.answers for t in found] == [((0, 1, 2),), ((0, 1),), ((0, 1),), ((0,),)]
-    with pytest.raises(ConfigError, match="no room for the prompt and a word"):
+    with pytest.raises(ConfigError, match="leaves no room for a word"):
         made(tagged, max_length=5, labels=("DO", "O", "OFF")).tree(0)
 
 
@@ -191,7 +191,7 @@ def test_what_is_too_long_loses_demonstrations_then_the_end_of_its_words_and_nev
         assert tree.longest_path <= limit
     assert text(made(shots=3, max_length=7).tree(2).prompt) == "<Q t>"
     assert text(made(shots=3, max_length=7).tree(2).answers[0]) == "a."
-    with pytest.raises(ConfigError, match=r"max_length = 5 has no room for the prompt and an answer: 'Q \{text\}'"):
+    with pytest.raises(ConfigError, match=r"max_length = 5 leaves no room for an answer after the prompt 'Q \{text\}'"):
         made(shots=3, max_length=5).tree(2)
 
 
@@ -211,7 +211,7 @@ def test_an_encoder_decoder_s_limit_is_for_the_prompt_and_for_the_answer():
     assert text(made(source(), max_length=8).tree(2).prompt) == "<Q t2>"
     long = dataclasses.replace(beside, examples=(Example("t", "an answer"),), choices=None)
     assert text(made(long, max_length=11).tree(0).answers[0]) == "an answer."
-    with pytest.raises(ConfigError, match=r"max_length = 10 has no room for the prompt and an answer"):
+    with pytest.raises(ConfigError, match=r"max_length = 10 leaves no room for an answer"):
         made(long, max_length=10).tree(0)
     assert made(beside, long, max_length=50).longest_path() == len("an answer.") + 1
 

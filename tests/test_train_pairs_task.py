@@ -82,7 +82,7 @@ def question(asked: int) -> str:
 def test_a_finished_task_is_taken_as_it_is_and_another_plan_is_not(place, capsys):
     _, folder, done = place
     again = trained(folder / "base", folder / "work")
-    assert "trained before with the same plan" in capsys.readouterr().err
+    assert "already trained with the same plan" in capsys.readouterr().err
     adapted = AdaptedBase.of(load_base(Asked(str(folder / "base"), block_size=32)))
     for found in (again, load_task(adapted.base, adapted.scaled, job(), folder / "work")):
         assert found.vectors.keys() == done.vectors.keys()

@@ -81,13 +81,13 @@ def test_two_processes_give_the_loss_of_one(place, capsys, monkeypatch):
     assert "Warning" not in two.stderr
     again = train(place, "two", 2)
     assert again.returncode == 0, again.stderr
-    assert again.stderr.count("trained before with the same plan") == 2
+    assert again.stderr.count("already trained with the same plan") == 2
 
 
 @pytest.mark.parametrize(
     ("verb", "count", "line"),
     [
-        ("train", 3, "a batch of 4 cannot be shared by 3 processes in 1 parts each; make batch_size a multiple of 3"),
+        ("train", 3, "a batch of 4 cannot be split over 3 processes in 1 parts each; make batch_size a multiple of 3"),
         ("build", 2, "only `qia3 train` can run in several processes"),
     ],
 )

@@ -72,13 +72,13 @@ def test_what_stands_around_the_words_is_the_template_s_own(chat):
         (each("{{ m.content | upper }}"), "it changes a question's words"),
         (each("{{ m.content | tojson }}"), "it changes a question's words"),
         (each("{{ m.content | replace('  ', ' ') }}"), "it changes a question's words"),
-        (each("{{ m.content | center(200) }}"), "it writes other things around some questions"),
+        (each("{{ m.content | center(200) }}"), "it writes different text around some questions"),
         (
             each("{% if m.content | length > 999 %}Be brief.{% endif %}{{ m.content }}"),
-            "writes other things around some",
+            "writes different text around some",
         ),
-        (each("{{ m.content }}{% if '?' in m.content %}!{% endif %}"), "writes other things around some questions"),
-        (each("{% if m.content.isdigit() %}A number: {% endif %}{{ m.content }}"), "writes other things around some"),
+        (each("{{ m.content }}{% if '?' in m.content %}!{% endif %}"), "writes different text around some questions"),
+        (each("{% if m.content.isdigit() %}A number: {% endif %}{{ m.content }}"), "writes different text around some"),
         ("hello", "it changes a question's words"),
         ("{{ raise_exception('no luck') }}", "no luck"),
         ("{% for x in %}", "Expected an expression"),
@@ -100,7 +100,7 @@ def test_a_template_is_tried_with_the_questions_of_a_task():
     """A template that minds a word which only this task's users say."""
     minds = words(each("{{ m.content }}{% if 'garage' in m.content %} (careful){% endif %}<|end|>"))
     assert wrapping(minds, None, True, questions=["turn the lights off", " spaces around "]).prefix
-    with pytest.raises(ConfigError, match=r"writes other things around some questions .*careful?"):
+    with pytest.raises(ConfigError, match=r"writes different text around some questions .*careful?"):
         wrapping(minds, None, True, questions=["turn the lights off", "open the garage"])
 
 

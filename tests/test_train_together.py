@@ -187,4 +187,4 @@ apart_worn = apart.worn
 def test_a_model_that_drops_at_random_trains_one_by_one():
     model = tiny("gpt2")
     model.transformer.drop.p = 0.1
-    assert "drops activations" in apart.why_apart(AdaptedBase(type("Base", (), {"model": model}), None, {}))
+    assert "uses dropout" in apart.why_apart(AdaptedBase(type("Base", (), {"model": model}), None, {}))

@@ -1,12 +1,12 @@
-"""What a task's training was asked to be, as WORK/TASK/plan.json keeps it: enough to tell one plan from another, and to
-say in the build file's words where two differ.
+"""What a task's training was asked to be, as stored in WORK/TASK/plan.json: enough to tell one plan from another, and
+to say in the build file's terms where they differ.
 
     {"base": "3f0c...", "shots": 0, "seed": 0, "training": {"steps": 96, ...}, "init_adapter": null,
      "sources": [{"prompt": ["Which? {text}"], "eval_prompt": "Which? {text}", "template": {...}, "choices": ["lamp"],
                   "train": "128 examples, SHA-256 77ab...", "validation": "0 examples, SHA-256 4f53..."}]}
 
-The first source is the task itself, the others are those that it is mixed with. Long data is there as its SHA-256. What
-cannot change the vectors is left out: names of files, and when the state is saved.
+The first source is the task itself, the others are those of its mixture. Long data is stored as its SHA-256. What
+cannot change the vectors is left out: file names, and the checkpoint interval.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Asked = dict[str, Any]
 
 
 def asked_of(source: Source, validation: Sequence[Example]) -> Asked:
-    """Of one source of examples."""
+    """The plan of one source of examples."""
     wrap = source.wrap
     return {
         "prompt": list(source.prompts),
@@ -43,14 +43,14 @@ def asked_of(source: Source, validation: Sequence[Example]) -> Asked:
 
 
 def _start(wrap: Wrapping) -> Asked:
-    """Of an encoder-decoder; a decoder's plan has no word of it."""
+    """The start tokens of an encoder-decoder; nothing for a decoder."""
     return {"start": list(wrap.start)} if wrap.start else {}
 
 
 def read_asked(folder: Path) -> Asked | None:
-    """What the work folder of a task was made for; None where it does not say. Raises ConfigError."""
+    """The plan stored in a task's work folder, or None. Raises ConfigError if it cannot be read."""
     path = folder / PLAN
-    remedy = "delete it to train anew"
+    remedy = "delete it to train again"
     return read_json_table(path, ConfigError, remedy) if path.is_file() else None
 
 
@@ -59,7 +59,7 @@ def write_asked(asked: Asked, folder: Path) -> None:
 
 
 def differences(was: Asked, now: Asked) -> list[str]:
-    """Each key whose value is another one, by its place: "training.steps was 96, is 120"."""
+    """Each key whose value differs, by its place: "training.steps was 96, is 120"."""
     before, after = dict(_leaves(was)), dict(_leaves(now))
     keys = dict.fromkeys((*after, *before))
     return [
@@ -70,7 +70,7 @@ def differences(was: Asked, now: Asked) -> list[str]:
 
 
 def _leaves(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
-    """Values by dotted place; a list of plain values is one. The task's own source has no place of its own."""
+    """Values by dotted place; a list of plain values is one value. The task's own source has no prefix."""
     if isinstance(value, dict):
         for key, entry in value.items():
             yield from _leaves(entry, f"{place}.{key}" if place else key)

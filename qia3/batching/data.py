@@ -19,9 +19,9 @@ from qia3.recipe import Train
 class Data:
     """Examples of one task.
 
-    `choices` hold for those without their own; None where every example brings its own, and for generation.
+    `choices` apply to examples without their own; None if every example has its own, and for generation.
 
-    `validation` is held back from training: to stop at the best state.
+    `validation` is held out from training, to keep the best state.
     """
 
     train: tuple[Example, ...]
@@ -30,22 +30,22 @@ class Data:
     validation: tuple[Example, ...] = ()
 
     def first(self, count: int) -> tuple[Example, ...]:
-        """Some of each part."""
+        """The first `count` examples of each part."""
         return (*self.train[:count], *self.test[:count], *self.validation[:count])
 
 
 def read_task(task: Task, settings: Train | None = None) -> Data:
     """Reads and checks the files of a task.
 
-    Raises DataError with the file and the line, ConfigError if nothing is left to train or validate on.
+    Raises DataError with file and line, and ConfigError if nothing is left to train or validate on.
     """
     read = [example for file in task.train_files for example in read_examples(file, task.kind, task.choices)]
     choices = task.choices or tuple(sorted({label for e in read if e.choices is None for label in e.labels}))
     if task.kind in LABELLED and len(choices) == 1:
         files = ", ".join(map(str, task.train_files))
         raise DataError(
-            f"task {task.name!r}: every example says {quoted(choices[0])} ({files}): nothing to tell apart; "
-            "add examples of another answer, or name all answers (choices) in the [[task]]"
+            f"task {task.name!r}: every example has the same answer {quoted(choices[0])} ({files}); "
+            "add examples with other answers, or list all answers (choices) in the [[task]]"
         )
     test = read_examples(task.test, task.kind, choices)
     for part in (read, test):
@@ -53,7 +53,7 @@ def read_task(task: Task, settings: Train | None = None) -> Data:
             say(f"warning: task {task.name!r}: {remark}")
     held_back: Sequence[Example] = ()
     match settings.validation if settings else None:
-        case float(fraction) if task.train_files:  # a mixture validates on what its tasks hold back
+        case float(fraction) if task.train_files:  # a mixture validates on what its tasks hold out
             read, held_back = split(read, fraction, task.name)
         case Path() as file:
             held_back = read_examples(file, task.kind, choices)
@@ -61,7 +61,7 @@ def read_task(task: Task, settings: Train | None = None) -> Data:
 
 
 def split(examples: Sequence[Example], fraction: float, name: str) -> tuple[list[Example], list[Example]]:
-    """To train on and to validate on.
+    """Splits examples into those to train on and those to validate on.
 
     The text's hash decides: a text stays on its side whatever is added to the file.
     """
@@ -71,7 +71,8 @@ def split(examples: Sequence[Example], fraction: float, name: str) -> tuple[list
         kept[draw < fraction].append(example)
     if not kept[0] or not kept[1]:
         raise ConfigError(
-            f"validation = {fraction:g} leaves task {name!r} {len(kept[0])} examples to train on and {len(kept[1])} to validate on, of "
-            f"{len(examples)}; change the fraction or name a file"
+            f"validation = {fraction:g} splits the {len(examples)} examples of task {name!r} into "
+            f"{len(kept[0])} to train on and {len(kept[1])} "
+            f"to validate on; change the fraction or name a file"
         )
     return kept

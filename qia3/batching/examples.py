@@ -1,16 +1,16 @@
-"""What one adapter is trained on: the examples of one or more tasks, each turned into a tree of tokens whenever its
-turn comes.
+"""What one adapter is trained on: the examples of one or more tasks, each turned into a tree of tokens when its turn
+comes.
 
-A task may have several prompts, of which one is drawn each time, and may show `shots` other examples before the
-question, drawn too. The draw takes a random generator of the step's own, so step 700 is the same whether the run began
-at 0 or at 690.
+A task may have several prompts, one of which is drawn each time, and may show `shots` other examples before the
+question, also drawn. Each step has its own random generator, so step 700 is the same whether the run started at 0 or
+resumed at 690.
 
-Where wrong answers count, a step compares the right answer with at most `at_most` - 1 of them, drawn anew each time:
-what a step costs must not grow with a task's labels. What is ranked (validation, tests) has them all.
+If wrong answers count, a step compares the right answer with at most `at_most` - 1 of them, drawn anew each time, so
+that the cost of a step does not grow with the number of labels. Validation and tests rank all of them.
 
-The device encodes prompt and answer apart, by qia3.tokens, and so does this. What is longer than `max_length` loses
-demonstrations first, then the end of the user's words, never the instruction and never the answer. In an
-encoder-decoder `max_length` bounds the prompt and the answer each.
+The device encodes prompt and answer separately, with qia3.tokens, and so does this. A text longer than `max_length`
+loses demonstrations first, then the end of the user's words; never the instruction or the answer. In an encoder-decoder
+`max_length` limits prompt and answer separately.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from qia3.errors import ConfigError
 from qia3.examples import Example
 from qia3.tokens import SLOT, Tokens
 
-KEPT = 1 << 14  # texts whose tokens are kept
+KEPT = 1 << 14  # texts whose tokens are cached
 
 
 @dataclass(frozen=True)
 class Source:
     """Examples of one task.
 
-    `prompts` hold {text} once; `question` is the one that is not drawn: for validation and for the bundle.
+    `prompts` contain {text} once; `question` is the fixed one, for validation and for the bundle.
 
-    `unshown`: places of examples whose words hold control tokens. A demonstration is a part of the template, where they
-    would be what they spell.
+    `unshown`: indices of examples whose words contain control tokens. A demonstration is part of the template, where
+    they would act as control tokens.
     """
 
     prompts: tuple[str, ...]
@@ -50,7 +50,7 @@ class Source:
     unshown: frozenset[int] = frozenset()
 
     def on_device(self, shots: int, seed: int) -> str:
-        """The prompt that the device fills in, holding {text}, with its demonstrations in it: the same ones for every
+        """The prompt that the device fills in, containing {text}, with its demonstrations: the same ones for every
         question.
         """
         return ask(self.wrap, self.question, self.demonstrations(self.question, shots, random.Random(seed)))
@@ -58,7 +58,7 @@ class Source:
     def demonstrations(self, prompt: str, count: int, draw: random.Random, without: int | None = None) -> list[str]:
         """`count` examples, or as many as there are, drawn without the one that is asked.
 
-        A text that holds {text} cannot be shown, nor one of `unshown`.
+        A text that contains {text} cannot be shown, nor one in `unshown`.
         """
         able = [
             i
@@ -70,7 +70,7 @@ class Source:
 
 
 def source_of(tokens: Tokens, wrap: Wrapping, task: Task, examples: tuple[Example, ...], choices: Any) -> Source:
-    """Examples of a task of the build file. A demonstration is encoded as a part of the template."""
+    """A source from a task of the build file. A demonstration is encoded as part of the template."""
 
     def shows(prompt: str, e: Example) -> bool:
         words, answer = demonstration(prompt, SLOT, e.answer), demonstration(prompt, e.text, SLOT)
@@ -84,9 +84,10 @@ def source_of(tokens: Tokens, wrap: Wrapping, task: Task, examples: tuple[Exampl
 class Examples:
     """All examples of an adapter's training, by index.
 
-    `ranked`: wrong answers are encoded too, for the losses that need them.
+    `ranked`: also encode wrong answers, for the losses that need them.
 
-    `at_most`: answers of a tree that is drawn; None for all. `labels`: of an encoder's head, whose answers are numbers.
+    `at_most`: maximum answers of a drawn tree; None for all. `labels`: those of an encoder's head, whose answers are
+    numbers.
     """
 
     def __init__(
@@ -117,8 +118,8 @@ class Examples:
         return len(self.places)
 
     def tree(self, index: int, draw: random.Random | None = None) -> Tree:
-        """The example's tree, with a drawn prompt and drawn demonstrations; without `draw`, with the question and the
-        same ones each time.
+        """The example's tree, with a drawn prompt and drawn demonstrations; without `draw`, with the fixed question and
+        fixed demonstrations.
         """
         source, place = self.places[index]
         prompt = source.question if draw is None else draw.choice(source.prompts)
@@ -135,18 +136,21 @@ class Examples:
         return Tree(self._prompt(source.wrap, prompt, example.text, shown, room), answers, right)
 
     def _tagged(self, wrap: Wrapping, prompt: str, example: Example) -> Tree:
-        """Each word's label, at its first token; of as many words as fit."""
+        """A tree with each word's label at its first token, for as many words as fit."""
         template, words = ask(wrap, prompt), example.words
         counts = range(1, len(words) + 1)
         fitting = bisect_right(counts, self.max_length, key=lambda n: len(self.placed(template, words[:n])[0]))
         if not fitting:
-            raise ConfigError(f"max_length = {self.max_length} has no room for the prompt and a word: {prompt!r}")
+            raise ConfigError(
+                f"max_length = {self.max_length} leaves no room for a word after the prompt {prompt!r}; raise it "
+                "in [train]"
+            )
         ids, places = self.placed(template, words[:fitting])
         return Tree(ids, (tuple(map(self.labels.index, example.tags[:fitting])),), places=places)
 
     def longest_path(self) -> int:
-        """Tokens of the longest tree's longest path, at most; with demonstrations, the limit. An encoder-decoder's
-        paths are those of its decoder.
+        """Upper bound on the tokens of any tree's longest path; with demonstrations, the limit. In an encoder-decoder,
+        paths are those of the decoder.
         """
         if self.shots:
             return self.max_length
@@ -162,18 +166,21 @@ class Examples:
         return min(longest, self.max_length)
 
     def _answers(self, source: Source, example: Example) -> tuple[tuple[tuple[int, ...], ...], int]:
-        """Tokens of the answers, and which is right. Of several right ones the first stands for all."""
+        """Tokens of the answers, and the index of the right one. The first of several right ones represents them."""
         choices = (example.choices or source.choices) if self.ranked else None
         texts = tuple(c for c in choices or (example.answer,) if c not in example.also)
         return tuple(self.answer(text, source.wrap.end) for text in texts), texts.index(example.answer)
 
     def _prompt(self, wrap: Wrapping, prompt: str, text: str, shown: Sequence[str], room: int) -> tuple[int, ...]:
-        """With as many demonstrations as fit in `room`; else with as much of the words as fits."""
+        """The prompt with as many demonstrations as fit in `room`; if none do, with as much of the words as fits."""
         for first in range(len(shown) + 1):
             ids = self.encoded(ask(wrap, prompt, shown[first:]), text)
             if len(ids) <= room:
                 return ids
         words = self.fitting(ask(wrap, prompt), text, room) if room > 0 else None
         if words is None:
-            raise ConfigError(f"max_length = {self.max_length} has no room for the prompt and an answer: {prompt!r}")
+            raise ConfigError(
+                f"max_length = {self.max_length} leaves no room for an answer after the prompt {prompt!r}; raise "
+                "it in [train]"
+            )
         return self.encoded(ask(wrap, prompt), words)

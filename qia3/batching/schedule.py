@@ -1,13 +1,13 @@
 """Which example is trained when: a pure function of the seed.
 
-The run is one long list of slots, `batch` of them a step. Slot by slot it goes through the examples in random order,
-all of them before any comes again; each slot has a random generator of its own for what is drawn (prompt,
-demonstrations). Nothing depends on what ran before, so a run that stopped goes on as if it had not, and processes that
-share a step need not talk:
+The run is one long list of slots, `batch` per step. Slot by slot it goes through the examples in random order, all of
+them before any is repeated; each slot has its own random generator for what is drawn (prompt, demonstrations). Nothing
+depends on what ran before, so a resumed run continues as if it had never stopped, and processes that share a step need
+not communicate:
 
     steps of 4, 2 processes       step 0: slots 0 1 | 2 3      step 1: slots 4 5 | 6 7
 
-Losses are means over a whole step. A process, or a part of an accumulated step, has only its share of the sums, so each
+Losses are means over a whole step. A process, or a part of an accumulated step, has only a share of the sums, so each
 slot comes with the step's totals, scaled so that the mean over the parts' losses is the step's loss.
 """
 
@@ -26,7 +26,7 @@ from qia3.batching.trees import Tree
 
 @dataclass(frozen=True)
 class Slot:
-    """One example of a step, and what the whole step's losses divide by."""
+    """One example of a step, and the divisors of the whole step's losses."""
 
     tree: Tree
     totals: Totals
@@ -39,7 +39,7 @@ class Schedule:
     def __init__(self, examples: Examples, steps: int, batch: int, seed: int) -> None:
         self.examples, self.batch, self.seed = examples, batch, seed
         self.order = order(len(examples), steps * batch, seed)
-        self.step = lru_cache(2)(self._step)  # the step in hand, and the next where batches are fetched ahead
+        self.step = lru_cache(2)(self._step)  # the current step, and the next if batches are prefetched
 
     def __len__(self) -> int:
         return len(self.order)
@@ -55,7 +55,7 @@ class Schedule:
 
 
 def order(examples: int, slots: int, seed: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """int64 [slots]: shuffles of 0 .. examples - 1, one after the other."""
+    """int64 [slots]: shuffles of 0 .. examples - 1, concatenated."""
     rng = np.random.default_rng(seed)
     rounds = [rng.permutation(examples) for _ in range(-(-slots // examples))]
     return np.concatenate(rounds)[:slots]

@@ -1,8 +1,8 @@
 """Examples as trees of tokens, and which of them share a row.
 
-A tree is a prompt and the answers that may follow it. What a row costs is its slots: their matrix products, and
-attention, each slot looking at every slot of its row. Products take 12 h² multiplications or so a slot and layer (h the
-hidden size), attention 2 L h on a row of L slots, and attention runs in float32 at about a third of the products'
+A tree is a prompt and its possible answers. The cost of a row is that of its slots: their matrix products, and
+attention of each slot to every slot of its row. Products take about 12 h² multiplications per slot and layer (h the
+hidden size), attention 2 L h in a row of L slots, and attention runs in float32 at about a third of the products'
 speed, so
 
     cost of R rows of L slots = R L (1 + L / (2 h))
@@ -31,7 +31,7 @@ from itertools import takewhile
 class Tree:
     """One example: the tokens of its prompt, of each answer (its end token included), and which answer is right.
 
-    `places` are those of the prompt's tokens that a head labels, with the labels' numbers for an answer.
+    `places` are the prompt's tokens that a head labels; the answer then holds the labels' numbers.
     """
 
     prompt: tuple[int, ...]
@@ -41,7 +41,7 @@ class Tree:
 
     @property
     def longest_path(self) -> int:
-        """Tokens from the first to the end of the longest answer."""
+        """Tokens from the start of the prompt to the end of the longest answer."""
         return len(self.prompt) + max(map(len, self.answers))
 
 
@@ -58,12 +58,12 @@ class Piece:
 
     @property
     def slots(self) -> int:
-        """Tokens that are run: the last of an answer is predicted and never read."""
+        """Tokens that are run; the last of an answer is only predicted."""
         return len(self.tree.prompt) + sum(len(self.tree.answers[a]) - 1 for a in self.answers)
 
 
 def pieces(trees: Sequence[Tree], limit: int) -> Iterator[Piece]:
-    """Whole trees where they fit in `limit` slots, else cut between answers."""
+    """Whole trees if they fit in `limit` slots, otherwise cut between answers."""
     for example, tree in enumerate(trees):
         held: list[int] = []
         room = limit - len(tree.prompt)
@@ -77,7 +77,7 @@ def pieces(trees: Sequence[Tree], limit: int) -> Iterator[Piece]:
 
 
 def singles(trees: Sequence[Tree]) -> list[list[Piece]]:
-    """The plain batch: every answer has a row of its own, its prompt run again before it."""
+    """The plain batch: every answer has its own row with its own copy of the prompt."""
     return [
         [Piece(example, tree, (index,))] for example, tree in enumerate(trees) for index in range(len(tree.answers))
     ]
@@ -92,7 +92,7 @@ def beginning(trees: Sequence[Tree]) -> int:
 
 
 def plan(trees: Sequence[Tree], limit: int, hidden_size: int) -> list[list[Piece]]:
-    """The cheapest rows of at most `limit` slots."""
+    """The cheapest rows of at most `limit` slots each."""
     parts = sorted(pieces(trees, limit), key=lambda p: -p.slots)
     shared, longest = beginning(trees), max(limit, parts[0].slots)
     tried = [_fill(parts, count, shared) for count in range(1, len(parts) + 1)]

@@ -1,9 +1,10 @@
-"""What a training step keeps for its backward pass, counted and not reckoned.
+"""What a training step keeps for its backward pass, counted rather than estimated.
 
-The model runs once on torch's meta device, where tensors have shapes and no numbers, and autograd says what it saves:
-each storage once, parameters and buffers left out. A layer whose weight is frozen keeps no input for it; a scaled one
-keeps its output, LoRA its inputs, full fine-tuning the inputs of all. Attention is transformers' eager one, as QIA³ trains
-(scores of [rows, heads, L, L] are among what is kept), nothing is checkpointed, and the loss is not counted.
+The model runs once on torch's meta device, where tensors have shapes but no numbers, and autograd reports what it
+saves: each storage once, without parameters and buffers. A layer with a frozen weight keeps no input for it; a scaled
+one keeps its output, LoRA keeps its inputs, full fine-tuning keeps the inputs of all. Attention is transformers' eager
+one, as QIA³ trains (the scores [rows, heads, L, L] are kept, too), without activation checkpointing, and without the
+loss.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ RANK = 8
 
 
 class _Lora(nn.Module):
-    """A frozen linear layer with two narrow ones beside it, in float32 or what the layer is in."""
+    """A frozen linear layer with LoRA's two narrow ones, in float32 or the layer's type."""
 
     def __init__(self, base: nn.Module, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -43,7 +44,7 @@ class _Lora(nn.Module):
 
 
 def saved_bytes(model: Any, sites: Iterable[Site], method: Method, rows: int, length: int, dtype: torch.dtype) -> int:
-    """Of one step with `rows` texts of `length` tokens. `model` is on the meta device, and is changed.
+    """Bytes kept by one step with `rows` texts of `length` tokens. `model` is on the meta device, and is modified.
 
     An encoder-decoder's encoder and decoder have that many tokens each.
     """
@@ -56,7 +57,9 @@ def saved_bytes(model: Any, sites: Iterable[Site], method: Method, rows: int, le
             _put_lora(model)
         ids = torch.zeros(rows, length, dtype=torch.long)
         given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        if model.config.is_encoder_decoder or is_encoder(model.config):  # masks are looked into, unless they are whole
+        if model.config.is_encoder_decoder or is_encoder(
+            model.config
+        ):  # they inspect a 2-D mask's values, not a 4-D one's
             given["attention_mask"] = mask = torch.zeros(rows, 1, length, length, dtype=dtype)
         if model.config.is_encoder_decoder:
             given |= {"decoder_input_ids": ids, "decoder_attention_mask": mask}
@@ -78,7 +81,7 @@ def _saved(model: Any, given: dict[str, Tensor]) -> int:
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        out = model(**given, use_cache=False)  # held, with the graph that holds what was kept
+        out = model(**given, use_cache=False)  # kept alive, with the graph that holds the saved tensors
     found = sum(t.untyped_storage().nbytes() for storage, t in kept.items() if storage not in own)
     del out
     return found

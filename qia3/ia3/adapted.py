@@ -1,4 +1,4 @@
-"""A frozen 4-bit base that wears vectors: what is trained, compared, exported and merged."""
+"""A frozen 4-bit base with vectors attached: it is trained, compared, exported and merged."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from qia3.ia3.vectors import Scaled, attach, detach, fold, make_constant, set_ve
 
 @dataclass(frozen=True)
 class AdaptedBase:
-    """`scaled` are the layers with a place for a vector, by the vector's name; `roles` what each linear layer is."""
+    """`scaled` are the layers with a vector, by the vector's name; `roles` the roles of all linear layers."""
 
     base: BaseModel
     roles: Roles
@@ -27,7 +27,7 @@ class AdaptedBase:
 
     @classmethod
     def of(cls, base: BaseModel, query_vectors: bool = False) -> AdaptedBase:
-        """The base with vectors of ones on keys, values and feed-forwards; on queries too, where they are wanted."""
+        """The base with vectors of ones on keys, values and feed-forwards; on queries too, if asked for."""
         roles = find_roles(base.model)
         return cls(base, roles, attach(base.model, (*roles.queries, *roles.sites) if query_vectors else roles.sites))
 
@@ -42,7 +42,9 @@ class AdaptedBase:
 
     @contextmanager
     def wearing(self, vectors: Mapping[str, NDArray[np.float32]]) -> Iterator[None]:
-        """With these vectors, in float32, while the block runs; {} is the base alone. Raises AdapterError."""
+        """Applies these vectors, in float32, during the block; {} is the base alone. Raises AdapterError if they do not
+        fit.
+        """
         before = {name: (layer.delta.detach().clone(), layer.precision) for name, layer in self.scaled.items()}
         try:
             set_vectors(self.scaled, vectors)
@@ -53,7 +55,7 @@ class AdaptedBase:
                 self.scaled[name].precision = precision
 
     def merge(self, vectors: Mapping[str, NDArray[np.float32]]) -> None:
-        """Folds the vectors into scales and biases, for good. Raises AdapterError where one has nowhere to fold; in an
+        """Folds the vectors into scales and biases permanently. Raises AdapterError if one cannot be folded; in an
         encoder it stays, as a constant.
         """
         set_vectors(self.scaled, vectors)

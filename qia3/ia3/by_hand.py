@@ -1,16 +1,16 @@
-"""Attention that a model's own code computes by hand, seen as if it came through transformers' attention interface.
+"""Attention that a model computes in its own code, presented as if it went through transformers' attention interface.
 
-Falcon, BLOOM, MPT, GPT-J, CodeGen, GPT-Neo and XGLM do not ask transformers for an attention function. Their modules
-write out
+Falcon, BLOOM, MPT, GPT-J, CodeGen, GPT-Neo and XGLM do not call transformers' attention function. Their modules write
+out
 
     scores = q k^T          softmax(a scores + bias + mask)          out = probabilities v
 
-in one of several ways: matmul, bmm, baddbmm or torch's own function for all three, heads in a dimension of their own or
-beside the batch. While such a module runs, torch's functions are watched (TorchFunctionMode): the product of two activations before the softmax has
-the queries and the keys, the first one after it the values. (DeBERTa has more products before, of which it looks entries
-up by torch.gather: those are told apart.) The registered function gets them in the interface's
-layout, with what the module made of them (`Made`); what it answers takes the place of the last product. So the probe
-of roles, the watch and the graph work on these models as on all others, and no list of them is kept.
+in one of several ways: matmul, bmm, baddbmm or torch's fused function, with heads in a dimension of their own or merged
+with the batch. While such a module runs, torch's functions are watched (TorchFunctionMode): the product of two
+activations before the softmax has the queries and keys, the first one after it the values. (DeBERTa has more products
+before it, from which it takes entries by torch.gather: these are recognised.) The registered function gets them in the
+interface's layout, with what the module computed (`Made`); its answer replaces the last product. So the role probe, the
+watch and the graph treat these models like all others, without a list of them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers import AttentionInterface, PreTrainedModel
 
-INTERFACE = "ALL_ATTENTION_FUNCTIONS"  # what a file that asks transformers has
+INTERFACE = "ALL_ATTENTION_FUNCTIONS"  # the name that a file uses to call transformers' function
 PRODUCTS = ("matmul", "__matmul__", "bmm", "baddbmm")
 FUSED = "scaled_dot_product_attention"
 HIDDEN = torch.finfo(torch.float32).min
@@ -35,8 +35,9 @@ Attend = Callable[..., tuple[Tensor, Any]]
 
 @dataclass(frozen=True)
 class Made:
-    """By the module itself: `scores` [B, H, S, T] as they went into the softmax, and `answer` [B, S, H, d]. `lookups`:
-    products left [B, H, S, d] right [B, H, d, P] of which it took entries [B or 1, H or 1, S, T], for positions.
+    """What the module itself computed: `scores` [B, H, S, T] as they went into the softmax, and `answer` [B, S, H, d].
+    `lookups`: products left [B, H, S, d] right [B, H, d, P] from which it took entries [B or 1, H or 1, S, T], for
+    positions.
     """
 
     scores: Tensor
@@ -45,7 +46,7 @@ class Made:
 
 
 def by_hand(model: nn.Module) -> dict[str, nn.Module]:
-    """The modules of attention whose files do not ask transformers which function to call, the innermost, by name."""
+    """The innermost attention modules whose files do not call transformers' attention function, by name."""
     found = {
         name: module
         for name, module in model.named_modules()
@@ -56,13 +57,13 @@ def by_hand(model: nn.Module) -> dict[str, nn.Module]:
 
 @contextmanager
 def handed_over(model: PreTrainedModel, implementation: str) -> Iterator[bool]:
-    """Every module that computes attention by hand hands it to the registered function of this name instead.
+    """Makes every module that computes attention itself call the registered function of this name instead.
 
-    Yields whether there are any: the implementation that their model's configuration names is what they go by, for the
-    masks they need and for what they compute (Falcon's with alibi adds it twice if it is "eager").
+    Yields whether there are any: they follow the implementation that their configuration names, for the masks they need
+    and for what they compute (Falcon with alibi adds it twice if it is "eager").
     """
     modules = by_hand(model)
-    if model.config.is_encoder_decoder:  # its graphs have attention of other kinds, too
+    if model.config.is_encoder_decoder:  # their graphs have other kinds of attention, too
         modules = {}
     attend = AttentionInterface().get(implementation)
     try:
@@ -92,7 +93,7 @@ class _Handing(TorchFunctionMode):
         super().__init__()
         self.module, self.attend, self.batch = module, attend, batch
         self.products: list[tuple[Tensor, Tensor, Tensor]] = []
-        self.taken: list[tuple[Tensor, Tensor]] = []  # from what, and which entries
+        self.taken: list[tuple[Tensor, Tensor]] = []  # the source, and the entries taken
         self.scores: Tensor | None = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -124,7 +125,7 @@ class _Handing(TorchFunctionMode):
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> Tensor:
-        """torch's own function, written out."""
+        """torch's fused function, written out."""
         groups = q.shape[1] // k.shape[1]
         keys, values = (t.repeat_interleave(groups, 1) if groups > 1 else t for t in (k, v))
         scores = q @ keys.transpose(-1, -2) * (q.shape[-1] ** -0.5 if scale is None else scale)
@@ -136,7 +137,7 @@ class _Handing(TorchFunctionMode):
         return out.transpose(1, 2)
 
     def _answer(self, values: Tensor, made: Tensor) -> Tensor:
-        """What stands for the product of probabilities and values, in its own layout."""
+        """The replacement for the product of probabilities and values, in its layout."""
         assert self.scores is not None
         lookups = tuple(
             (self._heads_apart(left), self._heads_apart(right), self._heads_apart(places))
@@ -154,7 +155,7 @@ class _Handing(TorchFunctionMode):
         return out.transpose(1, 2).reshape(made.shape)
 
     def _heads_apart(self, x: Tensor) -> Tensor:
-        """[B, H, n, m] of that or of [B H, n, m]."""
+        """[B, H, n, m] from either that or [B H, n, m]."""
         return x if x.dim() == 4 else x.reshape(self.batch, x.shape[0] // self.batch, *x.shape[1:])
 
 

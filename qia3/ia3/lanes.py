@@ -1,11 +1,11 @@
-"""Several tasks' vectors over one frozen base: each row of a batch is multiplied by its own task's.
+"""Vectors of several tasks on one frozen base: each row of a batch is multiplied by its own task's vectors.
 
-A lane is a set of offsets that train, one for each place of the base, as the base's own layers have them (qia3.ia3.vectors),
-but standing beside the model. Within `worn` the model's layers take theirs from the lanes:
+A lane is a set of trainable offsets, one for each site of the base, like those in the base's own layers
+(qia3.ia3.vectors), but outside the model. During `worn` the model's layers take theirs from the lanes:
 
     offsets of T lanes   [T, d]      l = 1 + bfloat16(offset)
     lane of each row     [R]         rows 0 0 0 1 2 2: three rows of the first lane, one of the second, two of the third
-    vectors              [R, 1, d]   gathered; gradients go the same way back, and add up for each lane
+    vectors              [R, 1, d]   gathered; gradients flow back the same way and are summed per lane
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Lane = Mapping[str, Scaled]
 
 
 def new_lane(scaled: Mapping[str, Scaled]) -> dict[str, Scaled]:
-    """Offsets of their own over the same layers, on their device."""
+    """New offsets for the same layers, on their device."""
     lane = {name: Scaled(layer.base, layer.site) for name, layer in scaled.items()}
     for name, layer in lane.items():
         layer.delta.data = layer.delta.data.to(scaled[name].delta.device)
@@ -35,7 +35,7 @@ def new_lane(scaled: Mapping[str, Scaled]) -> dict[str, Scaled]:
 def worn(
     scaled: Mapping[str, Scaled], lanes: Sequence[Lane], rows: Tensor, encoder_rows: Tensor | None
 ) -> Iterator[None]:
-    """`rows` int64 [R]: whose each row is; in layers of an encoder before a decoder `encoder_rows` [E]."""
+    """`rows` int64 [R]: the lane of each row; `encoder_rows` [E]: the same for the encoder of an encoder-decoder."""
 
     def chooser(name: str, owner: Tensor) -> None:
         scaled[name].chosen = lambda: gathered([lane[name] for lane in lanes], owner)

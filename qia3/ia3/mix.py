@@ -1,14 +1,14 @@
-"""Which layers of a build get more bits than the rest: by their roles in a build file, or as many as fit into so many
-bits a weight.
+"""Which layers of a build get more bits than the rest: by role in the build file, or as many as fit a budget of bits
+per weight.
 
     eight_bit = ["value", "head", "down@0-2,11,28-29"]      # all values, the head, the down projections of layers 0, 1, 2, 11, 28 and 29
-    blocks = { 32 = ["up@0-3"] }                            # shorter blocks (or longer ones) than the rest have
-    eight_bit = ["encoder.value", "decoder.down@0"]         # of an encoder-decoder's one stack; "value@0" is layer 0 of either
-    bits = 5.0                                              # what helps most (qia3.base.sensitivity), named in the report in the same way
+    blocks = { 32 = ["up@0-3"] }                            # shorter (or longer) blocks than the rest
+    eight_bit = ["encoder.value", "decoder.down@0"]         # one stack of an encoder-decoder; "value@0" is layer 0 of both
+    bits = 5.0                                              # chosen by the build (qia3.base.sensitivity), named in the report in the same way
 
-Roles are found in the float model by what its layers do (roles.py). "up" is all that leads into a feed-forward's inner
-activation, gate and up alike. A fused layer has every role of its parts: "value" means the whole of a fused q|k|v
-projection. A head that is tied to the embedding stands for both: they are one table.
+Roles are found in the float model by what its layers do (roles.py). "up" means every layer that leads into a
+feed-forward's inner activation, gate and up alike. A fused layer has every role of its parts: "value" means the whole
+fused q|k|v projection. A head that is tied to the embedding counts for both: they are one table.
 
 A budget is spent on three forms: the block that was asked for, blocks of 32, which ONNX Runtime's kernels still
 multiply fast, and 8 bits.
@@ -49,7 +49,7 @@ SHORT = 32  # inputs of a block
 
 @dataclass(frozen=True)
 class Named:
-    """The roles of a build file, for load_base: those at 8 bits, and those of each block size."""
+    """The roles in a build file, for load_base: those at 8 bits, and those by block size."""
 
     eight_bit: tuple[str, ...]
     blocks: tuple[tuple[int, tuple[str, ...]], ...] = ()
@@ -59,7 +59,7 @@ class Named:
         return (*self.eight_bit, *(f"{role}:{block}" for block, roles in self.blocks for role in roles))
 
     def find(self, model: Any, grid: Grid, windows: Tensor | None) -> Chosen:
-        """Raises BaseModelError where a part of it means no layer, or two parts mean one."""
+        """Raises BaseModelError if an entry matches no layer, or two entries match the same one."""
         linears = find_roles(model).linears
         own: dict[str, Form] = {}
         for form, key, roles in (
@@ -77,7 +77,7 @@ class Named:
 
 @dataclass(frozen=True)
 class Within:
-    """As many bits a weight, 4-bit layers among them, on average over the linear layers (and what is tied to them)."""
+    """A budget of bits per weight, averaged over all linear layers (and what is tied to them)."""
 
     bits: float
     track: Callable[[list[Any], str], Iterable[Any]]
@@ -87,14 +87,15 @@ class Within:
         return (f"{self.bits:g} bits",)
 
     def find(self, model: Any, grid: Grid, windows: Tensor | None) -> Chosen:
-        """Raises BaseModelError where there is no text, or where the bits are too few."""
+        """Raises BaseModelError if there is no calibration text, or if the bits are too few."""
         if windows is None:
             raise BaseModelError(
-                "bits chooses layers by what they do to a text, and this base is calibrated on none; name layers with eight_bit or blocks"
+                "bits needs a calibration text to choose layers by, and this base has none; name layers with "
+                "eight_bit or blocks"
             )
-        say("quantising at 4 bits first, to see what that costs in each layer")
+        say("quantising at 4 bits first, to measure what that costs in each layer")
         shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-        rounded = copy.deepcopy(model, shared)  # layers of its own over the same weights
+        rounded = copy.deepcopy(model, shared)  # new layers over the same weights
         quantise_model(
             rounded, Grid(grid.block_size, grid.symmetric), lambda names: self.track(names, "quantising"), windows
         )
@@ -111,7 +112,7 @@ class Within:
 
 
 def named(eight_bit: Iterable[str], blocks: Iterable[tuple[int, Iterable[str]]] = ()) -> Named:
-    """The choice of a build file by roles; those of each block size."""
+    """The choice of a build file: roles at 8 bits, and roles by block size."""
     return Named(
         tuple(sorted(set(eight_bit))),
         tuple((block, tuple(sorted(set(roles)))) for block, roles in sorted(blocks) if roles),
@@ -119,7 +120,7 @@ def named(eight_bit: Iterable[str], blocks: Iterable[tuple[int, Iterable[str]]] 
 
 
 def _groups(roles: dict[str, str]) -> dict[str, list[str]]:
-    """Layers by what a build file can name at the least: "head", "value@3", "encoder.value@3"."""
+    """Layers grouped by the smallest unit that a build file can name: "head", "value@3", "encoder.value@3"."""
     two = any(in_encoder(name) for name in roles)
     groups = defaultdict(list)
     for name, role in roles.items():
@@ -133,7 +134,7 @@ def _groups(roles: dict[str, str]) -> dict[str, list[str]]:
 def spelled(chosen: Iterable[str], groups: Iterable[str]) -> tuple[str, ...]:
     """Groups as a build file names them:
 
-    "value@0", "value@1", "value@3" -> "value@0-1,3", or "value" where that is all of them.
+    "value@0", "value@1", "value@3" -> "value@0-1,3", or "value" if that is all of them.
     """
     every, wanted = _numbered(groups), _numbered(chosen)
     return tuple(sorted(role if wanted[role] == every[role] else f"{role}@{_ranges(wanted[role])}" for role in wanted))
@@ -158,11 +159,11 @@ def _meant(asked: str, roles: dict[str, str], key: str) -> list[str]:
     stack, _, role = path.rpartition(".")
     two = any(in_encoder(name) for name in roles)
     if stack and not two:
-        raise BaseModelError(f'{key} names "{path}", and the model has one stack of layers; name "{role}"')
+        raise BaseModelError(f'{key} names "{path}", but the model has one stack of layers; write "{role}"')
     chosen = [name for name in roles if not stack or in_encoder(name) == (stack == "encoder")]
     found = {name: _number(name) for name in chosen if roles[name] in MEANS[role]}
     if not found and stack:
-        raise BaseModelError(f'the {stack} has no layer of the role "{role}", which {key} names')
+        raise BaseModelError(f'{key} names "{role}", but the {stack} has no such layer')
     if not found:
         known = [name for name, means in MEANS.items() if means & set(roles.values())]
         raise BaseModelError(f'the model has no layer of the role "{role}" in {key}; it has: {", ".join(known)}')

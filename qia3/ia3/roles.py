@@ -1,8 +1,8 @@
-"""Finds the key, value and feed-forward layers of any transformers model by what they do, not by what they are called.
+"""Finds the key, value and feed-forward layers of any transformers model by what they do, not by their names.
 
-One forward pass over a few tokens is watched. Every linear layer's output is cut loose from the layers before it and
-made a leaf of the autograd graph, and transformers' attention function is replaced by one that keeps the queries, keys
-and values it is handed. Then
+One forward pass over a few tokens is watched. Every linear layer's output is detached from the layers before it and
+made a leaf of the autograd graph, and transformers' attention function is replaced by one that records its queries,
+keys and values. Then
 
 - the outputs of a layer inside an attention module that the keys have a gradient in are its key rows, and likewise for values and
   queries. A fused q|k|v projection shows which of its rows are which, whatever their order.
@@ -44,14 +44,14 @@ from qia3.ia3.refusals import (
 )
 
 PROBE, PROBED = "qia3_probe", 4
-POSITIONS = "positions"  # a layer that sees no text: DeBERTa's, of keys and queries of positions alone
+POSITIONS = "positions"  # the role of layers that see no text: DeBERTa's keys and queries of positions
 LINEAR = (nn.Linear, Conv1D, GridLinear)
 
 
 @dataclass(frozen=True)
 class Roles:
-    """The sites that train, in the model's order; query projections, for adapters that carry them; and the role of each
-    linear layer.
+    """The sites that train, in the model's order; query projections, for adapters that have vectors there; and the role
+    of each linear layer.
     """
 
     sites: tuple[Site, ...]
@@ -61,7 +61,7 @@ class Roles:
 
 @dataclass
 class _Watch:
-    """What one pass leaves behind: inputs and leaf outputs of linear layers by name; queries, keys, values by attention
+    """The result of one pass: inputs and leaf outputs of linear layers by name; queries, keys, values by attention
     module.
     """
 
@@ -71,7 +71,7 @@ class _Watch:
 
 
 def find_roles(model: PreTrainedModel) -> Roles:
-    """Raises BaseModelError, listing the linear layers seen, when the model shows no keys and values or no
+    """Raises BaseModelError, listing the linear layers seen, if the model has no recognisable keys and values or no
     feed-forward.
     """
     names = {m: n for n, m in model.named_modules()}
@@ -144,7 +144,7 @@ def _rows(tensor: Tensor, leaves: list[Tensor]) -> list[tuple[int, ...]]:
 
 @dataclass(frozen=True)
 class _Branch:
-    """A layer's output, or one half of a fused gate|up layer's, that reaches an inner activation entry by entry."""
+    """A layer's output, or one half of a fused gate|up layer's output, that enters an inner activation entry by entry."""
 
     layer: str
     start: int
@@ -172,7 +172,7 @@ def _feed_forward_sites(
 
 
 def _feed_forward_site(down: str, inner: int, up: _Branch | None, watch: _Watch) -> Site:
-    """On the linear branch's output where there is one, else on the input of the down projection."""
+    """The site: on the linear branch's output if there is one, otherwise on the input of the down projection."""
     if up is None:
         return Site(down, "feed_forward", "input", inner)
     size = int(watch.outputs[up.layer].shape[-1])
@@ -209,16 +209,16 @@ def _branches(down: str, outside: list[str], watch: _Watch) -> list[_Branch]:
 
 
 def _run(model: PreTrainedModel, linears: dict[str, nn.Module], fixed: dict[str, Tensor]) -> _Watch:
-    """One pass over PROBED tokens. A layer named in `fixed` gives that output instead of its own."""
+    """One pass over PROBED tokens. A layer named in `fixed` returns that output instead of its own."""
     watch = _Watch()
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], Any]:
         def keep(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
-            if name in watch.outputs:  # again, for something else than the text: DeBERTa's positions
+            if name in watch.outputs:  # a second call, for something other than the text: DeBERTa's positions
                 return None
             watch.inputs[name] = inputs[0]
             watch.outputs[name] = fixed.get(name, output).detach().requires_grad_()
-            return watch.outputs[name].clone()  # some write into what a layer gave (Gemma 3n)
+            return watch.outputs[name].clone()  # some models modify a layer's output in place (Gemma 3n)
 
         return keep
 
@@ -227,7 +227,7 @@ def _run(model: PreTrainedModel, linears: dict[str, nn.Module], fixed: dict[str,
         v = v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
         return v[:, :, -1:].expand(-1, -1, q.shape[2], -1).transpose(
             1, 2
-        ).contiguous(), None  # any mixture of values will do here
+        ).contiguous(), None  # any mixture of values works here
 
     AttentionInterface.register(PROBE, attend)
     handles = [m.register_forward_hook(hook(n)) for n, m in linears.items()]
@@ -252,20 +252,20 @@ def _does_not_run(
     linears: dict[str, nn.Module],
     error: Exception,
 ) -> str:
-    """Whether it is the attention interface or the model itself that a text does not go through."""
+    """Explains whether the attention interface or the model itself fails on a text."""
     name = type(model).__name__
     try:
         with torch.no_grad():
             model(input_ids=ids, use_cache=False, **extra)
-    except Exception as own:  # a model's own code raises anything
+    except Exception as own:  # a model's code can raise anything
         return f"{name} does not run on a text alone: {first_line(own)}"
     if not watch.attention and has_own_attention(model):
         return _nothing_found(model, no_attention(model), linears)
-    return f"{name} does not run on transformers' attention interface, which QIA³ needs: {first_line(error)}"
+    return f"{name} does not run with transformers' attention interface, which QIA³ needs: {first_line(error)}"
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where a model is, also one that has no parameters left (OLMo on a grid)."""
+    """The device of a model, even if it has no parameters left (OLMo on a grid)."""
     return next(chain(model.parameters(), model.buffers())).device
 
 
@@ -287,20 +287,21 @@ def attention(model: PreTrainedModel, implementation: str) -> Any:
 def _refuse_parts_unseen(
     model: PreTrainedModel, linears: dict[str, nn.Module], watch: _Watch, attention: list[str]
 ) -> None:
-    """Raises BaseModelError where a decoder layer has more in it than a text goes through."""
+    """Raises BaseModelError if a decoder layer has parts that a text does not reach."""
     if not attention:
         raise BaseModelError(_nothing_found(model, no_attention(model), linears))
     unseen = beside_the_text(linears, watch.outputs, attention)
     if unseen:
         raise BaseModelError(
-            f"{type(model).__name__} is one part of a larger model: a text does not reach {', '.join(without_numbers(unseen))} "
-            "(attention to an encoder's output); this version adapts decoders that stand alone"
+            f"{type(model).__name__} is part of a larger model: a text does not reach "
+            f"{', '.join(without_numbers(unseen))} "
+            "(attention to an encoder's output); use a decoder that works alone"
         )
 
 
 def _refuse_stacks_unseen(model: PreTrainedModel, attention: list[str]) -> None:
-    """Raises BaseModelError where a layer of an encoder-decoder has attention that did not come by: each layer of the
-    encoder has one, and of the decoder two, to itself and to the encoder's output.
+    """Raises BaseModelError if a layer of an encoder-decoder has attention that was not seen: an encoder layer has one,
+    a decoder layer two, to itself and to the encoder's output.
     """
     if not model.config.is_encoder_decoder:
         return
@@ -308,8 +309,10 @@ def _refuse_stacks_unseen(model: PreTrainedModel, attention: list[str]) -> None:
         layers = [f"{path}.{i}." for i in range(len(stack))]
         if blind := [layer for layer in layers if sum(name.startswith(layer) for name in attention) < wanted]:
             raise BaseModelError(
-                f"{type(model).__name__} computes attention in code of its own in {len(blind)} of the {len(layers)} layers of "
-                f"{path}, not through transformers' attention interface, where QIA³ finds keys and values and writes the graph from"
+                f"{type(model).__name__} computes attention in its own code in {len(blind)} of the "
+                f"{len(layers)} layers of "
+                f"{path}, not through transformers' attention interface, which QIA³ needs to find keys and "
+                "values and to write the graph"
             )
 
 

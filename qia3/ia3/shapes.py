@@ -1,14 +1,14 @@
-"""A model's sizes from its configuration alone: no weights are read, and hardly any memory is taken.
+"""A model's sizes from its configuration alone: no weights are read, and hardly any memory is used.
 
-Two models are made of one configuration. The first has every size and no numbers (torch's meta device); it tells the
-shapes. The second has the same layers under the same names and is narrow: widths, heads' sizes and the vocabulary are
-divided by as much as the family's code bears. It is random and runs, so that roles.py finds what each layer does, as in a
-real base. What is found there is widened again: a vector's entries by the ratio of its layer's sizes, which keeps the
-rows of a fused layer where they are, since heads are as many in both.
+Two models are made from one configuration. The first has full size but no numbers (torch's meta device); it gives the
+shapes. The second has the same layers with the same names, but narrow: widths, head sizes and the vocabulary are
+divided by as much as the family's code allows. It has random weights and runs, so roles.py can find out what each layer
+does, as in a real base. The result is widened again: a vector's entries by the ratio of its layer's sizes, which keeps
+the rows of a fused layer in place, since both models have the same number of heads.
 
-Whether embedding and head are one table the weights' files say, where they are there; else the configuration, as it is
-written. (transformers 5 reads and writes `tie_word_embeddings` true for every T5, and `scale_decoder_outputs` false where
-the file said otherwise; then the head is a table of its own.)
+Whether embedding and head are one table is decided by the weight files, if they are there, otherwise by the
+configuration as written. (transformers 5 reads and writes `tie_word_embeddings` as true for every T5, and
+`scale_decoder_outputs` as false if the file said otherwise; then the head is a separate table.)
 """
 
 from __future__ import annotations
@@ -44,39 +44,38 @@ from qia3.errors import BaseModelError
 from qia3.footprint.shapes import Matrix, Shapes, Table
 from qia3.ia3.roles import Roles, attention, device_of, find_roles
 
-FACTORS = (32, 16, 8, 4, 2, 1)  # that widths are divided by, the largest first
-WIDE = 64  # what a configuration's number is to be a width
-NARROWEST = 300_000_000  # numbers of a random model that is still made
+FACTORS = (32, 16, 8, 4, 2, 1)  # divisors of widths, the largest first
+WIDE = 64  # a number of the configuration counts as a width from here on
+NARROWEST = 300_000_000  # parameters of the largest random model that is made
 PROBE = "qia3_heads"
-NO_WIDTHS = ("token_id", "position", "window", "original_max", "num_")  # numbers that are none, by their names
+NO_WIDTHS = ("token_id", "position", "window", "original_max", "num_")  # parts of names of numbers that are not widths
 
 
 def read_shapes(reference: str) -> Shapes:
-    """Of a model folder, its config.json, a .gguf file, an alias, or a hub's model, whose configuration is fetched.
+    """Sizes of a model folder, its config.json, a .gguf file, an alias, or a hub model, whose configuration is fetched.
 
-    Raises BaseModelError for what `qia3 build` would refuse from the configuration, and where no place for vectors is
-    found.
+    Raises BaseModelError if `qia3 build` would refuse the configuration, or if there is no place for vectors.
     """
     with quiet():
         return shapes_of(read_any_config(reference), reference)
 
 
 def shapes_of(config: Any, reference: str) -> Shapes:
-    """The same of a configuration that was read."""
+    """The same, from a configuration."""
     check_kind(config, reference)
     whole = empty(config)
     return _widened(reference, whole, *_narrow(config, reference))
 
 
 def read_any_config(reference: str) -> Any:
-    """Raises BaseModelError."""
+    """The configuration of a reference. Raises BaseModelError if there is none."""
     path = Path(reference)
     if path.is_file() and path.suffix.lower() != ".gguf":
         path = path.parent if path.name == "config.json" else path
     elif not path.exists() and (path.is_absolute() or path.suffix == ".json" or reference.startswith(".")):
         raise BaseModelError(f"there is no model folder and no config.json {reference}")
     if path.is_dir():
-        read_config(path)  # refuses code of the model's own by the file's name
+        read_config(path)  # refuses a model with code of its own, naming the file
     source = Source(reference, str(path))
     if reference in ALIASES or path.suffix.lower() == ".gguf":
         source = resolve(reference)
@@ -93,7 +92,7 @@ def read_any_config(reference: str) -> Any:
 
 
 def _narrow(config: Any, reference: str) -> tuple[Any, Roles]:
-    """A random model of as few numbers as its code bears, and what its layers do."""
+    """The configuration of the narrowest random model that runs, and the roles of its layers."""
     refused: BaseModelError | None = None
     for factor in FACTORS:
         thin = thinner(config, factor)
@@ -105,23 +104,24 @@ def _narrow(config: Any, reference: str) -> tuple[Any, Roles]:
             return model, find_roles(model)
         except BaseModelError as error:
             refused = error
-        except Exception:  # widths that do not go together, which a family's code says in its own way
+        except Exception:  # widths that do not fit together; the family's code can raise anything
             continue
     raise refused or BaseModelError(
-        f"{reference}: no small model of this configuration runs, so nobody can tell what its layers do; build with it to see"
+        f"{reference}: no small model of this configuration runs, so the roles of its layers are unknown; run "
+        "`qia3 build` to find out"
     )
 
 
 def thinner(config: Any, factor: int) -> Any:
-    """The configuration with widths divided by `factor`, where they can be, and a small vocabulary. Rotations that have a
-    number for each entry of a head are plain ones there: what layers do does not hang on them.
+    """The configuration with widths divided by `factor`, if possible, and a small vocabulary. Rotary embeddings with a
+    number per entry of a head become plain ones: the roles of layers do not depend on them.
     """
     thin = copy.deepcopy(config)
     for part in {id(c): c for c in (thin, thin.get_text_config(), *_parts(thin))}.values():
         for name, value in list(vars(part).items()):
             if isinstance(value, int) and not isinstance(value, bool) and _is_width(name, value, factor):
                 setattr(part, name, value // factor)
-            if factor > 1 and isinstance(value, dict) and "long_factor" in value:  # as long as heads are wide
+            if factor > 1 and isinstance(value, dict) and "long_factor" in value:  # its length is that of the heads
                 setattr(
                     part,
                     name,
@@ -185,21 +185,21 @@ def _is_table(head: nn.Module, tables: list[nn.Embedding]) -> bool:
 
 
 def _has_own_head(model: Any, reference: str) -> bool:
-    """Whether the head is a table beside the embedding although transformers' class makes them one."""
+    """Whether the head is a separate table although transformers' class ties it to the embedding."""
     name = next(n for n, m in model.named_modules() if m is get_module(model, "get_output_embeddings"))
     folder = Path(reference)
     if folder.is_dir() and (files := entries(folder)) is not None:
         return f"{name}.weight" in files
     raw: dict[str, Any] = {}
-    with contextlib.suppress(OSError, ValueError):  # what is not written can say nothing
+    with contextlib.suppress(OSError, ValueError):  # a missing file decides nothing
         raw, _ = PreTrainedConfig.get_config_dict(reference)
     return False in (raw.get("tie_word_embeddings"), getattr(model.config, "scale_decoder_outputs", None))
 
 
 def _heads_kept(whole: Any, narrow: Any) -> Cache | None:
-    """How many heads of keys and values a graph keeps, and of what size, by what both models hand to attention: a model may
-    repeat heads itself (Falcon), or make whole ones of something smaller (latent attention). Nothing for an
-    encoder-decoder, whose configuration says it, and for an encoder, which keeps none.
+    """Number and size of the key/value heads in the cache, by what both models pass to attention: a model may repeat
+    heads itself (Falcon), or build full ones from something smaller (latent attention). None for an encoder-decoder,
+    whose configuration has them, and for an encoder, which has no cache.
     """
     if whole.config.is_encoder_decoder or is_encoder(whole.config):
         return None
@@ -211,7 +211,7 @@ def _heads_kept(whole: Any, narrow: Any) -> Cache | None:
     )
     ratio = head_size(text_config(whole.config)) / head_size(text_config(narrow.config))
     size = max(keys.shape[-1], values.shape[-1]) * ratio
-    with contextlib.suppress(BaseModelError, RuntimeError, NotImplementedError):  # code that looks at numbers
+    with contextlib.suppress(BaseModelError, RuntimeError, NotImplementedError):  # code that reads values
         size = max(t.shape[-1] for t in _handed(whole))
     return Cache(keys.shape[1] // groups, -(-int(size) // MULTIPLE) * MULTIPLE)
 
@@ -235,7 +235,7 @@ def _handed(model: Any) -> tuple[Tensor, Tensor]:
 def _start(config: Any, generation: Any) -> tuple[int, ...]:
     try:
         return decoder_start(config, generation)
-    except BaseModelError:  # which another file may name; one token, whichever it is
+    except BaseModelError:  # another file may name it; one token in any case
         return (0,)
 
 
@@ -246,7 +246,7 @@ def _sizes(layer: nn.Module) -> tuple[int, int]:
 
 
 def _wide(site: Site, narrow: Any, whole: Any) -> Site:
-    """The same place in the model as it is."""
+    """The same site in the full-size model."""
     side = 0 if site.placement == "input" else 1
     thin, size = (_sizes(model.get_submodule(site.module))[side] for model in (narrow, whole))
     ratio = size // thin

@@ -1,10 +1,10 @@
 """IA³ vectors on a frozen base: l = 1 + delta, one entry per scaled activation (Liu et al. 2022, section 3.3).
 
-bfloat16 has a step of 1/128 above 1 and 1/256 below it, so a vector stored as bfloat16 ones cannot follow updates of a
-few thousandths. The offset from one has no such trouble: near zero bfloat16 resolves 1 part in 256 of the offset
-itself. `Scaled` therefore shows the forward pass l = 1 + bfloat16(delta), and gives the optimiser a float32 master copy
-of delta to accumulate in; the rounding passes gradients through unchanged. What is saved is the l that the forward pass
-saw, in float32, which holds 1 + delta exactly unless delta is below 2^-16.
+bfloat16 has a step of 1/128 above 1 and 1/256 below it, so a vector stored as bfloat16 numbers near one cannot follow
+updates of a few thousandths. The offset from one has no such problem: near zero, bfloat16 resolves 1 part in 256 of the
+offset itself. So `Scaled` uses l = 1 + bfloat16(delta) in the forward pass, and gives the optimiser a float32 master
+copy of delta; the rounding passes gradients through unchanged. What is saved is the l of the forward pass in float32,
+which holds 1 + delta exactly unless delta is below 2^-16.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from qia3.errors import AdapterError
 
 
 class Scaled(Wrapper):
-    """A linear layer whose output (or input) is multiplied, entry by entry, by l. `delta` float32 [site.parameters].
+    """A linear layer whose output (or input) is multiplied, entry by entry, by l. `delta` is float32 [site.parameters].
 
-    `chosen` gives a vector for each row of a batch, [R, 1, size], in the place of the layer's own (qia3.ia3.lanes).
+    `chosen` returns a vector per row of a batch, [R, 1, size], instead of the layer's own (qia3.ia3.lanes).
     """
 
     rows: Tensor | None
@@ -40,12 +40,12 @@ class Scaled(Wrapper):
 
     @property
     def weight(self) -> Tensor:
-        """The base's weight, for code that looks at a linear layer's weight."""
+        """The base's weight, for code that expects a linear layer's weight."""
         assert isinstance(self.base.weight, Tensor)
         return self.base.weight
 
     def vector(self) -> Tensor:
-        """l as the forward pass sees it: float32 [size], one outside the rows that train."""
+        """l as the forward pass sees it: float32 [size], ones outside the rows that train."""
         trained = 1 + self.delta.to(self.precision).float()
         if self.rows is None:
             return trained
@@ -55,7 +55,7 @@ class Scaled(Wrapper):
         # x [..., K] -> [..., N]
         if self.chosen is None:
             return self._scaled(x, self.vector())
-        vector = self.chosen()  # [R, 1, N], and some models flatten rows: [R L, K] -> [R L, N]
+        vector = self.chosen()  # [R, 1, N], some models flatten rows: [R L, K] -> [R L, N]
         if x.dim() > 2:
             return self._scaled(x, vector)
         return self._scaled(x.view(len(vector), -1, x.shape[-1]), vector).flatten(0, 1)
@@ -72,8 +72,8 @@ class Scaled(Wrapper):
 
 
 class Multiplied(Wrapper):
-    """A layer on a grid whose input is multiplied by a vector that does not train any more: what is left of one that has
-    nowhere to fold in a merged encoder.
+    """A layer on a grid whose input is multiplied by a vector that is no longer trained: it remains in a merged encoder
+    if the vector cannot be folded.
     """
 
     multiplier: Tensor
@@ -94,10 +94,10 @@ class Multiplied(Wrapper):
 
 
 class _Times(torch.autograd.Function):
-    """y l in the type of l, with y [..., N] kept for the backward pass as it is: half as large where products are
+    """y l in the type of l, keeping y [..., N] for the backward pass in its own type: half the size if products are
     bfloat16.
 
-    torch's own would keep what y is widened to. The gradients are the same to the bit.
+    torch's own product would keep the widened y. The gradients are bit-identical.
     """
 
     @staticmethod
@@ -116,7 +116,7 @@ class _Times(torch.autograd.Function):
 
 
 def attach(model: nn.Module, sites: Iterable[Site]) -> dict[str, Scaled]:
-    """Wraps the layers of `sites` in place; returns the wrappers by vector name, all ones."""
+    """Wraps the layers of `sites` in place; returns the wrappers by vector name, with vectors of ones."""
     scaled = {}
     for site in sites:
         scaled[site.name] = Scaled(model.get_submodule(site.module), site)
@@ -125,7 +125,7 @@ def attach(model: nn.Module, sites: Iterable[Site]) -> dict[str, Scaled]:
 
 
 def detach(model: nn.Module, scaled: Mapping[str, Scaled]) -> None:
-    """Takes the wrappers off again."""
+    """Removes the wrappers again."""
     for layer in scaled.values():
         model.set_submodule(layer.site.module, layer.base)
 
@@ -152,9 +152,9 @@ def set_vectors(scaled: Mapping[str, Scaled], vectors: Mapping[str, NDArray[np.f
 
 
 def start_vectors(scaled: Mapping[str, Scaled], vectors: Mapping[str, NDArray[np.float32]] | None) -> int:
-    """Makes the layers ready to train, in bfloat16, from `vectors` or from ones.
+    """Prepares the layers for training, in bfloat16, from `vectors` or from ones.
 
-    Returns how many numbers train. Raises AdapterError.
+    Returns the number of trainable parameters. Raises AdapterError if a vector does not fit.
     """
     set_vectors(scaled, vectors)
     for layer in scaled.values():
@@ -165,7 +165,7 @@ def start_vectors(scaled: Mapping[str, Scaled], vectors: Mapping[str, NDArray[np
 
 
 def make_constant(model: nn.Module, scaled: Mapping[str, Scaled]) -> set[str]:
-    """Vectors behind an activation function, before a layer on a grid, become constants; returns their names."""
+    """Turns vectors after an activation function and before a layer on a grid into constants; returns their names."""
     stuck = {name for name, s in scaled.items() if isinstance(s.base, GridLinear) and s.site.placement == "input"}
     for name in stuck:
         layer = scaled[name]
@@ -174,22 +174,23 @@ def make_constant(model: nn.Module, scaled: Mapping[str, Scaled]) -> set[str]:
 
 
 def fold(scaled: Mapping[str, Scaled]) -> None:
-    """Multiplies each vector into its layer's scales (and bias) and sets it to one; in a layer that is float (T5's `wo`)
-    into its rows, or its columns where the vector scales its input.
+    """Multiplies each vector into its layer's scales (and bias) and sets it to one; in a float layer (T5's `wo`) into
+    its rows, or its columns if the vector scales its input.
 
-    Refused whole if a vector has nowhere to fold.
+    If one vector cannot be folded, nothing is folded. Raises AdapterError.
     """
     stuck = [n for n, s in scaled.items() if not isinstance(s.base, nn.Linear) and not _on_rows(s)]
     if stuck:
         raise AdapterError(
-            f"{len(stuck)} vectors cannot be folded into 4-bit weights, because an activation function stands between them and the rows "
-            f"they would scale; keep them at the side (mode 'side'): {', '.join(stuck)}"
+            f"{len(stuck)} vectors cannot be folded into 4-bit weights, because there is an activation "
+            "function between them and the rows "
+            f"they would scale; keep them unmerged (mode 'side'): {', '.join(stuck)}"
         )
     uneven = [n for n, s in scaled.items() if isinstance(s.base, GridLinear) and not s.base.store.folds]
     if uneven:
         raise AdapterError(
-            f"{len(uneven)} vectors cannot be folded: rows of these layers are no whole blocks, so a scale belongs to two rows; "
-            f"keep them at the side (mode 'side'), or ship on another grid: {', '.join(uneven)}"
+            f"{len(uneven)} vectors cannot be folded: in these layers a block spans two rows, which share a scale; "
+            f"keep them unmerged (mode 'side'), or ship on another grid: {', '.join(uneven)}"
         )
     for layer in scaled.values():
         if isinstance(layer.base, GridLinear):

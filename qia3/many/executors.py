@@ -1,11 +1,11 @@
-"""Where tasks are trained, by its name: an executor as `concurrent.futures` has them.
+"""Where tasks are trained: executors like those of `concurrent.futures`, by name.
 
     process:2              two processes of this machine (pool.py)
-    dask://HOST:PORT       the workers of a dask.distributed scheduler that runs already
-    submitit[:FOLDER]      jobs of a Slurm cluster, or processes where there is none; their files go to FOLDER
+    dask://HOST:PORT       the workers of a dask.distributed scheduler that is already running
+    submitit[:FOLDER]      jobs of a Slurm cluster, or local processes without Slurm; their files go to FOLDER
 
-Any executor would do: all that is asked of it is `submit`, and futures that end. dask gives a task whose worker died to
-another one by itself, up to its own `distributed.scheduler.allowed-failures` times.
+Any executor would do: it only needs `submit`, and futures that end. dask itself gives the task of a dead worker to
+another worker, up to its setting `distributed.scheduler.allowed-failures`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PATIENCE = 20  # seconds for a scheduler to answer
 
 
 def check_executor(name: str) -> None:
-    """Before anything is loaded. Raises ConfigError."""
+    """Checks a name before anything is loaded. Raises ConfigError."""
     kind, _, rest = name.partition(":")
     if kind == "process" and re.fullmatch("[1-9][0-9]{0,2}", rest) and int(rest) <= MOST:
         return
@@ -38,12 +38,12 @@ def check_executor(name: str) -> None:
     elif kind == "submitit" and (rest or name == "submitit"):
         _needed("submitit")
     else:
-        raise ConfigError(f"--executor {name!r} is none of {KINDS} (processes: 1 to {MOST})")
+        raise ConfigError(f"--executor must be {KINDS} (1 to {MOST} processes), not {name!r}")
 
 
 @contextmanager
 def opened(name: str) -> Iterator[Executor]:
-    """Raises ConfigError where there is no such place."""
+    """Opens an executor. Raises ConfigError if it cannot be reached."""
     kind, _, rest = name.partition(":")
     if kind == "process":
         with Processes(int(rest), max(1, len(allowed_cores()) // int(rest))) as processes:
@@ -58,7 +58,7 @@ def opened(name: str) -> Iterator[Executor]:
 
 @contextmanager
 def _cluster(address: str) -> Iterator[Executor]:
-    """Calls are told apart by a name of their own each: two that look alike are two."""
+    """Each call gets its own key, so that dask does not merge identical calls."""
     from distributed import Client
 
     try:
@@ -70,7 +70,7 @@ def _cluster(address: str) -> Iterator[Executor]:
 
 
 class Jobs(Executor):
-    """submitit's, whose jobs are asked for their ends; a thread for each waits for it."""
+    """submitit as an Executor; one thread per job polls for its end."""
 
     def __init__(self, folder: Path) -> None:
         import submitit
@@ -86,7 +86,7 @@ class Jobs(Executor):
 
 
 def _answers(address: str) -> None:
-    """Raises ConfigError where nothing listens there, before the work that comes first."""
+    """Raises ConfigError if nothing listens there, before other work begins."""
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host, int(port)), PATIENCE).close()

@@ -1,13 +1,13 @@
-"""How one task of many ended, and the ledger of beginnings and ends.
+"""How one task of many ended, and the ledger of starts and ends.
 
-WORK/runs.jsonl has a line for each, written by whoever trains: with them one can show that a task whose worker died
-went on where it was, and that none was trained twice.
+WORK/runs.jsonl has a line per event, written by whoever trains. It shows that a task whose worker died was resumed
+where it was, and that none was trained twice.
 
     {"at": "2026-11-29T00:41:07.201+00:00", "worker": "host:4711", "task": "films", "event": "begins", "step": 0}
     {"at": "2026-11-29T00:41:09.914+00:00", "worker": "host:4712", "task": "films", "event": "begins", "step": 25}
     {"at": "2026-11-29T00:41:31.508+00:00", "worker": "host:4712", "task": "films", "event": "ends", "step": 96}
 
-`step` is the last that is done. Other events: "kept" (trained before), "fails", "stops".
+`step` is the last finished step. Other events: "kept" (trained before), "fails", "stops".
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ LEDGER = "runs.jsonl"
 
 @dataclass(frozen=True)
 class Outcome:
-    """`record` None: it failed, for the reason `failure`, or was `stopped` on request. `kept`: it was trained before.
+    """`record` None: it failed for the reason `failure`, or was `stopped` on request. `kept`: it was trained before.
 
-    `files` are those of its work folder, by their paths in it, where the one who asked cannot see them.
+    `files` are those of its work folder, by path, if the caller cannot see that folder.
     """
 
     task: str
@@ -50,7 +50,7 @@ class Outcome:
 
 
 def note(work: Path, task: str, event: str, step: int | None = None, reason: str | None = None) -> None:
-    """One line in the ledger, in one write: lines of several processes do not mix. Raises StorageError."""
+    """Adds a line to the ledger in a single write, so lines of several processes do not mix. Raises StorageError."""
     line: dict[str, Any] = {"at": datetime.now(UTC).isoformat(timespec="milliseconds"), "worker": worker()}
     line |= {"task": task, "event": event}
     line |= {key: value for key, value in (("step", step), ("reason", reason)) if value is not None}

@@ -1,14 +1,14 @@
-"""Processes of this machine that calls are handed to, as `concurrent.futures` has them, and that may die.
+"""A pool of local processes that may die, as a `concurrent.futures` Executor.
 
-A ProcessPoolExecutor breaks where one of its processes is killed (out of memory, mostly), and every call that waits is
-lost. Here each process has a thread that talks to it over a pipe. One that dies is started anew, and the call that it
-had in hand is made again, up to TRIES times in all:
+A ProcessPoolExecutor breaks if one of its processes is killed (usually for lack of memory), and every waiting call is
+lost. Here each process has a thread that talks to it over a pipe. If a process dies, a new one is started and its call
+is repeated, up to TRIES times in all:
 
     submit(call, x) -> queue -> thread 1 -> pipe -> process 1 -> call(x)
-                             -> thread 2 -> pipe -> process 2 -> call(y)     dies: a new one, and call(y) once more
+                             -> thread 2 -> pipe -> process 2 -> call(y)     dies: a new one, and call(y) again
 
-A process is started bare (spawn), by itself in its group, so that Ctrl-C in a terminal reaches this program alone. `stop`
-tells each to stop as it would be told by hand (SIGTERM), and one whose parent is gone tells itself.
+A process is started fresh (spawn), in a process group of its own, so that Ctrl-C in a terminal reaches only the main
+program. `stop` sends each process SIGTERM, and a process whose parent is gone stops by itself.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ NEIGHBOURS = "QIA3_NEIGHBOURS"  # how many processes share the machine's memory 
 
 
 class Stopped(WorkerError):
-    """The call was in hand, or waited, when all was stopped."""
+    """The call was running or waiting when everything was stopped."""
 
 
 class Processes(Executor):
-    """`count` of them, each with `threads` for its arithmetic."""
+    """`count` processes, each with `threads` compute threads."""
 
     def __init__(self, count: int, threads: int) -> None:
         self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[..., Any], tuple[Any, ...]] | None]
@@ -51,15 +51,15 @@ class Processes(Executor):
             talker.start()
 
     def submit(self, call: Callable[..., T], /, *given: Any, **named: Any) -> Future[T]:
-        """`call` is importable by its name, and takes what can be pickled."""
+        """`call` must be importable by name, with arguments that can be pickled."""
         if named:
-            raise TypeError("arguments are given by position")
+            raise TypeError("arguments must be positional")
         future: Future[T] = Future()
         self._calls.put((future, call, given))
         return future
 
     def stop(self, number: int = signal.SIGTERM) -> None:
-        """Tells every process, and takes no more calls; what waits ends in Stopped."""
+        """Signals every process and accepts no more calls; waiting calls end with Stopped."""
         with self._lock:
             self._stopped = True
             for process in self._running:
@@ -67,7 +67,7 @@ class Processes(Executor):
                     os.kill(process.pid or 0, number)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Processes end when there are no more calls."""
+        """Lets processes end when there are no more calls."""
         while cancel_futures and not self._calls.empty():
             if (waiting := self._calls.get()) is not None:
                 waiting[0].cancel()
@@ -95,13 +95,13 @@ class Processes(Executor):
             elif self._stopped:
                 future.set_exception(Stopped("it was stopped"))
             else:
-                future.set_exception(WorkerError(f"its process died {TRIES} times ({how}): out of memory, perhaps"))
+                future.set_exception(WorkerError(f"its process died {TRIES} times ({how}): possibly out of memory"))
         if pipe is not None:
             pipe.close()
         self._ended(process)
 
     def _start(self) -> tuple[BaseProcess | None, Connection | None]:
-        """None where all was stopped meanwhile."""
+        """Starts a process; None if everything was stopped meanwhile."""
         with self._lock:
             if self._stopped:
                 return None, None
@@ -113,7 +113,7 @@ class Processes(Executor):
         return process, pipe
 
     def _ended(self, process: BaseProcess | None) -> str:
-        """Waits for its end, and says how it came."""
+        """Waits for a process to end, and says how it ended."""
         if process is None:
             return ""
         process.join()
@@ -124,7 +124,7 @@ class Processes(Executor):
 
 
 def _asked(pipe: Connection, call: Callable[..., Any], given: tuple[Any, ...]) -> tuple[Any, Exception | None] | None:
-    """What the process answers; None where it died."""
+    """The answer of the process; None if it died."""
     try:
         pipe.send((call, given))
         answered: tuple[Any, Exception | None] = pipe.recv()
@@ -136,7 +136,7 @@ def _asked(pipe: Connection, call: Callable[..., Any], given: tuple[Any, ...]) -
 
 
 def _serve(pipe: Connection, limits: Mapping[str, str]) -> None:
-    """A process: it answers until the pipe ends. What it calls is imported after its threads are counted."""
+    """The process's main loop: answers until the pipe closes. The call is imported after its thread limits are set."""
     if hasattr(os, "setsid"):
         os.setsid()
     os.environ |= limits
@@ -153,7 +153,7 @@ def _serve(pipe: Connection, limits: Mapping[str, str]) -> None:
 
 
 def _watch_parent() -> None:
-    """A parent that was killed cannot say so."""
+    """Stops this process if its parent is gone: a killed parent cannot tell it."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         wait([parent.sentinel])

@@ -1,4 +1,4 @@
-"""All tasks of a run in one table: what failed first, then the worst first, for those are what one looks for."""
+"""All tasks of a run in one table: failures first, then the worst first, since these are what one looks for."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from qia3.footprint.sections import Row, Section, section, table, warning
 from qia3.many.outcome import Outcome
 
 HEAD = ("task", "test lines", "before", "after", "loss", "steps", "seconds", "how it ended")
-NOTE = "Shares of each task's test lines that are right in torch, without its vectors and with them; the worst first."
+NOTE = "Share of each task's test lines that are right in torch, without its vectors and with them; the worst first."
 
 
 def summary(outcomes: Sequence[Outcome]) -> Section:
-    """Failures, then tasks by their accuracy; those that were not scored last."""
+    """Failures, then tasks by accuracy; tasks without scores come last."""
     ordered = sorted(outcomes, key=_rank)
     worse = [o.task for o in ordered if o.scores and o.scores.before is not None and o.scores.after < o.scores.before]
     bad = warning(f"Worse with their vectors than without: {', '.join(worse)}." if worse else "")
@@ -22,7 +22,7 @@ def summary(outcomes: Sequence[Outcome]) -> Section:
 
 
 def _rank(outcome: Outcome) -> tuple[bool, float]:
-    """Where it stands in the order."""
+    """Sort key of an outcome."""
     return outcome.failure is None, outcome.scores.after if outcome.scores else 2.0
 
 
@@ -34,5 +34,5 @@ def _row(outcome: Outcome) -> Row:
         Cell("count", record.steps if record else None),
         Cell("count", round(record.seconds) if record else None),
     ]
-    ended = f"failed: {outcome.failure}" if outcome.failure else "trained before, kept" if outcome.kept else "trained"
+    ended = f"failed: {outcome.failure}" if outcome.failure else "already trained, kept" if outcome.kept else "trained"
     return [outcome.task, Cell("count", scores.n if scores else None), *shares, *figures, ended]

@@ -1,6 +1,7 @@
-"""Many tasks: one after the other here, or spread over an executor's workers; one that fails takes no other with it.
+"""Many tasks: one after the other here, or distributed over an executor's workers; one failure does not affect the
+others.
 
-What is done is kept in WORK and taken as it is the next time, so the same command goes on after whatever stopped it.
+Finished tasks are kept in WORK and used the next time, so the same command resumes after any interruption.
 """
 
 from __future__ import annotations
@@ -31,13 +32,15 @@ DONE = "record.json"
 def train_here(
     adapted: AdaptedBase, jobs: Sequence[Job], work: Path, scored: bool, together: int = 1
 ) -> tuple[list[Outcome], list[Trained]]:
-    """In this process. Raises Interrupted and what ends all; of one task alone whatever it raises."""
+    """Trains in this process. Raises Interrupted and errors that end everything; for a single task, any error."""
     raises = len(jobs) == 1 or processes.count() > 1 or bool(os.environ.get("QIA3_TRACEBACK"))
     return train_jobs(adapted, jobs, work, scored, together, raises)
 
 
 def train_spread(name: str, orders: Sequence[Order], work: Path) -> list[Outcome]:
-    """Over the executor `name`, told as they end. Raises ConfigError, where there is none, and Interrupted."""
+    """Trains over the executor `name`, reporting tasks as they end. Raises ConfigError if there is no such executor,
+    and Interrupted.
+    """
     outcomes: dict[str, Outcome] = {}
     names = [job.task.name for order in orders for job in order.jobs]
     with _told_apart(work, orders[0].token), opened(name) as executor:
@@ -48,12 +51,12 @@ def train_spread(name: str, orders: Sequence[Order], work: Path) -> list[Outcome
                     _receive(outcome, work / outcome.task)
                     outcomes[outcome.task] = outcome
                     say(f"{told(outcome)} ({len(outcomes)} of {len(names)})")
-                del future  # dask computes anew what a dead worker held, for as long as somebody here holds on to it
+                del future  # as long as it is referenced here, dask recomputes what a dead worker held
         except KeyboardInterrupt:
             _stop(executor, list(futures))
     done = sum(outcome.record is not None for outcome in outcomes.values())
     if len(outcomes) < len(names) or any(outcome.stopped for outcome in outcomes.values()):
-        raise Interrupted(f"stopped: {done} of {len(names)} tasks are trained; run the same command to go on")
+        raise Interrupted(f"stopped: {done} of {len(names)} tasks are trained; run the same command to resume")
     return [outcomes[name] for name in names]
 
 
@@ -67,37 +70,37 @@ def check_failures(outcomes: Sequence[Outcome], work: Path) -> None:
     many = f"{len(failed)} of {len(outcomes)} tasks failed"
     reasons = "; ".join(f"{outcome.task}: {outcome.failure}" for outcome in failed)
     raise WorkerError(
-        f"{many}, the others are kept in {work}: {reasons}" if len(outcomes) > 1 else str(failed[0].failure)
+        f"{many} (the others are kept in {work}): {reasons}" if len(outcomes) > 1 else str(failed[0].failure)
     )
 
 
 def told(outcome: Outcome) -> str:
-    """One line of one task."""
+    """One line about one task."""
     if (record := outcome.record) is None:
         return f"{outcome.task}: {outcome.failure}"
-    how = "trained before, kept" if outcome.kept else f"{record.steps} steps in {record.seconds:.0f} s"
+    how = "already trained, kept" if outcome.kept else f"{record.steps} steps in {record.seconds:.0f} s"
     scores = "" if outcome.scores is None else f", {100 * outcome.scores.after:.1f} % of {outcome.scores.n} test lines"
     return f"{outcome.task}: {how}, loss {record.final_loss:.3g}{scores}"
 
 
 def _outcomes(future: Future[list[Outcome]], order: Order) -> list[Outcome]:
-    """What came back; where nothing did, why."""
+    """The outcomes of a future; if it raised, failures with the reason."""
     try:
         return future.result()
-    except Exception as error:  # each library says in its own way that a worker is gone
+    except Exception as error:  # each library has its own error for a lost worker
         return [Outcome(job.task.name, failure=first_line(error)) for job in order.jobs]
 
 
 def _stop(executor: Executor, futures: Sequence[Future[Any]]) -> None:
-    """What waits is never begun. Our processes save a checkpoint each and end; once more, and they end at once. Workers
-    of others finish the task that they have in hand, in WORK where they see it.
+    """Waiting tasks are never started. Our own processes save a checkpoint and end; signalled again, they end at once.
+    Workers of other executors finish their current task, in WORK if they see it.
     """
-    forget_the_stop()  # it is being heeded: the next line need not interrupt again
+    forget_the_stop()  # already handled: the next line must not interrupt again
     for future in futures:
         future.cancel()
     if not isinstance(executor, Processes):
         return
-    say("stopping every process after its step, with a checkpoint (once more to stop at once)")
+    say("stopping every process after its step, with a checkpoint (press again to stop at once)")
     executor.stop()
     try:
         executor.shutdown()
@@ -106,11 +109,11 @@ def _stop(executor: Executor, futures: Sequence[Future[Any]]) -> None:
 
 
 def _receive(outcome: Outcome, folder: Path) -> None:
-    """Files that a worker could not leave here; what says that it is done comes last."""
+    """Stores files that a worker could not write here; the file that marks it done comes last."""
     for name in sorted(outcome.files, key=lambda name: name == DONE):
         place = PurePosixPath(name)
         if place.is_absolute() or ".." in place.parts:
-            raise WorkerError(f"a worker gave a file a name that is no place in {folder}: {name!r}")
+            raise WorkerError(f"a worker sent a file with a name outside {folder}: {name!r}; nothing of it was stored")
         with writing(folder):
             (folder / place).parent.mkdir(parents=True, exist_ok=True)
             (folder / place).write_bytes(outcome.files[name])
@@ -118,7 +121,7 @@ def _receive(outcome: Outcome, folder: Path) -> None:
 
 @contextmanager
 def _told_apart(work: Path, token: str) -> Iterator[None]:
-    """A file by which workers see whether their WORK is this one."""
+    """A file by which workers recognise whether their WORK is this one."""
     (work / TOKEN).write_text(token, encoding="utf-8")
     try:
         yield

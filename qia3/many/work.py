@@ -1,12 +1,12 @@
-"""What a worker does: it takes the base that the tasks are for, trains one, and says how that ended.
+"""What a worker does: gets the base for its tasks, trains one, and reports how it ended.
 
-An Order has all that decides an adapter: examples, settings, seeds. So a worker needs the base and nothing else, not the
-build file or its data. The base is told by its fingerprint: taken from the cache of the worker's machine, whatever it
-was made from there, or made as the build file says, and refused where it comes out as another one.
+An Order has everything that determines an adapter: examples, settings, seeds. So a worker needs only the base, not the
+build file or its data. The base is identified by its fingerprint: it is taken from the worker machine's cache, whatever
+it was made from there, or made as the build file says, and refused if the fingerprint differs.
 
-    the worker sees WORK of the one who asks     it works in WORK/TASK: a task that another began goes on from its
-                                                 checkpoint, and one that another finished is kept as it is
-    it does not (another machine's disk)         the finished files travel back with the outcome
+    the worker sees the caller's WORK            it works in WORK/TASK: a task that another worker began resumes from
+                                                 its checkpoint, and a finished one is kept
+    it does not (another machine's disk)         the finished files are sent back with the outcome
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ from qia3.train.task import Job, Trained, train_task
 from qia3.train.together import Lane, Together, apart, pass_of
 
 TOKEN, FAILURE = ".run", "failure.txt"
-MADE = ("plan.json", "log.jsonl", "adapter/*", "scores.json", "record.json")  # the last one means: done
-_alone = threading.Lock()  # a base wears the vectors of one task at a time, whatever a cluster does with its threads
+MADE = ("plan.json", "log.jsonl", "adapter/*", "scores.json", "record.json")  # the last one marks it as done
+_alone = threading.Lock()  # a base holds the vectors of one task at a time, whatever threads a cluster uses
 _held: dict[tuple[str, bool], AdaptedBase] = {}
 
 
 @dataclass(frozen=True)
 class Order:
-    """Tasks to train on the base `fingerprint`, which `asked` makes (`reference`: what adapters call it).
+    """Tasks to train on the base `fingerprint`, which `asked` makes (`reference`: its name in adapters).
 
-    `work` is the folder of the one who asks, where the file TOKEN says `token`. `scored`: on the test lines, too.
+    `work` is the caller's folder, where the file TOKEN contains `token`. `scored`: also evaluate on the test lines.
     """
 
     asked: Asked
@@ -59,7 +59,7 @@ class Order:
 
 
 def carry_out(order: Order) -> list[Outcome]:
-    """In a worker: whatever happens is an outcome for each job, but for the end of the process."""
+    """Runs in a worker: whatever happens becomes an outcome per job, unless the process dies."""
     with _alone, muted():
         try:
             adapted = _base(order)
@@ -76,7 +76,7 @@ def carry_out(order: Order) -> list[Outcome]:
 def train_jobs(
     adapted: AdaptedBase, jobs: Sequence[Job], work: Path, scored: bool, together: int = 1, raises: bool = False
 ) -> tuple[list[Outcome], list[Trained]]:
-    """All of them, `together` in one pass where they can be. Raises Interrupted and what ends all."""
+    """Trains all jobs, up to `together` in one pass if possible. Raises Interrupted and errors that end everything."""
     found: dict[str, tuple[Outcome, Trained | None]] = {}
     for group in _groups(adapted, jobs, together):
         if len(group) > 1:
@@ -88,11 +88,11 @@ def train_jobs(
 
 
 def _groups(adapted: AdaptedBase, jobs: Sequence[Job], together: int) -> list[list[Job]]:
-    """Those that can share passes, in the order of the first of each; says why others do not."""
+    """Groups of jobs that can share passes, in order; prints why others cannot."""
     if together < 2 or len(jobs) < 2:
         return [[job] for job in jobs]
     if (reason := why_apart(adapted)) is not None:
-        say(f"one task after the other: {reason}")
+        say(f"tasks train one after the other: {reason}")
         return [[job] for job in jobs]
     groups: dict[Any, list[Job]] = {}
     for job in jobs:
@@ -105,7 +105,7 @@ def _groups(adapted: AdaptedBase, jobs: Sequence[Job], together: int) -> list[li
 def _in_one_pass(
     adapted: AdaptedBase, jobs: Sequence[Job], work: Path, scored: bool, count: int, raises: bool
 ) -> dict[str, tuple[Outcome, Trained | None]]:
-    """At most `count` at a time: one that is done makes room for the next. Scores come after, one by one."""
+    """At most `count` at a time: a finished one makes room for the next. Scores are computed afterwards, one by one."""
     longest = max(job.settings.max_length for job in jobs)
     settings = jobs[0].settings.model_copy(update={"max_length": longest})
     model, waiting = adapted.model, deque(jobs)
@@ -133,7 +133,7 @@ def _in_one_pass(
         together.told = told
         together.work(body)
     if waiting:
-        raise Interrupted(f"stopped with {len(waiting)} tasks not begun; run the same command to go on")
+        raise Interrupted(f"stopped with {len(waiting)} tasks not started; run the same command to resume")
     for job in jobs if scored else ():
         outcome, trained = found[job.task.name]
         if trained is not None:
@@ -145,9 +145,9 @@ def _in_one_pass(
 def attempt(
     adapted: AdaptedBase, job: Job, work: Path, scored: bool, raises: bool = False, lane: Lane | None = None
 ) -> tuple[Outcome, Trained | None]:
-    """One task, among others on a `lane` or by itself, whose failure is its own unless it `raises`.
+    """Trains one task, on a `lane` among others or by itself. A failure becomes its outcome unless `raises`.
 
-    Raises Interrupted, StorageError and MemoryError, which end all.
+    Raises Interrupted, StorageError and MemoryError, which end everything.
     """
     name, folder, begun = job.task.name, work / job.task.name, False
 
@@ -174,19 +174,19 @@ def attempt(
         if raises:
             raise
         reason = _told(error, folder)
-        if begun:  # what fails before it begins is no run
+        if begun:  # a failure before training starts is not a run
             note(work, name, "fails", reason=reason)
         return Outcome(name, failure=reason), None
     return Outcome(name, trained.record, scores, kept=not begun), trained
 
 
 def _alone_in(folder: Path) -> AbstractContextManager[None]:
-    """Of workers that have the same task, one after the other; processes that share it (accelerate) work together."""
+    """Lets workers with the same task work one after the other; processes that share it (accelerate) work together."""
     return alone(folder, say) if processes.count() == 1 else nullcontext()
 
 
 def _base(order: Order) -> AdaptedBase:
-    """Kept for the next task of this process. Raises BaseModelError."""
+    """The base, kept for the next task of this process. Raises BaseModelError."""
     key = (order.fingerprint, order.queries)
     if key not in _held:
         _held.clear()
@@ -196,16 +196,16 @@ def _base(order: Order) -> AdaptedBase:
 
 
 def _told(error: Exception, folder: Path) -> str:
-    """In one line; a fault of ours leaves its traceback."""
+    """An error in one line; a bug of qia3 also writes its traceback."""
     if (told := complaint(error)) is not None:
         return told[0]
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / FAILURE
     path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
-    return f"a defect of qia3, please report it with {path}: {type(error).__name__}: {first_line(error)}"
+    return f"this is a bug of qia3, please report it with {path}: {type(error).__name__}: {first_line(error)}"
 
 
 def _made(folder: Path) -> Mapping[str, bytes]:
-    """What was made, by the paths in the folder."""
+    """The files that were made, by path in the folder."""
     files = [file for pattern in MADE for file in sorted(folder.glob(pattern))]
     return {file.relative_to(folder).as_posix(): file.read_bytes() for file in files}

@@ -5,13 +5,14 @@ a given learning rate, no first moment and no decay.
     u_t = g_t / sqrt(v_t)                               then u_t /= max(1, RMS(u_t))
     l_t = l_{t-1} - lr max(1e-3, RMS(l_{t-1})) u_t      RMS(x) = sqrt(mean x²)
 
-The scale in the last line is the size of what is adapted, the vector l itself, which is near one. What the optimiser
-holds here is the offset delta = l - 1 in float32 (qia3.ia3.vectors), which starts at zero: stock Adafactor would scale
-by max(1e-3, RMS(0)) and creep a thousand times too slowly. So RMS is taken of 1 + delta, and the step is added to
-delta, where it does not vanish as it would beside a bfloat16 one.
+The scale in the last line is the size of what is adapted: the vector l itself, which is near one. The optimiser here
+holds the offset delta = l - 1 in float32 (qia3.ia3.vectors), which starts at zero: stock Adafactor would scale by
+max(1e-3, RMS(0)) and move a thousand times too slowly. So the RMS is that of 1 + delta, and the step is added to delta,
+where it does not vanish as it would next to a bfloat16 one.
 
-The paper keeps v as row and column means of a matrix. A vector has no second axis: v is kept whole, 4 bytes an entry,
-half of what Adam keeps. (T-Few's vectors are matrices of one column, for which row and column means give the same v.)
+The paper keeps v as row and column means of a matrix. A vector has no second axis, so v is kept in full: 4 bytes per
+entry, half of what Adam keeps. (T-Few's vectors are matrices with one column, for which row and column means give the
+same v.)
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ DECAY, SMALLEST_SCALE, LARGEST_UPDATE, TINY = -0.8, 1e-3, 1.0, 1e-30
 
 
 class Adafactor(torch.optim.Optimizer):
-    """For offsets from one, float32 [d] each."""
+    """Optimises offsets from one, float32 [d] each."""
 
     def __init__(self, offsets: Iterable[nn.Parameter], lr: float) -> None:
         super().__init__(offsets, {"lr": lr})

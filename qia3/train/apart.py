@@ -1,7 +1,7 @@
-"""Can several tasks share a pass of this model? Asked once, by running both ways, as qia3.train.probe asks for packing.
+"""Can several tasks share a pass of this model? Found out once by running both ways, like packing in qia3.train.probe.
 
-A model's code may put rows in another order, mix them, or flatten them in a way that a vector for each row does not meet.
-Two lanes with vectors of their own are run as one batch, and each by itself, as the model wears one adapter.
+A model's code may reorder rows, mix them, or flatten them so that a vector per row does not fit. Two lanes with their
+own vectors are run as one batch, and each separately with its own adapter.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from qia3.train.model import Input, Rows
 from qia3.train.pairs import beside
 from qia3.train.probe import TOLERANCE
 
-LENGTHS = ((4, 7), (9,), (3, 3, 5))  # of the prompts of three lanes
+LENGTHS = ((4, 7), (9,), (3, 3, 5))  # lengths of the prompts of three lanes
 
 
 def why_apart(adapted: AdaptedBase) -> str | None:
-    """Why this base's tasks train one by one; None where they can share a pass."""
+    """Why this base's tasks train one by one; None if they can share a pass."""
     model = adapted.model
     if drops(model) and not model.config.is_encoder_decoder and not is_encoder(model.config):
-        return f"{type(model).__name__} drops activations at random in training, and what is drawn would be another"
+        return f"{type(model).__name__} uses dropout in training, whose random draws would differ"
     try:
         same = _same(adapted)
-    except Exception:  # a model that cannot take such a batch says so in its own way
+    except Exception:  # a model that cannot take such a batch can raise anything
         same = False
-    return None if same else f"{type(model).__name__} does not compute the same with a vector for each row"
+    return None if same else f"{type(model).__name__} does not compute the same with a vector per row"
 
 
 @torch.no_grad()

@@ -34,7 +34,7 @@ def _tensors(batch: rows.Batch) -> Batch:
 
 
 def tree_mask(tree: Tensor, branch: Tensor, dtype: torch.dtype) -> Tensor:
-    """[R, 1, L, L], zero where row i sees column j, else the lowest number of `dtype`.
+    """[R, 1, L, L], zero if row i sees column j, else the lowest number of `dtype`.
 
     Padding sees itself and what is before it.
     """

@@ -20,9 +20,9 @@ from qia3.train import processes
 
 
 class Log(TrainerCallback):  # type: ignore[misc]
-    """Writes log.jsonl and tells how far the run is.
+    """Writes log.jsonl and reports progress.
 
-    `parts` is filled by the trainer, one tensor for each part of the step's batch.
+    `parts` is filled by the trainer, with one tensor per part of the step's batch.
     """
 
     def __init__(self, path: Path, names: Sequence[str], batch: int, tell: Callable[[int, str], None]) -> None:
@@ -52,7 +52,7 @@ class Log(TrainerCallback):  # type: ignore[misc]
 
 
 class Patience(TrainerCallback):  # type: ignore[misc]
-    """Ends the run after so many evaluations without a better loss.
+    """Ends the run after `patience` evaluations without a better loss.
 
     It reads the trainer's own history, which is in every checkpoint.
     """
@@ -75,5 +75,5 @@ class Interruption(Stop, TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if processes.any_of(self.raised, args.device):
-            self.raised = True  # never set back: a signal that comes while they are asked counts at the next step
+            self.raised = True  # never reset: a signal during the exchange between processes counts at the next step
             control.should_save = control.should_training_stop = True

@@ -1,6 +1,7 @@
-"""The type that training multiplies matrices in, chosen for the hardware. The vectors are bfloat16 whatever it is.
+"""The type of matrix products in training, chosen for the hardware. The vectors are always bfloat16.
 
-bfloat16 pays where the processor has instructions for it: 2.4 times float32, measured on 2 cores with AVX512-BF16.
+bfloat16 pays off if the processor has instructions for it: 2.4 times as fast as float32, measured on 2 cores with
+AVX512-BF16.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ def choose_compute(asked: str) -> torch.dtype:
 
 
 def set_compute(model: nn.Module, head: nn.Module | None, dtype: torch.dtype | None) -> str:
-    """Makes every linear layer multiply in `dtype`; the head stays float32, so that losses are. None undoes it.
+    """Makes every linear layer multiply in `dtype`; the head stays float32, and so do the losses. None undoes it.
 
-    The dequantised weights are held where they take up to SHARE of the free memory; else each product makes its own,
-    and once more in the backward pass (qia3.base.product). Returns a line that says which.
+    The dequantised weights are held if they take up to SHARE of the free memory; otherwise each product dequantises its
+    own, and again in the backward pass (qia3.base.product). Returns a line that says which.
     """
     kinds = {
         m.store: torch.float32 if m is head and dtype is not None else dtype
@@ -54,7 +55,7 @@ def set_compute(model: nn.Module, head: nn.Module | None, dtype: torch.dtype | N
 
 @contextmanager
 def computing(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[str]:
-    """`set_compute` within, undone afterwards. Yields its line."""
+    """`set_compute` for the block, undone afterwards. Yields its line."""
     try:
         yield set_compute(model, model.get_output_embeddings(), dtype)
     finally:

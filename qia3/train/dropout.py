@@ -1,9 +1,9 @@
-"""An encoder-decoder in training computes what it computes on a device: nothing is dropped.
+"""Training an encoder-decoder without dropout, so that it computes what it computes on a device.
 
-T5 and BART come with dropout at 0.1. It would make a step depend on how it is cut, in parts or over processes, and a
-frozen base has nothing to regularise but the few numbers of its vectors. The model stays in training mode, for that is
-where transformers recomputes activations instead of keeping them. Rates are found by name: transformers keeps them as
-numbers on its modules (`dropout`, `activation_dropout`, `layerdrop`), torch's layer as `p`.
+T5 and BART come with dropout at 0.1. It would make a step depend on how it is split, into parts or over processes, and
+a frozen base has nothing to regularise except the few numbers of its vectors. The model stays in training mode, since
+transformers recomputes activations only there. Rates are found by name: transformers keeps them as numbers on its
+modules (`dropout`, `activation_dropout`, `layerdrop`), torch's layer as `p`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import nn
 
 @contextmanager
 def without_dropout(model: nn.Module) -> Iterator[None]:
-    """Rates are zero within, and what they were afterwards."""
+    """Sets rates to zero in the block and restores them afterwards."""
     rates = _rates(model)
     try:
         for module, name, _ in rates:
@@ -28,7 +28,7 @@ def without_dropout(model: nn.Module) -> Iterator[None]:
 
 
 def drops(model: nn.Module) -> bool:
-    """Whether a step in training depends on what is drawn."""
+    """Whether a training step depends on random draws."""
     return any(rate > 0 for _, _, rate in _rates(model))
 
 

@@ -1,16 +1,16 @@
-"""Every line of a task's files is measured before anything is loaded: does it fit the context, and training's limit?
+"""Measures every line of a task's files before anything is loaded: does it fit the context, and training's limit?
 
-A line fits the context where prompt and longest answer do; the answer's last token is predicted and never read:
+A line fits the context if prompt and longest answer do; the answer's last token is predicted but never read:
 
     prompt tokens + longest answer's tokens - 1 <= context
 
-An encoder-decoder has a context for each: the prompt in its encoder, the answer behind a start token in its decoder.
+An encoder-decoder has two contexts: the prompt in its encoder, and the answer after a start token in its decoder.
 
     prompt tokens <= context        start tokens + longest answer's tokens - 1 <= context
 
-What does not fit is refused, each line by its file and number, or, where the task says `overlong = "cut"`, loses the
-end of its words; instruction, template and answer stay whole. `max_length`, which bounds what a training step costs,
-cuts the same way as it trains, and is only counted here.
+A line that does not fit is refused with its file and number, or, if the task says `overlong = "cut"`, loses the end of
+its words; instruction, template and answer stay complete. `max_length`, which limits the cost of a training step, cuts
+in the same way during training and is only counted here.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from qia3.tokens import Tokens
 def fitted(
     task: Task, data: Data, tokens: Tokens, wrap: Wrapping, settings: Sequence[Train], seed: int, context: int
 ) -> Data:
-    """The data, with lines cut where the task says so. Raises DataError with each line that does not fit.
+    """The data, with lines cut if the task says so. Raises DataError with each line that does not fit.
 
-    `settings`: of every training that takes the task's examples.
+    `settings`: those of every training that uses the task's examples.
     """
     drawn = [ask(wrap, prompt) for prompt in dict.fromkeys((*task.prompts, task.question))]
     _check_templates(task, drawn, tokens)
@@ -50,19 +50,19 @@ def fitted(
 
 
 def _check_templates(task: Task, templates: Sequence[str], tokens: Tokens) -> None:
-    """What every line would run into is said once. Raises ConfigError."""
+    """Reports once what would affect every line. Raises ConfigError."""
     for template in templates:
         try:
             tokens.prompt(template, "")
         except DataError as error:
             raise ConfigError(
-                f"task {task.name!r} cannot be asked of this base: in its prompt, with the chat template around it, "
+                f"task {task.name!r} cannot be used with this base: in its prompt with the chat template, "
                 f"{error}, or set chat = false in the [[task]]"
             ) from error
 
 
 class _Ruler:
-    """Measures lines, and gathers what is wrong with them."""
+    """Measures lines and collects problems."""
 
     def __init__(self, task: Task, data: Data, tokens: Tokens, wrap: Wrapping, context: int) -> None:
         self.task, self.data, self.tokens, self.wrap, self.context = task, data, tokens, wrap, context
@@ -70,25 +70,25 @@ class _Ruler:
         self.cut: list[Example] = []
 
     def words(self, example: Example, templates: Sequence[str], room: int) -> list[str | None]:
-        """What of an example's words fits each template's prompt; None where the template alone does not."""
+        """The part of an example's words that fits each template; None if the template alone does not fit."""
         return [self.tokens.fitting(template, example.text, room) if room > 0 else None for template in templates]
 
     def longest(self, example: Example, ranked: bool = True) -> int:
-        """Tokens of the longest answer that is compared; a label of a head is no text."""
+        """Tokens of the longest answer that is compared; 0 for labels of a head."""
         if self.wrap.headed:
             return 1
         choices = (example.choices or self.data.choices) if ranked else None
         return max(len(self.tokens.answer(text, self.wrap.end)) for text in choices or (example.answer,))
 
     def longest_answer(self, example: Example, ranked: bool = True) -> str:
-        """Which it is, and where a line says it first."""
+        """The longest answer, and the first line that has it."""
         choices = (example.choices or self.data.choices) if ranked else None
         text = max(choices or (example.answer,), key=lambda text: len(self.tokens.answer(text, self.wrap.end)))
         where = next((e.place for e in self.data.train if text in (e.answer, *e.also)), None)
         return quoted(text) + (f" ({where})" if where else "")
 
     def fitted(self, examples: Sequence[Example], templates: Sequence[str]) -> tuple[Example, ...]:
-        """The examples, cut where they may be."""
+        """The examples, cut if the task allows it."""
         return tuple(self._fitted(example, templates) for example in examples)
 
     def _fitted(self, example: Example, templates: Sequence[str]) -> Example:
@@ -112,7 +112,7 @@ class _Ruler:
         return replace(example, text=shortest)
 
     def tell(self) -> None:
-        """Raises DataError for what is refused, and says what is cut."""
+        """Raises DataError for refused lines, and reports cut ones."""
         cut = [f"{e.place}: {len(e.text):,} characters" for e in self.cut]
         if self.task.overlong == "refuse" and cut:
             many = f"these {len(cut)} lines do" if len(cut) > 1 else "this line does"
@@ -131,7 +131,7 @@ class _Ruler:
 
 
 def _count_cut(ruler: _Ruler, train: Sequence[Example], templates: Sequence[str], settings: Sequence[Train]) -> None:
-    """Says how many lines training will cut."""
+    """Reports how many lines training will cut."""
     over = []
     limit, ranked = min(s.max_length for s in settings), any(s.ranked for s in settings)
     for example in train:

@@ -1,4 +1,4 @@
-"""An encoder's task: a head is trained beside the vectors, on one cross-entropy.
+"""An encoder's task: a head is trained together with the vectors, with one cross-entropy loss.
 
     logits = W p + b        p the pooled state of a text        loss = -log softmax(logits)[right]
 
@@ -8,10 +8,10 @@ word's first token, as in transformers' examples, and the answer has a number fo
 
     tree      prompt [CLS] turn it off [SEP]      answer (3,)            places ()
     tree      prompt [CLS] an ##na waits [SEP]    answer (1, 0)          places (1, 3)
-    batch     input_ids, attention_mask int64 [E, S]      labels int64 [E], or [E, S] with -100 where there is none
+    batch     input_ids, attention_mask int64 [E, S]      labels int64 [E], or [E, S] with -100 at tokens without a label
               totals float32 [3], the first the number of labels
 
-The head begins at nought and is float32, as the vectors' master copies are.
+The head starts at zero and is float32, like the vectors' master copies.
 """
 
 from __future__ import annotations
@@ -51,39 +51,48 @@ SETTINGS = {
 
 
 def check_task(task: Task, settings: Train, own_choices: bool) -> None:
-    """What an encoder has no use for is told before it is loaded. Raises ConfigError."""
+    """Raises ConfigError for settings that an encoder cannot use, before it is loaded."""
     given = [key for key in SETTINGS if key in task.model_fields_set and getattr(task, key)]
     if task.kind not in LABELLED:
-        reason = f"its kind is {task.kind!r}, and the base is an encoder, which writes no text; kind = {' or '.join(map(repr, LABELLED))}"
+        reason = (
+            f"its kind is {task.kind!r}, but the base is an encoder, which generates no text; set kind = "
+            f"{' or '.join(map(repr, LABELLED))}"
+        )
     elif task.kind == TAGS and task.overlong == "cut":
-        reason = 'overlong = "cut" would leave words without their labels; split lines that are too long'
+        reason = 'overlong = "cut" would leave words without labels; split lines that are too long'
     elif own_choices:
-        reason = "its lines bring their own choices, and an encoder's head has the same labels for all"
+        reason = "its lines have their own choices, but an encoder's head has the same labels for all of them"
     elif given:
-        reason = f"{' and '.join(given)} {'are' if len(given) > 1 else 'is'} for bases that write, and this one is an encoder"
+        reason = (
+            f"{' and '.join(given)} only {'apply' if len(given) > 1 else 'applies'} to bases that generate text, "
+            "and this one is an encoder"
+        )
     elif "losses" in settings.model_fields_set and tuple(settings.losses) != (LANGUAGE_MODELLING,):
-        reason = 'losses compare answers of tokens, and an encoder has labels: leave them out, or losses = ["lm"]'
+        reason = (
+            "these losses compare answers made of tokens, but an encoder has labels: remove losses, or set "
+            'losses = ["lm"]'
+        )
     else:
         return
     raise ConfigError(f"task {task.name!r}: {reason}")
 
 
 def check_writes(task: Task) -> None:
-    """What an encoder alone can do is told before another base is loaded. Raises ConfigError."""
+    """Raises ConfigError for a task that needs an encoder, before another base is loaded."""
     if task.kind == TAGS:
         raise ConfigError(
-            f"task {task.name!r}: {TAGS} labels words by their states in an encoder, and this base is none; take a base such "
+            f"task {task.name!r}: {TAGS} needs an encoder, and this base is not one; use a base such "
             "as BERT, or kind = 'generate' with the labels as its target"
         )
 
 
 def settings_of(settings: Train) -> Train:
-    """With the one loss that a head has."""
+    """The settings with the one loss that a head has."""
     return settings.model_copy(update={"losses": (LANGUAGE_MODELLING,)})
 
 
 def new_head(model: PreTrainedModel, labels: Sequence[str]) -> nn.Linear:
-    """Of noughts."""
+    """A head of zeros."""
     head = nn.Linear(model.config.hidden_size, len(labels))
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
@@ -91,7 +100,7 @@ def new_head(model: PreTrainedModel, labels: Sequence[str]) -> nn.Linear:
 
 
 def trained_head(head: nn.Linear | None, kind: str) -> Head | None:
-    """As it ships; copies."""
+    """The head as it ships; copies."""
     if head is None:
         return None
     weight, bias = (p.detach().float().cpu().numpy().copy() for p in (head.weight, head.bias))
@@ -100,7 +109,7 @@ def trained_head(head: nn.Linear | None, kind: str) -> Head | None:
 
 @dataclass(frozen=True)
 class TextRows:
-    """What of a batch the model runs: int64 [E, S] both."""
+    """The model's inputs from a batch, both int64 [E, S]."""
 
     input_ids: Tensor
     attention_mask: Tensor
@@ -112,7 +121,7 @@ class TextRows:
 
 
 class HeadedModel(VectorModel):
-    """forward takes a batch and gives the loss and its one part; state_dict is the vectors' offsets and the head."""
+    """forward takes a batch and returns the loss and its single part; state_dict is the vectors' offsets and the head."""
 
     def __init__(
         self, model: PreTrainedModel, scaled: Mapping[str, Scaled], head: nn.Linear, run: Runner = run_alone
@@ -146,7 +155,7 @@ class HeadedModel(VectorModel):
 
 
 def _labels(tree: Tree, length: int) -> int | list[int]:
-    """The text's label; or its tokens', padded."""
+    """The text's label, or those of its tokens, padded."""
     numbers = tree.answers[tree.right]
     if not tree.places:
         return numbers[0]

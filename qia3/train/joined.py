@@ -1,14 +1,14 @@
-"""Batches of several tasks as one: their rows below each other, as long as the longest.
+"""Batches of several tasks as one: their rows stacked, padded to the longest.
 
-Each task's rows are laid out as they are for it alone (packed where the model packs), so what is added is padding on
-the right, which nothing looks at. Places in a row move with its length, from r L + slot to (first + r) L' + slot:
+Each task's rows are laid out as for the task alone (packed if the model packs), so only padding is added, on the right,
+where nothing looks at it. Places in a row change with its length, from r L + slot to (first + r) L' + slot:
 
     task 1, rows of 3      task 2, a row of 5      joined, rows of 5      owner
     a b c                  p q r s t               a b c . .              0
     d e .                                          d e . . .              0
                                                    p q r s t              1
 
-What was computed is cut again: each task reads its own places.
+The result is split again: each task reads its own places.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from qia3.train.model import Input, Rows
 
 @dataclass(frozen=True)
 class Joined:
-    """`owner` int64 [R]: whose each row is; `encoder_owner` [E] of the prompts beside a decoder."""
+    """`owner` int64 [R]: the task of each row; `encoder_owner` [E]: the task of each prompt of an encoder-decoder."""
 
     given: Input
     owner: Tensor
     encoder_owner: Tensor | None
-    sizes: list[int]  # of what each task gets of what is computed
-    lengths: list[int] | None = None  # of its own rows, where those are what is computed
+    sizes: list[int]  # of each task's share of the result
+    lengths: list[int] | None = None  # of each task's own rows, if the result has rows
 
     def cut(self, computed: Tensor) -> list[Tensor]:
-        """One for each task."""
+        """Splits the result, one part per task."""
         parts = torch.split(computed, self.sizes)
         return (
             [part[:, :length] for part, length in zip(parts, self.lengths, strict=True)]
@@ -45,7 +45,7 @@ class Joined:
 
 
 def joined(given: Sequence[Input]) -> Joined:
-    """In this order."""
+    """The batches joined, in this order."""
     texts = [rows for rows in given if isinstance(rows, TextRows)]
     return _texts(texts) if texts else _rows([rows for rows in given if isinstance(rows, Rows)])
 
@@ -68,13 +68,13 @@ def _rows(given: Sequence[Rows]) -> Joined:
 
 
 def _moved(rows: Rows, first: int, length: int) -> Tensor:
-    """The places of its rows, which now begin at row `first` and have `length` slots."""
+    """The places of a task's rows, which now begin at row `first` and have `length` slots."""
     own = rows.input_ids.shape[1]
     return (first + rows.places // own) * length + rows.places % own
 
 
 def _trees(given: Sequence[Rows]) -> tuple[Tensor | None, ...]:
-    """Positions, trees and branches: nothing where no task has any; a task without has one tree a row."""
+    """Positions, trees and branches: None if no task has any; a task without them has one tree per row."""
     if all(rows.tree is None for rows in given):
         return None, None, None
     plain = [torch.zeros_like(rows.input_ids) for rows in given]
@@ -89,7 +89,7 @@ def _trees(given: Sequence[Rows]) -> tuple[Tensor | None, ...]:
 
 
 def _prompts(given: Sequence[Rows]) -> tuple[Tensor | None, ...]:
-    """Of an encoder-decoder: prompts, their mask, and whose states a row reads."""
+    """For an encoder-decoder: prompts, their mask, and which prompt's states each row reads."""
     prompts = [rows.prompts for rows in given if rows.prompts is not None]
     masks = [rows.prompt_mask for rows in given if rows.prompt_mask is not None]
     sources = [rows.source for rows in given if rows.source is not None]
@@ -100,7 +100,7 @@ def _prompts(given: Sequence[Rows]) -> tuple[Tensor | None, ...]:
 
 
 def _stacked(tensors: Sequence[Tensor], fill: int) -> Tensor:
-    """[R_i, L_i] below each other, filled on the right."""
+    """Stacks [R_i, L_i], padded on the right."""
     length = max(t.shape[1] for t in tensors)
     return torch.cat([torch.nn.functional.pad(t, (0, length - t.shape[1]), value=fill) for t in tensors])
 

@@ -1,8 +1,8 @@
-"""The adapted model as a trainer sees it: a batch goes in, losses come out, and its state is the vectors alone.
+"""The adapted model as a trainer sees it: a batch goes in, losses come out, and its state is the vectors only.
 
-The head is the largest layer of a small model, and almost all of its work would be thrown away: only the slots that
-predict an answer's token matter. So the slots are gathered before the head, by a hook on it. What a family does to
-logits afterwards (a scale, a soft cap) stays where it is in the model's own code, for it works entry by entry.
+The head is the largest layer of a small model, and almost all of its work would be wasted: only the slots that predict
+an answer's token matter. So these slots are gathered before the head, by a hook on it. Whatever a family does to logits
+afterwards (a scale, a soft cap) stays in the model's own code, since it acts entry by entry.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from qia3.train.losses import Answers, losses
 
 
 class Input(Protocol):
-    """What of a batch the model runs: computed, it gives logits or states, of which losses are made."""
+    """The model's inputs from a batch; `compute` gives logits or states, from which the losses are computed."""
 
     def compute(self, model: Any) -> Tensor: ...
 
 
-Finish = Callable[[Tensor], Tensor]  # from what was computed to the losses' parts
+Finish = Callable[[Tensor], Tensor]  # from the result to the parts of the loss
 
 
 class Runner(Protocol):
-    """Who runs the model for a task: alone, or in one pass with others (qia3.train.together)."""
+    """Runs the model for a task: alone, or in one pass with others (qia3.train.together)."""
 
     def __call__(self, task: VectorModel, given: Input, finish: Finish) -> dict[str, Tensor]:
         """The loss, whose gradients are the task's, and its parts."""
 
 
 def run_alone(task: VectorModel, given: Input, finish: Finish) -> dict[str, Tensor]:
-    """One task's batch by itself."""
+    """Runs one task's batch by itself."""
     parts = finish(given.compute(task.model))
     return {"loss": parts.sum(), "parts": parts.detach()}
 
@@ -100,7 +100,7 @@ class VectorModel(nn.Module):
 
 @dataclass(frozen=True)
 class Rows:
-    """What of a batch the model runs (qia3.train.batches, and qia3.train.pairs for the last three)."""
+    """The model's inputs from a batch (qia3.train.batches, and qia3.train.pairs for the last three)."""
 
     input_ids: Tensor
     places: Tensor
@@ -141,8 +141,8 @@ def _run(model: PreTrainedModel, rows: Rows, mask: Tensor | None) -> Any:
 
 
 def _run_beside(model: PreTrainedModel, rows: Rows, mask: Tensor | None) -> Any:
-    """The encoder once for each prompt, then the decoder on rows of answers. Without a mask of its own T5Gemma's decoder
-    hides every padding token, also one that it starts with.
+    """Runs the encoder once per prompt, then the decoder on rows of answers. Without an explicit mask, T5Gemma's
+    decoder hides every padding token, including one that it starts with.
     """
     assert rows.prompt_mask is not None
     encoded = model.get_encoder()(input_ids=rows.prompts, attention_mask=rows.prompt_mask)
@@ -157,7 +157,7 @@ def _run_beside(model: PreTrainedModel, rows: Rows, mask: Tensor | None) -> Any:
 
 
 def log_probabilities(logits: Tensor, read: Tensor, targets: Tensor) -> Tensor:
-    """log p of each target [T] from logits [P, V], of which `read` picks the slot: one normaliser for each slot."""
+    """log p of each target [T] from logits [P, V], where `read` selects the slot; one normaliser per slot."""
     result: Tensor = _LogProbabilities.apply(logits, read, targets)  # type: ignore[no-untyped-call]
     return result
 
@@ -165,8 +165,8 @@ def log_probabilities(logits: Tensor, read: Tensor, targets: Tensor) -> Tensor:
 class _LogProbabilities(torch.autograd.Function):
     """log p = z[target] - log sum exp z, with d log p / dz = onehot(target) - softmax(z) written into one buffer.
 
-    torch's own backward of the two terms makes a [P, V] for each and a third for their sum, and [P, V] is the largest
-    tensor of a step.
+    torch's own backward pass makes a [P, V] for each of the two terms and a third for their sum, and [P, V] is the
+    largest tensor of a step.
     """
 
     @staticmethod

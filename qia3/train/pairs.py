@@ -1,4 +1,4 @@
-r"""A batch of an encoder-decoder: prompts in the encoder, each once; answers in the decoder, behind its start token.
+r"""A batch of an encoder-decoder: prompts in the encoder, each once; answers in the decoder, after its start token.
 
 Where the decoder tells positions by their distance alone (T5's buckets, rotations), the answers of one example share a
 decoder row, each with a start token of its own, and a mask keeps them apart (qia3.batching.rows): what stands before an
@@ -12,20 +12,20 @@ rows. Prompt "a b </s>", answers "x <end>" and "y z <end>", start token s:
                                                                      y   .  .  1  1           z
                                                                      z   .  .  1  1  1        <end>
 
-Else (BART's learned positions) each answer has a row, and the rows of an example read the same states, which are
-computed once.
+Otherwise (BART's learned positions) each answer has its own row, and the rows of an example read the same states, which
+are computed once.
 
-Added to a batch, E examples whose longest prompt has S tokens:
+These are added to a batch of E examples whose longest prompt has S tokens:
 
-    prompts       int64 [E, S]   padded on the right          prompt_mask   int64 [E, S]   1 where a token stands
-    source        int64 [R]      whose states a row reads
+    prompts       int64 [E, S]   padded on the right          prompt_mask   int64 [E, S]   1 at tokens
+    source        int64 [R]      the prompt whose states a row reads
 
 What a row of L slots costs, in the units of qia3.batching.trees: its slots, their attention over the row and over S
 states, and the keys and values of those states, which are computed anew for each row (2 h² of a slot's 12 h²):
 
     L (1 + (L + S) / (2 h)) + S / 6
 
-Rows are as many and as long as is cheapest; none is longer than the limit, or than one answer where that is longer.
+Number and length of rows are chosen for the lowest cost; no row exceeds the limit, unless a single answer does.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ Row = list[Piece]
 def beside(
     trees: Sequence[Tree], start: tuple[int, ...], limit: int, hidden_size: int, totals: Totals | None = None
 ) -> Batch:
-    """`start`: the tokens that every answer stands behind. A `limit` of 1 gives each answer a row of its own."""
+    """`start`: the tokens that precede every answer. A `limit` of 1 gives each answer a row of its own."""
     answers = [Tree(start, tree.answers, tree.right) for tree in trees]
     longest = max(len(tree.prompt) for tree in trees)
     rows = _cheapest(answers, limit, longest, hidden_size)
@@ -58,7 +58,7 @@ def beside(
 
 
 def _cheapest(answers: Sequence[Tree], limit: int, prompt: int, hidden_size: int) -> list[Row]:
-    """Of rows as long as a half, a third, ... of what the example with the most slots needs, the cheapest."""
+    """The cheapest rows, trying lengths of a half, a third, ... of what the example with the most slots needs."""
 
     def cost(rows: list[Row]) -> float:
         length = max(map(_slots, rows))
@@ -85,7 +85,7 @@ def _filled(example: int, tree: Tree, length: int) -> list[Row]:
 
 
 def _alone(example: int, tree: Tree) -> Row:
-    """Each answer behind a start of its own."""
+    """Each answer after its own start."""
     return [Piece(example, tree, (index,)) for index in range(len(tree.answers))]
 
 

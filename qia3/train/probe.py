@@ -1,9 +1,9 @@
-"""Does this model compute the same with trees packed in one row? Asked once, by running both ways.
+"""Does this model compute the same with trees packed in one row? Found out once by running both ways.
 
-A model's code may ignore a mask with four dimensions, add a window of its own to it, refuse positions that start again,
-count positions by the slot (BART's decoder), or mix slots by other means than attention (convolutions, recurrences). A
-table of families would drift; two forward passes do not. They are as long as the longest example, since a sliding
-window shows only past its end.
+A model's code may ignore a 4-D mask, add its own window to it, reject positions that restart, count positions by slot
+(BART's decoder), or mix slots by other means than attention (convolutions, recurrences). A table of families would go
+out of date; two forward passes do not. They are as long as the longest example, since a sliding window only shows
+beyond its length.
 """
 
 from __future__ import annotations
@@ -16,16 +16,14 @@ from qia3.train.batches import packed, padded
 from qia3.train.model import read_logits
 from qia3.train.pairs import beside
 
-TOLERANCE = (
-    1e-3  # of the largest logit; float32 itself differs by 1e-6 or so, a slot that sees what it should not by 1e-1
-)
+TOLERANCE = 1e-3  # of the largest logit; float32 rounding gives about 1e-6, a slot that sees too much 1e-1
 
 
 @torch.no_grad()
 def packs(model: PreTrainedModel, longest_path: int, start: tuple[int, ...] = ()) -> bool:
     """Whether packed and padded logits agree for trees whose paths have up to `longest_path` tokens.
 
-    `start`: what an encoder-decoder's answers stand behind; its paths are those of its decoder alone.
+    `start`: the tokens before an encoder-decoder's answers; its paths are those of the decoder only.
     """
     trees = _trees(model.config.get_text_config().vocab_size, longest_path, start)
     training = model.training
@@ -35,7 +33,7 @@ def packs(model: PreTrainedModel, longest_path: int, start: tuple[int, ...] = ()
             plain, tree = (read_logits(model, beside(trees, start, limit, 10**9)) for limit in (1, 10**9))
         else:
             plain, tree = read_logits(model, padded(trees)), read_logits(model, packed(trees, 10**9, 10**9))
-    except Exception:  # a model that cannot take such a batch says so in its own way
+    except Exception:  # a model that cannot take such a batch can raise anything
         return False
     finally:
         model.train(training)

@@ -1,9 +1,9 @@
-"""One run in several processes, started by `accelerate launch` or torchrun: who speaks, and what they settle together.
+"""One run in several processes, started by `accelerate launch` or torchrun: which one prints, and what they exchange.
 
 Each process has the whole base and computes its share of every step; gradients are averaged (torch's
-DistributedDataParallel), so all hold the same vectors after it. The first process alone writes files and prints. On
-CPUs they talk through gloo, on GPUs through NCCL; machines are joined by the launcher's own options, and nothing here
-knows how many there are.
+DistributedDataParallel), so all of them hold the same vectors afterwards. Only the first process writes files and
+prints. On CPUs they communicate through gloo, on GPUs through NCCL; several machines are joined by the launcher's own
+options, and nothing here depends on their number.
 """
 
 from __future__ import annotations
@@ -28,28 +28,28 @@ def count() -> int:
 
 
 def neighbours() -> int:
-    """How many processes of this machine hold a base of their own beside one another (qia3.many.pool), this one too."""
+    """How many processes of this machine hold their own copy of a base (qia3.many.pool), including this one."""
     return int(os.environ.get(NEIGHBOURS, "1"))
 
 
 def check_shares(batch_size: int, accumulate: int) -> None:
-    """Raises ConfigError where a step's batch cannot be shared out evenly."""
+    """Raises ConfigError if a step's batch cannot be split evenly."""
     shares = accumulate * count()
     if batch_size % shares:
         raise ConfigError(
-            f"a batch of {batch_size} cannot be shared by {count()} processes in {accumulate} parts each; "
+            f"a batch of {batch_size} cannot be split over {count()} processes in {accumulate} parts each; "
             f"make batch_size a multiple of {shares}"
         )
 
 
 def wait() -> None:
-    """Until every process is here."""
+    """Waits until every process gets here."""
     if count() > 1:
         PartialState(cpu=not torch.cuda.is_available()).wait_for_everyone()
 
 
 def sharing(module: M) -> M:
-    """The module, whose buffers are the same everywhere: nothing of the frozen base is sent between processes."""
+    """Marks the module's parameters and buffers as identical everywhere, so that DDP does not send the frozen base."""
     if count() > 1:
         names = [name for name, _ in module.named_buffers()]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, names)  # type: ignore[no-untyped-call]
@@ -57,7 +57,7 @@ def sharing(module: M) -> M:
 
 
 def mean(values: Tensor) -> Tensor:
-    """Over processes."""
+    """The mean over processes."""
     if count() > 1:
         values = values / count()
         torch.distributed.all_reduce(values)
@@ -65,5 +65,5 @@ def mean(values: Tensor) -> Tensor:
 
 
 def any_of(flag: bool, device: torch.device) -> bool:
-    """Whether it is raised in one of the processes."""
+    """Whether the flag is set in any process."""
     return bool(mean(torch.tensor(float(flag), device=device)) > 0)

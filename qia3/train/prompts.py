@@ -1,22 +1,22 @@
 r"""From a task's words to token ids.
 
-The prompt that trains is stored in the bundle and is the prompt that the device fills in.
+The prompt used in training is stored in the bundle, and the device fills in the same one.
 
-A chat base's template is rendered once, around a mark, at build time: what stands before the mark and after it is all
+A chat base's template is rendered once, around a marker, at build time. What comes before and after the marker is all
 that the device needs, so it runs no template engine. The answer starts right after the prompt and ends with the token
 that ends a turn:
 
     <|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n  +  lights  +  <|im_end|>
     prefix                  suffix                                 answer     end
 
-An encoder-decoder reads the prompt in its encoder, with what its tokenizer puts around any text, and answers in its
-decoder, which starts from a token of its own:
+An encoder-decoder reads the prompt in its encoder, with whatever its tokenizer adds around a text, and answers in its
+decoder, which starts with its own token:
 
     {text}</s>                                                     <pad>  +  lights  +  </s>
     prefix "", suffix "</s>"                                       start     answer     end
 
-Demonstrations, where a task shows some, stand in the user's turn before the question: "Which? lamp on lights\n\nWhich?
-play a song music\n\n".
+Demonstrations, if a task shows any, come before the question in the user's turn: "Which? lamp on lights\n\nWhich? play
+a song music\n\n".
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ def wrapping(
     start: tuple[int, ...] = (),
     reads: bool = False,
 ) -> Wrapping:
-    """The base's chat template around a user's words; without a template (or chat=False), its beginning-of-text token,
-    or, around what an encoder reads, all that its tokenizer adds.
+    """The base's chat template around a user's words. Without a template (or with chat=False): its beginning-of-text
+    token, or, for an encoder, everything that its tokenizer adds.
 
-    `end` ends answers instead of the base's end-of-text token; `questions` are what the template is tried with; `start`
-    is what an encoder-decoder's answers begin after (qia3.base.start); `reads`: the base is an encoder alone. Raises
-    ConfigError for a template that cannot be used.
+    `end` ends answers instead of the base's end-of-text token; the template is tried on `questions`; `start` is what an
+    encoder-decoder's decoder starts with (qia3.base.start); `reads`: the base is an encoder alone. Raises ConfigError
+    if the template cannot be used.
     """
     if reads:
         return Wrapping(*_around(tokenizer), "", (), headed=True)
@@ -75,27 +75,27 @@ def _around(tokenizer: Any) -> tuple[str, str]:
 
 
 def configured_stops(generation_config: Any) -> list[int]:
-    """The ids that a base's configuration ends a text with."""
+    """The ids that end a text, by the base's configuration."""
     configured = getattr(generation_config, "eos_token_id", None)
     return [configured] if isinstance(configured, int) else list(configured or [])
 
 
 def check_end(tokens: Tokens, end: str, known: bool, task: str) -> None:
-    """An answer ends with one control token that the base has an embedding for, and that somebody named.
+    """Checks that an answer ends with one control token that the base has an embedding for and that a file names.
 
-    `known`: the build file, the base's tokenizer files or its configuration name it. Raises ConfigError.
+    `known`: it is named by the build file, the base's tokenizer files or its configuration. Raises ConfigError.
     """
     found = tokens.control_token(end) if end else None
     if found is None:
         what = f"{end!r}, its end token, is not one control token of its tokenizer" if end else "it names no end token"
     elif tokens.rows is not None and found >= tokens.rows:
-        what = f"{end!r}, its end token, has id {found}, and the base has {tokens.rows} embeddings"
+        what = f"{end!r}, its end token, has id {found}, but the base has {tokens.rows} embeddings"
     elif not known:
         what = f"none of its files names an end token ({end!r} is the library's guess)"
     else:
         return
     raise ConfigError(
-        f"task {task!r} cannot tell where an answer of this base ends: {what}; "
+        f"task {task!r} does not know where an answer of this base ends: {what}; "
         f'set end = "..." in the [[task]], or eos_token in its tokenizer_config.json{_ends(tokens)}'
     )
 

@@ -5,8 +5,8 @@ handed a module whose state_dict is the vectors alone (qia3.train.model), so a c
 and slots in a fixed order (qia3.batching.schedule), so that it never shuffles: whatever way a run is cut, in time, in
 parts of a batch or over processes, it gives the same losses.
 
-Ctrl-C and SIGTERM end the run after the step in hand with a checkpoint; kill -9 leaves the last one. The same command
-goes on from there.
+Ctrl-C and SIGTERM end the run after the current step with a checkpoint; kill -9 leaves the last one. The same command
+resumes from there.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ from qia3.train.headed import HeadedModel, Texts
 from qia3.train.model import Runner, VectorModel, run_alone
 from qia3.train.probe import packs
 
-STATE_FILE = "trainer_state.json"  # the Trainer writes it last: a checkpoint without it was cut short
+STATE_FILE = "trainer_state.json"  # the Trainer writes it last: a checkpoint without it is incomplete
 CHECKPOINTS, LOG = "checkpoints", "log.jsonl"
 Tell = Callable[[int, str], None]
 
 
 class VectorTrainer(Trainer):  # type: ignore[misc]
-    """Hands the losses' parts to the log, and evaluates on whole validation sets."""
+    """Passes the parts of the loss to the log, and evaluates on whole validation sets."""
 
     def __init__(self, log: Log, validation: Examples | None, **rest: Any) -> None:
         self.log_file, self.validation = log, validation
@@ -77,13 +77,13 @@ class VectorTrainer(Trainer):  # type: ignore[misc]
             parts.append(self.model(**{name: tensor.to(self.args.device) for name, tensor in batch.items()})["loss"])
         metrics = {"eval_loss": float(torch.stack(parts).sum())}
         self.log(metrics)
-        self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)  # changes the control in place
+        self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)  # changes `control` in place
         return metrics
 
 
 class Alone:
-    """How a task trains by itself: the model is its own, and so are the signals and the bar. In one pass with others it
-    is a lane of theirs (qia3.train.together).
+    """How a task trains by itself: the model, the signals and the progress bar are its own. In one pass with others it
+    is one of their lanes (qia3.train.together).
     """
 
     def __init__(self) -> None:
@@ -91,12 +91,12 @@ class Alone:
         self.run: Runner = run_alone
 
     def packs(self, model: PreTrainedModel, examples: Examples) -> bool:
-        """Whether the model takes several answers in a row; asked before it computes in another type."""
+        """Whether the model takes several answers per row; tested before its compute type changes."""
         return packs(model, examples.longest_path(), start_of(model))
 
     @contextmanager
     def training(self, model: PreTrainedModel, settings: Train, title: str) -> Iterator[Tell]:
-        """The model as training runs it; hands out who is told how far it is."""
+        """Prepares the model for training; yields the function that reports progress."""
         dtype = choose_compute(settings.compute)
         with (
             computing_for(model, dtype, settings),
@@ -119,8 +119,8 @@ def train_vectors(
     head: nn.Linear | None = None,
     how: Alone | None = None,
 ) -> Record:
-    """Trains `scaled` from `start` (None: ones), or from the last checkpoint in `folder`, and leaves the result in it;
-    an encoder's `head` beside them.
+    """Trains `scaled` from `start` (None: ones), or from the last checkpoint in `folder`, in place, together with an
+    encoder's `head`.
 
     Raises Interrupted.
     """
@@ -141,7 +141,8 @@ def train_vectors(
     lays_out = Texts() if head is not None else _collator(model, examples, settings, how)
     if head is None and not lays_out.packs:
         say(
-            f"{title}: {type(model).__name__} does not compute the same with several answers in one row; each gets a row of its own"
+            f"{title}: {type(model).__name__} does not compute the same with several answers per row; each "
+            "answer gets its own row"
         )
     say(f"training {title}: {parameters:,} parameters, {settings.steps} steps, {dtype}")
     flag = how.flag
@@ -161,7 +162,7 @@ def train_vectors(
         trainer.train(resume_from_checkpoint=_last_whole_checkpoint(folder / CHECKPOINTS))
     done = trainer.state.global_step
     if flag.raised and done < settings.steps:
-        raise Interrupted(f"stopped at step {done} of {settings.steps} ({title}); run the same command to go on")
+        raise Interrupted(f"stopped at step {done} of {settings.steps} ({title}); run the same command to resume")
     return Record(
         parameters=parameters,
         steps=done,
@@ -181,25 +182,25 @@ def train_vectors(
 
 
 def _collator(model: PreTrainedModel, examples: Examples, settings: Train, how: Alone) -> Collator:
-    """Trees in rows, as the model takes them."""
+    """The collator that lays out trees in rows as this model needs."""
     begins = start_of(model)
     packed = how.packs(model, examples)
     return Collator(packed, settings.row_tokens, model.config.get_text_config().hidden_size, begins)
 
 
 def write_record(record: Record, path: Path) -> None:
-    """As JSON."""
+    """Writes a record as JSON."""
     path.write_text(json.dumps(encode(record), indent=1) + "\n")
 
 
 def read_record(path: Path) -> Record:
-    """What `write_record` wrote."""
+    """Reads what `write_record` wrote."""
     return decode(Record, json.loads(path.read_text()))
 
 
 @contextmanager
 def computing_for(model: PreTrainedModel, dtype: torch.dtype, settings: Train) -> Iterator[None]:
-    """The model as training runs it, and as it was afterwards."""
+    """Prepares the model for training in the block; restores it afterwards."""
     reads = model.config.is_encoder_decoder or is_encoder(model.config)
     whole = without_dropout(model) if reads else nullcontext()
     with whole, computing(model, dtype) as how:
@@ -215,13 +216,13 @@ def computing_for(model: PreTrainedModel, dtype: torch.dtype, settings: Train) -
 
 
 def _switch(model: PreTrainedModel, how: str, *given: Any) -> None:
-    """Checkpointing of activations, by the name that this version of transformers has for it."""
+    """Switches activation checkpointing, by the name that this version of transformers uses."""
     new, old = f"activation_checkpointing_{how}", f"gradient_checkpointing_{how}"
     getattr(model, new if hasattr(model, new) else old)(*given)
 
 
 def _optimizer(vectors: VectorModel, settings: Train) -> Adafactor | None:
-    """None is the Trainer's own AdamW."""
+    """The optimiser; None for the Trainer's own AdamW."""
     trained = [parameter for _, parameter in vectors.named_parameters()]
     return Adafactor(trained, settings.learning_rate) if settings.optimizer == "adafactor" else None
 
@@ -262,13 +263,13 @@ def _arguments(settings: Train, seed: int, folder: Path, validates: bool) -> Tra
 
 
 def steps_kept(folder: Path) -> int:
-    """The step of the last whole checkpoint of a task's folder; 0 without one."""
+    """The step of the last complete checkpoint in a task's folder; 0 if there is none."""
     last = _last_whole_checkpoint(folder / CHECKPOINTS)
     return 0 if last is None else int(last.rpartition("-")[2])
 
 
 def _last_whole_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint that was written to its end; torn ones are removed."""
+    """The newest complete checkpoint; incomplete ones are removed."""
     while is_main() and folder.is_dir() and (last := get_last_checkpoint(str(folder))) is not None:
         try:
             json.loads((Path(last) / STATE_FILE).read_text(encoding="utf-8"))

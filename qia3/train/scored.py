@@ -1,13 +1,13 @@
-"""How well vectors do on a task's test lines, in torch, before there is a bundle: what a summary of many tasks shows.
+"""How well vectors do on a task's test lines, in torch, before there is a bundle: for the summary of many tasks.
 
-One forward pass a line, without its vectors and with them, of the prompt that the bundle will have:
+One forward pass per line, without its vectors and with them, of the prompt that the bundle will use:
 
     classify               the answer with the highest log-probability (ranking) is right
-    generate               every token of the target is the likeliest after those before it: greedy decoding says the
-                           target to the letter (`qia3 eval` forgives case, spaces and a full stop)
+    generate               every token of the target is the most likely one after those before it: greedy decoding gives the
+                           exact target (`qia3 eval` ignores case, spaces and a full stop)
     token-classification   the share of words whose label is right
 
-These are the figures of torch; a bundle's own, on ONNX Runtime, are in its report.
+These are torch's figures; those of the bundle, on ONNX Runtime, are in its report.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ AT_ONCE = 8  # lines
 @dataclass(frozen=True)
 class Scores:
     """Shares of the `n` test lines (or of their words) that are right, without the vectors and with them; an encoder
-    tells no label without.
+    needs its head and has no score without.
     """
 
     n: int
@@ -55,7 +55,7 @@ class Scores:
 
 
 def kept_scores(adapted: AdaptedBase, job: Job, trained: Trained, folder: Path) -> Scores:
-    """Those in the task's work folder, where they are of these vectors and these lines; else computed, and kept there."""
+    """The cached scores in the work folder, if they belong to these vectors and lines; otherwise computed and cached."""
     path, key = folder / SCORES, _key(job, trained)
     if path.is_file() and (found := read_json_table(path, ConfigError, "delete it")).get("of") == key:
         return decode(Scores, {name: found.get(name) for name in ("n", "before", "after")})
@@ -66,7 +66,7 @@ def kept_scores(adapted: AdaptedBase, job: Job, trained: Trained, folder: Path) 
 
 
 def score(adapted: AdaptedBase, job: Job, trained: Trained) -> Scores:
-    """Over the task's test lines."""
+    """Scores over the task's test lines."""
     dtype = choose_compute(job.settings.compute)
     ask = _Writes(adapted, job, trained) if trained.head is None else _Labels(adapted, trained, trained.head)
     with computing(adapted.model, dtype), torch.no_grad():
@@ -81,7 +81,7 @@ def _share(adapted: AdaptedBase, ask: Callable[[Sequence[Example]], Iterator[boo
 
 
 class _Writes:
-    """A model that writes: its answers are compared by their tokens."""
+    """For a model that generates text: compares answers by their tokens."""
 
     def __init__(self, adapted: AdaptedBase, job: Job, trained: Trained) -> None:
         self.model, self.tokens, self.trained = adapted.model, adapted.base.tokens, trained
@@ -108,7 +108,7 @@ class _Writes:
                 yield self._texts(line)[int(each[own].argmax())] in line.right
 
     def _texts(self, line: Example) -> tuple[str, ...]:
-        """What is compared; of what generates the target alone."""
+        """The texts to compare; for generation only the target."""
         return line.choices or self.choices or (line.answer,)
 
     def _tree(self, line: Example) -> Tree:
@@ -118,7 +118,7 @@ class _Writes:
 
 
 class _Labels:
-    """An encoder: its head tells the label of a text, or of each word."""
+    """For an encoder: its head gives the label of a text, or of each word."""
 
     def __init__(self, adapted: AdaptedBase, trained: Trained, head: Head) -> None:
         self.model, self.tokens, self.trained = adapted.model, adapted.base.tokens, trained
@@ -146,7 +146,7 @@ class _Labels:
 
 
 def _key(job: Job, trained: Trained) -> str:
-    """Of everything that scores depend on but the base, which the vectors know."""
+    """A key of everything that scores depend on except the base, which the vectors identify."""
     digest = hashlib.sha256(json.dumps([e.content() for e in job.data.test]).encode())
     digest.update(json.dumps([trained.prompt, trained.ranking, trained.choices, trained.wrapping.end]).encode())
     for name, vector in sorted(trained.vectors.items()):

@@ -16,18 +16,18 @@ from qia3.bundle.sites import Site, Vectors, check_vectors
 def read_start(path: Path, sites: Sequence[Site], fingerprint: str) -> Vectors:
     """The vectors by site name, float32 [size].
 
-    Raises AdapterError: not there, of another base, or with every tensor that does not fit.
+    Raises AdapterError if it is missing or for another base, or lists every tensor that does not fit.
     """
     if path.is_dir():
         return read_peft(path, sites, fingerprint).vectors
-    queries = {s.name for s in sites if s.role == "query"}  # an adapter made without them has ones there
+    queries = {s.name for s in sites if s.role == "query"}  # an adapter without them has ones there
     vectors = load_adapter(path, {s.name: s.size for s in sites}, fingerprint, optional=queries).vectors
     check_vectors(sites, vectors)
     return vectors
 
 
 def check_start(path: Path) -> None:
-    """What can be told of such an adapter before its base is there. Raises AdapterError: not there, or no adapter."""
+    """Checks what can be checked before the base is loaded. Raises AdapterError if it is missing or not an adapter."""
     if path.is_dir():
         open_peft(path).config.check_whole()
     else:
@@ -35,7 +35,7 @@ def check_start(path: Path) -> None:
 
 
 def digest(vectors: Vectors | None) -> str | None:
-    """SHA-256 of vectors, for telling one start from another."""
+    """SHA-256 of vectors, to distinguish starts."""
     if vectors is None:
         return None
     parts = [f"{name}|".encode() + np.ascontiguousarray(vector).tobytes() for name, vector in sorted(vectors.items())]

@@ -1,5 +1,5 @@
-"""A task's training, kept in its work folder: skipped when it is done, resumed when it was interrupted, begun anew when
-the plan changed.
+"""A task's training in its work folder: skipped if it is done, resumed if it was interrupted, restarted if the plan
+changed.
 
 WORK/TASK/plan.json    what was asked for: base, data, prompts, settings and seed (qia3.batching.asked)
 WORK/TASK/checkpoints  the Trainer's
@@ -46,7 +46,7 @@ from qia3.train.start import digest, read_start
 
 @dataclass(frozen=True)
 class Job:
-    """Everything that decides one adapter. `mixed`: the other tasks whose examples it trains on, too."""
+    """Everything that decides one adapter. `mixed`: other tasks whose examples it also trains on."""
 
     task: Task
     data: Data
@@ -58,7 +58,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Trained:
-    """A task's adapter and everything that its use on a device needs."""
+    """A task's adapter and everything that a device needs to use it."""
 
     task: Task
     prompt: str
@@ -71,7 +71,7 @@ class Trained:
 
     @property
     def shipped(self) -> BundleTask:
-        """The task as a bundle has it."""
+        """The task as stored in a bundle."""
         tokens, end = self.task.max_new_tokens, self.wrapping.end
         return BundleTask(self.task.name, self.task.kind, self.prompt, self.choices, tokens, end, self.ranking)
 
@@ -87,15 +87,15 @@ def train_task(
     begins: Callable[[int], None] = lambda step: None,
     how: Alone | None = None,
 ) -> Trained:
-    """Trains one adapter, or takes it from `folder` when the same plan was finished there. `begins` is told the step
-    that training goes on from; nothing where there is none.
+    """Trains one adapter, or takes it from `folder` if the same plan was finished there. `begins` is called with the
+    step that training starts from; not called if there is nothing to train.
     """
     name, settings, sources = job.task.name, job.settings, _sources(base, job)
     sites = [s.site for s in scaled.values()]
     start = None if settings.init_adapter is None else read_start(settings.init_adapter, sites, base.fingerprint)
     asked = _asked(base, job, digest(start))
     if _is_done(folder, asked):
-        say(f"{name}: trained before with the same plan, kept ({folder})")
+        say(f"{name}: already trained with the same plan, kept ({folder})")
         return load_task(base, scaled, job, folder)
     head = _new_head(base, job)
     labels = None if head is None else job.data.choices
@@ -140,10 +140,10 @@ def train_task(
 def load_task(base: BaseModel, scaled: Mapping[str, Scaled], job: Job, folder: Path) -> Trained:
     """A finished task from its work folder.
 
-    Raises ConfigError when it is not there, or was trained for another plan.
+    Raises ConfigError if it is missing or was trained for another plan.
     """
     name, sites = job.task.name, [s.site for s in scaled.values()]
-    anew = "run `qia3 train` to train it anew, or name the folder where this plan was trained (--work)"
+    anew = "run `qia3 train` to train it again, or name the folder where this plan was trained (--work)"
     if not (folder / "record.json").is_file():
         raise ConfigError(
             f"task {name!r} is not trained yet: nothing in {folder}; "
@@ -151,16 +151,15 @@ def load_task(base: BaseModel, scaled: Mapping[str, Scaled], job: Job, folder: P
         )
     was = read_asked(folder)
     if was is None:
-        raise ConfigError(
-            f"{folder} does not say what it was trained for ({PLAN}), as an earlier version left it; {anew}"
-        )
+        raise ConfigError(f"{folder} has no {PLAN}, so it is from an earlier version; {anew}")
     if was.get("base") == base.fingerprint and job.settings.init_adapter is not None:
         start = digest(read_start(job.settings.init_adapter, sites, base.fingerprint))
-    else:  # of another base: an adapter of that one is not read
+    else:  # for another base: its adapter is not read
         start = None if job.settings.init_adapter is None else was.get("init_adapter")
     if changed := differences(was, _asked(base, job, start)):
         raise ConfigError(
-            f"task {name!r} was trained for another plan: {'; '.join(changed)}; give the build file back what it had, {anew}"
+            f"task {name!r} was trained for another plan: {'; '.join(changed)}; undo the changes to the build "
+            f"file, {anew}"
         )
     adapter = read_peft(folder / "adapter", sites, base.fingerprint)
     head = None if adapter.head is None else replace(adapter.head, per_token=job.task.kind == TAGS)
@@ -168,7 +167,7 @@ def load_task(base: BaseModel, scaled: Mapping[str, Scaled], job: Job, folder: P
 
 
 def _new_head(base: BaseModel, job: Job) -> nn.Linear | None:
-    """An encoder's; a model that writes has none."""
+    """A head for an encoder; None for a model that generates text."""
     return new_head(base.model, job.data.choices or ()) if is_encoder(base.model.config) else None
 
 
@@ -179,7 +178,7 @@ def _trained(base: BaseModel, job: Job, vectors: Vectors, record: Record, head: 
 
 
 def _sources(base: BaseModel, job: Job, held_back: bool = False) -> list[Source]:
-    """The task's own examples and those that are mixed in: to train on, or to validate on."""
+    """The task's own examples and those of its mixture, to train on or to validate on."""
     return [_source(base, task, data, held_back) for task, data in ((job.task, job.data), *job.mixed)]
 
 
@@ -194,8 +193,8 @@ def _asked(base: BaseModel, job: Job, start: str | None) -> Asked:
     """`start`: the digest of the vectors that training starts from."""
     pairs = ((job.task, job.data), *job.mixed)
     sources = [asked_of(_source(base, task, data), data.validation) for task, data in pairs]
-    # when the state is saved is not what is trained, unless the best of what was saved is kept; what the two files hold
-    # is compared, not their names
+    # Left out, since they cannot change the result: the checkpoint interval, unless the best checkpoint is kept, and
+    # file names; the contents of the two files are compared
     held_back = any(data.validation for _, data in pairs)
     left_out = {"validation", "init_adapter"} | (set() if held_back else {"checkpoint_every"})
     return {
@@ -209,7 +208,7 @@ def _asked(base: BaseModel, job: Job, start: str | None) -> Asked:
 
 
 def plan_changes(base: BaseModel, scaled: Mapping[str, Scaled], job: Job, folder: Path) -> list[str]:
-    """What of the plan is another one than that of what lies in `folder`; nothing where there is nothing."""
+    """Differences between the plan and the one in `folder`; empty if there is none in it."""
     if (was := read_asked(folder)) is None:
         return []
     given, sites = job.settings.init_adapter, [s.site for s in scaled.values()]
@@ -219,17 +218,17 @@ def plan_changes(base: BaseModel, scaled: Mapping[str, Scaled], job: Job, folder
 
 def _is_done(folder: Path, asked: Asked) -> bool:
     done = (folder / "record.json").is_file() and _is_of(folder, asked)
-    processes.wait()  # nobody writes before all have looked
+    processes.wait()  # no process writes before all have looked
     return done
 
 
 def _is_of(folder: Path, asked: Asked) -> bool:
-    """Whether what lies there is of this plan."""
+    """Whether `folder` holds this plan."""
     return (was := read_asked(folder)) is not None and not differences(was, asked)
 
 
 def _prepare(folder: Path, asked: Asked) -> None:
-    """Keeps checkpoints of the same plan, clears those of another."""
+    """Keeps checkpoints of the same plan, and removes those of another."""
     if is_main():
         if not _is_of(folder, asked):
             shutil.rmtree(folder, ignore_errors=True)

@@ -1,12 +1,12 @@
-r"""A base's chat template, rendered once around a mark: what stands before the mark and after it is all that a device
-needs. That only works where the template leaves the words as they are and writes the same around all of them, so it is
-tried with words that show it and with the first questions of the task, in a child process (bounded.py) and before any
+r"""A base's chat template, rendered once around a marker: what comes before and after it is all that a device needs.
+That only works if the template leaves the words unchanged and writes the same around all of them. So it is tried on
+words that would reveal a change and on the first questions of the task, in a child process (bounded.py) and before any
 weight is loaded.
 
-Templates that take a message's content as a list of parts, as those of vision models do, get the words as one part.
+Templates that expect a message's content as a list of parts, like those of vision models, get the words as one part.
 
-A template that writes today's date makes another prompt every day. The date is held at `DATE`, on every build day, in
-training and on the device alike, and a warning says so.
+A template that writes today's date gives another prompt every day. The date is fixed at `DATE`, for all builds, in
+training and on the device, and a warning says so.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from qia3.errors import ConfigError
 
 MARK = "\u0001text\u0001"
 SHOWING = "Aß \"x\" 'y' <b>&amp; \\n{1}\n\tÉ 1,5  z."  # upper, lower and odd characters, two spaces, line ends
-# questions of several kinds: short and long, of one line and of several, words and figures
+# various questions: short and long, one line and several, words and numbers
 PROBES = (SHOWING, "x", "42", "What is the capital of France?", "Hello.\nPlease lock the door!", "one word more " * 300)
 DATE, ANOTHER = datetime(2024, 7, 26), datetime(2031, 11, 3)
-REMEDY = "mend the template in the base's folder, or set chat = false in this [[task]]"
+REMEDY = "correct the template in the base's folder, or set chat = false in this [[task]]"
 
 
 @dataclass(frozen=True)
 class Template:
-    """What stands around a user's words, and what is worth a warning."""
+    """The text around a user's words, and warnings about it."""
 
     prefix: str
     suffix: str
@@ -40,9 +40,10 @@ class Template:
 
 
 def render(tokenizer: Any, questions: Sequence[str] = ()) -> Template:
-    """`questions`: what else it is tried with.
+    """The template as prefix and suffix; also tried on `questions`.
 
-    Raises ConfigError: the template fails, does not end, changes the words, or says other things around some of them.
+    Raises ConfigError if the template fails, does not end, changes the words, or writes different text around some of
+    them.
     """
     try:
         found = bounded(lambda: _tried(tokenizer, questions))
@@ -57,35 +58,35 @@ def _tried(tokenizer: Any, questions: Sequence[str]) -> dict[str, Any]:
         turns, text = _turns(tokenizer)
         prefix, suffix = text.split(MARK)
         if "{text}" in prefix + suffix:
-            raise ValueError("it writes {text} itself, which stands for a question's words")
+            raise ValueError("it contains {text} itself, the placeholder for a question's words")
         for words in (asked.strip() for asked in (*PROBES, *questions)):
             if (said := _filled(tokenizer, turns, words)) != prefix + words + suffix:
-                what = "writes other things around some questions" if words in said else "changes a question's words"
+                what = "writes different text around some questions" if words in said else "changes a question's words"
                 raise ValueError(f"it {what} ({_difference(prefix + words + suffix, said)})")
         spaced = _filled(tokenizer, turns, f" {SHOWING} ")
     warnings = []
     if spaced != f"{prefix} {SHOWING} {suffix}":
         if spaced != prefix + SHOWING + suffix:
             raise ValueError("it changes the spaces around a question")
-        warnings.append("the base's chat template takes away spaces around a question; here they stay")
+        warnings.append("the base's chat template strips spaces around a question; here they are kept")
     with _clock(ANOTHER):
         if _filled(tokenizer, turns, MARK) != text:
             warnings.append(
-                f"the base's chat template writes today's date into every prompt; it is held at {DATE:%d %b %Y}, in "
-                "training and on the device alike (chat = false in a [[task]] does without the template)"
+                f"the base's chat template writes today's date into every prompt; it is fixed at {DATE:%d %b %Y}, in "
+                "training and on the device (set chat = false in a [[task]] to skip the template)"
             )
     return {"prefix": prefix, "suffix": suffix, "warnings": warnings}
 
 
 def _turns(tokenizer: Any) -> tuple[tuple[bool, bool], str]:
-    """The first kind of conversation that the template takes and leaves the mark in, and the text."""
+    """The first kind of conversation in which the template keeps the marker, and the rendered text."""
     reasons = []
     for turns in ((True, False), (False, False), (True, True), (False, True)):
         try:
             text = _filled(tokenizer, turns, MARK)
         except MemoryError:
             raise
-        except Exception as error:  # templates raise what they like
+        except Exception as error:  # templates can raise anything
             reasons.append(str(error) or type(error).__name__)
             continue
         if text.count(MARK) == 1:
@@ -95,7 +96,7 @@ def _turns(tokenizer: Any) -> tuple[tuple[bool, bool], str]:
 
 
 def _filled(tokenizer: Any, turns: tuple[bool, bool], words: str) -> str:
-    """`turns`: with an empty system turn (a default persona costs tokens every time), and with parts."""
+    """`turns`: with an empty system turn (a default persona would cost tokens every time), and with parts."""
     system, parts = turns
 
     def content(text: str) -> Any:
@@ -105,15 +106,15 @@ def _filled(tokenizer: Any, turns: tuple[bool, bool], words: str) -> str:
     messages.append({"role": "user", "content": content(words)})
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     if not isinstance(text, str):
-        raise ValueError("it gives no text")
+        raise ValueError("it does not return text")
     return text
 
 
 def _difference(expected: str, found: str) -> str:
-    """Where they begin to differ."""
+    """The place where they begin to differ."""
     pairs = zip(expected, found, strict=False)
     start = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(expected), len(found)))
-    return f"{found[max(0, start - 8) : start + 8]!r} where {expected[max(0, start - 8) : start + 8]!r} was given"
+    return f"{found[max(0, start - 8) : start + 8]!r} instead of {expected[max(0, start - 8) : start + 8]!r}"
 
 
 @contextmanager

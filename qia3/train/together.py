@@ -1,17 +1,17 @@
-"""One pass, many tasks: rows of one batch train different tasks' vectors over one frozen base.
+"""One pass, many tasks: rows of one batch train the vectors of different tasks on one frozen base.
 
-Each task keeps a Trainer of its own, with its own order of examples, losses, schedule, clipping, optimiser, validation,
-log and checkpoints: nothing of a task knows of the others, and a task may go on alone where it stopped among others, or
-the other way round. What is shared is the pass. Whenever every task has a batch in hand, their rows are run as one
+Each task keeps its own Trainer, with its own order of examples, losses, schedule, clipping, optimiser, validation, log
+and checkpoints. Tasks do not know of each other, and a task may resume alone if it stopped among others, or the other
+way round. Only the pass is shared. Whenever every task has a batch ready, their rows are run as one
 (qia3.train.joined), each row with its own task's vectors (qia3.ia3.lanes), backwards too:
 
     task 1: batch ->|                                         |-> loss, gradients -> clip, step, log
     task 2: batch ->| joined -> forward -> losses -> backward |-> loss, gradients -> clip, step, log
     task 3: batch ->|                                         |-> loss, gradients -> evaluates, alone ...
 
-The sum of the tasks' losses is what is differentiated; no vector is in two of them, so each gets the gradients that it
-would get alone. Trainers are threads that take turns: one runs at a time, and it lets go only where it waits for the
-pass, which is run by the thread that the program began with. So nothing in them need be safe from another.
+The sum of the tasks' losses is differentiated; no vector belongs to two of them, so each gets the gradients that it
+would get alone. Trainers are threads that take turns: one runs at a time, and yields only while it waits for the pass,
+which the main thread runs. So they need no locks.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ Body = Callable[["Lane"], None]
 
 @dataclass
 class _Asked:
-    """A task's batch, and then what came of it, or why nothing did."""
+    """A task's batch, and later its result, or the error."""
 
     task: VectorModel
     given: Input
@@ -61,7 +61,7 @@ class Lane(Alone):
         self.flag, self.run, self.scaled, self.together = together.flag, self._run, new_lane(scaled), together
 
     def packs(self, model: PreTrainedModel, examples: Examples) -> bool:
-        """Asked once for all, when the model still computed in float32, in which the answer is told."""
+        """Tested once for all lanes, while the model still computed in float32."""
         return self.together.packs
 
     @contextmanager
@@ -77,7 +77,7 @@ class Lane(Alone):
         yield tell
 
     def _run(self, task: VectorModel, given: Input, finish: Finish) -> dict[str, Tensor]:
-        """Waits for the others, unless it only looks at its own (validation)."""
+        """Waits for the others, except in validation."""
         asked, together = _Asked(task, given, finish, torch.is_grad_enabled()), self.together
         together.waiting[self] = asked
         together.turn.notify_all()
@@ -89,8 +89,8 @@ class Lane(Alone):
 
 
 class Together:
-    """`count` lanes over a model whose layers `scaled` have places for vectors, before it computes as training does.
-    `settings` are those of the pass, with the longest `max_length`.
+    """`count` lanes over a model with the layers `scaled`, created before its compute type changes. `settings` are
+    those of the pass, with the longest `max_length`.
     """
 
     def __init__(self, model: PreTrainedModel, scaled: Mapping[str, Scaled], count: int, settings: Train) -> None:
@@ -102,9 +102,9 @@ class Together:
         self.lanes = [Lane(self, scaled) for _ in range(count)]
 
     def check(self, settings: Train) -> None:
-        """Raises ConfigError for a task that cannot be in this pass."""
+        """Raises ConfigError for a task that cannot join this pass."""
         if (reason := apart(settings)) or pass_of(settings) != pass_of(self.settings):
-            raise ConfigError(f"it cannot train in one pass with others: {reason or 'it computes otherwise'}")
+            raise ConfigError(f"it cannot train in one pass with others: {reason or 'its settings of the pass differ'}")
 
     def work(self, body: Body) -> None:
         """Runs `body` for every lane, and the passes that they wait for. Raises the first error of a body, at the end."""
@@ -126,7 +126,7 @@ class Together:
             thread.start()
         try:
             self._serve(live)
-        except BaseException as error:  # asked to stop at once: none waits for ever
+        except BaseException as error:  # asked to stop at once: no lane may wait for ever
             with self.turn:
                 while live:
                     self._answer({lane: self.waiting[lane] for lane in live if lane in self.waiting}, error)
@@ -150,7 +150,7 @@ class Together:
 
     def _pass(self, asked: dict[Lane, _Asked]) -> None:
         """One forward pass, and one backward."""
-        lanes = sorted(asked, key=self.lanes.index)  # whoever came first: the same run gives the same sums
+        lanes = sorted(asked, key=self.lanes.index)  # in a fixed order, so that the same run gives the same sums
         tasks = [asked[lane] for lane in lanes]
         try:
             answers = self._computed(tasks, [lane.scaled for lane in lanes])
@@ -189,17 +189,17 @@ class Together:
 
 
 def pass_of(settings: Train) -> tuple[Any, ...]:
-    """What tasks of one pass share."""
+    """The settings that tasks of one pass must share."""
     return settings.compute, settings.gradient_checkpointing
 
 
 def apart(settings: Train) -> str | None:
-    """Why a task of such settings trains by itself."""
-    return "accumulate cuts its batches in parts" if settings.accumulate > 1 else None
+    """Why a task with these settings trains by itself, or None."""
+    return "its batches are split into parts (accumulate)" if settings.accumulate > 1 else None
 
 
 def _with_gradients(loss: Tensor, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor | None]) -> Tensor:
-    """A loss whose backward pass hands out gradients that are known."""
+    """A loss whose backward pass returns known gradients."""
     found: Tensor = _Known.apply(loss, gradients, *parameters)  # type: ignore[no-untyped-call]
     return found
 
