@@ -120,9 +120,9 @@ NEVER_ASKED = [
     ({"end": "{text}"}, "'{text}', is not a token"),
     ({"end": "<|end|><|end|>"}, "'<|end|><|end|>', is not a token"),
     ({"kind": "generate", "choices": None, "end": "<pad>"}, "'<pad>', is not a token"),
-    ({"prompt": "lamp " * 200 + "{text}"}, "no room for words in a context of 96"),
-    ({"choices": ["a", "lamp " * 200]}, "no room for words in a context of 96"),
-    ({"choices": ["lamp"]}, "'lamp' is its only choice: nothing to tell apart"),
+    ({"prompt": "lamp " * 200 + "{text}"}, "leaves no room for words in a context of 96"),
+    ({"choices": ["a", "lamp " * 200]}, "leaves no room for words in a context of 96"),
+    ({"choices": ["lamp"]}, "'lamp' is its only choice; at least two are needed"),
 ]
 
 

@@ -306,7 +306,7 @@ def test_an_adapter_goes_out_as_peft_with_its_head_beside_and_comes_back(bundle,
     (tmp_path / "peft" / "head.safetensors").unlink()
     code, _, err = qia3(capsys, "adapter", "import", copy, tmp_path / "peft", "--name", "headless")
     assert code == 2
-    assert "'headless' has 3 labels, and its head 1" in err
+    assert "'headless' has 3 labels, but its head has 1" in err
 
 
 def test_a_merged_encoder_is_the_one_with_its_vectors_beside_it(bundle, place, capsys):

@@ -109,7 +109,7 @@ def test_questions_with_their_own_answers_are_scored_and_asked(place, capsys):
         capsys, "run", place / "out", "more than 3", "--adapter", "quiz", "--choice", "4", "--choice", "9", "--json"
     )
     assert (code, set(json.loads(out)["scores"])) == (0, {"4", "9"})
-    assert "every text brings its own" in complaint(capsys, "run", place / "out", "more than 3", "--adapter", "quiz")
+    assert "give them with each text" in complaint(capsys, "run", place / "out", "more than 3", "--adapter", "quiz")
     assert qia3(capsys, "eval", place / "out", place / "general-test.jsonl", "--adapter", "general")[0] == 0
 
 

@@ -71,7 +71,7 @@ def test_what_it_cannot_do_is_one_line(model):
         model.labels(TEXTS, ["lamps", "lamps", "echo", "lamps"])
     with pytest.raises(ConfigError, match="4 texts and 1 adapters"):
         model.labels(TEXTS, ["lamps"])
-    with pytest.raises(ConfigError, match="no encoder"):
+    with pytest.raises(ConfigError, match="not an encoder"):
         model.embed(TEXTS)
     with pytest.raises(qia3.QIA3Error):
         qia3.open("nowhere")

@@ -199,7 +199,7 @@ def test_a_task_without_choices_needs_them_with_each_text(tmp_path):
         threads=1,
     )
     bank, task = AdapterBank(bare.bundle), task_of(bare, "none", "quiz")
-    with pytest.raises(ConfigError, match="every text brings its own"):
+    with pytest.raises(ConfigError, match="give them with each text"):
         classify_batch(bare, task, {}, ["x"])
     assert set(classify_batch(bare, task, {}, ["x"], [["a", "b"]])[0].scores) == {"a", "b"}
     file = lines(tmp_path / "a.jsonl", {"text": "x", "label": "a", "choices": ["a", "b"]})
@@ -220,8 +220,8 @@ def test_a_task_without_choices_needs_them_with_each_text(tmp_path):
         ("echo --choice a --choice b", "--choice needs a task that classifies; 'echo' generates text"),
         ("lamps --max-new-tokens 3", "--max-new-tokens needs a task that generates; 'lamps' classifies"),
         ("lamps --beams 3", "--beams needs a task that generates; 'lamps' classifies"),
-        ("echo --beams 3 --temperature 1.0", "beams are not drawn"),
-        ("echo --top-p 0.9", "give a temperature"),
+        ("echo --beams 3 --temperature 1.0", "beams cannot be combined with a temperature"),
+        ("echo --top-p 0.9", "need a temperature"),
         ("lamps --choice a --choice b --choice a", "--choice 'a' is given twice"),
         ("lamps --choice a", "--choice 'a' is the only one; give at least two"),
         ("lamps --choice a --choice=", "a --choice is empty"),

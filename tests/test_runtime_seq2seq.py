@@ -213,7 +213,7 @@ def test_vectors_may_change_between_steps_and_wrong_ones_are_refused(engine, ban
         np.testing.assert_array_equal(kept, engine.step([40], fresh, copied)[0])
     with pytest.raises(AdapterError, match=r"\[3, 1, 48\]"):
         engine.prefill(ROWS[:1], bank.rows(["lamps", None, "echo"]))
-    with pytest.raises(AdapterError, match="there has no place here"):
+    with pytest.raises(AdapterError, match="there is not an input of this bundle"):
         engine.step([40], cache, {"there": np.ones((1, 1, 4), np.float32)})
 
 
@@ -227,7 +227,7 @@ def test_a_merged_bundle_takes_no_vectors(engine, tmp_path):
     merged = Bundle.open(small.write_bundle(tmp_path, mode="merged"))
     other, bank = open_engine(merged, threads=1), AdapterBank(merged)
     np.testing.assert_array_equal(played(other, ROWS, bank.vectors("lamps"), [40]), played(engine, ROWS, {}, [40]))
-    with pytest.raises(AdapterError, match="no place here"):
+    with pytest.raises(AdapterError, match="is not an input of this bundle"):
         other.prefill(ROWS, small.random_vectors(1))
 
 

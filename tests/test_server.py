@@ -149,22 +149,25 @@ def test_classify_ranks_many_texts_and_choices_of_the_request(running, alone):
 
 BAD = [
     ({}, "'model' is missing"),
-    ({"model": "echo"}, "'messages' is not a list of objects"),
+    ({"model": "echo"}, "'messages' must be a list of objects"),
     (
         {"model": "echo", "messages": [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}]},
-        "'messages' is one message of the user for 'echo'",
+        "'echo' takes one user message in 'messages'",
     ),
     ({"model": "tiny", "messages": [{"role": "user", "content": "a"}] * 2}, "'tiny' has no chat template: send one"),
     ({"model": "tiny", "messages": [{"role": "tool", "content": "a"}]}, "not 'tool'"),
-    ({"model": "tiny", "messages": [{"role": "assistant", "content": "a"}]}, "the last of 'messages' is the user's"),
-    ({"model": "echo", "tools": [{"type": "function"}]}, "'tools' is not supported here"),
-    ({"model": "echo", "n": 2}, "'n' is not supported here, beside 1 or null"),
-    ({"model": "echo", "temperature": 3}, "'temperature' is not from 0 to 2"),
+    (
+        {"model": "tiny", "messages": [{"role": "assistant", "content": "a"}]},
+        "the last of 'messages' must be the user's",
+    ),
+    ({"model": "echo", "tools": [{"type": "function"}]}, "'tools' is not supported"),
+    ({"model": "echo", "n": 2}, "'n' is not supported, except 1 or null"),
+    ({"model": "echo", "temperature": 3}, "'temperature' must be from 0 to 2"),
     ({"model": "echo", "temperature": True}, "'temperature' is not a number"),
-    ({"model": "echo", "tempperature": 1}, "'tempperature' is not known here"),
-    ({"model": "echo", "max_tokens": 0}, "'max_tokens' is not from 1"),
+    ({"model": "echo", "tempperature": 1}, "'tempperature' is not a known key"),
+    ({"model": "echo", "max_tokens": 0}, "'max_tokens' must be from 1"),
     ({"model": "echo", "stop": ["a"] * 5}, "'stop' has 5 entries"),
-    ({"model": "echo", "top_logprobs": 2}, "'top_logprobs' is for 'logprobs' true"),
+    ({"model": "echo", "top_logprobs": 2}, "'top_logprobs' needs 'logprobs' true"),
     ({"model": "lamps", "logprobs": True}, "classifies"),
 ]
 
@@ -321,7 +324,7 @@ def test_a_full_queue_a_late_request_and_a_key(folder, tmp_path):
         assert {f.status_code for f in found} == {429, 504}
         busy = next(f for f in found if f.status_code == 429)
         assert int(busy.headers["Retry-After"]) >= 1
-        assert "requests are waiting already" in busy.json()["error"]["message"]
+        assert "requests are already waiting" in busy.json()["error"]["message"]
         assert made.server.models.served[0].line.counts.finished["late"] >= 1
     finally:
         made.stop()
@@ -362,7 +365,7 @@ def test_a_server_that_stops_tells_those_that_run(folder):
         made.server.models.served[0].line.stop(0.2)
         assert running.result().status_code == 503
     late = made.http.post("/v1/completions", json=body)
-    assert (late.status_code, late.json()["error"]["message"]) == (503, "the server stops")
+    assert (late.status_code, late.json()["error"]["message"]) == (503, "the server is stopping")
     assert made.http.get("/health").status_code == 503
     made.stop()
 
@@ -399,7 +402,7 @@ def test_an_encoder_and_its_decoder_are_served(tmp_path):
                 ranked = job.kind == "classify" and classify(engine, job, vectors, text).label
                 expected = ranked or "".join(reply(engine, job, vectors, text, 6))
                 assert answer.choices[0].message.content == expected
-        with pytest.raises(openai.BadRequestError, match="is no encoder"):
+        with pytest.raises(openai.BadRequestError, match="is not an encoder"):
             made.client.embeddings.create(model=engine.bundle.name, input="hello")
     finally:
         made.stop()

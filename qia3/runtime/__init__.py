@@ -1,1 +1,1 @@
-"""Load a bundle, generate, rank choices, switch adapters. numpy, onnxruntime and tokenizers only: no torch."""
+"""Loads a bundle, generates, ranks choices, switches adapters. Needs numpy, onnxruntime and tokenizers; no torch."""

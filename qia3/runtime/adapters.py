@@ -1,4 +1,4 @@
-"""The bank that hands out a bundle's vectors: one adapter for all rows, or one for each row of a batch."""
+"""A bundle's vectors: one adapter for all rows, or a different one per row of a batch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from qia3.names import ADAPTER, NONE
 
 
 class AdapterBank:
-    """A bundle's adapters by name, read when first asked for and kept (4 bytes a parameter)."""
+    """A bundle's adapters by name, read on first use and kept in memory (4 bytes per parameter)."""
 
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
@@ -27,12 +27,12 @@ class AdapterBank:
     def vectors(self, name: str | None) -> Vectors:
         """[1, 1, d] by input name; ones for None or "none".
 
-        A merged bundle has none at all, and answers to its one task's name.
+        A merged bundle has no vectors and only knows the name of its one task.
         """
         if name is None or name == NONE:
             if self.bundle.mode == "merged" and name == NONE:
                 raise AdapterError(
-                    f"{self.bundle.path} is merged with {self.bundle.merged_task!r}: its base is not there without it"
+                    f"{self.bundle.path} is merged with {self.bundle.merged_task!r} and does not contain the plain base"
                 )
             return self._ones
         if self.bundle.mode == "merged" and name == self.bundle.merged_task:
@@ -45,11 +45,11 @@ class AdapterBank:
         return self._loaded[name]
 
     def rows(self, names: Sequence[str | None]) -> Vectors:
-        """[len(names), 1, d] by input name: row i of the batch has adapter names[i], and its head."""
+        """[len(names), 1, d] by input name: row i of the batch uses adapter names[i], with its head."""
         return in_rows([self.vectors(name) for name in names], self.bundle.architecture.hidden_size)
 
     def _unknown(self, name: str) -> str:
-        """The complaint, with the known names, the nearest first."""
+        """The error message, with the known names, the nearest first."""
         known = self.bundle.adapters or ((self.bundle.merged_task,) if self.bundle.merged_task else ())
         near = sorted(known, key=lambda other: -difflib.SequenceMatcher(None, name, other).ratio())
         hint = "did you mean " + repr(near[0]) + "? " if difflib.get_close_matches(name, known) else ""
@@ -57,7 +57,7 @@ class AdapterBank:
 
 
 def in_rows(each: Sequence[Vectors], hidden: int) -> Vectors:
-    """[rows, 1, d] by input name of vectors [1, 1, d] for each row, and their heads side by side."""
+    """Stacks vectors [1, 1, d] per row into [rows, 1, d] by input name, and their heads."""
     keys = [key for key in (each[0] if each else {}) if key not in HEAD]
     found = {key: np.concatenate([v[key] for v in each]) for key in keys}
     if any(HEAD_WEIGHT in v for v in each):
@@ -66,12 +66,12 @@ def in_rows(each: Sequence[Vectors], hidden: int) -> Vectors:
 
 
 def for_texts(bundle: Bundle, count: int, adapters: str | Sequence[str]) -> tuple[list[str], Vectors]:
-    """A name for each of `count` texts, of one adapter for all or of one for each, and their vectors.
+    """Adapter names for `count` texts, given one for all or one per text, and their vectors.
 
-    Raises ConfigError, AdapterError.
+    Raises ConfigError if the numbers differ, and AdapterError for an unknown adapter.
     """
     names = [adapters] * count if isinstance(adapters, str) else list(adapters)
     if len(names) != count:
-        raise ConfigError(f"{count} texts and {len(names)} adapters: give one for all texts, or one for each")
+        raise ConfigError(f"{count} texts and {len(names)} adapters: give one adapter for all texts, or one per text")
     bank = AdapterBank(bundle)
     return names, bank.vectors(names[0]) if len(set(names)) == 1 else bank.rows(names)

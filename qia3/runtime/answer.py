@@ -1,8 +1,8 @@
-"""One question, answered: classification ranks the task's choices, generation streams.
+"""Answers one question: classification ranks the task's choices, generation streams text.
 
-`answer` is the whole of it. Its parts are there for those who ask often: `task_of` says whose prompt is used,
-`classify` and `reply` take vectors that were loaded once, and `classify_batch` gives every text its own. `prepare` runs
-what a task's prompts all begin with, once.
+`answer` does it all. Its parts are for repeated use: `task_of` decides whose prompt is used, `classify` and `reply`
+take vectors that were loaded before, and `classify_batch` takes vectors per text. `prepare` runs the common prefix of a
+task's prompts in advance.
 """
 
 from __future__ import annotations
@@ -26,36 +26,37 @@ from qia3.runtime.tags import Tagged, Text, tagged
 from qia3.runtime.texts import labelled
 from qia3.runtime.words import Words
 
-BASE_TOKENS = 128  # what the base alone may say
-OPENINGS = ("a", "the", "I", "What", "7", "?", "é")  # unlike each other, and most melt into a space before them
+BASE_TOKENS = 128  # limit of an answer of the base alone
+OPENINGS = ("a", "the", "I", "What", "7", "?", "é")  # varied beginnings of texts; most merge with a preceding space
 
 
 def answer(
     engine: AnyEngine, adapter: str | None, text: str, task: str | None = None
 ) -> Answer | Tagged | Iterator[str]:
-    """Classification gives an Answer, of words Tagged ones, generation the text in pieces.
+    """Classification returns an Answer, labelling words returns Tagged, generation returns the text in pieces.
 
     Adapter None or "none" is the base, with the prompt of `task` if named.
     """
     vectors = AdapterBank(engine.bundle).vectors(adapter)
-    job = task_of(engine, adapter, task)  # an encoder's base has none, and reply says so
+    job = task_of(engine, adapter, task)  # for an encoder's base there is none, and `reply` raises
     if job.kind == TAGS:
         return tag(engine, job, vectors, text)
     return classify(engine, job, vectors, text) if job.kind == "classify" else reply(engine, job, vectors, text)
 
 
 def tag(engine: AnyEngine, task: Task, vectors: Mapping[str, Floats], text: Text) -> Tagged:
-    """A label for each word. Raises ConfigError where the base is no encoder."""
+    """Labels each word. Raises ConfigError if the base is not an encoder."""
     if not isinstance(engine, Encoder):
-        raise ConfigError(f"{engine.bundle.path} is no encoder, and task {task.name!r} labels words, which one does")
+        raise ConfigError(
+            f"task {task.name!r} labels words, which needs an encoder, and {engine.bundle.path} is not one"
+        )
     return tagged(engine, [task], vectors, [text])[0]
 
 
 def task_of(engine: AnyEngine, adapter: str | None, task: str | None = None) -> Task:
-    """The task whose prompt is used: `task`, else the adapter's own, else the base's plain prompt.
+    """The task whose prompt is used: `task`, or the adapter's own, or the base's plain prompt.
 
-    How choices are ranked is a matter of the vectors: as they were trained, so as the adapter's own task says; the
-    base's by the sum.
+    Ranking follows the active adapter, not the prompt: its own task's `ranking`, or "sum" for the bare base.
     """
     bundle = engine.bundle
     name = task or adapter
@@ -73,19 +74,19 @@ def task_of(engine: AnyEngine, adapter: str | None, task: str | None = None) -> 
 def classify(
     engine: AnyEngine, task: Task, vectors: Mapping[str, Floats], text: str, choices: Sequence[str] | None = None
 ) -> Answer:
-    """Ranks the choices of this text, by default the task's."""
+    """Ranks choices for this text, by default the task's."""
     return classify_batch(engine, task, vectors, [text], [choices])[0]
 
 
 def label(
     engine: AnyEngine, task: Task, vectors: Mapping[str, Floats], text: str, choices: Sequence[str] | None = None
 ) -> str:
-    """What `classify` calls this text, without every choice's probability: mostly one row's work."""
+    """The label that `classify` would give, without the other probabilities: usually the work of one row."""
     if isinstance(engine, Encoder):
         return classify(engine, task, vectors, text, choices).label
     own = choices or task.choices or ()
     if not own:
-        return classify(engine, task, vectors, text, choices).label  # which says why not
+        return classify(engine, task, vectors, text, choices).label  # which raises with the reason
     tokens = [answer_of(engine, task, choice) for choice in own]
     return own[best(engine, prompt_of(engine, task, text), tokens, vectors, task.ranking)]
 
@@ -97,18 +98,18 @@ def classify_batch(
     texts: Sequence[str],
     choices: Sequence[Sequence[str] | None] | None = None,
 ) -> list[Answer]:
-    """Ranks each text's own choices; None, for one text or for all, means the task's, which are an encoder's only ones.
+    """Ranks each text's own choices; None, for one text or all, means the task's, the only option for an encoder.
 
     Vectors are [1, 1, d] for all texts or [texts, 1, d].
     """
     if isinstance(engine, Encoder):
         if any(choices or ()):
-            raise ConfigError(f"task {task.name!r} has the labels that its head was trained for, and no others")
+            raise ConfigError(f"task {task.name!r} has fixed labels, those of its head; leave out choices")
         return labelled(engine, [task] * len(texts), vectors, texts)
     own = [given or task.choices or () for given in choices or [None] * len(texts)]
     if not all(own):
         reason = (
-            "it generates text" if task.kind == "generate" else "every text brings its own (run: --choice A --choice B)"
+            "it generates text" if task.kind == "generate" else "give them with each text (run: --choice A --choice B)"
         )
         raise ConfigError(f"task {task.name!r} has no choices to rank; {reason}")
     tokens = [[answer_of(engine, task, choice) for choice in given] for given in own]
@@ -127,20 +128,20 @@ def reply(
     max_new_tokens: int | None = None,
     decoding: Decoding = GREEDY,
 ) -> Iterator[str]:
-    """Generated text in pieces."""
+    """Generates text, in pieces."""
     if isinstance(engine, Encoder):
-        raise ConfigError(f"{engine.bundle.path} is an encoder, which writes no text: it labels or embeds one")
+        raise ConfigError(f"{engine.bundle.path} is an encoder, which cannot generate text; it labels or embeds one")
     limit = task.max_new_tokens if max_new_tokens is None else max_new_tokens
     tokens = generate(engine, prompt_of(engine, task, text), vectors, limit, engine.bundle.stop_tokens, decoding)
     return stream_text(engine.tokenizer, tokens)
 
 
 def prepare(engine: AnyEngine, task: Task, vectors: Mapping[str, Floats]) -> None:
-    """Runs what the task's prompts begin with, so that each question after it, asked alone with these vectors, is run
-    from its own words on.
+    """Runs the common prefix of a task's prompts, so that later questions, asked one at a time with these vectors, only
+    run their own words.
 
-    A text whose first letters melt into the token before them is run whole, as it would have been. So is every text in
-    an encoder.
+    A text whose first letters merge with the token before them is run completely, as usual. In an encoder every text
+    is.
     """
     if isinstance(engine, Encoder):
         return
@@ -149,7 +150,7 @@ def prepare(engine: AnyEngine, task: Task, vectors: Mapping[str, Floats]) -> Non
 
 
 def beginning(engine: Words, task: Task) -> list[int]:
-    """The tokens that all prompts of a task begin with."""
+    """The common prefix of a task's prompts, in tokens."""
     columns = zip(*(prompt_of(engine, task, text) for text in OPENINGS), strict=False)
     return [column[0] for column in takewhile(lambda column: len(set(column)) == 1, columns)]
 
@@ -160,7 +161,7 @@ def prompt_of(engine: Words, task: Task, text: str) -> list[int]:
 
 
 def answer_of(engine: AnyEngine, task: Task, choice: str) -> list[int]:
-    """Token ids of an answer and of the token that ends it; an encoder's answers are numbers of its head's rows."""
+    """Token ids of an answer and its end token; for an encoder, the number of the label's row in its head."""
     if isinstance(engine, Encoder):
         return [(task.choices or ()).index(choice)]
     return list(engine.tokens.answer(choice, task.end))

@@ -1,19 +1,19 @@
 """Beam search over one prompt, as transformers has it (GenerationMixin._beam_search, 5.x).
 
-B texts run side by side, each a row of a batch. A step looks at the (1 + end tokens) B likeliest continuations of all of
-them. Those of the first B that end are finished, and stand in the list of the B best by
+B texts run in parallel, each a row of a batch. A step considers the (1 + end tokens) B most likely continuations of all
+of them. Those among the first B that end are finished, and enter the list of the B best by
 
     score = sum_i log p(token_i) / length^length_penalty
 
-with the end token in the sum and in the length; so does a token that the model is forced to begin with (Seq2Seq.start),
-in the length, at a probability of one. The B likeliest that do not end run on:
+where the end token counts in sum and length; a token that the model is forced to start with (Seq2Seq.start) counts in
+the length, with probability one. The B most likely ones that do not end continue:
 
-    rows   a b         a b c  -2.1  runs on         rows   a b c
+    rows   a b         a b c  -2.1  continues       rows   a b c
            a d         a d E  -2.4  finished               a d f
-                       a d f  -2.7  runs on
-                       a b E  -3.9  finished? not of the first B
+                       a d f  -2.7  continues
+                       a b E  -3.9  not finished: not among the first B
 
-The cache follows the rows: each step picks those whose continuations run on.
+The cache follows the rows: each step keeps those whose continuations continue.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from qia3.runtime.score import log_sum_exp
 
 @dataclass(frozen=True)
 class Text:
-    """Tokens after the prompt, and the sum of their log-probabilities; once finished, divided."""
+    """Tokens after the prompt, and the sum of their log-probabilities; divided by the length term once finished."""
 
     tokens: tuple[int, ...]
     score: float
@@ -46,7 +46,7 @@ def beam_search(
     stop: Collection[int],
     decoding: Decoding,
 ) -> list[int]:
-    """Token ids of the best text, without the token that ends it; at most `max_new_tokens`, or what the context holds."""
+    """Token ids of the best text, without its end token; at most `max_new_tokens`, within the context."""
     logits, cache = engine.prefill([prompt], vectors, room=min(max_new_tokens, 256))
     most = min(max_new_tokens, engine.context_length - int(cache.lengths[0]))
     running, finished = [Text((), 0.0)], list[Text]()
@@ -68,7 +68,7 @@ def beam_search(
 
 
 def _continuations(logits: Floats, running: Sequence[Text], keep: int) -> tuple[list[Text], list[int]]:
-    """The `keep` likeliest texts of one token more, best first, and the row that each goes on from."""
+    """The `keep` most likely texts with one more token, best first, and the row that each continues."""
     scores = logits.astype(np.float64) - log_sum_exp(logits)[:, None] + np.array([[text.score] for text in running])
     flat: NDArray[np.float64] = scores.reshape(-1)
     keep = min(keep, flat.size)
@@ -82,7 +82,7 @@ def _continuations(logits: Floats, running: Sequence[Text], keep: int) -> tuple[
 
 
 def _over(best: Text, finished: Sequence[Text], length: int, most: int, decoding: Decoding) -> bool:
-    """Whether no running text will come before the finished ones, or none is asked to."""
+    """Whether no running text can beat the finished ones, or the search may stop."""
     if len(finished) < decoding.beams:
         return False
     if decoding.early_stopping is True:

@@ -1,10 +1,10 @@
-"""Memory and speed of a bundle, meant to be run in a process of its own:
+"""Memory and speed of a bundle, meant to run in a separate process:
 
     python -m qia3.runtime.bench dist/home-intents --json
 
-Resident memory is read from /proc/self/status after loading, after the prompt and after decoding; the largest is
-reported. Anonymous pages are memory that the process cannot give back; file-backed pages are the mapped weights and
-libraries, which the system can drop and read again.
+Resident memory is read from /proc/self/status after loading, after the prompt and after decoding; the largest value is
+reported. Anonymous pages are memory that the system cannot reclaim; file-backed pages are the mapped weights and
+libraries, which it can drop and read again.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ PROMPT_TOKENS, NEW_TOKENS = 128, 64
 
 
 def resident() -> dict[str, int]:
-    """RssAnon, RssFile and VmHWM in bytes; empty where the system has no /proc."""
+    """RssAnon, RssFile and VmHWM in bytes; empty if the system has no /proc."""
     if not STATUS.is_file():
         return {}
     lines = dict(line.split(":", 1) for line in STATUS.read_text().splitlines() if ":" in line)
@@ -58,21 +58,20 @@ def bench(
     threads: int | None = None,
     packed: Path | None = None,
 ) -> dict[str, Any]:
-    """The figures, with the manifest's keys; the median of a few repeats is taken.
+    """The figures, with the manifest's keys; medians of a few repeats.
 
-    Raises ConfigError where the tokens do not fit.
+    Raises ConfigError if the tokens do not fit the context.
 
-    By default 128 prompt and 64 new tokens, or two thirds and one third of a context that is shorter than both. Where an
-    encoder reads the prompt, its speed is that of the encoder and of the decoder's first token together; an encoder alone
-    has no new tokens.
+    By default 128 prompt tokens and 64 new tokens, or two thirds and one third of a shorter context. With an
+    encoder-decoder, the prompt's speed includes encoder and first decoder token; an encoder alone has no new tokens.
     """
-    bundle = Bundle.open(path, verify=False)  # hashing would pull the whole file into memory's books
+    bundle = Bundle.open(path, verify=False)  # hashing would count the whole file as resident memory
     shape = bundle.architecture
     limit = shape.context_length
     prompt_tokens = min(PROMPT_TOKENS, 2 * limit // 3) if prompt_tokens is None else prompt_tokens
     alone = shape.pooling is not None
     if alone and new_tokens:
-        raise ConfigError(f"{path} is an encoder, which writes nothing: no new tokens")
+        raise ConfigError(f"{path} is an encoder, which generates nothing; leave out the new tokens")
     new_tokens = 0 if alone else min(NEW_TOKENS, limit // 3) if new_tokens is None else new_tokens
     _check(shape, prompt_tokens, new_tokens)
     started = time.perf_counter()
@@ -94,7 +93,7 @@ def bench(
         seen.append(resident())
         steps.append(_decode(engine, int(logits[0].argmax()), cache, vectors, new_tokens))
         seen.append(resident())
-        del cache  # or the next prompt's would be a second one beside it
+        del cache  # otherwise it would exist beside the next prompt's
     peak = {key: max((s[key] for s in seen if key in s), default=None) for key in ("RssAnon", "RssFile", "VmHWM")}
     return {
         "load_seconds": round(load_seconds, 3),
@@ -117,12 +116,13 @@ def _check(shape: Architecture, prompt_tokens: int, new_tokens: int) -> None:
     if prompt_tokens < 1 or new_tokens < 1 or shape.positions(prompt_tokens, new_tokens) > limit:
         fit = "together they fit" if shape.encoder_layers is None else "each fits"
         raise ConfigError(
-            f"{prompt_tokens} prompt and {new_tokens} new tokens: each is 1 or more, and {fit} the context of {limit}"
+            f"{prompt_tokens} prompt and {new_tokens} new tokens: each must be at least 1, and {fit} the "
+            f"context of {limit}"
         )
 
 
 def _decode(engine: Engine, token: int, cache: Cache, vectors: Mapping[str, Floats], count: int) -> float:
-    """Tokens a second, the likeliest each time."""
+    """Tokens per second, with greedy decoding."""
     started = time.perf_counter()
     for _ in range(count):
         logits, cache = engine.step([token], cache, vectors)
@@ -138,7 +138,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--prompt-tokens", type=int)
     parser.add_argument("--new-tokens", type=int)
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--packed", type=Path, metavar="FOLDER", help="weights packed for this processor, kept there")
+    parser.add_argument(
+        "--packed", type=Path, metavar="FOLDER", help="cache the weights there, packed for this processor"
+    )
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args(arguments)
     try:

@@ -1,3 +1,3 @@
-"""Where 0.1.0 had an opened bundle; it is in qia3.bundle now. Code that was written for 0.1.0 goes on."""
+"""Kept for code written for 0.1.0: the opened bundle is now in qia3.bundle."""
 
 from qia3.bundle.opened import Bundle as Bundle

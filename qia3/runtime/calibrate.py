@@ -1,18 +1,19 @@
-"""What this machine does with 4-bit graphs, meant to be run in a process of its own:
+"""Measures how fast this machine runs 4-bit graphs, meant to run in a separate process:
 
     python -m qia3.runtime.calibrate --json
 
-The graphs are decoders as a bundle has them, but for the embedding: norms, q|k|v in one product, attention with a cache,
-vectors at the side, a gated feed-forward, and a head over a vocabulary for the last position. Weights are random, and
-others in each layer: ONNX Runtime keeps what it packed by its content, so layers that are alike would share one copy, and
-that stays in the processor's cache (a token of the wide graph took 12 ms that way, and takes 27). There are three, of which
-two tell bytes and nodes apart and the third checks what follows from them (qia3.footprint.calibrated):
+The graphs are decoders like those in a bundle, without the embedding: norms, q|k|v in one product, attention with a
+cache, unmerged vectors, a gated feed-forward, and a head over a vocabulary for the last position. Weights are random
+and different in each layer: ONNX Runtime caches packed weights by content, so identical layers would share one copy,
+which stays in the processor's cache (a token of the wide graph took 12 ms that way, and really takes 27). There are
+three graphs: two separate the costs of bytes and nodes, and the third checks the prediction
+(qia3.footprint.calibrated):
 
     narrow    few bytes, many nodes        wide    many bytes, few nodes        between    neither
 
-A fourth is a row of products in float32, for what stays in it (T5's `wo`): other code, which reads faster. Each runs a
-token at a time, and the first three prompts of PROMPT tokens, in turn: a round has all. The fastest round of each counts,
-since what else the machine does can only add to a time.
+A fourth graph is a chain of float32 products, for layers that stay in float32 (T5's `wo`): different code, with faster
+reads. Each runs one token at a time, and the first three also run prompts of PROMPT tokens; a round runs all of them in
+turn. The fastest round counts, since other load can only add time.
 """
 
 from __future__ import annotations
@@ -32,20 +33,22 @@ from numpy.typing import NDArray
 from qia3.errors import ConfigError, QIA3Error
 from qia3.machine import available_memory_bytes, physical_cores, processor
 from qia3.runtime.bench import machine, resident
-from qia3.runtime.load import open_engine  # noqa: F401 (what a bundle's process has loaded as well)
+from qia3.runtime.load import open_engine  # noqa: F401 (a bundle's process has it loaded, too)
 from qia3.runtime.onnx_bytes import model, node
 from qia3.runtime.session import options
 
 MICROSOFT = "com.microsoft"
 HEAD, CAPACITY, BLOCK, VOCABULARY = 64, 192, 64, 32768
 PROMPT, TOKENS, ROUNDS = 128, 16, 12
-SHARE = 6  # of the free memory a graph may take one part in so many
-HELD_BITS = 11  # a weight, as it was given and packed, with room to spare
+SHARE = 6  # a graph may use 1/SHARE of the free memory
+HELD_BITS = 11  # per weight, stored and packed, with a margin
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A stack of layers: `heads` of queries, a third or fourth as many of keys and values, `inner` the feed-forward's."""
+    """A stack of layers with `heads` query heads, a third or fourth as many key/value heads, and feed-forward size
+    `inner`.
+    """
 
     name: str
     layers: int
@@ -64,26 +67,28 @@ class Plan:
         return [(hidden, hidden + 2 * kv), (hidden, hidden), *[(hidden, self.inner)] * 2, (self.inner, hidden)]
 
     def within(self, room: int) -> Plan:
-        """With as many layers as go into `room` bytes, half as wide where one does not. Raises ConfigError."""
+        """The plan with as many layers as fit in `room` bytes, at half the width if none does. Raises ConfigError."""
         each = sum(k * n for k, n in self.linears()) * HELD_BITS // 8
         head = self.hidden * self.vocabulary * HELD_BITS // 8
         if each + head <= room:
             return replace(self, layers=min(self.layers, (room - head) // each))
         if self.heads % 2 or self.kv_heads % 2:
-            raise ConfigError(f"{room / 2**20:,.0f} MiB are not enough to calibrate: end other programs first")
+            raise ConfigError(
+                f"{room / 2**20:,.0f} MiB of free memory are not enough to calibrate; close other programs first"
+            )
         return replace(self, heads=self.heads // 2, kv_heads=self.kv_heads // 2, inner=self.inner // 2).within(room)
 
 
 @dataclass(frozen=True)
 class FloatPlan:
-    """So many products, there and back between two widths."""
+    """A number of products, back and forth between two widths."""
 
     products: int
     inputs: int
     outputs: int
 
     def within(self, room: int) -> FloatPlan:
-        """With as many as go into `room` bytes, and at least two."""
+        """The plan with as many products as fit in `room` bytes, at least two."""
         each = 4 * self.inputs * self.outputs
         return replace(self, products=max(2, min(self.products, room // each)))
 
@@ -94,7 +99,7 @@ PLANS = (Plan("narrow", 24, 6, 2, 1024), Plan("between", 16, 12, 4, 2048), Plan(
 
 
 class Floats:
-    """Products in float32, one after the other: a token at a time. `bytes` are those of their weights."""
+    """A chain of float32 products, one token at a time. `bytes` are those of their weights."""
 
     def __init__(self, plan: FloatPlan, threads: int) -> None:
         self.plan, (self.nodes, content) = plan, float_graph(plan)
@@ -102,7 +107,7 @@ class Floats:
         self.session = ort.InferenceSession(content, options(threads), providers=["CPUExecutionProvider"])
 
     def seconds(self, times: int = TOKENS) -> float:
-        """Of one run, of so many in a row."""
+        """Seconds per run, over `times` runs in a row."""
         given = {"x": np.ones((1, 1, self.plan.inputs), np.float32)}
         started = time.perf_counter()
         for _ in range(times):
@@ -111,7 +116,7 @@ class Floats:
 
 
 class Stack:
-    """A plan's graph, loaded, with its cache bound in place as an engine has it."""
+    """A plan's graph, loaded, with its cache bound in place as in an engine."""
 
     def __init__(self, plan: Plan, threads: int) -> None:
         self.plan = plan
@@ -128,7 +133,7 @@ class Stack:
             self.binding.bind_ortvalue_output(f"present_{name}", value)
 
     def run(self, tokens: int, before: int) -> NDArray[np.float32]:
-        """So many tokens after so many: logits after the last, [1, 1, vocabulary]."""
+        """Runs `tokens` after `before` cached positions: logits after the last, [1, 1, vocabulary]."""
         out = np.empty((1, 1, self.plan.vocabulary), np.float32)
         given = {
             "x": np.ones((1, tokens, self.plan.hidden), np.float32),
@@ -144,14 +149,14 @@ class Stack:
         return out
 
     def seconds(self, tokens: int, before: int, times: int) -> float:
-        """Of one run and the likeliest token, of so many in a row."""
+        """Seconds per run with greedy choice, over `times` runs in a row."""
         started = time.perf_counter()
         for i in range(times):
             int(self.run(tokens, before + i).argmax())
         return (time.perf_counter() - started) / times
 
     def round(self) -> tuple[float, float]:
-        """Seconds of a token, and of a prompt."""
+        """Seconds per token, and per prompt."""
         return self.seconds(1, PROMPT, TOKENS), self.seconds(PROMPT, 0, 1)
 
     def figures(self, rounds: Sequence[tuple[float, float]]) -> dict[str, Any]:
@@ -169,7 +174,7 @@ class Stack:
 
 
 def calibrate(threads: int | None = None) -> dict[str, Any]:
-    """Raises ConfigError where there is too little memory."""
+    """Runs the calibration. Raises ConfigError if there is too little memory."""
     threads = threads or physical_cores()
     tiny = Stack(TINY, threads)
     tiny.run(1, 0)
@@ -178,7 +183,7 @@ def calibrate(threads: int | None = None) -> dict[str, Any]:
     stacks = [Stack(plan.within(room), threads) for plan in PLANS]
     floats = Floats(FLOATS.within(room), threads)
     rounds = [[*(stack.round() for stack in stacks), (floats.seconds(), 0.0)] for _ in range(ROUNDS + 1)]
-    rounds = rounds[1:]  # the first one warms up
+    rounds = rounds[1:]  # the first one is warm-up
     return {
         "machine": machine(),
         "processor": processor(),
@@ -197,7 +202,7 @@ def calibrate(threads: int | None = None) -> dict[str, Any]:
 
 
 def graph(plan: Plan) -> tuple[int, bytes]:
-    """How many nodes it has, and the graph."""
+    """The number of nodes, and the graph."""
     constants = _constants(plan)
     inputs: dict[str, Any] = {"x": (np.dtype(np.float32), (1, "S", plan.hidden))}
     inputs |= {"last": (np.dtype(np.int32), (1, 1)), "total": (np.dtype(np.int32), ())}
@@ -210,7 +215,7 @@ def graph(plan: Plan) -> tuple[int, bytes]:
             outputs[f"present_{x}{i}"] = inputs[f"{x}{i}"][1]
         for name, size in ((f"l_kv{i}", plan.linears()[0][1]), (f"l_ff{i}", plan.inner)):
             inputs[name] = (np.dtype(np.float32), ("rows", 1, size))
-            constants[name] = np.ones((1, 1, size), np.float32)  # a default, as vectors at the side have one
+            constants[name] = np.ones((1, 1, size), np.float32)  # a default, as unmerged vectors have one
         nodes += _layer(plan, i, sum_, delta)
         sum_, delta = f"mid{i}", f"down{i}"
     nodes += [_norm(sum_, delta, "states", ""), node("Gather", ["states", "end"], ["state"], {"axis": 1})]
@@ -227,7 +232,7 @@ def _constants(plan: Plan) -> dict[str, NDArray[Any]]:
         blocks, size = inputs // BLOCK, outputs * inputs // 2
         head = which == len(plan.linears())
         codes = random.integers(0, 256, size + plan.layers, np.uint8)
-        for i in range(1 if head else plan.layers):  # each layer's begin a byte later, and so differ
+        for i in range(1 if head else plan.layers):  # shifted by a byte per layer, so that they differ
             name = "wh" if head else f"w{which}_{i}"
             found[name] = codes[i : i + size].reshape(outputs, blocks, BLOCK // 2)
         found["sh" if head else f"s{which}"] = np.full((outputs, blocks), 1 / inputs, np.float32)
@@ -236,7 +241,7 @@ def _constants(plan: Plan) -> dict[str, NDArray[Any]]:
 
 
 def _layer(plan: Plan, i: int, sum_: str, delta: str) -> list[bytes]:
-    """x + attention, then x + feed-forward; each sum is made by the norm that follows."""
+    """x + attention, then x + feed-forward; each sum is computed by the norm that follows."""
     heads = {"num_heads": plan.heads, "kv_num_heads": plan.kv_heads, "do_rotary": 1}
     keys = [f"k{i}", f"v{i}"]
     attended = [f"scaled{i}", "", "", *keys, "last", "total", "cos", "sin"]
@@ -260,13 +265,13 @@ def _layer(plan: Plan, i: int, sum_: str, delta: str) -> list[bytes]:
 
 
 def _norm(sum_: str, delta: str, out: str, total: str) -> bytes:
-    """Of sum_ + delta, which is `total`."""
+    """A norm of sum_ + delta, which is output as `total`."""
     outputs = [out, "", "", total] if total else [out]
     return node("SkipSimplifiedLayerNormalization", [sum_, delta, "norm"], outputs, {"epsilon": 1e-5}, MICROSOFT)
 
 
 def float_graph(plan: FloatPlan) -> tuple[int, bytes]:
-    """How many nodes it has, and the graph."""
+    """The number of nodes, and the graph."""
     numbers = np.random.default_rng(0).standard_normal(plan.inputs * plan.outputs + plan.products, np.float32)
     sizes = (plan.inputs, plan.outputs)
     nodes, constants, last = [], {}, "x"
@@ -282,7 +287,7 @@ def float_graph(plan: FloatPlan) -> tuple[int, bytes]:
 
 
 def _product(sizes: tuple[int, int], weights: list[str]) -> Callable[[str, str], bytes]:
-    """Of inputs and outputs, by the names of codes, scales and zero points."""
+    """A function that makes the product's node, from its inputs and outputs, with these sizes and weights."""
     inputs, outputs = sizes
     attributes = {"K": inputs, "N": outputs, "bits": 4, "block_size": BLOCK, "accuracy_level": 4}
     return lambda x, y: node("MatMulNBits", [x, *weights], [y], attributes, MICROSOFT)
@@ -292,7 +297,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command line of `python -m qia3.runtime.calibrate`."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--json", action="store_true", help="on one line")
+    parser.add_argument("--json", action="store_true", help="print JSON on one line")
     asked = parser.parse_args(arguments)
     try:
         figures = calibrate(asked.threads)

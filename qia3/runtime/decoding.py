@@ -1,10 +1,11 @@
-"""How a token is chosen: the likeliest, one drawn, or the beginning of the likeliest of several texts. As transformers
-defines the three (GenerationMixin and its logits processors, 5.x), each setting under its name there.
+"""How a token is chosen: greedily, by sampling, or by beam search, as transformers defines them (GenerationMixin and
+its logits processors, 5.x); each setting has its name there.
 
-Drawn: logits are divided by `temperature`; of the tokens the `top_k` likeliest are kept, of those the fewest likeliest
-whose shares sum to `top_p`, of those the ones that have `min_p` of the likeliest one's share. 0, 1 and 0 keep all.
+Sampling: logits are divided by `temperature`. Then the `top_k` most likely tokens are kept, of those the smallest set
+whose probabilities sum to `top_p`, and of those the ones with at least `min_p` times the highest probability. The
+values 0, 1 and 0 keep all.
 
-Beams (beams.py): texts are compared by sum_i log p(token_i) / length^length_penalty, their end token counted.
+Beams (beams.py): texts are compared by sum_i log p(token_i) / length^length_penalty, including their end token.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ Shares = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Decoding:
-    """`temperature` None: nothing is drawn. `seed` None: drawn anew each time.
+    """`temperature` None: greedy. `seed` None: a new seed each time.
 
-    `early_stopping` True ends with as many finished texts as there are beams, False when the best running one is behind
-    all of them at its present length, "never" when it is at any length.
+    `early_stopping`: True stops when there are as many finished texts as beams; False when the best running one is
+    behind all of them at its present length; "never" when it is behind them at any length.
     """
 
     beams: int = 1
@@ -40,14 +41,14 @@ class Decoding:
 
     def __post_init__(self) -> None:
         rules = {
-            "beams is 1 or more": self.beams >= 1,
-            "beams are not drawn: a temperature is for one": self.beams == 1 or self.temperature is None,
-            "temperature is above 0": self.temperature is None or self.temperature > 0,
-            "top_k is 0 (all) or more": self.top_k >= 0,
-            "top_p is above 0, and 1 at most": 0 < self.top_p <= 1,
-            "min_p is from 0 to 1": 0 <= self.min_p <= 1,
-            "a length penalty is for several beams": self.beams > 1 or self.length_penalty == 1,
-            "top_k, top_p, min_p and a seed are for drawing: give a temperature": self.temperature is not None
+            "beams must be 1 or more": self.beams >= 1,
+            "beams cannot be combined with a temperature": self.beams == 1 or self.temperature is None,
+            "temperature must be above 0": self.temperature is None or self.temperature > 0,
+            "top_k must be 0 (all) or more": self.top_k >= 0,
+            "top_p must be above 0 and at most 1": 0 < self.top_p <= 1,
+            "min_p must be from 0 to 1": 0 <= self.min_p <= 1,
+            "a length penalty needs several beams": self.beams > 1 or self.length_penalty == 1,
+            "top_k, top_p, min_p and a seed need a temperature": self.temperature is not None
             or (self.top_k, self.top_p, self.min_p, self.seed) == (0, 1, 0, None),
         }
         if broken := [rule for rule, kept in rules.items() if not kept]:
@@ -58,7 +59,7 @@ GREEDY = Decoding()
 
 
 class Chooser:
-    """Chooses a token of logits [1, V], with a random state of its own."""
+    """Chooses a token from logits [1, V], with its own random state."""
 
     def __init__(self, decoding: Decoding) -> None:
         self.decoding, self.random = decoding, np.random.default_rng(decoding.seed)
@@ -71,14 +72,14 @@ class Chooser:
 
 
 def shares_of(logits: Floats, decoding: Decoding) -> Shares:
-    """[V], summing to 1: the chance that each token has to be drawn."""
+    """The probability of each token [V] when sampling."""
     kept = logits.astype(np.float64) / (decoding.temperature or 1.0)
     if 0 < decoding.top_k < len(kept):
         kept[kept < np.partition(kept, -decoding.top_k)[-decoding.top_k]] = -np.inf
     if decoding.top_p < 1:
         order = np.argsort(kept, kind="stable")
         behind = np.cumsum(_softmax(kept)[order]) <= 1 - decoding.top_p
-        behind[-1] = False  # the likeliest stays
+        behind[-1] = False  # the most likely one stays
         kept[order[behind]] = -np.inf
     shares = _softmax(kept)
     if decoding.min_p:

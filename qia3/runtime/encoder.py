@@ -1,11 +1,11 @@
-"""An encoder alone, run: texts of unequal lengths at once, each with its own vectors and its own head.
+"""Runs an encoder alone: texts of unequal lengths at once, each with its own vectors and head.
 
     tokens [rows, S] ── encoder ── last_hidden_state [rows, S, hidden]
                                    └─ pooled ──┬── sentence_embedding [rows, hidden]
                                                └── head: logits [rows, labels], and of each token [rows, S, labels]
 
-Rows are padded on the right and masked. In a batch whose rows are of several tasks, heads are as wide as the widest
-(qia3.bundle.head), and a label that a row does not have gets no probability. Nothing is kept from one text to the next.
+Rows are padded on the right and masked. In a batch with several tasks, heads are padded to the widest
+(qia3.bundle.head), and a label that a row does not have gets no probability. Nothing is kept between texts.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from qia3.runtime.words import Words
 
 
 class Encoder(Words):
-    """One session over a bundle's encoder. `threads` and `packed` as an Engine has them."""
+    """One session over a bundle's encoder. `threads` and `packed` as in Engine."""
 
     def __init__(self, bundle: Bundle, threads: int | None = None, packed: Path | None = None) -> None:
         if threads is not None and threads < 1:
@@ -41,18 +41,18 @@ class Encoder(Words):
         self.context_length, self.vocabulary = bundle.architecture.context_length, bundle.architecture.vocab_size
 
     def embed(self, rows: Sequence[Sequence[int]], vectors: Mapping[str, Floats]) -> Floats:
-        """Embeddings float32 [rows, hidden] of texts in tokens."""
+        """Embeddings, float32 [rows, hidden], of texts as token ids."""
         return self._run(EMBEDDING, rows, vectors)
 
     def logits(self, rows: Sequence[Sequence[int]], vectors: Mapping[str, Floats]) -> Floats:
-        """float32 [rows, labels], by the heads that are among the vectors, or the one in the graph."""
+        """Logits, float32 [rows, labels], from the heads given with the vectors, or the one in the graph."""
         return self._run(LOGITS, rows, vectors)
 
     def token_logits(self, rows: Sequence[Sequence[int]], vectors: Mapping[str, Floats]) -> Floats:
-        """float32 [rows, S, labels]. Raises BundleError where the graph has none."""
+        """Logits per token, float32 [rows, S, labels]. Raises BundleError if the graph has none."""
         found = self._run(TOKEN_LOGITS if TOKEN_LOGITS in self.outputs else LOGITS, rows, vectors)
         if found.ndim != 3:
-            raise BundleError(f"{self.graph.path} labels no tokens; build the bundle again")
+            raise BundleError(f"{self.graph.path} has no output for labels of tokens; build the bundle again")
         return found
 
     def _run(self, output: str, rows: Sequence[Sequence[int]], vectors: Mapping[str, Floats]) -> Floats:

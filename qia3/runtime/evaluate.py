@@ -1,12 +1,11 @@
 """Scores a file of examples.
 
-Classification: the ranked label is the right one, character by character, or one of several right ones. Generation:
-exact match after normalising, token F1, and chrF. Token classification: the share of words with the right label and,
-where labels mark entities (qia3.tagged), F1 over entities.
+Classification: the top-ranked label must equal the right one, or one of several right ones. Generation: exact match
+after normalising, token F1, and chrF. Token classification: the share of words with the right label and, if labels mark
+entities (qia3.tagged), F1 over entities.
 
-chrF (Popović 2015) is an F-score over character n-grams, so a near miss in a word counts for something. It comes from
-sacrebleu, which is what published figures are made with, and is left out where that is not installed: a device needs no
-more than numpy to be scored.
+chrF (Popović 2015) is an F-score over character n-grams, so a near miss in a word counts for something. It is computed
+by sacrebleu, as published figures are, and left out if that is not installed: scoring on a device only needs numpy.
 """
 
 from __future__ import annotations
@@ -35,11 +34,11 @@ Track = Callable[[list[Example]], Iterable[Example]]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`labels` gives per label how many there were and how many were right; `f1` (0 to 1) and `chrf` (0 to 100, as
-    sacrebleu gives it for a whole file) are None for classification, `labels` where the task has no choices of its own.
-    Where words are labelled, `accuracy` and `labels` count words.
+    """`labels` gives, per label, how many there were and how many were right; `f1` (0 to 1) and `chrf` (0 to 100, by
+    sacrebleu over a whole file) are None for classification, `labels` is None if the task has no fixed choices. If
+    words are labelled, `accuracy` and `labels` count words.
 
-    `n` examples were asked; `left_out` lines could not be, of which the first few are named.
+    `n` examples were asked; `left_out` lines could not be, and the first few are named.
     """
 
     adapter: str
@@ -69,12 +68,12 @@ def evaluate(
 ) -> Evaluation:
     """`adapter` None or "none" scores the base, with the prompt of `task`; `track` wraps the examples (a progress bar).
 
-    Lines that cannot be asked (too long for the context) are left out, counted and named on stderr. Raises DataError
-    naming each line that is malformed, or where none can be asked.
+    Lines that cannot be asked (too long for the context) are left out, counted and reported on stderr. Raises DataError
+    that names each malformed line, or if no line can be asked.
     """
     chosen = _task(engine, adapter, task)
     if chosen.kind == "embed":
-        raise ConfigError(f"{chosen.name!r} has no labels to score: it gives embeddings; name an adapter that has some")
+        raise ConfigError(f"{chosen.name!r} has no labels to score: it gives embeddings; name an adapter with labels")
     if isinstance(given, Path):
         read = read_examples(given, chosen.kind, chosen.choices or ())
         if remark := contradiction(read):
@@ -104,7 +103,7 @@ def evaluate(
 
 
 def _marks(task: Task, answers: Sequence[str], examples: Sequence[Example]) -> dict[str, Any]:
-    """Accuracy and what else this kind of task is measured by."""
+    """Accuracy and the other measures of this kind of task."""
     pairs = list(zip(answers, examples, strict=True))
     if task.kind == TAGS:
         said = [answer.split(" ") for answer in answers]
@@ -123,7 +122,7 @@ def _marks(task: Task, answers: Sequence[str], examples: Sequence[Example]) -> d
 
 
 def _askable(engine: AnyEngine, task: Task, examples: Sequence[Example]) -> tuple[list[Example], list[Example]]:
-    """Those that can be asked and those that cannot, of which stderr is told. Raises DataError if there are none."""
+    """Examples that can be asked and those that cannot, which are reported on stderr. Raises DataError if none can."""
     reasons = {i: reason for i, e in enumerate(examples) if (reason := _why_not(engine, task, e))}
     if reasons:
         told = listed([f"{examples[i].place}: {reason}" for i, reason in reasons.items()])
@@ -135,7 +134,7 @@ def _askable(engine: AnyEngine, task: Task, examples: Sequence[Example]) -> tupl
 
 
 def _why_not(engine: AnyEngine, task: Task, example: Example) -> str | None:
-    """Why a line cannot be asked."""
+    """Why a line cannot be asked, or None."""
     choices = (example.choices or task.choices or ()) if task.kind == "classify" else ()
     try:
         longest = max((len(answer_of(engine, task, choice)) for choice in choices), default=1)
@@ -166,7 +165,7 @@ def corpus_chrf(answers: Sequence[str], expected: Sequence[str]) -> float | None
 
 
 def _task(engine: AnyEngine, adapter: str | None, task: str | None) -> Task:
-    """With no adapter and one task only, that task's prompt is meant."""
+    """The task; without an adapter and with only one task, that one."""
     tasks = list(engine.bundle.tasks)
     if task is None and adapter in (None, NONE) and len(tasks) == 1:
         task = tasks[0]

@@ -1,9 +1,9 @@
-"""Generation, and text that appears as it is made.
+"""Generation, and streaming its text.
 
 A token is not a text: its bytes may be half a character, and whether a word begins with a space can depend on the word
-before. So new text is what decoding a short window of tokens with the new one adds to decoding it without, and it waits
-while it ends in U+FFFD, which stands for bytes that are no character yet. The window begins where the last piece began,
-so each token costs the same however long the text is.
+before. So new text is the difference between decoding a short window of tokens with and without the new one. It is held
+back while it ends in U+FFFD, which stands for an incomplete character. The window begins where the last piece began, so
+the cost per token does not grow with the text.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def generate(
     stop: Collection[int],
     decoding: Decoding = GREEDY,
 ) -> Iterator[int]:
-    """Token ids, by default the likeliest each time, until one of `stop`, the limit or the end of the context. With
-    several beams they come all at once, at the end.
+    """Token ids, by default greedy, until one of `stop`, the limit, or the end of the context. With beam search they
+    all come at the end.
     """
     if decoding.beams > 1:
         yield from beam_search(engine, prompt, vectors, max_new_tokens, stop, decoding)
@@ -47,9 +47,7 @@ def generate(
 
 
 def stream_text(tokenizer: Tokenizer, tokens: Iterable[int]) -> Iterator[str]:
-    """The text of `tokens` in pieces, each as soon as it is sure; together they are what decoding all tokens at once
-    gives.
-    """
+    """The text of `tokens` in pieces, each as soon as it is definite; together they equal decoding all tokens at once."""
     pieces = Pieces(tokenizer)
     for token in tokens:
         if piece := pieces.add(token):
@@ -64,10 +62,10 @@ class Pieces:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
         self.window: list[int] = []
-        self.shown = 0  # how many tokens of the window are in pieces that were given
+        self.shown = 0  # tokens of the window whose text was already returned
 
     def add(self, token: int) -> str:
-        """What is sure by now and was not given yet; "" where that is nothing."""
+        """The text that is definite by now and was not returned yet; may be ""."""
         self.window.append(token)
         piece = self.rest()
         if not piece or piece.endswith(UNFINISHED):
@@ -76,7 +74,7 @@ class Pieces:
         return piece
 
     def rest(self) -> str:
-        """What the tokens that were not given add to the text, finished or not."""
+        """The text of the remaining tokens, complete or not."""
         before = self.tokenizer.decode(list(self.window[: self.shown])) if self.shown else ""
         text: str = self.tokenizer.decode(list(self.window))
         return text[len(before) :]

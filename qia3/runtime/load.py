@@ -1,4 +1,4 @@
-"""The engine that a bundle wants."""
+"""Opens the right engine for a bundle."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from qia3.runtime.encoder import Encoder
 from qia3.runtime.engine import Engine
 from qia3.runtime.seq2seq import Seq2Seq
 
-AnyEngine = Engine | Encoder  # what writes, and what only reads
+AnyEngine = Engine | Encoder  # generates, or only reads
 
 
 def open_engine(bundle: Bundle, threads: int | None = None, packed: Path | None = None) -> AnyEngine:
-    """Loads a bundle's graphs: of a decoder alone, of an encoder and its decoder, of an encoder alone.
+    """Loads a bundle's graphs: a decoder, an encoder and its decoder, or an encoder alone.
 
-    Raises BundleError.
+    Raises BundleError if a graph cannot be loaded.
     """
     if bundle.architecture.pooling is not None:
         return Encoder(bundle, threads, packed)

@@ -1,9 +1,9 @@
-"""A graph written as ONNX's bytes, with nothing but numpy: what a calibration runs is made where it runs.
+"""Writes a graph in ONNX's bytes with numpy only, so that calibration can make its graphs on the device.
 
 ONNX is protobuf (onnx.proto3). A message is its fields one after another, each a key and a value:
 
-    key = number << 3 | wire type          wire type 0: a varint, seven bits a byte, the lowest first, 0x80 while more follow
-                                           wire type 2: a varint's count of bytes, then those bytes (text, messages, data)
+    key = number << 3 | wire type          wire type 0: a varint, seven bits per byte, the lowest first, 0x80 set while more follow
+                                           wire type 2: a varint with the length, then that many bytes (text, messages, data)
                                            wire type 5: four bytes (a float)
 
 So NodeProto{op_type (4): "Add"} is 22 03 41 64 64. The numbers beside the names below are those of onnx.proto3.
@@ -30,7 +30,7 @@ def model(
     outputs: Mapping[str, Shape],
     constants: Mapping[str, Array],
 ) -> bytes:
-    """ModelProto. `inputs` by name: their type, and their shape, in which a name stands for any size. Outputs are float32."""
+    """ModelProto. `inputs` by name: type and shape, where a name stands for any size. Outputs are float32."""
     graph = b"".join(_field(1, node) for node in nodes) + _text(2, "calibration")
     graph += b"".join(_field(5, _tensor(name, value)) for name, value in constants.items())
     graph += b"".join(_field(11, _value(name, TYPES[kind], shape)) for name, (kind, shape) in inputs.items())
@@ -48,7 +48,7 @@ def node(
     attributes: Mapping[str, int | float] | None = None,
     domain: str = "",
 ) -> bytes:
-    """NodeProto. An input or output that is left out is an empty name."""
+    """NodeProto. An omitted input or output is an empty name."""
     found = b"".join(_text(1, name) for name in inputs) + b"".join(_text(2, name) for name in outputs)
     found += _text(4, kind) + b"".join(_field(5, _attribute(n, v)) for n, v in (attributes or {}).items())
     return found + (_text(7, domain) if domain else b"")

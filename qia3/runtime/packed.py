@@ -1,14 +1,14 @@
-"""A graph with its weights packed for this processor, kept on the device: memory that was held becomes memory that is
-mapped.
+"""Caches a graph with its weights packed for this processor on the device, so that private memory becomes
+memory-mapped.
 
-ONNX Runtime packs 4-bit weights for the processor's kernel when a session is made, into memory of its own. It can also
+When a session is created, ONNX Runtime packs 4-bit weights for the processor's kernel into its own memory. It can also
 write the packed weights beside the graph, once, and map them from there afterwards: pages that the system may drop, and
 that several processes share.
 
-FOLDER/KEY/model.onnx, model.onnx.data      KEY: 16 hex digits of the SHA-256 over the files' hashes, ONNX Runtime's version and the processor
+FOLDER/KEY/model.onnx, model.onnx.data      KEY: 16 hex digits of a SHA-256 over the files' hashes, ONNX Runtime's version and the processor
 
-The packed form belongs to one processor and one version, so it is made where it is used and never shipped. It takes
-about twice the weight file on disk. A KEY folder is whole or absent.
+The packed form depends on processor and version, so it is made where it is used and never shipped. It takes about twice
+the size of the weight file on disk. A KEY folder is complete or absent.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SETTINGS = {
 def packed_graph(bundle: Bundle, graph: Graph, options: ort.SessionOptions, folder: Path) -> Path:
     """The packed form of one graph of `bundle` in `folder`, made by a session with `options` if it is not there.
 
-    Raises StorageError, and BundleError where ONNX Runtime cannot load the graph.
+    Raises StorageError, and BundleError if ONNX Runtime cannot load the graph.
     """
     place, file = folder / _key(bundle, graph), bundle.path / graph.file
     if (place / PACKED).is_file():
@@ -61,8 +61,8 @@ def _key(bundle: Bundle, graph: Graph) -> str:
 
 
 def _processor() -> list[str]:
-    """What the choice of a kernel rests on: the architecture, and the first processor's instruction sets where the
-    system tells them.
+    """What the choice of a kernel depends on: the architecture, and the first processor's instruction sets if the
+    system reports them.
     """
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().split("\n\n")[0].splitlines() if cpuinfo.is_file() else []

@@ -1,7 +1,7 @@
-"""Reads a bundle as a device would, before anybody relies on it: every file, the graphs, the tokenizer, each adapter, and
+"""Reads a new bundle as a device would, before it is used: every file, the graphs, the tokenizer, each adapter, and
 whether each task can be asked.
 
-A bundle that is opened is not held to the last: one of an earlier version answers as it did. What is new is.
+The last check is for new bundles only: one of an earlier version still opens and answers as before.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from qia3.runtime.load import AnyEngine, open_engine
 
 
 def read_back(folder: Path, adapters: Collection[str] | None = None) -> None:
-    """Raises what the reader of a bundle raises. `adapters`: those that are new; None for all.
+    """Raises what the reader of a bundle raises. `adapters`: the new ones; None for all.
 
-    Takes what opening the bundle takes, and one step of one token per adapter.
+    Takes the time of opening the bundle and of one step of one token per adapter.
     """
     bundle = Bundle.open(folder)
     engine, bank = open_engine(bundle), AdapterBank(bundle)
@@ -38,14 +38,14 @@ def read_back(folder: Path, adapters: Collection[str] | None = None) -> None:
 
 
 def _check_head(task: Task, labels: int) -> None:
-    """Raises AdapterError where a head tells apart something else than the task's labels."""
+    """Raises AdapterError if a head's labels are not the task's."""
     if task.kind in LABELLED and labels != len(task.choices or ()):
-        raise AdapterError(f"task {task.name!r} has {len(task.choices or ())} labels, and its head {labels}")
+        raise AdapterError(f"task {task.name!r} has {len(task.choices or ())} labels, but its head has {labels}")
 
 
 def check_task(engine: AnyEngine, task: Task) -> None:
-    """A task can be asked where its prompt leaves room for a word and the longest answer, and where what ends an answer
-    is a token. Raises AdapterError, with all that is wrong.
+    """Checks that the prompt leaves room for a word and the longest answer, and that the end of an answer is a token.
+    Raises AdapterError with everything that is wrong.
     """
     try:
         prompt = len(prompt_of(engine, task, ""))
@@ -55,9 +55,9 @@ def check_task(engine: AnyEngine, task: Task) -> None:
         raise AdapterError(f"task {task.name!r} cannot be asked of this bundle: {error}") from error
     if engine.bundle.architecture.positions(prompt + 1, longest - 1) > engine.context_length:
         told = f"its prompt takes {prompt:,} tokens" + (f" and its longest answer {longest:,}" if task.choices else "")
-        bad.append(f"{told}: no room for words in a context of {engine.context_length:,}")
+        bad.append(f"{told}, which leaves no room for words in a context of {engine.context_length:,}")
     if task.choices is not None and len(task.choices) == 1:
-        bad.append(f"{task.choices[0]!r} is its only choice: nothing to tell apart")
+        bad.append(f"{task.choices[0]!r} is its only choice; at least two are needed")
     if task.kind in (("generate",) if isinstance(engine, Encoder) else ("embed", TAGS)):
         bad.append(
             f"its kind is {task.kind!r}, which an encoder alone {'cannot' if task.kind == 'generate' else 'can'}"
@@ -67,8 +67,9 @@ def check_task(engine: AnyEngine, task: Task) -> None:
 
 
 def _end(engine: AnyEngine, task: Task) -> list[str]:
-    """What keeps the end from being one. Generation ends at the bundle's own stop tokens only; a choice is ranked with
-    any control token behind it. Where a bundle of an earlier version stops nowhere, no end is one.
+    """What is wrong with the task's end, as a list. Generation ends at the bundle's own stop tokens only; a ranked
+    choice may be followed by any control token. In a bundle of an earlier version without stop tokens, any end is
+    accepted.
     """
     stops = engine.bundle.stop_tokens
     if not task.end and not stops:

@@ -1,31 +1,31 @@
-"""Ranking a fixed set of answers: the log-probability of each answer after the prompt, its end token included.
+"""Ranking a fixed set of answers: the log-probability of each answer after the prompt, including its end token.
 
     sum     score(c) = log p(c | prompt) = sum_i log p(c_i | prompt, c_0 .. c_{i-1})          in nats
     mean    score(c) / number of tokens of c
 
 A task says which. The sum is what the language-modelling loss trains, and the end token makes answers of different
-lengths comparable. The mean is what the length-normalised loss trains (qia3.train.losses), and wrong for a model that
-was not trained with it: it favours long answers, whose later tokens are certain once the first is out. On home-intents
-the base calls 186 of 240 sentences "locks" (three tokens) by the mean, and scores 26 % instead of 35 %
-(benchmarks/LOG.md). So the base, with no adapter, is ranked by the sum whatever its task says, and an adapter as its
-own task says, whosever prompt is asked (answer.task_of).
+lengths comparable. The mean is what the length-normalised loss trains (qia3.train.losses). It is wrong for a model that
+was not trained with it: it favours long answers, whose later tokens are certain after the first. On home-intents the
+base labels 186 of 240 sentences "locks" (three tokens) by the mean, and scores 26 % instead of 35 %
+(benchmarks/LOG.md). So the base without an adapter is always ranked by the sum, and an adapter is ranked as its own
+task says, whichever prompt is used (answer.task_of).
 
-The graph gives logits for the last position only, so the answers are walked as a trie: the prompt is run once, and then
-one batched step a depth over the distinct prefixes. Eight answers of one token and an end cost one prompt and one step
-of eight rows:
+The graph returns logits for the last position only, so the answers are walked as a trie: the prompt is run once, and
+then one batched step per depth over the distinct prefixes. Eight answers of one token and an end token cost one prompt
+and one step of eight rows:
 
     prompt ──┬── lights ── <end>          depth 0: the prompt's logits score lights, play, lock
              ├── play ──┬── music <end>   depth 1: one step of three rows scores <end>, music, song, <end>
              │          └── song  <end>   depth 2: one step of two rows scores <end>, <end>
              └── lock ── <end>
 
-Several prompts go through together, each with its own answers and its own adapter. Rows of a step are at most MAX_ROWS:
-a thousand answers must not mean a thousand copies of the prompt's cache.
+Several prompts are processed together, each with its own answers and adapter. A step has at most MAX_ROWS rows: a
+thousand answers must not need a thousand copies of the prompt's cache.
 
-Who asks for the label alone (`best`) need not have every score. No token adds to a score, so what an answer has after
-some of its tokens is the most that it can get. Where the prompt's logits put one beginning well before all others, the
-answers that begin so are walked by themselves, mostly one row; the others follow only where they could still come out
-above them. The label is that of `rank`.
+For the label alone (`best`), not every score is needed. Tokens never increase a score, so the score of an answer's
+first tokens is an upper bound. If the prompt's logits prefer one beginning clearly, only the answers with that
+beginning are walked, usually one row; the others follow only if they could still win. The label is the same as with
+`rank`.
 """
 
 from __future__ import annotations
@@ -42,21 +42,21 @@ from qia3.runtime.cache import Cache, Floats
 from qia3.runtime.engine import Engine, select_rows
 
 MAX_ROWS = 32
-SURE = 1.0  # nats between the first tokens of the two best: then one row is likely to be enough
+SURE = 1.0  # nats between the first tokens of the two best, from which one row is likely to be enough
 Path = tuple[int, tuple[int, ...]]  # row of the prompt, tokens after it
 Scores = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A label and every choice's probability, given that it is one of the choices."""
+    """A label, and the probability of each choice, given that one of them is right."""
 
     label: str
     scores: dict[str, float]
 
 
 def chosen(choices: Sequence[str], scores: NDArray[Any]) -> Answer:
-    """The answer that scores [choices] give, which are log-probabilities or logits."""
+    """The answer for scores [choices], which are log-probabilities or logits."""
     shares = np.exp(scores.astype(np.float64) - scores.max())
     shares /= shares.sum()
     return Answer(choices[int(scores.argmax())], {c: round(float(s), 6) for c, s in zip(choices, shares, strict=True)})
@@ -69,7 +69,7 @@ def rank(
     vectors: Mapping[str, Floats],
     by: str = "sum",
 ) -> Scores:
-    """Scores [choices] of one prompt; the highest is the answer."""
+    """Scores [choices] of one prompt; the highest wins."""
     return rank_batch(engine, [prompt], [choices], vectors, by)[0]
 
 
@@ -80,7 +80,7 @@ def rank_batch(
     vectors: Mapping[str, Floats],
     by: str = "sum",
 ) -> list[Scores]:
-    """Scores of each prompt's own choices, by their "sum" or their "mean".
+    """Scores of each prompt's own choices, by "sum" or "mean".
 
     Vectors are [1, 1, d] for all prompts or [prompts, 1, d].
     """
@@ -101,7 +101,7 @@ def best(
     vectors: Mapping[str, Floats],
     by: str = "sum",
 ) -> int:
-    """Which of a prompt's choices `rank` puts first, the first of equal ones."""
+    """The index of the choice that `rank` puts first; the first of equal ones."""
     answers = [tuple(c) for c in choices]
     if not all(answers) or not answers:
         raise QIA3Error("there is nothing to rank: a prompt has no choices, or a choice has no tokens")
@@ -131,7 +131,7 @@ def best(
 def _walks(
     engine: Engine, paths: Sequence[Path], logits: Floats, cache: Cache, vectors: Mapping[str, Floats]
 ) -> dict[Path, float]:
-    """Log-probability of each path, which are sorted: neighbours share prefixes, so cutting the list costs few of them."""
+    """Log-probability of each path. Paths are sorted, so neighbours share prefixes and splitting the list repeats few."""
     found: dict[Path, float] = {}
     for start in range(0, len(paths), MAX_ROWS):
         found |= _walk(engine, paths[start : start + MAX_ROWS], logits, cache, vectors)
@@ -141,7 +141,7 @@ def _walks(
 def _walk(
     engine: Engine, paths: Sequence[Path], logits: Floats, cache: Cache, vectors: Mapping[str, Floats]
 ) -> dict[Path, float]:
-    """Log-probability of each path, one batched step a depth."""
+    """Log-probability of each path, one batched step per depth."""
     total = dict.fromkeys(paths, 0.0)
     places: dict[Path, int] = {(row, ()): row for row, _ in paths}
     for depth in range(max(len(tokens) for _, tokens in paths)):
@@ -160,7 +160,7 @@ def _walk(
 
 
 def log_sum_exp(logits: Floats) -> NDArray[np.float64]:
-    """log sum exp over the last axis, in float64; a token's log-probability is its logit less this."""
+    """log sum exp over the last axis, in float64; a token's log-probability is its logit minus this."""
     wide = logits.astype(np.float64)
     peak = wide.max(-1, keepdims=True)
     result: NDArray[np.float64] = np.log(np.exp(wide - peak).sum(-1)) + peak[..., 0]

@@ -1,22 +1,22 @@
-"""An encoder and its decoder, run: the prompt is encoded once, and the answer is decoded a token a row at a time.
+"""Runs an encoder and its decoder: the prompt is encoded once, and the answer is decoded one token per row at a time.
 
     prompt ── encoder ── states [rows, T, hidden] ──┬── decoder(start)     logits, keys and values of the states
                                                     │   decoder(token)     logits
                                                     │   ...
-                                    from then on by their keys and values alone
+                                    then only by their keys and values
 
-The decoder has two caches. That of its own tokens is a decoder's (cache.py): buffers with room, bound as past and
-present at once. All rows have the same number of tokens, `past_length` of them valid; the graph would take the buffers'
-whole capacity otherwise. The other is of the encoder's states: the first run computes their keys and values, and later
-ones are given those as their past, and states of no positions. Nobody writes to them afterwards, so rows that were made
-of one prompt (the answers that are ranked, the beams) may read one row of them, over which the graph's products
-broadcast. A graph says that it takes that: these inputs have a number of rows by another name than the token ids have.
+The decoder has two caches. That of its own tokens is like a decoder's (cache.py): buffers with spare room, bound as
+past and present at once. All rows have the same number of tokens, and `past_length` says how many are valid; otherwise
+the graph would use the buffers' whole capacity. The other cache holds keys and values of the encoder's states: the
+first run computes them, and later runs get them as past, with no new states. Nothing writes to them afterwards, so rows
+with the same prompt (ranked answers, beams) may share one row, over which the graph's products broadcast. A graph that
+supports this names the number of rows of these inputs differently from that of the token ids.
 
 A prompt is padded on the right and masked, in the encoder and wherever its states are read. It has the whole context to
-itself, and the decoder the same again, the start token included.
+itself, and so has the decoder, including the start token.
 
-Nothing of the encoder can be kept from one prompt to the next, not even where both begin alike: every position attends
-to all of them, so every state is another when the last word is. `begin` keeps nothing here.
+Nothing of the encoder can be reused between prompts, even with a common prefix: every position attends to all others,
+so every state changes when the last word does. `begin` keeps nothing here.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ from qia3.runtime.session import GraphSession
 
 
 class Seq2Seq(Engine):
-    """Two sessions, over a bundle's encoder and its decoder; asked as an Engine is."""
+    """Two sessions, over a bundle's encoder and its decoder, with the interface of Engine."""
 
     def __init__(self, bundle: Bundle, threads: int | None = None, packed: Path | None = None) -> None:
         super().__init__(bundle, threads, packed)
         graph = bundle.manifest.encoder
-        assert graph is not None  # or _check_kind had refused it
+        assert graph is not None  # otherwise _check_kind would have raised
         self.start = bundle.architecture.decoder_start
         self.forced = len(self.start) - 1
         self.encoder = GraphSession(bundle, graph, self.threads, packed)
@@ -60,23 +60,25 @@ class Seq2Seq(Engine):
         self.hidden = bundle.architecture.hidden_size
 
     def _check_kind(self) -> None:
-        """Raises BundleError where either part is not there."""
+        """Raises BundleError if either part is missing."""
         if self.bundle.manifest.encoder is None:
             raise BundleError(f"{self.bundle.path} has no encoder; open it with open_engine")
         if missing := {ENCODER_MASK, ENCODER_STATES} - self.decoder.ports.keys():
-            raise BundleError(f"{self.decoder.path} reads no encoder: it has no input {' and '.join(sorted(missing))}")
+            raise BundleError(
+                f"{self.decoder.path} does not read an encoder: it has no input {' and '.join(sorted(missing))}"
+            )
 
     def begin(self, tokens: Sequence[int], vectors: Mapping[str, Floats]) -> None:
-        """Keeps nothing: a prompt's states depend on its last word as on its first."""
+        """Keeps nothing: all of a prompt's states depend on its last word."""
 
     def remember(self, tokens: Sequence[int], vectors: Mapping[str, Floats], cache: Cache) -> None:
-        """Keeps nothing, as `begin`."""
+        """Keeps nothing, like `begin`."""
 
     def prefill(
         self, rows: Sequence[Sequence[int]], vectors: Mapping[str, Floats], room: int = ROOM
     ) -> tuple[Floats, Cache]:
-        """Logits float32 [rows, V] of the answers' first tokens, and the cache, with room for `room` more before it has
-        to grow.
+        """Logits, float32 [rows, V], of the answers' first tokens, and the cache, with room for `room` more positions
+        before it must grow.
         """
         tokens, lengths = padded(rows)
         longest, count = self._fitting(lengths), len(rows)
@@ -93,14 +95,14 @@ class Seq2Seq(Engine):
         return logits, Cache(after, cache.lengths)
 
     def _encoded(self, tokens: Lengths, mask: Lengths, vectors: Mapping[str, Floats]) -> Floats:
-        """[rows, T, hidden]."""
+        """The encoder's states [rows, T, hidden]."""
         fed = {INPUT_IDS: tokens, ATTENTION_MASK: mask, **self.encoder.fed(vectors, len(tokens))}
         with self.encoder.running():
             states: Floats = self.encoder.session.run([LAST_STATE], fed)[0]
         return states
 
     def _ids(self, tokens: NDArray[np.int64], cache: Cache, lengths: Lengths) -> dict[str, NDArray[Any]]:
-        """The tokens, how many are before them, and, where the states' keys and values are known, no states."""
+        """Tokens and past length; no states once their keys and values are known."""
         fed: dict[str, NDArray[Any]] = {INPUT_IDS: tokens, PAST_LENGTH: np.array(cache.lengths[0])}
         if ENCODER_STATES not in cache.buffers.fixed:
             rows = len(cache.buffers.fixed[ENCODER_MASK])

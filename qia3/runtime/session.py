@@ -1,8 +1,8 @@
-"""A bundle's graph as ONNX Runtime has it: one session, on the physical cores at hand, and the vectors that go in.
+"""A bundle's graph in ONNX Runtime: one session, on the available physical cores, and the vectors that it is fed.
 
-Vectors go in as ordinary inputs, [1, 1, d] for all rows or [rows, 1, d]. ONNX Runtime's own way, an active adapter, is
-ignored without an error by the IO binding that a cache needs. A bundle may have several graphs, each with inputs for its
-own vectors: what is checked are all that were given, what is fed are the graph's.
+Vectors are ordinary inputs, [1, 1, d] for all rows or [rows, 1, d]. ONNX Runtime's own mechanism, an active adapter, is
+silently ignored by the IO binding that a cache needs. A bundle may have several graphs, each with inputs for its own
+vectors: all given vectors are checked, and each graph is fed its own.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ class GraphSession:
         self.path, self.sizes = path, bundle.vectors
         self.session = session(path, threads)
         self.ports = {i.name: i.shape for i in self.session.get_inputs()}
-        # that of keys and values; int8 where the bundle was built with cache = "int8"
+        # the type of keys and values: int8 if the bundle was built with cache = "int8"
         self.cache_type = next(
             (cache_type(i.type) for i in self.session.get_inputs() if i.name.startswith(PAST)), np.float32
         )
         self.own = {vector.name for vector in graph.vectors}
-        # ones for the vectors that the graph has no default for (the target's `vectors` is "required")
+        # ones for vectors without a default in the graph (the target's `vectors` is "required")
         self.ones = {
             name: np.ones((1, 1, shape[2]), np.float32) for name, shape in self.ports.items() if name in self.own
         }
-        self.nought: dict[str, Floats] = {}  # a head that says nothing, where the graph has no default for that
+        self.nought: dict[str, Floats] = {}  # a head of zeros, if the graph has no default for it
         if HEAD_WEIGHT in self.ports:
             width = self.ports[HEAD_WEIGHT][2]
             self.nought = {HEAD_WEIGHT: np.zeros((1, 1, width), np.float32), HEAD_BIAS: np.zeros((1, 1), np.float32)}
 
     def fed(self, vectors: Mapping[str, Floats], rows: int) -> Mapping[str, Floats]:
-        """What of `vectors` goes into this graph, with ones where it needs one that is not there. Raises AdapterError.
+        """The inputs of this graph from `vectors`, with ones for missing ones that it needs. Raises AdapterError.
 
-        A wrong row count could broadcast into a wrong answer, so it is refused before the graph sees it.
+        A wrong number of rows could broadcast into a wrong answer, so it is refused here.
         """
         head = {name: v for name, v in vectors.items() if name in HEAD}
         self._check(self.ones | {name: v for name, v in vectors.items() if name not in HEAD}, rows)
@@ -56,8 +56,8 @@ class GraphSession:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Around what ONNX Runtime does with the graph. Raises BundleError for what it raises: a graph whose inputs are not
-        those that the manifest names, or that breaks off.
+        """Wraps ONNX Runtime's work on the graph. Raises BundleError for its errors: a graph whose inputs are not those
+        in the manifest, or that fails to run.
         """
         try:
             yield
@@ -70,16 +70,17 @@ class GraphSession:
 
     def _check(self, vectors: Mapping[str, Floats], rows: int) -> None:
         sizes = self.sizes
-        bad = [f"{n} has no place here" for n in vectors if n not in sizes]
+        bad = [f"{n} is not an input of this bundle" for n in vectors if n not in sizes]
         shapes = {n: v.shape for n, v in vectors.items() if n in sizes}
         bad += [
             f"{n} has shape {list(s)}" for n, s in shapes.items() if s not in ((1, 1, sizes[n]), (rows, 1, sizes[n]))
         ]
         if len({s[0] for s in shapes.values()} | ({1} if len(shapes) < len(sizes) else set())) > 1:
-            bad.append("some have one row and some several")
+            bad.append("some have one row, others several")
         if bad:
             raise AdapterError(
-                f"vectors for {rows} rows are all [1, 1, d] or all [{rows}, 1, d] of the graph's inputs: {'; '.join(bad)}"
+                f"vectors for {rows} rows must all be [1, 1, d] or all [{rows}, 1, d] and inputs of the "
+                f"graph: {'; '.join(bad)}"
             )
 
 
@@ -93,7 +94,7 @@ def options(threads: int) -> ort.SessionOptions:
 
 
 def session(path: Path, threads: int) -> ort.InferenceSession:
-    """Of a graph. Raises BundleError."""
+    """A session for a graph. Raises BundleError if it cannot be loaded."""
     try:
         return ort.InferenceSession(str(path), options(threads), providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises its own types, without a common base

@@ -1,14 +1,14 @@
-"""Rows of one batch that come and go between steps, each with its own task's vectors: continuous batching.
+"""Rows of one batch that join and leave between steps, each with its own task's vectors: continuous batching.
 
-A step of one token costs little more for eight rows than for one, since the weights are read once. So prompts are run
-one at a time (Prompt), and what they leave in the cache joins the batch that writes:
+A step of one token takes little more time for eight rows than for one, since the weights are read once. So prompts are
+run one at a time (Prompt), and then their cache joins the batch that generates:
 
     rows in use  a b c . . .      b leaves      a c . . . .      d joins      a c d . . .
 
-Rows in use are always the first ones: who leaves is replaced by the last, whose cache is copied. Buffers are made once,
-with room for `capacity` positions of every row (memory that is not written to is not resident), and so are the vectors
-[rows, 1, d], which are written in place when a row joins. Both are bound once for each number of rows in use; a step
-binds its mask and nothing else.
+The rows in use are always the first ones: a row that leaves is replaced by the last, whose cache is copied. Buffers are
+allocated once, with room for `capacity` positions per row (memory that is not written to is not resident), and so are
+the vectors [rows, 1, d], which are written in place when a row joins. Both are bound once per number of rows in use; a
+step only binds its mask.
 
 The pattern is that of mlx-lm's BatchGenerator; iteration-level scheduling is Orca's (Yu et al., OSDI 2022).
 """
@@ -27,16 +27,16 @@ from qia3.runtime.cache import Cache, Floats, ort_value, untouched
 from qia3.runtime.engine import Engine
 from qia3.runtime.seq2seq import Seq2Seq
 
-PIECE = 64  # tokens of a prompt that are run at once beside rows that are being written
+PIECE = 64  # tokens of a prompt that are run at once while rows are generating
 
 
 class Slots:
     """Up to `rows` rows over an engine's graph. Not for several threads at once."""
 
-    together = True  # one run for all rows: several rows cost little more than one
+    together = True  # one run for all rows: several cost little more than one
 
     def __init__(self, engine: Engine, rows: int, capacity: int | None = None) -> None:
-        """`capacity`: positions of a row, prompt and answer together; None is the whole context."""
+        """`capacity`: positions per row, for prompt and answer; None: the whole context."""
         if rows < 1:
             raise QIA3Error(f"rows must be 1 or more, not {rows}")
         self.engine, self.rows = engine, rows
@@ -59,11 +59,11 @@ class Slots:
         return self.used
 
     def positions(self, prompt: Sequence[int]) -> int:
-        """How many a prompt takes in its row."""
+        """Positions that a prompt takes in its row."""
         return len(prompt)
 
     def prompt(self, tokens: Sequence[int], vectors: Mapping[str, Floats], piece: int = PIECE) -> Prompt:
-        """One that will join."""
+        """A prompt that will join."""
         return Prompt(self.engine, tokens, vectors, piece)
 
     @property
@@ -71,10 +71,12 @@ class Slots:
         return self.used == self.rows
 
     def join(self, cache: Cache, vectors: Mapping[str, Floats]) -> int:
-        """Copies a prompt's one row in; returns its number. `vectors` are [1, 1, d], or none for the base."""
+        """Copies a prompt's single row in; returns its number. `vectors` are [1, 1, d], or empty for the base."""
         length, row = int(cache.lengths[0]), self.used
         if self.full or length > self.capacity:
-            raise QIA3Error(f"no room for {length} positions in row {row} of {self.rows}, which holds {self.capacity}")
+            raise QIA3Error(
+                f"no room for {length} positions in row {row} of {self.rows}, whose capacity is {self.capacity}"
+            )
         for name, array in self.caches.items():
             array[row, :, :length] = cache.buffers.arrays[name][0, :, :length]
         for name, array in self.vectors.items():
@@ -84,10 +86,10 @@ class Slots:
         return row
 
     def leave(self, row: int) -> int | None:
-        """Frees a row. The last row in use takes its place: its old number, or None where it was the one."""
+        """Frees a row. The last row in use takes its place; returns that row's old number, or None if it was the same."""
         last = self.used - 1
         if not 0 <= row <= last:
-            raise QIA3Error(f"row {row} is not in use: {self.used} are")
+            raise QIA3Error(f"row {row} is not in use: only {self.used} rows are")
         self.used = last
         if row == last:
             return None
@@ -100,19 +102,19 @@ class Slots:
         return last
 
     def back(self, row: int, length: int) -> None:
-        """Forgets what stands in a row behind its first `length` positions."""
+        """Drops everything in a row after its first `length` positions."""
         if not 0 <= length <= self.lengths[row]:
             raise ValueError(f"row {row} has {self.lengths[row]} positions, not {length}")
         self.lengths[row] = length
 
     def step(self, tokens: Sequence[int]) -> Floats:
-        """One more token for each row in use. Logits [rows in use, V], good until the next step."""
+        """One more token for each row in use. Logits [rows in use, V], valid until the next step."""
         count = self.used
         if len(tokens) != count or not count:
             raise ValueError(f"{len(tokens)} tokens for {count} rows")
         lengths = self.lengths[:count] + 1
         if lengths.max() > self.capacity:
-            raise QIA3Error(f"row {int(lengths.argmax())} is at its last position of {self.capacity}")
+            raise QIA3Error(f"row {int(lengths.argmax())} has used all its {self.capacity} positions")
         self.tokens[:count, 0] = tokens
         mask = ort_value((np.arange(lengths.max())[None] < lengths[:, None]).astype(np.int64))
         with self.engine.decoder.running():
@@ -139,8 +141,8 @@ class Slots:
 
 
 class Apart:
-    """The same for an encoder and its decoder, whose rows have to be as far as each other in one run: each is run by
-    itself, on a cache of its own. Nothing is gained by a batch, and nothing is waited for.
+    """The same for an encoder-decoder, whose rows would all need the same length in one run: each is run separately,
+    with its own cache. Batching would gain nothing here.
     """
 
     together = False
@@ -158,11 +160,11 @@ class Apart:
         return len(self.texts) == self.rows
 
     def positions(self, prompt: Sequence[int]) -> int:
-        """The decoder's start: a prompt is in the encoder."""
+        """The decoder's start tokens: the prompt itself is in the encoder."""
         return len(self.engine.start)
 
     def prompt(self, tokens: Sequence[int], vectors: Mapping[str, Floats], piece: int = PIECE) -> Prompt:
-        """One that will join; it is encoded at once, for every position of it depends on the last."""
+        """A prompt that will join; it is encoded in one piece, since every position depends on the last."""
         return Encoded(self.engine, tokens, vectors, piece)
 
     def join(self, cache: Cache, vectors: Mapping[str, Floats]) -> int:
@@ -173,7 +175,7 @@ class Apart:
 
     def leave(self, row: int) -> int | None:
         if not 0 <= row < len(self.texts):
-            raise QIA3Error(f"row {row} is not in use: {len(self.texts)} are")
+            raise QIA3Error(f"row {row} is not in use: only {len(self.texts)} rows are")
         last = self.texts.pop()
         if row == len(self.texts):
             return None
@@ -202,30 +204,30 @@ AnySlots = Slots | Apart
 
 
 def slots_of(engine: Engine, rows: int, capacity: int | None = None) -> AnySlots:
-    """Rows over an engine of either kind."""
+    """Rows for either kind of engine."""
     return Apart(engine, rows, capacity) if isinstance(engine, Seq2Seq) else Slots(engine, rows, capacity)
 
 
 class Prompt:
-    """A prompt that is run in pieces, so that rows which are being written wait for one piece at a time."""
+    """A prompt that is run in pieces, so that generating rows only wait for one piece at a time."""
 
     def __init__(
         self, engine: Engine, tokens: Sequence[int], vectors: Mapping[str, Floats], piece: int = PIECE
     ) -> None:
         self.engine, self.vectors, self.piece = engine, vectors, piece
         self.cache = engine.beginning(tokens, vectors, room=0)
-        self.began = int(self.cache.lengths[0])  # tokens that had been run before
+        self.began = int(self.cache.lengths[0])  # tokens that had already been run
         self.rest = list(tokens[self.began :])
 
     def advance(self) -> Floats | None:
-        """Runs one piece. Logits [1, V] after the last one, else None."""
+        """Runs one piece. Returns logits [1, V] after the last piece, otherwise None."""
         piece, self.rest = self.rest[: self.piece], self.rest[self.piece :]
         logits, self.cache = self.engine.extend(piece, self.cache, self.vectors)
         return None if self.rest else logits
 
 
 class Encoded(Prompt):
-    """A prompt that goes into an encoder, whole."""
+    """A prompt for an encoder, run as a whole."""
 
     def advance(self) -> Floats:
         logits, self.cache = self.engine.prefill([self.rest], self.vectors)

@@ -1,10 +1,10 @@
-"""An encoder's third question: which label each word has.
+"""Labelling words with an encoder.
 
     engine = open_engine(Bundle.open("dist/names"))
-    tag_texts(engine, ["Anna lives in Rome"], "names")          # words are what stands between spaces
-    tag_texts(engine, [["Anna", "lives", "in", "Rome", "."]], "names")       # or as somebody has told them apart
+    tag_texts(engine, ["Anna lives in Rome"], "names")          # words are separated by spaces
+    tag_texts(engine, [["Anna", "lives", "in", "Rome", "."]], "names")       # or given as a list
 
-A word has the label of its first token, as in training. Rows of one batch have their own vectors and their own head.
+A word has the label of its first token, as in training. Rows of one batch may have different vectors and heads.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Text = str | Sequence[str]
 
 @dataclass(frozen=True)
 class Tagged:
-    """Words, the label of each, and its probability."""
+    """Words with their labels and probabilities."""
 
     words: tuple[str, ...]
     labels: tuple[str, ...]
@@ -34,20 +34,20 @@ class Tagged:
 
 
 def tag_texts(engine: Encoder, texts: Sequence[Text], adapters: str | Sequence[str]) -> list[Tagged]:
-    """The labels of each text's words, by its own adapter. Raises AdapterError, ConfigError and DataError."""
+    """The labels of each text's words, each text with its own adapter. Raises AdapterError, ConfigError and DataError."""
     names, vectors = for_texts(engine.bundle, len(texts), adapters)
     known = engine.bundle.tasks
     if strange := [name for name in names if name not in known or known[name].kind != TAGS]:
-        raise ConfigError(f"{strange[0]!r} labels no words; its kind is not {TAGS!r}")
+        raise ConfigError(f"{strange[0]!r} does not label words: its kind is not {TAGS!r}")
     return tagged(engine, [known[name] for name in names], vectors, texts)
 
 
 def tagged(
     engine: Encoder, tasks: Sequence[Task], vectors: Mapping[str, Floats], texts: Sequence[Text]
 ) -> list[Tagged]:
-    """The same with vectors that were loaded before. Raises ConfigError where there is no head."""
+    """The same, with vectors that are already loaded. Raises ConfigError if there is no head."""
     if HEAD_WEIGHT not in vectors and engine.bundle.mode == "side":
-        raise ConfigError(f"{tasks[0].name!r} has no labels: it labels words by an adapter that was trained for it")
+        raise ConfigError(f"{tasks[0].name!r} has no labels: labelling words needs an adapter that was trained for it")
     words = [words_of(text) for text in texts]
     placed = [engine.tokens.words(task.prompt, given) for task, given in zip(tasks, words, strict=True)]
     logits = engine.token_logits([ids for ids, _ in placed], vectors)
@@ -58,7 +58,7 @@ def tagged(
 
 
 def words_of(text: Text) -> tuple[str, ...]:
-    """What stands between spaces, or as they are told apart already. Raises DataError where there are none."""
+    """The words of a text, split at spaces, or as given. Raises DataError if there are none."""
     found = tuple(text.split() if isinstance(text, str) else text)
     if not found:
         raise DataError("the text has no words")
@@ -66,7 +66,7 @@ def words_of(text: Text) -> tuple[str, ...]:
 
 
 def told(words: tuple[str, ...], task: Task, logits: Floats) -> Tagged:
-    """What logits [words, labels] say."""
+    """The labels for logits [words, labels]."""
     wide = logits.astype(np.float64)
     shares = np.exp(wide - wide.max(-1, keepdims=True))
     best = wide.argmax(-1)

@@ -1,10 +1,10 @@
-"""An encoder's two questions, of many texts at once: which label, and which vector.
+"""Labelling and embedding many texts at once with an encoder.
 
     engine = open_engine(Bundle.open("dist/intents"))
-    classify_texts(engine, ["dim the hall", "stop the music"], ["home", "player"])    # a task for each text, or one for all
+    classify_texts(engine, ["dim the hall", "stop the music"], ["home", "player"])    # one task per text, or one for all
     embed_texts(engine, ["dim the hall", "stop the music"])                           # float32 [2, hidden]
 
-Rows of one batch have their own vectors and their own head, so texts of several tasks are one run.
+Rows of one batch may have different vectors and heads, so texts of several tasks need one run.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from qia3.runtime.score import Answer, chosen
 
 
 def classify_texts(engine: Encoder, texts: Sequence[str], adapters: str | Sequence[str]) -> list[Answer]:
-    """The label of each text, by its own adapter. Raises AdapterError and ConfigError for one that has no labels."""
+    """The label of each text, with its own adapter. Raises AdapterError, and ConfigError for a task without labels."""
     names, vectors = for_texts(engine.bundle, len(texts), adapters)
     tasks = [engine.bundle.tasks.get(name) or _unlabelled(name) for name in names]
     return labelled(engine, tasks, vectors, texts)
@@ -31,7 +31,7 @@ def classify_texts(engine: Encoder, texts: Sequence[str], adapters: str | Sequen
 def labelled(
     engine: Encoder, tasks: Sequence[Task], vectors: Mapping[str, Floats], texts: Sequence[str]
 ) -> list[Answer]:
-    """The same with vectors that were loaded before. Raises ConfigError where there is no head."""
+    """The same, with vectors that are already loaded. Raises ConfigError if there is no head."""
     for task in tasks:
         if task.kind == TAGS:
             raise ConfigError(f"{task.name!r} labels words, not texts (qia3.runtime.tags)")
@@ -47,7 +47,7 @@ def labelled(
 
 
 def embed_texts(engine: Encoder, texts: Sequence[str], adapter: str | None = None) -> Floats:
-    """float32 [texts, hidden], as the base pools them; with an adapter, through its vectors and in its task's prompt."""
+    """Embeddings, float32 [texts, hidden], pooled as the base does; with an adapter, using its vectors and prompt."""
     bundle = engine.bundle
     named = adapter not in (None, NONE)
     template = (
@@ -59,6 +59,6 @@ def embed_texts(engine: Encoder, texts: Sequence[str], adapter: str | None = Non
 
 def _unlabelled(name: str) -> Task:
     raise ConfigError(
-        f"{name!r} has no labels: an encoder tells labels by an adapter that was trained for them; without one it gives "
+        f"{name!r} has no labels: an encoder needs an adapter that was trained for labels; without one it gives "
         "embeddings (--embed)"
     )

@@ -1,4 +1,4 @@
-"""A bundle's words: its tokenizer, read when first asked for, and the context that they have to fit."""
+"""A bundle's tokenizer, read on first use, and the context that prompts have to fit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qia3.tokens import Tokens
 
 
 class Words:
-    """What every engine has, whatever its graphs: a `bundle`, and the `vocabulary` of its embedding's rows."""
+    """The base of every engine: a `bundle`, and the `vocabulary`, the number of its embedding's rows."""
 
     bundle: Bundle
     vocabulary: int
@@ -21,12 +21,12 @@ class Words:
 
     @cached_property
     def tokens(self) -> Tokens:
-        """The bundle's tokenizer. Raises BundleError."""
+        """The bundle's tokenizer. Raises BundleError if it cannot be read."""
         return Tokens.read(self.bundle.path / "tokenizer.json", self.vocabulary)
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """What decodes tokens."""
+        """The tokenizer that decodes tokens."""
         return self.tokens.tokenizer
 
     def encode(self, text: str) -> list[int]:
@@ -34,7 +34,7 @@ class Words:
         return list(self.tokens.encode(text))
 
     def _fitting(self, lengths: Lengths) -> int:
-        """The longest. Raises QIA3Error where it is longer than the context."""
+        """The longest length. Raises QIA3Error if it exceeds the context."""
         longest = int(lengths.max())
         if longest > self.context_length:
             raise QIA3Error(

@@ -1,27 +1,27 @@
-"""The routes: OpenAI's for writing, one for ranking, and what a server is asked about itself.
+"""The routes: OpenAI's for generation, one for ranking, and those for the server itself.
 
     GET    /v1/models                the base and every adapter of every bundle
-    POST   /v1/chat/completions      a message of the user, into the task's prompt (a classifying task answers its label), or
-                                     several, into the bundle's chat template, for the base and tasks of its prompt
-    POST   /v1/completions           for an adapter the same with 'prompt'; for the base a text that is gone on with
-    POST   /v1/classify              {"model", "input": text or texts, "choices"?} -> label and probabilities; of a task that
-                                     labels words, the words and a label for each
-    POST   /v1/embeddings            an encoder's: {"model", "input"} -> vectors, as numbers or in base64
-    GET    /v1/adapters              state, bytes and hits of each
-    POST   /v1/adapters {"name"}     reads one from the folder of adapters, anew if it was known
+    POST   /v1/chat/completions      one user message, put into the task's prompt (a classifying task answers its label), or
+                                     several, put into the bundle's chat template, for the base and tasks with its prompt
+    POST   /v1/completions           for an adapter the same with 'prompt'; for the base a text to continue
+    POST   /v1/classify              {"model", "input": text or texts, "choices"?} -> label and probabilities; for a task that
+                                     labels words, the words and their labels
+    POST   /v1/embeddings            encoders only: {"model", "input"} -> vectors, as numbers or in base64
+    GET    /v1/adapters              state, bytes and hits of every adapter
+    POST   /v1/adapters {"name"}     reads one from the folder of adapters, again if it is known
     DELETE /v1/adapters/NAME         forgets it; its files stay
     GET    /health, /ready, /metrics
     GET    /                         a page to try tasks side by side
 
-An error is OpenAI's: {"error": {"message", "type", "code"}}.
+Errors have OpenAI's form: {"error": {"message", "type", "code"}}.
 
-    400 a body that is wrong or asks for what is not done here      413 a body that is too large
+    400 a body that is malformed or not supported                  413 a body that is too large
     401 no key, or not the right one                                429 the queue is full; Retry-After says when to ask again
-    404 no such model, adapter or route                             503 the server stops
-    409 an adapter for another base, or one that changes nothing    504 the request's time was up
+    404 no such model, adapter or route                             503 the server is stopping
+    409 an adapter for another base, or one that changes nothing    504 the request timed out
 
-A request whose client has gone is dropped before the next step. Logs are JSON, a line for each request, without any of
-its text.
+A request whose client has disconnected is dropped before the next step. Logs are JSON, one line per request, without
+any of its text.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ Answer = Callable[["Server", Request], Awaitable[Response]]
 
 @dataclass(frozen=True)
 class Limits:
-    """Seconds that a request may take, bytes of its body, seconds that running ones get when the server stops."""
+    """Seconds that a request may take, bytes of its body, and seconds that running requests get when the server stops."""
 
     deadline: float = 120.0
     body_bytes: int = 1 << 20
@@ -92,7 +92,7 @@ class Server:
         await asyncio.gather(*(asyncio.to_thread(line.stop, self.limits.grace) for line in lines))
 
     def _guarded(self, route: Answer) -> Callable[[Request], Awaitable[Response]]:
-        """A route for those who have a key, where the server has some."""
+        """A route that needs an API key, if the server has keys."""
 
         async def answer(server: Server, request: Request) -> Response:
             given = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
@@ -103,7 +103,7 @@ class Server:
         return self._told(answer)
 
     def _told(self, route: Answer) -> Callable[[Request], Awaitable[Response]]:
-        """A route whose errors are answers, with a line in the log."""
+        """A route whose errors become responses, with a line in the log."""
 
         async def answer(request: Request) -> Response:
             started, request.state.facts = time.monotonic(), {}
@@ -139,7 +139,7 @@ class Server:
         return Body(b"".join(parts))
 
     def ask(self, request: Request, served: Served, known: Known, prompt: list[int], **what: Any) -> Asked:
-        """Puts a job into the queue."""
+        """Puts a job into the queue; returns its events."""
         asked = Asked(request)
         shared = known.shared if what.pop("task_prompt", True) else 0
         deadline = time.monotonic() + self.limits.deadline
@@ -151,5 +151,5 @@ class Server:
 
 async def _no_route(request: Request, error: Exception) -> Response:
     status = getattr(error, "status_code", 404)
-    what = "there is no route" if status == 404 else f"{request.method} is not for"
+    what = "there is no route" if status == 404 else f"{request.method} is not allowed for"
     return JSONResponse(openai.error(status, f"{what} {request.url.path}"), status)

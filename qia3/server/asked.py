@@ -1,4 +1,4 @@
-"""A job as a route sees it: its events, until the last, and its end when the one who asked has gone."""
+"""A job as a route sees it: its events up to the last, and its cancellation if the client disconnects."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STATUS = {"late": 504, "stopping": 503}
 
 
 class Refused(QIA3Error):
-    """An answer with this status."""
+    """An error response with this status."""
 
     def __init__(self, status: int, message: str, headers: dict[str, str] | None = None) -> None:
         super().__init__(message)
@@ -24,7 +24,7 @@ class Refused(QIA3Error):
 
 
 class Asked:
-    """A job on its way: its events, until the last; it is cancelled when the one who reads them stops."""
+    """A submitted job: its events up to the last. It is cancelled if the reader stops."""
 
     job: Job
 
@@ -37,7 +37,7 @@ class Asked:
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 
     async def events(self) -> AsyncIterator[Token | Last]:
-        """Raises Refused where the job failed."""
+        """The job's events. Raises Refused if the job failed."""
         gone = asyncio.ensure_future(_gone(self.request))
         try:
             while True:
@@ -62,6 +62,6 @@ class Asked:
 
 
 async def _gone(request: Request) -> None:
-    """Returns when the client has."""
+    """Returns when the client has disconnected."""
     while (await request.receive())["type"] != "http.disconnect":
         pass

@@ -1,13 +1,13 @@
-"""A decoder's jobs: one prompt at a time in pieces, and the rows that write and rank.
+"""A decoder's jobs: one prompt at a time, in pieces, and the rows that generate and rank.
 
-A turn runs one piece of the oldest prompt, and one step of all rows. So a long prompt costs the rows one piece a turn and
-never more, and a request that comes in begins to write while others are at it.
+A turn runs one piece of the oldest prompt, and one step of all rows. So a long prompt delays the rows by only one piece
+per turn, and a new request starts to generate while others are running.
 
-    queue  e f g      prompt  d: [####....]      rows  a b c c c         (a and b write, c is ranked in three rows)
+queue e f g prompt d: [####....] rows a b c c c (a and b generate, c is ranked in three rows)
 
-A ranking takes a few free rows, and gives all but one back when a job waits for a row.
+A ranking takes a few free rows, and gives back all but one when a job waits for a row.
 
-What one job does wrong is told to that job; what breaks a step breaks every row of it, and the next job finds new rows.
+An error in one job is reported to that job only. An error in a step fails every row of it; the next job gets new rows.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from qia3.server.jobs import Job, Ranked
 from qia3.server.line import Line, failed
 from qia3.server.rows import DONE, Ranking, Row, Writing
 
-AT_ONCE = 4  # rows of one ranking: with more a step is longer for those who write, and the ranking hardly sooner over
+AT_ONCE = 4  # rows of one ranking: more would slow down other rows and hardly speed up the ranking
 
 
 class Batcher(Line):
-    """Owns the engine from `start` on: nobody else may run it until `stop` has returned."""
+    """Owns the engine from `start` until `stop` has returned: nothing else may run it meanwhile."""
 
     def __init__(
         self,
@@ -38,12 +38,12 @@ class Batcher(Line):
         piece: int = PIECE,
         beginnings: int = 32,
     ) -> None:
-        """`beginnings`: how many tasks' common beginnings are kept, a cache of so many positions each."""
+        """`beginnings`: number of common prompt prefixes whose caches are kept."""
         super().__init__(rows, waiting)
         self.engine, self.piece, self.beginnings = engine, piece, beginnings
         self.slots: AnySlots = slots_of(engine, rows, capacity)
         self.prompt: tuple[Job, Prompt] | None = None
-        self.at: list[Row] = []  # what each row in use is at
+        self.at: list[Row] = []  # the work of each row in use
 
     @property
     def in_use(self) -> int:
@@ -78,7 +78,7 @@ class Batcher(Line):
         return list(taken.values())
 
     def _give_back(self) -> None:
-        """A row of a ranking that has several, where a job waits for one."""
+        """Frees a row of a ranking that has several, if a job waits for one."""
         if self.prompt is not None or not self.queue or not self.slots.full:
             return
         for row in reversed(range(len(self.at))):
@@ -90,7 +90,7 @@ class Batcher(Line):
                 return
 
     def _advance(self) -> None:
-        """One piece of the oldest prompt; the next one of the queue where a row will be free for it."""
+        """Runs one piece of the oldest prompt, or takes the next job from the queue if a row will be free for it."""
         if self.prompt is None:
             with self._change:
                 if not self.queue or self.slots.full:
@@ -98,7 +98,7 @@ class Batcher(Line):
                 job = self.queue.popleft()
             try:
                 self.prompt = job, self.slots.prompt(job.prompt, job.vectors, self.piece)
-            except Exception as error:  # one job's failure is that job's
+            except Exception as error:  # fails this job only
                 self._end(job, failed(error))
                 return
         job, prompt = self.prompt
@@ -116,7 +116,7 @@ class Batcher(Line):
             self._end(job, failed(error))
 
     def _begin(self, job: Job, prompt: Prompt, logits: Floats) -> None:
-        """The rows of a job whose prompt has been run."""
+        """Starts the rows of a job whose prompt has been run."""
         start = self.slots.positions(job.prompt)
         if not job.choices:
             writing = Writing(job, self.slots.capacity - start)
@@ -140,14 +140,14 @@ class Batcher(Line):
         self.at.append(row)
 
     def _remember(self, job: Job, prompt: Prompt) -> None:
-        """Keeps what the job's prompt shares with others; of many beginnings the newest."""
+        """Caches the prefix that the job's prompt shares with others; the oldest prefixes are dropped."""
         begun, shared = self.engine.begun, job.prompt[: job.shared]
         if shared and prompt.began < len(shared):
             self.engine.remember(shared, job.vectors, prompt.cache)
             del begun[: max(0, len(begun) - self.beginnings)]
 
     def _step(self) -> None:
-        """One token more for every row."""
+        """Runs one more token in every row."""
         if not self.at:
             return
         try:
@@ -160,13 +160,13 @@ class Batcher(Line):
             return
         self.counts.steps += 1
         self.counts.step_rows += len(self.at)
-        rows = reversed(range(len(self.at)))  # from the last, since who leaves is replaced by the last
+        rows = reversed(range(len(self.at)))  # from the last, since a leaving row is replaced by the last
         over = {id(ended) for row in rows if (ended := self._take(row, logits[row])) is not None}
         if over:
-            self._take_out(lambda job: id(job) in over)  # what a ranking that failed has in other rows
+            self._take_out(lambda job: id(job) in over)  # the other rows of a failed ranking
 
     def _take(self, number: int, logits: Floats) -> Job | None:
-        """What comes of one row's step; its job, if that has ended."""
+        """Processes one row's logits; returns its job if that has ended."""
         row = self.at[number]
         before, ended = row.written, row.take(logits)
         self.counts.new_tokens += row.written - before

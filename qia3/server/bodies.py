@@ -1,8 +1,8 @@
-"""Requests' bodies, as OpenAI's API has them, checked by hand: every complaint in one line, and nothing that would change
-the answer is passed over in silence.
+"""Request bodies in OpenAI's format, checked by hand: every complaint in one line, and nothing that would change the
+answer is silently ignored.
 
-What is known and said elsewhere (a user's name, metadata) is read past. What asks for something that is not done here,
-tools, several answers, penalties, is refused by name unless it asks for nothing: `n` 1, a penalty of 0.
+Known keys without effect on the answer (a user's name, metadata) are ignored. Requests for something that is not
+supported (tools, several answers, penalties) are refused by name, unless the value means "off": `n` 1, a penalty of 0.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from qia3.runtime.decoding import GREEDY, Decoding
 MOST_STOPS, MOST_TOP = 4, 20
 ROLES = ("system", "user", "assistant")
 PASSED_OVER = {"user", "metadata", "store", "safety_identifier", "prompt_cache_key", "service_tier"}
-# what is not done here, and the values that ask for nothing
+# what is not supported, and the values that mean "off"
 NOTHING: dict[str, tuple[Any, ...]] = {
     "n": (1, None),
     "best_of": (1, None),
@@ -37,23 +37,23 @@ NOTHING: dict[str, tuple[Any, ...]] = {
 
 
 class BadBody(QIA3Error):
-    """A request that is malformed, or asks for what is not done here: 400."""
+    """A request that is malformed or not supported: 400."""
 
 
 @dataclass(frozen=True)
 class Writing:
-    """How an answer is to be written. `limit` and `top` are None where nothing was asked."""
+    """Settings for generation. `limit` and `top` are None if not given."""
 
     decoding: Decoding
     limit: int | None
     stops: tuple[str, ...]
     top: int | None
     stream: bool
-    usage: bool  # at the end of a stream
+    usage: bool  # send the usage at the end of a stream
 
 
 class Body:
-    """A JSON object whose keys are taken one by one; `check` complains of what was wrong and of what was not taken."""
+    """A JSON object whose keys are taken one by one; `check` reports everything that was wrong or not taken."""
 
     def __init__(self, raw: bytes) -> None:
         try:
@@ -67,7 +67,7 @@ class Body:
         self.taken: set[str] = set(PASSED_OVER)
 
     def take(self, name: str, kinds: type | tuple[type, ...], words: str, default: Any = None) -> Any:
-        """A value of one of `kinds`; null is its default. True is no number."""
+        """A value of one of `kinds`; null means the default. Booleans do not count as numbers."""
         self.taken.add(name)
         value = self.values.get(name)
         if value is None:
@@ -79,7 +79,7 @@ class Body:
         return value
 
     def text(self, name: str) -> str:
-        """A string that has to be there."""
+        """A required string."""
         if self.values.get(name) is None:
             self.bad.append(f"{name!r} is missing")
         found: str = self.take(name, str, "a string", "")
@@ -88,14 +88,14 @@ class Body:
     def number(self, name: str, low: float, high: float) -> float | None:
         value = self.take(name, (int, float), "a number")
         if value is not None and not low <= value <= high:
-            self.bad.append(f"{name!r} is not from {low:g} to {high:g}")
+            self.bad.append(f"{name!r} must be from {low:g} to {high:g}")
             return None
         return value  # type: ignore[no-any-return]
 
     def count(self, name: str, high: int) -> int | None:
         value = self.take(name, int, "a whole number")
         if value is not None and not 1 <= value <= high:
-            self.bad.append(f"{name!r} is not from 1 to {high:,}")
+            self.bad.append(f"{name!r} must be from 1 to {high:,}")
             return None
         return value  # type: ignore[no-any-return]
 
@@ -107,16 +107,16 @@ class Body:
             self.bad.append(f"{name!r} is not a string or a list of strings")
             return ()
         if len(found) > most:
-            self.bad.append(f"{name!r} has {len(found)} entries, and {most} at most are taken")
+            self.bad.append(f"{name!r} has {len(found)} entries, more than the limit of {most}")
         return tuple(found)
 
     def check(self) -> None:
-        """Raises BadBody."""
+        """Raises BadBody with every complaint."""
         for name, idle in NOTHING.items():
             self.taken.add(name)
             if name in self.values and self.values[name] not in idle:
-                self.bad.append(f"{name!r} is not supported here, beside {_shown(idle)}")
-        self.bad += [f"{name!r} is not known here" for name in self.values if name not in self.taken]
+                self.bad.append(f"{name!r} is not supported, except {_shown(idle)}")
+        self.bad += [f"{name!r} is not a known key" for name in self.values if name not in self.taken]
         if self.bad:
             raise BadBody("; ".join(self.bad))
 
@@ -126,7 +126,7 @@ def _shown(idle: tuple[Any, ...]) -> str:
 
 
 def writing(body: Body, chat: bool) -> Writing:
-    """Of a completion's body; `check` comes after it. Without a temperature, and at 0, the likeliest token is taken."""
+    """Settings from a completion's body; call `check` afterwards. Without a temperature, or at 0, decoding is greedy."""
     temperature = body.number("temperature", 0, 2)
     top_p, top_k = body.number("top_p", 0, 1), body.count("top_k", 1 << 20)
     min_p, seed = body.number("min_p", 0, 1), body.take("seed", int, "a whole number")
@@ -158,7 +158,7 @@ def writing(body: Body, chat: bool) -> Writing:
 
 
 def _top(body: Body, chat: bool) -> int | None:
-    """How many of the likeliest tokens: chat has a flag and a count, completions a count alone."""
+    """Number of most likely tokens to report: chat has a flag and a count, completions only a count."""
     if not chat:
         value = body.take("logprobs", int, "a whole number")
     else:
@@ -167,10 +167,10 @@ def _top(body: Body, chat: bool) -> int | None:
             body.take("top_logprobs", int, "a whole number"),
         )
         if value is not None and not flag:
-            body.bad.append("'top_logprobs' is for 'logprobs' true")
+            body.bad.append("'top_logprobs' needs 'logprobs' true")
         value = (value or 0) if flag else None
     if value is not None and not 0 <= value <= MOST_TOP:
-        body.bad.append(f"log-probabilities of 0 to {MOST_TOP} tokens are given, not {value}")
+        body.bad.append(f"log-probabilities are available for 0 to {MOST_TOP} tokens, not {value}")
     return value  # type: ignore[no-any-return]
 
 
@@ -179,18 +179,18 @@ def turns_of(body: Body) -> list[dict[str, str]]:
     messages = body.take("messages", list, "a list", [])
     bad = [m for m in messages if not isinstance(m, dict) or not isinstance(m.get("role"), str)]
     if not messages or bad:
-        body.bad.append("'messages' is not a list of objects with 'role' and 'content'")
+        body.bad.append("'messages' must be a list of objects with 'role' and 'content'")
         return []
     turns = [{"role": m["role"], "content": _content(body, m.get("content"))} for m in messages]
     if strange := sorted({t["role"] for t in turns} - set(ROLES)):
-        body.bad.append(f"a message's 'role' is {', '.join(ROLES)}, not {strange[0]!r}")
+        body.bad.append(f"a message's 'role' must be one of {', '.join(ROLES)}, not {strange[0]!r}")
     elif turns[-1]["role"] != "user":
-        body.bad.append(f"the last of 'messages' is the user's, not the {turns[-1]['role']}'s")
+        body.bad.append(f"the last of 'messages' must be the user's, not the {turns[-1]['role']}'s")
     return turns
 
 
 def _content(body: Body, content: Any) -> str:
-    if isinstance(content, list):  # in parts
+    if isinstance(content, list):  # a list of parts
         parts = [p.get("text") if isinstance(p, dict) and p.get("type") == "text" else None for p in content]
         content = "".join(parts) if all(isinstance(p, str) for p in parts) else None  # type: ignore[arg-type]
     if not isinstance(content, str):

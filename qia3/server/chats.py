@@ -1,9 +1,9 @@
-"""Several turns of a chat, through the chat template that a bundle's tokenizer brings (tokenizer_config.json).
+"""Several turns of a chat, through the chat template of a bundle's tokenizer (tokenizer_config.json).
 
-A bundle was built with the prompt of one turn: a prefix, the user's words, a suffix. A template is used for more turns only
-where it gives that very prompt for one, with an empty system turn or without: then what comes before is rendered as it
-would have been. The last words of the user stand for {text} and stay text, whatever is in them. Earlier words are part of
-what the template writes, so a control token that is spelt in them is refused: there it would be one.
+A bundle was built with the prompt of one turn: a prefix, the user's words, a suffix. For several turns, the template is
+only used if it gives exactly that prompt for one turn, with or without an empty system turn. The last user message
+stands for {text} and stays plain text, whatever it contains. Earlier messages are part of what the template renders, so
+one that spells a control token is refused: it would become a real one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Turn = Mapping[str, str]
 
 @dataclass(frozen=True)
 class Template:
-    """`opening`: turns that stand before a conversation without a system turn."""
+    """`opening`: turns that are put before a conversation without a system turn."""
 
     render: Callable[[Sequence[Turn]], str]
     opening: tuple[Turn, ...]
@@ -36,31 +36,33 @@ class Chats:
         self.bundle, self._tokens = bundle, tokens
 
     def prompt(self, turns: Sequence[Turn]) -> tuple[str, str]:
-        """A prompt with {text}, and the words of the last turn, which is the user's. Raises ConfigError."""
+        """A prompt with {text}, and the words of the last turn, which is the user's. Raises ConfigError if that fails."""
         template, last = self.template, turns[-1]["content"]
         controls = [*self._tokens().control.values(), SLOT]
         spelt = [text for turn in turns[:-1] for text in controls if text in turn["content"]]
         if spelt:
-            raise ConfigError(f"a message before the last one spells {spelt[0]!r}, which would be more than text there")
+            raise ConfigError(
+                f"a message before the last one contains {spelt[0]!r}, which would become a control token; remove it"
+            )
         before = () if turns[0]["role"] == "system" else template.opening
         try:
             text = template.render([*before, *turns[:-1], {"role": "user", "content": SLOT}])
-        except Exception as error:  # templates raise what they like
+        except Exception as error:  # templates can raise anything
             raise ConfigError(f"the bundle's chat template refuses these messages: {first_line(error)}") from error
         if text.count(SLOT) != 1:
-            raise ConfigError("the bundle's chat template does not leave the last message as it is")
+            raise ConfigError("the bundle's chat template changes the last message")
         return text, last
 
     @cached_property
     def template(self) -> Template:
-        """Raises ConfigError where the bundle has none, or one that is not what it was built with."""
+        """The bundle's template. Raises ConfigError if it has none, or was built with another prompt."""
         try:
             table = read_json_table(self.bundle.path / CONFIG, BundleError, "", pairs=each_once)
         except BundleError:
             table = {}
         source = table.get("chat_template")
         if not isinstance(source, str):
-            raise ConfigError(f"{self.bundle.name!r} has no chat template: send one message of the user")
+            raise ConfigError(f"{self.bundle.name!r} has no chat template: send one user message only")
         render = _compiled(source, {k: v for k, v in table.items() if k.endswith("_token") and isinstance(v, str)})
         own = f"{self.bundle.prefix}{SLOT}{self.bundle.suffix}"
         asked = {"role": "user", "content": SLOT}
@@ -71,12 +73,13 @@ class Chats:
             except Exception:  # some refuse a system turn
                 continue
         raise ConfigError(
-            f"{self.bundle.name!r} was built with another prompt than its chat template's: send one message"
+            f"{self.bundle.name!r} was built with a prompt that differs from its chat template: send one user "
+            "message only"
         )
 
 
 def _compiled(source: str, special: Mapping[str, str]) -> Callable[[Sequence[Turn]], str]:
-    """As transformers compiles one: in a sandbox, with its few names."""
+    """Compiles a template as transformers does: in a sandbox, with the same few names."""
     try:
         from jinja2.ext import loopcontrols
         from jinja2.sandbox import ImmutableSandboxedEnvironment

@@ -1,8 +1,8 @@
-"""What is asked of the model, in token ids, and what comes back: the border between the routes and the thread that runs
-the model.
+"""Requests to the model, in token ids, and their results: the interface between the routes and the thread that runs the
+model.
 
-A job is told of what happens through its `tell`, in the running thread: tokens one by one and how it ended, or scores,
-or why it failed. Whoever asked cancels it by setting `cancelled`; it is gone before the next step.
+A job is notified through its `tell`, in the running thread: of tokens one by one and how it ended, or of scores, or of
+the reason why it failed. The caller cancels it by setting `cancelled`; it is removed before the next step.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Cause = Literal["failed", "cancelled", "late", "stopping"]
 
 @dataclass(frozen=True)
 class Token:
-    """One token that was chosen; its log-probability, and the likeliest tokens with theirs, where they were asked."""
+    """A chosen token; its log-probability, and the most likely tokens with theirs, if requested."""
 
     id: int
     logprob: float | None = None
@@ -32,7 +32,7 @@ class Token:
 
 @dataclass(frozen=True)
 class Ended:
-    """The text is whole: a stop token came, or its limit."""
+    """The text is complete: a stop token came, or the limit was reached."""
 
     reason: Reason
 
@@ -46,7 +46,7 @@ class Ranked:
 
 @dataclass(frozen=True)
 class Embedded:
-    """[hidden] of a text."""
+    """The embedding [hidden] of a text."""
 
     vector: Floats
 
@@ -60,25 +60,25 @@ class Marked:
 
 @dataclass(frozen=True)
 class Failed:
-    """Nothing more comes. `error` is what is told to whoever asked."""
+    """The job failed; `error` is the message for the caller."""
 
     error: str
     reason: Cause
 
 
-Last = Ended | Ranked | Embedded | Marked  # of a job that did not fail
+Last = Ended | Ranked | Embedded | Marked  # the last event of a job that did not fail
 Event = Token | Last | Failed
 Tell = Callable[[Event], None]
 
 
 @dataclass
 class Job:
-    """`vectors` are [1, 1, d], the same arrays for all jobs of one adapter, so that begun prompts are known again.
+    """`vectors` are [1, 1, d], the same arrays for all jobs of one adapter, so that cached prefixes are recognised.
 
-    `choices` make it a ranking (an encoder's are the numbers of its head's rows; with `places`, of the tokens there, each
-    by itself), `embed` asks for a vector; otherwise up to `limit` tokens are written, until one of `stop`. `top` None:
-    nobody asks for log-probabilities. `deadline` is a time.monotonic(). `shared`: how many of the prompt's first tokens
-    other jobs with these vectors begin with, too.
+    With `choices` it is a ranking (for an encoder they are row numbers of its head; with `places`, one ranking per token
+    there), with `embed` it asks for a vector; otherwise up to `limit` tokens are generated, until one of `stop`. `top`
+    None: no log-probabilities. `deadline` is a time.monotonic(). `shared`: how many of the prompt's first tokens other
+    jobs with these vectors have in common.
     """
 
     prompt: Sequence[int]
@@ -96,7 +96,7 @@ class Job:
     shared: int = 0
     submitted: float = field(default_factory=time.monotonic)
     cancelled: threading.Event = field(default_factory=threading.Event)
-    begun: bool = False  # its first token has been seen by the one who asked
+    begun: bool = False  # the caller has seen its first token
 
     @property
     def late(self) -> bool:

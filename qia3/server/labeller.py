@@ -1,7 +1,7 @@
-"""An encoder's jobs: as many texts as wait, up to `rows` of them, are one run, each with its own vectors and head.
+"""An encoder's jobs: all waiting texts, up to `rows`, form one run, each with its own vectors and head.
 
-A text is done in one run, so nobody joins or leaves: texts that come while a run is at work are the next one's. Labels of
-texts, labels of words and embeddings are outputs of the same graph, and are asked for apart.
+A text takes one run, so rows do not join or leave: texts that arrive during a run are in the next one. Labels of texts,
+labels of words and embeddings are different outputs of the same graph and run separately.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from qia3.server.line import Line, failed
 
 
 class Labeller(Line):
-    """Owns the engine from `start` on."""
+    """Owns the engine from `start` until `stop` has returned."""
 
     def __init__(self, engine: Encoder, rows: int = 8, waiting: int = 64) -> None:
         super().__init__(rows, waiting)
@@ -33,7 +33,7 @@ class Labeller(Line):
 
     @property
     def _busy(self) -> bool:
-        return False  # a run is over when its turn is
+        return False  # a run ends with its turn
 
     def _check(self, job: Job) -> None:
         if len(job.prompt) > self.engine.context_length:
@@ -41,7 +41,7 @@ class Labeller(Line):
                 f"{len(job.prompt)} tokens do not fit the bundle's context of {self.engine.context_length}; shorten the text"
             )
         if not job.embed and not job.choices:
-            raise QIA3Error("an encoder writes no text: it labels or embeds one")
+            raise QIA3Error("an encoder cannot generate text; it labels or embeds one")
 
     def _take_out(self, gone: Callable[[Job], bool]) -> list[Job]:
         return []

@@ -1,8 +1,8 @@
-"""A line of jobs and the thread that works through it, whatever the model.
+"""A queue of jobs and the thread that works through it, for any kind of model.
 
-The queue has `waiting` places, and a job beyond them is refused (Busy), which is a server's 429. A job that was cancelled
-or is late is taken out before the next turn, wherever it is, and told. What breaks a turn is told to every job in it, and
-the next job is taken.
+The queue has `waiting` places; a job beyond them is refused (Busy), which becomes HTTP status 429. A job that was
+cancelled or has timed out is removed before the next turn, wherever it is, and notified. An error in a turn is reported
+to every job in it, and the next job is taken.
 """
 
 from __future__ import annotations
@@ -18,31 +18,31 @@ from qia3.errors import QIA3Error, first_line
 from qia3.progress import say
 from qia3.server.jobs import Cause, Ended, Failed, Job, Last
 
-IDLE_SECONDS = 0.5  # between looks at whether to stop, when nothing runs
+IDLE_SECONDS = 0.5  # interval for checking whether to stop, when nothing runs
 TOLD: dict[Cause, str] = {
     "cancelled": "cancelled",
-    "late": "its time was up",
-    "stopping": "the server stops",
+    "late": "it timed out",
+    "stopping": "the server is stopping",
     "failed": "the server failed",
 }
-MEMORY = 0.1  # share of the newest job in the running mean of what a job takes
+MEMORY = 0.1  # weight of the newest job in the running mean of a job's duration
 
 
 class Busy(QIA3Error):
-    """The queue is full; `seconds` until it is worth asking again."""
+    """The queue is full; retry after `seconds`."""
 
     def __init__(self, waiting: int, seconds: float) -> None:
-        super().__init__(f"{waiting} requests are waiting already; try again in {seconds:.0f} s")
+        super().__init__(f"{waiting} requests are already waiting; try again in {seconds:.0f} s")
         self.seconds = seconds
 
 
 class Stopping(QIA3Error):
-    """No more jobs are taken."""
+    """No more jobs are accepted."""
 
 
 @dataclass
 class Counts:
-    """Since the start, for the metrics."""
+    """Counts since the start, for the metrics."""
 
     prompt_tokens: int = 0
     new_tokens: int = 0
@@ -66,7 +66,7 @@ class Line(ABC):
     @property
     @abstractmethod
     def in_use(self) -> int:
-        """Rows that are being worked on."""
+        """Rows in use."""
 
     @abstractmethod
     def _check(self, job: Job) -> None:
@@ -74,16 +74,16 @@ class Line(ABC):
 
     @abstractmethod
     def _turn(self) -> None:
-        """A little of the work: no longer than a job that comes in may wait."""
+        """One small piece of work: no longer than a new job may wait."""
 
     @property
     @abstractmethod
     def _busy(self) -> bool:
-        """Whether there is any, beside the queue."""
+        """Whether there is work besides the queue."""
 
     @abstractmethod
     def _take_out(self, gone: Callable[[Job], bool]) -> list[Job]:
-        """Jobs that are to go, from wherever they are beside the queue."""
+        """Removes and returns jobs for which `gone` is true, outside the queue."""
 
     def start(self) -> None:
         self._thread.start()
@@ -106,7 +106,7 @@ class Line(ABC):
             self._change.notify()
 
     def stop(self, grace: float = 0.0) -> None:
-        """Takes no more jobs, gives those that it has `grace` seconds, tells the rest, and ends the thread."""
+        """Accepts no more jobs, gives current ones `grace` seconds, fails the rest, and ends the thread."""
         with self._change:
             self._closing, self._stop_at = True, time.monotonic() + grace
             self._change.notify()
@@ -123,13 +123,13 @@ class Line(ABC):
             try:
                 self._drop(lambda job: job.cancelled.is_set() or job.late)
                 self._turn()
-            except Exception as error:  # of no job alone: all of them are told, and the next one is taken
-                say(f"error: the server's turn failed: {type(error).__name__}: {first_line(error)}")
+            except Exception as error:  # not the error of a single job: all jobs in the turn fail, and work goes on
+                say(f"error: a turn of the server failed: {type(error).__name__}: {first_line(error)}")
                 self._drop(lambda job: True, "failed")
         self._drop(lambda job: True)
 
     def _drop(self, gone: Callable[[Job], bool], otherwise: Cause = "stopping") -> None:
-        """Takes out every job that is to go, and tells it why: it was cancelled, is late, or `otherwise`."""
+        """Removes every job for which `gone` is true and tells it why: it was cancelled, timed out, or `otherwise`."""
         with self._change:
             dropped = [job for job in self.queue if gone(job)]
             self.queue = deque(job for job in self.queue if not gone(job))
@@ -138,7 +138,7 @@ class Line(ABC):
             self._end(job, Failed(TOLD[cause], cause))
 
     def _end(self, job: Job, event: Last | Failed) -> None:
-        """Tells a job its last event, when nothing of it is left here."""
+        """Sends a job its last event, once nothing of it is left here."""
         how = event.reason if isinstance(event, Ended | Failed) else type(event).__name__.lower()
         self.counts.finished[how] = self.counts.finished.get(how, 0) + 1
         if not isinstance(event, Failed):
@@ -147,7 +147,7 @@ class Line(ABC):
 
 
 def failed(error: Exception) -> Failed:
-    """What a request is told of its own failure; a fault of ours is a line for whoever runs the server, too."""
+    """The failure as reported to the request; a bug of qia3 is also printed for the operator."""
     if not isinstance(error, QIA3Error):
         say(f"error: a request failed: {type(error).__name__}: {first_line(error)}")
     return Failed(first_line(error), "failed")

@@ -1,5 +1,5 @@
-"""What the server counts, for Prometheus. Queue, rows, tokens and adapters are read when they are asked for; requests and
-times are counted as they come.
+"""Metrics for Prometheus. Queue, rows, tokens and adapters are read at each scrape; requests and times are counted as
+they occur.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ class Metrics:
         self._requests = Counter("qia3_requests", "Requests answered.", ["route", "status"], registry=self.registry)
         self._seconds = Histogram(
             "qia3_request_seconds",
-            "From a request to its last byte.",
+            "Seconds from a request to its last byte.",
             ["route"],
             buckets=SECONDS,
             registry=self.registry,
         )
         self._first = Histogram(
-            "qia3_first_token_seconds", "From a request to its first token.", buckets=SECONDS, registry=self.registry
+            "qia3_first_token_seconds", "Seconds to the first token.", buckets=SECONDS, registry=self.registry
         )
         self.registry.register(_Now(models))
 
     def request(self, path: str, status: int, seconds: float) -> None:
-        route = path if path in ROUTES else "other"  # names of adapters are in paths, and anybody may ask for anything
+        route = path if path in ROUTES else "other"  # paths contain adapter names and anything that clients send
         self._requests.labels(route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
 
     def first_token(self, job: Job) -> None:
-        """Counts a job's first one only."""
+        """Counts only a job's first token."""
         if not job.begun:
             job.begun = True
             self._first.observe(time.monotonic() - job.submitted)
@@ -50,21 +50,19 @@ class Metrics:
 
 
 class _Now(Collector):
-    """Each figure of each bundle."""
+    """The current figures of each bundle."""
 
     def __init__(self, models: Models) -> None:
         self.models = models
 
     def collect(self) -> Iterator[Metric]:
         lines = {one.model.name: one.line for one in self.models.served}
-        yield _gauge("queue", "Requests that wait.", {n: len(line.queue) for n, line in lines.items()})
-        yield _gauge("rows_in_use", "Rows that write or rank.", {n: line.in_use for n, line in lines.items()})
-        yield _gauge("rows", "Rows that there are.", {n: line.rows for n, line in lines.items()})
+        yield _gauge("queue", "Waiting requests.", {n: len(line.queue) for n, line in lines.items()})
+        yield _gauge("rows_in_use", "Rows that generate or rank.", {n: line.in_use for n, line in lines.items()})
+        yield _gauge("rows", "Rows in total.", {n: line.rows for n, line in lines.items()})
         counts = {name: line.counts for name, line in lines.items()}
-        yield _counter(
-            "prompt_tokens", "Tokens of prompts that were run.", {n: c.prompt_tokens for n, c in counts.items()}
-        )
-        yield _counter("new_tokens", "Tokens that were written.", {n: c.new_tokens for n, c in counts.items()})
+        yield _counter("prompt_tokens", "Prompt tokens that were run.", {n: c.prompt_tokens for n, c in counts.items()})
+        yield _counter("new_tokens", "Tokens that were generated.", {n: c.new_tokens for n, c in counts.items()})
         yield _counter("steps", "Steps of all rows.", {n: c.steps for n, c in counts.items()})
         jobs = CounterMetricFamily("qia3_jobs", "Jobs by how they ended.", labels=["bundle", "how"])
         for name, count in counts.items():
@@ -77,7 +75,7 @@ class _Now(Collector):
             entries = one.model.shelf.listed()
             held.add_metric([one.model.name], sum(e.nbytes for e in entries))
             for entry in entries:
-                if entry.hits:  # of a thousand adapters, those that are asked for
+                if entry.hits:  # only adapters that were asked for
                     hits.add_metric([one.model.name, entry.name], entry.hits)
         yield from (hits, held)
 

@@ -1,7 +1,7 @@
-"""A bundle that is being served: which names it answers to, and jobs made of texts.
+"""A bundle being served: the names it answers to, and jobs made from texts.
 
-Every adapter is a model, under its own name; the bundle's name is the base without one. A text goes into the task's
-prompt, as `qia3 run` has it. Which bundle of several is meant: models.py.
+Every adapter is a model with its own name; the bundle's name is the base without an adapter. A text is put into the
+task's prompt, as in `qia3 run`. With several bundles, models.py decides which one is meant.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class UnknownModel(BadBody):
 
 @dataclass(frozen=True)
 class Known:
-    """A name that was asked for: its task, its vectors and where its prompts' common beginning ends."""
+    """A requested name: its task, its vectors, and the length of its prompts' common prefix."""
 
     name: str
     task: Task
@@ -53,57 +53,59 @@ class Model:
         return [*base, *(entry.name for entry in self.shelf.listed() if entry.name not in base)]
 
     def has(self, name: str) -> bool:
-        """Whether it answers to a name, as far as is known without a look into the folder."""
+        """Whether it answers to a name, as far as is known without reading the folder."""
         return name in self.shelf.entries or (name == self.name and self._base is not None)
 
     def known(self, name: str) -> Known:
-        """Raises UnknownModel, and AdapterError for an adapter that does not fit."""
+        """The model of this name. Raises UnknownModel, and AdapterError for an adapter that does not fit."""
         if name == self.name and self._base is not None and name not in self.shelf.entries:
-            return Known(name, self._base, self._ones, 0)  # before the shelf looks into its folder for it
+            return Known(name, self._base, self._ones, 0)  # before the shelf searches its folder
         try:
             task, vectors = self.shelf.get(name)
         except KeyError as error:
-            raise UnknownModel(f"there is no model {name!r}; there are: {shown(self.names())}") from error
+            raise UnknownModel(f"there is no model {name!r}; available: {shown(self.names())}") from error
         return Known(name, task, vectors, self._beginnings(replace(task, name=NONE)))
 
     def prompt(self, known: Known, text: str) -> list[int]:
         return prompt_of(self.engine, known.task, text)
 
     def chat(self, known: Known, turns: Sequence[Turn]) -> list[int]:
-        """Several turns, for whoever has the base's own prompt. Raises BadBody, ConfigError."""
+        """Several turns, for tasks with the base's own prompt. Raises BadBody, ConfigError."""
         if len(turns) == 1:
             return self.prompt(known, turns[0]["content"])
         bundle = self.engine.bundle
         if known.task.prompt != f"{bundle.prefix}{{text}}{bundle.suffix}":
             raise BadBody(
-                f"'messages' is one message of the user for {known.name!r}: its instructions and examples stand in its prompt"
+                f"{known.name!r} takes one user message in 'messages': its instructions and examples are in its prompt"
             )
         template, text = self.chats.prompt(turns)
         return prompt_of(self.engine, replace(known.task, prompt=template), text)
 
     def raw(self, text: str) -> list[int]:
-        """A text that is gone on with, without a prompt around it."""
+        """A text to continue, without a prompt around it."""
         return prompt_of(
             self.engine, replace(self._base or next(iter(self.engine.bundle.tasks.values())), prompt="{text}"), text
         )
 
     def words(self, known: Known, text: str) -> tuple[list[int], list[int], tuple[str, ...]]:
-        """Of a task that labels words: the prompt, where each word begins in it, and the words. Raises DataError."""
+        """For a task that labels words: the prompt, where each word begins in it, and the words. Raises DataError."""
         given = words_of(text)
         prompt, places = self.engine.tokens.words(known.task.prompt, given)
         return list(prompt), list(places), given
 
     def choices(self, known: Known, given: Sequence[str]) -> tuple[tuple[str, ...], list[list[int]]]:
-        """Answers to rank, the task's where none are given, and their tokens. An encoder has those of its head alone.
-        Raises BadBody.
+        """Answers to rank and their tokens; by default the task's. An encoder has only those of its head. Raises
+        BadBody.
         """
         if self.embeds and (given or not (self.engine.bundle.mode == "merged" or HEAD_WEIGHT in known.vectors)):
-            raise BadBody(f"{known.name!r} has {'its own labels and no others' if given else 'no labels: it embeds'}")
+            raise BadBody(
+                f"{known.name!r} has {'fixed labels; leave out choices' if given else 'no labels, only embeddings'}"
+            )
         found = tuple(given) or known.task.choices or ()
         if not found:
-            raise BadBody(f"{known.name!r} has no choices of its own: give 'choices'")
+            raise BadBody(f"{known.name!r} has no choices of its own; give 'choices'")
         if len(set(found)) != len(found) or not all(found) or len(found) < 2:
-            raise BadBody("'choices' are two or more different texts")
+            raise BadBody("'choices' must be two or more different texts")
         return found, [answer_of(self.engine, known.task, choice) for choice in found]
 
 

@@ -1,8 +1,8 @@
-"""The bundles of one server, each with its engine and its line of jobs, and which of them a name means.
+"""The bundles of one server, each with its engine and its queue, and which of them a name means.
 
 intents              the base of the bundle of that name
 intents:lamps        its adapter lamps
-lamps                the same, where no other bundle has a model of that name
+lamps                the same, if no other bundle has a model of that name
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SEPARATOR = ":"
 
 @dataclass(frozen=True)
 class Served:
-    """A bundle, and the thread that runs it."""
+    """A bundle and the thread that runs it."""
 
     model: Model
     line: Line
@@ -35,11 +35,11 @@ class Models:
             raise ConfigError(f"two bundles are called {Counter(s.model.name for s in served).most_common(1)[0][0]!r}")
 
     def names(self) -> list[str]:
-        """Short where that is clear."""
+        """The names of all models, short if unambiguous."""
         return [self.told(one, name) for one in self.served for name in one.model.names()]
 
     def told(self, one: Served, name: str) -> str:
-        """A model's name as this server tells it."""
+        """A model's name as this server lists it."""
         clear = name == one.model.name or sum(other.model.has(name) for other in self.served) == 1
         return (
             name
@@ -48,7 +48,7 @@ class Models:
         )
 
     def known(self, name: str) -> tuple[Served, Known]:
-        """Raises UnknownModel, and AdapterError for an adapter that does not fit."""
+        """The model of a name. Raises UnknownModel, and AdapterError for an adapter that does not fit."""
         one, own = self.place(name)
         return one, one.model.known(own)
 
@@ -62,17 +62,17 @@ class Models:
         having = [one for one in self.served if one.model.has(name)] or self._looked(name)
         if len(having) > 1:
             ways = " or ".join(f"{one.model.name}{SEPARATOR}{name}" for one in having)
-            raise UnknownModel(f"several bundles have a model {name!r}: ask for {ways}")
+            raise UnknownModel(f"several bundles have a model {name!r}: use {ways}")
         if not having:
-            raise UnknownModel(f"there is no model {name!r}; there are: {shown(self.names())}")
+            raise UnknownModel(f"there is no model {name!r}; available: {shown(self.names())}")
         return having[0], name
 
     def _looked(self, name: str) -> list[Served]:
-        """Those that have it once they have looked into their folders."""
+        """Bundles that have it after searching their folders."""
         for one in self.served:
             one.model.shelf.look()
         return [one for one in self.served if one.model.has(name)]
 
     def entries(self) -> list[tuple[str, Entry]]:
-        """Every adapter, by the name that this server tells."""
+        """Every adapter, by its name on this server."""
         return [(self.told(one, entry.name), entry) for one in self.served for entry in one.model.shelf.listed()]

@@ -1,7 +1,7 @@
-"""Answers in the shape of OpenAI's API: whole, in chunks, models, errors.
+"""Responses in the format of OpenAI's API: complete, in chunks, models, errors.
 
-A chat's answer is a message, a completion's a text. Streamed, a chat begins with a chunk that says who speaks, each part
-is a chunk, the last part says why it ended, and the usage comes in a chunk of its own where it was asked for.
+A chat's answer is a message, a completion's a text. When streaming, a chat begins with a chunk that gives the role,
+each part is a chunk, the last part gives the finish reason, and the usage comes in its own chunk if it was requested.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TYPES = {401: "authentication_error", 404: "not_found_error", 409: "conflict_err
 
 @dataclass(frozen=True)
 class Part:
-    """Some text, the tokens that it came from, and how the answer ended if this is its last."""
+    """A piece of text, its tokens, and how the answer ended if this is the last piece."""
 
     text: str
     tokens: Sequence[Token]
@@ -108,7 +108,7 @@ def models(names: Sequence[str]) -> dict[str, Any]:
 
 
 def embeddings(model: str, vectors: Sequence[Floats], form: str, count: int) -> dict[str, Any]:
-    """`form` "float", or "base64" of float32, the lowest byte first."""
+    """`form`: "float", or "base64" of little-endian float32."""
     shown = [
         base64.b64encode(v.astype("<f4").tobytes()).decode() if form == "base64" else [float(x) for x in v]
         for v in vectors

@@ -1,9 +1,9 @@
-"""Where a server's adapters are: a folder of this machine, or one of a store that fsspec reads.
+"""Where a server's adapters are: a local folder, or one in a store that fsspec reads.
 
     my-adapters      s3://bucket/adapters      gs://...      memory://adapters      file:///srv/adapters
 
-What is in a store is copied to a temporary folder when it is read, file by file; which adapters there are is asked of
-the store each time.
+Adapters in a store are copied to a temporary folder when they are read, file by file; the list of adapters is requested
+from the store each time.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from qia3.errors import AdapterError, ConfigError, first_line
 
 class Place(Protocol):
     def names(self) -> list[str]:
-        """Of what looks like an adapter. Raises AdapterError where that cannot be told."""
+        """Names of what looks like an adapter. Raises AdapterError if the place cannot be listed."""
 
     @contextmanager
     def files(self, name: str) -> Iterator[Path]:
-        """A folder of this machine with an adapter's files, for as long as they are read. Raises AdapterError."""
+        """A local folder with an adapter's files, during the block. Raises AdapterError."""
 
     def within(self, name: str) -> Place | None:
         """The place of this name in it, if there is one."""
 
 
 class Folder:
-    """Raises ConfigError where there is none."""
+    """A local folder. Raises ConfigError if it does not exist."""
 
     def __init__(self, path: Path) -> None:
         if not path.is_dir():
@@ -53,18 +53,18 @@ class Folder:
 
 
 class Store:
-    """Raises ConfigError where fsspec is not there, does not know the URL, or finds nothing."""
+    """A folder in a store. Raises ConfigError if fsspec is missing, does not know the URL, or finds nothing."""
 
     def __init__(self, url: str) -> None:
         try:
             import fsspec
         except ModuleNotFoundError as error:
-            raise ConfigError(f"{url} needs fsspec: pip install fsspec, and what it needs for this store") from error
+            raise ConfigError(f"{url} needs fsspec: pip install fsspec and its package for this store") from error
         self.url = url.rstrip("/")
         try:
             self.store, self.root = fsspec.core.url_to_fs(self.url)
             there = self.store.isdir(self.root)
-        except Exception as error:  # each store raises what it likes
+        except Exception as error:  # each store can raise anything
             raise ConfigError(f"{url} cannot be opened: {first_line(error)}") from error
         if not there:
             raise ConfigError(f"{url} is not a folder of adapters")
@@ -95,5 +95,5 @@ class Store:
 
 
 def place_of(text: Any) -> Place:
-    """A path, or a URL of a store. Raises ConfigError."""
+    """The place for a path or URL. Raises ConfigError if it cannot be opened."""
     return Store(text) if isinstance(text, str) and "://" in text else Folder(Path(text))

@@ -1,4 +1,4 @@
-"""What each route answers (app.py has the list)."""
+"""The handlers of the routes listed in app.py."""
 
 from __future__ import annotations
 
@@ -57,14 +57,14 @@ async def _write(server: Server, request: Request, body: Body, turns: Sequence[T
     shape = openai.Shape(chat, f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}", name, model.engine)
     if known.task.kind == "classify":
         if asked.top is not None or asked.stops:
-            raise BadBody(f"{known.name!r} classifies: its probabilities are had from /v1/classify")
+            raise BadBody(f"{known.name!r} classifies text; use /v1/classify for its probabilities")
         choices, tokens = model.choices(known, ())
         prompt = model.chat(known, turns)
         job = server.ask(request, served, known, prompt, choices=tokens, ranking=known.task.ranking)
         label = chosen(choices, (await _last(job, Ranked)).scores).label
         parts = _one(openai.Part(label, (), len(tokens[choices.index(label)]), "stop"))
     elif known.task.kind != "generate":
-        raise BadBody(f"{known.name!r} writes no text: its task is to {known.task.kind}")
+        raise BadBody(f"{known.name!r} does not generate text: its task is to {known.task.kind}")
     else:
         own = chat or known.task.name != NONE
         prompt = model.chat(known, turns) if own else model.raw(turns[-1]["content"])
@@ -93,7 +93,7 @@ async def _one(part: openai.Part) -> AsyncIterator[openai.Part]:
 
 
 async def _parts(server: Server, asked: Asked, text: Text) -> AsyncIterator[openai.Part]:
-    """Text as it is made, each with the tokens that it is made of, and how it ended."""
+    """The answer in pieces, each with its tokens; the last one says how it ended."""
     since: list[Token] = []
     events = asked.events()
     try:
@@ -116,7 +116,7 @@ async def _parts(server: Server, asked: Asked, text: Text) -> AsyncIterator[open
 def _streamed(
     server: Server, request: Request, shape: openai.Shape, parts: AsyncIterator[openai.Part], usage: bool
 ) -> Response:
-    """Server-sent events. What goes wrong after the first is an event, too: the status has been sent."""
+    """Server-sent events. An error after the first is sent as an event, too, since the status is already sent."""
     started = time.monotonic()
 
     async def lines() -> AsyncIterator[str]:
@@ -134,7 +134,7 @@ def _streamed(
             answer = refusal(error)
             status = answer.status_code
             yield f"data: {bytes(answer.body).decode()}\n\n"
-        except asyncio.CancelledError:  # the client has gone
+        except asyncio.CancelledError:  # the client has disconnected
             status = 499
             raise
         finally:
@@ -176,7 +176,7 @@ async def _words(
     texts: Sequence[str],
     choices: Sequence[Sequence[int]],
 ) -> Response:
-    """A label for each word of each text."""
+    """Labels the words of each text."""
     placed = [served.model.words(known, text) for text in texts]
     prompts = [prompt for prompt, _, _ in placed]
     what = [{"choices": choices, "places": places} for _, places, _ in placed]
@@ -197,13 +197,13 @@ async def embeddings(server: Server, request: Request) -> Response:
     name, texts = body.text("model"), body.texts("input", MOST_INPUTS)
     form = body.take("encoding_format", str, "a string", "float")
     if form not in ("float", "base64"):
-        body.bad.append(f"'encoding_format' is float or base64, not {form!r}")
+        body.bad.append(f"'encoding_format' must be float or base64, not {form!r}")
     if not texts:
         body.bad.append("'input' is missing")
     body.check()
     served, known = await asyncio.to_thread(server.models.known, name)
     if not served.model.embeds:
-        raise BadBody(f"{served.model.name!r} is no encoder: it writes, and gives no embeddings")
+        raise BadBody(f"{served.model.name!r} is not an encoder and has no embeddings")
     prompts = [served.model.prompt(known, text) for text in texts]
     what = [{"embed": True}] * len(prompts)
     vectors = [event.vector for event in await _all(server, request, served, known, prompts, Embedded, what)]
@@ -222,7 +222,7 @@ async def _all(
     kind: type[E_],
     what: Sequence[dict[str, Any]],
 ) -> list[E_]:
-    """What jobs of several prompts come to; where one fails, so do all."""
+    """The results of several prompts' jobs; if one fails, all fail."""
     jobs: list[Asked] = []
     try:
         for prompt, more in zip(prompts, what, strict=True):
@@ -273,11 +273,11 @@ def _place(server: Server, name: str) -> tuple[Served, str]:
     try:
         return server.models.place(name)
     except UnknownModel as error:
-        raise Refused(404, f"there is no adapter {name!r}; of several bundles, say BUNDLE:NAME") from error
+        raise Refused(404, f"there is no adapter {name!r}; with several bundles, use BUNDLE:NAME") from error
 
 
 async def page(_server: Server, _request: Request) -> Response:
-    """It asks for nothing from elsewhere, and may not."""
+    """The page for trying tasks. It loads nothing from elsewhere, and its policy forbids that."""
     text = files("qia3.server").joinpath("page.html").read_text(encoding="utf-8")
     policy = (
         "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
@@ -291,13 +291,13 @@ async def metrics(server: Server, _: Request) -> Response:
 
 
 async def health(server: Server, _: Request) -> Response:
-    """Whether the thread that runs the model lives."""
+    """Whether the thread that runs the model is alive."""
     alive = all(one.line.alive for one in server.models.served)
     return JSONResponse({"status": "ok" if alive else "stopped"}, 200 if alive else 503)
 
 
 async def ready(server: Server, _: Request) -> Response:
-    """Whether one more request would be taken, by every bundle."""
+    """Whether every bundle would accept one more request."""
     lines = [one.line for one in server.models.served]
     free = all(line.alive and len(line.queue) < line.waiting for line in lines)
     return JSONResponse({"status": "ready" if free else "busy"}, 200 if free else 503)
@@ -318,6 +318,6 @@ def refusal(error: Exception) -> Response:
     elif isinstance(error, QIA3Error):
         status = 400
     elif isinstance(error, ClientDisconnect):
-        status = 499  # nobody reads it; for the log
+        status = 499  # for the log only: the client has gone
     message = str(error) if isinstance(error, QIA3Error) else f"{type(error).__name__}: {first_line(error)}"
     return JSONResponse(openai.error(status, message), status, headers)

@@ -1,7 +1,7 @@
-"""What a row of the batch is at: a job's text that is being written, or a share of a job's ranking.
+"""The work of one row of the batch: a text that is being generated, or a share of a ranking.
 
-Both say which token they run next (`newest`), and take the logits that come of it: None while they go on, else the
-event that ends the job, or DONE for a row that has done its share while others of its job go on.
+Both give the token to run next (`newest`) and take the logits that result. `take` returns None while the work goes on,
+otherwise the event that ends the job, or DONE for a row that has finished its share while others of its job go on.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ DONE: Done = "done"
 
 
 class Writing:
-    """`room`: positions that the row has for what is written."""
+    """`room`: positions left in the row for generated tokens."""
 
     def __init__(self, job: Job, room: int) -> None:
         self.job, self.room = job, room
         self.choose, self.newest, self.written = Chooser(job.decoding), 0, 0
-        self.back: int | None = None  # it never goes back
+        self.back: int | None = None  # generation never goes back
 
     def take(self, logits: Floats) -> Ended | Failed | None:
-        """Chooses the next token and tells it."""
+        """Chooses the next token and reports it."""
         job = self.job
         try:
             token = self.choose(logits[None])
@@ -38,13 +38,13 @@ class Writing:
                 return Ended("stop")
             self.newest, self.written = token, self.written + 1
             job.tell(Token(token) if job.top is None else with_logprobs(token, logits, job.top))
-        except Exception as error:  # one job's failure is that job's
+        except Exception as error:  # fails this job only
             return failed(error)
         return None if self.written < min(job.limit, self.room) else Ended("length")
 
 
 class Ranking:
-    """`back`: how many of the row's positions are good, where it goes back before its next step."""
+    """`back`: the number of positions to keep if the row goes back before its next step."""
 
     written = 0
 

@@ -1,7 +1,7 @@
-"""A server from its options to its end: the bundles opened, the routes on uvicorn, until a signal comes.
+"""A server from its options to its end: opens the bundles and runs the routes on uvicorn until a signal comes.
 
-Starlette and uvicorn are two packages of plain Python with streaming and nothing more; FastAPI would add what costs more
-memory than a thousand adapters' index, and the other servers schedule requests, not steps.
+Starlette and uvicorn are two packages of plain Python that do streaming and little else. FastAPI would cost more memory
+than an index of a thousand adapters, and other model servers schedule requests, not steps.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from qia3.server.shelf import MEMORY, Shelf
 
 @dataclass(frozen=True)
 class Options:
-    """`context`: positions of a row, None is the bundle's whole context. `key_file`: API keys, one on a line."""
+    """`context`: positions per row; None: the bundle's whole context. `key_file`: API keys, one per line."""
 
     host: str = "127.0.0.1"
     port: int = 8080
@@ -44,18 +44,18 @@ class Options:
 
 
 def make_server(bundles: Path | Sequence[Path], options: Options) -> Server:
-    """Raises what opening a bundle raises, and ConfigError for options that do not fit it."""
+    """Opens the bundles. Raises what opening a bundle raises, and ConfigError for options that do not fit it."""
     paths = [bundles] if isinstance(bundles, Path) else list(bundles)
     opened = [Bundle.open(path) for path in paths]
     keys = _keys(options.key_file)
     place = None if options.adapters is None else place_of(options.adapters)
     if options.context is not None and all(one.architecture.pooling is not None for one in opened):
-        raise ConfigError("--context is for what writes: an encoder reads its whole context")
+        raise ConfigError("--context does not apply to an encoder, which always uses its whole context")
     return Server([_served(one, options, place, len(opened) > 1) for one in opened], options.limits, keys)
 
 
 def _served(bundle: Bundle, options: Options, place: Place | None, several: bool) -> Served:
-    """One bundle. Of several, each has a folder of adapters of its own, with its name, within the one that is given."""
+    """Prepares one bundle. With several, each uses the subfolder with its name in the given folder of adapters."""
     if several and place is not None:
         place = place.within(bundle.name)
     shelf = Shelf(bundle, place, int(options.adapter_memory * 2**20))
@@ -66,10 +66,10 @@ def _served(bundle: Bundle, options: Options, place: Place | None, several: bool
 
 
 def serve(bundles: Sequence[Path], options: Options) -> None:
-    """Until SIGINT or SIGTERM; running requests get their grace."""
+    """Serves until SIGINT or SIGTERM; running requests get some time to finish."""
     server = make_server(bundles, options)
     if options.host not in ("127.0.0.1", "localhost", "::1") and not server.keys:
-        say(f"warning: {options.host} can be reached from elsewhere, and no key is asked for (--key-file)")
+        say(f"warning: {options.host} can be reached from other machines, and no API key is required (--key-file)")
     names = server.models.names()
     say(f"serving {len(names)} models on http://{options.host}:{options.port}/v1: {', '.join(names[:8])}")
     uvicorn.run(
@@ -83,7 +83,7 @@ def serve(bundles: Sequence[Path], options: Options) -> None:
 
 
 def _keys(file: Path | None) -> Sequence[str]:
-    """Raises ConfigError for a file without keys."""
+    """The API keys in a file. Raises ConfigError if there are none."""
     if file is None:
         return ()
     try:
@@ -91,5 +91,5 @@ def _keys(file: Path | None) -> Sequence[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file} cannot be read as a file of API keys: {error}") from error
     if not found:
-        raise ConfigError(f"{file} has no API key; write one on a line")
+        raise ConfigError(f"{file} has no API key; write one per line")
     return found

@@ -1,11 +1,11 @@
-"""The adapters of a server: the bundle's own, and those of a place (place.py) that come and go while it runs.
+"""The adapters of a server: the bundle's own, and those in a place (place.py) that may come and go at run time.
 
     PLACE/NAME/   adapter_config.json, adapter_model.safetensors, task.json      as `qia3 adapter export` writes them
 
-Names are read when the server starts and when it is asked for one that it does not know; vectors when a name is first
-asked for. Up to `memory` bytes of them stay, 4 a number; beyond that the one that was not used for longest is dropped,
-and read again when it is asked for. One that was trained on another base is refused, and so is one that
-changes nothing: all its vectors are ones.
+Names are read when the server starts and when an unknown one is requested; vectors are read when a name is first used.
+Up to `memory` bytes of them stay loaded, 4 per number; beyond that the least recently used adapter is dropped, and read
+again when needed. An adapter that was trained on another base is refused, and so is one that changes nothing because
+all its vectors are ones.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MEMORY = 256 << 20  # bytes
 
 @dataclass
 class Entry:
-    """`own`: the bundle's. `hits` counts requests."""
+    """`own`: it belongs to the bundle. `hits` counts requests."""
 
     name: str
     own: bool
@@ -51,22 +51,22 @@ class Entry:
 
 
 class Shelf:
-    """May be used from several threads."""
+    """Thread-safe."""
 
     def __init__(self, bundle: Bundle, place: Place | None = None, memory: int = MEMORY) -> None:
         if place is not None and bundle.mode != "side":
-            raise ConfigError(f"{bundle.path} is merged: its graph has no places for the adapters of {place}")
+            raise ConfigError(f"{bundle.path} is merged: its graph has no inputs for the adapters in {place}")
         self.bundle, self.place, self.memory = bundle, place, memory
         own = bundle.adapters or ((bundle.merged_task,) if bundle.merged_task else ())
         self.entries = {name: Entry(name, True) for name in own}
-        self._loaded: OrderedDict[str, Entry] = OrderedDict()  # the one that was used last comes last
+        self._loaded: OrderedDict[str, Entry] = OrderedDict()  # the most recently used one comes last
         self._bytes = 0
         self.removed: set[str] = set()
         self._lock = threading.RLock()
         self.look()
 
     def look(self) -> None:
-        """Takes up what has come into the folder, and forgets what has gone from it."""
+        """Updates the entries from the folder: adds new adapters and forgets removed ones."""
         if self.place is None:
             return
         there = set(self.place.names())
@@ -79,7 +79,7 @@ class Shelf:
                     self.entries[name] = Entry(name, False)
 
     def get(self, name: str) -> tuple[Task, Vectors]:
-        """Raises KeyError for an unknown name, AdapterError for one that does not fit this base."""
+        """Task and vectors of a name. Raises KeyError if it is unknown, AdapterError if it does not fit this base."""
         with self._lock:
             if name not in self.entries:
                 self.look()
@@ -93,11 +93,11 @@ class Shelf:
             return entry.task, entry.vectors
 
     def add(self, name: str) -> Entry:
-        """Reads an adapter of the folder anew, whether it was known or not. Raises KeyError and AdapterError."""
+        """Reads an adapter of the folder, again if it is known. Raises KeyError and AdapterError."""
         with self._lock:
             known = self.entries.get(name)
             if known is not None and known.own:
-                raise AdapterError(f"{name!r} is the bundle's own and is not replaced")
+                raise AdapterError(f"{name!r} belongs to the bundle and cannot be replaced")
             if known is not None:
                 self._forget(name)
             self.removed.discard(name)
@@ -110,7 +110,7 @@ class Shelf:
         """Forgets an adapter of the folder until it is added again; its files stay. Raises KeyError, AdapterError."""
         with self._lock:
             if self.entries[name].own:
-                raise AdapterError(f"{name!r} is the bundle's own and stays")
+                raise AdapterError(f"{name!r} belongs to the bundle and cannot be removed")
             self._forget(name)
             self.removed.add(name)
 
@@ -135,7 +135,7 @@ class Shelf:
             raise
 
     def _read(self, name: str) -> Adapter:
-        assert self.place is not None  # or there would be no entry of this name
+        assert self.place is not None  # otherwise there would be no such entry
         with self.place.files(name) as folder:
             return completed(self.bundle, folder, name)
 
@@ -145,7 +145,7 @@ class Shelf:
             self._bytes -= loaded.nbytes
 
     def _keep(self, entry: Entry) -> None:
-        """The newest stays, whatever it takes."""
+        """Drops the least recently used adapters beyond the limit; the newest always stays."""
         self._loaded[entry.name] = entry
         self._bytes += entry.nbytes
         while self._bytes > self.memory and len(self._loaded) > 1:
@@ -155,8 +155,8 @@ class Shelf:
 
 
 def _in_one(vectors: Vectors) -> Vectors:
-    """The same in one block of memory, which is given back as one: many small ones, freed in another order than they were
-    made, would leave holes that nobody fills.
+    """Copies vectors into one block of memory, which is freed as a whole: many small blocks, freed in another order
+    than they were allocated, would fragment memory.
     """
     block = np.concatenate([v.ravel() for v in vectors.values()])
     ends = np.cumsum([v.size for v in vectors.values()])
@@ -164,7 +164,7 @@ def _in_one(vectors: Vectors) -> Vectors:
 
 
 def _changes_nothing(vectors: Vectors) -> bool:
-    """All ones, and no head; a merged bundle's has no vectors to tell by."""
+    """Whether all vectors are ones and there is no head; False for a merged bundle, which has no vectors."""
     return bool(vectors) and not any(n in HEAD for n in vectors) and all(np.all(v == 1) for v in vectors.values())
 
 

@@ -1,8 +1,8 @@
-"""The text of an answer as it is made: in pieces that are sure, and up to the first of its stop strings.
+"""The text of an answer as it is generated: in definite pieces, up to the first stop string.
 
-A stop string may come in several pieces, so what could be the beginning of one is held back:
+A stop string may arrive in several pieces, so anything that could be the beginning of one is held back:
 
-    stop "\\n\\n"      pieces  "yes"  "\\n"  "\\nno"        given  "yes"  ""  "" and the end
+stop "\\n\\n" pieces "yes" "\\n" "\\nno" returned "yes" "" "" and the end
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from qia3.runtime.generate import Pieces
 
 
 class Text:
-    """`stopped` once a stop string has come; it and what follows it are not given."""
+    """`stopped` once a stop string has appeared; it and what follows are not returned."""
 
     def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = ()) -> None:
         self.pieces, self.stops = Pieces(tokenizer), tuple(stops)
@@ -25,7 +25,7 @@ class Text:
         return "" if self.stopped else self._until(self.pieces.add(token))
 
     def rest(self) -> str:
-        """What was held back and turned out to be text."""
+        """The text that was held back, once no stop string can follow."""
         if self.stopped:
             return ""
         given = self._until(self.pieces.rest())
@@ -43,5 +43,5 @@ class Text:
 
 
 def _beginning(text: str, stop: str) -> int:
-    """How many of the last characters of `text` are the first ones of `stop`."""
+    """The length of the longest suffix of `text` that is a prefix of `stop`."""
     return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)
