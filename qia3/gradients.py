@@ -81,7 +81,8 @@ def check_gradients(file: Path, model: PreTrainedModel, scaled: Mapping[str, Sca
         apart = max(apart, _apart(ours if rows is None else ours[rows.numpy()], gradient))
     if not apart <= TOLERANCE:
         raise ParityError(
-            f"the graph that learns differs from torch by {apart:.2g} of the gradients (limit {TOLERANCE:g}): a defect of "
+            f"the graph that learns differs from torch by {apart:.2g} of the gradients (limit {TOLERANCE:g}): "
+            "a defect of "
             "the export; leave out trainable in [export]"
         )
     return apart

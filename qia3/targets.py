@@ -26,7 +26,7 @@ from qia3.profiles import profile_names, profile_text
 class Target(BaseModel):
     """One export target.
 
-    `accuracy_level` is the attribute of MatMulNBits in the shipped graph; `vectors` says how the graph takes an adapter.
+    `accuracy_level` is the attribute of MatMulNBits in the shipped graph; `vectors` says how it takes an adapter.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -114,7 +114,7 @@ FAMILIES = [
                             "max_position_embeddings": 256}, note="longrope, within its original length"),
     Family("phi3", SHAPE | {"rope_parameters": LONG | {"original_max_position_embeddings": 24}, "original_max_position_embeddings": 24,
                             "max_position_embeddings": 256},
-           r"turns positions by other factors in texts of more than 24 tokens \(rope_type longrope\).*set context_length = 24",
+           r"uses other rotary factors in texts of more than 24 tokens \(rope_type longrope\).*set context_length = 24",
            note="longrope, beyond it"),
     Family("smollm3", SHAPE | {"no_rope_layer_interval": 2}, note="layers without rotation"),
     Family("stablelm", SHAPE, apart=True),
@@ -144,7 +144,7 @@ FAMILIES = [
     Family("gpt_bigcode", GPT2 | {"multi_query": False}, apart=True),
     Family("gpt_bigcode", GPT2, note="one key head"),
     Family("bitnet", SHAPE, r"no feed-forward whose inner activation can be scaled\. Linear layers seen"),
-    Family("diffllama", SHAPE, r"attention that runs several times in layers 0, 1"),
+    Family("diffllama", SHAPE, r"attention that runs several times per pass in layers 0, 1"),
     Family("doge", SHAPE, r"biases on attention scores"),
     Family("minicpm3", SHAPE | MLA, note="latent attention", apart=True),
     Family("youtu", SHAPE | MLA, note="latent attention", apart=True),
@@ -161,7 +161,7 @@ FAMILIES = [
     Family("xglm", {"vocab_size": 101, "d_model": 96, "ffn_dim": 160, "num_layers": 2, "attention_heads": 6}, apart=True),
     Family("mamba", {"vocab_size": 101, "hidden_size": 96, "num_hidden_layers": 2}, r"no attention, and so no keys and values"),
     Family("recurrent_gemma", SHAPE | {"num_hidden_layers": 3, "attention_window_size": 16, "lru_width": 96},
-           r"a state other than keys and values \(RecurrentGemmaRecurrentBlock"),
+           r"a recurrent state \(RecurrentGemmaRecurrentBlock"),
     Family("mixtral", SHAPE | MOE, note="experts", apart=True),
     Family("qwen3_moe", SHAPE | MOE | {"norm_topk_prob": True}, note="experts"),
     Family("olmoe", SHAPE | MOE, note="experts", apart=True),
@@ -174,18 +174,18 @@ FAMILIES = [
     Family("deepseek_v3", SHAPE | MOE | {"n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "kv_lora_rank": 16, "q_lora_rank": 24,
                                         "qk_rope_head_dim": 16, "qk_nope_head_dim": 16, "v_head_dim": 16, "num_key_value_heads": 6},
            note="latent attention, experts", apart=True),
-    Family("lfm2", SHAPE | {"layer_types": ["conv", "full_attention"]}, r"a state other than keys and values \(Lfm2ShortConv\) in layer 0"),
+    Family("lfm2", SHAPE | {"layer_types": ["conv", "full_attention"]}, r"a recurrent state \(Lfm2ShortConv\) in layer 0"),
     Family("qwen3_next", SHAPE | MOE | {"layer_types": ["linear_attention", "full_attention"]},
-           r"a state other than keys and values \(Qwen3NextGatedDeltaNet"),
+           r"a recurrent state \(Qwen3NextGatedDeltaNet"),
     Family("deepseek_v2", SHAPE | MOE | {"n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "kv_lora_rank": 16, "q_lora_rank": 24,
                                         "qk_rope_head_dim": 16, "qk_nope_head_dim": 16, "v_head_dim": 16, "num_key_value_heads": 6},
-           r"rotates by complex numbers, which ONNX has no operators for"),
+           r"rotates with complex numbers, for which ONNX has no operators"),
     Family("falcon_h1", SHAPE | {"mamba_d_ssm": 96, "mamba_n_heads": 6, "mamba_d_head": 16, "mamba_d_state": 16, "num_hidden_layers": 1},
            r"a state of FalconH1Mixer", apart=True),
     Family("llama4_text", SHAPE | MOE, EXPERTS),
     Family("gemma3n_text", SHAPE | {"num_kv_shared_layers": 0, "sliding_window": 7,
                                     "layer_types": ["sliding_attention", "full_attention"]}, apart=True),
-    Family("gemma4_text", SHAPE, r"heads of another size or number than in layer 0"),
+    Family("gemma4_text", SHAPE, r"heads that differ in size or number from those of layer 0"),
     Family("modernbert-decoder", WIDE | {"local_attention": 8}, note="window in two layers of three"),
     Family("bert", WIDE, note="encoder", apart=True),  # built whole in test_build_encoder.py
     Family("roberta", WIDE, note="encoder", apart=True),
@@ -207,9 +207,9 @@ FAMILIES = [
     Family("deberta-v2", WIDE | {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "share_att_key": True, "position_buckets": 8,
                                  "conv_kernel_size": 3}, note="encoder, with a convolution, as DeBERTa-v2-xlarge", apart=True),
     Family("deberta", WIDE | {"relative_attention": True, "pos_att_type": ["p2c", "c2p"]},
-           r"its layers, or longer texts, add other things to their scores", note="encoder"),
+           r"what it adds to its attention scores differs between layers or for longer texts", note="encoder"),
     Family("mpnet", WIDE, note="encoder", apart=True),
-    Family("albert", WIDE, r"attention that runs several times in", note="encoder, one layer for all"),
+    Family("albert", WIDE, r"attention that runs several times per pass in", note="encoder, one layer for all"),
     Family("whisper", {"vocab_size": 101, "d_model": 96}, r"is an encoder-decoder \(whisper\)"),
 ]  # fmt: skip
 
@@ -405,23 +405,23 @@ def told(family: Family, found: Works | str) -> str:
 
 HEAD = """# Families
 
-What becomes of a base, by its family: tiny random models of transformers, each through everything that `qia3 build` does
-before it trains. "side" means that the exported graph agrees with transformers' own attention on the dequantised
-weights (eager; torch's own where `eager` is off in tests/families.py, which says why: Falcon's alibi), with vectors, to
-1e-4 of the largest logit: prompts of {lengths} tokens, past windows and past the lengths at which rotations switch, {steps}
-steps after each. "batch" is the same in a batch of unequal rows, "merged" with the vectors in the scales; an activation
-function that stands between a feed-forward's vector and the rows that it would scale keeps it at the side (an encoder's is
-a constant beside them in a merged bundle: tests/test_graph_encoder.py). "trains" means that a gradient reaches every
-vector. Of encoders the states are compared. What is refused is refused before anything is trained, with the reason.
-Nothing here is a list that the program reads: what a model does is watched.
+What happens to a base, by family: tiny random models from transformers, each taken through everything that `qia3 build`
+does before it trains. "side" means that the exported graph, with vectors, agrees with transformers' own attention on the
+dequantised weights to 1e-4 of the largest logit (eager attention; torch's own where tests/families.py turns `eager` off
+and says why: Falcon's alibi), for prompts of {lengths} tokens, beyond windows and beyond the lengths at which rotary
+embeddings switch, with {steps} steps after each. "batch" is the same in a batch of unequal rows, "merged" with the vectors
+folded into the scales. If there is an activation function between a feed-forward's vector and the rows that it would
+scale, the vector stays unmerged (in a merged bundle of an encoder it becomes a constant:
+tests/test_graph_encoder.py). "trains" means that a gradient reaches every vector. For encoders, the states are compared.
+Refusals come before anything is trained, with the reason. The program has no such list: it observes what a model does.
 
-The last three columns are what others make of it (tests/loaders.py): PEFT has our checkpoint's vectors on a plain model, with
-our logits; transformers.js {js} and optimum-onnx {optimum} open a folder of ours by its name (merged where that is possible, else
-the graph with vectors at the side, which they leave at one) and say the tokens of transformers, one by one and in a batch.
-"-" is what is not there to be tried: what is refused, and encoders in these two (tests/test_interop_labels.py opens some);
-"not run" is what was not tried yet.
+The last three columns show what other loaders make of it (tests/loaders.py). PEFT has our checkpoint's vectors on a plain
+model, with our logits; transformers.js {js} and optimum-onnx {optimum} open one of our folders by name
+(merged if possible, otherwise the graph with unmerged vectors, which they leave at one) and give the tokens of
+transformers, singly and in a batch. "-" means that there is nothing to try: refused families, and encoders in these two (tests/test_interop_labels.py
+opens some); "not run" means not tried yet.
 
-Written by `python tests/families.py` and `python tests/loaders.py`; tests/test_families.py holds every row to it, `make
+Written by `python tests/families.py` and `python tests/loaders.py`; tests/test_families.py checks every row, and `make
 interop` the last columns.
 
 | family | what of it | trains | side | batch | merged | {loaders} |

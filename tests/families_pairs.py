@@ -92,18 +92,18 @@ def told(name: str, found: Works) -> str:
 
 HEAD = """# Encoder-decoders
 
-What becomes of an encoder-decoder, by its family: tiny random models of transformers with unequal dimensions. "at the side" means
-that the two exported graphs agree with transformers' own model on the dequantised weights to 1e-4 of the largest logit: three
-texts of 30, 4 and 17 tokens as one padded batch, each with vectors of its own, {steps} steps a token at a time. "merged" is the same with one
-text and its vectors in the scales. "trains" means that every vector gets a gradient. The last three columns are what others make of
-it (tests/loaders.py), as in families.md: PEFT has our checkpoint's vectors on a plain model, with our logits; transformers.js {js}
-and optimum-onnx {optimum} open a folder of ours by its name and say the tokens of transformers,
-one by one and in a batch.
+What happens to an encoder-decoder, by family: tiny random models from transformers with unequal dimensions. "unmerged" means
+that the two exported graphs agree with transformers' own model on the dequantised weights to 1e-4 of the largest logit:
+three texts of 30, 4 and 17 tokens as one padded batch, each with its own vectors, 7 steps of one token. "merged" is the
+same with one text and its vectors folded into the scales. "trains" means that every vector gets a gradient. The last
+three columns show what other loaders make of it (tests/loaders.py), as in families.md: PEFT has our checkpoint's vectors
+on a plain model, with our logits; transformers.js {js} and optimum-onnx {optimum} open one of our folders by name and give
+the tokens of transformers, singly and in a batch.
 
-Written by `python tests/families_pairs.py` and `python tests/loaders.py`; tests/test_families_pairs.py holds every row to it, `make
-interop` the last columns.
+Written by `python tests/families_pairs.py` and `python tests/loaders.py`; tests/test_families_pairs.py checks every row,
+and `make interop` the last columns.
 
-| family | trains | at the side, a task per row | merged | {loaders} |
+| family | trains | unmerged, a task per row | merged | {loaders} |
 |---|---|---|---|---|---|---|
 """
 

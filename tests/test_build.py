@@ -400,7 +400,7 @@ def test_law_4_a_broken_graph_is_not_published_whatever_the_limits(place, tmp_pa
     file = place / "loose.toml"
     file.write_text(FILE.format(steps=8) + "max_kl = 99\nmin_top1 = 0\n")
     told = complaint(capsys, "export", file, "--output", tmp_path / "out", "--work", place / "side.work")
-    assert "not the model any more" in told
+    assert "no longer the model" in told
     assert f"the training is kept in {place / 'side.work'}" in told
     assert not (tmp_path / "out").exists()
 

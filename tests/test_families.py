@@ -82,6 +82,6 @@ def test_preflight_sees_a_graph_that_is_not_the_model(monkeypatch):
     scaled = attach(model, find_roles(model).sites)
     original = leaves.RMSNorm.__init__
     monkeypatch.setattr(leaves.RMSNorm, "__init__", lambda self, w, e: original(self, w * 1.01, e))
-    with pytest.raises(BaseModelError, match=r"its graph differs from torch by .* and no reason was found"):
+    with pytest.raises(BaseModelError, match=r"its graph differs from torch by .* no reason was found"):
         preflight(model, scaled, 64, 4, "last", False, 1e-3)
     assert all((v == 1).all() for v in get_vectors(scaled).values())

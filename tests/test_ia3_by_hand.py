@@ -86,7 +86,7 @@ def test_biases_that_are_no_straight_line_are_kept_as_they_are(monkeypatch):
     assert float((table[:4] - slopes[:, None] * torch.arange(300) / 4).abs().max()) > 0.01
     monkeypatch.setattr(scores, "LONGEST", 280)
     with pytest.raises(
-        BaseModelError, match=r"no straight line, and are read up to 280 tokens: set context_length = 280"
+        BaseModelError, match=r"not a straight line and are only known up to 280 tokens: set context_length = 280"
     ):
         shared_biases(model, seen, 300)
 
@@ -94,7 +94,7 @@ def test_biases_that_are_no_straight_line_are_kept_as_they_are(monkeypatch):
 def test_biases_of_the_text_itself_are_refused():
     model = model_of("bloom")
     table = shared_biases(model, watch(model), 12)
-    with pytest.raises(BaseModelError, match="change with the text"):
+    with pytest.raises(BaseModelError, match="depend on the text"):
         bias_table(model, table + torch.arange(12).sin(), 0.25, 12)
 
 
@@ -110,7 +110,7 @@ def test_a_mask_of_a_modules_own_is_a_window_or_refused():
     first, second = by_hand(model_of("gpt_neo, window in one layer")).values()
     assert (own_window(first), own_window(second)) == (None, 7)
     second.bias[0, 0, 20, 3] = True
-    with pytest.raises(BaseModelError, match="GPTNeoSelfAttention has a mask of its own that is no window"):
+    with pytest.raises(BaseModelError, match="GPTNeoSelfAttention has its own mask, which is not a window"):
         own_window(second)
 
 

@@ -170,11 +170,11 @@ def test_beams_end_where_the_context_does_and_at_no_tokens():
     [
         ({"beams": 0}, "beams must be 1 or more"),
         ({"beams": 2, "temperature": 1.0}, "beams cannot be combined with a temperature"),
-        ({"temperature": 0.0, "top_p": 0.0}, "temperature is above 0; top_p is above 0"),
-        ({"temperature": 1.0, "top_k": -1, "min_p": 2.0}, "top_k is 0 .* min_p is from 0 to 1"),
+        ({"temperature": 0.0, "top_p": 0.0}, "temperature must be above 0; top_p must be above 0"),
+        ({"temperature": 1.0, "top_k": -1, "min_p": 2.0}, "top_k must be 0 .* min_p must be from 0 to 1"),
         ({"seed": 0}, "need a temperature"),
         ({"top_p": 0.5, "beams": 2}, "need a temperature"),
-        ({"length_penalty": 0.5}, "for several beams"),
+        ({"length_penalty": 0.5}, "needs several beams"),
     ],
 )
 def test_wrong_settings_are_one_line(settings, told):

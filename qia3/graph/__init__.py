@@ -1,1 +1,1 @@
-"""torch modules -> ONNX graph: export leaves, the decoder wrapper, passes, the bundle on disk, parity."""
+"""torch modules -> ONNX graph: export leaves, the decoder wrapper, graph passes, files on disk, parity."""

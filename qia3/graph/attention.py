@@ -1,11 +1,11 @@
-"""Whether GroupQueryAttention computes what the model's attention computes, and if not, in which layer and why.
+"""Whether GroupQueryAttention computes the same as the model's attention, and if not, in which layer and why not.
 
     out = softmax(cap(scale q k^T) + causal window) v
 
-Every layer's call is watched (watch.py) and computed again by this formula; the graph has one operator a layer, with
-keys and values of one size in the cache. What does not come out the same is named by what stands in the call: a mask
-with other numbers than 0 and -infinity is a bias on the scores, one that shows later tokens belongs to an encoder, and
-so on.
+Every layer's call is watched (watch.py) and recomputed with this formula; the graph has one operator per layer, and all
+keys and values in the cache have one size. If the result differs, the reason is inferred from the call: a mask with
+numbers other than 0 and -infinity is a bias on the scores, one that shows later tokens belongs to an encoder, and so
+on.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from qia3.graph.watch import Call, Watched
 
 @dataclass(frozen=True)
 class Form:
-    """How the operator is to compute a layer. `size`: of a head's keys and values in the cache; `values`: of a head's
-    values as the model has them; `groups`: how many heads of keys in turn are one and the same.
+    """How the operator computes a layer. `size`: of a head's keys and values in the cache; `values`: of a head's values
+    in the model; `groups`: how many consecutive key heads are identical.
     """
 
     layer: int
@@ -43,7 +43,7 @@ Forms = dict[nn.Module, Form]
 
 
 def forms_of(model: PreTrainedModel, seen: Watched) -> Forms:
-    """Each attention module's. Raises BaseModelError, one line with every reason found and its layers."""
+    """The form of each attention module. Raises BaseModelError with every reason found and its layers."""
     layers = model.config.get_text_config().num_hidden_layers
     found: dict[str, list[str]] = {}
     missing = [i for i in range(layers) if i not in {c.layer for c in seen.calls}]
@@ -53,20 +53,21 @@ def forms_of(model: PreTrainedModel, seen: Watched) -> Forms:
     forms: Forms = {}
     for call in seen.calls:
         times[call.layer] = times.get(call.layer, 0) + 1
-        reason = "attention that runs several times" if times[call.layer] > 1 else reason_against(call)
+        reason = "attention that runs several times per pass" if times[call.layer] > 1 else reason_against(call)
         if reason is None:
             forms[call.module] = _form(call)
             first = next(iter(forms.values()))
             if (forms[call.module].kv_heads, forms[call.module].size) != (first.kv_heads, first.size):
-                reason = f"heads of another size or number than in layer {first.layer}"
+                reason = f"heads that differ in size or number from those of layer {first.layer}"
         if reason:
             where = call.name if call.layer is None else str(call.layer)
             found.setdefault(reason, []).append(where)
     if found:
         reasons = "; ".join(f"{reason} in {_layers(where)}" for reason, where in found.items())
         raise BaseModelError(
-            f"{type(model).__name__} cannot be shipped: its graph is made of ONNX Runtime's GroupQueryAttention, one a layer, "
-            f"which has no form for {reasons}"
+            f"{type(model).__name__} cannot be shipped: its graph uses ONNX Runtime's GroupQueryAttention, "
+            "one per layer, "
+            f"which does not support {reasons}"
         )
     return forms
 
@@ -86,7 +87,7 @@ def _form(call: Call) -> Form:
 
 
 def _alike(call: Call) -> int:
-    """How many heads in turn have the same keys and values: a model may have repeated them already (Falcon)."""
+    """How many consecutive heads have the same keys and values: a model may repeat them itself (Falcon)."""
     heads = call.k.shape[1]
     for groups in range(heads, 1, -1):
         if heads % groups == 0 and all(
@@ -97,21 +98,23 @@ def _alike(call: Call) -> int:
 
 
 def shared_biases(model: PreTrainedModel, seen: Watched, positions: int) -> Tensor | None:
-    """t [H, positions] added to the scores of each key in every layer; None where nothing is.
+    """t [H, positions] added to the scores of each key in every layer; None if nothing is added.
 
-    Raises BaseModelError where layers have several.
+    Raises BaseModelError if layers add different ones.
     """
     tables = [_key_biases(call) for call in seen.calls]
     if all(table is None for table in tables):
         return None
     first = tables[0]
     if first is None or any(t is None or not torch.allclose(t, first, rtol=1e-4, atol=1e-5) for t in tables):
-        raise BaseModelError(f"{type(model).__name__} cannot be shipped: its layers have biases of several kinds")
+        raise BaseModelError(
+            f"{type(model).__name__} cannot be shipped: its layers add different biases to their scores"
+        )
     return bias_table(model, first, seen.calls[0].scale, positions)
 
 
 def _key_biases(call: Call) -> Tensor | None:
-    """t [H, T] of a module that computes by hand and sees all that came before, if it is not nothing."""
+    """t [H, T] of a module that computes attention itself and sees all earlier tokens, or None if it is zero."""
     if not call.by_hand or call.mask is None or call.extra.get("sliding_window"):
         return None
     table = key_biases(call.mask)
@@ -119,12 +122,12 @@ def _key_biases(call: Call) -> Tensor | None:
 
 
 def reason_against(call: Call) -> str | None:
-    """What this call has that the operator does not; None where the two agree."""
+    """What this call has that the operator does not support; None if the two agree."""
     length = call.q.shape[2]
     if call.layer is None:
-        return "keys and values that no layer of the cache belongs to"
+        return "keys and values without a layer in the cache"
     if call.k.shape[2] != length:
-        return f"{call.k.shape[2] - length:+d} keys beside those of the text (attention sinks or a prefix)"
+        return f"{call.k.shape[2] - length:+d} keys besides those of the text (attention sinks or a prefix)"
     if call.extra.get("s_aux") is not None:
         return "attention sinks (a learned score that takes part in the softmax)"
     window = call.extra.get("sliding_window")
@@ -153,7 +156,7 @@ def visible(length: int, window: int | None) -> Tensor:
 
 
 def _difference(call: Call, window: int | None) -> str:
-    """Why the answer is another one, from the mask."""
+    """Why the answer differs, inferred from the mask."""
     length = call.q.shape[2]
     if call.mask is None:
         shown = torch.ones(length, length, dtype=torch.bool)
@@ -165,10 +168,10 @@ def _difference(call: Call, window: int | None) -> str:
             return "biases on attention scores"
     expected = visible(length, window).to(shown.device)
     if bool((shown & ~visible(length, None)).any()):
-        return "tokens that see the ones after them (an encoder)"
+        return "tokens that see later ones (an encoder)"
     if bool((shown != expected).any()):
-        return "a pattern of what each token sees (chunks or a window of another kind)"
-    return "scores of another formula"
+        return "an attention pattern other than causal or a sliding window (chunks?)"
+    return "scores computed by another formula"
 
 
 def agrees(call: Call, answer: Tensor) -> bool:
@@ -179,7 +182,7 @@ def agrees(call: Call, answer: Tensor) -> bool:
 
 
 def _without_attention(model: PreTrainedModel, i: int, called: set[str]) -> str:
-    """What a layer has in place of attention, named by the classes that no layer with attention has."""
+    """What a layer has instead of attention, named by the classes that layers with attention do not have."""
     count = model.config.get_text_config().num_hidden_layers
     stacks = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == count]
     for name, stack in stacks:
@@ -189,7 +192,7 @@ def _without_attention(model: PreTrainedModel, i: int, called: set[str]) -> str:
                 usual |= _classes(layer)
         own = sorted(_classes(stack[i]) - usual)
         if usual and own:
-            return f"a state other than keys and values ({', '.join(own)})"
+            return f"a recurrent state ({', '.join(own)})"
     return "a layer without attention"
 
 

@@ -1,23 +1,23 @@
-r"""An int8 cache: keys and values that GroupQueryAttention keeps in a quarter of the bytes.
+r"""An int8 cache: GroupQueryAttention keeps keys and values in a quarter of the bytes.
 
     kept[h, t, c] = clip(round(x[h, t, c] / s[h, c]), -128, 127)          s[h, c] = margin max |x[h, :, c]| / 127
 
-with a scale per layer, head and channel, for keys (as they are kept, after their rotation) and for values each
-(PER_CHANNEL; per tensor a layer's largest channel would take the digits of all others). ONNX Runtime has had kernels
-for it on CPUs since May 2026 (#28576, #28578): they quantise what is new and multiply by int8, in prompts too.
+with a scale per layer, head and channel, separately for keys (as they are kept, after rotary embedding) and values
+(PER_CHANNEL; per tensor, the largest channel of a layer would cost all others their resolution). ONNX Runtime has had
+CPU kernels for it since May 2026 (#28576, #28578): they quantise what is new and multiply in int8, also in prompts.
 
-The largest values are those that this very graph puts in its float32 cache for the tasks' own training prompts, and for
-tokens drawn at random, with every adapter on and with none. What lies beyond is cut off without a word, so three things
-are done about it:
+The largest values are those that this graph puts into its float32 cache for the tasks' own training prompts and for
+random tokens, with each adapter and with none. Larger values are silently clipped, so three measures are taken:
 
-- Rotation turns pairs of a key's channels with the position, and the slow ones hardly turn within a short prompt. So
-  both channels of a pair get what either may have at any position, sqrt(x_i^2 + x_j^2). Measured on SmolLM2 (KL of int8
-  beside float32, texts of 250 to 1,200 tokens that no task has): 0.013 and 0.031 without it, 0.007 and 0.008 with it.
-  Where a family rotates in operators of its own (a part of each head, as GPT-NeoX), the drawn tokens must do.
-- `MARGIN`: a fifth of the digits are left for other texts. With the drawn tokens 1 entry of 10,000 is cut off there,
-  and 1 of 100,000 in prompts of the tasks.
-- l_k and l_v multiply what is kept. An adapter that comes later and has larger ones than those that were seen is
-  refused (qia3.bundle.cache_range); merged, they are in the weights, and nothing comes later.
+- Rotary embedding rotates pairs of a key's channels with the position, and slow pairs hardly rotate within a short
+prompt. So both channels of a pair get the range that either may have at any position, sqrt(x_i^2 + x_j^2). Measured on
+SmolLM2 (KL of int8 against float32, on texts of 250 to 1,200 tokens unrelated to the tasks): 0.013 and 0.031 without
+it, 0.007 and 0.008 with it. If a family rotates in operators of its own (part of each head, as GPT-NeoX), only the
+random tokens help.
+- `MARGIN`: a fifth of the range is left for other texts. With the random tokens, 1 entry in 10,000 is clipped there,
+and 1 in 100,000 in prompts of the tasks.
+- l_k and l_v multiply what is kept. A later adapter with larger ones than those that were seen is refused
+(qia3.bundle.cache_range); in a merged bundle they are in the weights, and there are no later adapters.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ LARGEST = 127
 ATTENTION = "GroupQueryAttention"
 SCALES = {"k_scale": 12, "v_scale": 13}  # the operator's inputs by number
 Floats = NDArray[np.float32]
-Text = tuple[Sequence[int], Mapping[str, Floats]]  # tokens, and the vectors [1, 1, d] that they are read with
+Text = tuple[Sequence[int], Mapping[str, Floats]]  # tokens, and the vectors [1, 1, d] to run them with
 
 
 def pairs_of(model: ir.Model) -> dict[str, list[tuple[int, int]]]:
-    """The channels that rotation turns into each other, by the name of the keys' input; none where the operator does not
+    """The pairs of channels that are rotated together, by the name of the keys' input; empty if the operator does not
     rotate.
     """
     found = {}
@@ -59,8 +59,8 @@ def pairs_of(model: ir.Model) -> dict[str, list[tuple[int, int]]]:
 def largest_kept(
     decoder: OrtDecoder, texts: Iterable[Text], pairs: Mapping[str, Sequence[tuple[int, int]]]
 ) -> dict[str, Floats]:
-    """max |x| over all positions of the texts, [kv heads, head size] by the name of the cache's input; of `pairs` the
-    length of both.
+    """max |x| over all positions of the texts, [kv heads, head size] by the name of the cache's input; for `pairs`, the
+    norm of the pair.
     """
     found: dict[str, Floats] = {}
     for tokens, vectors in texts:
@@ -75,7 +75,7 @@ def largest_kept(
 
 
 def with_int8_cache(graph: Path, largest: Mapping[str, Floats]) -> Path:
-    """Gives the graph in this file an int8 cache, and returns it."""
+    """Gives the graph in this file an int8 cache; returns its path."""
     model = ir.load(graph)
     Int8Cache(largest)(model)
     ir.save(model, graph)
@@ -83,8 +83,8 @@ def with_int8_cache(graph: Path, largest: Mapping[str, Floats]) -> Path:
 
 
 class Int8Cache(InPlacePass):  # type: ignore[misc]
-    """Gives every GroupQueryAttention an int8 cache, whose scales are constants made of `largest` (as `largest_kept`
-    gives it); the graph's inputs and outputs change their type with it.
+    """Gives every GroupQueryAttention an int8 cache, with constant scales from `largest` (see `largest_kept`); the
+    types of the graph's inputs and outputs change accordingly.
     """
 
     def __init__(self, largest: Mapping[str, Floats]) -> None:
@@ -123,7 +123,7 @@ class Int8Cache(InPlacePass):  # type: ignore[misc]
         assert all(v.dtype == ir.DataType.INT8 for v in kept)
 
     def _scale(self, model: ir.Model, past: str) -> ir.Value:
-        """[1, kv heads, 1, head size]; a channel that is always nought gets one, which keeps it so."""
+        """[1, kv heads, 1, head size]; a channel that is always zero gets 1."""
         most = self.largest[past] * (MARGIN / LARGEST)
         scale = np.where(most > 0, most, 1).astype(np.float32)[None, :, None]
         tensor = ir.tensor(scale, name=f"{past}.scale")

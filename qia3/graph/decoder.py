@@ -1,12 +1,13 @@
-"""The decoder as it is exported: the real transformers model with its leaves lowered, its cache as inputs and outputs.
+"""The decoder as it is exported: the real transformers model with its leaves lowered and its cache as inputs and
+outputs.
 
     inputs   input_ids [B, S], attention_mask [B, T] int64; past_key_values.{i}.{key,value} [B, kv heads, P, head size]; vectors [rows, 1, d]
     outputs  logits [B, 1, V] (or [B, S, V]); present.{i}.{key,value} [B, kv heads, T, head size]
 
-GroupQueryAttention counts a row's valid positions from its start, so a batch of unequal lengths is padded on the right
-and row b's mask holds n_b leading ones. Everything follows from n_b: the new tokens start at position max(n_b - S, 0),
-and the last one of them that is valid is entry n_b - 1 - start. In a prompt (no past) start is 0; in a step of one
-token start is n_b - 1, which overwrites a padded slot.
+GroupQueryAttention counts a row's valid positions from its start, so a batch of unequal lengths is padded on the right,
+and row b's mask has n_b leading ones. Everything follows from n_b: the new tokens start at position max(n_b - S, 0),
+and the last valid one of them is entry n_b - 1 - start. In a prompt (no past) start is 0; in a step of one token start
+is n_b - 1, which overwrites a padded slot.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ ATTENTION = "qia3_group_query"
 
 
 class Decoder(nn.Module):
-    """forward(input_ids, attention_mask, past, vectors) -> (logits, *present); to be exported, not run."""
+    """forward(input_ids, attention_mask, past, vectors) -> (logits, *present); for export only."""
 
     def __init__(
         self,
@@ -72,10 +73,10 @@ class Decoder(nn.Module):
 
 
 def _bias(table: Tensor, state: Inputs, length: int | torch.SymInt) -> Tensor:
-    """[1, H, S, T] from t [H, positions]: what every key's scores get, less what the newest key's get.
+    """[1, H, S, T] from t [H, positions]: each key's bias minus that of the newest key.
 
-    Keys stand at the same positions in every row, so one is enough for all. The difference is softmax's own affair, and
-    keeps the numbers small where text is read.
+    Keys have the same positions in every row, so one row is enough for all. Softmax ignores the subtraction, which
+    keeps the numbers small.
     """
     assert state.total is not None
     total, heads = state.total.to(torch.long), table.shape[0]
@@ -93,7 +94,9 @@ def _bias(table: Tensor, state: Inputs, length: int | torch.SymInt) -> Tensor:
 
 
 def group_query_attention(decoder: Decoder) -> Any:
-    """transformers' attention function that emits GroupQueryAttention. q [B, H, S, d], k and v [B, kv heads, S, d]."""
+    """An attention function for transformers that emits GroupQueryAttention. q [B, H, S, d], k and v [B, kv heads, S,
+    d].
+    """
 
     def attend(module: Any, q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
         state, form = decoder.graph_inputs, decoder.forms[module]
@@ -126,15 +129,15 @@ def group_query_attention(decoder: Decoder) -> Any:
 
 
 def _wide(x: Tensor, size: int) -> Tensor:
-    """Heads of `size` entries, the last ones zero: they add nothing to a product of queries and keys."""
+    """Pads heads to `size` entries with zeros, which add nothing to products of queries and keys."""
     return x if x.shape[-1] == size else nn.functional.pad(x, (0, size - x.shape[-1]))
 
 
 @contextmanager
 def lowered(model: PreTrainedModel, accuracy_level: int, positions: int, logits: str) -> Iterator[Decoder]:
-    """The model with its leaves swapped for export leaves, as a Decoder; the model is itself again afterwards.
+    """The model as a Decoder, with its leaves swapped for export leaves; restored afterwards.
 
-    Raises BaseModelError where its attention or its rotation is none that the graph has.
+    Raises BaseModelError if the graph does not support its attention or rotary embedding.
     """
     inputs = Inputs()
     seen = watch(model)
@@ -155,7 +158,7 @@ Undo = list[tuple[nn.Module, str, nn.Module]]
 
 @contextmanager
 def swapped(model: PreTrainedModel, inputs: Inputs, accuracy_level: int, logits: str) -> Iterator[Undo]:
-    """Every leaf replaced; afterwards each module is put back under its name in its parent, and whatever is added."""
+    """Replaces every leaf; afterwards puts each module back under its name in its parent, also those added to the list."""
     undo = _swap(model, inputs, accuracy_level, logits)
     try:
         yield undo
@@ -165,7 +168,7 @@ def swapped(model: PreTrainedModel, inputs: Inputs, accuracy_level: int, logits:
 
 
 def put(model: PreTrainedModel, modules: Mapping[str, nn.Module], undo: Undo) -> None:
-    """Replaces what goes by these names, and adds it to what is to be put back."""
+    """Replaces the modules with these names, and adds the originals to `undo`."""
     for name, module in modules.items():
         parent, _, child = name.rpartition(".")
         undo.append((model.get_submodule(parent), child, model.get_submodule(name)))

@@ -1,21 +1,22 @@
-"""Scores that depend on how far apart two tokens stand, of encoders that compute attention by hand (ia3/by_hand.py).
+"""Attention scores that depend on the distance of two tokens, in encoders that compute attention themselves
+(ia3/by_hand.py).
 
     scores[h, i, j] = a q_i . k_j + t[h, i - j] + q_i . P[h, x(i - j)] + k_j . R[h, y(j - i)]
 
-MPNet has t, of buckets of distances. DeBERTa has P and R, "content to position" and "position to content" (He et al.
-2021, arXiv:2006.03654): keys and queries made of a table of distances, by the projections of the text's own keys and
-queries in most checkpoints (`share_att_key`), so that l_k scales P as well. x and y are buckets too.
+MPNet has t, with buckets of distances. DeBERTa has P and R, "content to position" and "position to content" (He et al.
+2021, arXiv:2006.03654): keys and queries made from a table of distances, in most checkpoints by the same projections as
+those of the text (`share_att_key`), so l_k scales P as well. x and y are buckets, too.
 
-What a module does is read from numbers. Its products before the softmax are watched, and which of their entries it
-takes (torch.gather); the factors a, of P and of R are those that explain the scores, and what is left must depend on the
-distance alone. P and R are what their projections make of no text, so the graph has them as constants, 512 rows for
-each head in DeBERTa-v3: computing them anew for each text, as transformers does, costs what 85 tokens more would. Its
-vectors are put on the other factor, which has rows: (q l) . P = q . (l P).
+What a module does is inferred numerically. Its products before the softmax are watched, and the entries that it takes
+from them (torch.gather); the factors a, and those of P and R, are the ones that explain the scores, and the remainder
+must depend on the distance only. P and R are the results of projections without text, so the graph has them as
+constants, 512 rows per head in DeBERTa-v3: computing them per text, as transformers does, costs as much as 85 more
+tokens. Their vectors are moved to the other factor, which has rows: (q l) . P = q . (l P).
 
-In the graph each row takes the S columns that belong to its distances, by padding and slicing instead of a gather:
+In the graph each row takes the S columns for its distances, by padding and slicing instead of a gather:
 
     c      0   1   2   3   4        d = S - 1 - c = 2 .. -2         S = 3
-    x[0]   .   .   a   b   c        x [S, 2S - 1], a column more, as one line from S - 1 on,
+    x[0]   .   .   a   b   c        x [S, 2S - 1], with one more column, flattened from S - 1 on,
     x[1]   .   d   e   f   .        is again [S, 2S - 1] with a b c, d e f, g h i in front
     x[2]   g   h   i   .   .
 """
@@ -49,8 +50,9 @@ Side = Literal["query", "key"]
 
 @dataclass(frozen=True)
 class Table:
-    """P or R of a module: `rows` [P, H, d] with their factor in them, `line` [2n - 1] the row of distance d at n - 1 + d,
-    the token's own place less the other's. `vector`: the site's name whose vector scales the rows.
+    """P or R of a module: `rows` [P, H, d] including their factor, `line` [2n - 1] the row of distance d at n - 1 + d,
+    the distance being the token's own position minus the other's. `vector`: the name of the site whose vector scales
+    the rows.
     """
 
     side: Side
@@ -114,7 +116,7 @@ def _table(q: Tensor, k: Tensor, left: Tensor, right: Tensor, places: Tensor) ->
 
 
 def _looked_up(table: Table, q: Tensor, k: Tensor) -> Tensor:
-    """[H, n, n] of q and k [1, H, n, d]."""
+    """The scores [H, n, n] that the table adds for q and k [1, H, n, d]."""
     own = (q if table.side == "query" else k)[0]
     n = own.shape[1]
     products = own @ table.rows.to(own).permute(1, 2, 0)
@@ -125,7 +127,7 @@ def _looked_up(table: Table, q: Tensor, k: Tensor) -> Tensor:
 
 
 def _line(x: Tensor) -> Tensor:
-    """[H, 2n - 1]: means of x [H, n, n] over entries of one distance i - j."""
+    """[H, 2n - 1]: means of x [H, n, n] over entries with the same distance i - j."""
     n = x.shape[-1]
     places = (torch.arange(n)[:, None] - torch.arange(n)[None] + n - 1).flatten()
     sums = torch.zeros(len(x), 2 * n - 1, dtype=x.dtype).index_add(1, places, x.flatten(1))
@@ -139,20 +141,21 @@ def _spread(line: Tensor) -> Tensor:
 
 
 def _centred(x: Tensor) -> Tensor:
-    """What of x [H, n, n] does not depend on the distance alone."""
+    """The part of x [H, n, n] that does not depend on the distance alone."""
     return x - _spread(_line(x))
 
 
 def distances(
     model: PreTrainedModel, found: Mapping[nn.Module, Distances], positions: int
 ) -> dict[nn.Module, Distances]:
-    """Those of a few tokens as far as `positions`, and the vectors that scale their tables. Raises BaseModelError."""
+    """Distance terms for up to `positions`, and the vectors that scale their tables. Raises BaseModelError."""
     if not any(d.tables or d.bias is not None for d in found.values()):
         return dict(found)
     long = _of_first_layer(model, positions)
     if long is None:
         raise BaseModelError(
-            f"{type(model).__name__} cannot be shipped: what it adds to its scores changes with more than the distance of two tokens"
+            f"{type(model).__name__} cannot be shipped: what it adds to its attention scores depends on more "
+            "than the distance of two tokens"
         )
     vectors = _vectors(model)
     return {module: _reaching(model, d, long, vectors.get(module, [])) for module, d in found.items()}
@@ -164,20 +167,21 @@ def _reaching(model: PreTrainedModel, short: Distances, long: Distances, vectors
     ends += [(short.bias, long.bias)] if short.bias is not None and long.bias is not None else []
     if not same or not all(torch.allclose(_middle(lo, s).float(), s.float(), atol=1e-3) for s, lo in ends):
         raise BaseModelError(
-            f"{type(model).__name__} cannot be shipped: its layers, or longer texts, add other things to their scores"
+            f"{type(model).__name__} cannot be shipped: what it adds to its attention scores differs between "
+            "layers or for longer texts"
         )
     tables = zip(short.tables, long.tables, vectors, strict=True)
     return replace(short, tables=tuple(replace(s, line=lo.line, vector=v) for s, lo, v in tables), bias=long.bias)
 
 
 def _middle(line: Tensor, like: Tensor) -> Tensor:
-    """As many entries as `like` has, around the distance of nought."""
+    """As many entries as `like` has, around distance zero."""
     count = like.shape[-1]
     return line.narrow(-1, (line.shape[-1] - count) // 2, count)
 
 
 def _of_first_layer(model: PreTrainedModel, length: int) -> Distances | None:
-    """By a text of so many tokens. Raises BaseModelError."""
+    """The terms of the first layer, from a text of `length` tokens. Raises BaseModelError."""
     found: list[Distances | None] = []
 
     def attend(_: nn.Module, q: Tensor, k: Tensor, *__: Any, made: Made, **___: Any) -> Any:
@@ -194,7 +198,7 @@ def _of_first_layer(model: PreTrainedModel, length: int) -> Distances | None:
 
 
 def _vectors(model: PreTrainedModel) -> dict[nn.Module, list[str | None]]:
-    """Which vector scales each of a module's tables: that which is in it when vectors are drawn. Raises BaseModelError."""
+    """Which vector scales each of a module's tables, found by trying random vectors. Raises BaseModelError."""
     layers = {m.site.name: m for m in model.modules() if isinstance(m, Scaled)}
     with _worn(layers, 0):
         plain = _tables(model)
@@ -208,7 +212,7 @@ def _vectors(model: PreTrainedModel) -> dict[nn.Module, list[str | None]]:
 
 
 def _vector_in(model: PreTrainedModel, before: Tensor, after: Tensor, vectors: Mapping[str, Tensor]) -> str | None:
-    """Of tables [H, d, P]."""
+    """The vector that explains the change of a table [H, d, P]."""
     factors = (before * after).sum(-1) / before.square().sum(-1)
     if torch.allclose(after, before, atol=1e-6):
         return None
@@ -217,12 +221,12 @@ def _vector_in(model: PreTrainedModel, before: Tensor, after: Tensor, vectors: M
         if vector.shape == flat.shape and torch.allclose(vector, flat, rtol=1e-4):
             return name
     raise BaseModelError(
-        f"{type(model).__name__} cannot be shipped: vectors change its tables of positions in no known way"
+        f"{type(model).__name__} cannot be shipped: vectors change its position tables in an unknown way"
     )
 
 
 def _tables(model: PreTrainedModel) -> dict[nn.Module, list[Tensor]]:
-    """What each module multiplies queries or keys by to look positions up: [H, d, P]."""
+    """The tables [H, d, P] by which each module multiplies queries or keys to look up positions."""
     found: dict[nn.Module, list[Tensor]] = {}
 
     def attend(module: nn.Module, *_: Any, made: Made, **__: Any) -> Any:
@@ -234,7 +238,7 @@ def _tables(model: PreTrainedModel) -> dict[nn.Module, list[Tensor]]:
 
 
 def table_numbers(model: PreTrainedModel) -> int:
-    """How many numbers such tables have in a graph; of a model that may be without numbers itself (torch's meta device)."""
+    """How many numbers such tables have in a graph; the model may be on torch's meta device."""
     if not is_encoder(model.config) or not by_hand(model):
         return 0
     return sum(table.numel() for tables in _tables(model).values() for table in tables)
@@ -251,12 +255,12 @@ def _pass(model: PreTrainedModel, attend: Any, length: int) -> None:
         except RuntimeError:
             if ids.device.type != "meta":
                 raise
-            model(input_ids=ids, use_cache=False)  # a mask is looked into (MPNet), and has no numbers there
+            model(input_ids=ids, use_cache=False)  # MPNet inspects a mask's values, which do not exist there
 
 
 @contextmanager
 def _worn(layers: Mapping[str, Scaled], spread: float) -> Iterator[None]:
-    """Vectors drawn around one, as exactly as float32 has them; afterwards their own again."""
+    """Applies random vectors around one, exact in float32; restores the previous ones afterwards."""
     before = [(m, m.delta.detach().clone(), m.precision) for m in layers.values()]
     draw = torch.Generator().manual_seed(0)
     try:
@@ -271,7 +275,7 @@ def _worn(layers: Mapping[str, Scaled], spread: float) -> Iterator[None]:
 
 @contextmanager
 def constants(found: Mapping[nn.Module, Distances]) -> Iterator[None]:
-    """Tables as buffers of their modules, so that a graph's initializers are called after them."""
+    """Tables as buffers of their modules, so that the graph's initializers get their names."""
     try:
         for module, d in found.items():
             for i, table in enumerate(d.tables):
@@ -287,13 +291,13 @@ def constants(found: Mapping[nn.Module, Distances]) -> Iterator[None]:
 
 
 def in_graph(module: nn.Module, found: Distances, q: Tensor, k: Tensor, vectors: Mapping[str, Tensor]) -> Tensor:
-    """What is added to the scores, [B, H, S, S] or [1, H, S, S]: to be exported. q and k [B, H, S, d]."""
+    """The term added to the scores, [B, H, S, S] or [1, H, S, S], for export. q and k [B, H, S, d]."""
     length = q.shape[2]
     columns = torch.arange(2 * length - 1)
     total: Tensor | None = None
     for i, table in enumerate(found.tables):
         rows, places = getattr(module, f"{ROWS}_{i}"), getattr(module, f"{PLACES}_{i}")
-        # index_select is Gather, and leaves the table the name that it has; rows[...] is not and does not
+        # index_select becomes Gather and keeps the table's name; rows[...] does neither
         here = places.index_select(0, columns + (places.shape[0] // 2 + 1 - length))
         taken = rows.index_select(0, here)  # [2S - 1, H, d]
         own = q if table.side == "query" else k

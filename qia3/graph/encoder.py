@@ -1,14 +1,14 @@
-"""An encoder alone as it is exported: the real transformers model with its leaves lowered (decoder.py), its attention as
-an encoder-decoder's encoder has it (seq2seq.py), and behind it what makes one vector of a text, and a head.
+"""An encoder alone as it is exported: the real transformers model with its leaves lowered (decoder.py), attention as in
+an encoder-decoder's encoder (seq2seq.py), then pooling and a head.
 
-    p = pooled(states)                the mean over the tokens, or the first one's state
-    sentence_embedding = p            of length one, where the base says so
-    logits = W p + b                  W [rows, labels, d] and b [rows, labels] are inputs, as the vectors are
-    token_logits = W states + b       of each token; they cost what one more head of attention would
+    p = pooled(states)                the mean over the tokens, or the first token's state
+    sentence_embedding = p            normalised to unit length if the base says so
+    logits = W p + b                  W [rows, labels, d] and b [rows, labels] are inputs, like the vectors
+    token_logits = W states + b       per token; this costs as much as one more attention head
 
-The head is in float32: it is the size of a few vectors. In a batch each row may have a head of its own, and so a task of
-its own; of fewer labels than the widest, it is filled up with biases that no softmax sees. Merged, the head is a part of
-the graph.
+The head is in float32: it is as small as a few vectors. In a batch each row may have its own head, and so its own task;
+a head with fewer labels than the widest is padded with biases so low that softmax ignores them. In a merged model the
+head is part of the graph.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ from qia3.ia3.vectors import Scaled
 DIMENSIONS: Dimensions = {
     INPUT_IDS: (BATCH, SEQUENCE),
     ATTENTION_MASK: (BATCH, SEQUENCE),
-    TOKEN_TYPES: ("token_types_batch_size", "token_types_length"),  # 1 each, by default
+    TOKEN_TYPES: ("token_types_batch_size", "token_types_length"),  # 1 each by default
     LAST_STATE: (BATCH, SEQUENCE, None),
     EMBEDDING: (BATCH, None),
     HEAD_WEIGHT: (ROWS, LABELS, None),
@@ -70,9 +70,9 @@ DIMENSIONS: Dimensions = {
 
 
 class Pooled(Reader):
-    """forward(input_ids, attention_mask, token types, vectors, head) -> (states, embedding, logits, of the tokens); to be
-    exported, not run. `head`: weight and bias as inputs, or none, where `own` is a part of the graph; it has logits of
-    the one kind then.
+    """forward(input_ids, attention_mask, token types, vectors, head) -> (states, embedding, logits, token logits); for
+    export only. `head`: weight and bias as inputs, or empty if `own` is part of the graph; then it has only one kind of
+    logits.
     """
 
     def __init__(self, model: PreTrainedModel, state: Shared, sizes: dict[str, int], own: Head | None) -> None:
@@ -85,7 +85,7 @@ class Pooled(Reader):
         self, input_ids: Tensor, attention_mask: Tensor, types: list[Tensor], vectors: list[Tensor], head: list[Tensor]
     ) -> tuple[Tensor, ...]:
         extra = {}
-        if types:  # [1, 1] by default, for every token of every row
+        if types:  # [1, 1] by default, which broadcasts to every token
             everywhere = (types[0], torch.zeros_like(input_ids))
             extra[TOKEN_TYPES] = symbolic("Add", everywhere, {}, dtype=torch.long, shape=input_ids.shape, version=14)
         states = self.states(input_ids, attention_mask, vectors, **extra)
@@ -100,7 +100,9 @@ class Pooled(Reader):
 
 
 def _logits(weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
-    """[B, S, labels] of x [B, S, d]. Rows of the head are 1 or the batch, which torch's shapes cannot say: by name."""
+    """[B, S, labels] of x [B, S, d]. The head has 1 or B rows, which torch's shapes cannot express, so the operator is
+    emitted by name.
+    """
     shape = (*x.shape[:2], weight.shape[1])
     product: Tensor = symbolic("MatMul", (x, weight.transpose(1, 2)), {}, dtype=x.dtype, shape=shape, version=13)
     found: Tensor = symbolic("Add", (product, bias[:, None]), {}, dtype=x.dtype, shape=shape, version=14)
@@ -109,9 +111,9 @@ def _logits(weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
 
 @contextmanager
 def lowered(model: PreTrainedModel, accuracy_level: int, positions: int, own: Head | None) -> Iterator[Pooled]:
-    """The model with its leaves swapped for export leaves; it is itself again afterwards.
+    """The model with its leaves swapped for export leaves; restored afterwards.
 
-    Raises BaseModelError where its attention is none that the graph has.
+    Raises BaseModelError if the graph does not support its attention.
     """
     seen = watch(model)
     places, tables = reaching(model, attentions(model, seen), positions), lookups(model, seen, positions)
@@ -130,10 +132,10 @@ def lowered(model: PreTrainedModel, accuracy_level: int, positions: int, own: He
 def export_encoder(
     model: PreTrainedModel, accuracy_level: int, positions: int, required: bool = False, own: Head | None = None
 ) -> ir.Model:
-    """The graph of a model whose linear layers are 4-bit and whose vectors are at the side, or folded.
+    """The graph of a model whose linear layers are 4-bit, with vectors unmerged or merged.
 
-    `required`: vectors and head are inputs that have to be fed, instead of having defaults. `own`: the head that is a
-    part of the graph. Raises BaseModelError.
+    `required`: vectors and head are inputs without defaults. `own`: a head that becomes part of the graph. Raises
+    BaseModelError.
     """
     with lowered(model, accuracy_level, positions, own) as whole, quiet():
         sizes, width = whole.sizes, model.config.hidden_size
@@ -163,5 +165,5 @@ def export_encoder(
 
 
 def has_types(model: PreTrainedModel) -> bool:
-    """Whether the family tells a first text from a second one."""
+    """Whether the family distinguishes a first and a second text (token types)."""
     return TOKEN_TYPES in signature(model.forward).parameters and (getattr(model.config, "type_vocab_size", 0) or 0) > 1

@@ -1,7 +1,7 @@
-"""Edits of an encoder's graph after the export: inputs that a caller may leave out.
+"""Edits of an encoder's graph after the export: defaults for inputs that a caller may leave out.
 
-DefaultTypes    token_type_ids [1, 1] of nought: one text, whose kind is added to every token
-DefaultHead     a head [1, 1, d] of noughts: no task, whose one logit says nothing
+DefaultTypes    token_type_ids [1, 1] of zero: a single text
+DefaultHead     a head [1, 1, d] of zeros: no task, a single meaningless logit
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ def _give(model: ir.Model, defaults: Mapping[str, np.ndarray]) -> PassResult:
 
 
 class DefaultTypes(InPlacePass):  # type: ignore[misc]
-    """A caller with one text need not say so."""
+    """A caller with a single text need not feed token types."""
 
     def call(self, model: ir.Model) -> PassResult:
         return _give(model, {TOKEN_TYPES: np.zeros((1, 1), np.int64)})
 
 
 class DefaultHead(InPlacePass):  # type: ignore[misc]
-    """Without a task the graph gives states and embeddings."""
+    """Without a task, the graph still returns states and embeddings."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
 """A mixture of experts (base/experts.py) as ONNX Runtime's QMoE, which has a kernel for CPUs: exact at accuracy_level 0.
 
-The model's own router chooses and weighs. The operator takes the best k of one table [T, E] and their weights from
-another, so a choice is a table of zeros and ones: whatever a router does (softmax before or after, groups, biases that
-only choose), its answer is what is computed.
+The model's own router chooses and weighs the experts. The operator selects the best k from one table [T, E] and takes
+their weights from another, so the router's choice is passed as a table of zeros and ones: whatever a router does
+(softmax before or after, groups, biases for the choice only), its result is used.
 
     com.microsoft::QMoE(x, chosen, codes, scales, , codes, scales, , , , , zero points, zero points, , weights)
 """
@@ -19,7 +19,9 @@ from qia3.graph.leaves import Attributes
 
 
 class Codes(nn.Module):
-    """One weight's tensors, a dimension for the experts in front: codes uint8 [E, N, K/2], scales float32 [E, N, B]."""
+    """One weight's tensors, with a leading dimension for the experts: codes uint8 [E, N, K/2], scales float32 [E, N,
+    B].
+    """
 
     def __init__(self, store: Int4Weight, experts: int) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""The exported graph: torch.onnx.export on the real model with lowered leaves, then onnx-ir passes.
+"""The exported graph: torch.onnx.export on the real model with lowered leaves, followed by onnx-ir passes.
 
-torch.export traces with a batch of 2, a length of 3 and a past of 5, all three dynamic. The vectors come in as graph
-inputs, so the exporter cannot merge equal ones; a pass gives each its default of ones afterwards.
+torch.export traces with a batch of 2, a length of 3 and a past of 5, all dynamic. Vectors are graph inputs, so the
+exporter cannot merge equal ones; a pass gives each its default of ones afterwards.
 """
 
 from __future__ import annotations
@@ -31,10 +31,9 @@ OPSET = 21
 def export_decoder(
     model: PreTrainedModel, accuracy_level: int, positions: int, logits: str, required: bool = False
 ) -> ir.Model:
-    """The graph of a decoder whose linear layers are 4-bit and whose vectors are at the side, or folded (no Scaled
-    module left).
+    """The graph of a decoder whose linear layers are 4-bit, with vectors unmerged, or merged (no Scaled module left).
 
-    `required`: vectors are inputs that have to be fed, instead of having a default of ones.
+    `required`: vectors are inputs without a default of ones.
     """
     with lowered(model, accuracy_level, positions, logits) as decoder, quiet():
         program = _trace(decoder)
@@ -43,7 +42,7 @@ def export_decoder(
 
 
 def cache_of(graph: ir.Model) -> Cache | None:
-    """What a decoder's graph keeps, as its inputs say; None where they leave it open (an encoder-decoder's)."""
+    """The size of a decoder's cache, by its inputs; None if they leave it open (in an encoder-decoder)."""
     past = next(value for value in graph.graph.inputs if (value.name or "").startswith(PAST))
     assert past.shape is not None
     heads, size = past.shape[1], past.shape[3]
@@ -69,9 +68,9 @@ def _trace(decoder: Decoder) -> torch.onnx.ONNXProgram:
 def trace(
     module: nn.Module, examples: tuple[Any, ...], shapes: tuple[Any, ...], inputs: list[str], outputs: list[str]
 ) -> torch.onnx.ONNXProgram:
-    """The module's program. `shapes` say which dimensions of each example may be of any length.
+    """The module's program. `shapes` say which dimensions of each example are dynamic.
 
-    Raises BaseModelError where torch cannot make one.
+    Raises BaseModelError if torch cannot export it.
     """
     try:
         program = torch.onnx.export(
@@ -83,13 +82,13 @@ def trace(
             input_names=inputs,
             output_names=outputs,
             verbose=False,
-            # its rewrite rules take a third of the export's time, and the passes here do what a decoder needs of them
+            # its rewrite rules take a third of the export's time; the passes here do what a decoder needs
             optimize=False,
         )
-    except OnnxExporterError as error:  # a page of advice, and the reason underneath
+    except OnnxExporterError as error:  # a page of advice with the reason at the end
         reason = first_line(error.__cause__ or error)
         raise BaseModelError(
-            f"{type(module.model).__name__} cannot be shipped: torch.onnx.export does not make a graph of it ({reason})"
+            f"{type(module.model).__name__} cannot be shipped: torch.onnx.export fails ({reason})"
         ) from error
     assert program is not None
     return program
@@ -97,7 +96,7 @@ def trace(
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """The exporter warns about itself at length."""
+    """Silences the exporter's many warnings."""
     loggers = [logging.getLogger(n) for n in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
     levels = [log.level for log in loggers]
     try:

@@ -1,7 +1,7 @@
 """The two graphs of an encoder-decoder: torch.onnx.export on the real model with lowered leaves, then onnx-ir passes.
 
-Both are traced in the same state of the model, and what they share (an embedding) is the same memory, which the writer
-stores once (external.py).
+Both are traced in the same state of the model, and what they share (an embedding) is the same memory, which is written
+once (external.py).
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ ENCODER_DIMENSIONS: Dimensions = {
 def export_seq2seq(
     model: PreTrainedModel, accuracy_level: int, positions: int, logits: str, required: bool = False
 ) -> dict[str, ir.Model]:
-    """The graphs "encoder" and "decoder" of a model whose linear layers are 4-bit (or float, where they were left so)
-    and whose vectors are at the side, or folded.
+    """The graphs "encoder" and "decoder" of a model whose linear layers are 4-bit (or float, if left so), with vectors
+    unmerged or merged.
 
-    `required`: vectors are inputs that have to be fed, instead of having a default of ones. Raises BaseModelError.
+    `required`: vectors are inputs without a default of ones. Raises BaseModelError.
     """
     with lowered(model, accuracy_level, positions, logits) as (encoder, decoder), quiet():
         return {"encoder": _encoder(encoder, required), "decoder": _decoder(decoder, required)}

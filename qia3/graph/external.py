@@ -1,10 +1,9 @@
-"""Graphs on disk: an .onnx each and one file of external data, every region of it accounted for.
+"""Graphs on disk: one .onnx per graph and one file of external data, with every region accounted for.
 
-Each tensor starts on a multiple of 64 bytes. Tensors with the same bytes share one region, whatever their shapes: so a
-tied embedding, whose codes GatherBlockQuantized wants as [V, H/2] and MatMulNBits as [V, B, block/2], is stored once,
-and so is what an encoder and its decoder have in common, and what a graph that learns reads apart where the decoder
-has queries, keys and values laid end to end.
-The defaults of the vectors stay inside the .onnx, where they are overridable initializers.
+Each tensor starts at a multiple of 64 bytes. Tensors with the same bytes share one region, whatever their shapes. So a
+tied embedding, whose codes are [V, H/2] for GatherBlockQuantized and [V, B, block/2] for MatMulNBits, is stored once,
+and so is what an encoder and its decoder share, and what a training graph reads separately where the decoder has
+queries, keys and values concatenated. The vectors' default values stay inside the .onnx, as overridable initializers.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from qia3.graph.packing import PACKED
 from qia3.graph.relative import TABLE
 
 ALIGNMENT = 64
-SMALLEST = 128  # bytes; smaller tensors that are no weights stay inside the .onnx
+SMALLEST = 128  # bytes; smaller tensors that are not weights stay inside the .onnx
 KINDS = ("codes", "scales", "zero_points")
 
 
@@ -35,9 +34,9 @@ def write_graph(model: ir.Model, folder: Path, vocabulary_modules: Collection[st
 def write_graphs(
     models: Mapping[str, ir.Model], data: str, folder: Path, vocabulary_modules: Collection[str]
 ) -> list[Region]:
-    """Writes the graphs by the names of their files, and the file `data` beside them, which is theirs together."""
+    """Writes the graphs, by file name, and the data file `data` that they share."""
     regions: list[Region] = []
-    seen: dict[str, int] = {}  # where bytes of this digest begin
+    seen: dict[str, int] = {}  # offset of the bytes with this digest
     data_file = folder / data
     data_file.parent.mkdir(parents=True, exist_ok=True)
     with data_file.open("wb") as out:
@@ -72,7 +71,7 @@ def _stored(model: ir.Model) -> list[tuple[str, ir.Value]]:
 
 
 def _parts(content: bytes, packed: Iterable[tuple[str, int]], start: int) -> dict[str, int]:
-    """Where each of the tensors that were laid end to end begins, by its digest: a graph that has them apart reads it."""
+    """The offset of each tensor in a concatenation, by digest: other graphs may read it separately."""
     found = {}
     end = 0
     for _, size in packed:
@@ -82,14 +81,14 @@ def _parts(content: bytes, packed: Iterable[tuple[str, int]], start: int) -> dic
 
 
 def _external(tensor: ir.TensorProtocol, name: str, offset: int, data_file: Path) -> ir.ExternalTensor:
-    """The same tensor, where it lies in the file."""
+    """The same tensor as external data at its place in the file."""
     shape = ir.Shape(tensor.shape.numpy())
     place = (data_file.name, offset, tensor.nbytes, tensor.dtype)
     return ir.ExternalTensor(*place, shape=shape, name=name, base_dir=data_file.parent)
 
 
 def _part(name: str, vocabulary_modules: Collection[str]) -> str:
-    """The footprint's part for an initializer, from the module it belongs to."""
+    """The footprint part of an initializer, by the module it belongs to."""
     kind = name.rpartition(".")[2]
     vocabulary = any(name.startswith(f"{module}.") for module in vocabulary_modules)
     if kind in KINDS:

@@ -1,4 +1,4 @@
-"""Logits of a prompt and of tokens forced after it, from torch and from ONNX Runtime: the two sides of the parity gate."""
+"""Logits for a prompt and tokens forced after it, from torch and from ONNX Runtime: the two sides of the parity gate."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from qia3.graph.parity import Floats
 
 
 def torch_logits(model: Any, prompt: Sequence[int], forced: Sequence[int], head: Head | None = None) -> Floats:
-    """[1 + len(forced), V] float32, from one pass over the whole sequence and no cache. An encoder-decoder is prompted
-    in its encoder, and what is forced comes after its decoder's start. An encoder alone gives its head's logits, or its
-    states.
+    """[1 + len(forced), V] float32, from one pass over the whole sequence without a cache. An encoder-decoder gets the
+    prompt in its encoder and the forced tokens after its decoder's start. An encoder alone returns its head's logits,
+    or its states.
     """
     if is_encoder(model.config):
         return forced_encoder.logits(model, prompt, head)
@@ -34,7 +34,7 @@ def torch_logits(model: Any, prompt: Sequence[int], forced: Sequence[int], head:
 
 
 def torch_choices(model: Any, prompt: Sequence[int], count: int) -> list[int]:
-    """The `count` tokens that torch itself would choose after the prompt; an encoder chooses none."""
+    """The `count` tokens that torch itself would choose after the prompt; none for an encoder."""
     if is_encoder(model.config):
         return []
     if model.config.is_encoder_decoder:
@@ -50,14 +50,14 @@ def torch_choices(model: Any, prompt: Sequence[int], count: int) -> list[int]:
 
 
 class OrtDecoder:
-    """A graph opened alone, fed plainly: one prompt, then one token at a time, with its cache."""
+    """A graph opened without our runtime: one prompt, then one token at a time, with its cache."""
 
     def __init__(self, path: Path) -> None:
         options = ort.SessionOptions()
         options.log_severity_level = 3
         self.session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self.outputs = [o.name for o in self.session.get_outputs()]
-        vectors = [i for i in self.session.get_inputs() if i.shape[:2] == ["rows", 1]]  # those without a default
+        vectors = [i for i in self.session.get_inputs() if i.shape[:2] == ["rows", 1]]  # only those without a default
         self.ones = {i.name: np.ones((1, 1, i.shape[2]), np.float32) for i in vectors}
         self.empty = {
             i.name: np.zeros((1, i.shape[1], 0, i.shape[3]), cache_type(i.type))
@@ -68,11 +68,11 @@ class OrtDecoder:
     def logits(
         self, prompt: Sequence[int], forced: Sequence[int], vectors: Mapping[str, NDArray[np.float32]]
     ) -> Floats:
-        """As torch_logits. `vectors` are [1, 1, d] by input name; none at all is the base."""
+        """Like torch_logits. `vectors` are [1, 1, d] by input name; empty for the base."""
         return self.after([prompt, *([token] for token in forced)], vectors)
 
     def kept(self, tokens: Sequence[int], vectors: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[Any]]:
-        """What is in the cache after these tokens: [1, kv heads, tokens, head size] by the name of its input."""
+        """The cache after these tokens: [1, kv heads, tokens, head size] by the name of its input."""
         feeds = {"input_ids": np.array([tokens], np.int64), "attention_mask": np.ones((1, len(tokens)), np.int64)}
         found = self.session.run(None, {**feeds, **self.empty, **self.ones, **vectors})
         return {
@@ -82,7 +82,7 @@ class OrtDecoder:
         }
 
     def after(self, pieces: Sequence[Sequence[int]], vectors: Mapping[str, NDArray[np.float32]]) -> Floats:
-        """[len(pieces), V]: after the last token of each piece of one text, run one after the other."""
+        """[len(pieces), V]: logits after the last token of each piece of a text, run one piece after the other."""
         cache, seen, rows = self.empty, 0, []
         for piece in pieces:
             seen += len(piece)

@@ -1,7 +1,7 @@
-"""What an encoder alone makes of a text, from torch and from ONNX Runtime: the two sides of its comparisons.
+"""The output of an encoder alone for a text, from torch and from ONNX Runtime: the two sides of its comparisons.
 
-What forced.py is for a decoder, with nothing to force: an adapter's logits [1, labels], or of each token [S, labels], or
-the states [S, hidden] of the base, which has no head.
+The counterpart of forced.py, with nothing to force: an adapter's logits [1, labels], or per token [S, labels], or the
+states [S, hidden] of the base, which has no head.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from qia3.ia3.roles import device_of
 
 @torch.no_grad()
 def read(model: Any, text: Sequence[int], head: Head | None) -> dict[str, Floats]:
-    """By torch: states [1, S, d], the embedding [1, d] and, of a head, logits [1, labels] and [1, S, labels]."""
+    """By torch: states [1, S, d], the embedding [1, d] and, with a head, logits [1, labels] and [1, S, labels]."""
     ids = torch.tensor([list(text)], device=device_of(model))
     mask, how = torch.ones_like(ids), pooling_of(model.config)
     states = model(input_ids=ids, attention_mask=mask)[0].float()
@@ -38,7 +38,7 @@ def read(model: Any, text: Sequence[int], head: Head | None) -> dict[str, Floats
 
 
 def logits(model: Any, text: Sequence[int], head: Head | None) -> Floats:
-    """What is compared, by torch."""
+    """The tensor to compare, by torch."""
     found = read(model, text, head)
     if head is None:
         states: Floats = found[LAST_STATE][0]
@@ -48,7 +48,7 @@ def logits(model: Any, text: Sequence[int], head: Head | None) -> Floats:
 
 
 class OrtEncoder:
-    """The graph opened alone and fed plainly. `merged`: its head is a part of it."""
+    """The graph opened without our runtime. `merged`: its head is part of it."""
 
     def __init__(self, session: ort.InferenceSession) -> None:
         self.session = session
@@ -80,7 +80,7 @@ class OrtEncoder:
     def logits(
         self, text: Sequence[int], given: Mapping[str, NDArray[np.float32]], headed: bool, per_token: bool
     ) -> Floats:
-        """What is compared."""
+        """The tensor to compare."""
         found = self.rows([text], given)
         if not headed:
             states: Floats = found[LAST_STATE][0]

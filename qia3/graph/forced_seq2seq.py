@@ -1,8 +1,9 @@
-"""An encoder-decoder's logits of a prompt and of tokens forced after its decoder's start, from torch and from ONNX Runtime.
+"""An encoder-decoder's logits for a prompt and tokens forced after its decoder's start, from torch and from ONNX
+Runtime.
 
     prompt -> encoder -> states          start, forced[0], forced[1], ... -> decoder(states) -> logits after each
 
-What forced.py is for a decoder; `torch_logits` and `torch_choices` there come here by the model's configuration.
+The counterpart of forced.py, whose `torch_logits` and `torch_choices` call this for such models.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from qia3.ia3.roles import device_of
 
 @torch.no_grad()
 def logits(model: Any, prompt: Sequence[int], forced: Sequence[int]) -> Floats:
-    """[1 + len(forced), V] float32, from one pass over all tokens and no cache."""
+    """[1 + len(forced), V] float32, from one pass over all tokens without a cache."""
     start, device = start_of(model), device_of(model)
     ids, answer = (torch.tensor([list(tokens)], device=device) for tokens in (prompt, [*start, *forced]))
     masks = {"attention_mask": torch.ones_like(ids), "decoder_attention_mask": torch.ones_like(answer)}
@@ -63,15 +64,15 @@ def choices(model: Any, prompt: Sequence[int], count: int) -> list[int]:
 
 @torch.no_grad()
 def states_of(model: Any, prompt: Sequence[int]) -> torch.Tensor:
-    """[1, S, hidden]: what the encoder makes of a prompt."""
+    """The encoder's states [1, S, hidden] for a prompt."""
     ids = torch.tensor([list(prompt)], device=device_of(model))
     states: torch.Tensor = model.get_encoder()(input_ids=ids, attention_mask=torch.ones_like(ids))[0]
     return states
 
 
 class OrtPair:
-    """The two graphs opened alone and fed plainly, as stock loaders do: no `past_length`, and the states whole at every
-    step, the keys of which are those of the first call.
+    """The two graphs opened without our runtime and fed as stock loaders do: no `past_length`, and the full states at
+    every step, whose keys are those of the first call.
     """
 
     def __init__(self, encoder: ort.InferenceSession, decoder: ort.InferenceSession, start: Sequence[int]) -> None:
@@ -79,7 +80,7 @@ class OrtPair:
         self.outputs = [o.name for o in decoder.get_outputs()]
         self.past = {i.name: i.shape for i in decoder.get_inputs() if i.name.startswith(PAST)}
         present = {o.name: o.shape for o in decoder.get_outputs()}
-        # the size of a head is a number there, and may be a name in what comes in
+        # the head size is a number in the outputs, but may be a name in the inputs
         self.sizes = {n: present[n.replace(PAST, PRESENT)][3] for n in self.past}
 
     @classmethod
@@ -95,7 +96,7 @@ class OrtPair:
     def logits(
         self, prompt: Sequence[int], forced: Sequence[int], vectors: Mapping[str, NDArray[np.float32]]
     ) -> Floats:
-        """[1 + len(forced), V]. `vectors` are [1, 1, d] by input name, of both graphs; none at all is the base."""
+        """[1 + len(forced), V]. `vectors` are [1, 1, d] by input name, for both graphs; empty for the base."""
         result: Floats = self.rows([prompt], [forced], vectors)[1][0]
         return result
 
@@ -105,7 +106,7 @@ class OrtPair:
         forced: Sequence[Sequence[int]],
         vectors: Mapping[str, NDArray[np.float32]],
     ) -> tuple[Floats, Floats]:
-        """States [rows, S, hidden] of prompts padded on the right, and logits [rows, 1 + steps, V], a token a step."""
+        """States [rows, S, hidden] of prompts padded on the right, and logits [rows, 1 + steps, V], one token per step."""
         count, lengths = len(prompts), np.array([len(p) for p in prompts])
         tokens = np.zeros((count, lengths.max()), np.int64)
         for row, prompt in zip(tokens, prompts, strict=True):
@@ -125,7 +126,7 @@ class OrtPair:
 
 
 def worn(session: ort.InferenceSession, vectors: Mapping[str, NDArray[np.float32]]) -> dict[str, Any]:
-    """Those of `vectors` that this graph has, and ones for those that it has no default for."""
+    """The `vectors` that this graph takes, and ones for inputs without a default."""
     required = {i.name: i.shape[2] for i in session.get_inputs() if i.shape[:2] == ["rows", 1]}
     names = required.keys() | {i.name for i in session.get_overridable_initializers()}
     rows = len(next(iter(vectors.values()))) if vectors else 1

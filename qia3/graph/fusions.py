@@ -1,14 +1,14 @@
-"""Graph edits for speed: fewer nodes, the same function.
+"""Graph edits for speed: fewer nodes, same function.
 
-At one token a node costs about a microsecond whatever it computes.
+When decoding one token, a node costs about a microsecond, whatever it computes.
 
-    Transpose(Transpose(x))                  -> x, where the order comes back               (6 of a layer's nodes as torch writes attention)
-    Reshape(Reshape(x))                      -> x, where the shape comes back               (another 8)
+    Transpose(Transpose(x))                  -> x, if the order is restored                  (6 nodes per layer as torch writes attention)
+    Reshape(Reshape(x))                      -> x, if the shape is restored                  (another 8)
     SimplifiedLayerNormalization(a + b)      -> SkipSimplifiedLayerNormalization(a, b), whose fourth output is the sum
     Slice(x) of the shape of x               -> x
     x * Sigmoid(x)                           -> QuickGelu(x) with alpha 1, which is SiLU
 
-Operators: docs/ContribOperators.md of ONNX Runtime. Every family's fused graph is held to torch in tests/test_graph.py.
+Operators: docs/ContribOperators.md of ONNX Runtime. tests/test_graph.py compares every family's fused graph with torch.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MICROSOFT = "com.microsoft"
 
 
 class CancelPairs(InPlacePass):  # type: ignore[misc]
-    """Takes out pairs of transposes, and of reshapes, that end as they began."""
+    """Removes pairs of transposes or reshapes that cancel out."""
 
     def call(self, model: ir.Model) -> PassResult:
         modified = False
@@ -37,7 +37,7 @@ class CancelPairs(InPlacePass):  # type: ignore[misc]
 
 
 class WholeSlices(InPlacePass):  # type: ignore[misc]
-    """Takes out slices that keep everything, as x[:, 0:] does."""
+    """Removes slices that keep everything, such as x[:, 0:]."""
 
     def call(self, model: ir.Model) -> PassResult:
         whole = [n for n in model.graph if n.op_type == "Slice" and _same_shape(n, n)]
@@ -104,19 +104,19 @@ def _same_order(first: ir.Node, second: ir.Node) -> bool:
 
 
 def _same_shape(first: ir.Node, second: ir.Node) -> bool:
-    """Whether the first node's input has the second one's shape, as far as the traced shapes tell."""
+    """Whether the first node's input has the shape of the second one's output, by the traced shapes."""
     before, after = first.inputs[0], second.outputs[0]
     return before is not None and _known(before.shape) and before.shape == after.shape and not after.is_graph_output()
 
 
 def _same_inputs(add: ir.Node) -> bool:
-    """A sum that broadcasts nothing, of two activations [batch, sequence, size]."""
+    """Whether it adds two activations [batch, sequence, size] without broadcasting."""
     first, second = (None if v is None else v.shape for v in add.inputs)
     return first is not None and _known(first) and first == second and len(first) == 3
 
 
 def _known(shape: ir.Shape | None) -> bool:
-    """Every dimension a number or a named symbol: two nameless ones are not the same one."""
+    """Every dimension a number or a named symbol: two unnamed ones need not be equal."""
     return shape is not None and all(isinstance(d, int) or d.value is not None for d in shape)
 
 
@@ -128,7 +128,7 @@ def _take_over(old: ir.Value, new: ir.Value) -> None:
 
 
 def _drop(model: ir.Model, *nodes: ir.Node) -> None:
-    """Removes the nodes whose outputs nobody uses any more."""
+    """Removes the nodes whose outputs are no longer used."""
     for node in nodes:
         if not any(value.uses() for value in node.outputs):
             model.graph.remove(node, safe=True)

@@ -1,6 +1,4 @@
-"""A graph that was just made, opened by ONNX Runtime from the memory that its tensors are in: no file is written, and the
-weights are not copied.
-"""
+"""Opens a new graph in ONNX Runtime from the memory of its tensors: no file is written, and the weights are not copied."""
 
 from __future__ import annotations
 
@@ -13,11 +11,11 @@ import onnxruntime as ort
 
 from qia3.errors import BaseModelError, first_line
 
-LARGE = 1024  # bytes of an initializer that is handed over instead of being written into the graph
+LARGE = 1024  # bytes; larger initializers are passed by reference instead of being serialised
 
 
 def opened(graph: ir.Model, name: str) -> tuple[ort.InferenceSession, dict[str, Any]]:
-    """A session, and what has to live as long as it does. Raises BaseModelError for the model of this `name`."""
+    """A session, and the objects that must stay alive as long as it. Raises BaseModelError that mentions `name`."""
     options = ort.SessionOptions()
     options.log_severity_level = 3
     held = _handed_over(graph)
@@ -26,11 +24,11 @@ def opened(graph: ir.Model, name: str) -> tuple[ort.InferenceSession, dict[str, 
     try:
         return ort.InferenceSession(proto, options, providers=["CPUExecutionProvider"]), held
     except Exception as error:  # onnxruntime raises many types
-        raise BaseModelError(f"ONNX Runtime does not open the graph of {name}: {first_line(error)}") from error
+        raise BaseModelError(f"ONNX Runtime cannot open the graph of {name}: {first_line(error)}") from error
 
 
 def _handed_over(graph: ir.Model) -> dict[str, Any]:
-    """The large initializers as values of ONNX Runtime on the same memory, by name."""
+    """The large initializers as OrtValues on the same memory, by name."""
     inputs = {v.name for v in graph.graph.inputs}
     return {
         name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value.const_value.numpy()))
@@ -40,7 +38,7 @@ def _handed_over(graph: ir.Model) -> dict[str, Any]:
 
 
 def _without_bytes(graph: ir.Model, handed_over: Mapping[str, Any]) -> bytes:
-    """The graph's own file, in which the tensors that are handed over are only named."""
+    """The serialised graph, in which tensors passed by reference are only named."""
     tensors = {name: graph.graph.initializers[name].const_value for name in handed_over}
     try:
         for name, tensor in tensors.items():

@@ -1,15 +1,15 @@
 """Export leaves: modules whose forward emits one of ONNX Runtime's own operators instead of torch's.
 
-`torch.onnx.ops.symbolic` puts an operator into the exported program by name, with the type and shape it gives; nothing
-is computed. Each leaf is made from the module it stands for (`from_base` in spirit) and points at the same buffers, so
-the bytes that trained are the initializers of the graph:
+`torch.onnx.ops.symbolic` puts an operator into the exported program by name, with its output type and shape; nothing is
+computed. Each leaf is made from the module that it replaces and refers to the same buffers, so the bytes that were
+trained become the initializers of the graph:
 
     GridLinear    -> com.microsoft::MatMulNBits(x, codes, scales[, zero points][, bias])
     GridEmbedding -> com.microsoft::GatherBlockQuantized(codes [V, H/2] (8 bits: [V, H]), ids, scales[, zero points])
-    Linear        -> MatMul(x, weight [K, N])[ + bias], in an encoder-decoder, some of whose layers stay in float
-    Scaled        -> Mul by a graph input [rows, 1, d], beside the layer's own operator
+    Linear        -> MatMul(x, weight [K, N])[ + bias], in an encoder-decoder, where some layers stay in float
+    Scaled        -> Mul by a graph input [rows, 1, d], after the layer's own operator
     Multiplied    -> Mul by a constant [d], before it
-    RMSNorm       -> SimplifiedLayerNormalization, where a numeric check shows the module is one
+    RMSNorm       -> SimplifiedLayerNormalization, if a numeric check shows that the module is one
 
 Operators: docs/ContribOperators.md of ONNX Runtime 1.32.
 """
@@ -38,9 +38,9 @@ NF4 = 1  # MatMulBnb4's quant_type
 
 @dataclass
 class Inputs:
-    """What one trace of the graph hands to its leaves.
+    """What one trace of the graph passes to its leaves.
 
-    A plain object: torch.export refuses tensors assigned to modules.
+    A plain object: torch.export refuses tensors that are assigned to modules.
     """
 
     vectors: dict[str, Tensor] = field(default_factory=dict)
@@ -60,7 +60,7 @@ class MatMulNBits(nn.Module):
     [N, B].
     """
 
-    weight = None  # T5 asks for its type
+    weight = None  # T5 looks at its type
 
     def __init__(self, store: Int4Weight | Int8Weight, bias: Tensor | None, accuracy_level: int) -> None:
         super().__init__()
@@ -93,8 +93,8 @@ class MatMulNBits(nn.Module):
 
 
 class MatMulBnb4(nn.Module):
-    """codes uint8 [N K / 2], scales float32 [N K / block]: bitsandbytes' own layout, so the operator takes the bytes as
-    they are.
+    """codes uint8 [N K / 2], scales float32 [N K / block]: bitsandbytes' own layout, which the operator takes
+    unchanged.
     """
 
     weight = None
@@ -121,7 +121,7 @@ class MatMulBnb4(nn.Module):
 
 
 class Dense(nn.Module):
-    """A float layer, its weight as MatMul takes it: what the exporter makes of a Linear has a name of a number."""
+    """A float layer with its weight as MatMul takes it: the exporter would give a Linear's weight a numbered name."""
 
     weight = None
 
@@ -136,7 +136,7 @@ class Dense(nn.Module):
 
 
 class GatherBlockQuantized(nn.Module):
-    """Rows of the table at `ids`. Its codes are the head's bytes in another shape; the writer stores them once."""
+    """Rows of the table at `ids`. Its codes are the head's bytes in another shape, and are stored once."""
 
     def __init__(self, store: Int4Weight | Int8Weight, scale: float | None) -> None:
         super().__init__()
@@ -180,14 +180,14 @@ class ScaledLeaf(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        # the vector is [rows, 1, d] and x [batch, S, d]: rows is 1 or batch, which torch's shapes cannot say, so Mul is
-        # emitted by name
+        # the vector is [rows, 1, d] and x [batch, S, d]: rows is 1 or batch, which torch's shapes cannot express, so
+        # Mul is emitted by name
         x = self._scale(x) if self.on_input else x
         y: Tensor = self.lowered(x)
         return y if self.on_input else self._scale(y)
 
     def _scale(self, x: Tensor) -> Tensor:
-        # a model that has all positions of all rows in one dimension (OPT) gets them apart again for it
+        # OPT flattens rows and positions into one dimension, which is split again here
         rows = x if x.dim() == 3 else x.view(self.graph_inputs.batch, -1, x.shape[-1])
         out: Tensor = symbolic(
             "Mul", (rows, self.graph_inputs.vectors[self.name]), {}, dtype=x.dtype, shape=rows.shape, version=14
@@ -210,7 +210,9 @@ class MultipliedLeaf(nn.Module):
 
 
 class LastPosition(nn.Module):
-    """The head, on the last valid position of each row only: `inputs.last`, or the last one where rows are even."""
+    """The head, on the last valid position of each row only: `inputs.last`, or the last one if all rows have the same
+    length.
+    """
 
     def __init__(self, head: nn.Module, inputs: Inputs) -> None:
         super().__init__()
@@ -272,7 +274,7 @@ class RMSNorm(nn.Module):
 
 
 def product(linear: GridLinear, accuracy_level: int) -> nn.Module:
-    """The leaf that multiplies by a weight of this grid. Raises BaseModelError where there is none."""
+    """The leaf that multiplies by a weight of this grid. Raises BaseModelError if there is none."""
     if isinstance(linear.store, Int4Weight | Int8Weight):
         return MatMulNBits(linear.store, linear.bias, accuracy_level)
     if isinstance(linear.store, Nf4Weight):
@@ -281,7 +283,7 @@ def product(linear: GridLinear, accuracy_level: int) -> nn.Module:
 
 
 def lookup(embedding: GridEmbedding) -> nn.Module:
-    """The leaf that looks rows up in a table on this grid. Raises BaseModelError where there is none."""
+    """The leaf that looks rows up in a table on this grid. Raises BaseModelError if there is none."""
     if isinstance(embedding.store, Int4Weight | Int8Weight):
         return GatherBlockQuantized(embedding.store, embedding.scale)
     raise BaseModelError(f"no operator looks rows up on the {embedding.store.kind} grid")

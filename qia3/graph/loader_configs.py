@@ -1,4 +1,4 @@
-"""The files of a bundle that other loaders read: tokenizer and configurations."""
+"""Files of a bundle for other loaders: tokenizer and configurations."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from qia3.ia3.roles import device_of
 
 
 def write_tokenizer(tokenizer: Any, folder: Path) -> None:
-    """tokenizer.json and its configuration, as transformers saves them, but with the chat template inside:
-    transformers.js looks nowhere else.
+    """tokenizer.json and its configuration, as transformers saves them, but with the chat template inside, the only
+    place where transformers.js looks.
     """
     tokenizer.save_pretrained(str(folder), save_jinja_files=False)
     _for_others(folder / "tokenizer_config.json")
@@ -36,12 +36,12 @@ def write_configs(
     labels: Sequence[str] | None = None,
     tags: bool = False,
 ) -> None:
-    """config.json, generation_config.json and, of a decoder, genai_config.json (onnxruntime-genai's generic "decoder"
-    type, which has no encoder).
+    """config.json, generation_config.json and, for a decoder, genai_config.json (onnxruntime-genai's generic "decoder"
+    type, which does not support encoders).
 
-    config.json's max_position_embeddings is what the graph holds, which may be less than the base: transformers.js
-    stops generating there. An encoder's has the `labels` of the head that is merged into it, by which loaders name
-    them; `tags`: they are labels of tokens.
+    config.json's max_position_embeddings is the graph's context length, which may be less than the base's:
+    transformers.js stops generating there. An encoder's config.json has the `labels` of a merged head, which loaders
+    display; `tags`: they are labels of tokens.
     """
     pair = bool(model.config.is_encoder_decoder)
     config = model.config.to_dict() | {
@@ -58,10 +58,10 @@ def write_configs(
         return
     if config.get(
         "multi_query"
-    ):  # true by default where it is known, and transformers.js takes it for a cache of its own kind
+    ):  # true by default where it is known, but transformers.js reads it as its own kind of cache
         config.pop("multi_query")
     _write_json(folder / "config.json", config)
-    # what transformers 5 writes as null is refused by transformers 4, which has defaults of its own
+    # transformers 4 rejects what transformers 5 writes as null, and has its own defaults
     known = {name: value for name, value in model.generation_config.to_dict().items() if value is not None}
     generation = known | {"eos_token_id": list(stop_tokens)}
     if pair:
@@ -73,7 +73,7 @@ def write_configs(
 
 
 def _labels(model: Any, labels: Sequence[str] | None, tags: bool) -> dict[str, Any]:
-    """What a loader takes the graph for: transformers' class by its name, and the names of its logits."""
+    """What loaders should take the graph for: the name of transformers' class, and the names of its logits."""
     if labels is None:
         return {"architectures": [type(model).__name__]}
     auto = AutoModelForTokenClassification if tags else AutoModelForSequenceClassification
@@ -86,9 +86,9 @@ def _labels(model: Any, labels: Sequence[str] | None, tags: bool) -> dict[str, A
 def tied_for_others(model: Any) -> bool:
     """tie_word_embeddings of an encoder-decoder as transformers 4.57 and CTranslate2 read it.
 
-    T5's code there takes it for whether the decoder's output is scaled by d_model ** -0.5 before the head, and
-    transformers 5 writes true for all T5s (findings/t5-config-of-transformers-5-scales-logits-in-4.sh). So it says what
-    this model does, seen from one pass; where nothing is scaled, whether the head is the embedding.
+    T5's code there uses it to decide whether the decoder's output is scaled by d_model ** -0.5 before the head, and
+    transformers 5 writes true for all T5s (findings/t5-config-of-transformers-5-scales-logits-in-4.sh). So the value
+    says what this model does, as observed in one pass; if nothing is scaled, it says whether the head is the embedding.
     """
     seen: dict[str, Any] = {}
     head, stack = model.get_output_embeddings(), model.get_decoder()
@@ -111,8 +111,8 @@ def tied_for_others(model: Any) -> bool:
 
 
 def genai_config(config: Any, context_length: int, stop_tokens: tuple[int, ...], cache: Cache) -> dict[str, Any]:
-    """What stock onnxruntime-genai reads."""
-    # not every configuration of transformers 5 has these (CodeGen's has no padding)
+    """The configuration for stock onnxruntime-genai."""
+    # not every configuration in transformers 5 has these (CodeGen's has no padding token)
     pad, begin = getattr(config, "pad_token_id", None), getattr(config, "bos_token_id", None)
     pad = pad if pad is not None else (stop_tokens[0] if stop_tokens else 0)
     decoder = {
@@ -149,8 +149,8 @@ def genai_config(config: Any, context_length: int, stop_tokens: tuple[int, ...],
 
 
 def _for_others(path: Path) -> None:
-    """Takes the build machine's folder names out of a file that transformers wrote, and gives the plain fast tokenizer
-    the name that transformers 4 knows, too (findings/tokenizer-class-of-transformers-5-unknown-to-4.sh).
+    """Removes paths of the build machine from a file that transformers wrote, and gives the plain fast tokenizer the
+    name that transformers 4 also knows (findings/tokenizer-class-of-transformers-5-unknown-to-4.sh).
     """
     with contextlib.suppress(FileNotFoundError):
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -162,7 +162,7 @@ def _for_others(path: Path) -> None:
 def _is_path(text: str) -> bool:
     try:
         return os.sep in text and Path(text).exists()
-    except OSError:  # too long for a path, as a chat template is
+    except OSError:  # too long for a path, such as a chat template
         return False
 
 

@@ -1,15 +1,15 @@
-"""The look-up in a 4-bit table, in plain operators.
+"""Looking up rows of a 4-bit table with plain operators.
 
-ONNX Runtime's GatherBlockQuantized does it in one, and natively that is the faster form. But a browser cannot open it:
-onnxruntime-web's WebGPU build, the one that transformers.js loads, has no CPU kernel for it, and its WebGPU
-kernel refuses packed zero points where a row has an odd number of blocks (576 / 64 = 9). OpenVINO reads it and fails to
-compile it for the same odd count. Small operators that all of them have, 28 in place of one, give the same bits:
+ONNX Runtime's GatherBlockQuantized does it in one operator, which is faster natively. But a browser cannot open it:
+onnxruntime-web's WebGPU build, which transformers.js loads, has no CPU kernel for it, and its WebGPU kernel refuses
+packed zero points if a row has an odd number of blocks (576 / 64 = 9). OpenVINO reads it but fails to compile it for
+the same odd number. Small operators that all of them have, 28 instead of one, give the same bits:
 
-    c = Cast(Gather(codes, ids))            a byte, two codes
+    c = Cast(Gather(codes, ids))            two codes per byte
     high, low = Floor(c / 16), c - 16 high
     row = (interleave(low, high) - zero point) * scale         per block
 
-The tables stay as they are, so a tied head still shares its bytes (external.py).
+The tables do not change, so a tied head still shares its bytes (external.py).
 
 Operator replaced: docs/ContribOperators.md of ONNX Runtime 1.32, com.microsoft.GatherBlockQuantized.
 """
@@ -28,12 +28,12 @@ from qia3.graph.packing import constant
 from qia3.grids import int4, int8
 
 KIND = "GatherBlockQuantized"
-# the zero point of a code of so many bits where none is written
+# the implicit zero point by bits per code
 SYMMETRIC = {4: float(int4.SYMMETRIC_ZERO), 8: float(int8.SYMMETRIC_ZERO)}
 
 
 class PlainLookup(InPlacePass):  # type: ignore[misc]
-    """Requires look-ups along the first dimension of tables whose blocks divide their rows; ensures that none is left."""
+    """Requires look-ups along the first dimension of tables whose rows are whole blocks; ensures that none are left."""
 
     def call(self, model: ir.Model) -> PassResult:
         found = [node for node in model.graph if node.op_type == KIND]
@@ -52,7 +52,7 @@ class PlainLookup(InPlacePass):  # type: ignore[misc]
 
 @dataclass
 class Lookup:
-    """The nodes that stand for one look-up, in order."""
+    """The nodes that replace one look-up, in order."""
 
     model: ir.Model
     node: ir.Node
@@ -60,7 +60,7 @@ class Lookup:
 
     @property
     def lead(self) -> list[int]:
-        """Reshape's word for the dimensions of the ids, as they are."""
+        """Reshape's zeros, which keep the dimensions of the ids."""
         ids = self.node.inputs[1]
         assert ids is not None
         assert ids.shape is not None
@@ -84,7 +84,7 @@ class Lookup:
         return self.reshaped(values, [*lead, blocks * block])
 
     def entries(self, table: ir.Value, bits: int) -> ir.Value:
-        """float32 [..., m] of a uint8 table's rows: its bytes at 8 bits, at 4 bits two for each byte, the low nibble first."""
+        """float32 [..., m] of a uint8 table's rows: the bytes at 8 bits; two per byte at 4 bits, the low nibble first."""
         picked = self.op("Gather", [table, self.node.inputs[1]], axis=0)
         bytes_ = self.op("Cast", [picked], to=ir.DataType.FLOAT)
         if bits == 8:
@@ -95,7 +95,7 @@ class Lookup:
         return self.reshaped(pairs, [*self.lead, 2 * int(_dims(table)[1])])
 
     def first(self, entries: ir.Value, count: int, bits: int, axis: int) -> ir.Value:
-        """The first `count`: an odd number of 4-bit zero points leaves a spare nibble."""
+        """The first `count` entries: an odd number of 4-bit zero points leaves a spare nibble."""
         if bits == 8 or count % 2 == 0:
             return entries
         ends = [self.whole(n) for n in (0, count, axis)]

@@ -1,13 +1,13 @@
-"""Query, key and value projections as one MatMulNBits: three products over the same input, and three roundings of it to
+"""Query, key and value projections as one MatMulNBits: three products with the same input, and three roundings of it to
 int8, become one.
 
     q = x Wq^T,  k = l_k * (x Wk^T),  v = l_v * (x Wv^T)        ->        [1 | l_k | l_v] * (x [Wq; Wk; Wv]^T)
 
-Rows are blocks of their own on the grid, so the packed codes, scales and zero points are the three tensors' bytes one
-after the other: what was trained still ships byte for byte (law 1). GroupQueryAttention takes q|k|v in its first input.
-The vectors keep their names and shapes; in one run all of them have the same number of rows. Where something stands
-between projection and attention (norms on keys in Qwen3) nothing is packed. Where one of the three is on a grid of its
-own (values at 8 bits), its two neighbours are packed and the results joined:
+Rows are independent on the grid, so the packed codes, scales and zero points are the three tensors' bytes concatenated:
+what was trained still ships byte for byte (law 1). GroupQueryAttention takes q|k|v in its first input. The vectors keep
+their names and shapes; in one run all of them have the same number of rows. If there is something between projection
+and attention (norms on keys in Qwen3), nothing is packed. If one of the three is on a different grid (values at 8
+bits), neighbours on the same grid are packed and the results joined:
 
     Concat(x [Wq; Wk]^T, x Wv^T)
 
@@ -26,7 +26,7 @@ from onnx_ir.passes import InPlacePass, PassResult
 
 from qia3.graph.fusions import MICROSOFT, producer
 
-PACKED = "qia3.packed"  # on an initializer: the tensors it is made of, in order, with their bytes
+PACKED = "qia3.packed"  # metadata of an initializer: the tensors it was concatenated from, in order, with their bytes
 GRID = ("K", "bits", "block_size", "accuracy_level")
 KINDS = (
     "codes",
@@ -34,12 +34,12 @@ KINDS = (
     "zero_points",
     None,
     "bias",
-)  # inputs 1 to 5 of MatMulNBits; the fourth is an index that nobody uses
+)  # inputs 1 to 5 of MatMulNBits; the fourth is an unused index
 
 
 @dataclass(frozen=True)
 class Projection:
-    """A MatMulNBits and, where its output is scaled, the Mul and its vector."""
+    """A MatMulNBits and, if its output is scaled, the Mul and its vector."""
 
     product: ir.Node
     scaled: ir.Node | None
@@ -54,7 +54,7 @@ Run = list[Projection]
 
 
 class PackAttention(InPlacePass):  # type: ignore[misc]
-    """Packs the projections in front of every GroupQueryAttention that has them in plain form."""
+    """Packs the projections before every GroupQueryAttention that takes their plain results."""
 
     def call(self, model: ir.Model) -> PassResult:
         found = [
@@ -71,7 +71,7 @@ class PackAttention(InPlacePass):  # type: ignore[misc]
 
 
 def _runs(attention: ir.Node) -> list[Run]:
-    """The three, neighbours on one grid together, if they are of one input and nobody else reads them; else nothing."""
+    """The three projections, grouped by grid, if they share their input and have no other readers; otherwise empty."""
     parts = [p for value in attention.inputs[:3] if (p := projection(value)) is not None]
     if len({id(p.product) for p in parts}) != 3 or len({id(p.product.inputs[0]) for p in parts}) != 1:
         return []
@@ -79,7 +79,7 @@ def _runs(attention: ir.Node) -> list[Run]:
 
 
 def same_grid(part: Projection) -> tuple[Any, ...]:
-    """What has to be the same for two products to be one."""
+    """What two products must share to become one."""
     return *(part.product.attributes[a].as_int() for a in GRID), *(value is None for value in part.product.inputs)
 
 
@@ -104,8 +104,8 @@ def _pack(model: ir.Model, attention: ir.Node, runs: list[Run], ones: dict[int, 
 
 
 def packed(model: ir.Model, reader: ir.Node, runs: list[Run], named: str, ones: dict[int, ir.Value]) -> ir.Value:
-    """The projections' results one after the other in the last dimension, made before `reader`; those of a run by one
-    product. `named` has a letter for each.
+    """The projections' results concatenated in the last dimension, computed before `reader`; each run is one product.
+    `named` has a letter per projection.
     """
     parts = [p for run in runs for p in run]
     nodes: list[ir.Node] = []
@@ -132,7 +132,7 @@ def packed(model: ir.Model, reader: ir.Node, runs: list[Run], named: str, ones: 
 
 
 def drop(model: ir.Model, parts: Run) -> None:
-    """Takes out projections whose results nobody reads any more, and their weights."""
+    """Removes projections whose results are no longer used, and their weights."""
     for p in parts:
         model.graph.remove([n for n in (p.scaled, p.product) if n is not None], safe=True)
         for value in p.product.inputs[1:]:
@@ -143,7 +143,7 @@ def drop(model: ir.Model, parts: Run) -> None:
 def _multiplier(model: ir.Model, parts: list[Projection], ones: dict[int, ir.Value], nodes: list[ir.Node]) -> ir.Value:
     """[1 | l_k | l_v] of this layer, [rows, 1, size].
 
-    The ones are made once, with as many rows as the first layer's vectors have.
+    The ones are made once, with as many rows as the first layer's vectors.
     """
     pieces = []
     for p in parts:
@@ -174,12 +174,12 @@ def constant(model: ir.Model, name: str, array: np.ndarray) -> ir.Value:
 
 
 def heads_apart(model: ir.Model, heads: int, size: int) -> ir.Value:
-    """The shape that takes [rows, positions, heads size] to [rows, positions, heads, size], whatever rows there are."""
+    """The shape that turns [rows, positions, heads size] into [rows, positions, heads, size], for any number of rows."""
     return constant(model, f"heads_{heads}_of_{size}", np.array([0, 0, heads, size], np.int64))
 
 
 def _concatenated(model: ir.Model, parts: Run, index: int, kind: str) -> ir.Value | None:
-    """One initializer of the tensors' bytes one after the other, made when it is written; a single tensor is itself."""
+    """One initializer with the tensors' bytes concatenated, made when it is written; a single tensor is used as is."""
     if index >= len(parts[0].product.inputs) or parts[0].product.inputs[index] is None:
         return None
     values = [v for p in parts if (v := p.product.inputs[index]) is not None]

@@ -1,10 +1,10 @@
-"""Keys and values of an encoder's states, of one layer of a decoder, as one product.
+"""Keys and values of an encoder's states, in one decoder layer, as one product.
 
     k = l_k * (states Wk^T),  v = l_v * (states Wv^T)     ->     k|v = [l_k | l_v] * (states [Wk; Wv]^T)
 
-and one reshape, one transpose to [batch, 2 heads, positions, size] and one split for the two. At a step the states have
-no positions and nothing of it computes anything, but a node costs its microsecond: four of them instead of six (with
-vectors at the side, six instead of eight). What is packed and how: packing.py.
+with one reshape, one transpose to [batch, 2 heads, positions, size] and one split for both. In a step there are no new
+states and nothing is computed, but each node costs its microsecond: four instead of six (with unmerged vectors, six
+instead of eight). For what is packed and how, see packing.py.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ APART = [0, 2, 1, 3]  # [batch, positions, heads, size] -> [batch, heads, positi
 
 @dataclass(frozen=True)
 class Half:
-    """Keys or values on their way to an attention: a projection, its heads taken apart, and those before positions."""
+    """Keys or values on their way to an attention: a projection, split into heads, with heads before positions."""
 
     projection: Projection
     reshaped: ir.Node
@@ -31,7 +31,7 @@ class Half:
 
 
 class PackCross(InPlacePass):  # type: ignore[misc]
-    """Packs keys and values in front of every MultiHeadAttention that has them in plain form, from one input."""
+    """Packs keys and values before every MultiHeadAttention that takes their plain results from one input."""
 
     def call(self, model: ir.Model) -> PassResult:
         found = [(a, halves) for a in model.graph if a.op_type == "MultiHeadAttention" and (halves := _halves(a))]
@@ -41,7 +41,7 @@ class PackCross(InPlacePass):  # type: ignore[misc]
 
 
 def _halves(attention: ir.Node) -> list[Half]:
-    """Keys and values that are products of one input, by weights on one grid."""
+    """Keys and values that are products of the same input with weights on the same grid."""
     halves = [half for value in attention.inputs[1:3] if (half := _half(value)) is not None]
     if len(halves) != 2 or len({id(h.projection.product.inputs[0]) for h in halves}) != 1:
         return []
@@ -49,7 +49,7 @@ def _halves(attention: ir.Node) -> list[Half]:
 
 
 def _alike(first: Projection, second: Projection) -> bool:
-    """Whether one product may make both."""
+    """Whether one product can compute both."""
     both = same_grid(first) == same_grid(second) and first.outputs == second.outputs
     return both and (first.vector is None) == (second.vector is None)
 

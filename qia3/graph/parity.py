@@ -1,10 +1,10 @@
-"""Law 4: torch and ONNX Runtime are compared on real prompts, and a graph that is not the model is not published.
+"""Law 4: torch and ONNX Runtime are compared on real prompts, and a graph that differs from the model is not published.
 
-Two comparisons. `exact`: the graph with accuracy_level 0 against torch in float32; the same function, so any difference
-beyond rounding is a defect, and the build is refused. `shipped`: the graph as the device runs it, whose int8
-activations are an approximation; KL divergence and top-1 agreement say how good, which is a measurement. Past the build
-file's limits it is a warning. It is refused where it can be no approximation any more (BROKEN). Each prompt is run as a
-prompt and then fed torch's own choices one at a time, so the cache is compared too.
+There are two comparisons. `exact`: the graph with accuracy_level 0 against torch in float32, the same function, so any
+difference beyond rounding is a bug, and the build is refused. `shipped`: the graph as the device runs it, whose int8
+activations are an approximation; KL divergence and top-1 agreement say how good it is, which is a measurement. Beyond
+the build file's limits there is a warning. It is refused if it can no longer be called an approximation (BROKEN). Each
+prompt is run as a prompt and then fed torch's own choices one at a time, so the cache is compared, too.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ Floats = NDArray[np.float32]
 # that
 # it may not show here; the exact graph, on the same bytes, has it or not
 BROKEN = 0.05
-UNSEEN = 1e-6  # nats, of a model that knows nothing
+UNSEEN = 1e-6  # nats, for a model that knows nothing
 REMEDY = (
     'target = "ort-exact" in [export] computes without int8 activations (slower) and needs no new training; smaller blocks '
-    "(block_size in [base]) come nearer and train anew"
+    "(block_size in [base]) are more accurate but need new training"
 )
 # logits [T, V] of the last position of the prompt and of each forced token after it
 Forced = Callable[[Sequence[int], Sequence[int]], Floats]
@@ -40,7 +40,7 @@ Forced = Callable[[Sequence[int], Sequence[int]], Floats]
 @dataclass(frozen=True)
 class Agreement:
     """`max_difference` over all logits, `kl` the mean KL(torch || graph) in nats, `top1` the share of positions with
-    the same best token. `known`: the mean KL(torch || every token alike), what a graph that knows nothing loses.
+    the same most likely token. `known`: the mean KL(torch || uniform), the loss of a graph that knows nothing.
     """
 
     max_difference: float
@@ -50,12 +50,12 @@ class Agreement:
     known: float
 
     def to_dict(self) -> dict[str, float]:
-        """For the manifest."""
+        """The figures for the manifest."""
         return {key: value for key, value in asdict(self).items() if key != "known"}
 
 
 def compare(reference: Floats, candidate: Floats) -> Agreement:
-    """Both [T, V]."""
+    """Compares two sets of logits [T, V]."""
     p, q = _log_softmax(reference), _log_softmax(candidate)
     kl = float((np.exp(p) * (p - q)).sum(-1).mean())
     top1 = float((reference.argmax(-1) == candidate.argmax(-1)).mean())
@@ -64,21 +64,25 @@ def compare(reference: Floats, candidate: Floats) -> Agreement:
 
 
 def check(exact: Agreement, shipped: Agreement, limits: Parity, what: str, kept: str) -> list[str]:
-    """What a user should know of how `shipped` differs, past [parity]'s limits.
+    """Warnings about how `shipped` differs, beyond [parity]'s limits.
 
-    `what` was compared, and the training is `kept` where it says. Raises ParityError for a graph that is not the model.
+    `what` names what was compared, and `kept` where the training is kept. Raises ParityError if the graph is not the
+    model.
     """
     if not exact.max_difference <= limits.max_difference:
         raise ParityError(
             f"parity fails for {what}: the graph at accuracy_level 0 differs from torch by {exact.max_difference:.2g} "
-            f"(max_difference in [parity] allows {limits.max_difference:.2g}), where it should compute the same: a defect of the export; "
-            f"nothing was published, the training is kept in {kept}, and `qia3 export` goes on from there"
+            f"(max_difference in [parity] allows {limits.max_difference:.2g}), but should compute the same: "
+            "this is a bug of the export; "
+            f"nothing was published, the training is kept in {kept}, and `qia3 export` continues from there"
         )
     if not shipped.kl <= max(BROKEN * shipped.known, UNSEEN):
         raise ParityError(
-            f"parity fails for {what}: as shipped, the graph is not the model any more: KL divergence {shipped.kl:.3g} nats, where "
-            f"forgetting all it knows would be {shipped.known:.3g} (limit {BROKEN:.0%} of that), same top token {shipped.top1:.1%}; "
-            f"nothing was published, the training is kept in {kept}, and `qia3 export` goes on from there: {REMEDY}"
+            f"parity fails for {what}: as shipped, the graph is no longer the model: KL divergence "
+            f"{shipped.kl:.3g} nats, where "
+            f"a uniform guess has {shipped.known:.3g} (the limit is {BROKEN:.0%} of that), same top token "
+            f"{shipped.top1:.1%}; "
+            f"nothing was published, the training is kept in {kept}, and `qia3 export` continues from there: {REMEDY}"
         )
     return limits.remarks(shipped.kl, shipped.top1)
 

@@ -1,7 +1,8 @@
-"""Graph edits after the export: onnx-ir passes, each with what it requires and what it ensures.
+"""Graph edits after the export: onnx-ir passes, each with what it requires and ensures.
 
-MatMulNBits at accuracy_level 4 packs its scales when the session is made and only if they are constants; scales that
-are inputs or overridable give silent garbage (measured on ONNX Runtime 1.32). `ConstantWeights` refuses such a graph.
+MatMulNBits at accuracy_level 4 packs its scales when the session is created, but only if they are constants; scales
+that are inputs or overridable initializers silently give garbage (measured on ONNX Runtime 1.32). `ConstantWeights`
+refuses such a graph.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from qia3.graph.packing import PackAttention
 from qia3.graph.packing_cross import PackCross
 from qia3.graph.trimming import LastPositionFirst
 
-# names of dimensions by the beginning of an input's or output's name, the first that fits; a number stays a number
+# names of dimensions by the prefix of an input's or output's name; the first match counts, numbers stay
 Dimensions = Mapping[str, Sequence[str | None]]
 DECODER_DIMENSIONS: Dimensions = {
     INPUT_IDS: (BATCH, SEQUENCE),
@@ -34,8 +35,8 @@ DECODER_DIMENSIONS: Dimensions = {
 class DefaultVectors(InPlacePass):  # type: ignore[misc]
     """Gives each vector, a graph input [rows, 1, d], the default of ones [1, 1, d]: no adapter means the base.
 
-    `required` leaves the defaults out. JavaScript's ONNX Runtime lists no input that has one, and onnxruntime-web
-    refuses to be fed it.
+    `required` omits the defaults. JavaScript's ONNX Runtime does not list inputs with defaults, and onnxruntime-web
+    refuses to be fed them.
     """
 
     def __init__(self, sizes: Mapping[str, int], required: bool = False) -> None:
@@ -45,7 +46,7 @@ class DefaultVectors(InPlacePass):  # type: ignore[misc]
     def requires(self, model: ir.Model) -> None:
         missing = set(self.sizes) - {v.name for v in model.graph.inputs}
         if missing:
-            raise PreconditionError(f"vectors that are no graph inputs: {sorted(missing)}")
+            raise PreconditionError(f"vectors that are not graph inputs: {sorted(missing)}")
 
     def call(self, model: ir.Model) -> PassResult:
         for value in model.graph.inputs:
@@ -63,7 +64,7 @@ class DefaultVectors(InPlacePass):  # type: ignore[misc]
 
 
 class NamedDimensions(InPlacePass):  # type: ignore[misc]
-    """The dimension names that the ecosystem's loaders look for (`batch_size` above all)."""
+    """Sets the dimension names that common loaders look for (`batch_size` above all)."""
 
     def __init__(self, dimensions: Dimensions) -> None:
         super().__init__()
@@ -79,8 +80,8 @@ class NamedDimensions(InPlacePass):  # type: ignore[misc]
 
 
 class ModuleNames(InPlacePass):  # type: ignore[misc]
-    """Names initializers by the base's own modules, the same in side and merged graphs: without the wrappers of the
-    export.
+    """Names initializers after the base's own modules, without the export's wrappers: the same in unmerged and merged
+    graphs.
     """
 
     def call(self, model: ir.Model) -> PassResult:
@@ -94,9 +95,7 @@ class ModuleNames(InPlacePass):  # type: ignore[misc]
 
 
 class ConstantWeights(InPlacePass):  # type: ignore[misc]
-    """Changes nothing: codes, scales and zero points of every 4-bit product are constant initializers, or the export
-    stops.
-    """
+    """Changes nothing, but checks that codes, scales and zero points of every 4-bit product are constant initializers."""
 
     def call(self, model: ir.Model) -> PassResult:
         inputs = {v.name for v in model.graph.inputs}
@@ -113,7 +112,7 @@ class ConstantWeights(InPlacePass):  # type: ignore[misc]
 
 
 class StripTrace(InPlacePass):  # type: ignore[misc]
-    """Drops the exporter's notes on where each node came from: they double the file, and hold paths of the build
+    """Drops the exporter's notes on where each node came from: they double the file, and contain paths of the build
     machine.
     """
 
@@ -151,8 +150,8 @@ def run_passes(
     dimensions: Dimensions = DECODER_DIMENSIONS,
     name: str = "decoder",
 ) -> ir.Model:
-    """All of them, in order. `sizes` are the vectors' by input name; `required` is for loaders in JavaScript: vectors
-    without a default, and a look-up that a browser has kernels for.
+    """Runs all passes in order. `sizes` are the vectors' by input name; `required` is for loaders in JavaScript:
+    vectors without defaults, and a look-up for which browsers have kernels.
     """
     model.graph.opset_imports["com.microsoft"] = 1
     model.producer_name, model.producer_version, model.graph.name = "qia3", "", name

@@ -1,14 +1,14 @@
-"""The graph that will ship, made and compared with torch before anything is trained.
+"""The graph that will ship, exported and compared with torch before anything is trained.
 
-A graph with vectors at the side does not depend on what they become, so it is exported once, right after the vectors
-are attached; what is published later is this very graph. It is opened by ONNX Runtime at accuracy_level 0 from the
-modules' own bytes (no file is written and the weights are not copied) and held against torch in float32:
+A graph with unmerged vectors does not depend on their values, so it is exported once, right after the vectors are
+attached, and this very graph is published later. ONNX Runtime opens it at accuracy_level 0 from the modules' own bytes
+(no file is written and the weights are not copied), and it is compared with torch in float32:
 
-    row 0    11 tokens and 3 steps with a cache    vectors around one, at random
-    row 1     5 tokens and 3 steps                 ones: the base
+    row 0    11 tokens and 3 steps with a cache    random vectors around one
+    row 1     5 tokens and 3 steps                 vectors of ones: the base
 
-as one batch that is padded on the right, and row 0 once more alone. Where the graph has a sliding window that fits its
-context, a text that is longer than it follows, if that is cheap.
+as one batch, padded on the right, and row 0 once more alone. If the graph has a sliding window shorter than its
+context, a text longer than the window follows, if that is cheap.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from qia3.ia3.vectors import Scaled, set_vectors
 
 Floats = NDArray[np.float32]
 PROMPTS, STEPS = (11, 5), 3
-BEYOND = 6  # tokens past a window
-CHEAP = 2e11  # products of a text that is worth its time: a few seconds
-LEAST_LIMIT = 1e-3  # what the build file's own limit may raise; a lower one is the gate's affair, on its own prompts
-USUAL = 30.0  # the size of a logit for which the limit is meant
+BEYOND = 6  # tokens beyond a window
+CHEAP = 2e11  # multiplications that a longer text may cost: a few seconds
+LEAST_LIMIT = 1e-3  # the build file's limit may raise this; the gate applies a lower one on its own prompts
+USUAL = 30.0  # the logit size that the limit is meant for
 
 
 def preflight(
@@ -49,9 +49,9 @@ def preflight(
     required: bool,
     limit: float,
 ) -> ir.Model:
-    """The graph with vectors at the side. The vectors are ones afterwards, ready to train.
+    """The graph with unmerged vectors. The vectors are ones afterwards, ready to train.
 
-    Raises BaseModelError in one line where the model does not export or the graph is not the model.
+    Raises BaseModelError, in one line, if the model does not export or the graph differs from the model.
     """
     graph = export_decoder(model, accuracy_level, positions, logits, required)
     AccuracyLevel(0)(graph)
@@ -82,9 +82,10 @@ def _compare(
         if not difference <= limit * max(1.0, float(np.abs(reference).max()) / USUAL):
             states = other_states(model)
             reason = (
-                f"the graph keeps keys and values only, and its layers also carry a state of {', '.join(states)} from token to token"
+                "the graph keeps keys and values only, but its layers also carry a state of "
+                f"{', '.join(states)} from token to token"
                 if states
-                else "and no reason was found in its attention"
+                else "no reason was found in its attention"
             )
             raise BaseModelError(
                 f"{name} cannot be shipped: its graph differs from torch by {difference:.2g} {what} (limit {limit:g}, on logits up to "
@@ -93,7 +94,7 @@ def _compare(
 
 
 def _texts(model: PreTrainedModel, graph: ir.Model, positions: int) -> list[list[int]]:
-    """Those of the two rows, and one past the longest window that lies within the context, where it is cheap."""
+    """The texts of the two rows, and one longer than the longest window within the context, if that is cheap."""
     windows = {n.attributes.get_int("local_window_size", 0) for n in graph.graph if n.op_type == "GroupQueryAttention"}
     products = sum(m.in_features * m.out_features for m in model.modules() if isinstance(m, GridLinear))
     lengths = [n + STEPS for n in PROMPTS]
@@ -103,7 +104,7 @@ def _texts(model: PreTrainedModel, graph: ir.Model, positions: int) -> list[list
 
 
 def around_one(scaled: Mapping[str, Scaled]) -> Vectors:
-    """Vectors that differ from one by a tenth, where their site trains."""
+    """Random vectors that differ from one by about a tenth, in the rows that train."""
     generator = np.random.default_rng(0)
     found = {}
     for name, layer in scaled.items():
@@ -114,7 +115,7 @@ def around_one(scaled: Mapping[str, Scaled]) -> Vectors:
 
 
 def in_turn(scaled: Mapping[str, Scaled], vectors: Sequence[Vectors], texts: Sequence[int]) -> dict[str, Floats]:
-    """[rows, 1, d] by input name: each of these texts, by number, wears the vectors of its turn."""
+    """[rows, 1, d] by input name: each of these texts, by number, uses the vectors in turn."""
     ones = {name: np.ones(layer.site.size, np.float32) for name, layer in scaled.items()}
     turns = [ones | vectors[i % len(vectors)] for i in texts]
     return {name: np.stack([turn[name][None] for turn in turns]) for name in scaled}
@@ -130,7 +131,7 @@ def _torch(model: PreTrainedModel, prompt: Sequence[int], forced: Sequence[int])
 
 
 class _Session:
-    """The graph in ONNX Runtime, on the memory that its tensors are in."""
+    """The graph in ONNX Runtime, on the memory of its tensors."""
 
     def __init__(self, graph: ir.Model, model: PreTrainedModel) -> None:
         self.name = type(model).__name__
@@ -141,7 +142,7 @@ class _Session:
     def logits(
         self, prompts: Sequence[Sequence[int]], forced: Sequence[Sequence[int]], vectors: Mapping[str, Floats]
     ) -> Floats:
-        """[rows, 1 + steps, V] of rows padded on the right, then one forced token a step."""
+        """[rows, 1 + steps, V] of rows padded on the right, then one forced token per step."""
         lengths = np.array([len(p) for p in prompts])
         tokens = np.zeros((len(prompts), lengths.max()), np.int64)
         for row, prompt in zip(tokens, prompts, strict=True):
@@ -165,4 +166,4 @@ class _Session:
         try:
             return dict(zip(self.outputs, self.session.run(None, feeds), strict=True))
         except Exception as error:  # onnxruntime raises many types
-            raise BaseModelError(f"ONNX Runtime does not run the graph of {self.name}: {first_line(error)}") from error
+            raise BaseModelError(f"ONNX Runtime cannot run the graph of {self.name}: {first_line(error)}") from error

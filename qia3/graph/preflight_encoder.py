@@ -1,10 +1,10 @@
-"""An encoder's graph, made and compared with torch before anything is trained (preflight.py).
+"""An encoder's graph, exported and compared with torch before anything is trained (preflight.py).
 
-    row 0    11 tokens    vectors around one, and a head of 5 labels, at random
-    row 1     5 tokens    ones: the base, and another head
+    row 0    11 tokens    random vectors around one, and a random head with 5 labels
+    row 1     5 tokens    vectors of ones: the base, and another head
 
-as one batch that is padded on the right, row 0 once more alone, and a longer text where it is cheap. States, embeddings
-and logits are compared.
+as one batch, padded on the right, row 0 once more alone, and a longer text if that is cheap. States, embeddings and
+logits are compared.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ def preflight_encoder(
     required: bool,
     limit: float,
 ) -> ir.Model:
-    """The graph with vectors and head at the side. The vectors are ones afterwards, ready to train.
+    """The graph with unmerged vectors and head. The vectors are ones afterwards, ready to train.
 
-    Raises BaseModelError in one line where the model does not export or the graph is not the model.
+    Raises BaseModelError, in one line, if the model does not export or the graph differs from the model.
     """
     graph = export_encoder(model, accuracy_level, positions, required)
     AccuracyLevel(0)(graph)
     try:
         session, held = opened(graph, type(model).__name__)
         _compare(model, scaled, OrtEncoder(session), _texts(model, positions), max(limit, LEAST_LIMIT))
-        del session, held  # the session before the memory that it is on
+        del session, held  # the session before its memory
     finally:
         set_vectors(scaled, None)
         AccuracyLevel(accuracy_level)(graph)
@@ -72,7 +72,7 @@ def _compare(
         try:
             found = graph.rows([texts[i] for i in rows], in_turn(scaled, vectors, rows) | head)
         except Exception as error:  # onnxruntime raises many types
-            raise BaseModelError(f"ONNX Runtime does not run the graph of {name}: {first_line(error)}") from error
+            raise BaseModelError(f"ONNX Runtime cannot run the graph of {name}: {first_line(error)}") from error
         for kind, given in found.items():
             pairs = [(given[row][: len(expected[i][kind][0])], expected[i][kind][0]) for row, i in enumerate(rows)]
             difference = float(np.max([np.abs(ours - torch).max() for ours, torch in pairs]))
@@ -80,7 +80,7 @@ def _compare(
             if not difference <= limit * max(1.0, largest / USUAL):
                 raise BaseModelError(
                     f"{name} cannot be shipped: its graph differs from torch by {difference:.2g} {what} (limit {limit:g}, "
-                    f"on {kind} up to {largest:.2g}); and no reason was found in its attention"
+                    f"on {kind} up to {largest:.2g}); no reason was found in its attention"
                 )
 
 
@@ -91,7 +91,7 @@ def _heads(width: int) -> list[Head]:
 
 
 def _texts(model: PreTrainedModel, positions: int) -> list[list[int]]:
-    """Those of the two rows, and a longer one that lies within the context, where it is cheap."""
+    """The texts of the two rows, and a longer one within the context if that is cheap."""
     products = sum(m.in_features * m.out_features for m in model.modules() if isinstance(m, GridLinear))
     longer = min(LONG, positions)
     lengths = [*PROMPTS, *([longer] if longer > max(PROMPTS) and longer * products <= CHEAP else [])]

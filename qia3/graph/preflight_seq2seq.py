@@ -1,10 +1,10 @@
-"""An encoder-decoder's two graphs, made and compared with torch before anything is trained (preflight.py).
+"""An encoder-decoder's two graphs, exported and compared with torch before anything is trained (preflight.py).
 
-    row 0    11 tokens in the encoder and 8 steps of the decoder with a cache    vectors around one, at random
-    row 1     5 tokens and 8 steps                                               ones: the base
+    row 0    11 tokens in the encoder and 8 steps of the decoder with a cache    random vectors around one
+    row 1     5 tokens and 8 steps                                               vectors of ones: the base
 
-as one batch that is padded on the right, row 0 once more alone, and a longer text where it is cheap. The encoder's
-states are compared first, so that what is told is which of the two graphs is not the model.
+as one batch, padded on the right, row 0 once more alone, and a longer text if that is cheap. The encoder's states are
+compared first, so that the message says which of the two graphs is wrong.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from qia3.graph.watch import sample_ids
 from qia3.ia3.vectors import Scaled, set_vectors
 
 STEPS = 8
-LONG = 140  # tokens, more than T5 tells distances of apart
+LONG = 140  # tokens, beyond the distances that T5 distinguishes
 
 
 def preflight_seq2seq(
@@ -39,9 +39,9 @@ def preflight_seq2seq(
     required: bool,
     limit: float,
 ) -> dict[str, ir.Model]:
-    """The graphs "encoder" and "decoder" with vectors at the side. The vectors are ones afterwards, ready to train.
+    """The graphs "encoder" and "decoder" with unmerged vectors. The vectors are ones afterwards, ready to train.
 
-    Raises BaseModelError in one line where the model does not export or a graph is not the model.
+    Raises BaseModelError, in one line, if the model does not export or a graph differs from the model.
     """
     graphs = export_seq2seq(model, accuracy_level, positions, logits_at, required)
     try:
@@ -50,7 +50,7 @@ def preflight_seq2seq(
         (encoder, one), (decoder, two) = (opened(graphs[n], type(model).__name__) for n in ("encoder", "decoder"))
         pair, held = OrtPair(encoder, decoder, start_of(model)), (one, two)
         _compare(model, scaled, pair, _texts(model, positions), max(limit, LEAST_LIMIT))
-        del encoder, decoder, pair, held  # the sessions before the memory that they are on
+        del encoder, decoder, pair, held  # the sessions before their memory
     finally:
         set_vectors(scaled, None)
         for graph in graphs.values():
@@ -72,7 +72,7 @@ def _compare(
         try:
             found = pair.rows([texts[i] for i in rows], [forced] * len(rows), in_turn(scaled, vectors, rows))
         except Exception as error:  # onnxruntime raises many types
-            raise BaseModelError(f"ONNX Runtime does not run the graphs of {name}: {first_line(error)}") from error
+            raise BaseModelError(f"ONNX Runtime cannot run the graphs of {name}: {first_line(error)}") from error
         for part, (kind, unit) in enumerate((("encoder", "states"), ("decoder", "logits"))):
             pairs = [(found[part][row][: len(expected[i][part])], expected[i][part]) for row, i in enumerate(rows)]
             difference = float(np.max([np.abs(graph - torch).max() for graph, torch in pairs]))
@@ -80,12 +80,12 @@ def _compare(
             if not difference <= limit * max(1.0, largest / USUAL):
                 raise BaseModelError(
                     f"{name} cannot be shipped: its {kind}'s graph differs from torch by {difference:.2g} {what} (limit "
-                    f"{limit:g}, on {unit} up to {largest:.2g}); and no reason was found in its attention"
+                    f"{limit:g}, on {unit} up to {largest:.2g}); no reason was found in its attention"
                 )
 
 
 def _texts(model: PreTrainedModel, positions: int) -> list[list[int]]:
-    """Those of the two rows, and a longer one that lies within the context, where it is cheap."""
+    """The texts of the two rows, and a longer one within the context if that is cheap."""
     products = sum(m.in_features * m.out_features for m in model.modules() if isinstance(m, GridLinear))
     longer = min(LONG, positions)
     lengths = [*PROMPTS, *([longer] if longer > max(PROMPTS) and longer * products <= CHEAP else [])]

@@ -1,16 +1,16 @@
-"""Relative position biases (T5) as tables over the distance between two tokens.
+"""Relative position biases (T5) as tables over the distance of two tokens.
 
     scores[h, i, j] += b[h, j - i]
 
-transformers' models that have them make them by a method `compute_bias(query_length, key_length, device,
-past_seen_tokens)` [1, H, S, T]: buckets of distances, by a logarithm, and a row of a learned table for each. What a
-model makes of many distances is asked once, here, and has to depend on the distance alone; past some distance it no
-longer changes (128 in T5), so the table ends there and serves texts of any length:
+transformers' models compute them by a method `compute_bias(query_length, key_length, device, past_seen_tokens)` [1, H,
+S, T]: buckets of distances, by a logarithm, with a learned row for each bucket. The result for many distances is
+computed once, here, and must depend on the distance only. Beyond some distance it no longer changes (128 in T5), so the
+table ends there and serves texts of any length:
 
-    table [2 n + 1, H]    row n + d is the bias of distance d, -n <= d <= n, and beyond both ends that of the ends
+    table [2 n + 1, H]    row n + d is the bias of distance d, -n <= d <= n, and the ends hold beyond
 
-The graph looks distances up in it. It takes no logarithm, whose rounding at the edges of buckets is another in every
-runtime, and its positions come from the number of tokens before, which the model's own method does not see here.
+The graph looks up distances in it. It computes no logarithm, which would round differently at bucket edges in every
+runtime, and its positions come from the number of earlier tokens, which the model's own method does not see here.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ TABLE = "relative_bias"  # the buffer that a module has while it is exported
 
 @contextmanager
 def tabulated(stack: nn.Module, span: Any, positions: int) -> Iterator[None]:
-    """Every module of `stack` that has a bias of its own looks it up in a table of what it makes of `positions`.
+    """Every module of `stack` with its own bias looks it up in a table computed for `positions`.
 
-    `span` gives the number of tokens before (a Tensor of no dimensions), and of all, as a Tensor and as a length.
-    Raises BaseModelError where a bias does not depend on distances alone.
+    `span` gives the number of earlier tokens (a 0-d Tensor), and of all tokens, as a Tensor and as a length. Raises
+    BaseModelError if a bias does not depend on distances only.
     """
     found = [(name, m, table) for name, m in stack.named_modules() if (table := _table(name, m, positions)) is not None]
     try:
@@ -65,7 +65,7 @@ def _lookup(module: nn.Module, span: Any) -> Any:
         )
         queries = before + torch.arange(query_length)
         distance = (keys[None] - queries[:, None]).clamp(-reach, reach) + reach  # [S, T]
-        # a row of all heads at a time, and turned then: 512 x 512 single numbers a head take three times as long
+        # gathers a row of all heads, then transposes: gathering 512 x 512 single numbers per head takes three times as long
         rows: Tensor = symbolic(
             "Gather", (table, distance), {"axis": 0}, dtype=table.dtype, shape=(query_length, length, heads), version=13
         )
@@ -76,7 +76,7 @@ def _lookup(module: nn.Module, span: Any) -> Any:
 
 @torch.no_grad()
 def _table(name: str, module: nn.Module, positions: int) -> Tensor | None:
-    """[2 n + 1, H], or None where the module has no bias of its own."""
+    """The table [2 n + 1, H], or None if the module has no bias of its own."""
     try:
         full = getattr(module, METHOD)(positions, positions)
     except (AttributeError, TypeError):
@@ -88,7 +88,7 @@ def _table(name: str, module: nn.Module, positions: int) -> Tensor | None:
     for i in {0, positions // 3, positions - 1}:
         if not torch.equal(full[0, :, i].float(), line[:, positions - 1 - i : 2 * positions - 1 - i]):
             raise BaseModelError(
-                f"{name} adds biases to its scores that depend on more than the distance of two tokens"
+                f"{name} adds biases to its attention scores that depend on more than the distance of two tokens"
             )
     middle = positions - 1
     changes = (line[:, 1:] != line[:, :-1]).any(0).nonzero().flatten()

@@ -1,16 +1,16 @@
-"""Rotary embeddings: inside GroupQueryAttention where that is the same function, else the model's own in front of it.
+"""Rotary embeddings: inside GroupQueryAttention if that is the same function, otherwise the model's own before it.
 
 GroupQueryAttention rotates the two halves of the first d entries of each head: (a, b) -> (a cos - b sin, b cos + a
 sin), with cos and sin tables [positions, d/2] as inputs. transformers' models call `apply_rotary_pos_emb(q, k, cos,
-sin)` of their own file with tables from their own `rotary_emb`. Two watched passes (watch.py) give each layer's queries
-and keys with and without rotation. A layer whose rotated ones are what the operator would make of the plain ones is
-rotated by the operator; one whose two are equal is not rotated (SmolLM3 leaves out every fourth). If any layer does
-something else (a norm after the rotation, interleaved pairs, Gemma 3's two tables), the model's own rotation is
-exported for all.
+sin)` in their own file with tables from their own `rotary_emb`. Two watched passes (watch.py) give each layer's queries
+and keys with and without rotation. If the rotated ones are what the operator would compute from the plain ones, the
+operator rotates that layer; if the two are equal, the layer is not rotated (SmolLM3 skips every fourth). If any layer
+does something else (a norm after the rotation, interleaved pairs, Gemma 3's two tables), the model's own rotation is
+exported for all layers.
 
-Either way the cosines and sines are computed once, here, by the model's own module, for all positions of the graph, and
-looked up. A module whose tables change with the length of the text (`dynamic` and `longrope` above their original
-length) cannot be looked up and is refused with the length up to which it can.
+Either way, cosines and sines are computed once, here, by the model's own module, for all positions of the graph, and
+looked up. A module whose tables change with the length of the text (`dynamic`, and `longrope` beyond its original
+length) cannot be looked up; it is refused with the length up to which it can.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from transformers import PreTrainedModel
 from qia3.errors import BaseModelError
 from qia3.graph.watch import Call, Watched, rotary_modules, rotation_files, watch, without_rotation
 
-FEW = 8  # positions at the beginning, whose tables are compared between short and long texts
+FEW = 8  # first positions, whose tables are compared between short and long texts
 
 
 @dataclass(frozen=True)
 class Rotation:
-    """What GroupQueryAttention is to do: tables [positions, d/2] float32, in the layers named."""
+    """The rotation for GroupQueryAttention: tables [positions, d/2] float32, and the layers to rotate."""
 
     cos: Tensor
     sin: Tensor
@@ -40,7 +40,7 @@ class Rotation:
 
 
 class Tables(nn.Module):
-    """A rotary module's results for all positions, looked up. `kinds` are its layer types; one of None in most."""
+    """A rotary module's results for all positions, as look-up tables. `kinds` are its layer types, usually just None."""
 
     def __init__(self, kinds: Sequence[str | None], tables: Sequence[tuple[Tensor, ...]]) -> None:
         super().__init__()
@@ -57,9 +57,9 @@ class Tables(nn.Module):
 
 
 def lookups(model: PreTrainedModel, seen: Watched, positions: int) -> dict[str, Tables]:
-    """What stands for each rotary module in the graph, by name, where the module is a function of positions alone.
+    """The replacement of each rotary module in the graph, by name.
 
-    Raises BaseModelError where its tables depend on the length of the text within `positions`.
+    Raises BaseModelError if its tables depend on the length of the text within `positions`.
     """
     found = {}
     for name, module in rotary_modules(model).items():
@@ -74,7 +74,8 @@ def lookups(model: PreTrainedModel, seen: Watched, positions: int) -> dict[str, 
         tables = [_table(module, called[0]["x"], positions, kind) for kind in kinds]
         if any(isinstance(t, Tensor) and t.is_complex() for t in tables):
             raise BaseModelError(
-                f"{type(model).__name__} cannot be shipped: it rotates by complex numbers, which ONNX has no operators for"
+                f"{type(model).__name__} cannot be shipped: it rotates with complex numbers, for which ONNX "
+                "has no operators"
             )
         if any(not isinstance(t, tuple) or any(p.is_complex() or p.dim() != 3 for p in t) for t in tables):
             continue
@@ -85,14 +86,14 @@ def lookups(model: PreTrainedModel, seen: Watched, positions: int) -> dict[str, 
 
 
 def in_operator(model: PreTrainedModel, seen: Watched, tables: dict[str, Tables]) -> Rotation | None:
-    """The rotation as GroupQueryAttention's, or None where some layer does something else."""
+    """The rotation in GroupQueryAttention's form, or None if some layer does something else."""
     if len(tables) != 1 or len(rotary_modules(model)) != 1 or not rotation_files(model):
         return None
     (only,) = tables.values()
     if len(only.kinds) != 1 or only.parts != [2]:
         return None
     cos, sin = (t.float().chunk(2, dim=-1)[0].contiguous() for t in only.buffers())
-    if cos.shape[-1] % 8:  # the operator rotates multiples of 8 pairs
+    if cos.shape[-1] % 8:  # the operator needs a multiple of 8 pairs
         return None
     with without_rotation(model):
         plain = watch(model, [c.answer for c in seen.calls])
@@ -109,7 +110,7 @@ def in_operator(model: PreTrainedModel, seen: Watched, tables: dict[str, Tables]
 
 
 def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """What the operator makes of x [B, H, S, size] at positions 0, 1, ..., by tables [positions, d/2]."""
+    """The operator's rotation of x [B, H, S, size] at positions 0, 1, ..., with tables [positions, d/2]."""
     half, length = cos.shape[-1], x.shape[2]
     a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
     c, s = cos[:length], sin[:length]
@@ -125,7 +126,9 @@ def _close(call: Call, q: Tensor, k: Tensor) -> bool:
 
 @torch.no_grad()
 def _table(module: nn.Module, x: Tensor, length: int, kind: str | None) -> Any:
-    """The module's results for positions 0 ... length - 1, [1, length, d] each, by a copy: some keep a state."""
+    """The module's results for positions 0 ... length - 1, [1, length, d] each, computed by a copy, since some keep a
+    state.
+    """
     extra = {} if kind is None else {"layer_type": kind}
     return copy.deepcopy(module)(x[:1, :1].float(), torch.arange(length, device=x.device)[None], **extra)
 
@@ -133,7 +136,7 @@ def _table(module: nn.Module, x: Tensor, length: int, kind: str | None) -> Any:
 def _same_at_all_lengths(
     model: PreTrainedModel, module: nn.Module, x: Tensor, kind: str | None, table: tuple[Tensor, ...], positions: int
 ) -> None:
-    """Raises BaseModelError with the length at which the first positions' tables begin to change."""
+    """Raises BaseModelError with the length from which the first positions' tables change."""
     few = min(FEW, positions)
 
     def same(length: int) -> bool:
@@ -152,7 +155,7 @@ def _same_at_all_lengths(
     name = getattr(module, "rope_type", "")
     name = name.get(kind, "") if isinstance(name, dict) else name
     raise BaseModelError(
-        f"{type(model).__name__} turns positions by other factors in texts of more than {low} tokens"
-        f"{f' (rope_type {name})' if name else ''}, and one graph holds one set: "
+        f"{type(model).__name__} uses other rotary factors in texts of more than {low} tokens"
+        f"{f' (rope_type {name})' if name else ''}, but a graph has one set: "
         f"set context_length = {low} in [export] (it is {positions})"
     )

@@ -1,28 +1,29 @@
-"""An encoder and the decoder that reads what it gives, as they are exported: the real transformers model with its leaves
-lowered (decoder.py), and three forms of attention (stacks.py). Inputs and outputs: bundle/ports.py.
+"""An encoder and its decoder as they are exported: the real transformers model with its leaves lowered (decoder.py),
+and three forms of attention (stacks.py). Inputs and outputs: bundle/ports.py.
 
     encoder    MultiHeadAttention with a bias and a padding mask. As fast as plain operators up to 128 tokens, 0.8 of
                their time at 256 and 512 (benchmarks/encoder_attention.py), with no intermediate transposes
-    own        GroupQueryAttention with a bias, which writes its cache in place. The bias has to have as many entries
-               as there are valid positions, not as many as the buffer holds: a graph that is fed a buffer with room
-               left has to be told `past_length`
+    own        GroupQueryAttention with a bias, which writes its cache in place. The bias must have as many entries
+               as there are valid positions, not as many as the buffer holds: a graph that is fed a buffer with
+               spare room must be given `past_length`
     cross      MultiHeadAttention twice. Keys and values of the encoder's states are those of the past and those of the
                states that the past lacks, states[:, past:], which are all of them at first and none afterwards
 
-Nothing is joined before it is attended to, so a step copies no keys. Attention to no keys at all gives zeros, so
+Nothing is concatenated before attention, so a step copies no keys. Attention to no keys gives zeros, so
 
     cross = MultiHeadAttention(q, past) + MultiHeadAttention(q, new)
 
-where either is empty. A past of some of the states is refused: its mask, which is of all tokens or of none, does not
-fit. Queries of several rows that read one row of keys are queries of that row, [1, rows S, D], for every token sees all
-of them. Where scores are capped or heads share keys (T5Gemma) the products are plain operators that broadcast:
+where one of the two is empty. A past that covers only some of the states is refused: its mask, which is for all tokens
+or none, does not fit. Queries of several rows that share one row of keys are treated as queries of that row, [1, rows
+S, D], since every token sees all keys. If scores are capped or heads share keys (T5Gemma), the products are plain
+operators that broadcast:
 
     scores = [q K_past^T | q K_new^T]      p = softmax(scores + padding)      p[past] V_past + p[new] V_new
 
-MatMulNBits over no rows, and MatMul over no rows, columns or inner entries (zeros) are what they should be in ONNX
-Runtime 1.32. `present.I.encoder.*` are the new keys and values alone, so that a step returns empty ones; both stock
-loaders keep what the first call gave. (Computing the whole of them beside the attention and not fetching it was tried:
-`only_execute_path_to_fetches` runs the Concat all the same.)
+MatMulNBits over no rows, and MatMul over no rows, columns or inner entries (zeros), behave correctly in ONNX Runtime
+1.32. `present.I.encoder.*` are only the new keys and values, so a step returns empty ones; both stock loaders keep what
+the first call returned. (Computing them in full without fetching them was tried: `only_execute_path_to_fetches` runs
+the Concat anyway.)
 """
 
 from __future__ import annotations
@@ -50,13 +51,13 @@ from qia3.ia3.vectors import Scaled
 
 ATTENTION = "qia3_encoder_decoder"
 HIDDEN = -1e9  # added to the scores of padding
-ALL = 2**31  # more tokens than there are
+ALL = 2**31  # more tokens than any text has
 
 
 @dataclass
 class Shared(Inputs):
-    """What one trace hands to its leaves and its attention: besides, the tokens before, of which there are `before`
-    (a Tensor of no dimensions) and with the new ones `total`, and the padding among the encoder's tokens.
+    """What one trace passes to its leaves and its attention: in addition, the earlier tokens, whose number is `before`
+    (a 0-d Tensor) and with the new ones `total`, and the padding among the encoder's tokens.
     """
 
     before: Tensor | None = None
@@ -64,17 +65,17 @@ class Shared(Inputs):
     seen: tuple[Tensor, Tensor] | None = None  # the masks of the encoder's tokens: those of the past, and the new ones
     by_keys: Tensor | None = None  # the shape of queries by rows of keys, and by rows of tokens
     by_tokens: Tensor | None = None
-    positions: int = 0  # that the graphs hold
+    positions: int = 0  # context length of the graphs
 
     def span(self) -> tuple[Tensor, Tensor, int | torch.SymInt]:
-        """Tokens before, and all of them as a Tensor and as a length."""
+        """Number of earlier tokens, and of all tokens as a Tensor and as a length."""
         assert self.before is not None
         assert self.total is not None
         return self.before, self.total.to(torch.long), self.total_length
 
 
 class Past:
-    """A cache as far as a model asks it where its tokens stand; keys and values are the attention's own affair."""
+    """A cache that only tells a model the positions of its tokens; attention handles keys and values itself."""
 
     is_compileable = False
 
@@ -98,7 +99,7 @@ class Reader(nn.Module):
         self.model, self.state, self.sizes = model, state, sizes
 
     def states(self, input_ids: Tensor, attention_mask: Tensor, vectors: list[Tensor], **extra: Tensor) -> Tensor:
-        """[B, S, hidden]. `extra`: what the model takes besides."""
+        """[B, S, hidden]. `extra`: the model's other inputs."""
         state = self.state
         state.vectors = dict(zip(self.sizes, vectors, strict=True))
         state.batch, state.padding = input_ids.shape[0], attention_mask
@@ -110,7 +111,7 @@ class Reader(nn.Module):
 
 
 class Encoder(Reader):
-    """forward(input_ids, attention_mask, vectors) -> last_hidden_state; to be exported, not run."""
+    """forward(input_ids, attention_mask, vectors) -> last_hidden_state; for export only."""
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, vectors: list[Tensor]) -> Tensor:
         return self.states(input_ids, attention_mask, vectors)
@@ -119,7 +120,7 @@ class Encoder(Reader):
 class CrossDecoder(nn.Module):
     """forward(input_ids, encoder mask, new encoder states, past_length, past, vectors) -> (logits, *present).
 
-    `past` are four tensors a layer: own keys and values, the encoder's keys and values.
+    `past` has four tensors per layer: own keys and values, the encoder's keys and values.
     """
 
     def __init__(self, model: PreTrainedModel, state: Shared, sizes: dict[str, int], layers: list[Attention]) -> None:
@@ -160,7 +161,7 @@ class CrossDecoder(nn.Module):
 def encoder_attention(
     state: Shared, place: Attention, q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Any, extra: dict[str, Any]
 ) -> Tensor:
-    """[B, E, H, d]. q [B, H, E, d], k and v [B, kv heads, E, d]."""
+    """The encoder's attention: [B, E, H, d]. q [B, H, E, d], k and v [B, kv heads, E, d]."""
     groups, window = place.heads // place.kv_heads, place.window
     k, v = (t.repeat_interleave(groups, 1) if groups > 1 else t for t in (k, v))
     assert state.padding is not None
@@ -185,7 +186,7 @@ def encoder_attention(
 
 
 def capped(scores: Tensor, extra: dict[str, Any]) -> Tensor:
-    """cap tanh(scores / cap), where the model caps them (Gemma)."""
+    """cap tanh(scores / cap), if the model caps them (Gemma)."""
     cap = extra.get("softcap")
     return torch.tanh(scores / cap) * cap if cap else scores
 
@@ -193,7 +194,7 @@ def capped(scores: Tensor, extra: dict[str, Any]) -> Tensor:
 def own_attention(
     state: Shared, place: Attention, q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Any, extra: dict[str, Any]
 ) -> Tensor:
-    """[B, S, H d]; its keys and values go into `state.present`."""
+    """The decoder's self-attention: [B, S, H d]; its keys and values go into `state.present`."""
     (batch, heads, length, size), kv = q.shape, place.kv_heads
     flat = [t.transpose(1, 2).reshape(batch, length, -1) for t in (q, k, v)]
     attributes: dict[str, Any] = {"num_heads": heads, "kv_num_heads": kv, "do_rotary": 0, "scale": scale}
@@ -218,7 +219,7 @@ def own_attention(
 def cross_attention(
     state: Shared, place: Attention, q: Tensor, k: Tensor, v: Tensor, scale: float, extra: dict[str, Any]
 ) -> Tensor:
-    """[B, S, H, d]; k and v [B, kv heads, new, d] go into `state.present`, after the layer's own."""
+    """Cross-attention: [B, S, H, d]; k and v [B, kv heads, new, d] go into `state.present`, after the layer's own."""
     (batch, heads, length, size), kv = q.shape, place.kv_heads
     past_k, past_v = state.past[4 * place.index + 2 :][:2]
     state.present[place.index] = (*state.present[place.index], k, v)  # type: ignore[assignment]
@@ -232,7 +233,7 @@ def cross_attention(
         return _reshaped(known + new, state.by_tokens).view(batch, length, heads, size)
     q = (q if scale == 1 else q * scale).reshape(batch, kv, heads // kv * length, size)
     scores = capped(torch.cat([q @ past_k.transpose(2, 3), q @ k.transpose(2, 3)], -1), extra)
-    # by name: past and new ones are as many as the mask has, which torch's shapes cannot say
+    # by name: past and new ones together have the mask's length, which torch's shapes cannot express
     masked: Tensor = symbolic("Add", (scores, state.padding), {}, dtype=q.dtype, shape=scores.shape, version=14)
     seen = masked.softmax(-1)
     before = past_k.shape[2]
@@ -255,7 +256,7 @@ def _attended(place: Attention, flat: Tensor, k: Tensor, v: Tensor, mask: Tensor
 
 
 def _halves(mask: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
-    """int32 [B, past] and [B, new] of a mask of all the encoder's tokens: one of the two has all, the other none."""
+    """int32 [B, past] and [B, new] of a mask of all the encoder's tokens: one has all of them, the other none."""
     rows, known = mask.shape[0], past.shape[2]
     end: Tensor = symbolic("Shape", (past,), {"start": 2, "end": 3}, dtype=torch.long, shape=(1,), version=21)
     end, axis = end * ALL, torch.tensor([1])
@@ -269,7 +270,7 @@ def _halves(mask: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _shape(of: Tensor, end: int, *rest: int) -> Tensor:
-    """The first dimensions of `of` and others, for Reshape: 0 is the dimension that is there, -1 what is left."""
+    """The first dimensions of `of` and others, for Reshape: 0 keeps a dimension, -1 is the rest."""
     known: Tensor = symbolic("Shape", (of,), {"end": end}, dtype=torch.long, shape=(end,), version=21)
     return torch.cat([known, torch.tensor(rest)])
 
@@ -281,7 +282,7 @@ def _reshaped(x: Tensor, shape: Tensor | None) -> Tensor:
 
 
 def attend(state: Shared, places: dict[nn.Module, Attention]) -> Any:
-    """transformers' attention function that emits the three forms."""
+    """An attention function for transformers that emits the three forms."""
 
     def function(
         module: Any, q: Tensor, k: Tensor, v: Tensor, *_: Any, scaling: float | None = None, **extra: Any
@@ -305,9 +306,9 @@ def attend(state: Shared, places: dict[nn.Module, Attention]) -> Any:
 def lowered(
     model: PreTrainedModel, accuracy_level: int, positions: int, logits: str
 ) -> Iterator[tuple[Encoder, CrossDecoder]]:
-    """The model with its leaves swapped for export leaves; it is itself again afterwards.
+    """The model with its leaves swapped for export leaves; restored afterwards.
 
-    Raises BaseModelError where its attention is none that the graphs have.
+    Raises BaseModelError if the graphs do not support its attention.
     """
     seen = watch(model)
     places, tables = attentions(model, seen), lookups(model, seen, positions)

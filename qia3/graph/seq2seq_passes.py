@@ -1,14 +1,14 @@
-"""Edits of an encoder-decoder's graphs after the export: what torch's shapes cannot say, put in by hand.
+"""Edits of an encoder-decoder's graphs after the export, for what torch's shapes cannot express.
 
-    OneBatch     the number of rows is asked of input_ids
+    OneBatch     the number of rows is taken from input_ids
     StatesRows   keys and values of the states have as many rows as the states
     NewStates    encoder_hidden_states -> encoder_hidden_states[:, past_encoder_sequence_length:]
     AnyHeads     past_key_values.* [.., size] -> Reshape to the real size
-    Length       past_length gets its default, -1
-    OwnShapes    the traced shapes of what is computed are dropped: ONNX Runtime infers its own
+    Length       past_length gets the default -1
+    OwnShapes    the traced shapes of intermediate values are dropped: ONNX Runtime infers its own
 
-The model was traced with the new states as an input of its own length, for the length of a difference is one that
-torch.export asserts things about.
+The model was traced with the new states as an input with its own length, since torch.export adds assertions about a
+length that is a difference.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SIZE_AXIS = "any_head_size"
 
 
 class NewStates(InPlacePass):  # type: ignore[misc]
-    """The states whose keys and values the past has already are cut off before the rest are computed."""
+    """Cuts off the states whose keys and values are already in the past, before the rest are computed."""
 
     def call(self, model: ir.Model) -> PassResult:
         states = next(v for v in model.graph.inputs if v.name == ENCODER_STATES)
@@ -41,10 +41,10 @@ class NewStates(InPlacePass):  # type: ignore[misc]
 
 
 class OneBatch(InPlacePass):  # type: ignore[misc]
-    """The number of rows is asked of the token ids alone.
+    """Takes the number of rows from the token ids only.
 
-    torch takes it from any input that has as many. A runtime whose rows are of one prompt gives the keys and values of
-    its states once, and products of one row with many are those of the row repeated.
+    torch takes it from any input that has as many rows. A runtime whose rows have the same prompt passes the keys and
+    values of its states once, and products of one row with many broadcast.
     """
 
     def call(self, model: ir.Model) -> PassResult:
@@ -56,10 +56,10 @@ class OneBatch(InPlacePass):  # type: ignore[misc]
 
 
 class StatesRows(InPlacePass):  # type: ignore[misc]
-    """Keys and values of the states have as many rows as the states.
+    """Gives keys and values of the states as many rows as the states have.
 
-    Some models ask the decoder's tokens for the number (UMT5, T5Gemma), of which there may be more, and all of them do
-    after OneBatch where the trace could not tell the two apart.
+    Some models take the number from the decoder's tokens (UMT5, T5Gemma), which may have more rows, and so do all of
+    them after OneBatch if the trace could not distinguish the two.
     """
 
     def call(self, model: ir.Model) -> PassResult:
@@ -70,12 +70,12 @@ class StatesRows(InPlacePass):  # type: ignore[misc]
             assert reshaped is not None
             assert value.shape is not None
             reshaped.replace_input_with(1, heads_apart(model, int(value.shape[1]), int(value.shape[3])))
-            reshaped.attributes.pop("allowzero", None)  # a 0 there is the dimension that is there
+            reshaped.attributes.pop("allowzero", None)  # a 0 then keeps the dimension
         return PassResult(model, modified=bool(made))
 
 
 def _of_rows(node: ir.Node, ids: ir.Value) -> bool:
-    """Whether a Shape node gives the number of rows, of something else than the token ids."""
+    """Whether a Shape node gives the number of rows of something other than the token ids."""
     value, span = node.inputs[0], {name: attribute.value for name, attribute in node.attributes.items()}
     if value is None or value is ids or value.shape is None or span != {"start": 0, "end": 1}:
         return False
@@ -87,11 +87,11 @@ ROWS = ("axis_of_states", np.array([1], np.int64))
 
 
 class AnyHeads(InPlacePass):  # type: ignore[misc]
-    """Takes an empty past of any head size.
+    """Accepts an empty past with any head size.
 
-    optimum-onnx gives the first step one of hidden_size // num_attention_heads, which in small T5s is not the heads'
-    size (512 // 6 and 64). The reshaped past is on the same memory, so the cache is written in place all the same
-    (measured on ONNX Runtime 1.32).
+    optimum-onnx passes one of hidden_size // num_attention_heads at the first step, which in small T5s is not the head
+    size (512 // 6 and 64). The reshaped past uses the same memory, so the cache is still written in place (measured on
+    ONNX Runtime 1.32).
     """
 
     def call(self, model: ir.Model) -> PassResult:
@@ -111,7 +111,7 @@ class AnyHeads(InPlacePass):  # type: ignore[misc]
 
 
 class Length(InPlacePass):  # type: ignore[misc]
-    """The default of past_length: a loader that feeds none has as many positions as its past."""
+    """Gives past_length its default: a loader that does not feed it has as many positions as its past."""
 
     def call(self, model: ir.Model) -> PassResult:
         value = next(v for v in model.graph.inputs if v.name == PAST_LENGTH)
@@ -121,8 +121,8 @@ class Length(InPlacePass):  # type: ignore[misc]
 
 
 class OwnShapes(InPlacePass):  # type: ignore[misc]
-    """Traced shapes say that rows of tokens are rows of the states' keys, and that a buffer is full; a caller may have
-    one row of keys for several of tokens, and room in the buffer.
+    """Traced shapes say that token rows and key rows are the same, and that a buffer is full; but a caller may have one
+    row of keys for several token rows, and spare room in the buffer.
     """
 
     def call(self, model: ir.Model) -> PassResult:

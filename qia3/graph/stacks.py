@@ -1,11 +1,11 @@
-"""Whose keys an attention of an encoder-decoder sees, and whether the graphs' operators compute it.
+"""Which keys an attention of an encoder-decoder sees, and whether the graphs' operators compute it.
 
     encoder    softmax(cap(scale q k^T) + bias + padding) v      keys of the encoder's tokens, up to a distance or all
     own        softmax(cap(scale q k^T) + bias, causal) v        keys of the decoder's tokens
     cross      softmax(cap(scale q k^T) + padding) v             queries of the decoder's, keys of the encoder's tokens
 
 A watched pass (watch.py) has more tokens in the encoder than in the decoder, so the numbers of queries and keys tell
-the three apart, and what each gives is computed again by its formula.
+the three kinds apart, and the result of each is recomputed by its formula.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ class Attention:
     kv_heads: int
     size: int
     biased: bool
-    window: int | None = None  # tokens that an encoder's query sees on either side; None: all
-    distances: Distances | None = field(default=None, compare=False)  # of a module that computes by hand
+    window: int | None = None  # tokens that an encoder's query sees on each side; None: all
+    distances: Distances | None = field(default=None, compare=False)  # for a module that computes attention itself
 
 
 def attentions(model: PreTrainedModel, seen: Watched) -> dict[nn.Module, Attention]:
-    """Every attention module of the model. Raises BaseModelError, one line with every reason found and its modules."""
+    """Every attention module of the model. Raises BaseModelError with every reason found and its modules."""
     found: dict[nn.Module, Attention] = {}
     reasons: dict[str, list[str]] = {}
     counts: dict[str, int] = {}
@@ -64,26 +64,26 @@ def attentions(model: PreTrainedModel, seen: Watched) -> dict[nn.Module, Attenti
         reasons["a decoder whose layers do not each attend to its own tokens and to the encoder's"] = ["its stacks"]
     if reasons:
         told = "; ".join(f"{reason} in {_places(where)}" for reason, where in reasons.items())
-        raise BaseModelError(f"{type(model).__name__} cannot be shipped: its graphs have no form for {told}")
+        raise BaseModelError(f"{type(model).__name__} cannot be shipped: its graphs do not support {told}")
     return found
 
 
 def reaching(model: PreTrainedModel, found: dict[nn.Module, Attention], positions: int) -> dict[nn.Module, Attention]:
-    """The same with what depends on distances, as far as `positions`. Raises BaseModelError."""
+    """The same with distance terms computed for up to `positions`. Raises BaseModelError."""
     short = {module: place.distances for module, place in found.items() if place.distances is not None}
     far = distances(model, short, positions)
     return {module: replace(place, distances=far.get(module)) for module, place in found.items()}
 
 
 def reason_against(call: Call, kind: Kind | None) -> str | None:
-    """What this call has that the graph does not; None where the two agree."""
+    """What this call has that the graph does not support; None if the two agree."""
     size, queries, keys = call.q.shape[-1], call.q.shape[2], call.k.shape[2]
     if kind is None:
-        return f"{queries} queries that see {keys} keys (attention to one's own and another stack's tokens at once)"
+        return f"{queries} queries that see {keys} keys (attention to the tokens of both stacks at once)"
     if call.v.shape[-1] != size or call.k.shape[-1] != size:
-        return f"keys of {call.k.shape[-1]} and values of {call.v.shape[-1]} entries a head"
+        return f"keys of {call.k.shape[-1]} and values of {call.v.shape[-1]} entries per head"
     if kind == "own" and size % MULTIPLE:
-        return f"heads of {size} entries, where the decoder's operator takes multiples of {MULTIPLE},"
+        return f"heads of {size} entries, where the decoder's operator needs multiples of {MULTIPLE},"
     bias = _bias(call)
     if kind == "cross" and bias is not None:
         return "biases on the scores of the encoder's tokens"
@@ -95,25 +95,25 @@ def reason_against(call: Call, kind: Kind | None) -> str | None:
         shown = near(queries, keys, window_of(call) if kind == "encoder" else None)
     if agrees(call, operator_answer(call, shown.to(call.q.device), bias)):
         return None
-    return "scores of another formula, or another pattern of what each token sees"
+    return "scores computed by another formula, or another attention pattern"
 
 
 def window_of(call: Call) -> int | None:
-    """The reach of an encoder's layer that has one. What it hands on may be one more, for FlashAttention's sake
-    (ModernBERT): its mask is made of the configuration's.
+    """The window of an encoder's layer, if it has one. The value it passes on may be one more, for FlashAttention
+    (ModernBERT); its mask uses the configuration's.
     """
     handed = call.extra.get("sliding_window")
     return None if not handed else int(getattr(getattr(call.module, "config", None), "sliding_window", None) or handed)
 
 
 def near(queries: int, keys: int, window: int | None) -> Tensor:
-    """[S, T], true where an encoder's query sees a key: as transformers has it, up to a distance of `window` itself."""
+    """[S, T], true where an encoder's query sees a key: up to a distance of `window`, inclusive, as in transformers."""
     distance = torch.arange(queries)[:, None] - torch.arange(keys)[None]
     return distance.abs() <= (window or queries + keys)
 
 
 def _bias(call: Call) -> Tensor | None:
-    """What the model adds to the scores, if it is not nothing."""
+    """What the model adds to the scores, or None if it is zero."""
     bias = call.extra.get("position_bias")
     return bias if isinstance(bias, Tensor) and bool(bias.any()) else None
 

@@ -1,12 +1,12 @@
-"""The last layer of a prompt, on the last position only: nobody reads what it computes at the others.
+"""Computes the last layer of a prompt at the last position only: nothing reads its results at the others.
 
-With logits at the last position the graph ends in head(gather(x)), x [batch, sequence, size]. Whatever stands between
-the last attention and the gather works on each position by itself, so the gather may come first:
+With logits at the last position only, the graph ends in head(gather(x)), x [batch, sequence, size]. Everything between
+the last attention and the gather works on each position separately, so the gather can come first:
 
     head(gather(norm(a + down(act(gate(n)) * up(n)))))      ->      the same with a and n gathered, right after attention
 
-Of Llama's last layer that leaves q|k|v and attention at full length, and the output projection and the feed-forward at
-one position: 84 % of the layer's products. At a step of one token nothing changes.
+In Llama's last layer, only q|k|v and attention remain at full length; the output projection and the feed-forward run at
+one position: 84 % of the layer's products are saved. In a step of one token nothing changes.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def _picked(model: ir.Model, value: ir.Value, index: ir.Value) -> ir.Value:
 
 
 def _between(end: ir.Value, gather: ir.Node, sequence: object) -> list[ir.Node]:
-    """The nodes above `gather` that work by position and whose results nobody else reads."""
+    """The nodes before `gather` that work by position and whose results have no other readers."""
     inside: dict[int, ir.Node] = {}
     waiting = [end.producer()]
     while waiting:
@@ -116,7 +116,7 @@ def _between(end: ir.Value, gather: ir.Node, sequence: object) -> list[ir.Node]:
 
 
 def _by_position(node: ir.Node, sequence: object) -> bool:
-    """Every input is a weight, a vector or an activation [batch, sequence, d]; so is the result."""
+    """Whether every input is a weight, a vector or an activation [batch, sequence, d], and so is the result."""
     if node.op_type in ("LayerNormalization", "Split") and node.attributes.get_int(
         "axis", -1 if node.op_type != "Split" else 0
     ) not in (

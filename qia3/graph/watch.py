@@ -1,13 +1,13 @@
 """One pass of a few tokens through a model, with its attention watched layer by layer.
 
-transformers hands queries, keys and values to whatever attention function is registered. The one registered here keeps
-what it is handed, lets the model's own eager function answer, and keeps the answer. A second pass with the rotation
-made the identity, and the first pass's answers handed out again, shows each layer's queries and keys as they are before
-they are rotated, from the same hidden states:
+transformers passes queries, keys and values to whatever attention function is registered. The one registered here
+records them, calls the model's own eager function, and records the answer. A second pass, with rotary embedding
+replaced by the identity and the first pass's answers returned again, shows each layer's queries and keys before
+rotation, from the same hidden states:
 
     pass 1    x_i -> q_i, k_i rotated   -> o_i          pass 2    x_i -> q_i, k_i plain -> o_i of pass 1
 
-So what a layer does is compared as numbers, and no table of families is kept.
+So what a layer does is compared numerically, without a table of families.
 """
 
 from __future__ import annotations
@@ -54,7 +54,9 @@ class Call:
 
     @property
     def layer(self) -> int | None:
-        """The index that the module keeps its keys and values under; where it computes by hand, that of its layer."""
+        """The index of the module's keys and values in the cache; if it computes attention itself, the index of its
+        layer.
+        """
         index = getattr(self.module, "layer_idx", None)
         if index is None and self.by_hand:
             index = next((int(part) for part in self.name.split(".") if part.isdigit()), None)
@@ -67,21 +69,21 @@ class Call:
 
 @dataclass
 class Watched:
-    """`calls` in their order; `tables`: what each rotary module was called with, by its name."""
+    """`calls` in order; `tables`: the arguments of each rotary module, by name."""
 
     calls: list[Call] = field(default_factory=list)
     tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
 
 def sample_ids(model: PreTrainedModel, length: int = TOKENS) -> Tensor:
-    """[1, length] of tokens that differ."""
+    """[1, length] of distinct tokens."""
     vocabulary = int(model.config.get_text_config().vocab_size)
     return (torch.arange(length, device=device_of(model)) * 37 + 5)[None] % vocabulary
 
 
 def sample(model: PreTrainedModel) -> dict[str, Tensor]:
-    """What a pass is fed: `sample_ids`, and to an encoder-decoder's decoder fewer of them, so that lengths tell whose
-    keys are whose. Its masks are told: some models (T5Gemma) take a token of padding's id for padding otherwise.
+    """The input of a pass: `sample_ids`, and for an encoder-decoder's decoder fewer of them, so that lengths tell whose
+    keys are whose. Masks are explicit, since some models (T5Gemma) otherwise treat the padding token's id as padding.
     """
     ids = sample_ids(model)
     if not model.config.is_encoder_decoder:
@@ -92,7 +94,7 @@ def sample(model: PreTrainedModel) -> dict[str, Tensor]:
 
 
 def watch(model: PreTrainedModel, answers: Sequence[Tensor] | None = None) -> Watched:
-    """Runs `sample`. `answers`: what attention gives back, call by call, instead of what it computes."""
+    """Runs `sample`. `answers`: what attention returns, call by call, instead of its own result."""
     seen, reads = Watched(), is_encoder(model.config)
     names = {m: n for n, m in model.named_modules()}
 
@@ -139,28 +141,29 @@ def watch(model: PreTrainedModel, answers: Sequence[Tensor] | None = None) -> Wa
 
 @torch.no_grad()
 def _does_not_run(model: PreTrainedModel, error: Exception) -> str:
-    """Whether it is the model itself that fails, or what its own attention is taken for (DeBERTa multiplies more than
+    """Explains whether the model itself fails, or whether its attention is misread (DeBERTa multiplies more than
     queries by keys).
     """
     name = type(model).__name__
     own = sorted({type(module).__name__ for module in by_hand(model).values()})
     try:
         model(**sample(model), use_cache=False)
-    except Exception:  # a model's own code raises anything
+    except Exception:  # a model's code can raise anything
         own = []
     if not own:
         return f"{name} does not run on a text alone: {first_line(error)}"
     return (
-        f"{name} cannot be shipped: its attention is computed in code of its own ({', '.join(own)}), and is more than "
+        f"{name} cannot be shipped: it computes attention in its own code ({', '.join(own)}), which is not "
         "softmax(scale q k^T + bias) v"
     )
 
 
 @torch.no_grad()
 def other_states(model: PreTrainedModel) -> list[str]:
-    """Classes of modules beside attention whose last position depends on earlier ones: they carry a state of their own.
+    """Classes of modules besides attention whose last position depends on earlier ones: they carry a state of their
+    own.
 
-    Found by running each child of a decoder layer again on its own inputs with the last position but one changed.
+    Found by running each child of a decoder layer again on its own inputs with the second-last position changed.
     """
     attention_names = {call.name for call in watch(model).calls}
     layers = {name.rpartition(".")[0] for name in attention_names}
@@ -180,7 +183,7 @@ def other_states(model: PreTrainedModel) -> list[str]:
 
 
 def _looks_back(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether the last position of what it gives depends on the position before it of what it is given."""
+    """Whether the last position of its output depends on the second-last position of its input."""
     changed = [_changed(a) for a in args], {name: _changed(a) for name, a in kwargs.items()}
     try:
         before, after = module(*args, **kwargs), module(*changed[0], **changed[1])
@@ -191,7 +194,7 @@ def _looks_back(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 
 
 def _changed(value: Any) -> Any:
-    """An activation [1, S, d] with another last position but one; anything else as it is."""
+    """An activation [1, S, d] with its second-last position changed; anything else unchanged."""
     if not isinstance(value, Tensor) or value.dim() != 3 or not value.is_floating_point():
         return value
     other = value.clone()
@@ -200,7 +203,7 @@ def _changed(value: Any) -> Any:
 
 
 def rotary_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """The modules that make tables of cosines and sines, by name."""
+    """The modules that compute tables of cosines and sines, by name."""
     return {n: m for n, m in model.named_modules() if n.endswith("rotary_emb")}
 
 
@@ -212,7 +215,7 @@ def rotation_files(model: nn.Module) -> list[ModuleType]:
 
 @contextmanager
 def without_rotation(model: nn.Module) -> Iterator[None]:
-    """Makes the model's rotation the identity, then puts it back."""
+    """Replaces the model's rotary embedding by the identity; restores it afterwards."""
     files = rotation_files(model)
     originals = [getattr(file, ROTATION) for file in files]
     try:

@@ -1,14 +1,14 @@
 """Charts as SVG, drawn by matplotlib.
 
-Why matplotlib: twenty years old, kept up, on every system, and it writes a static SVG that needs no script. Plotly, Bokeh
-and Vega draw in the browser (megabytes of script in each file, nothing on paper, which a report also is); Vega's renderer
-for Python brings a JavaScript engine of tens of megabytes. It is imported when a chart is drawn, and only here: a device
-that runs bundles does without (tests/test_printers.py).
+Why matplotlib: it is twenty years old, maintained, available on every system, and writes a static SVG that needs no
+script. Plotly, Bokeh and Vega draw in the browser (megabytes of script in each file, and nothing on paper, where a
+report should work, too); Vega's renderer for Python brings a JavaScript engine of tens of megabytes. matplotlib is
+imported only here and only when a chart is drawn: a device that runs bundles does not need it (tests/test_printers.py).
 
-Colours are the page's. Each drawn colour is a sentinel, #0100NN (never black, which matplotlib leaves out), and becomes the
-custom property --cNN: one drawing serves light, dark and paper. Text stays text, in the page's font, anchored at the side it
-is aligned to, so a font of another width moves nothing. Sizes are CSS pixels: a drawing is made for a width, NARROW for a
-phone, WIDE beyond.
+Colours are those of the page. Each colour is drawn as a sentinel, #0100NN (never black, which matplotlib omits), and
+becomes the custom property --cNN: one drawing serves light, dark and paper. Text stays text, in the page's font,
+anchored at the side it is aligned to, so fonts of other widths do not move anything. Sizes are CSS pixels: a drawing is
+made for one width, NARROW for a phone, WIDE otherwise.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ NARROW, WIDE = 320, 720
 INK, MUTED, RULE, ON = "#010090", "#010091", "#010092", "#010093"  # text, lesser text, rules, text on a colour
 TEXT = 12
 NAMESPACE = "http://www.w3.org/2000/svg"
-DASHES = ("-", "--", "-", ":", (0, (4, 4)))  # lines that are alike show both: one of them is broken
+DASHES = ("-", "--", "-", ":", (0, (4, 4)))  # dashes keep lines visible that lie on each other
 MARKS = ("o", "s", "^", "D", "v")
 
 
 def colour(index: int) -> str:
-    """The sentinel of the series' colour; from the ninth on they come again."""
+    """The sentinel of the series' colour; they repeat from the ninth on."""
     return f"#0100{index % COLOURS:02d}"
 
 
 @lru_cache(maxsize=256)
 def svg(drawn: Drawing, width: int) -> str:
-    """An <svg> without a name: whoever shows it says what it is."""
+    """An <svg> without a title: the page that shows it adds one."""
     height = HEIGHTS[drawn.kind](drawn, width)
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    salt = f"{width} {drawn}"  # names within the file are the same in every process, and others in every chart
+    salt = f"{width} {drawn}"  # ids are the same in every process and differ between charts
     with matplotlib.rc_context(
         {"svg.fonttype": "none", "svg.hashsalt": salt, "font.size": TEXT, "text.parse_math": False}
     ):
@@ -59,7 +59,7 @@ def svg(drawn: Drawing, width: int) -> str:
 
 
 def _canvas(figure: Any, width: int, height: int) -> Any:
-    """Axes whose units are pixels, from the upper left corner."""
+    """Axes in pixels, from the upper left corner."""
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
     axes.set_xlim(0, width)
@@ -108,7 +108,7 @@ def _bars(figure: Any, drawn: Drawing, width: int, height: int) -> None:
 
 
 def _place(values: Sequence[float], logarithmic: bool, width: float) -> Callable[[float], float]:
-    """Where a figure ends, in pixels, on a scale for `values`."""
+    """A function from a figure to pixels, on a scale for `values`."""
     most = max(values, default=0.0) or 1.0
     if not logarithmic:
         return lambda value: value / most * width
@@ -155,7 +155,7 @@ def _axis(axes: Any, drawn: Drawing, wide: bool) -> None:
 
 
 def _limits(axes: Any, drawn: Drawing, height: int, wide: bool) -> None:
-    """Lines across, their names beside them: those that are alike are named together, and names keep their distance."""
+    """Draws limit lines with names: equal ones share a name, and names keep a distance."""
     together: dict[float, list[str]] = {}
     for name, value in sorted(drawn.limits, key=lambda limit: limit[1]):
         together.setdefault(value, []).append(name)
@@ -179,7 +179,7 @@ def _limits(axes: Any, drawn: Drawing, height: int, wide: bool) -> None:
 
 
 def cleaned(text: str) -> str:
-    """What a page needs of matplotlib's SVG: no header, no style of its own, no names but those that are pointed at."""
+    """matplotlib's SVG reduced to what a page needs: no header, no style, only ids that are referenced."""
     ElementTree.register_namespace("", NAMESPACE)
     ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
     root = ElementTree.fromstring(text)

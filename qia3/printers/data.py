@@ -1,8 +1,8 @@
-"""A page as JSON: its sections, beside the figures that it was made from. docs/report.schema.json is the schema of this file.
+"""A page as JSON: its sections, together with the figures that it was made from. docs/report.schema.json is its schema.
 
-`schema` and `version` say what is being read. The version goes up when something that was there is gone or means something
-else; more may come at any time. Keys of sections stay. A cell's `value` is the figure as it was computed, in `unit`; `text`
-is how people read it.
+`schema` and `version` identify the format. The version is raised when something is removed or changes its meaning;
+additions may come at any time. Keys of sections do not change. A cell's `value` is the figure as computed, in `unit`;
+`text` is its form for people.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from qia3.footprint.cells import Cell
 from qia3.footprint.sections import Chart, ChartKind, Note, NoteKind, Page, Section, Table
 
 SCHEMA, VERSION = "qia3-report", 1
-Place = Annotated[int, Field(ge=0)]  # of a column, from 0
+Place = Annotated[int, Field(ge=0)]  # index of a column, from 0
 
 
 class _Part(BaseModel):
@@ -24,7 +24,7 @@ class _Part(BaseModel):
 
 
 class CellData(_Part):
-    """As computed; a range is two numbers; where it is null, the text says why."""
+    """The figure as computed; a range is two numbers; if it is null, the text says why."""
 
     value: str | bool | int | float | tuple[float, float] | None
     unit: Literal["", "bytes", "bytes/s", "bits", "s", "tokens/s", "of one"]
@@ -68,7 +68,7 @@ class NoteData(_Part):
 
 
 class SectionData(_Part):
-    """In the order that it is read."""
+    """A section; `body` is in reading order."""
 
     key: Annotated[str, Field(pattern="^[a-z][a-z0-9-]*$")]
     title: str
@@ -91,7 +91,7 @@ class ReportData(BaseModel):
 
 
 def page_data(page: Page, figures: Mapping[str, Any]) -> dict[str, Any]:
-    """`figures` keep the names and places that they had before there were sections."""
+    """The page as JSON. `figures` keep the names and places that they had before there were sections."""
     ours = {"schema": SCHEMA, "version": VERSION, "title": page.title}
     return ours | dict(figures) | {"lead": page.lead, "sections": [_section(s) for s in page.sections]}
 

@@ -1,7 +1,7 @@
-"""The report as a bundle carries it: report.md, report.json and report.html, whose own bytes are inside its total.
+"""The report as part of a bundle: report.md, report.json and report.html, whose own bytes count in its total.
 
-The HTML needs the library that draws its charts. Where a bundle is changed without it (a device takes an adapter in), the
-old file would say what is no longer so: it is left out.
+The HTML needs the library that draws its charts. If a bundle is changed without it (a device imports an adapter), the
+old file would be out of date, so it is removed.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from qia3.printers.markdown import markdown
 
 
 def seal(folder: Path, manifest: Manifest, render: Callable[[Page], str] = markdown) -> Manifest:
-    """Seals a bundle's folder with its report; the manifest as it is written, with its files.
+    """Seals a bundle's folder with its report; returns the manifest as written, with its files.
 
-    Raises BundleError where the bytes do not add up, or where the text does not settle on its own length.
+    Raises BundleError if the bytes do not add up, or if the text does not settle on its own length.
     """
     drawn = find_spec("matplotlib") is not None
 

@@ -1,7 +1,7 @@
-"""What a chart shows, taken from its table: names and figures, ready to be drawn.
+"""What a chart shows, taken from its table: names and figures, ready to draw.
 
 Figures are rounded to three digits, finer than a pixel. So a chart stays the same when its page changes by a few bytes,
-as a bundle's does while its report settles on its own length (qia3.bundle.seal), and is drawn once.
+as a bundle's does while its report settles on its own length (qia3.bundle.seal), and is drawn only once.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from qia3.footprint.cells import Cell
 from qia3.footprint.sections import Chart, ChartKind, Table
 
 DIGITS = 3
-SMALL = 0.01  # a piece of a stack that is less than this share goes into "the rest"
+SMALL = 0.01  # pieces of a stack below this share become "the rest"
 REST = "the rest"
 COLOURS = 8
 Rows = tuple[tuple[Cell, ...], ...]
@@ -20,7 +20,7 @@ Rows = tuple[tuple[Cell, ...], ...]
 
 @dataclass(frozen=True)
 class Series:
-    """One colour's figures, a figure for each label, and how each is written."""
+    """The figures of one colour, one per label, and their texts."""
 
     name: str
     values: tuple[float | None, ...]
@@ -29,7 +29,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Drawing:
-    """`unit` is the figures', for the axis. Of a stack each series is one piece, with one value."""
+    """`unit` is that of the figures, for the axis. In a stack each series is one piece, with one value."""
 
     kind: ChartKind
     labels: tuple[str, ...]
@@ -55,14 +55,14 @@ def drawing(table: Table, chart: Chart) -> Drawing:
 
 
 def _drawn(table: Table, chart: Chart) -> Rows:
-    """Of pairs only those that are whole: half of one says nothing."""
+    """The rows to draw; incomplete pairs are left out."""
     if chart.kind != "pairs":
         return table.parts
     return tuple(row for row in table.parts if all(row[i].number is not None for i in chart.values))
 
 
 def _columns(table: Table, rows: Rows, chart: Chart) -> tuple[Series, ...]:
-    """Without columns that have no figure at all."""
+    """The series of the columns; columns without figures are left out."""
     found = []
     for i in chart.values:
         cells = [row[i] for row in rows]
@@ -73,7 +73,7 @@ def _columns(table: Table, rows: Rows, chart: Chart) -> tuple[Series, ...]:
 
 
 def _pieces(table: Table, chart: Chart) -> tuple[Series, ...]:
-    """The largest first; those too small to see, or too many, are one."""
+    """The pieces of a stack, the largest first; those that are too small or too many are merged."""
     (column,) = chart.values
     sizes = [(", ".join(row[i].text for i in chart.labels), row[column].number or 0.0) for row in table.parts]
     total = sum(size for _, size in sizes) or 1.0

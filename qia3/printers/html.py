@@ -1,11 +1,11 @@
-"""A page as one HTML file: no script, no network, no other file. Light and dark, on a phone and on paper.
+"""A page as one HTML file: no script, no network, no other file; light and dark, for phones and for paper.
 
-Plain strings, and every word that comes from elsewhere goes through html.escape: the page is one heading, sections of
-paragraphs and tables, and a chart for some tables, which takes a hundred lines here. A template language would be one more
-dependency where a build runs, with its own rules of what is escaped.
+Plain strings, with html.escape around every text from elsewhere: the page is one heading and sections of paragraphs,
+tables and some charts, which takes a hundred lines here. A template language would be one more dependency of builds,
+with its own escaping rules.
 
-A chart comes twice, drawn for a phone and for a wide page; the style sheet shows one of them. Its legend is HTML, for it
-wraps, and its figures are in the table under it, or beside it where both find room.
+A chart is drawn twice, for a phone and for a wide page; the style sheet shows one of them. Its legend is HTML, so that
+it can wrap, and its figures are in the table below it, or beside it if there is room for both.
 """
 
 from __future__ import annotations
@@ -20,14 +20,12 @@ from qia3.footprint.sections import Chart, Note, Page, Section, Table
 from qia3.printers.charts import NARROW, WIDE, svg
 from qia3.printers.drawing import COLOURS, Drawing, drawing
 
-POLICY = (
-    "default-src 'none'; style-src 'unsafe-inline'; img-src data:"  # nothing is fetched, even if someone asks it to be
-)
-WORDS = 24  # letters of a cell that make it prose, which may wrap
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"  # nothing is fetched, even if the content asks for it
+WORDS = 24  # letters from which a cell is prose and may wrap
 
 
 def html(page: Page) -> str:
-    """The whole file."""
+    """The complete file."""
     style = (files("qia3.printers") / "page.css").read_text(encoding="utf-8")
     first, *others = page.sections
     links = "".join(f'<li><a href="#{escape(s.key)}">{escape(s.title)}</a></li>' for s in others)
@@ -52,7 +50,7 @@ def _section(section: Section) -> str:
 
 
 def _words(text: str) -> str:
-    """Escaped; `x` is code, and an address is a link of its host's name."""
+    """Escaped text; `x` becomes code, and an address becomes a link with its host's name."""
     linked = re.sub(r"(https?://([^\s/;,)&]+)[^\s;,)&]*)", r'<a href="\1" rel="noreferrer">\2</a>', escape(text))
     return re.sub(r"`([^`]*)`", r"<code>\1</code>", linked)
 
@@ -107,7 +105,7 @@ def _cell(cell: Cell) -> str:
 
 
 def _cards(table: Table) -> str:
-    """Question, answer, and what it means."""
+    """Cards with question, answer and meaning."""
     cards = "".join(
         f"<div{_verdict(answer)}><dt>{_words(question.text)}</dt><dd><strong>{_words(answer.text)}</strong>"
         f"<span>{_words(remark.text)}</span></dd></div>"

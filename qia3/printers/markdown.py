@@ -1,4 +1,4 @@
-"""A page as Markdown, which reads as plain text too. Formatting only."""
+"""A page as Markdown, which is also readable as plain text. Formatting only."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from qia3.footprint.table import table
 
 
 def markdown(page: Page) -> str:
-    """The whole page: a heading, its lead, a heading of the second level for each section."""
+    """The whole page: a heading, its lead, and a second-level heading per section."""
     return "\n\n".join((f"# {page.title}", page.lead, *map(section_text, page.sections))) + "\n"
 
 
@@ -17,7 +17,7 @@ def section_text(section: Section) -> str:
 
 
 def body_text(section: Section) -> str:
-    """Without its heading."""
+    """A section without its heading."""
     return "\n\n".join(map(_part, section.body))
 
 

@@ -1,4 +1,4 @@
-"""Figures on an axis: few letters, and round ends."""
+"""Figures on an axis: short labels, and round ends."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 
 def short(value: float, unit: str) -> str:
-    """In as few letters as an axis has room for: 512 MiB, 1.5 GiB, 40 %, 2 M."""
+    """A short label for an axis: 512 MiB, 1.5 GiB, 40 %, 2 M."""
     if unit == "bytes":
         return _stepped(value, 1024, ("B", "KiB", "MiB", "GiB", "TiB"))
     if unit == "of one":

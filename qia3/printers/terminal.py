@@ -1,7 +1,7 @@
-"""A page in a terminal, drawn by rich: as wide as the window, and in colours where there are any.
+"""A page in a terminal, drawn by rich: as wide as the window, and in colour if possible.
 
-A table that is wider than the window becomes a list, a row an entry, so that nothing is cut or wrapped in the middle of a
-figure. Where the output goes to a file or another program, the same text comes without colours, and no line is broken.
+A table that is wider than the window becomes a list with one entry per row, so that no figure is cut or wrapped. If the
+output goes to a file or another program, the same text comes without colours, and no line is broken.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from rich.text import Text
 from qia3.footprint.cells import Cell
 from qia3.footprint.sections import Note, Page, Section, Table
 
-PIPED = 10_000  # as wide as anything gets: a line that is looked for is not broken
-PROSE = 24  # letters from which a cell may wrap
+PIPED = 10_000  # wide enough that no line is broken, so that grep works
+PROSE = 24  # letters from which a cell is prose and may wrap
 BETWEEN = 3  # spaces between columns, and before the first
 BAR = 20  # letters of a full bar
 HEADING, LESSER, STRONG = "bold", "dim", "bold cyan"
 
 
 def terminal(page: Page, width: int | None = None, colours: bool | None = None) -> str:
-    """The whole page. None: as standard output has them."""
+    """The whole page. None: as standard output supports."""
     head = (Text(page.title, style="bold magenta"), _words(page.lead, LESSER))
     return _drawn([*_spaced(head), *(_section(section) for section in page.sections)], width, colours)
 
@@ -62,12 +62,12 @@ def _section(section: Section) -> Group:
 
 
 def _spaced(parts: Iterable[RenderableType]) -> list[RenderableType]:
-    """Each with an empty line after it."""
+    """The parts, each followed by an empty line."""
     return [x for part in parts for x in (part, "")]
 
 
 class _Part:
-    """A note or a table, drawn when the width is known."""
+    """A note or a table, drawn once the width is known."""
 
     def __init__(self, part: Note | Table) -> None:
         self.part = part
@@ -90,12 +90,12 @@ def _note(note: Note) -> Sequence[RenderableType]:
 
 
 def _words(text: str, style: str) -> Text:
-    """`x` is code, which stands out."""
+    """Text in which `x` (code) stands out."""
     return Text.from_markup(re.sub(r"`([^`]*)`", r"[not dim bold]\1[/]", escape(text)), style=style)
 
 
 def _width(table: Table) -> int:
-    """What a grid takes at the least: prose wraps, figures do not."""
+    """The minimum width of a table: prose wraps, figures do not."""
     columns = zip(*(row for row in table.rows), strict=True)
     most = [
         max(len(column.title), *(min(len(c.text), PROSE) for c in cells))
@@ -127,7 +127,7 @@ def _grid(table: Table, room: bool) -> Grid:
 
 
 def _bars(table: Table) -> list[str]:
-    """A bar for each row, of the column that a chart stacks."""
+    """One bar per row, for the column that a chart stacks."""
     columns = [chart.values[0] for chart in table.charts if chart.kind == "stack"]
     if not columns:
         return []
