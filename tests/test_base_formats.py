@@ -403,7 +403,7 @@ def test_a_bundle_of_an_mlx_base_tells_what_whole_zero_points_made_of_it(tmp_pat
     account = json.loads(qia3(capsys, "report", tmp_path / "out", "--json")[1])["account"]
     assert account["total"] == sum(f.stat().st_size for f in (tmp_path / "out").rglob("*") if f.is_file())
     report = (tmp_path / "out/report.md").read_text(encoding="utf-8")
-    assert f"## Codes of mlx\n\n{len(wrote) + 1} layers keep the codes and scales that they came with" in report
+    assert f"## Codes of mlx\n\n{len(wrote) + 1} layers keep their codes and scales" in report
     assert "and 1 of them have blocks with other codes." in report
     base = load_base(Asked(str(tmp_path / "base"), block_size=16))
     keep(base, tmp_path / "kept")

@@ -380,9 +380,9 @@ def test_law_4_what_int8_activations_cost_is_a_warning_and_a_figure(place, tmp_p
     assert all("(max_kl 1e-12)" in line and "ort-exact" in line for line in told)
     report = (tmp_path / "out" / "report.md").read_text()
     assert re.search(
-        r"more than the build file's limits: none: KL divergence \S+ nats \(max_kl 1e-12\); topics: ", report
+        r"more than the build file allows: none: KL divergence \S+ nats \(max_kl 1e-12\); topics: ", report
     )
-    assert "build file's limits" not in (place / "side" / "report.md").read_text()
+    assert "build file allows" not in (place / "side" / "report.md").read_text()
 
 
 def test_law_4_a_broken_graph_is_not_published_whatever_the_limits(place, tmp_path, capsys, monkeypatch):

@@ -109,7 +109,7 @@ def test_on_another_grid_the_drift_is_in_the_report(place):
     for name, drift in drifts.items():
         assert set(drift["logits"]) == {"none", "topics", "commands"}
         text = (place / name / "report.md").read_text(encoding="utf-8")
-        assert f"layers moved from NF4 to {name}" in text
+        assert f"layers were recoded from NF4 to {name}" in text
         assert f"shipped as {name}" in text
     assert "Drift" not in (place / "exact" / "report.md").read_text(encoding="utf-8")
 

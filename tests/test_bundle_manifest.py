@@ -244,5 +244,5 @@ def test_a_bundle_of_0_1_0_gives_its_own_report(tmp_path):
 
 def figures(text: str) -> dict[str, list[str]]:
     """Numbers in a report's sections, by their titles: words may become better. What is expected is of later reports."""
-    sections = (part.split("\n", 1) for part in re.sub(r"Expected: .*", "", text).split("\n## ")[1:])
+    sections = (part.split("\n", 1) for part in re.sub(r"(Expected|Limits): .*", "", text).split("\n## ")[1:])
     return {title: re.findall(r"\d[\d,.]*", body) for title, body in sections}

@@ -108,16 +108,16 @@ def test_a_profile_of_ones_own_is_taken_by_its_path(tmp_path, monkeypatch):
     [
         ('title = "My board"\n', "", "'title' is missing"),
         ('family = "arm"', 'family = "riscv"', r"family \(line 2\): 'x64', 'arm' or 'wasm' is expected, not 'riscv'"),
-        ('target = "ort-arm"', 'target = "arm"', r"target \(line 3\): there is no export target 'arm'; there are "),
+        ('target = "ort-arm"', 'target = "arm"', r"target \(line 3\): there is no export target 'arm'; known: "),
         ("[isa]", "[memory_gb]\nvalue = 8\n[isa]", r"unknown key 'memory_gb' \(line 8\); did you mean 'memory_bytes'"),
         ("[isa]", "ram = 1\n[isa]", r"unknown key 'memory_bytes.ram' \(line 8\)"),
         ('source = "the label on the box"\n', "", "'memory_bytes.source' is missing in the table of line 4"),
-        ('"the label on the box"', '"box"', "memory_bytes.*source has to say where the figure was read"),
+        ('"the label on the box"', '"box"', "memory_bytes.*source must say where the figure was found"),
         ('"the label on the box"', "[]", "source.*a list of at least 1"),
         ('confidence = "reported"\n', "", "'memory_bytes.confidence' is missing"),
         ('"reported"', '"guessed"', "'measured', 'specified', 'derived' or 'reported' is expected, not 'guessed'"),
         ('"reported"', '"derived"', "memory_bytes.*needs `how`"),
-        ("8_589_934_592", "8", r"memory_bytes.*: 8 cannot be meant; it is in bytes: 8 GB are 8_589_934_592"),
+        ("8_589_934_592", "8", r"memory_bytes.*: 8 is out of range; give it in bytes: 8 GB are 8_589_934_592"),
         ("8_589_934_592", "-1", r"memory_bytes.value \(line 5\): more than 0.* is expected, not -1"),
         ("8_589_934_592", "nan", "memory_bytes.value"),
         ("8_589_934_592", "true", "a number is expected, not true"),
@@ -144,13 +144,13 @@ def more(key: str, value: object) -> str:
     [
         (more("usable_bytes", 2**34), "usable_bytes is more than memory_bytes"),
         (more("entitled_bytes", 2**34), "entitled_bytes is more than memory_bytes"),
-        (more("peak_bandwidth_bytes_per_second", 17.1), r"17.1 cannot be meant; it is in bytes a second"),
+        (more("peak_bandwidth_bytes_per_second", 17.1), r"17.1 is out of range; give it in bytes per second"),
         (
             more("peak_bandwidth_bytes_per_second", 10**10) + more("copy_bandwidth_bytes_per_second", 2 * 10**10),
             "copy_bandwidth_bytes_per_second is more than peak_bandwidth_bytes_per_second",
         ),
-        (more("decode_bandwidth_low_bytes_per_second", 10**10), "_low and _high go together"),
-        (more("cores", 4.5), r"4.5 is no number of cores"),
+        (more("decode_bandwidth_low_bytes_per_second", 10**10), "_low and _high must be given together"),
+        (more("cores", 4.5), r"4.5 is not a number of cores"),
     ],
 )
 def test_figures_that_contradict_each_other_are_refused(added, said):

@@ -110,8 +110,8 @@ def test_what_was_not_measured_says_so(tmp_path, left_out):
 def test_parity_stands_beside_what_was_expected(tmp_path):
     content = write_bundle(tmp_path).to_json() | {"config": {"parity": {"max_difference": 0.002, "max_kl": 0.5}}}
     text = markdown(bundle_page(build_report(tmp_path, Manifest.from_json(content))))
-    assert "Expected: 0.002 at most of the exact graph" in text
-    assert "KL 0.5 at most and the same top token in 90.0 %" in text
+    assert "Limits: for the exact graph a difference of 0.002" in text
+    assert "a KL of 0.5 and the same top token in 90.0 %" in text
 
 
 def test_memory_that_the_system_does_not_tell_is_not_measured(tmp_path):
@@ -196,8 +196,8 @@ def test_figures_come_back_as_they_were_printed(tmp_path, monkeypatch):
     ("code", "out", "error", "said"),
     [
         (2, "", "Traceback\n  line\nno such bundle\n", "failed: no such bundle"),
-        (-9, "", "", "exit code -9 and no reason given"),
-        (0, "warming up", "", "gave no JSON"),
+        (-9, "", "", "exit code -9 without a message"),
+        (0, "warming up", "", "did not print JSON"),
         (0, "[1]", "", "the whole is a list instead of an object"),
         (0, '{"load_seconds": 1}', "", "peak_anonymous_bytes is missing"),
     ],
@@ -216,11 +216,11 @@ def test_the_real_process_refuses_a_folder_that_is_no_bundle(tmp_path):
 
 def test_a_lora_as_small_as_ia3_is_said_and_no_other(tmp_path):
     report = build_report(tmp_path, write_bundle(tmp_path))
-    said = "size alone does not part"
+    said = "size does not distinguish"
     assert "LoRA r=1 on q, v has 1.50 times the parameters of IA³. " in (text := markdown(bundle_page(report)))
     assert said not in text
     ours, *lora = report.adapters
     equal = replace(report, adapters=[replace(ours, parameters=lora[0].parameters), *lora])
     assert "LoRA r=1 on q, v has 1.00 times" in (text := markdown(bundle_page(equal)))
     assert said in text
-    assert "not lighter in training memory" in text
+    assert "needs as much training memory" in text

@@ -77,7 +77,7 @@ def test_the_report_of_an_encoder_decoder(tmp_path):
     assert report.memory.cross_cache_bytes == report.memory.kv_cache_bytes == plain.memory.kv_cache_bytes // 2
     text = markdown(bundle_page(report))
     assert "the encoder's states' cache for 128 positions" in text
-    assert "A token is one of the prompt and one of the answer here" in text
+    assert "A token here means one of the prompt and one of the answer" in text
     assert "encoder" not in markdown(bundle_page(plain))
     bare = estimate(load_device("intel-n100"), replace(report, measured=None))
     memory = report.memory

@@ -1,1 +1,3 @@
-"""What a bundle costs in bytes and arithmetic, beside LoRA: accounting, arithmetic, measurement, rendering. numpy only."""
+"""What a bundle costs in bytes and arithmetic, compared with LoRA: accounting, arithmetic, measurement, pages. numpy
+only.
+"""

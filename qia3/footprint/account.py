@@ -1,11 +1,11 @@
 """Where a bundle's bytes are.
 
-The parts sum to the bytes on disk exactly (law 5): what does not add up is an error, not a remainder.
+The parts sum to the bytes on disk exactly (law 5): a difference is an error, not a remainder.
 
-The weight file is split by the manifest's list of regions, each of which holds one tensor, or one that several share (a
-tied embedding and head); bytes between regions are padding, and the last region ends where the file ends. Every other
-file belongs to one part by its name. A manifest that lists its files is held to the list: a file that grew, shrank,
-came or went is named.
+The weight file is divided by the manifest's list of regions. Each holds one tensor, or one that several share (a tied
+embedding and head); bytes between regions are padding, and the last region ends where the file ends. Every other file
+belongs to one part, by its name. If the manifest lists its files, the folder is compared with the list, and every file
+that grew, shrank, appeared or disappeared is named.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ TOKENIZER = ("tokenizer", "special_tokens", "vocab", "merges", "added_tokens", "
 
 @dataclass(frozen=True)
 class Account:
-    """Bytes by part, in the order of TENSORS and FILES, empty parts left out.
+    """Bytes by part, in the order of TENSORS and FILES, without empty parts.
 
-    `tied`: the embedding and the head are one tensor, counted once. `bits_per_weight` is what the regions on a grid
-    (4-bit layers, and those kept at 8) take on disk for each of their `quantised_weights`; `grid_bits_per_weight` is
+    `tied`: embedding and head are one tensor, counted once. `bits_per_weight` is what the regions on a grid (4-bit
+    layers, and those kept at 8 bits) take on disk per weight of their `quantised_weights`; `grid_bits_per_weight` is
     the grids' arithmetic for the same layers.
     """
 
@@ -54,10 +54,10 @@ class Account:
 
 
 def account(folder: Path, manifest: Manifest, sealed: Mapping[str, int] | None = None) -> Account:
-    """`sealed` gives the sizes that report and manifest are about to have, while they are being written.
+    """`sealed`: the sizes that report and manifest will have, while they are being written.
 
-    Raises BundleError, naming the difference, where the regions do not make the weight file or the files are not those
-    of the manifest.
+    Raises BundleError, naming the difference, if the regions do not add up to the weight file or the files differ from
+    the manifest.
     """
     sizes = files_on_disk(folder) | dict(sealed or {})
     if manifest.files:
@@ -93,7 +93,7 @@ def part_of(name: str) -> str:
 
 
 def _tensor_parts(file: Path, tensors: Sequence[Region], file_bytes: int) -> dict[str, int]:
-    """The weight file by part; regions may not overlap, and they end where the file ends."""
+    """The weight file by part. Regions must not overlap, and must end where the file ends."""
     parts: dict[str, int] = {}
     end = 0
     for tensor in tensors:
@@ -104,7 +104,8 @@ def _tensor_parts(file: Path, tensors: Sequence[Region], file_bytes: int) -> dic
         end = tensor.offset + tensor.bytes
     if end != file_bytes:
         raise BundleError(
-            f"{file} has {file_bytes:,} bytes, its tensors make {end:,}: {_apart(file_bytes - end)}; build the bundle again"
+            f"{file} has {file_bytes:,} bytes, but its tensors add up to {end:,}: {_apart(file_bytes - end)}; "
+            "build the bundle again"
         )
     return parts
 
@@ -124,7 +125,7 @@ def _same_files(folder: Path, sizes: Mapping[str, int], listed: Mapping[str, Fil
     ]
     if wrong:
         raise BundleError(
-            f"{folder} is not what its manifest lists: {'; '.join(wrong)}; copy the bundle again or build it again"
+            f"{folder} differs from its manifest: {'; '.join(wrong)}; copy the bundle again or build it again"
         )
 
 

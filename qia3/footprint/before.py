@@ -1,15 +1,15 @@
-"""What a model will cost before it is built: one object, from sizes alone (shapes.py).
+"""What a model will cost before it is built: one object, computed from sizes alone (shapes.py).
 
 Weights are arithmetic (shapes.py, bits.py), and so are memory (kernels.py), the cache and adapters (lora.py). What a
-training step keeps is counted elsewhere, without numbers (qia3.ia3.activations), and comes in. Each table has its rule:
+training step keeps is counted elsewhere (qia3.ia3.activations) and passed in. Each table has its rule:
 
-    disk          the weights of a form; graph, tokenizer and reports come on top (a build says them to the byte)
-    cache         2 layers kv_heads head_size 4 bytes per position and row, of an encoder-decoder twice: its decoder has the
-                  encoder's keys and values, too
-    training      weights as the form has them, 16 bytes of state per trained number (lora.py), what a step keeps in
-                  bfloat16. Full fine-tuning trains the float32 weights themselves: 12 bytes of state beside them. QIA³ also
-                  holds weights dequantised where they fit in half the free memory; that is not counted, for it need not.
-    N tasks       disk. A merged model is a file per task; LoRA merges into float weights, which are then quantised anew
+    disk          the weights in a form; graph, tokenizer and reports come on top (a build reports them to the byte)
+    cache         2 layers kv_heads head_size 4 bytes per position and row, twice for an encoder-decoder, whose decoder also
+                  has the encoder's keys and values
+    training      weights in their form, 16 bytes of state per trained parameter (lora.py), and what a step keeps, in
+                  bfloat16. Full fine-tuning trains the float32 weights themselves, with 12 bytes of state besides. QIA³
+                  also holds dequantised weights if they fit in half the free memory; that is optional and not counted.
+    N tasks       disk. A merged model is one file per task; LoRA merges into float weights, which are then quantised again
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from qia3.footprint.weights import FORMS, USUAL, Weights, cache_bytes, mixed, ta
 
 TASKS = (1, 10, 100, 1000)
 PREFIX = 20  # virtual tokens
-TEXTS, TOKENS = 8, 128  # of a training step
+TEXTS, TOKENS = 8, 128  # texts, and tokens per text, of a training step
 LORA = "LoRA r=8 on all linear"
 
 
@@ -49,7 +49,7 @@ class Cache:
 
 @dataclass(frozen=True)
 class Training:
-    """One step's memory at the least: `kept_bytes` is what autograd saves for `rows` texts of `length` tokens."""
+    """Minimum memory of one step: `kept_bytes` is what autograd saves for `rows` texts of `length` tokens."""
 
     form: str
     method: str
@@ -65,7 +65,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Fleet:
-    """Disk for so many tasks on one base. `ia3_merged_bytes` is None where a vector has nowhere to fold."""
+    """Disk for a number of tasks on one base. `ia3_merged_bytes` is None if a vector cannot be folded."""
 
     tasks: int
     lora_kept_bytes: int
@@ -77,7 +77,7 @@ class Fleet:
 
 @dataclass(frozen=True)
 class Claim:
-    """A published sentence, what it gives for this model, what is so, and why they differ."""
+    """A published claim, what it predicts for this model, the actual figure, and why they differ."""
 
     sentence: str
     claimed: str
@@ -88,7 +88,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Before:
-    """Everything that the report says."""
+    """All figures of the report."""
 
     reference: str
     model_type: str
@@ -116,7 +116,7 @@ def before(
     training: tuple[int, int],
     verdicts: Sequence[Verdict] = (),
 ) -> Before:
-    """`contexts` in tokens, `rows` of a batch; `kept`: bytes of what a step keeps, by method ("ia3", "lora", "full"), for
+    """`contexts` in tokens, `rows` per batch; `kept`: bytes that a step keeps, by method ("ia3", "lora", "full"), for
     `training` = (rows, length).
     """
     ia3 = ia3_of(shapes)
@@ -146,13 +146,13 @@ def before(
 
 
 def ia3_of(shapes: Shapes) -> AdapterCost:
-    """Computed, without the few bytes of a file's header."""
+    """The computed cost of IA³, without the few bytes of a file header."""
     parameters, entries = ia3_parameters(shapes.sites), ia3_entries(shapes.sites)
     return ia3_cost(parameters, entries, FLOAT32_BYTES * entries)
 
 
 def prefix_cost(shapes: Shapes) -> AdapterCost:
-    """Prefix tuning (Li and Liang 2021): PREFIX positions' keys and values in each layer, which stay in the cache."""
+    """Prefix tuning (Li and Liang 2021): PREFIX positions' keys and values in each layer, which take room in the cache."""
     shape = shapes.architecture
     count = 2 * PREFIX * shape.kv_heads * shape.head_size * (shape.layers + (shape.encoder_layers or 0))
     return AdapterCost(
@@ -163,7 +163,7 @@ def prefix_cost(shapes: Shapes) -> AdapterCost:
 def training_costs(
     shapes: Shapes, weights: Sequence[Weights], costs: Sequence[AdapterCost], kept: Mapping[str, int]
 ) -> list[Training]:
-    """Full fine-tuning in float32; LoRA and IA³ on every form."""
+    """Full fine-tuning in float32; LoRA and IA³ on every form of the weights."""
     disk = {one.form: one.disk_bytes for one in weights}
     ia3, lora = costs[0], next(cost for cost in costs if cost.method == LORA)
     full = Training(
@@ -194,7 +194,7 @@ def fleet(count: int, weights: Sequence[Weights], costs: Sequence[AdapterCost], 
 
 
 def claims(shapes: Shapes, weights: Sequence[Weights], costs: Sequence[AdapterCost]) -> list[Claim]:
-    """The two sentences that are repeated most, held against this model."""
+    """The two claims repeated most often, compared with this model."""
     return [_three_per_layer(shapes, costs[0]), *_four_times(weights, costs)]
 
 

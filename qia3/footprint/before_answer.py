@@ -1,4 +1,6 @@
-"""The answer at the top of the report before a build: does it fit, how much is it, what does a task cost beside LoRA."""
+"""The summary at the top of the report before a build: does it fit, how large is it, what does a task cost compared
+with LoRA.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ def before_answer(found: Before) -> Section:
 
 
 def _fits(found: Before) -> list[Row]:
-    """One device by its name, several by their number, with the nearest miss."""
+    """A single device by name, several by number, naming those that do not fit."""
     if not found.verdicts:
         return []
     missed = [one for one in found.verdicts if not one.estimate.fits]

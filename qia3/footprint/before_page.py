@@ -29,7 +29,7 @@ def before_page(found: Before) -> Page:
 
 
 def short_name(reference: str) -> str:
-    """A hub's name as it is; of a path, the model's folder or file."""
+    """A hub id as it is; for a path, the name of the model's folder or file."""
     path = Path(reference)
     if not (path.is_absolute() or path.exists()):
         return reference
@@ -45,8 +45,9 @@ def _lead(found: Before) -> str:
     return (
         f"{found.reference}: {found.model_type}, {found.parameters:,} parameters, {stacks}, width "
         f"{shape.hidden_size:,}, {shape.heads} heads of {shape.head_size} ({shape.kv_heads} of keys and values){tied}. "
-        f"IA³ has {found.vectors} vectors. No weight was read: everything here is arithmetic, but for what a training step "
-        "keeps, which is counted on a model without numbers."
+        f"IA³ has {found.vectors} vectors. No weights were read: everything here is arithmetic, except what a "
+        "training step "
+        "keeps, which is counted on a model of shapes only."
     )
 
 
@@ -74,11 +75,15 @@ def _weights(found: Before) -> Section:
         "read per token, x64",
     ]
     note = (
-        "Disk is weights alone: a build adds graph, tokenizer and reports, and counts them to the byte. Held and mapped is what ONNX Runtime "
-        "makes of a 4-bit graph, without its process; other forms are mapped, and held by whoever copies them."
+        "Disk is weights only: a build adds graph, tokenizer and reports, and counts them to the byte. Held "
+        "and mapped are for a 4-bit "
+        "graph in ONNX Runtime, without its process; other forms are mapped, or held by programs that copy them."
     )
     if any("bits" in one.form for one in found.weights):
-        note += " With `bits` a build chooses layers for 8 bits by what they do to a text: the sizes are right, which layers is not known yet."
+        note += (
+            " With `bits`, a build chooses the layers at 8 bits by their effect on a text: the sizes are right, "
+            "but the layers are not known yet."
+        )
     drawn = [Chart("bars", "Weights on disk", values=(2,))]
     return section("weights", "Weights", note, table(head, rows, charts=drawn))
 
@@ -100,17 +105,17 @@ def _needs(found: Before) -> Section:
     ]
     first = found.needs[0]
     note = (
-        f"A build in {first.form}, vectors at the side, {first.rows} row{'s' if first.rows > 1 else ''}: the kernels' weights, what is mapped "
-        "from the file, the cache of keys and values in float32, and the process. A context costs what is used, not what the model could take."
+        f"A build in {first.form}, vectors unmerged, {first.rows} row{'s' if first.rows > 1 else ''}: the "
+        "kernels' weights, what is mapped "
+        "from the file, the cache of keys and values in float32, and the process. Only the context in use "
+        "costs memory, not the model's maximum."
     )
     limits = tuple(Limit(one.estimate.device, one.estimate.usable_ram_bytes) for one in found.verdicts)
     drawn = [
-        Chart(
-            "lines", "Memory against context, with what each device has", values=(2, 3), limits=limits, logarithmic=True
-        )
+        Chart("lines", "Memory by context, with each device's memory", values=(2, 3), limits=limits, logarithmic=True)
     ]
-    head = ["context", "cache", "all, x64", "all, ARM with dot products"]
-    return section("cache", "Memory against context", note, table(head, rows, charts=drawn if len(rows) > 1 else ()))
+    head = ["context", "cache", "total, x64", "total, ARM with dot products"]
+    return section("cache", "Memory by context", note, table(head, rows, charts=drawn if len(rows) > 1 else ()))
 
 
 def _adapters(found: Before) -> Section:
@@ -127,8 +132,9 @@ def _adapters(found: Before) -> Section:
         for one in found.adapters
     ]
     note = (
-        "One task's adapter, float32. IA³ that is merged costs nothing more than the base: it is in the scales. Where LoRA is as small, size "
-        "does not part them; what does is that IA³ folds into 4-bit scales exactly."
+        "One task's adapter, float32. Merged IA³ costs nothing beyond the base: it is in the scales. If LoRA "
+        "is as small, size "
+        "does not distinguish them, but IA³ folds into 4-bit scales exactly."
     )
     head = ["adapter", "parameters", "x IA³", "disk", "training state", "operations added per token"]
     return section("adapters", "What one more task costs", note, table(head, rows))
@@ -137,10 +143,12 @@ def _adapters(found: Before) -> Section:
 def _training(found: Before) -> Section:
     rows: list[Row] = [[one.form, one.method, Cell("count", one.parameters), *_step(one)] for one in found.training]
     note = (
-        f"At the least, for {found.training_rows} texts of {found.training_length} tokens in bfloat16, nothing recomputed: weights, 16 bytes "
-        "of state per trained parameter (12 beside float32 weights that train themselves), and what the backward pass needs kept."
+        f"Minimum for {found.training_rows} texts of {found.training_length} tokens in bfloat16, without "
+        "recomputation: weights, 16 bytes "
+        "of state per trained parameter (12 if the float32 weights themselves are trained), and what is kept "
+        "for the backward pass."
     )
-    head = ["weights", "method", "trained", "weights", "state", "kept for the backward pass", "all"]
+    head = ["weights", "method", "trained", "weights", "state", "kept for the backward pass", "total"]
     return section("training", "Training", note, table(head, rows, left=(0, 1)))
 
 
@@ -160,20 +168,30 @@ def _fleets(found: Before) -> Section:
         ]
         for one in found.fleets
     ]
-    head = ["tasks", "LoRA r=8 beside", "LoRA merged, bfloat16", "LoRA merged, 4 bits anew", "IA³ beside", "IA³ merged"]
-    note = "Disk, on a 4-bit base in blocks of 64. Beside it are adapters over one base; merged is one model per task."
+    head = [
+        "tasks",
+        "LoRA r=8, unmerged",
+        "LoRA merged, bfloat16",
+        "LoRA merged, 4 bits again",
+        "IA³, unmerged",
+        "IA³ merged",
+    ]
+    note = (
+        "Disk, on a 4-bit base in blocks of 64. Unmerged: one base and an adapter per task; merged: one model per task."
+    )
     if found.fleets[0].ia3_merged_bytes is None:
         note += (
-            " An activation function stands before the feed-forward's vectors here, so IA³ is not merged into 4 bits."
+            " There is an activation function before the feed-forward's vectors here, so IA³ cannot be "
+            "merged into 4 bits."
         )
-    drawn = [Chart("lines", "Disk for so many tasks", values=(1, 2, 3, 4, 5), logarithmic=True)]
+    drawn = [Chart("lines", "Disk by number of tasks", values=(1, 2, 3, 4, 5), logarithmic=True)]
     return section("tasks", "Many tasks", note, table(head, rows, charts=drawn))
 
 
 def _claims(found: Before) -> Section:
     rows: list[Row] = [[c.sentence, c.claimed, c.here, Cell("holds", c.holds), c.why or "-"] for c in found.claims]
     head = ["sentence", "says", "here", "holds", "why"]
-    return section("claims", "What is said of IA³", table(head, rows, left=(0, 4)))
+    return section("claims", "Claims about IA³", table(head, rows, left=(0, 4)))
 
 
 def _verdicts(found: Before) -> Section | None:
@@ -188,14 +206,15 @@ def _verdicts(found: Before) -> Section | None:
             Cell("mib", one.left_bytes),
             Cell("count", one.longest_context),
             speed(one.estimate),
-            one.first_change or ("-" if one.estimate.fits else "none of blocks, rows and context"),
+            one.first_change or ("-" if one.estimate.fits else "neither blocks, rows nor context"),
         ]
         for one in found.verdicts
     ]
     first = found.verdicts[0]
     note = (
-        f"A build in {first.form}, vectors at the side, {first.rows} row{'s' if first.rows > 1 else ''} of {first.context:,} positions. Speeds "
-        f"are an estimate for one row and a short context, not a measurement; to check: {first.check}."
+        f"A build in {first.form}, vectors unmerged, {first.rows} row{'s' if first.rows > 1 else ''} of "
+        f"{first.context:,} positions. Speeds "
+        f"are estimates for one row and a short context, not measurements; to check: {first.check}."
     )
     head = [
         "device",
@@ -209,4 +228,6 @@ def _verdicts(found: Before) -> Section | None:
     ]
     basis = tuple(f"{one.estimate.device}: {'; '.join(one.basis)}" for one in found.verdicts)
     found_table, told = table(head, rows, left=(0, 7)), remarks([one.estimate for one in found.verdicts])
-    return section("devices", "Devices", note, found_table, *told, Note(basis, "list", "What goes into it"))
+    return section(
+        "devices", "Devices", note, found_table, *told, Note(basis, "list", "What the estimates are made of")
+    )

@@ -1,4 +1,4 @@
-"""The answer at the top of a bundle's report: how much, how fast, how well, and what a task costs beside LoRA."""
+"""The summary at the top of a bundle's report: how large, how fast, how good, and what a task costs compared with LoRA."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def bundle_answer(report: Report, estimates: Sequence[Estimate] = ()) -> Section
 
 
 def _fits(estimates: Sequence[Estimate]) -> list[Row]:
-    """One device by its name, several by their number."""
+    """A single device by name, several by number."""
     missed = [one.device for one in estimates if not one.fits]
     if len(estimates) == 1:
         (one,) = estimates

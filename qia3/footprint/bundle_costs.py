@@ -15,7 +15,7 @@ from qia3.footprint.table import NOT_MEASURED
 from qia3.footprint.weights import cache_bytes
 
 SHORTEST = 7  # contexts are powers of two from 2**7
-AS_SMALL = 1.25  # times the parameters of IA³, up to which a LoRA is called as small
+AS_SMALL = 1.25  # a LoRA with up to this many times IA³'s parameters counts as equally small
 PARTS = {
     "codes": "4-bit codes",
     "scales": "scales (float32, one per block)",
@@ -27,7 +27,7 @@ PARTS = {
     "dense": "layers in float32",
     "norms_and_biases": "norms and biases",
     "rotary": "rotary tables",
-    "positions": "tables of distances",
+    "positions": "position tables",
     "other": "other tensors",
     "padding": "padding between tensors",
     "graph": "graph (.onnx)",
@@ -61,14 +61,14 @@ def measured(report: Report) -> Section:
 
 
 def _decoding(found: Measured) -> list[Row]:
-    """What an encoder does not do."""
+    """A row for decoding; none for an encoder."""
     if found.decode_tokens_per_second is None:
         return []
     return [[f"decoding {found.new_tokens} tokens", Cell("speed", found.decode_tokens_per_second)]]
 
 
 def _caches(report: Report) -> list[Row]:
-    """A row for each that one row of a batch has at the full context; an encoder has none."""
+    """A row per cache, for one row of a batch at the full context; an encoder has none."""
     shape = report.architecture
     if shape.pooling is not None:
         return []
@@ -85,7 +85,7 @@ PREDICTED = {"bytes": "mib", "seconds": "seconds", "tokens/s": "speed"}
 
 
 def predicted(report: Report) -> Section | None:
-    """Beside what was measured, with the error; None where nothing was measured."""
+    """Predictions compared with measurements, with the error; None if nothing was measured."""
     if not report.predicted:
         return None
     rows: list[Row] = [
@@ -96,12 +96,15 @@ def predicted(report: Report) -> Section | None:
             Cell("apart", one.error),
         ]
         for one in report.predicted
-        if one.measured is not None  # an encoder writes nothing
+        if one.measured is not None  # an encoder generates nothing
     ]
     note = (
-        "Arithmetic on the sizes of the graph, beside the fresh process above. Speeds are predicted for a machine that was calibrated "
-        "(`qia3 bench --calibrate`): bytes and operators of a token, operations and outputs of a prompt. Accuracy and agreement "
-        "with torch follow from no size: they stand measured above, agreement beside the limits that the build was held to."
+        "Arithmetic on the sizes of the graph, compared with the fresh process above. Speeds are predicted "
+        "for a calibrated machine "
+        "(`qia3 bench --calibrate`): bytes and operators per token, operations and outputs per prompt. "
+        "Accuracy and agreement "
+        "with torch cannot be predicted from sizes: they are measured above, with the limits that the build "
+        "had to meet."
     )
     drawn = [Chart("pairs", "Predicted and measured, each on its own scale", values=(1, 2))]
     head = ["", "predicted", "measured", "error"]
@@ -109,7 +112,7 @@ def predicted(report: Report) -> Section | None:
 
 
 def memory(report: Report, estimates: Sequence[Estimate]) -> Section | None:
-    """Against context, with what each device that was asked for has; None for an encoder, which has no cache."""
+    """Memory by context, with the memory of each requested device; None for an encoder, which has no cache."""
     shape, found = report.architecture, report.memory
     if shape.pooling is not None:
         return None
@@ -119,18 +122,19 @@ def memory(report: Report, estimates: Sequence[Estimate]) -> Section | None:
         [Cell("count", n), Cell("mib", size := cache_bytes(shape, n)), Cell("mib", held + size)] for n in contexts
     ]
     process = (
-        "what its process held beside them when it was measured"
+        "what its process held besides when it was measured"
         if report.measured
         else "without its process, which was not measured"
     )
     note = (
-        f"Weights held and mapped ({found.kernel_here} kernels), the cache of one row in {shape.cache}, and {process}. A context costs what is "
-        "used, not what the model could take."
+        f"Weights held and mapped ({found.kernel_here} kernels), the cache of one row in {shape.cache}, and "
+        f"{process}. Only the context "
+        "in use costs memory, not the model's maximum."
     )
     limits = tuple(Limit(one.device, one.usable_ram_bytes) for one in estimates)
-    title = "Memory against context" + (", with what each device has" if limits else "")
+    title = "Memory by context" + (", with each device's memory" if limits else "")
     drawn = [Chart("lines", title, values=(2,), limits=limits, logarithmic=True)] if len(rows) > 1 else []
-    return section("memory", "Memory against context", note, table(["context", "cache", "all"], rows, charts=drawn))
+    return section("memory", "Memory by context", note, table(["context", "cache", "total"], rows, charts=drawn))
 
 
 def bytes_on_disk(report: Report) -> Section:
@@ -168,7 +172,7 @@ def _adapters_note(report: Report) -> str:
     ours, smallest = report.adapters[:2]
     ratio = smallest.parameters / ours.parameters if ours.parameters else 0.0
     as_small = (
-        ": size alone does not part IA³ from the smallest LoRA, the exact fold into 4-bit scales does"
+        ": size does not distinguish IA³ from the smallest LoRA; exact folding into 4-bit scales does"
         if ratio <= AS_SMALL
         else ""
     )
@@ -186,21 +190,24 @@ def _adapters_note(report: Report) -> str:
     labels = {name: len(task.choices or ()) for name, task in report.tasks.items() if task.kind in LABELLED}
     width = report.architecture.hidden_size
     heads = (
-        " Beside its vectors each task has a head in float32, which the parameters here do not count: "
+        " Besides its vectors, each task has a head in float32, which is not counted here: "
         + ", ".join(f"{name} {count * (width + 1):,}" for name, count in labels.items())
         + "."
         if labels and report.architecture.pooling is not None
         else ""
     )
     both = (
-        " A token is one of the prompt and one of the answer here: the encoder runs for the first, the decoder for the other."
+        " A token here means one of the prompt and one of the answer: the encoder runs for the first, the "
+        "decoder for the second."
         if report.architecture.encoder_layers is not None
         else ""
     )
     return (
         f"{small}LoRA is computed, float32.{fused}{merged}{heads}{both} "
-        "Training state is a master copy, a gradient and Adam's two moments in float32, 16 bytes per parameter for both; beyond that "
-        "state IA³ is not lighter in training memory than LoRA: the activations kept for the backward pass come on top, and are not fewer."
+        "Training state is a master copy, a gradient and Adam's two moments in float32, 16 bytes per "
+        "parameter for both methods. Apart from that "
+        "state, IA³ needs as much training memory as LoRA: the activations kept for the backward pass come "
+        "on top and are not fewer."
     )
 
 
@@ -220,8 +227,10 @@ def whole_systems(report: Report) -> Section:
     count = max(1, len(report.tasks))
     note = (
         f"Weights, graph and adapters for {count} task{'s' if count > 1 else ''}, without the tokenizer; LoRA on all linear layers. "
-        "A merged model needs one model file for each task. Resident weights are computed: what is held with one adapter, and at most mapped, "
-        "without process, activations and cache. The resident process was measured, for this bundle only; the two columns do not compare."
+        "Merged models need one model file per task. Resident weights are computed: held and at most mapped, "
+        "with one adapter, "
+        "without process, activations and cache. The resident process was measured, for this bundle only; "
+        "the two columns are not comparable."
     )
     drawn = [Chart("bars", "Whole systems: disk and resident weights", values=(1, 2))]
     return section("systems", "Whole systems", note, table(head, rows, charts=drawn))
@@ -232,6 +241,6 @@ def published_claim(report: Report) -> Section:
         f"against {name} with LoRA the ratio is {ratio:.2f}, so it {'holds' if report.claim.holds[name] else 'does not hold'}"
         for name, ratio in report.claim.disk_ratio.items()
     )
-    read_as = f"Read as: on disk, {report.claim.holds_from} times or more."
+    read_as = f"Interpreted as: at least {report.claim.holds_from} times smaller on disk."
     note = f'"{report.claim.sentence}". {read_as} Here, {verdicts}.'
     return section("claim", "The published claim", note)

@@ -1,4 +1,4 @@
-"""The report of a bundle as a page: what it is, how well it does, how near torch it is. Costs: bundle_costs.py.
+"""The report of a bundle as a page: what it is, how good it is, how close to torch. Costs: bundle_costs.py.
 
 Wording only: every figure comes from the report's object.
 """
@@ -27,13 +27,13 @@ from qia3.footprint.report import Report
 from qia3.footprint.sections import Chart, Page, Row, Section, section, table, warning
 from qia3.footprint.table import NOT_MEASURED, percent
 
-MANY = 8  # tasks, beyond which the worst stand first
+MANY = 8  # with more tasks than this, the worst come first
 FLOAT_CACHE = "float32 cache"
 AGREEMENT = ("max difference", "KL (nats)", "same top token", "positions")
 
 
 def bundle_page(report: Report, estimates: Sequence[Estimate] = ()) -> Page:
-    """The whole report, with estimates for the devices that were asked for."""
+    """The whole report, with estimates for the requested devices."""
     parts: tuple[Callable[[Report], Section | None], ...] = (
         _tasks,
         _parity,
@@ -55,7 +55,7 @@ def bundle_page(report: Report, estimates: Sequence[Estimate] = ()) -> Page:
 def _lead(report: Report) -> str:
     base, grid = report.base, report.base.grid
     symmetry = "symmetric" if grid.symmetric else "asymmetric"
-    mode = "vectors at the side" if report.mode == "side" else f"merged with {report.merged_task}"
+    mode = "vectors unmerged" if report.mode == "side" else f"merged with {report.merged_task}"
     shipped = f", shipped as {base.drift.format}" if base.drift else ""
     return (
         f"Base {base.reference} ({base.model_type}, {base.parameters:,} parameters) on the {grid.format} grid, "
@@ -66,7 +66,7 @@ def _lead(report: Report) -> str:
 
 
 def _finer(report: Report) -> str:
-    """Which layers are in other blocks, and which at 8 bits; empty where none are."""
+    """Which layers are in other blocks, and which at 8 bits; empty if none are."""
     grid = report.base.grid
     named = {f"In blocks of {size}": roles for size, roles in grid.blocks.items()} | {"At 8 bits": grid.eight_bit}
     return "".join(f" {where}: {'; '.join(roles)}." for where, roles in named.items() if roles)
@@ -98,7 +98,7 @@ def _tasks(report: Report) -> Section:
 
 
 def _ordered(report: Report) -> list[tuple[str, Task]]:
-    """As in the build file; of many tasks the worst first."""
+    """In the order of the build file; with many tasks the worst first."""
     tasks, scores = list(report.tasks.items()), report.evaluation or {}
     if len(tasks) <= MANY:
         return tasks
@@ -120,22 +120,29 @@ def _parity(report: Report) -> Section:
     ]
     if not rows:
         return section("parity", "Parity with torch", NOT_MEASURED)
-    note = "`exact` is the graph at accuracy_level 0, `shipped` as it is in this bundle. Differences are of logits."
+    note = (
+        "`exact` is the graph at accuracy_level 0, `shipped` is the graph in this bundle. Differences are those "
+        "of logits."
+    )
     if report.architecture.cache == "int8":
-        note += f" `{FLOAT_CACHE}` is the shipped one before its cache was made int8; `exact` keeps float32, too."
+        note += (
+            f" `{FLOAT_CACHE}` is the shipped graph with a float32 cache instead of int8; `exact` has a float32 "
+            "cache, too."
+        )
     if report.limits:
         note += (
-            f" Expected: {report.limits['max_difference']:g} at most of the exact graph (the build fails past it); of the shipped "
-            f"one KL {report.limits['max_kl']:g} at most and the same top token in {percent(report.limits['min_top1'])}."
+            f" Limits: for the exact graph a difference of {report.limits['max_difference']:g} (beyond it the "
+            "build fails); for the shipped "
+            f"graph a KL of {report.limits['max_kl']:g} and the same top token in {percent(report.limits['min_top1'])}."
         )
     if report.architecture.pooling is not None:
-        note += " Without an adapter an encoder has none: there they are of its states."
+        note += " Without an adapter an encoder has no logits: there they are those of its states."
     beyond = "; ".join(f"{name}: {', '.join(far)}" for name, far in report.beyond.items())
-    far = warning(f"Int8 activations change these more than the build file's limits: {beyond}." if beyond else "")
+    far = warning(f"Int8 activations change these more than the build file allows: {beyond}." if beyond else "")
     head = ["adapter", "graph", *AGREEMENT]
     drawn = Chart(
         "bars",
-        "KL divergence from torch, in nats (each step is ten times as much)",
+        "KL divergence from torch, in nats (logarithmic)",
         values=(3,),
         labels=(0, 1),
         logarithmic=True,
@@ -153,13 +160,14 @@ def _agreement(a: Agreement) -> list[Cell]:
 
 
 def _drift(report: Report) -> Section | None:
-    """What a base on NF4 lost on its way to another grid; None where it took none."""
+    """What recoding an NF4 base to another grid changed; None if it was not recoded."""
     drift = report.base.drift
     if not drift:
         return None
     rows: list[Row] = [[name, *_agreement(agreement)] for name, agreement in drift.logits.items()]
     note = (
-        f"{drift.layers} layers moved from NF4 to {drift.format} (blocks of {drift.block_size} at most): their weights by "
+        f"{drift.layers} layers were recoded from NF4 to {drift.format} (blocks of at most "
+        f"{drift.block_size}): their weights changed by "
         f"{percent(drift.relative_rms)} of their size, those of {drift.worst_layer} by {percent(drift.worst_relative_rms)} "
         "(root mean squares). In torch, before against after:"
     )
@@ -167,13 +175,16 @@ def _drift(report: Report) -> Section | None:
 
 
 def _rounding(report: Report) -> Section | None:
-    """What whole zero points made of a base whose codes came with other offsets; None for all others."""
+    """What rounding zero points to whole numbers changed, for a base whose codes came with other offsets; None for
+    others.
+    """
     rounding = report.base.grid.rounding
     if not rounding:
         return None
     anew = f", and {rounding.anew} of them have blocks with other codes" if rounding.anew else ""
     note = (
-        f"{rounding.layers} layers keep the codes and scales that they came with, on whole zero points: their weights move by "
+        f"{rounding.layers} layers keep their codes and scales, with zero points rounded to whole numbers: "
+        "their weights change by "
         f"{percent(rounding.relative_rms)} of their size, those of {rounding.worst_layer} by "
         f"{percent(rounding.worst_relative_rms)} (root mean squares){anew}."
     )

@@ -1,14 +1,14 @@
-"""This machine as it was measured: the terms that an estimate needs, fitted to graphs that were run (qia3.runtime.calibrate).
+"""This machine as measured: the terms that an estimate needs, fitted to graphs that were run (qia3.runtime.calibrate).
 
-    seconds a token  = streamed bytes / bandwidth + nodes x seconds a node
-    seconds a prompt = operations / operations a second + outputs x seconds an output + nodes x seconds a node
+    seconds per token  = streamed bytes / bandwidth + nodes x seconds per node
+    seconds per prompt = operations / operations per second + outputs x seconds per output + nodes x seconds per node
 
-Two graphs make two equations each: the narrow one has few bytes and many nodes, the wide one many bytes and few. What they
-give is held against a third one, and the error stands in the profile. Floats are a row of products of their own. Loading
-is packing: bytes held over seconds.
+Two graphs give two equations each: the narrow one has few bytes and many nodes, the wide one many bytes and few nodes.
+The fit is checked on a third graph, and the error is stored in the profile. Floats are a separate chain of products.
+Loading is packing: bytes held divided by seconds.
 
-The profile is a device profile like those that ship (device.py). It is kept in the user's folder for data, and
-`--device here` takes its figures from there, if it is of this processor; memory is probed each time.
+The profile is a device profile like those that ship (device.py). It is stored in the user's data folder, and `--device
+here` takes its figures from there if it belongs to this processor; memory is probed each time.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from qia3.storage import writing
 
 COMMAND = "qia3 bench --calibrate"
 LARGEST = 2**20
-LEAST = 1e-12  # seconds an output, where none could be told
-APART = 0.3  # an error in the graph that was not fitted, above which the machine was doing something else
+LEAST = 1e-12  # seconds per output, if it is too small to measure
+APART = 0.3  # a larger error on the third graph means that the machine was busy
 TAKEN = (
     *("decode_bandwidth_low_bytes_per_second", "decode_bandwidth_high_bytes_per_second", "node_seconds"),
     *("float_bandwidth_bytes_per_second", "product_operations_per_second", "output_seconds"),
@@ -48,7 +48,7 @@ TAKEN = (
 
 @dataclass(frozen=True)
 class Terms:
-    """What was fitted. Errors: of the third graph's token and prompt, predicted over measured less one."""
+    """The fitted terms. Errors: for the third graph's token and prompt, predicted / measured - 1."""
 
     bandwidth_bytes_per_second: float
     float_bandwidth_bytes_per_second: float
@@ -76,12 +76,12 @@ def stored_path() -> Path:
 
 
 def calibrate(output: Path | None = None, threads: int | None = None) -> Calibration:
-    """Runs for about a minute, writes the profile and gives it back. Raises ConfigError."""
+    """Runs for about a minute, writes the profile and returns it. Raises ConfigError if that fails."""
     command = [sys.executable, "-m", "qia3.runtime.calibrate", "--json"]
     command += [] if threads is None else ["--threads", str(threads)]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     if run.returncode:
-        reason = (run.stderr.strip().splitlines() or [f"exit code {run.returncode} and no reason given"])[-1]
+        reason = (run.stderr.strip().splitlines() or [f"exit code {run.returncode} without a message"])[-1]
         raise ConfigError(f"calibrating failed: {reason.removeprefix('qia3: ')}")
     figures = parse_json(run.stdout)
     here = probe()
@@ -95,7 +95,7 @@ def calibrate(output: Path | None = None, threads: int | None = None) -> Calibra
 
 
 def fitted(figures: Mapping[str, Any], kernel: str) -> Terms:
-    """Raises ConfigError where the two graphs cannot be told apart, as on a machine that is busy."""
+    """The fitted terms. Raises ConfigError if they cannot be separated, as on a busy machine."""
     found = {stack["name"]: (stack, _bytes(stack, figures["block"], kernel)) for stack in figures["stacks"]}
     (narrow, few), (wide, many), (third, some) = (found[name] for name in ("narrow", "wide", "between"))
     rate, node = _solved(
@@ -118,9 +118,9 @@ def fitted(figures: Mapping[str, Any], kernel: str) -> Terms:
 
 
 def _prompt(stack: Mapping[str, Any], node: float, tokens: int) -> tuple[float, float, float]:
-    """Operations and outputs of its products, and its seconds without those of its nodes."""
+    """Operations and outputs of a prompt's products, and its seconds without the nodes' share."""
     numbers, outputs = (sum(each) for each in zip(*((k * n, n) for k, n in stack["linears"]), strict=True))
-    (inputs, words), rows = stack["head"], tokens * stack["layers"]  # the head is asked once
+    (inputs, words), rows = stack["head"], tokens * stack["layers"]  # the head runs once
     return (
         2 * (rows * numbers + inputs * words),
         rows * outputs + words,
@@ -129,19 +129,21 @@ def _prompt(stack: Mapping[str, Any], node: float, tokens: int) -> tuple[float, 
 
 
 def _solved(narrow: tuple[float, float, float], wide: tuple[float, float, float]) -> tuple[float, float]:
-    """Bytes a second and seconds a node (operations, outputs), of two times bytes, nodes and seconds (Cramer's rule)."""
+    """Bytes per second and seconds per node (or operations and outputs), from two equations (Cramer's rule)."""
     (b, n, t), (c, m, u) = narrow, wide
     below = b * m - c * n
     per_byte, per_node = (t * m - u * n) / below, (b * u - c * t) / below
     if per_byte <= 0 or per_node <= 0:
         raise ConfigError(
-            "the figures contradict each other, as they do on a machine that is busy: end other programs and calibrate again"
+            "the figures contradict each other, as on a busy machine; close other programs and calibrate again"
         )
     return 1 / per_byte, per_node
 
 
 def _prompt_terms(narrow: tuple[float, float, float], wide: tuple[float, float, float]) -> tuple[float, float]:
-    """Operations a second and seconds an output; where small products run as fast as large ones, an output takes nothing."""
+    """Operations per second and seconds per output; if small products run as fast as large ones, an output costs
+    nothing.
+    """
     try:
         return _solved(narrow, wide)
     except ConfigError:
@@ -160,50 +162,50 @@ def _bytes(stack: Mapping[str, Any], block: int, kernel: str) -> KernelBytes:
 
 
 def profile(here: Device, figures: Mapping[str, Any], terms: Terms) -> Device:
-    """What was probed, and what was fitted."""
+    """The profile: what was probed, and what was fitted."""
     told = f"{figures['threads']} threads, onnxruntime {version('onnxruntime')}"
     source = (f"{COMMAND}, {datetime.now(UTC):%Y-%m-%d}",)
 
     def figure(value: float, how: str) -> Figure:
         return Figure(value=float(f"{value:.4g}"), confidence="measured", source=source, how=f"{how}; {told}")
 
-    rate = figure(terms.bandwidth_bytes_per_second, "two stacks of layers, a token at a time: bytes and nodes fitted")
+    rate = figure(terms.bandwidth_bytes_per_second, "two stacks of layers, one token at a time: bytes and nodes fitted")
     values = {
         "decode_bandwidth_low_bytes_per_second": rate,
         "decode_bandwidth_high_bytes_per_second": rate,
-        "node_seconds": figure(terms.node_seconds, f"the same fit; a third stack: {terms.error:+.0%} of its time"),
+        "node_seconds": figure(terms.node_seconds, f"the same fit; error on a third stack: {terms.error:+.0%}"),
         "float_bandwidth_bytes_per_second": figure(
-            terms.float_bandwidth_bytes_per_second, "products in float32, a token at a time, less their nodes"
+            terms.float_bandwidth_bytes_per_second, "float32 products, one token at a time, minus their nodes"
         ),
         "product_operations_per_second": figure(
             terms.operations_per_second,
             f"{figures['prompt_tokens']} rows of the same stacks, blocks of {figures['block']}: operations and outputs fitted",
         ),
         "output_seconds": figure(
-            terms.output_seconds, f"the same fit; the third stack: {terms.prompt_error:+.0%} of its time"
+            terms.output_seconds, f"the same fit; error on the third stack: {terms.prompt_error:+.0%}"
         ),
         "load_bytes_per_second": figure(terms.load_bytes_per_second, "bytes held over seconds of loading"),
     }
     held = {key: figures[key] for key in ("process_held_bytes", "process_mapped_bytes") if figures[key]}
-    values |= {key: figure(size, "a graph of next to nothing, run once") for key, size in held.items()}
+    values |= {key: figure(size, "a tiny graph, run once") for key, size in held.items()}
     return here.model_copy(update={"title": machine.processor(), "name": "here", "notes": told, **values})
 
 
 def with_calibration(here: Device) -> Device:
-    """What was probed, with the figures of the stored profile, if there is one of this processor. Raises ConfigError."""
+    """What was probed, with the figures of the stored profile if it belongs to this processor. Raises ConfigError."""
     path = stored_path()
     if not path.is_file():
         return here
     known = parse_device(path.stem, read_text(path, ConfigError, largest=LARGEST), str(path))
     if known.title != machine.processor() or known.isa.value != here.isa.value:
         return here.model_copy(
-            update={"notes": f"{here.notes} {path} is of another processor ({known.title}): not used."}
+            update={"notes": f"{here.notes} {path} is for another processor ({known.title}) and was not used."}
         )
     return here.model_copy(update={key: getattr(known, key) for key in TAKEN})
 
 
 def calibrated_for(measured: Measured) -> Device | None:
-    """The stored profile, if it is of the machine that measured this, with as many threads. Raises ConfigError."""
+    """The stored profile, if it is for the machine of this measurement, with as many threads. Raises ConfigError."""
     path = stored_path()
     if not path.is_file():
         return None
@@ -213,7 +215,7 @@ def calibrated_for(measured: Measured) -> Device | None:
 
 
 def to_toml(device: Device) -> str:
-    """The profile as a file. JSON's text, numbers and lists are TOML's."""
+    """The profile as TOML text. JSON's strings, numbers and lists are valid TOML."""
     lines = [f"{key} = {json.dumps(getattr(device, key), ensure_ascii=False)}" for key in ("title", "family", "target")]
     lines += [f"notes = {json.dumps(device.notes, ensure_ascii=False)}"] if device.notes else []
     for key, entry in device.sourced.items():
@@ -222,20 +224,17 @@ def to_toml(device: Device) -> str:
 
 
 def calibration_text(done: Calibration) -> str:
-    """What was found, and where it is."""
+    """The result in words, and the path of the profile."""
     terms = done.terms
-    busy = (
-        "\nThat is far apart: the machine was doing something else. Calibrate again."
-        if abs(terms.error) > APART
-        else ""
-    )
+    busy = "\nThat is a large error: the machine was busy. Calibrate again." if abs(terms.error) > APART else ""
     return (
         f"4-bit weights are read at {terms.bandwidth_bytes_per_second / 1e9:.1f} GB/s and floats at "
         f"{terms.float_bandwidth_bytes_per_second / 1e9:.1f}, an operator takes {terms.node_seconds * 1e6:.1f} microseconds, "
         f"a prompt's products run at {terms.operations_per_second / 1e9:.0f} billion operations/s and "
-        f"{terms.output_seconds * 1e9:.1f} nanoseconds an output ({done.threads} threads)\n"
-        f"a graph that was not fitted: {terms.error:+.0%} of its time per token, {terms.prompt_error:+.0%} of a prompt's{busy}\n"
-        f"kept in {done.path}"
+        f"{terms.output_seconds * 1e9:.1f} nanoseconds per output ({done.threads} threads)\n"
+        f"error on a graph that was not fitted: {terms.error:+.0%} per token, {terms.prompt_error:+.0%} for a "
+        f"prompt{busy}\n"
+        f"stored in {done.path}"
     )
 
 

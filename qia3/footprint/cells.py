@@ -1,12 +1,12 @@
-"""A figure with its unit, and how it is written.
+"""A figure with its unit, and its text.
 
-A cell holds the figure as it was computed; its form says what unit that is in and how people read it. So a printer never
-rounds twice, JSON carries the figure itself, and a chart draws what the table says:
+A cell holds the figure as computed; its form says in which unit, and how people read it. So a printer never rounds
+twice, JSON has the exact figure, and a chart draws what the table says:
 
     Cell("mib", 234_142_105)     bytes; "223.3 MiB"           Cell("share", 0.912)     of one; "91.2 %"
     Cell("bytes", 3_523_554)     bytes; "3,523,554"           Cell("range", (4.1, 9.6))  "4.1 to 9.6"
 
-None is a figure that is not there: `absent` says why, in a word.
+None means that there is no figure: `absent` says why, in a word.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ ABSENT = "-"
 
 @dataclass(frozen=True)
 class Form:
-    """`unit` is the value's own, whatever the text is rounded to; empty for words and plain counts."""
+    """`unit` is that of the value, whatever the text shows; empty for words and plain counts."""
 
     unit: str
     text: Callable[[Any], str]
 
 
 def _size(count: float) -> str:
-    """Bytes in the unit that leaves one to four digits before the point."""
+    """Bytes in a unit that gives one to four digits before the point."""
     return mib(count) if abs(count) < 10 * 2**30 else f"{count / 2**30:,.1f} GiB"
 
 
@@ -86,5 +86,5 @@ class Cell:
 
 
 def measured(form: str, value: Value) -> Cell:
-    """One that says so where it is not there."""
+    """A cell that says "not measured" if there is no value."""
     return Cell(form, value, NOT_MEASURED)

@@ -1,9 +1,8 @@
 """Two things side by side: bundles, models that are not built yet, or one of each.
 
-Each is brought to the same named figures; a figure that one of them does not have (nothing is measured before a build) is
-None. Weights and adapters mean the same on both sides: the usual 4-bit build (weights.USUAL) of a model, what is there of
-a bundle, whose weights have the graph with them. The cache is compared at the longest context that both can have, up to
-CONTEXT.
+Both are described by the same named figures; a figure that one of them lacks (nothing is measured before a build) is
+None. Weights and adapters mean the same on both sides: for a model the usual 4-bit build (weights.USUAL), for a bundle
+what is in it, including its graph. The cache is compared at the longest context that both support, up to CONTEXT.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ class Comparison:
 def compare(
     found: Sequence[Report | Before], names: Sequence[str], estimates: Sequence[Sequence[Estimate]]
 ) -> Comparison:
-    """Of two; `names` are what people call them, `estimates` those for the devices that were asked for."""
+    """Compares two; `names` are those given by the user, `estimates` those for the requested devices."""
     context = min(CONTEXT, *(one.architecture.context_length or CONTEXT for one in found))
     first, second = (
         _side(one, name, context, devices) for one, name, devices in zip(found, names, estimates, strict=True)
@@ -110,7 +109,7 @@ def _of_cache(shape: Architecture, context: int) -> dict[str, Figure]:
 
 
 def _of_tasks(costs: Sequence[AdapterCost], weights: Figure) -> dict[str, Figure]:
-    """IA³ and LoRA of one more task, and 100 of them beside the weights."""
+    """IA³ and LoRA for one more task, and for 100 tasks with the weights."""
     ours, lora = costs[0], next(cost for cost in costs if cost.method == LORA)
     base = weights or 0
     return {

@@ -20,8 +20,8 @@ SIZES = {
 TASKS = {
     "task": "IA³, one more task",
     "task_lora": "LoRA r=8 on all linear, one more task",
-    "many": f"{MANY} tasks, IA³ beside the weights",
-    "many_lora": f"{MANY} tasks, LoRA beside the weights",
+    "many": f"{MANY} tasks, weights with IA³",
+    "many_lora": f"{MANY} tasks, weights with LoRA",
 }
 COUNTS = {"parameters": "parameters", "task_parameters": "IA³ parameters"}
 SPEEDS = {"load": ("load", "seconds"), "prompt": ("prompt", "speed"), "decode": ("decoding", "speed")}
@@ -41,10 +41,13 @@ def compare_page(found: Comparison) -> Page:
 
 def _lead(found: Comparison) -> str:
     kinds = [
-        f"{side.name} is {'a bundle' if side.built else 'not built: its figures are computed'}"
+        f"{side.name} is {'a bundle' if side.built else 'not built; its figures are computed'}"
         for side in (found.first, found.second)
     ]
-    return f"{'; '.join(kinds)}. Ratios are the second over the first. The cache is that of one row of {found.context:,} positions."
+    return (
+        f"{'; '.join(kinds)}. Ratios are the second divided by the first. The cache is for one row of "
+        f"{found.context:,} positions."
+    )
 
 
 def _answer(found: Comparison) -> Section:
@@ -62,7 +65,7 @@ def _head(found: Comparison) -> list[str]:
 
 
 def _row(found: Comparison, key: str, title: str, form: str) -> list[Row]:
-    """None where neither has it."""
+    """Empty if neither has it."""
     a, b = (side.figures[key] for side in (found.first, found.second))
     if a is None and b is None:
         return []
@@ -128,5 +131,8 @@ def _devices(found: Comparison) -> Section | None:
         "usable",
         *(f"tokens/s, {n}" for n in names),
     ]
-    note = "A model for its longest context that was asked for, a bundle for its full one; speeds are estimates, not measurements."
+    note = (
+        "A model at the longest requested context, a bundle at its full context; speeds are estimates, not "
+        "measurements."
+    )
     return section("devices", "Devices", note, table(head, rows))

@@ -1,25 +1,25 @@
-"""A device profile: what a device has, each figure with its source and a word on how far to trust it.
+"""A device profile: what a device has, each figure with its source and how far to trust it.
 
-One TOML file a device. The first lines say what it is, then each figure is a table of its own:
+One TOML file per device. The first lines say what it is, then each figure has its own table:
 
     title = "Raspberry Pi 5 (8 GB)"
     family = "arm"                     x64, arm or wasm: which kernels ONNX Runtime has there
     target = "ort-arm"                 the export target to build for; `qia3 targets` lists them
-    notes = "Sold with 2 to 16 GB."    may be left out
+    notes = "Sold with 2 to 16 GB."    optional
 
     [usable_bytes]
     value = 7_945_689_497              in the unit that the key names: bytes, bytes per second, a count
     confidence = "measured"            one of the words below
-    source = "https://..."             where it was read; several: ["https://...", "https://..."]
-    how = "free, system just started"  how it was measured or worked out
+    source = "https://..."             where it was found; several: ["https://...", "https://..."]
+    how = "free, system just started"  how it was measured or derived
 
-    measured     somebody ran it on such a device, and says how
-    specified    its maker says so
-    derived      worked out from other figures; `how` has the arithmetic and must be there
-    reported     somebody says so and does not say how: a press article, a remark in a thread
+    measured     run on such a device, with a description of how
+    specified    stated by the manufacturer
+    derived      computed from other figures; `how` has the arithmetic and is required
+    reported     stated without a method: a press article, a remark in a thread
 
-What nobody publishes is left out. Memory, instruction sets, family and target are all that has to be there. A file of
-one's own is given by its path, `--device ./my.toml`; what is wrong with it is told in one line.
+Figures that nobody publishes are left out. Memory, instruction sets, family and target are required. A file of your own
+is given by its path, `--device ./my.toml`; errors in it are reported in one line.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ from qia3.targets import target_names
 Confidence = Literal["measured", "specified", "derived", "reported"]
 MIB, TB = 2**20, 10**12
 BYTES = "in bytes: 8 GB are 8_589_934_592"
-RATE = "in bytes a second: 17 GB/s are 17_000_000_000"
+RATE = "in bytes per second: 17 GB/s are 17_000_000_000"
 SECONDS = "in seconds: a microsecond is 1e-6"
-OPERATIONS = "in operations a second, a multiply and an add each: 100 billion are 100_000_000_000"
+OPERATIONS = "in operations per second (multiplies and adds): 100 billion are 100_000_000_000"
 
 
 class Entry(BaseModel):
@@ -57,7 +57,7 @@ class Entry(BaseModel):
 
 
 class Sourced(Entry):
-    """Where something is from, and how far to trust it."""
+    """The source of something, and how far to trust it."""
 
     confidence: Confidence
     source: tuple[str, ...] = Field(min_length=1)
@@ -71,9 +71,9 @@ class Sourced(Entry):
     @model_validator(mode="after")
     def _is_told(self) -> Self:
         if any(len(source.strip()) < 8 for source in self.source):
-            raise ValueError("source has to say where the figure was read, best with its address")
+            raise ValueError("source must say where the figure was found, preferably with its address")
         if self.confidence == "derived" and not self.how:
-            raise ValueError("a derived figure needs `how`: the arithmetic that it comes from")
+            raise ValueError("a derived figure needs `how`, the arithmetic behind it")
         return self
 
 
@@ -94,11 +94,11 @@ class Words(Sourced):
 
 
 def _within(least: float, most: float, unit: str) -> AfterValidator:
-    """Refuses what can only have been meant in another unit."""
+    """Refuses figures that can only be in another unit."""
 
     def check(figure: Figure) -> Figure:
         if not least <= figure.value <= most:
-            raise ValueError(f"{figure.value:,.10g} cannot be meant; it is {unit}")
+            raise ValueError(f"{figure.value:,.10g} is out of range; give it {unit}")
         return figure
 
     return AfterValidator(check)
@@ -106,7 +106,7 @@ def _within(least: float, most: float, unit: str) -> AfterValidator:
 
 def _whole(figure: Figure) -> Figure:
     if figure.value != int(figure.value) or figure.value > 4096:
-        raise ValueError(f"{figure.value:g} is no number of cores")
+        raise ValueError(f"{figure.value:g} is not a number of cores")
     return figure
 
 
@@ -120,7 +120,7 @@ Operations = Annotated[Figure, _within(10**7, 10**16, OPERATIONS)]
 
 
 class Device(Entry):
-    """One device. None: nobody publishes it. What each figure is stands in its description, which `show` prints."""
+    """One device. None: nobody publishes it. The description of each figure is what `show` prints."""
 
     name: str
     title: str = Field(min_length=1)
@@ -135,12 +135,12 @@ class Device(Entry):
     read_bandwidth_bytes_per_second: Rate | None = Field(None, description="speed of reading memory")
     copy_bandwidth_bytes_per_second: Rate | None = Field(None, description="speed of copying memory (bytes copied)")
     fill_bandwidth_bytes_per_second: Rate | None = Field(None, description="speed of filling memory")
-    decode_bandwidth_low_bytes_per_second: Rate | None = Field(None, description="weights read while decoding (least)")
-    decode_bandwidth_high_bytes_per_second: Rate | None = Field(None, description="weights read while decoding (most)")
-    node_seconds: Seconds | None = Field(None, description="time of an operator while decoding, beside its weights")
+    decode_bandwidth_low_bytes_per_second: Rate | None = Field(None, description="weights read while decoding (low)")
+    decode_bandwidth_high_bytes_per_second: Rate | None = Field(None, description="weights read while decoding (high)")
+    node_seconds: Seconds | None = Field(None, description="time per operator while decoding, besides its weights")
     float_bandwidth_bytes_per_second: Rate | None = Field(None, description="float32 weights read while decoding")
     product_operations_per_second: Operations | None = Field(None, description="4-bit products of a prompt")
-    output_seconds: Moment | None = Field(None, description="time of a product's output in a prompt, beside that")
+    output_seconds: Moment | None = Field(None, description="time per output of a product in a prompt, besides that")
     load_bytes_per_second: Rate | None = Field(None, description="weights loaded and packed")
     process_held_bytes: Small | None = Field(None, description="held by a process without weights, cache and prompt")
     process_mapped_bytes: Small | None = Field(None, description="libraries that such a process has mapped")
@@ -152,14 +152,14 @@ class Device(Entry):
     @classmethod
     def _is_a_target(cls, value: str) -> str:
         if value not in target_names():
-            raise ValueError(f"there is no export target {value!r}; there are {', '.join(target_names())}")
+            raise ValueError(f"there is no export target {value!r}; known: {', '.join(target_names())}")
         return value
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Self:
         low, high = self.decode_bandwidth_low_bytes_per_second, self.decode_bandwidth_high_bytes_per_second
         if (low is None) is not (high is None):
-            raise ValueError("decode_bandwidth_low and _high go together; they may be the same")
+            raise ValueError("decode_bandwidth_low and _high must be given together; they may be equal")
         orders = [("decode_bandwidth_low_bytes_per_second", "decode_bandwidth_high_bytes_per_second")]
         orders += [(k, "memory_bytes") for k in ("usable_bytes", "entitled_bytes")]
         orders += [(f"{k}_bandwidth_bytes_per_second", "peak_bandwidth_bytes_per_second") for k in ("read", "copy")]
@@ -171,7 +171,7 @@ class Device(Entry):
 
     @property
     def sourced(self) -> dict[str, Figure | Words]:
-        """What is known, by its key, in the order above."""
+        """The known figures by key, in the order above."""
         found = {key: getattr(self, key) for key in type(self).model_fields}
         return {key: value for key, value in found.items() if isinstance(value, Figure | Words)}
 
@@ -184,12 +184,12 @@ KNOWN = {"": (*PLAIN, *SOURCED)} | dict.fromkeys(SOURCED, ENTRY)
 
 
 def parse_device(name: str, text: str, place: str | None = None) -> Device:
-    """A profile's text. Raises ConfigError of one line that begins with `place`, the file's path or name."""
+    """Parses a profile. Raises ConfigError, in one line that begins with `place`, the file's path or name."""
     where = place or f"{name}.toml"
     try:
         content = parse_toml(text)
         if "name" in content:
-            raise ConfigError(f"{where}: unknown key 'name'; a profile is called what its file is")
+            raise ConfigError(f"{where}: unknown key 'name'; a profile has the name of its file")
         return Device.model_validate({**content, "name": name})
     except ValidationError as error:
         told = "; ".join(complaints(error.errors(), text, KNOWN))

@@ -23,7 +23,7 @@ ONLY_HERE = (
 
 
 def devices_section(devices: Sequence[Device]) -> Section:
-    """One device a line."""
+    """One device per row."""
     head = ["device", "", "memory", "usable", "peak GB/s", "copy GB/s", "cores", "instructions", "target"]
     rows: list[Row] = [
         [
@@ -47,7 +47,7 @@ def _known(form: str, entry: Figure | None) -> Cell:
 
 
 def device_text(device: Device, target: Target) -> str:
-    """One device: each figure with its source, how it came about and how far to trust it."""
+    """One device: each figure with its source, how it was found and how far to trust it."""
     told = [f"{device.name}: {device.title}", *([device.notes] if device.notes else [])]
     told += ["", f"export target: {target.name}", f"  {target.description}"]
     for key, entry in device.sourced.items():
@@ -58,7 +58,7 @@ def device_text(device: Device, target: Target) -> str:
 
 
 def estimates_section(estimates: Sequence[Estimate]) -> Section:
-    """One device a line, and what the figures are."""
+    """One device per row, with notes on the figures."""
     rows: list[Row] = [
         [
             e.device,
@@ -70,21 +70,22 @@ def estimates_section(estimates: Sequence[Estimate]) -> Section:
         for e in estimates
     ]
     note = (
-        "Estimates, not measurements: arithmetic on published figures, given as a range. Needed memory has one row's cache at the full context "
-        "in it. 'Below' is the speed at the full peak bandwidth, where no published run says how much of it is reached."
+        "Estimates, not measurements: arithmetic on published figures, given as a range. Needed memory "
+        "includes one row's cache at the full "
+        "context. 'Below' is the speed at the full peak bandwidth, if no published run says how much of it is reached."
     )
     head = ["device", "fits", "needs", "usable", "decoding, tokens/s (estimate)"]
     return section("devices", "Devices", note, table(head, rows), *remarks(estimates))
 
 
 def remarks(estimates: Sequence[Estimate]) -> list[Note]:
-    """What a yes or a no does not say, a line each; no note where there is nothing."""
+    """Remarks on the verdicts, one line each; no note if there are none."""
     found = tuple(f"{e.device}: {remark}" for e in estimates for remark in e.remarks)
     return [Note(found, "list")] if found else []
 
 
 def speed(found: Estimate) -> Cell:
-    """The range, the ceiling where there is no range, or "unknown"."""
+    """The range, or the ceiling if there is no range, or "unknown"."""
     low, high = found.decode_tokens_per_second_low, found.decode_tokens_per_second_high
     if low is not None and high is not None:
         return Cell("range", (low, high))
@@ -104,7 +105,7 @@ def _value(key: str, entry: Figure | Words) -> str:
 
 
 def _absent(device: Device, key: str) -> bool:
-    """Something that this kind of device could have and nobody publishes."""
+    """Whether it is a figure that this kind of device could have but nobody publishes."""
     apple = device.entitled_bytes is not None
     elsewhere = {"entitled_bytes": not apple, "largest_file_bytes": device.family != "wasm"} | dict.fromkeys(
         ONLY_HERE, True

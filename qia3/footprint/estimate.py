@@ -1,15 +1,15 @@
-"""What a bundle may do on a device: arithmetic on published figures, never a benchmark.
+"""What a bundle may do on a device: arithmetic on published figures, not a benchmark.
 
 The estimate is a roofline. Decoding one token reads every packed weight once:
 
-    seconds a token = streamed bytes / decode bandwidth + nodes * seconds a node
+    seconds per token = streamed bytes / decode bandwidth + nodes * seconds per node
 
-with the bytes of the kernel that the device would run (kernels.py, speed.py). The decode bandwidth is what published decoding
-read: tokens a second times the bytes of the model's file, one to three runs of llama.cpp or LiteRT-LM a device. So the
-answer is a range, 40 % around what the lowest and the highest give. A device that was calibrated (`qia3 bench
---calibrate`, calibrated.py) has both terms measured, and a range of 30 %. Without any run there is only a ceiling, the
-speed at the full peak bandwidth. Prompts are bound by arithmetic, and predicted where a device was calibrated
-(predicted.py).
+with the bytes of the kernel that the device would run (kernels.py, speed.py). The decode bandwidth is inferred from
+published decoding speeds: tokens per second times the bytes of the model's file, from one to three runs of llama.cpp or
+LiteRT-LM per device. So the answer is a range, 40 % around what the lowest and the highest give. For a calibrated
+device (`qia3 bench --calibrate`, calibrated.py) both terms are measured, and the range is 30 %. Without any run there
+is only a ceiling, the speed at the full peak bandwidth. Prompts are bound by arithmetic, and predicted for calibrated
+devices (predicted.py).
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from qia3.footprint.speed import token_seconds
 from qia3.footprint.table import mib
 
 UNCERTAINTY, CALIBRATED = 0.4, 0.3
-# Of a node, where a device was not calibrated. x64: two tables of docs/results.md on one Xeon (onnxruntime 1.32) give its bandwidth from
-# Llama-3.2-1B's shapes and leave SmolLM2-135M's 411 nodes a microsecond or less (at 2, blocks of 32 fall out of the range);
-# its EPYC, 305 tokens/s, at most 8, were bytes nothing. A shared virtual machine took 7 to 14 (benchmarks/LOG.md): calibrate
-# such a one. ARM: nobody published any; a guess of 3 to 5 times x64's.
+# Per node, if a device was not calibrated. x64: two tables of docs/results.md for one Xeon (onnxruntime 1.32) give its
+# bandwidth from Llama-3.2-1B's shapes and leave SmolLM2-135M's 411 nodes at most a microsecond (at 2, blocks of 32 fall
+# out of the range); its EPYC, 305 tokens/s, at most 8 if bytes cost nothing. A shared virtual machine took 7 to 14
+# (benchmarks/LOG.md): calibrate such a machine. ARM: nobody has published any; a guess of 3 to 5 times x64's.
 NODE_SECONDS = {"x64": 1e-6, "arm": 4e-6}
 
 
@@ -37,11 +37,11 @@ NODE_SECONDS = {"x64": 1e-6, "arm": 4e-6}
 class Estimate:
     """What a bundle may do on a device: arithmetic, not a measurement.
 
-    Speeds are None where no figure was published to reckon from.
+    Speeds are None if no published figure allows an estimate.
 
     `needed_ram_bytes`: held and mapped weights, one row's cache at the full context, and, if the bundle was measured,
-    what its process held beyond its weights. `fits` compares it with what an application may take, or, where that is
-    unknown, with all the memory; and the file of weights with the largest that can be read there. `remarks` are sentences.
+    what its process held beyond its weights. `fits` compares it with what an application may use or, if that is
+    unknown, with all memory; and the weight file with the largest that can be read there. `remarks` are sentences.
     """
 
     device: str
@@ -58,8 +58,8 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Load:
-    """What a graph asks of a device: `kernels` as in kernels.py, and `nodes` that run for one token. `file_bytes` is the
-    largest file of weights.
+    """What a graph needs from a device: `kernels` as in kernels.py, and `nodes` that run per token. `file_bytes` is the
+    largest weight file.
     """
 
     kernels: Mapping[str, KernelBytes]
@@ -68,19 +68,19 @@ class Load:
     cache_bytes: int
     process_bytes: int
     nodes: int
-    writes: bool = True  # an encoder alone does not
+    writes: bool = True  # False for an encoder alone
     file_bytes: int = 0
     eight_bit: bool = False  # whether some layers are at 8 bits
 
     def kernel(self, device: Device) -> str:
-        """The name of the one that ONNX Runtime would run there."""
+        """The name of the kernel that ONNX Runtime would run there."""
         return kernel_for(device.family, device.isa.value, self.accuracy_level)
 
     def on(self, device: Device) -> KernelBytes:
         return self.kernels[self.kernel(device)]
 
     def seconds_per_token(self, device: Device, bandwidth: Figure | None) -> float | None:
-        """None without a bandwidth, and where nothing is written."""
+        """None without a bandwidth, and if nothing is generated."""
         if bandwidth is None or not self.writes or device.family not in NODE_SECONDS:
             return None
         node = device.node_seconds.value if device.node_seconds else NODE_SECONDS[device.family]
@@ -88,7 +88,7 @@ class Load:
 
 
 def estimate(device: Device, report: Report) -> Estimate:
-    """Does a bundle fit, and in what range may it decode, with one row and a short context."""
+    """Whether a bundle fits, and the likely range of its decoding speed, with one row and a short context."""
     memory = report.memory
     return fit(
         device,
@@ -107,7 +107,7 @@ def estimate(device: Device, report: Report) -> Estimate:
 
 
 def fit(device: Device, load: Load) -> Estimate:
-    """The same of what a graph asks, whether it was built or not."""
+    """The same, from what a graph needs, whether it was built or not."""
     kernel = load.on(device)
     usable = int((device.usable_bytes or device.memory_bytes).value)
     needed = kernel.held_bytes + load.mapped_bytes + load.cache_bytes + load.process_bytes
@@ -136,18 +136,20 @@ def fit(device: Device, load: Load) -> Estimate:
 
 
 def _remarks(device: Device, load: Load, needed: int, too_large: bool) -> Iterator[str]:
-    """What a yes or a no does not say."""
+    """Remarks on the verdict."""
     usable, entitled, largest = device.usable_bytes, device.entitled_bytes, device.largest_file_bytes
     if too_large and largest is not None:
-        yield f"its weights are one file of {mib(load.file_bytes)}, and {mib(largest.value)} is the most that can be read there"
+        yield f"its weights are one file of {mib(load.file_bytes)}, but at most {mib(largest.value)} can be read there"
     if usable is not None and entitled is not None and usable.value < needed <= entitled.value:
         yield "it fits with the increased-memory-limit entitlement"
     if device.family == "arm" and load.eight_bit and load.kernel(device) == "float32":
-        yield "it has no kernel for layers at 8 bits: each is dequantised whole for every token; build with 4 bits throughout"
+        yield (
+            "it has no kernel for layers at 8 bits, which are dequantised for every token; build with 4 bits throughout"
+        )
 
 
 def check_fits(found: Iterable[Estimate], wanted: Collection[str]) -> None:
-    """Raises FitError, naming each device of `wanted` that does not hold it."""
+    """Raises FitError that names each device in `wanted` that it does not fit."""
     short = [e for e in found if e.device in wanted and not e.fits]
     if short:
         raise FitError(f"it does not fit {', '.join(f'{e.device} ({_why(e)})' for e in short)}")
@@ -155,11 +157,11 @@ def check_fits(found: Iterable[Estimate], wanted: Collection[str]) -> None:
 
 def _why(found: Estimate) -> str:
     over = found.needed_ram_bytes - found.usable_ram_bytes
-    return f"{over / 2**20:,.0f} MiB too many" if over > 0 else found.remarks[0]
+    return f"{over / 2**20:,.0f} MiB too large" if over > 0 else found.remarks[0]
 
 
 def process_bytes(report: Report) -> int:
-    """What the measured process held beyond its weights; 0 where it was not measured."""
+    """What the measured process held beyond its weights; 0 if it was not measured."""
     measured = report.measured.peak_resident_bytes if report.measured else None
     weights = report.memory.kernels[report.memory.kernel_here].held_bytes + report.memory.mapped_bytes
     return max(0, measured - weights) if measured else 0

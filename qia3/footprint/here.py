@@ -1,8 +1,8 @@
-"""The machine that this runs on, as a device profile: probed, not looked up.
+"""This machine as a device profile: probed, not looked up.
 
-Its copy bandwidth is measured: one thread copies a block larger than the caches of a device, the best of as many copies
-as go into a fifth of a second. Copying reads and writes each byte; what is given are the bytes copied, as tinymembench and the
-profiles in devices/ have it. A busy machine, or a virtual one, shows less than it has.
+Its copy bandwidth is measured: one thread copies a block larger than a device's caches, and the best of the copies made
+in a fifth of a second counts. Copying reads and writes each byte; the figure counts bytes copied, as tinymembench and
+the profiles in devices/ do. A busy or virtual machine shows less than it has.
 """
 
 from __future__ import annotations
@@ -22,10 +22,13 @@ SOURCE = ("measured here",)
 
 
 def probe() -> Device:
-    """Raises ConfigError where the system does not tell what a profile has to have."""
+    """Probes this machine. Raises ConfigError if the system does not report what a profile needs."""
     family, memory, isa = machine.family(), machine.total_memory_bytes(), machine.instruction_sets()
     if family not in ("x64", "arm") or memory is None or not isa:
-        raise ConfigError(f"{HERE}: this system does not tell its memory and instruction sets; write a profile of it")
+        raise ConfigError(
+            f"{HERE}: this system does not report its memory and instruction sets; write a device profile for it "
+            "(./my.toml)"
+        )
     usable = machine.available_memory_bytes()
     cores = machine.physical_cores()
     return Device(
@@ -33,12 +36,12 @@ def probe() -> Device:
         title=f"This machine ({machine.processor()})",
         family="x64" if family == "x64" else "arm",
         target="ort-cpu" if family == "x64" else "ort-arm",
-        notes="As it is now: what other processes hold is not usable.",
-        memory_bytes=_figure(memory, "what the system says"),
+        notes="At this moment: memory held by other processes is not usable.",
+        memory_bytes=_figure(memory, "as reported by the system"),
         usable_bytes=None if usable is None else _figure(usable, "available now, within cgroup and ulimit -v"),
         copy_bandwidth_bytes_per_second=_figure(*_copied(min(BLOCK, (usable or memory) // 8))),
         cores=_figure(cores, "physical cores that this process may use"),
-        isa=Words(value=isa, confidence="measured", source=SOURCE, how="what the system says of the processor"),
+        isa=Words(value=isa, confidence="measured", source=SOURCE, how="as reported by the system for the processor"),
     )
 
 
@@ -47,9 +50,9 @@ def _figure(value: float, how: str) -> Figure:
 
 
 def _copied(size: int) -> tuple[float, str]:
-    """Bytes a second, and how they were measured."""
+    """Bytes per second, and how they were measured."""
     source, target = np.ones(size, np.uint8), np.empty(size, np.uint8)
-    np.copyto(target, source)  # the first copy meets pages that are not there yet
+    np.copyto(target, source)  # the first copy allocates pages
     best, count, ends = 0.0, 0, time.perf_counter() + SECONDS
     while count == 0 or time.perf_counter() < ends:
         started = time.perf_counter()

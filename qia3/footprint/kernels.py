@@ -1,9 +1,8 @@
-"""What ONNX Runtime makes of a 4-bit layer in memory: a file's size is not the memory that it takes.
+"""What a 4-bit layer takes in ONNX Runtime's memory, which differs from its file size.
 
-MatMulNBits packs its weights when a model is loaded. Of N rows in B blocks of b inputs (filled up: K = B b) it then
-holds
+MatMulNBits packs its weights when a model is loaded. For N rows in B blocks of b inputs (padded: K = B b) it then holds
 
-    kernel        held, bytes                                        bits a weight     read for one token
+    kernel        held, bytes                                        bits per weight   read for one token
     x64-int8      N K/2 codes, 4 N B packed scales,                  4 + 96/b          4 + 64/b (the scales it keeps
                   4 B 16 ceil(N/16) block sums, 4 N B kept scales                      are not read)
     float32       N K/2 codes, 4 N B scales                          4 + 32/b          4 + 32/b
@@ -12,20 +11,20 @@ holds
       8 bits      N K codes, 12 N B                                  8 + 96/b          the same
     arm-i8mm      as arm-dotprod; 8 bits: N K codes, 8 N B           8 + 64/b          the same
 
-A layer at 8 bits is the same with N K codes under x64-int8 (measured, and as fast as 4 bits a byte, or faster). Under
-float32 there is no kernel for it: nothing is packed, and at each use all of it is dequantised, 4 N K bytes that are
-held meanwhile, written and read again. So it is for NF4 (MatMulBnb4), read in the sources (matmul_bnb4.cc).
+A layer at 8 bits is the same with N K codes under x64-int8 (measured; as fast per byte as 4 bits, or faster). Under
+float32 there is no kernel for it: nothing is packed, and each use dequantises all of it, 4 N K bytes that are held
+meanwhile, written and read again. The same holds for NF4 (MatMulBnb4), according to the source (matmul_bnb4.cc).
 
-A layer that stays in float32 is packed too, 4 N K bytes held and read. What runs for the prompt alone (`once`: an
-encoder's layers, cross-attention's keys and values) is held, and not read for a token.
+A layer that stays in float32 is packed too: 4 N K bytes held and read. What runs only for the prompt (`once`: an
+encoder's layers, cross-attention's keys and values) is held, but not read per token.
 
-The scales that x64-int8 keeps are freed, and malloc may or may not give them back: a process that loads one layer has them
-all, SmolLM2-135M in blocks of 64 took 88.4 MiB when it was loaded (88.2 with them, 80.2 without), Llama-3.2-1B's shapes 757
-(810 and 737). They are counted.
+The scales that x64-int8 keeps are freed, but malloc may or may not return them: a process that loads one layer keeps
+them all, SmolLM2-135M in blocks of 64 took 88.4 MiB when loaded (88.2 with them, 80.2 without), Llama-3.2-1B's shapes
+757 (810 and 737). They are counted.
 
 x64-int8: x64 at accuracy_level 4, measured with onnxruntime 1.32. float32: accuracy_level 0 and 1, and ARM without dot
-products (Raspberry Pi 4) at any. arm-dotprod and arm-i8mm: ARM at accuracy_level 4, by the instructions that it has,
-KleidiAI on whole blocks of a multiple of 32; other layers of 4 bits go the float32 row's way. What the ARM rows hold
+products (Raspberry Pi 4) at any level. arm-dotprod and arm-i8mm: ARM at accuracy_level 4, by its instructions, with
+KleidiAI for whole blocks of a multiple of 32; other 4-bit layers behave as in the float32 row. What the ARM rows hold
 was measured with onnxruntime 1.32 on QEMU's cortex-a72, cortex-a76 and neoverse-v1. Zero points are counted with what
 stays mapped from the file.
 """
@@ -44,8 +43,8 @@ KEPT_PARTS = ("zero_points", "embedding_weights", "dense", "norms_and_biases", "
 
 
 class Blocks(NamedTuple):
-    """A layer's rows, the size of its blocks, how many of them a row has, the bits of a code, whether they are int4's,
-    how often a token reads them (once, or never), whether there are no zero points, and whether KleidiAI takes them.
+    """A layer's rows, block size, blocks per row, bits per code, whether codes are int4's, how often a token reads them
+    (once, or never), whether it is symmetric, and whether KleidiAI takes it.
     """
 
     rows: int
@@ -59,19 +58,19 @@ class Blocks(NamedTuple):
 
     @property
     def codes(self) -> int:
-        """Bytes of a block's codes."""
+        """Bytes of codes per block."""
         return self.size * self.bits // 8
 
     @property
     def packs_on_arm(self) -> bool:
-        """Where there are dot products."""
+        """Whether it is packed on ARM with dot products."""
         return self.bits == 8 or (self.packs and self.whole)
 
 
 @dataclass(frozen=True)
 class KernelBytes:
-    """`held_bytes` for all linear layers, head included; `streamed_bytes` of them are read for each token, of which
-    `float_bytes` are of layers that stay in float32.
+    """`held_bytes` for all linear layers, including the head; `streamed_bytes` of them are read per token, of which
+    `float_bytes` belong to layers that stay in float32.
     """
 
     held_bytes: int
@@ -80,7 +79,7 @@ class KernelBytes:
 
 
 def kernel_bytes(linears: Sequence[Layer], dense: Sequence[Dense] = ()) -> dict[str, KernelBytes]:
-    """By kernel."""
+    """Bytes by kernel."""
     layers = [_blocks(s, not layer.once) for s, layer in zip(linear_shapes(linears), linears, strict=True)]
     found = {
         "x64-int8": _x64_int8(layers),
@@ -107,7 +106,7 @@ def _blocks(shape: Shape, read: bool) -> Blocks:
 
 
 def kernel_for(family: str, isa: Collection[str], accuracy_level: int = 4) -> str:
-    """Which one ONNX Runtime runs on such a processor."""
+    """The kernel that ONNX Runtime uses on such a processor."""
     if accuracy_level != 4:
         return "float32"
     if family == "x64":
@@ -116,8 +115,8 @@ def kernel_for(family: str, isa: Collection[str], accuracy_level: int = 4) -> st
 
 
 def kernel_here(manifest: Manifest) -> str:
-    """On the machine that a bundle was measured on, by its description (`qia3 bench`); on this one where it was not. An ARM
-    machine other than this one is taken to have dot products.
+    """The kernel on the machine that a bundle was measured on, by its description (`qia3 bench`), or on this machine if
+    it was not measured. Another ARM machine is assumed to have dot products.
     """
     here = machine.family() or "x64"
     known = machine.ARCHITECTURES.get(manifest.measured.machine.split()[-1].lower()) if manifest.measured else None
@@ -126,8 +125,8 @@ def kernel_here(manifest: Manifest) -> str:
 
 
 def mapped_bytes(manifest: Manifest, parts: Mapping[str, int]) -> int:
-    """Bytes that stay mapped from the file, at most: an embedding that is looked up (beside the packed copy of a tied
-    head), layers that are not packed, and the rest, less the layers in float32, which are.
+    """Bytes that stay mapped from the file, at most: an embedding that is looked up (besides the packed copy of a tied
+    head), layers that are not packed, and everything else except the layers in float32, which are packed.
     """
     embedding, tied = embedding_shape(manifest), manifest.architecture.tied_embedding
     found = [embedding] if embedding else []
@@ -147,14 +146,14 @@ CACHE_BYTES = {"float32": 4, "int8": 1}  # per number; an int8 cache's scales ar
 
 
 def kv_cache_bytes(shape: Architecture, positions: int) -> int:
-    """Keys and values of one row of `positions` tokens of the decoder; an encoder keeps none."""
+    """Keys and values of one row of `positions` tokens of the decoder; none for an encoder."""
     if shape.pooling is not None:
         return 0
     return 2 * shape.layers * shape.kv_heads * shape.head_size * CACHE_BYTES[shape.cache] * positions
 
 
 def cross_cache_bytes(shape: Architecture, positions: int) -> int:
-    """Keys and values in float32 that each layer of the decoder has of one row of `positions` tokens of the encoder."""
+    """Keys and values in float32 of the encoder's states, in all decoder layers, for one row of `positions` tokens."""
     return 0 if shape.encoder_layers is None else kv_cache_bytes(shape, positions)
 
 
@@ -165,8 +164,8 @@ def _x64_int8(layers: list[Blocks]) -> KernelBytes:
 
 
 def _float32(layers: list[Blocks]) -> KernelBytes:
-    """int4 layers as they are; of the others the largest one's floats, and at each use codes, scales, and the floats
-    twice.
+    """int4 layers as they are; for the others, the largest one's floats are held, and each use reads codes and scales
+    and moves the floats twice.
     """
     four, others = _scaled([b for b in layers if b.packs], 4, 4), [b for b in layers if not b.packs]
     dense = [4 * b.rows * b.each * b.size for b in others]
@@ -175,7 +174,7 @@ def _float32(layers: list[Blocks]) -> KernelBytes:
 
 
 def _arm(layers: list[Blocks], eight: int) -> KernelBytes:
-    """KleidiAI's layers, those at 8 bits with `eight` bytes a block beside the codes, and the rest as in float32."""
+    """KleidiAI's layers, those at 8 bits with `eight` bytes per block besides the codes, and the rest as in float32."""
     packed = [b for b in layers if b.packs_on_arm]
     sizes = [b.rows * (b.each * (b.codes + _beside(b, eight)) + 8 * (b.bits == 4 and b.symmetric)) for b in packed]
     rest = _float32([b for b in layers if not b.packs_on_arm])
@@ -184,14 +183,14 @@ def _arm(layers: list[Blocks], eight: int) -> KernelBytes:
 
 
 def _beside(block: Blocks, eight: int) -> int:
-    """Bytes of a packed block beside its codes."""
+    """Bytes of a packed block besides its codes."""
     if block.bits == 8:
         return eight
     return 2 if block.symmetric else 8
 
 
 def _scaled(layers: list[Blocks], held: int, streamed: int) -> KernelBytes:
-    """Codes, and `held` or `streamed` bytes of scales a block."""
+    """Codes, and `held` or `streamed` bytes of scales per block."""
     return KernelBytes(
         sum(b.rows * b.each * (b.codes + held) for b in layers),
         sum(b.rows * b.each * (b.codes + streamed) * b.reads for b in layers),

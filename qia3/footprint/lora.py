@@ -1,20 +1,21 @@
-"""What an adapter costs, IA³ and LoRA side by side: closed formulas over the base's linear layers.
+"""What an adapter costs, for IA³ and LoRA: closed formulas over the base's linear layers.
 
-    IA³   one number an output of each key, value and feed-forward branch:  L (2 kv + d_ff)      (Liu et al. 2022, arXiv:2205.05638)
-    LoRA  r (inputs + outputs) a layer it is put on                          (Hu et al. 2021, arXiv:2106.09685)
+    IA³   one number per output of each key, value and feed-forward branch:  L (2 kv + d_ff)      (Liu et al. 2022, arXiv:2205.05638)
+    LoRA  r (inputs + outputs) per layer that it is on                       (Hu et al. 2021, arXiv:2106.09685)
 
 Llama-3.2-3B (28 layers, hidden 3072, kv 1024, d_ff 8192): IA³ 28 (2048 + 8192) = 286,720; LoRA r=32 on q and v 28 * 32
 (6144 + 4096) = 9,175,040. Both are PEFT's own counts.
 
-Training state in float32: a master copy, a gradient and Adam's two moments, 16 bytes a parameter, for both methods
-(QIA³'s forward pass sees a bfloat16 rounding of the master copy). Activations kept for the backward pass come on top
-and are not smaller for IA³ than for LoRA. Per token an unmerged LoRA adds 2 r (inputs + outputs) operations, a multiply
-and an add each; IA³ at the side one multiply an entry of its vectors; a merged adapter nothing. In an encoder-decoder
-that is for one token of the prompt and one of the answer together: the encoder's layers, and the keys and values of
-cross-attention, run for the first, the others for the second.
+Training state in float32: a master copy, a gradient and Adam's two moments, 16 bytes per parameter, for both methods
+(QIA³'s forward pass uses a bfloat16 rounding of the master copy). Activations kept for the backward pass come on top
+and are not smaller for IA³ than for LoRA. Per token an unmerged LoRA adds 2 r (inputs + outputs) operations (multiplies
+and adds), unmerged IA³ one multiply per entry of its vectors, and a merged adapter nothing. In an encoder-decoder that
+is for one token of the prompt and one of the answer together: the encoder's layers, and cross-attention's keys and
+values, run for the first, the others for the second.
 
-mT0-large (24 layers a stack, hidden 1024, 16 heads of 64, d_ff 2816): 72 attentions, 48 feed-forwards; IA³ 72 * 2048 +
-48 * 2816 = 282,624; LoRA r=8 on q and v 72 * 2 * 8 (1024 + 1024) = 2,359,296. Both stand in PEFT's documentation.
+mT0-large (24 layers per stack, hidden 1024, 16 heads of 64, d_ff 2816): 72 attentions, 48 feed-forwards; IA³ 72 * 2048
++ 48 * 2816 = 282,624; LoRA r=8 on q and v 72 * 2 * 8 (1024 + 1024) = 2,359,296. Both figures are in PEFT's
+documentation.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ STATE_BYTES = 16
 FLOAT32_BYTES = 4
 RANKS = (1, 4, 8, 16, 64)
 Linear = Layer | Dense
-QUERY_VALUE = ("query", "value", "qkv")  # where q and v are fused with k, LoRA can only be put on the whole layer
+QUERY_VALUE = ("query", "value", "qkv")  # if q, k and v are fused, LoRA applies to the whole layer
 
 
 @dataclass(frozen=True)
@@ -48,23 +49,25 @@ class AdapterCost:
 
 
 def lora_parameters(linears: Sequence[Linear], rank: int, roles: Collection[str] | None = None) -> int:
-    """On the layers of these roles; None: on every linear layer but the head, and no experts."""
+    """Parameters of LoRA on the layers of these roles; None: every linear layer except the head and experts."""
     chosen = [x for x in linears if (x.role not in ("head", "experts") if roles is None else x.role in roles)]
     return sum(rank * (x.inputs + x.outputs) for x in chosen)
 
 
 def ia3_parameters(sites: Sequence[Site]) -> int:
-    """Entries that train: a fused layer's `rows` where given; vectors on queries only carry what other tools trained."""
+    """Trainable entries: `rows` of a fused layer if given; query vectors are excluded, since only other tools train
+    them.
+    """
     return sum(site.parameters for site in sites if site.role != "query")
 
 
 def ia3_entries(sites: Sequence[Site]) -> int:
-    """Entries that are multiplied at run time, those fixed at one included."""
+    """Entries that are multiplied at run time, including those fixed at one."""
     return sum(site.size for site in sites)
 
 
 def lora_cost(linears: Sequence[Linear], rank: int, roles: Collection[str] | None) -> AdapterCost:
-    """Computed, float32 on disk and in memory, without the few bytes of a file's header."""
+    """The computed cost, float32 on disk and in memory, without the few bytes of a file header."""
     count = lora_parameters(linears, rank, roles)
     where = "all linear" if roles is None else "q, v"
     return AdapterCost(
@@ -73,7 +76,7 @@ def lora_cost(linears: Sequence[Linear], rank: int, roles: Collection[str] | Non
 
 
 def ia3_cost(parameters: int, entries: int, disk_bytes: int) -> AdapterCost:
-    """`disk_bytes` is the largest .onnx_adapter file as it is; `entries` is 0 where the vectors are merged."""
+    """`disk_bytes` is the size of the largest .onnx_adapter file; `entries` is 0 if the vectors are merged."""
     return AdapterCost("IA³", parameters, disk_bytes, FLOAT32_BYTES * entries, STATE_BYTES * parameters, entries)
 
 

@@ -1,15 +1,16 @@
-"""What a bundle should have taken and done on a machine that was calibrated, beside what `qia3 bench` measured there.
+"""The memory and time that a bundle should take on a calibrated machine, compared with what `qia3 bench` measured
+there.
 
-    held      the process + what the kernels pack + the cache of so many positions + what a prompt works in
+    held      the process + what the kernels pack + the cache + the working memory of a prompt
     mapped    libraries + what stays in the file and is touched
     times     as in speed.py
 
-A prompt's layers work in the outputs of one layer's products, twice over: it was 0.7 to 1.2 times that in stacks of ten
-shapes. A page that is touched brings its neighbours, AROUND bytes in all (Linux's fault-around), so a small tensor takes
-more than it has. Of a table that rows are looked up in all is counted: how much one row brings is the page cache's affair
-(64 KiB where a file was written in small pieces, about 1 MiB where in large ones), and it can be dropped.
+The layers of a prompt work in twice the outputs of one layer's products: it was 0.7 to 1.2 times that in stacks of ten
+shapes. A page that is touched brings in its neighbours, AROUND bytes in total (Linux's fault-around), so a small tensor
+takes more than its size. A table in which rows are looked up counts completely: how much one row brings in depends on
+the page cache (64 KiB if a file was written in small pieces, about 1 MiB if in large ones), and it can be dropped.
 
-Without a calibration memory is predicted with what such a process takes elsewhere, and speeds are not.
+Without calibration, memory is predicted with what such a process takes elsewhere, and speeds are not predicted.
 """
 
 from __future__ import annotations
@@ -36,13 +37,13 @@ from qia3.footprint.shapes import Form, Shapes
 from qia3.footprint.speed import prompt_seconds, token_seconds
 
 AROUND = 2**16
-WORK_BYTES = 8  # of each output of a layer's products: float32, twice
-HELD, MAPPED = 30 * 2**20, 40 * 2**20  # of a process, x64, onnxruntime 1.32: Python, numpy, ONNX Runtime, tokenizers
+WORK_BYTES = 8  # per output of a layer's products: float32, twice
+HELD, MAPPED = 30 * 2**20, 40 * 2**20  # for a process on x64, onnxruntime 1.32: Python, numpy, ONNX Runtime, tokenizers
 
 
 @dataclass(frozen=True)
 class Compared:
-    """`predicted` or `measured` None: there is none. `error`: predicted over measured, less one."""
+    """`predicted` or `measured` may be None. `error`: predicted / measured - 1."""
 
     name: str
     unit: str
@@ -58,7 +59,7 @@ class Compared:
 
 @dataclass(frozen=True)
 class Sizes:
-    """A graph's. `tables`: bytes of each tensor that token ids are looked up in; `others`: of norms and biases."""
+    """Sizes of a graph. `tables`: bytes of each table for token ids; `others`: of norms and biases."""
 
     linears: Sequence[Layer]
     dense: Sequence[Dense]
@@ -73,52 +74,54 @@ class Sizes:
         return (*self.linears, *self.dense)
 
     def cache_bytes(self, prompt: int, new: int) -> int:
-        """After so many tokens of a prompt, and so many new ones."""
+        """The cache after a prompt and `new` tokens."""
         shape = self.architecture
         if shape.encoder_layers is None:
             return kv_cache_bytes(shape, prompt + new)
         return kv_cache_bytes(shape, len(shape.decoder_start) + new) + cross_cache_bytes(shape, prompt)
 
     def work_bytes(self, prompt: int) -> int:
-        """Of a prompt, beside the cache."""
+        """Working memory of a prompt, besides the cache."""
         return prompt * _work_bytes(self.layers, self.architecture)
 
     def prompt_operations(self, prompt: int) -> int:
-        """Of its products. The head is computed for the last position alone, and a decoder beside an encoder for one."""
+        """Operations of a prompt's products. The head runs for the last position only, and an encoder-decoder's decoder
+        for one.
+        """
         reads = [x.inputs * x.outputs for x in _reads(self.layers, self.architecture)]
         rest = sum(x.inputs * x.outputs for x in self.layers) - sum(reads)
         return 2 * (prompt * sum(reads) + rest)
 
     def prompt_outputs(self, prompt: int) -> int:
-        """Numbers that those products write."""
+        """Numbers that those products compute."""
         reads = sum(x.outputs for x in _reads(self.layers, self.architecture))
         return prompt * reads + sum(x.outputs for x in self.layers) - reads
 
     def touched_bytes(self) -> int:
-        """What of the file is mapped."""
+        """Bytes of the file that get mapped."""
         points = [zero_point_bytes(shape) for shape in linear_shapes(self.linears)]
         small = sum(max(size, AROUND) for size in points if size)
         return small + sum(self.tables) + self.others
 
 
 def _reads(layers: Iterable[Layer | Dense], shape: Architecture) -> list[Layer | Dense]:
-    """What runs for every token of a prompt."""
+    """The layers that run for every token of a prompt."""
     return [x for x in layers if x.role != "head" and (x.once or shape.encoder_layers is None)]
 
 
 def _work_bytes(layers: Iterable[Layer | Dense], shape: Architecture) -> int:
-    read = sum(x.outputs for x in _reads(layers, shape) if x.role != "experts")  # of which a token takes a few
+    read = sum(x.outputs for x in _reads(layers, shape) if x.role != "experts")  # a token uses only a few
     return WORK_BYTES * read // max(1, shape.encoder_layers or shape.layers)
 
 
 def work_bytes(shapes: Shapes, form: Form, rows: int) -> int:
-    """Of a position of a prompt, in so many rows."""
+    """Working memory of one position of a prompt, in `rows` rows."""
     linears, dense = form.layers(shapes)
     return rows * _work_bytes((*linears, *dense), shapes.architecture)
 
 
 def of_bundle(manifest: Manifest, parts: Mapping[str, int], kernel: KernelBytes, nodes: int) -> Sizes:
-    """With the kernel of the machine that it was measured on."""
+    """The sizes of a bundle, with the kernel of the machine that it was measured on."""
     embedding = embedding_shape(manifest)
     floats = [parts["embedding_weights"]] if "embedding_weights" in parts else []
     return Sizes(
@@ -133,7 +136,7 @@ def of_bundle(manifest: Manifest, parts: Mapping[str, int], kernel: KernelBytes,
 
 
 def of_shapes(shapes: Shapes, form: Form, device: Device) -> Sizes:
-    """Of an int4 build that there is not yet, with vectors at the side."""
+    """The sizes of an int4 build that does not exist yet, with vectors unmerged."""
     linears, dense = form.layers(shapes)
     tables: list[int] = []
     for table in shapes.tables:
@@ -157,7 +160,7 @@ def tensors(shape: Shape) -> list[int]:
 
 
 def compared(sizes: Sizes, measured: Measured, device: Device | None) -> list[Compared]:
-    """`device`: the profile of the machine that measured, if it was calibrated."""
+    """Predictions and measurements. `device`: the profile of the measuring machine, if it was calibrated."""
     prompt, new = measured.prompt_tokens, measured.new_tokens
     held, mapped = process(device)
     held += sizes.kernel.held_bytes + sizes.cache_bytes(prompt, new) + sizes.work_bytes(prompt)
@@ -176,14 +179,14 @@ def compared(sizes: Sizes, measured: Measured, device: Device | None) -> list[Co
 
 
 def process(device: Device | None) -> tuple[int, int]:
-    """Held and mapped by one that has loaded next to nothing."""
+    """Bytes held and mapped by a process with only a tiny graph."""
     if device is None or device.process_held_bytes is None or device.process_mapped_bytes is None:
         return HELD, MAPPED
     return int(device.process_held_bytes.value), int(device.process_mapped_bytes.value)
 
 
 def times(sizes: Sizes, device: Device, prompt: int) -> tuple[float | None, float | None, float | None]:
-    """Seconds of loading, of a prompt with its first token, and of a token; None where the device was not calibrated."""
+    """Seconds for loading, for a prompt with its first token, and per token; None if the device was not calibrated."""
     node, load, bandwidth = (
         device.node_seconds,
         device.load_bytes_per_second,
@@ -195,11 +198,11 @@ def times(sizes: Sizes, device: Device, prompt: int) -> tuple[float | None, floa
     writes = sizes.architecture.pooling is None
     token = token_seconds(sizes.kernel, sizes.nodes, bandwidth.value, node.value, device) if writes else None
     if first is not None and token is not None and sizes.architecture.encoder_layers is not None:
-        first += token  # the decoder's first step comes after the encoder, and reads its weights as any other
+        first += token  # the decoder's first step follows the encoder and reads its weights like any other
     return sizes.kernel.held_bytes / load.value, first, token
 
 
 def on_disk(manifest: Manifest, parts: Mapping[str, int]) -> Compared:
-    """The layers on the grid and those in float32: arithmetic, beside what the file has."""
+    """The layers on the grid and those in float32: computed, compared with the file."""
     grids = sum(map(grid_bytes, stored_shapes(manifest))) + sum(4 * x.inputs * x.outputs for x in manifest.dense)
     return Compared.of("layers on disk", "bytes", grids, sum(parts.get(part, 0) for part in (*QUANTISED, "dense")))

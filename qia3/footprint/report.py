@@ -1,4 +1,4 @@
-"""The report: one object, from which the text, the JSON and the command line's tables are made."""
+"""The report as one object, from which the text, the JSON and the command line's tables are made."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ from qia3.footprint.systems import Claim, System, claim, systems
 
 @dataclass(frozen=True)
 class Memory:
-    """What a device has to hold and read: by kernel, mapped from the file, and one row's cache at the full context, with
-    that of an encoder's states, of which there may be as many again.
+    """What a device has to hold and read: by kernel, mapped from the file, and one row's cache at the full context,
+    with the cache of an encoder's states for as many positions.
     """
 
     kernel_here: str
@@ -49,7 +49,7 @@ LIMITS = ("max_difference", "max_kl", "min_top1")
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that the report says. What was not measured is None, or left out of `training`."""
+    """All figures of the report. What was not measured is None, or missing in `training`."""
 
     name: str
     mode: str
@@ -62,8 +62,8 @@ class Report:
     training: Mapping[str, Record]
     evaluation: Mapping[str, HeldOut] | None
     parity: Mapping[str, Parity] | None
-    limits: dict[str, float]  # of parity, by the build file's keys; empty where it is not known
-    beyond: dict[str, list[str]]  # what of parity is past them, by adapter
+    limits: dict[str, float]  # of parity, by the build file's keys; empty if not known
+    beyond: dict[str, list[str]]  # where parity exceeds them, by adapter
     measured: Measured | None
     account: Account
     fused_qkv: bool
@@ -71,10 +71,10 @@ class Report:
     systems: list[System]
     claim: Claim
     memory: Memory
-    predicted: list[Compared]  # beside what was measured; empty where nothing was
+    predicted: list[Compared]  # compared with measurements; empty if there are none
 
     def to_dict(self) -> dict[str, Any]:
-        """For report.json: the account with its total, graphs and tasks in short."""
+        """The figures for report.json: the account with its total, graphs and tasks abridged."""
         content: dict[str, Any] = encode(self)
         for graph in content["graphs"].values():
             del graph["vectors"]
@@ -84,12 +84,12 @@ class Report:
 
     @property
     def graph(self) -> Graph:
-        """The decoder, which takes most of the work, or an encoder that stands alone."""
+        """The decoder, which does most of the work, or an encoder alone."""
         return self.graphs[DECODER if DECODER in self.graphs else ENCODER]
 
 
 def build_report(folder: Path, manifest: Manifest, sealed: Mapping[str, int] | None = None) -> Report:
-    """`sealed`: sizes that report and manifest are about to have. Raises BundleError where the bytes do not add up."""
+    """`sealed`: the sizes that report and manifest will have. Raises BundleError if the bytes do not add up."""
     totals = account(folder, manifest, sealed)
     ia3 = _ia3(folder, manifest)
     found, memory, limits = systems(manifest, totals, ia3), _memory(manifest, totals), _limits(manifest)
@@ -127,14 +127,14 @@ def _predicted(manifest: Manifest, totals: Account, memory: Memory) -> list[Comp
 
 
 def _limits(manifest: Manifest) -> config.Parity | None:
-    """That the build file had."""
+    """The parity limits of the build file."""
     if "parity" not in manifest.config:
         return None
     try:
         return config.Parity.model_validate(manifest.config["parity"])
     except ValueError as error:
         raise BundleError(
-            f"{MANIFEST} is damaged: config.parity is no [parity] table; build the bundle again"
+            f"{MANIFEST} is damaged: config.parity is not a valid [parity] table; build the bundle again"
         ) from error
 
 
@@ -147,8 +147,8 @@ def _beyond(manifest: Manifest, limits: config.Parity | None) -> dict[str, list[
 
 
 def _ia3(folder: Path, manifest: Manifest) -> AdapterCost:
-    """From the graphs' vectors and the largest adapter file; merged: from what was trained, with no bytes and no
-    arithmetic left.
+    """From the graphs' vectors and the largest adapter file; if merged, from what was trained, with no bytes and no
+    operations left.
     """
     sites = manifest.sites
     trained = [record.parameters for record in manifest.training.values()]

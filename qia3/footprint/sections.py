@@ -1,11 +1,12 @@
-"""What a report says, apart from how it looks: a page is a list of sections, and printers make text, JSON and HTML of it.
+"""What a report says, independent of how it looks: a page is a list of sections, which printers turn into text, JSON
+and HTML.
 
     Page       title, lead, sections
-    Section    key (the same for ever, for programs), title, body: notes and tables in the order they are read
+    Section    key (never changes, for programs), title, body: notes and tables in the order they are read
     Table      columns, rows of cells (cells.py), which columns add up to their last row, and its charts
-    Chart      which columns of its table to draw, and how: it has no figures of its own, so that every chart has its table
+    Chart      which columns of its table to draw, and how; it has no figures of its own, so every chart has its table
 
-Bodies are built where the figures are known (bundle_page.py, before_page.py, devices_page.py); nothing below looks at
+Bodies are made where the figures are known (bundle_page.py, before_page.py, devices_page.py); nothing below depends on
 what a page is about. In a note, `x` is code, as in Markdown.
 """
 
@@ -19,7 +20,7 @@ from qia3.footprint.cells import Cell
 
 ChartKind = Literal["stack", "bars", "pairs", "lines"]
 NoteKind = Literal["note", "warning", "list"]
-Row = Sequence[Cell | str]  # words may come as they are
+Row = Sequence[Cell | str]  # plain words are allowed
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Limit:
-    """A line across a chart: what a device has, beside what is needed."""
+    """A line across a chart: what a device has, for comparison with what is needed."""
 
     name: str
     value: float
@@ -38,12 +39,11 @@ class Limit:
 
 @dataclass(frozen=True)
 class Chart:
-    """`labels` and `values` are columns of the table; several labels are read together.
+    """`labels` and `values` are columns of the table; several labels are joined.
 
-    stack   one bar, a piece for each row of the one column (the last row is left out where it is a sum)
-    bars    a group of bars for each row, one for each column; logarithmic: dots on a rule
-    pairs   as bars, each row on a scale of its own: figures of different units
-    lines   a line for each column over the first of `labels`, which holds numbers
+    stack one bar, with a piece per row of the single column (the last row is left out if it is a sum) bars a group of
+    bars per row, one per column; logarithmic: dots on a line pairs like bars, each row on its own scale, for figures of
+    different units lines a line per column over the first of `labels`, which holds numbers
     """
 
     kind: ChartKind
@@ -56,7 +56,9 @@ class Chart:
 
 @dataclass(frozen=True)
 class Table:
-    """`sums`: columns whose last row is the sum of the others. `cards`: short enough to be shown large, a row a card."""
+    """`sums`: columns whose last row is the sum of the others. `cards`: short enough to be shown large, one card per
+    row.
+    """
 
     columns: tuple[Column, ...]
     rows: tuple[tuple[Cell, ...], ...]
@@ -66,13 +68,13 @@ class Table:
 
     @property
     def parts(self) -> tuple[tuple[Cell, ...], ...]:
-        """The rows without that of the sums."""
+        """The rows without the sums."""
         return self.rows[:-1] if self.sums else self.rows
 
 
 @dataclass(frozen=True)
 class Note:
-    """A paragraph, something to be aware of, or a list of lines under a title."""
+    """A paragraph, a warning, or a list of lines under a title."""
 
     text: str | tuple[str, ...]
     kind: NoteKind = "note"
@@ -109,7 +111,7 @@ def table(
     charts: Sequence[Chart] = (),
     cards: bool = False,
 ) -> Table:
-    """Columns in `left` are aligned left, the others right."""
+    """A table; columns in `left` are left-aligned, the others right-aligned."""
     columns = tuple(Column(title, i in left) for i, title in enumerate(head))
     made = tuple(tuple(Cell("text", c) if isinstance(c, str) else c for c in row) for row in rows)
     if any(len(row) != len(columns) for row in made):
@@ -118,11 +120,11 @@ def table(
 
 
 def section(key: str, title: str, *body: Note | Table | str | None) -> Section:
-    """Strings are notes; None and empty strings are left out."""
+    """A section; strings become notes, None and empty strings are left out."""
     parts = (Note(part) if isinstance(part, str) else part for part in body if part)
     return Section(key, title, tuple(parts))
 
 
 def warning(text: str) -> Note | None:
-    """None where there is nothing to warn of."""
+    """A warning; None for an empty text."""
     return Note(text, "warning") if text else None

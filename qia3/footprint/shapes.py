@@ -1,4 +1,4 @@
-"""A model's sizes before it is built: which numbers it has, what each is for, and what they take in each form.
+"""A model's sizes before it is built: its numbers, what each is for, and what they take in each form.
 
     form        linear layers                                embeddings and head              everything else
     float32     4 bytes per number                           4                                4
@@ -6,10 +6,10 @@
     nf4         4 bits and a float32 scale per block         4, as bitsandbytes leaves them   4
     int4, int8  the grids of bits.py, in blocks of b         the same                         4
 
-A row of an embedding is looked up without padding, so its block is the largest one, up to the one asked for, that divides
-its width. A table that is the head as well is counted once. What transformers keeps in float (T5's `wo`) stays so on
-both grids. So the parts of a form sum to what its weights take on disk; the graph, the tokenizer and what a bundle says
-of itself come on top.
+Rows of an embedding are looked up without padding, so its block is the largest one, up to the one asked for, that
+divides its width. A table that is also the head counts once. What transformers keeps in float (T5's `wo`) stays in
+float on both grids. So the parts of a form sum to what its weights take on disk; the graph, the tokenizer and the
+bundle's own files come on top.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FEED_FORWARD = ("feed_forward", "feed_forward_up", "feed_forward_down")
 
 @dataclass(frozen=True)
 class Matrix:
-    """A linear layer. `once`: it runs for the prompt alone; `stays_float`: on no grid, unless a build file names it."""
+    """A linear layer. `once`: it runs for the prompt only; `stays_float`: not on a grid, unless a build file names it."""
 
     name: str
     role: str
@@ -46,7 +46,7 @@ class Matrix:
 
     @property
     def part(self) -> str:
-        """Of PARTS."""
+        """Its part, one of PARTS."""
         if self.role == "head":
             return "head"
         if self.role in ATTENTION:
@@ -56,7 +56,7 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Table:
-    """One that token ids are looked up in. `quantisable`: its rows come out as they are, or times a constant."""
+    """A table for token ids. `quantisable`: its rows are used unchanged, or times a constant."""
 
     rows: int
     width: int
@@ -69,11 +69,11 @@ class Table:
 
 @dataclass(frozen=True)
 class Shapes:
-    """A model, none of whose weights were read.
+    """A model whose weights were not read.
 
-    `matrices` are its linear layers, the head among them, which is also the first of `tables` where the architecture says
-    that it is tied. `sites` is where IA³ vectors go, `others` how many numbers are in neither, `tabled` how many a graph
-    has besides that are made of weights (DeBERTa's positions).
+    `matrices` are its linear layers, including the head, which is also the first of `tables` if it is tied. `sites` are
+    the places of IA³ vectors, `others` the number of parameters in neither, `tabled` the number of additional ones in a
+    graph that are computed from weights (DeBERTa's positions).
     """
 
     reference: str
@@ -87,20 +87,20 @@ class Shapes:
 
     @property
     def parameters(self) -> int:
-        """As transformers counts them: a tied table once."""
+        """Number of parameters as transformers counts them: a tied table counts once."""
         return sum(self.parts().values())
 
     @property
     def constants(self) -> int | None:
-        """Entries of vectors that do not fold: those on the input of a 4-bit layer, behind an activation function. They
-        are constants in an encoder's merged graph; None where a decoder is not merged for them.
+        """Entries of vectors that do not fold: those on the input of a 4-bit layer after an activation function. They
+        are constants in an encoder's merged graph; None if they keep a decoder from being merged.
         """
         floats = {matrix.name for matrix in self.matrices if matrix.stays_float}
         stuck = sum(site.size for site in self.sites if site.placement == "input" and site.module not in floats)
         return None if stuck and self.architecture.pooling is None else stuck
 
     def parts(self) -> dict[str, int]:
-        """Numbers by part; a tied head's are the embedding's."""
+        """Number of parameters by part; a tied head counts with the embedding."""
         found = dict.fromkeys(PARTS, 0)
         for matrix in self.matrices:
             found[matrix.part] += matrix.numbers
@@ -113,7 +113,7 @@ class Shapes:
 
 @dataclass(frozen=True)
 class Form:
-    """How weights are kept: "float32", "bfloat16", "nf4", "int4" or "int8", the last three in blocks."""
+    """How weights are stored: "float32", "bfloat16", "nf4", "int4" or "int8", the last three in blocks."""
 
     name: str
     block: int = 0
@@ -124,7 +124,7 @@ class Form:
         return f"{self.name}, block {self.block}" if self.block else self.name
 
     def bytes_by_part(self, shapes: Shapes) -> dict[str, int]:
-        """On disk."""
+        """Bytes on disk by part."""
         found = dict.fromkeys(shapes.parts(), 0)
         for matrix in shapes.matrices:
             if matrix.part in found:
@@ -146,13 +146,13 @@ class Form:
         return grid_bytes(on_grid(table.rows, table.width, block, self.symmetric, self.name))
 
     def block_of(self, table: Table) -> int | None:
-        """In which an embedding's rows are; None where it stays in float."""
+        """The block of an embedding's rows; None if it stays in float."""
         if self.name not in ("int4", "int8") or not table.quantisable:
             return None
         return max((b for b in BLOCK_SIZES if table.width % b == 0 and b <= self.block), default=None)
 
     def shape(self, matrix: Matrix) -> Shape | None:
-        """On the grid; None where it stays in float."""
+        """Its shape on the grid; None if it stays in float."""
         if not self.block or matrix.stays_float or (self.name == "nf4" and matrix.role == "head"):
             return None
         if self.name == "nf4":

@@ -1,10 +1,10 @@
-"""Four whole systems side by side, each serving the bundle's tasks: a float base with LoRA (in float32 and in
-bfloat16), the 4-bit base with the same LoRA, the 4-bit base with IA³ at the side, the 4-bit base with IA³ merged.
+"""Four kinds of whole systems side by side, each serving the bundle's tasks: a float base with LoRA (in float32 and in
+bfloat16), the 4-bit base with the same LoRA, the 4-bit base with unmerged IA³, and the 4-bit base with merged IA³.
 
-Disk is weights, graph and adapters, without tokenizer and reports, which all of them share. Memory is computed alike
-for all: a float base holds its weights once, the 4-bit base what its kernels pack and what stays mapped (kernels.py),
-each with one adapter loaded. It leaves out the process, its libraries and activations and the cache, which is given
-apart; the whole process was measured for the bundle itself only.
+Disk is weights, graph and adapters, without tokenizer and reports, which all of them share. Memory is computed in the
+same way for all: a float base holds its weights once, the 4-bit base holds what its kernels pack and what stays mapped
+(kernels.py), each with one adapter loaded. It leaves out the process, its libraries and activations, and the cache,
+which is given separately; the whole process was measured for the bundle itself only.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FLOATS = {"float32": 4, "bfloat16": 2}
 class System:
     """One way to ship the tasks.
 
-    `weights_resident_bytes` is computed; `measured_resident_bytes` is the whole process, None where it did not run.
+    `weights_resident_bytes` is computed; `measured_resident_bytes` is the whole process, None if it did not run.
     """
 
     name: str
@@ -41,8 +41,8 @@ class System:
 
 @dataclass(frozen=True)
 class Claim:
-    """The published claim against the figures: disk of a float base with LoRA over disk of the 4-bit base with IA³ at
-    the side.
+    """The published claim compared with the figures: disk of a float base with LoRA divided by disk of the 4-bit base
+    with unmerged IA³.
     """
 
     sentence: str
@@ -52,7 +52,9 @@ class Claim:
 
 
 def systems(manifest: Manifest, totals: Account, ia3: AdapterCost) -> list[System]:
-    """In the order: float32 with LoRA, bfloat16 with LoRA, 4-bit with LoRA, 4-bit with IA³ at the side, 4-bit merged."""
+    """In the order: float32 with LoRA, bfloat16 with LoRA, 4-bit with LoRA, 4-bit with unmerged IA³, 4-bit with merged
+    IA³.
+    """
     tasks = max(1, len(manifest.tasks))
     lora = lora_cost((*manifest.linears, *manifest.dense), LORA_RANK, roles=None)
     kernel = kernel_bytes(manifest.linears, manifest.dense)[kernel_here(manifest)]
@@ -77,13 +79,13 @@ def systems(manifest: Manifest, totals: Account, ia3: AdapterCost) -> list[Syste
     return [
         *(with_lora(f"{name} base", size, size) for name, size in float_bytes.items()),
         with_lora("4-bit base", totals.weights, resident),
-        with_ia3("4-bit base, IA³ at the side", 1, vectors, resident + FLOAT32_BYTES * entries, entries, side),
+        with_ia3("4-bit base, IA³ unmerged", 1, vectors, resident + FLOAT32_BYTES * entries, entries, side),
         with_ia3("4-bit base, IA³ merged", tasks, 0, resident, 0, not side),
     ]
 
 
 def claim(found: Sequence[System]) -> Claim:
-    """From the systems in their order."""
+    """The claim, from the systems in the order of `systems`."""
     ratios = {name: found[i].disk_bytes / found[3].disk_bytes for i, name in enumerate(FLOATS)}
     return Claim(
         CLAIM, ABOUT_FOUR, {n: round(r, 2) for n, r in ratios.items()}, {n: r >= ABOUT_FOUR for n, r in ratios.items()}

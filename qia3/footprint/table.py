@@ -1,4 +1,4 @@
-"""Figures and tables as text. A table is Markdown and reads as plain text too."""
+"""Figures and tables as text. A table is Markdown that is also readable as plain text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ FIRST = (0,)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], left: Collection[int] = FIRST) -> str:
-    """Padded; the columns in `left` are aligned left, the others right. A bar inside a cell is escaped."""
+    """A padded table; columns in `left` are left-aligned, the others right-aligned. A | inside a cell is escaped."""
     cells = [[cell.replace("|", "\\|") for cell in row] for row in (head, *rows)]
     widths = [max(3, *(len(row[i]) for row in cells)) for i in range(len(head))]
 

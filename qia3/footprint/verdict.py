@@ -1,10 +1,10 @@
-"""Whether a model that is not built yet would fit a device, how fast it may be, and what to change where it does not fit.
+"""Whether a model that is not built yet would fit a device, how fast it may be, and what to change if it does not fit.
 
     needs = held by the kernels + mapped from the file + the cache at this context + the process
-            + what a prompt of this context works in
+            + the working memory of a prompt of this context
 
-Everything that goes into a verdict stands beside it, with the command that would check it. The process is what Python,
-ONNX Runtime and the tokenizer take (predicted.py), as measured where the device was calibrated.
+Everything that a verdict is made of is listed with it, and so is the command that would check it. The process is what
+Python, ONNX Runtime and the tokenizer take (predicted.py), as measured if the device was calibrated.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ from qia3.footprint.shapes import Form, Shapes
 from qia3.footprint.table import mib
 from qia3.footprint.weights import BLOCKS, USUAL, cache_bytes, weights_of
 
-SHORTEST = 64  # positions that are still worth a build
+SHORTEST = 64  # the shortest context that is worth a build
 CHECK = "build it, copy the bundle there, and run `qia3 bench BUNDLE`"
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """For one device. `left_bytes` is negative where it does not fit; `longest_context` 0 where weights alone do not.
+    """The verdict for one device. `left_bytes` is negative if it does not fit; `longest_context` is 0 if the weights
+    alone do not.
 
-    `first_change` is the smallest one that would make it fit; None where it fits, or where none would.
+    `first_change` is the smallest change that would make it fit; None if it fits, or if no change would.
     """
 
     estimate: Estimate
@@ -43,7 +44,7 @@ class Verdict:
 
 
 def verdict(shapes: Shapes, device: Device, context: int, rows: int, form: Form = USUAL) -> Verdict:
-    """With vectors at the side, one adapter loaded."""
+    """The verdict for unmerged vectors with one adapter loaded."""
     load = load_of(shapes, form, context, rows, device)
     found = fit(device, load)
     left = found.usable_ram_bytes - found.needed_ram_bytes
@@ -77,8 +78,8 @@ class Need:
 
 
 def needs(shapes: Shapes, asked: Sequence[int], rows: int, form: Form = USUAL) -> list[Need]:
-    """At powers of two up to what the model was made for, and at the contexts that were asked for. One for an encoder,
-    which has no cache.
+    """Needs at powers of two up to the model's context, and at the requested contexts. Just one for an encoder, which
+    has no cache.
     """
     if not cache_bytes(shapes.architecture, 1):
         asked, spread = (max(asked),), []
@@ -95,7 +96,7 @@ def _need(load: Load, form: Form, context: int, rows: int) -> Need:
 
 
 def load_of(shapes: Shapes, form: Form, context: int, rows: int, device: Device | None = None) -> Load:
-    """What the graph of such a build would ask of a device."""
+    """What the graph of such a build would need from a device."""
     weights = weights_of(shapes, form)
     assert weights.kernels is not None, "ONNX Runtime's 4-bit kernels are for int4"
     return Load(
@@ -112,7 +113,7 @@ def load_of(shapes: Shapes, form: Form, context: int, rows: int, device: Device 
 
 def _basis(load: Load, device: Device, streamed: int) -> tuple[str, ...]:
     usable = device.usable_bytes
-    whose = "all its memory (what an app may take is not known)" if usable is None else f"usable: {_sourced(usable)}"
+    whose = "all its memory (the limit per app is not known)" if usable is None else f"usable: {_sourced(usable)}"
     low, peak = device.decode_bandwidth_low_bytes_per_second, device.peak_bandwidth_bytes_per_second
     rate = low or peak
     speed = "no published bandwidth" if rate is None else f"bandwidth: {_sourced(rate)}"
@@ -136,7 +137,7 @@ def _first_change(shapes: Shapes, device: Device, context: int, rows: int, form:
 
 
 def _changes(context: int, rows: int, form: Form) -> Iterator[tuple[str, Form, int, int]]:
-    """From the least to the most that is given up."""
+    """Changes, from the smallest to the largest sacrifice."""
     larger: Sequence[int] = [block for block in BLOCKS if block > form.block]
     for block in larger:
         yield f"block_size = {block}", Form("int4", block, form.symmetric), context, rows

@@ -10,14 +10,16 @@ from qia3.footprint.kernels import KernelBytes, cross_cache_bytes, kernel_bytes,
 from qia3.footprint.shapes import Form, Shapes, total
 
 BLOCKS = (32, 64, 128)
-MIXED_BITS = 5.1  # what docs/results.md asks for first where more than 4 bits may be spent
+MIXED_BITS = 5.1  # what docs/results.md recommends first if more than 4 bits are acceptable
 USUAL = Form("int4", 64)  # what `qia3 build` makes
 FORMS = (Form("float32"), Form("bfloat16"), Form("nf4", 64), *(Form("int4", block) for block in BLOCKS))
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A form's. `kernels` is what ONNX Runtime holds and reads (int4 and int8), `mapped_bytes` what stays in the file."""
+    """Weights in one form. `kernels`: what ONNX Runtime holds and reads (int4 and int8), `mapped_bytes`: what stays in
+    the file.
+    """
 
     form: str
     bits_per_number: float
@@ -45,13 +47,15 @@ def weights_of(shapes: Shapes, form: Form) -> Weights:
 
 
 def takes_bits(shapes: Shapes) -> bool:
-    """Whether a build can choose layers by `bits`: an encoder writes no text to choose by, and experts stay at 4."""
+    """Whether a build can choose layers by `bits`: an encoder generates no text to choose by, and experts stay at 4
+    bits.
+    """
     return shapes.architecture.pooling is None and not any(m.role == "experts" for m in shapes.matrices)
 
 
 def mixed(shapes: Shapes, bits: float = MIXED_BITS) -> Weights:
-    """Of a build with `bits`: as many layers at 8 bits as that leaves room for. Which ones a text decides; here all are
-    alike, so each figure is that much of the way from 4 bits to 8, in blocks of 64.
+    """A build with `bits`: as many layers at 8 bits as fit. A text decides which ones; here all layers count the same,
+    so each figure is interpolated between 4 and 8 bits, in blocks of 64.
     """
     low, high = USUAL, Form("int8", USUAL.block)
     four, eight = weights_of(shapes, low), weights_of(shapes, high)
@@ -62,7 +66,7 @@ def mixed(shapes: Shapes, bits: float = MIXED_BITS) -> Weights:
         return round(a + share * (b - a))
 
     tables = 0 if shapes.architecture.tied_embedding else eight.parts["embedding"] - four.parts["embedding"]
-    wide = eight.parts | {"embedding": eight.parts["embedding"] - tables}  # one that is no layer stays as it is
+    wide = eight.parts | {"embedding": eight.parts["embedding"] - tables}  # one that is not a layer is unchanged
     parts = {part: between(size, wide[part]) for part, size in four.parts.items()}
     assert four.kernels is not None
     assert eight.kernels is not None
@@ -85,11 +89,11 @@ def mixed(shapes: Shapes, bits: float = MIXED_BITS) -> Weights:
 
 
 def _bits_of(shapes: Shapes, form: Form) -> float:
-    """A number of a linear layer on the grid, on average, as a build counts them."""
+    """Average bits per weight of the linear layers on the grid, as a build counts them."""
     found = [shape for m in shapes.matrices if (shape := form.shape(m)) is not None]
     return bits_each(sum(map(grid_bytes, found)), sum(x.outputs * x.inputs for x in found))
 
 
 def cache_bytes(shape: Architecture, positions: int) -> int:
-    """Of one row of the decoder, and what it has of the encoder's states."""
+    """Cache bytes of one row of the decoder, including keys and values of the encoder's states."""
     return kv_cache_bytes(shape, positions) + cross_cache_bytes(shape, positions)
