@@ -6,10 +6,10 @@
 #                 console, network, axe-core, answers, pictures in .browser/pictures
 # make arm       the 4-bit products, folds and the runtime on three ARM processors under QEMU
 # make docs       the pages of docs/ as a site, in docs/_build
-# make dist-check the wheel and the source archive, built and checked (twine, check-wheel-contents); the wheel with
-#                 [build] into an environment that is new
-# make interop    optimum-onnx, transformers.js and OpenVINO, in environments of their own (.venv-interop; npm), open bundles of
-#                 every family and say our tokens
+# make dist-check build and check the wheel and the source archive (twine, check-wheel-contents); install the wheel
+#                 with [build] into a fresh environment
+# make interop    optimum-onnx, transformers.js and OpenVINO, in separate environments (.venv-interop; npm), open bundles
+#                 of every family and must give our tokens
 #
 # Needs Python 3.11 or newer and make; the rest goes into .venv, at the versions in constraints.txt.
 
@@ -24,7 +24,7 @@ DEMO := dist/home-intents
 
 .PHONY: demo test coverage families interop browser arm check docs dist-check bench clean
 
-# pip learned --group in 25.1, so it comes first. setuptools is for tests/test_packaging.py, which builds a wheel without a network.
+# pip supports --group since 25.1, so it is upgraded first. setuptools is for tests/test_packaging.py, which builds a wheel without a network.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("QIA3 needs Python 3.11 or newer: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv .venv
@@ -36,25 +36,25 @@ demo: $(STAMP)
 	$(BIN)/qia3 build examples/home-intents/qia3.toml --output $(DEMO)
 	$(BIN)/qia3 run $(DEMO) "could you dim the hall a bit" --adapter home-intents
 
-# A worker a core, each file in one of them, for what a file's tests share takes longer to make than to use.
+# One worker per core, and each file in one worker, since fixtures shared by a file's tests are slow to make.
 test: check
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-# Lines that only a process which a test started and killed has run are not counted.
+# Lines that were run only in a process that a test killed are not counted.
 coverage: $(STAMP)
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered
 
-# Every family; `make test` leaves out those that have nothing of their own beside another.
+# Every family; `make test` skips those that add nothing new.
 families: $(STAMP)
 	QIA3_ALL_FAMILIES=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 tests/test_families.py tests/test_families_pairs.py tests/test_base_sensitivity.py tests/test_ia3_shapes.py tests/test_ia3_activations.py tests/test_graph_seq2seq.py tests/test_runtime_seq2seq_real.py tests/test_many.py
 
-# optimum-onnx wants transformers below 4.58, so it is nobody's dependency here.
+# optimum-onnx needs transformers below 4.58, so it cannot be a dependency.
 $(INTEROP)/ready: tests/interop.txt
 	$(PYTHON) -m venv $(INTEROP)
 	$(INTEROP)/bin/python -m pip install --quiet -r tests/interop.txt
 	touch $@
 
-# Without its install scripts: onnxruntime-node's fetches GPU libraries.
+# Without install scripts: that of onnxruntime-node downloads GPU libraries.
 $(INTEROP)/js/ready: tests/interop.txt
 	npm install --silent --ignore-scripts --no-audit --no-fund --prefix $(INTEROP)/js @huggingface/transformers@4.3.2
 	touch $@
@@ -68,7 +68,7 @@ interop: $(STAMP) $(INTEROP)/ready $(INTEROP)/js/ready $(INTEROP)/openvino/ready
 	QIA3_OPTIMUM=$(INTEROP)/bin/python QIA3_TRANSFORMERS_JS=$(CURDIR)/$(INTEROP)/js QIA3_OPENVINO=$(INTEROP)/openvino/bin/python \
 		$(BIN)/python -m pytest -s tests/test_openvino.py tests/test_interop.py tests/test_interop_labels.py tests/test_loaders.py tests/test_transformers_js.py tests/test_graph_seq2seq_js.py
 
-# Needs Chromium and node, of the system (Debian: apt install chromium nodejs npm); axe-core and playwright-core come from npm.
+# Needs the system's Chromium and node (Debian: apt install chromium nodejs npm); axe-core and playwright-core come from npm.
 $(BROWSER)/ready: tests/browser/package.json
 	mkdir -p $(BROWSER)
 	cp tests/browser/package.json $(BROWSER)/
@@ -86,7 +86,7 @@ browser: $(STAMP) $(BROWSER)/ready $(BROWSER)/web/ready
 	QIA3_BROWSER=$(CURDIR)/$(BROWSER)/node_modules QIA3_WEB=$(CURDIR)/$(BROWSER)/web/node_modules QIA3_PICTURES=$(CURDIR)/$(BROWSER)/pictures \
 		$(BIN)/python -m pytest -s tests/test_browser.py tests/test_browser_bundle.py tests/test_server_page.py tests/test_web.py tests/test_web_encoder.py tests/test_page.py
 
-# Debian on x64. QEMU's numbers are a device's, its speed is not.
+# Debian on x64. QEMU gives a device's numbers, but not its speed.
 $(ARM)/ready: tests/arm/setup.sh constraints.txt
 	PYTHON=$(BIN)/python bash tests/arm/setup.sh $(ARM) -c constraints.txt onnxruntime numpy tokenizers click platformdirs pydantic rich safetensors
 	touch $@
@@ -100,12 +100,12 @@ check: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Sphinx with MyST, for both are kept well, read the Markdown that is there, and fail on a link that leads nowhere.
+# Sphinx with MyST: both are well maintained, read our Markdown as it is, and fail on broken links.
 docs: $(STAMP)
 	$(BIN)/python -m pip install --quiet -c constraints.txt --group docs
 	$(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build
 
-# Made in an environment of its own; what is checked is what would be uploaded, so it is made anew each time.
+# Built in a separate environment, and from scratch each time, since this is what would be uploaded.
 dist-check:
 	rm -rf $(DIST)
 	$(PYTHON) -m venv $(DIST)
