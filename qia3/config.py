@@ -368,7 +368,7 @@ def read_build(path: Path, **overrides: Any) -> Build:
     try:
         text = read_text(path, ConfigError, largest=LARGEST)
     except ConfigError as error:
-        raise ConfigError(f"cannot read the build file: {error}") from error
+        raise ConfigError(f"the build file: {error}") from error
     try:
         document = parse_toml(text)
     except ValueError as error:

@@ -20,8 +20,7 @@ def check_file_name(name: str) -> str:
     """`name` unchanged. Raises ValueError, in one line, if it is not valid."""
     if not NAME.fullmatch(name):
         raise ValueError(
-            f"{name!r} is not a valid name: use up to 64 letters, digits, '.', '_' and '-', starting with a "
-            "letter or digit"
+            f"{name!r} is not a name: use up to 64 letters, digits, '.', '_' and '-', starting with a letter or digit"
         )
     if name.endswith("."):
         raise ValueError(f"{name!r} ends in a full stop, which Windows does not allow")

@@ -138,7 +138,7 @@ def test_the_words_of_a_compressed_tensors_layer_are_held_against_its_shape(tmp_
     write_packed(tmp_path, "compressed-tensors")
     tensors = load_file(tmp_path / "model.safetensors")
     write_tensors(tmp_path, tensors | {f"{UP}.weight_shape": torch.tensor([160, 104])})
-    assert f"{UP}: its weight_shape is [160, 104], its words are [160, 12]" in refused(tmp_path)
+    assert f"{UP}: its weight_shape is [160, 104], but weight_packed has shape [160, 12]" in refused(tmp_path)
 
 
 # MLX
@@ -329,7 +329,7 @@ def test_rules_of_gptqmodel_are_followed_layer_by_layer(tmp_path):
         ({r".*q_proj": 8}, "must be a table, not 8"),
         ({r".*q_proj": {"group_size": "x"}}, "group_size is 'x'"),
         ({r".*q_proj": {"group_size": 64}}, "q_proj.scales is float16 [3, 96] and should be float16 [2, 96]"),
-        (["-:x"], "dynamic of quantization_config is ['-:x'], and a table is expected"),
+        (["-:x"], "dynamic of quantization_config must be a table, not ['-:x']"),
     ],
 )
 def test_rules_that_are_not_understood_or_do_not_fit_are_refused_by_name(rules, complaint, tmp_path):

@@ -323,7 +323,7 @@ def test_a_renamed_part_is_told_its_name(tmp_path):
     ("changes", "said"),
     [
         ({"no": {1: 2}}, "says that it is part 3 of 3"),
-        ({"tensors": 22}, "hold 21 tensors and should hold 22"),
+        ({"tensors": 22}, "hold 21 tensors instead of 22"),
         ({"change": {1: lambda said: said.update({"rope.freq_base": 5.0})}}, "differ in llama.rope.freq_base"),
     ],
 )

@@ -100,7 +100,7 @@ def test_a_tokenizer_of_another_model_beside_the_file_is_refused(tmp_path):
     a, b = list(vocabulary)[40:42]
     vocabulary[a], vocabulary[b] = vocabulary[b], vocabulary[a]
     (tmp_path / "tokenizer.json").write_text(json.dumps(state))
-    with pytest.raises(BaseModelError, match="another model's: 2 of the"):
+    with pytest.raises(BaseModelError, match="belongs to another model: 2 of the"):
         read(tmp_path / "m.gguf")
 
 

@@ -120,9 +120,9 @@ def test_a_build_file_may_name_a_kept_base_made_with_its_settings(cache, made_on
     shutil.rmtree(tmp_path / "base")
     found = load_base(Asked(str(folder), block_size=32, mix=named(("head",))))
     assert (found.fingerprint, found.eight_bit, found.reference) == (made.fingerprint, ("head",), "base")
-    with pytest.raises(BaseModelError, match=r'made with block_size 32, and this build asks for 64; layers .*"head"'):
+    with pytest.raises(BaseModelError, match=r'made with block_size 32, but this build asks for 64; layers .*"head"'):
         load_base(Asked(str(folder), block_size=64))
-    with pytest.raises(BaseModelError, match='calibration "none", and this build asks for "own"'):
+    with pytest.raises(BaseModelError, match='calibration "none", but this build asks for "own"'):
         load_base(Asked(str(folder), block_size=32, calibration="own", mix=named(("head",))))
     facts = json.loads((folder / kept.FACTS).read_text())
     (folder / kept.FACTS).write_text(json.dumps(facts | {"block_size": 16}))

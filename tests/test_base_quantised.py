@@ -174,7 +174,7 @@ def test_layers_whose_codes_are_kept_are_not_called_eight_bit_layers(source, tmp
     first = "model.layers.0.self_attn.v_proj"
     with pytest.raises(
         BaseModelError,
-        match=rf"eight_bit or blocks names 2 layers that this base has in its own {source.split()[0]} codes.*{first}",
+        match=rf"eight_bit or blocks names 2 layers whose {source.split()[0]} codes this base already has.*{first}",
     ):
         load_base(Asked(reference, block_size=16, mix=named(("value", "head"))))
     base = load_base(Asked(reference, block_size=16, mix=named(("head",))))
@@ -411,7 +411,7 @@ def test_tensors_that_are_missing_of_other_shapes_or_strange_are_named(tmp_path)
     )
     assert "model.norm.weight is missing" in changed(tmp_path, model__norm__weight=None)
     assert "stray.weight has no place" in changed(tmp_path, stray__weight=scales)
-    assert "stray.qweight has no linear layer" in changed(tmp_path, stray__qweight=scales)
+    assert "stray.qweight is not a linear layer" in changed(tmp_path, stray__qweight=scales)
     assert "a scale is NaN or infinity" in changed(tmp_path, **{f"{LAYER}scales": scales * float("inf")})
 
 

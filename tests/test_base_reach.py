@@ -56,7 +56,7 @@ def test_a_token_that_only_its_own_name_brings_is_told_and_refused_when_a_text_h
     from qia3.errors import DataError
 
     base = load_base(Asked(words_beyond(tmp_path, special("<tool>")), block_size=32))
-    assert "1 tokens lie beyond the embedding's" in (said := capsys.readouterr().err)
+    assert "1 tokens are beyond the embedding's" in (said := capsys.readouterr().err)
     assert "'<tool>'" in said
     base.tokens.encode("the <tool> as words")
     with pytest.raises(DataError, match="<tool>"):

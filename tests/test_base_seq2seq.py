@@ -373,7 +373,7 @@ def test_layers_are_named_in_one_stack_or_in_both(tmp_path):
     ):
         with pytest.raises(BaseModelError, match=words):
             meant(asked)
-    with pytest.raises(BaseModelError, match=r'"decoder\.value", and the model has one stack of layers; name "value"'):
+    with pytest.raises(BaseModelError, match=r'"decoder\.value", but the model has one stack of layers; write "value"'):
         named(["decoder.value"]).find(tiny("opt"), Grid(32, False), None)
     folder = str(write_seq2seq(tmp_path / "base"))
     base = load_base(Asked(folder, block_size=16, mix=named(["encoder.value", "decoder.down@0"])))
@@ -389,6 +389,6 @@ def test_an_embedding_that_comes_on_a_grid_is_refused():
     model = tiny_seq2seq("t5")
     store = Grid(32, False).store("shared", model.shared.weight, None)
     with pytest.raises(
-        BaseModelError, match="shared is on a grid, and of an encoder-decoder embeddings are read in float"
+        BaseModelError, match="shared is quantised, but quantised embeddings of encoder-decoders are not supported"
     ):
         place(model, "shared", store, None)

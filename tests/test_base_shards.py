@@ -104,10 +104,10 @@ def test_the_worked_example_of_the_header_holds(tmp_path):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "would have 0 bytes"),
+        (b"", "its header claims 0 bytes"),
         (b"\x10", "but the file has 1"),
-        (struct.pack("<Q", 2**63) + b"{}", "would have 9223372036854775808 bytes"),
-        (struct.pack("<Q", 3) + b"{}", "would have 3 bytes, but the file has 10"),
+        (struct.pack("<Q", 2**63) + b"{}", "its header claims 9223372036854775808 bytes"),
+        (struct.pack("<Q", 3) + b"{}", "its header claims 3 bytes, but the file has 10"),
         (pack(b"{}" + b" " * LONGEST_HEADER), "more than the limit"),
         (pack(b"\xff\xfe"), "utf-8"),
         (pack(b"[" * 100_000), "complete safetensors file"),
@@ -280,7 +280,7 @@ def test_every_cut_of_a_gguf_is_refused(tmp_path, gguf_bytes):
     last = len(gguf_bytes) - 32  # the writer may fill up behind the last tensor
     for length in range(last):
         path.write_bytes(gguf_bytes[:length])
-        refused(read_index, path, r"tiny\.gguf is not a whole GGUF file")
+        refused(read_index, path, r"tiny\.gguf is not a complete GGUF file")
 
 
 def head(entries_: int = 0, tensors: int = 0, version: int = 3) -> bytes:
@@ -303,7 +303,7 @@ def tensor(name: bytes, shape=(32,), kind=0, offset=0) -> bytes:
         (head(2**60), "truncated"),
         (head(0, 2**60), "truncated"),
         (head(1) + struct.pack("<Q", 2**63), "a name of 9223372036854775808 bytes"),
-        (head(1) + text(b"a") + struct.pack("<I", 99), "an entry of type 99"),
+        (head(1) + text(b"a") + struct.pack("<I", 99), "an entry has the unknown type 99"),
         (head(1) + text(b"a") + struct.pack("<IQ", 8, 2**62), "truncated"),
         (head(1) + text(b"a") + struct.pack("<IIQ", 9, 4, 2**62), "lists have more than"),
         (

@@ -145,7 +145,7 @@ def test_a_model_is_reported_before_it_is_built(place, capsys):
     ("words", "line"),
     [
         (["none-such/config.json"], "there is no model folder"),
-        (["base", "--context", "100000"], "positions, and a context of 100,000 was asked for"),
+        (["base", "--context", "100000"], "positions, but a context of 100,000 was asked for"),
         (["base", "--device", "raspbery-pi-5"], "raspberry-pi-5"),
         (["side", "--context", "10"], "a bundle has fixed values"),
         (["."], "manifest"),
@@ -324,7 +324,7 @@ def test_an_adapter_goes_out_and_comes_in_under_another_name(place, tmp_path, ca
 def test_law_7_an_adapter_of_another_base_is_refused_and_nothing_changes(place, tmp_path, capsys):
     write_build(tmp_path, steps=1, seed=5)
     one = ("train", tmp_path / "qia3.toml", "--output", tmp_path / "other", "--only")
-    assert "no task is called 'topic'; did you mean 'topics'?" in complaint(capsys, *one, "topic")
+    assert "there is no task called 'topic'; did you mean 'topics'?" in complaint(capsys, *one, "topic")
     assert qia3(capsys, *one, "topics")[0] == 0
     assert not (tmp_path / "other.work" / "commands").exists()
     before = tree(place / "side")

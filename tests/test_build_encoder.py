@@ -192,9 +192,7 @@ def test_the_verbs_work_alike(bundle, place, capsys, verb):
     code, out, err = qia3(capsys, verb, *arguments)
     assert (code, bool(out.strip())) == (0, True), err
     assert verb != "run" or out.strip() == "lights"
-    assert (
-        verb != "report" or "has a head in float32, which the parameters here do not count: topics 291, door 194" in out
-    )
+    assert verb != "report" or "has a head in float32, which is not counted here: topics 291, door 194" in out
     assert verb != "report" or ("of its states" in out and "decoding" not in out and "cache for" not in out)
 
 
@@ -237,7 +235,7 @@ def test_it_is_served_with_labels_and_embeddings(bundle):
             assert answer["scores"] == pytest.approx(alone.scores, abs=1e-4)
         assert "no words" in made.http.post("/v1/classify", json={"model": "things", "input": " "}).text
         other = made.http.post("/v1/classify", json={"model": asked[0][0], "input": "a", "choices": ["a", "b"]})
-        assert "has its own labels and no others" in other.text
+        assert "has fixed labels; leave out choices" in other.text
     finally:
         made.stop()
 
@@ -336,11 +334,11 @@ def test_a_merged_encoder_is_the_one_with_its_vectors_beside_it(bundle, place, c
     ("change", "told"),
     [
         (('kind = "classify"\nprompt', 'kind = "generate"\nprompt'), "which generates no text"),
-        (('name = "door"', 'name = "door"\nshots = 2'), "shots is for bases that write"),
+        (('name = "door"', 'name = "door"\nshots = 2'), "shots only applies to bases that generate text"),
         (('name = "things"', 'name = "things"\noverlong = "cut"'), "would leave words without labels"),
         (
             ('name = "things"', 'name = "things"\nranking = "sum"'),
-            "'things' labels each word: 'ranking' is for choices",
+            "'things' labels each word: 'ranking' only applies to choices",
         ),
         (
             ('target = "ort-exact"', 'target = "ort-exact"\ncontext_length = 16'),

@@ -185,7 +185,7 @@ def test_one_label_alone_is_told_before_anything_is_loaded(place, tmp_path, caps
     text = FILE.replace('["topics-a.jsonl", "topics-b.jsonl"]', '"one.jsonl"')
     (tmp_path / "qia3.toml").write_text(text)
     told = complaint(capsys, "train", tmp_path / "qia3.toml")
-    assert f"task 'topics': every example says 'lamp' ({tmp_path / 'one.jsonl'})" in told
+    assert f"task 'topics': every example has the same answer 'lamp' ({tmp_path / 'one.jsonl'})" in told
     (tmp_path / "qia3.toml").write_text(FILE.replace('["lights", "music"]', '["lights"]'))
     assert "choices must be two or more different" in complaint(capsys, "train", tmp_path / "qia3.toml")
 

@@ -270,7 +270,7 @@ def test_another_shape_is_refused_by_name(adapter):
 def test_a_folder_of_several_adapters_lists_them(adapter, tmp_path):
     shutil.copytree(adapter, tmp_path / "b")
     (tmp_path / "c").mkdir()
-    assert refused(tmp_path).endswith("is not an adapter, it holds 2: a, b; name one of these folders")
+    assert refused(tmp_path).endswith("is not an adapter but holds 2: a, b; name one of these folders")
 
 
 def test_pickles_shards_and_folders_in_place_of_weights_are_refused(adapter):

@@ -184,7 +184,7 @@ def test_a_result_that_cannot_be_told_is_one_line_about_standard_output(words):
     with Path("/dev/full").open("w") as full:
         run = subprocess.run([sys.executable, "-m", "qia3", *words], stdout=full, stderr=subprocess.PIPE, text=True)
     assert run.returncode == 2
-    assert run.stderr == "qia3: standard output cannot be written: No space left on device\n"
+    assert run.stderr == "qia3: cannot write to standard output: No space left on device\n"
 
 
 class Panic(BaseException):

@@ -146,7 +146,7 @@ def test_a_mixture_names_other_tasks_and_needs_no_file_of_its_own(tmp_path):
     task = read(tmp_path, mixed).task[2]
     assert (task.mixture, task.train_files, task.shots) == (("intents", "commands"), (), 2)
     assert "did you mean 'commands'?" in complaint(tmp_path, mixed.replace('"intents", "commands"', '"comands"'))
-    assert "known here: commands, intents" in complaint(tmp_path, mixed.replace('"intents", "commands"', '"zzz"'))
+    assert "known: commands, intents" in complaint(tmp_path, mixed.replace('"intents", "commands"', '"zzz"'))
     assert "which is a mixture itself" in complaint(
         tmp_path, mixed + mixed[len(GOOD) :].replace("general", "more").replace('"intents"', '"general"')
     )
@@ -205,15 +205,15 @@ def test_an_unknown_key_is_named_with_the_nearest_right_one(tmp_path, wrong, rig
 @pytest.mark.parametrize(
     ("roles", "said"),
     [
-        ('["heads"]', "no layers are called 'heads'; did you mean 'head'"),
-        ('["encoder.heads"]', "no layers are called 'heads'; did you mean 'head'"),
-        ('["x"]', "known here: head, "),
+        ('["heads"]', "there are no layers called 'heads'; did you mean 'head'"),
+        ('["encoder.heads"]', "there are no layers called 'heads'; did you mean 'head'"),
+        ('["x"]', "known: head, "),
         ('["heda@1"]', "did you mean 'head'"),
     ],
 )
 def test_an_unknown_role_is_named_with_the_nearest_right_one(tmp_path, roles, said):
     told = complaint(tmp_path, GOOD.replace("[train]", f"eight_bit = {roles}\n[train]", 1))
-    assert "base.eight_bit (line 6): no layers" in told
+    assert "base.eight_bit (line 6): there are no layers" in told
     assert said in told
 
 
@@ -228,7 +228,7 @@ def test_an_encoder_decoder_has_two_stacks_of_layers(tmp_path, stack):
 @pytest.mark.parametrize("layers", ["", "1-", "a", "1;2", "1,", "-1"])
 def test_layers_at_eight_bits_are_numbers(tmp_path, layers):
     told = complaint(tmp_path, GOOD.replace("[train]", f'eight_bit = ["down@{layers}"]\n[train]', 1))
-    assert f"'down@{layers}': after '@' stand layers, such as 0-2,11" in told
+    assert f"'down@{layers}': after '@' layer numbers are expected, such as 0-2,11" in told
 
 
 def test_roles_at_eight_bits_are_in_order_and_named_once(tmp_path):
@@ -245,8 +245,8 @@ def test_blocks_name_layers_as_eight_bits_do(tmp_path):
 @pytest.mark.parametrize(
     ("blocks", "said"),
     [
-        ('{ 32 = ["heads"] }', "no layers are called 'heads'; did you mean 'head'"),
-        ('{ 32 = ["up@"] }', "'up@': after '@' stand layers"),
+        ('{ 32 = ["heads"] }', "there are no layers called 'heads'; did you mean 'head'"),
+        ('{ 32 = ["up@"] }', "'up@': after '@' layer numbers are expected"),
         ('{ 48 = ["up"] }', "base.blocks.48 (line 6): 16, 32, 64, 128 or 256 is expected, not 48"),
         ('["up"]', "base.blocks (line 6)"),
         ('{ short = ["up"] }', "16, 32, 64, 128 or 256 is expected, not 'short'"),

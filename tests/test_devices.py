@@ -87,7 +87,7 @@ def test_one_application_never_gets_all_of_a_device():
 def test_an_unknown_device_is_told_the_nearest_and_the_other_ways():
     with pytest.raises(ConfigError, match=r"did you mean 'raspberry-pi-5'.*'here'.*\./my\.toml"):
         load_device("rasberry-pi-5")
-    with pytest.raises(ConfigError, match=r"there are .*browser-tab"):
+    with pytest.raises(ConfigError, match=r"known: .*browser-tab"):
         load_device("zzz")
 
 

@@ -43,15 +43,15 @@ def test_examples_are_read(tmp_path):
         ({"text": "a"}, "line 2: 'label' is missing; the line has 'text'"),
         ({"label": "lights"}, "line 2: 'text' is missing"),
         ({"text": "  ", "label": "lights"}, "line 2: 'text' is empty"),
-        ({"text": "a", "label": 3}, "line 2: 'label' is a number, not a text; put it in quotes"),
-        ({"text": "a", "label": True}, "line 2: 'label' is true or false, not a text"),
-        ({"text": ["a"], "label": "lock"}, "line 2: 'text' is a list, not a text"),
+        ({"text": "a", "label": 3}, "line 2: 'label' is a number, not a string; put it in quotes"),
+        ({"text": "a", "label": True}, "line 2: 'label' is true or false, not a string"),
+        ({"text": ["a"], "label": "lock"}, "line 2: 'text' is a list, not a string"),
         ('{"text": "a", "label": ' + "1" * 5000 + "}", r"line 2: not JSON \(a number has too many digits\)"),
         ('{"text": "a", "label": "lock", "text": "b"}', "line 2: 'text' occurs twice"),
         ({"text": "a", "label": "lock", "labels": ["lock"]}, "line 2: it has both 'label' and 'labels'"),
-        ({"text": "a", "labels": "lock"}, "line 2: 'labels' is a list of texts"),
-        ({"text": "a", "labels": []}, "line 2: 'labels' needs an answer or more"),
-        ({"text": "a", "labels": ["lock", "lock"]}, "line 2: 'labels' needs an answer or more, all different"),
+        ({"text": "a", "labels": "lock"}, "line 2: 'labels' must be a list of non-empty strings"),
+        ({"text": "a", "labels": []}, "line 2: 'labels' needs one or more answers"),
+        ({"text": "a", "labels": ["lock", "lock"]}, "line 2: 'labels' needs one or more answers, all different"),
         ({"text": "a", "labels": ["lock", "Lock"]}, "line 2: label 'Lock' is not one of lights, lock"),
         ({"text": "a", "label": "Lights"}, "line 2: label 'Lights' is not one of lights, lock"),
         ({"text": "a", "label": "x" * 10**6}, r"line 2: label 'x{80}'\.\.\. \(1,000,000 characters\) is not one of"),
@@ -66,19 +66,19 @@ def test_examples_are_read(tmp_path):
         ({"text": "a", "label": "x", "choices": ["y", "z"]}, "line 2: label 'x' is not one of y, z"),
         (
             {"text": "a", "label": "y", "choices": ["y"]},
-            "line 2: 'choices' needs two answers or more, all different; it has 'y'",
+            "line 2: 'choices' needs two or more answers, all different; it has 'y'",
         ),
-        ({"text": "a", "label": "y", "choices": ["y", "y", "z"]}, "line 2: 'choices' needs two answers"),
+        ({"text": "a", "label": "y", "choices": ["y", "y", "z"]}, "line 2: 'choices' needs two or more answers"),
         (
             {"text": "a", "label": "y", "choices": []},
-            "line 2: 'choices' needs two answers or more, all different; it has none",
+            "line 2: 'choices' needs two or more answers, all different; it has none",
         ),
-        ({"text": "a", "label": "y", "choices": "yz"}, "line 2: 'choices' is a list of texts"),
+        ({"text": "a", "label": "y", "choices": "yz"}, "line 2: 'choices' must be a list of non-empty strings"),
         (
             {"text": "a", "label": "y", "choices": ["y", " "]},
-            "line 2: 'choices' is a list of texts, none of them empty",
+            "line 2: 'choices' must be a list of non-empty strings",
         ),
-        ({"text": "a", "label": "y", "choices": ["y", 3]}, "line 2: 'choices' is a list of texts"),
+        ({"text": "a", "label": "y", "choices": ["y", 3]}, "line 2: 'choices' must be a list of non-empty strings"),
         ('{"text": "\\ud83d", "label": "lock"}', "line 2: 'text' holds half of a surrogate pair"),
     ],
 )
@@ -131,7 +131,7 @@ def test_a_text_with_two_answers_is_reported(tmp_path):
 
     assert contradiction(rows(("a", ["x"]), ("a", ["x"]), ("b", ["y"]), ("b", ["y", "z"]))) is None
     said = contradiction(rows(("a", ["x"]), ("b", ["y"]), ("a", ["y"]), ("a", ["z"])))
-    assert said.startswith("2 lines repeat a text that has another answer elsewhere: 'a' is 'x' (")
+    assert said.startswith("2 lines repeat a text with different answers: 'a' is 'x' (")
     assert "line 1) and 'y' (" in said
 
 

@@ -144,9 +144,7 @@ def test_a_stack_whose_attention_does_not_come_by_is_refused(family, settings):
     """Its keys would be missed, and its values be taken for what they are not."""
     config = AutoConfig.for_model(family, vocab_size=101, **settings)
     torch.manual_seed(0)
-    with pytest.raises(
-        BaseModelError, match=r"code of its own in 2 of the 2 layers of (model\.)?encoder\.(block|layers)"
-    ):
+    with pytest.raises(BaseModelError, match=r"its own code in 2 of the 2 layers of (model\.)?encoder\.(block|layers)"):
         find_roles(AutoModelForSeq2SeqLM.from_config(config).eval())
 
 
@@ -181,7 +179,7 @@ def test_query_sites_are_known_apart():
 def test_a_base_without_roles_is_refused_with_what_was_seen():
     config = AutoConfig.for_model("gpt_oss", **SHAPE, num_local_experts=4)
     with pytest.raises(
-        BaseModelError, match=r"mixtures of experts \(GptOssExperts\) of another form.*Linear layers seen: .*k_proj"
+        BaseModelError, match=r"mixtures of experts \(GptOssExperts\) of a form.*Linear layers seen: .*k_proj"
     ):
         find_roles(AutoModelForCausalLM.from_config(config).eval())
 

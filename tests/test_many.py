@@ -229,7 +229,7 @@ def test_no_scheduler_is_one_line(place, capsys, monkeypatch):
 def test_another_base_is_refused_by_the_worker(place, tmp_path):
     (found,) = carry_out(order(place, tmp_path / "work", fingerprint="f" * 64))
     assert found.record is None
-    assert "and the tasks are for ffffffffffffffff" in str(found.failure)
+    assert "but the tasks are for ffffffffffffffff" in str(found.failure)
     assert "\n" not in str(found.failure)
     assert not (tmp_path / "work" / "a").exists()
 
@@ -290,7 +290,7 @@ def test_tasks_in_one_pass_end_as_those_one_by_one(place, whole, tmp_path, capsy
     file.write_text(HEAD + STAR + own + "[task.training]\naccumulate = 2\n" + TAIL)
     code, out, err = qia3(capsys, "train", file, "--work", tmp_path, "--steps", 2, "--together", 3)
     assert code == 0, err
-    assert "b trains by itself: accumulate cuts its batches in parts" in err
+    assert "b trains by itself: its batches are split into parts (accumulate)" in err
 
 
 def test_resume_refuses_what_was_trained_for_another_plan(place, tmp_path, capsys):
@@ -298,7 +298,7 @@ def test_resume_refuses_what_was_trained_for_another_plan(place, tmp_path, capsy
     assert qia3(capsys, *words, "--resume")[0] == 0  # nothing there yet
     assert qia3(capsys, *words, "--resume")[0] == 0
     told = complaint(capsys, *words, "--resume", "--steps", 9)
-    assert "are of another: a (training.steps was 8, is 9)" in told
+    assert "were trained with another: a (training.steps was 8, is 9)" in told
     assert qia3(capsys, *words, "--steps", 9)[0] == 0
 
 

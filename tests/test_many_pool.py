@@ -67,5 +67,5 @@ def test_all_of_them_stop_when_they_are_told(tmp_path):
 
 @pytest.mark.parametrize("name", ["process:0", "process:two", "process", "dask://here", "dask://a:b", "threads:2", ""])
 def test_what_is_no_executor_is_told(name):
-    with pytest.raises(ConfigError, match="is none of process:2, dask://HOST:PORT or submitit"):
+    with pytest.raises(ConfigError, match="must be process:2, dask://HOST:PORT or submitit"):
         check_executor(name)

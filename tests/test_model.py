@@ -65,7 +65,7 @@ def test_text_comes_in_pieces(model, engine):
 
 
 def test_what_it_cannot_do_is_one_line(model):
-    with pytest.raises(ConfigError, match="several adapters, name one: echo, lamps or none"):
+    with pytest.raises(ConfigError, match="several adapters; name one: echo, lamps or none"):
         model.label("x")
     with pytest.raises(ConfigError, match="'echo' has no choices to rank"):
         model.labels(TEXTS, ["lamps", "lamps", "echo", "lamps"])

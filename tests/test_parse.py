@@ -77,7 +77,7 @@ def test_what_is_not_there_and_what_is_too_large(tmp_path):
     with pytest.raises(DataError, match="cannot read"):
         read_bytes(Path("a\0b"), DataError)
     (tmp_path / "long").write_bytes(b"12345")
-    with pytest.raises(DataError, match="5 bytes, 4 are the most"):
+    with pytest.raises(DataError, match="5 bytes, more than the limit of 4"):
         read_bytes(tmp_path / "long", DataError, largest=4)
 
 

@@ -287,7 +287,7 @@ def test_the_longest_line_that_fits_is_asked(engine, tmp_path):
 def test_a_contradiction_in_a_file_is_told(engine, tmp_path, capsys):
     file = lines(tmp_path / "a.jsonl", {"text": "a", "label": "lock"}, {"text": "a", "label": "lights"})
     evaluate(engine, AdapterBank(engine.bundle), file, "lamps")
-    assert "warning: a line repeats a text that has another answer" in capsys.readouterr().err
+    assert "warning: a line repeats a text with different answers" in capsys.readouterr().err
 
 
 def test_law_11_control_tokens_in_words_and_choices_are_text_on_the_device(engine):

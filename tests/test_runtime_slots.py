@@ -105,7 +105,7 @@ def test_what_does_not_fit_is_refused(engine, bank):
     slots, vectors = Slots(engine, rows=1, capacity=4), bank.vectors(None)
     long = Prompt(engine, [5, 9, 250, 17, 33], vectors)
     whole(long)
-    with pytest.raises(QIA3Error, match="no room for 5 positions in row 0 of 1, which holds 4"):
+    with pytest.raises(QIA3Error, match="no room for 5 positions in row 0 of 1, whose capacity is 4"):
         slots.join(long.cache, vectors)
     fits = Prompt(engine, [5, 9, 250], vectors)
     whole(fits)
@@ -113,7 +113,7 @@ def test_what_does_not_fit_is_refused(engine, bank):
     with pytest.raises(QIA3Error, match="no room"):
         slots.join(fits.cache, vectors)
     slots.step([40])
-    with pytest.raises(QIA3Error, match="row 0 is at its last position of 4"):
+    with pytest.raises(QIA3Error, match="row 0 has used all its 4 positions"):
         slots.step([41])
     with pytest.raises(QIA3Error, match="row 1 is not in use"):
         slots.leave(1)

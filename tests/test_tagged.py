@@ -129,5 +129,5 @@ def test_control_tokens_in_words_are_words_and_a_word_without_a_token_is_told():
     assert tokens.tokenizer.decode(ids[places[2] : -1]).strip() == "Rome"
     from tiny_encoders import words as wordpieces
 
-    with pytest.raises(DataError, match=r"makes no token of its own of the word '\\u200b'"):
+    with pytest.raises(DataError, match=r"gives the word '\\u200b' no token of its own"):
         Tokens.of(wordpieces()).words("[CLS]{text}[SEP]", ["lights", "\u200b", "on"])

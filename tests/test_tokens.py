@@ -326,7 +326,7 @@ def test_a_token_beyond_the_embedding_is_refused_and_named():
 
 
 def test_what_is_no_text_is_told_in_one_line(tmp_path):
-    with pytest.raises(DataError, match="the text is not UTF-8: it has a byte 0xff that belongs to no character"):
+    with pytest.raises(DataError, match="the text is not UTF-8: it has a byte 0xff that is not part of a character"):
         Tokens(made("byte-level")).encode("ab\udcff")
     with pytest.raises(DataError, match="the text is not UTF-8: it has half of a surrogate pair"):
         Tokens(made("byte-level")).prompt("Topic of {text}?", "\ud83d")

@@ -273,7 +273,7 @@ def test_a_model_that_cannot_pack_is_trained_with_a_row_for_each_answer(tmp_path
     model, scaled = adapted("mistral")  # its window of 7 is shorter than the examples
     record = train_vectors(model, scaled, EXAMPLES, SETTINGS, 0, tmp_path, "t")
     assert not record.packed
-    assert "MistralForCausalLM does not compute the same with several answers in one row" in capsys.readouterr().err
+    assert "MistralForCausalLM does not compute the same with several answers per row" in capsys.readouterr().err
 
 
 def test_seeds_decide_the_run(tmp_path):

@@ -241,7 +241,7 @@ def test_the_split_follows_the_text(tmp_path):
     assert sorted(e.text for e in train + held) == sorted(e.text for e in many)
     more = split([*many, *many, Example("new", "a")], 0.25, "t")[1]
     assert {e.text for e in held} <= {e.text for e in more} <= {e.text for e in held} | {"new"}
-    with pytest.raises(ConfigError, match=r"leaves task 't' . examples to train on and . to validate on, of 1"):
+    with pytest.raises(ConfigError, match=r"splits the 1 examples of task 't' into . to train on and . to validate on"):
         split(many[:1], 0.5, "t")
 
 

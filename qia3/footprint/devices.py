@@ -38,7 +38,7 @@ def _of_file(path: Path) -> Device:
     try:
         text = read_text(path, ConfigError, largest=LARGEST)
     except ConfigError as error:
-        raise ConfigError(f"cannot read the device profile: {error}") from error
+        raise ConfigError(f"the device profile: {error}") from error
     return parse_device(path.stem, text, str(path))
 
 
