@@ -255,11 +255,11 @@ def test_no_torch_is_loaded(place, bundle):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--name", "topics"], "has an adapter called 'topics' already"),
-        (["--name", "x", "--prompt", "Which?"], "a prompt holds {text} exactly once"),
+        (["--name", "topics"], "already has an adapter called 'topics'"),
+        (["--name", "x", "--prompt", "Which?"], "a prompt must contain {text} exactly once"),
         (["--name", "x", "--after", "nobody"], "has no adapter 'nobody' to go on from; it has: commands, topics"),
         (["--name", "x", "--after", "commands"], "'target' is missing"),
-        (["--name", "x", "--validation", "1.5"], "--validation: a fraction is between 0 and 1"),
+        (["--name", "x", "--validation", "1.5"], "--validation: expected a fraction between 0 and 1"),
         (["--name", "x", "--learning-rate", "-1"], "--learning-rate: "),
         (["--name", "con"], "reserved on Windows"),
         (["--name", "x", "--test", "gone.jsonl"], "there is no file gone.jsonl to test on"),

@@ -20,7 +20,7 @@ from qia3.footprint.sections import Chart, Note, Page, Section, Table
 from qia3.printers.charts import NARROW, WIDE, svg
 from qia3.printers.drawing import COLOURS, Drawing, drawing
 
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"  # nothing is fetched, even if the content asks for it
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"  # nothing is fetched
 WORDS = 24  # letters from which a cell is prose and may wrap
 
 
