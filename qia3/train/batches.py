@@ -1,4 +1,4 @@
-"""Batches (qia3.batching.rows) as tensors, and the mask that keeps the branches of a row apart."""
+"""Batches (qia3.batching.rows) as tensors, and the mask that separates the branches of a row."""
 
 from __future__ import annotations
 
@@ -15,17 +15,19 @@ Batch = dict[str, Tensor]
 
 
 def padded(trees: Sequence[Tree], totals: Totals | None = None) -> Batch:
-    """One row for each answer."""
+    """One row per answer."""
     return _tensors(rows.padded(trees, totals))
 
 
 def packed(trees: Sequence[Tree], limit: int, hidden_size: int, totals: Totals | None = None) -> Batch:
-    """Prompts run once, several trees in a row of at most `limit` slots where that is cheaper."""
+    """Prompts run once; several trees share a row of at most `limit` slots if that is cheaper."""
     return _tensors(rows.packed(trees, limit, hidden_size, totals))
 
 
 def lay_out(trees: Sequence[Tree], pieces: Sequence[Sequence[Piece]], totals: Totals | None = None) -> Batch:
-    """`pieces`, row by row, hold every answer of every tree once. `totals` default to those of `trees`."""
+    """Tensors for `pieces`, which hold every answer of every tree once, row by row. `totals` default to those of
+    `trees`.
+    """
     return _tensors(rows.lay_out(trees, pieces, totals))
 
 

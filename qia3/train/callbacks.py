@@ -1,5 +1,5 @@
-"""What happens beside the steps of a run: a line in the log (qia3.batching.log), progress on the screen, stopping when
-asked, stopping when it gets no better.
+"""What happens beside the steps of a run: log lines (qia3.batching.log), progress output, stopping on request, early
+stopping.
 """
 
 from __future__ import annotations

@@ -13,9 +13,9 @@ from qia3.train.pairs import beside
 
 @dataclass(frozen=True)
 class Collator:
-    """Slots to a batch: packed into rows of at most `row_tokens`, or, where the model cannot, a row for each answer.
+    """Turns slots into a batch: packed into rows of at most `row_tokens`, or one row per answer if the model cannot pack.
 
-    `start`: what an encoder-decoder's answers stand behind in its decoder; nothing for a decoder alone.
+    `start`: the tokens before an encoder-decoder's answers in its decoder; empty for a decoder alone.
     """
 
     packs: bool

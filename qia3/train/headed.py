@@ -2,9 +2,9 @@
 
     logits = W p + b        p the pooled state of a text        loss = -log softmax(logits)[right]
 
-So an answer is one "token" of a vocabulary of labels, its number, and everything that draws, cuts and counts trees of
-tokens (qia3.batching.examples, schedule) serves as it is. Where each word has a label, it is told by the state of the
-word's first token, as in transformers' examples, and the answer has a number for each:
+So an answer is one "token" from a vocabulary of labels (its number), and everything that draws, cuts and counts trees
+of tokens (qia3.batching.examples, schedule) works unchanged. If each word has a label, it is predicted from the state
+of the word's first token, as in transformers' examples, and the answer has one number per word:
 
     tree      prompt [CLS] turn it off [SEP]      answer (3,)            places ()
     tree      prompt [CLS] an ##na waits [SEP]    answer (1, 0)          places (1, 3)
@@ -167,7 +167,7 @@ def _labels(tree: Tree, length: int) -> int | list[int]:
 
 @dataclass(frozen=True)
 class Texts:
-    """Slots to a batch, as qia3.train.collator's Collator: a text a row."""
+    """Turns slots into a batch, like qia3.train.collator's Collator: one text per row."""
 
     packs: bool = False
 

@@ -46,7 +46,7 @@ def run_alone(task: VectorModel, given: Input, finish: Finish) -> dict[str, Tens
 
 
 class VectorModel(nn.Module):
-    """forward takes a batch (qia3.batching.rows) and gives the loss and its parts; state_dict is the vectors' offsets
+    """forward takes a batch (qia3.batching.rows) and returns the loss and its parts; state_dict is the vectors' offsets
     from one.
     """
 

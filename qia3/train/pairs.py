@@ -1,8 +1,8 @@
 r"""A batch of an encoder-decoder: prompts in the encoder, each once; answers in the decoder, after its start token.
 
-Where the decoder tells positions by their distance alone (T5's buckets, rotations), the answers of one example share a
-decoder row, each with a start token of its own, and a mask keeps them apart (qia3.batching.rows): what stands before an
-answer in the row moves it, and distances within it stay. A row reads the states of one prompt, so examples do not share
+If the decoder sees positions only as distances (T5's buckets, rotary embeddings), the answers of one example share a
+decoder row, each with its own start token, and a mask separates them (qia3.batching.rows): what precedes an answer in
+the row shifts it, but distances within it stay the same. A row reads the states of one prompt, so examples do not share
 rows. Prompt "a b </s>", answers "x <end>" and "y z <end>", start token s:
 
     encoder    a  b  </s>          slot       s  x  s  y  z        sees  s  x  s  y  z        predict
@@ -20,8 +20,8 @@ These are added to a batch of E examples whose longest prompt has S tokens:
     prompts       int64 [E, S]   padded on the right          prompt_mask   int64 [E, S]   1 at tokens
     source        int64 [R]      the prompt whose states a row reads
 
-What a row of L slots costs, in the units of qia3.batching.trees: its slots, their attention over the row and over S
-states, and the keys and values of those states, which are computed anew for each row (2 h² of a slot's 12 h²):
+The cost of a row of L slots, in the units of qia3.batching.trees: its slots, their attention over the row and over S
+states, and the keys and values of those states, which are computed for each row (2 h² of a slot's 12 h²):
 
     L (1 + (L + S) / (2 h)) + S / 6
 

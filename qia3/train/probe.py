@@ -41,8 +41,8 @@ def packs(model: PreTrainedModel, longest_path: int, start: tuple[int, ...] = ()
 
 
 def _trees(vocabulary: int, longest_path: int, start: tuple[int, ...]) -> list[Tree]:
-    """A long and a short tree with the same first token, each with answers of two lengths. Beside an encoder, what is long
-    is an answer.
+    """A long and a short tree with the same first token, each with answers of two lengths. In an encoder-decoder the
+    long part is an answer.
     """
     random = torch.Generator().manual_seed(0)
 

@@ -1,9 +1,9 @@
 """One training run: the vectors of one task, on a frozen base, by transformers' Trainer.
 
-The Trainer brings checkpoints, resuming, the schedule of the learning rate, accumulation and several processes. It is
-handed a module whose state_dict is the vectors alone (qia3.train.model), so a checkpoint is a few hundred kilobytes,
-and slots in a fixed order (qia3.batching.schedule), so that it never shuffles: whatever way a run is cut, in time, in
-parts of a batch or over processes, it gives the same losses.
+The Trainer provides checkpoints, resuming, the learning rate schedule, gradient accumulation and several processes. It
+gets a module whose state_dict is only the vectors (qia3.train.model), so a checkpoint is a few hundred kilobytes, and
+slots in a fixed order (qia3.batching.schedule), so it never shuffles: however a run is split, in time, in parts of a
+batch or over processes, it gives the same losses.
 
 Ctrl-C and SIGTERM end the run after the current step with a checkpoint; kill -9 leaves the last one. The same command
 resumes from there.

@@ -2,8 +2,8 @@
 changed.
 
 WORK/TASK/plan.json    what was asked for: base, data, prompts, settings and seed (qia3.batching.asked)
-WORK/TASK/checkpoints  the Trainer's
-WORK/TASK/log.jsonl    a line a step
+WORK/TASK/checkpoints  the Trainer's checkpoints
+WORK/TASK/log.jsonl    one line per step
 WORK/TASK/adapter      the vectors, a PEFT checkpoint with its task.json
 WORK/TASK/record.json  what the run cost; written last, so its presence means done
 """
