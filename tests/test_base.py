@@ -95,8 +95,8 @@ def test_a_name_that_the_hub_does_not_give_is_told_the_aliases(monkeypatch):
         with pytest.raises(BaseModelError) as told:
             read("all-minilm")
         assert str(told.value) == (
-            "cannot fetch 'all-minilm', which is no folder here and no alias (smollm2-135m-instruct, all-minilm-l6-v2), "
-            "from the hub: no such name"
+            "'all-minilm' is neither a local folder nor an alias (smollm2-135m-instruct, all-minilm-l6-v2), and cannot be "
+            "fetched from the hub: no such name"
         )
 
 
