@@ -361,7 +361,7 @@ def test_other_layouts_are_refused_in_one_line_that_names_what_is_read(settings,
     configure(tmp_path, quantization_config=settings)
     assert complaint in (line := refused(tmp_path))
     assert (
-        "what is: 4-bit GPTQ (checkpoint_format gptq or gptq_v2), 4-bit AWQ (version gemm), bitsandbytes NF4, GGUF"
+        "supported: 4-bit GPTQ (checkpoint_format gptq or gptq_v2), 4-bit AWQ (version gemm), bitsandbytes NF4, GGUF"
         in line
     )
 

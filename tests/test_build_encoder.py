@@ -267,7 +267,7 @@ def test_one_server_has_a_decoder_s_chats_and_an_encoder_s_embeddings(bundle, tm
         echo, bank = task_of(decoder, "echo"), AdapterBank(decoder.bundle)
         assert found == ["".join(reply(decoder, echo, bank.vectors("echo"), text, 6)) for text in TEXTS]
         both = made.http.post("/v1/classify", json={"model": "door", "input": "a"})
-        assert (both.status_code, "ask for tiny:door or reads:door" in both.text) == (404, True)
+        assert (both.status_code, "use tiny:door or reads:door" in both.text) == (404, True)
         own = made.http.post("/v1/classify", json={"model": "reads:door", "input": TEXTS}).json()["data"]
         assert [d["label"] for d in own] == [a.label for a in classify_texts(encoder, TEXTS, "door")]
         assert made.http.delete("/v1/adapters/tiny:door").status_code == 204

@@ -141,7 +141,7 @@ def test_a_decoder_alone_is_written_as_it_was():
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda c: c["graphs"].pop("encoder"), "graphs.encoder is missing, which an encoder-decoder has"),
+        (lambda c: c["graphs"].pop("encoder"), "graphs.encoder is missing, which an encoder-decoder needs"),
         (lambda c: c["architecture"].pop("decoder_start"), "architecture.decoder_start is missing"),
         (lambda c: c["architecture"].pop("encoder_layers"), "architecture.encoder_layers is missing"),
         (lambda c: c["architecture"].update(decoder_start=[0, 10**6]), "decoder_start is past the vocabulary"),

@@ -107,7 +107,7 @@ def test_what_is_no_bundle_is_told(tmp_path, place):
         ('{"format": ' + "9" * 5000 + "}", "is not valid JSON: a number has too many digits"),
         ('{"format": 3, "format": 3}', "is not valid JSON: the key 'format' occurs twice"),
         ("{}", "has no 'format'"),
-        ('{"format": 4}', "bundle format 4, this version reads up to 3; upgrade qia3"),
+        ('{"format": 4}', "bundle format 4, but this version reads up to 3; upgrade qia3"),
         ('{"format": 0}', "build it again"),
         ('{"format": "x"}', "build it again"),
         ('{"format": true}', "build it again"),

@@ -263,7 +263,7 @@ def test_one_that_fails_takes_no_other_with_it(place, tmp_path, capsys):
     code, out, err = qia3(capsys, "train", file, "--work", tmp_path / "work", "--json")
     assert code == 2
     last = err.splitlines()[-1]
-    assert last.startswith(f"qia3: 1 of 3 tasks failed, the others are kept in {tmp_path / 'work'}: b: ")
+    assert last.startswith(f"qia3: 1 of 3 tasks failed (the others are kept in {tmp_path / 'work'}): b: ")
     assert "another base" in last
     tasks = {task["task"]: task for task in json.loads(out)["tasks"]}
     assert {name: task["failure"] is None for name, task in tasks.items()} == {"a": True, "b": False, "c": True}
