@@ -198,7 +198,7 @@ def test_figures_come_back_as_they_were_printed(tmp_path, monkeypatch):
         (2, "", "Traceback\n  line\nno such bundle\n", "failed: no such bundle"),
         (-9, "", "", "exit code -9 without a message"),
         (0, "warming up", "", "did not print JSON"),
-        (0, "[1]", "", "the whole is a list instead of an object"),
+        (0, "[1]", "", "the content is a list instead of an object"),
         (0, '{"load_seconds": 1}', "", "peak_anonymous_bytes is missing"),
     ],
 )

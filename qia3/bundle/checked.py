@@ -223,4 +223,4 @@ def _below(at: str, key: str) -> str:
 
 
 def _place(at: str) -> str:
-    return at or "the whole"
+    return at or "the content"
