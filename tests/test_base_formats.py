@@ -356,7 +356,7 @@ def test_auto_rounds_folders_with_gptq_or_awq_tensors_are_read(codes, tmp_path):
         ({"packing_format": "auto_round:gptqmodel"}, "packed by AutoRound for 'auto_round:gptqmodel'"),
         ({"packing_format": None}, "packed by AutoRound for 'None'"),
         ({"data_type": "mx_fp"}, "quantised by AutoRound to 'mx_fp'"),
-        ({"act_bits": 8}, "rounded to 8 bits"),
+        ({"act_bits": 8}, "quantised to 8 bits"),
         ({"bits": 2}, "have 2 bits"),
         ({"extra_config": {UP: {"bits": 8}}}, f"extra_config of '{UP}' gives {UP} 8 bits"),
         ({"extra_config": {UP: {"bits": 16}}}, f"extra_config of '{UP}' leaves {UP} in float"),

@@ -369,7 +369,7 @@ def test_layers_are_named_in_one_stack_or_in_both(tmp_path):
     for asked, words in (
         ("encoder.value@2", 'eight_bit names "encoder.value" in layer 2; it is in layers 0 to 1'),
         ("value@3", 'eight_bit names "value" in layer 3; it is in layers 0 to 2'),
-        ("encoder.head", 'the encoder has no layer of the role "head", which eight_bit names'),
+        ("encoder.head", 'eight_bit names "head", but the encoder has no such layer'),
     ):
         with pytest.raises(BaseModelError, match=words):
             meant(asked)
