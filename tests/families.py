@@ -405,26 +405,27 @@ def told(family: Family, found: Works | str) -> str:
 
 HEAD = """# Families
 
-What happens to a base, by family: tiny random models from transformers, each taken through everything that `qia3 build`
-does before it trains. "side" means that the exported graph, with vectors, agrees with transformers' own attention on the
-dequantised weights to 1e-4 of the largest logit (eager attention; torch's own where tests/families.py turns `eager` off
-and says why: Falcon's alibi), for prompts of {lengths} tokens, beyond windows and beyond the lengths at which rotary
-embeddings switch, with {steps} steps after each. "batch" is the same in a batch of unequal rows, "merged" with the vectors
-folded into the scales. If there is an activation function between a feed-forward's vector and the rows that it would
-scale, the vector stays unmerged (in a merged bundle of an encoder it becomes a constant:
-tests/test_graph_encoder.py). "trains" means that a gradient reaches every vector. For encoders, the states are compared.
-Refusals come before anything is trained, with the reason. The program has no such list: it observes what a model does.
+What happens to a base, by family: tiny random models from transformers, each taken through everything that
+`qia3 build` does before it trains. "unmerged" means that the exported graph, with vectors, agrees with transformers'
+own attention on the dequantised weights to 1e-4 of the largest logit (eager attention; torch's own where
+tests/families.py turns `eager` off and says why: Falcon's alibi), for prompts of {lengths} tokens, beyond windows
+and beyond the lengths at which rotary embeddings switch, with {steps} steps after each. "batch" is the same in a batch of
+unequal rows, "merged" with the vectors folded into the scales. If there is an activation function between a
+feed-forward's vector and the rows that it would scale, the vector stays unmerged (in a merged bundle of an encoder it
+becomes a constant: tests/test_graph_encoder.py). "trains" means that a gradient reaches every vector. For encoders,
+the states are compared. Refusals come before anything is trained, with the reason. The program has no such list: it
+observes what a model does.
 
-The last three columns show what other loaders make of it (tests/loaders.py). PEFT has our checkpoint's vectors on a plain
-model, with our logits; transformers.js {js} and optimum-onnx {optimum} open one of our folders by name
-(merged if possible, otherwise the graph with unmerged vectors, which they leave at one) and give the tokens of
-transformers, singly and in a batch. "-" means that there is nothing to try: refused families, and encoders in these two (tests/test_interop_labels.py
-opens some); "not run" means not tried yet.
+The last three columns show the results of other loaders (tests/loaders.py). PEFT loads our checkpoint into a plain
+model and gives our logits; transformers.js {js} and optimum-onnx {optimum} open one of our
+folders by name (merged if possible, otherwise the graph with unmerged vectors, which they leave at one) and give the tokens of transformers,
+singly and in a batch. "-" means that there is nothing to try: refused families, and encoders in these two
+(tests/test_interop_labels.py opens some); "not run" means not tried yet.
 
 Written by `python tests/families.py` and `python tests/loaders.py`; tests/test_families.py checks every row, and `make
 interop` the last columns.
 
-| family | what of it | trains | side | batch | merged | {loaders} |
+| family | what of it | trains | unmerged | batch | merged | {loaders} |
 |---|---|---|---|---|---|---|---|---|
 """
 VERSIONS = {"js": "4.3.2", "optimum": "0.1.0 (transformers 4.57.6)"}  # Makefile's and tests/interop.txt's

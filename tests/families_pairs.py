@@ -92,16 +92,16 @@ def told(name: str, found: Works) -> str:
 
 HEAD = """# Encoder-decoders
 
-What happens to an encoder-decoder, by family: tiny random models from transformers with unequal dimensions. "unmerged" means
-that the two exported graphs agree with transformers' own model on the dequantised weights to 1e-4 of the largest logit:
-three texts of 30, 4 and 17 tokens as one padded batch, each with its own vectors, 7 steps of one token. "merged" is the
-same with one text and its vectors folded into the scales. "trains" means that every vector gets a gradient. The last
-three columns show what other loaders make of it (tests/loaders.py), as in families.md: PEFT has our checkpoint's vectors
-on a plain model, with our logits; transformers.js {js} and optimum-onnx {optimum} open one of our folders by name and give
-the tokens of transformers, singly and in a batch.
+What happens to an encoder-decoder, by family: tiny random models from transformers with unequal dimensions.
+"unmerged" means that the two exported graphs agree with transformers' own model on the dequantised weights to 1e-4 of
+the largest logit: three texts of 30, 4 and 17 tokens as one padded batch, each with its own vectors, 7 steps of one
+token. "merged" is the same with one text and its vectors folded into the scales. "trains" means that every vector
+gets a gradient. The last three columns show the results of other loaders (tests/loaders.py), as in families.md: PEFT
+loads our checkpoint into a plain model and gives our logits; transformers.js {js} and optimum-onnx {optimum}
+open one of our folders by name and give the tokens of transformers, singly and in a batch.
 
-Written by `python tests/families_pairs.py` and `python tests/loaders.py`; tests/test_families_pairs.py checks every row,
-and `make interop` the last columns.
+Written by `python tests/families_pairs.py` and `python tests/loaders.py`; tests/test_families_pairs.py checks every
+row, and `make interop` the last columns.
 
 | family | trains | unmerged, a task per row | merged | {loaders} |
 |---|---|---|---|---|---|---|
