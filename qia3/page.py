@@ -1,12 +1,12 @@
-"""A bundle as a page: a folder of plain files that any web server sends, and that runs the model in the browser.
+"""A bundle as a web page: a folder of plain files that any web server can send, which runs the model in the browser.
 
     index.html  page.css  page.mjs     the page
-    service.js                         keeps it: a second visit needs no network
+    service.js                         caches it, so that a second visit needs no network
     qia3/                              qia3.mjs and its parts
-    runtime/                           ONNX Runtime's and the tokenizer's modules, as npm has them
-    bundle/                            manifest.json, and what a page reads of the bundle
+    runtime/                           ONNX Runtime's and the tokenizer's modules, as published on npm
+    bundle/                            manifest.json, and the parts of the bundle that a page reads
 
-A browser takes no more than 2 GB in one piece, so a larger file lies in several, which the page's manifest lists:
+A browser accepts at most 2 GB in one piece, so a larger file is split into several, listed in the page's manifest:
 
     "pieces": {"onnx/model_q4.onnx_data": [{"file": "onnx/model_q4.onnx_data.0", "sha256": "...", "bytes": 1073741824}, ...]}
 """
@@ -37,7 +37,7 @@ PIECE = 2**30  # bytes
 WORDS = ("tokenizer.json", "tokenizer_config.json")
 PAGE = ("index.html", "page.css", "page.mjs")
 SERVICE, BUILD = "service.js", "{ version: '', files: [], shell: [] }"
-# what npm's packages have for each device, and for both
+# files of the npm packages, per device and for both
 WASM = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
 WEBGPU = ("ort.webgpu.min.mjs", "ort-wasm-simd-threaded.asyncify.mjs", "ort-wasm-simd-threaded.asyncify.wasm")
 MODULES = {"onnxruntime-web": (*WASM, *WEBGPU), "@huggingface/tokenizers": ("tokenizers.min.mjs",)}
@@ -45,7 +45,7 @@ MODULES = {"onnxruntime-web": (*WASM, *WEBGPU), "@huggingface/tokenizers": ("tok
 
 @dataclass(frozen=True)
 class Page:
-    """What was written: `bytes` of all files, and of those that a first visit fetches on WebAssembly and on WebGPU."""
+    """What was written: `bytes` in all, and the bytes that a first visit fetches on WebAssembly and on WebGPU."""
 
     path: str
     bytes: int
@@ -55,16 +55,16 @@ class Page:
 
 
 def write_page(bundle: Bundle, output: Path, packages: Path, piece: int = PIECE) -> Page:
-    """A page of a bundle, whole or not at all, in place of an older page. `packages` is npm's folder, or the node_modules
-    in it; `piece` the most bytes of one file.
+    """Writes a bundle's page, completely or not at all, in place of an older page. `packages` is npm's folder, or the
+    node_modules in it; `piece` is the maximum size of a file, in bytes.
 
-    Raises ConfigError for a bundle that a page cannot run and for packages that are not there, StorageError for a folder
-    that is no page.
+    Raises ConfigError for a bundle that a page cannot run and for missing packages, StorageError if `output` exists and
+    is not a page.
     """
     _check(bundle)
     sources = _modules(packages)
     if output.exists() and not (output / SERVICE).is_file() and (not output.is_dir() or any(output.iterdir())):
-        raise StorageError(f"{output} exists and is no page; choose another output or move it away")
+        raise StorageError(f"{output} exists and is not a page; choose another output or move it away")
     with replaced(output) as scratch:
         for folder in ("qia3", "runtime", "bundle"):
             (scratch / folder).mkdir()
@@ -79,7 +79,7 @@ def write_page(bundle: Bundle, output: Path, packages: Path, piece: int = PIECE)
 
 
 def install_command(folder: str = "runtime") -> str:
-    """What npm is asked for, at the versions that this was tested with."""
+    """The npm command that installs the packages, at the versions that were tested."""
     wanted = " ".join(f"{name}@{version}" for name, version in sorted(_versions().items()))
     return f"npm install --ignore-scripts --prefix {folder} {wanted}"
 
@@ -101,11 +101,11 @@ def _check(bundle: Bundle) -> None:
                 "export it again with --target browser"
             )
     if bundle.tasks and all(task.kind == TAGS for task in bundle.tasks.values()):
-        raise ConfigError(f"{bundle.path} labels words, which a page does not do yet; `qia3 serve` does")
+        raise ConfigError(f"{bundle.path} labels words, which a page does not support yet; use `qia3 serve`")
 
 
 def _modules(packages: Path) -> dict[str, Path]:
-    """Files of the packages by their names in the page. Raises ConfigError for what is missing, or of another version."""
+    """Files of the packages by their names in the page. Raises ConfigError if one is missing or has another version."""
     root = packages / "node_modules" if (packages / "node_modules").is_dir() else packages
     found = {name: root / package / "dist" / name for package, names in MODULES.items() for name in names}
     if missing := [path.relative_to(root).as_posix() for path in found.values() if not path.is_file()]:
@@ -113,7 +113,7 @@ def _modules(packages: Path) -> dict[str, Path]:
     for package, version in _versions().items():
         file = root / package / "package.json"
         if (there := read_json_table(file, ConfigError, "install it again").get("version")) != version:
-            raise ConfigError(f"{root / package} is version {there}, and {version} was tested: {install_command()}")
+            raise ConfigError(f"{root / package} is version {there}, but {version} was tested: {install_command()}")
     return found
 
 
@@ -125,7 +125,7 @@ def _write_web(scratch: Path) -> None:
 
 
 def _write_bundle(bundle: Bundle, folder: Path, piece: int) -> int:
-    """What a page reads of a bundle. How many files lie in pieces."""
+    """Writes the parts of a bundle that a page reads. Returns the number of files that were split."""
     manifest = bundle.manifest
     run = [manifest.graphs[name] for name in (ENCODER, DECODER) if name in manifest.graphs]
     graphs = {name for graph in run for name in (graph.file, graph.data)}
@@ -145,7 +145,7 @@ def _write_bundle(bundle: Bundle, folder: Path, piece: int) -> int:
 
 
 def _cut(source: BinaryIO, place: Path, name: str, piece: int) -> Iterator[dict[str, Any]]:
-    """Writes NAME.0, NAME.1, ... and says what they are."""
+    """Writes NAME.0, NAME.1, ... and yields their entries in the manifest."""
     number = 0
     while data := source.read(piece):
         place.with_name(f"{place.name}.{number}").write_bytes(data)
@@ -154,11 +154,11 @@ def _cut(source: BinaryIO, place: Path, name: str, piece: int) -> Iterator[dict[
 
 
 def _write_service(scratch: Path) -> None:
-    """The service, with a version made of every file that it keeps."""
+    """Writes the service worker, with a version that depends on every file that it caches."""
     kept = [name for name in files_on_disk(scratch) if not name.startswith("bundle/") or name == f"bundle/{MANIFEST}"]
     version = hashlib.sha256(b"".join(hashlib.sha256((scratch / name).read_bytes()).digest() for name in kept))
     shell = [name for name in kept if not name.startswith("runtime/")]
     build = json.dumps({"version": version.hexdigest()[:16], "files": kept, "shell": shell})
     text = _text(f"page/{SERVICE}")
-    assert BUILD in text  # or the two files do not belong together
+    assert BUILD in text  # otherwise page.py and service.js do not match
     (scratch / SERVICE).write_text(text.replace(BUILD, build), encoding="utf-8")

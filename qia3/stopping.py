@@ -1,4 +1,4 @@
-"""The first Ctrl-C or SIGTERM of a long run ends it after the step in hand; the second one acts as usual."""
+"""The first Ctrl-C or SIGTERM of a long run ends it after the current step; the second one acts as usual."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from qia3.progress import say
 
 
 class Stop:
-    """`raised` once a signal has come."""
+    """Catches signals; `raised` is True after the first one."""
 
     def __init__(self) -> None:
         self.raised = False
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Signals are noted within, in the main thread; other threads hear none."""
+        """Catches signals in the block, in the main thread; in other threads it does nothing."""
         previous: dict[signal.Signals, Any] = {}
 
         def note(number: int, _: Any) -> None:
             self.raised = True
-            say("\nstopping after this step, with a checkpoint (once more to stop at once)")
+            say("\nstopping after this step, with a checkpoint (press again to stop at once)")
             for name, handler in previous.items():
                 signal.signal(name, handler)
 

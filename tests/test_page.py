@@ -98,11 +98,11 @@ def test_what_cannot_be_a_page_is_refused(packages, tmp_path):
         write_page(bundle, tmp_path / "page", tmp_path)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").write_text("")
-    with pytest.raises(StorageError, match="is no page; choose another output"):
+    with pytest.raises(StorageError, match="is not a page; choose another output"):
         write_page(bundle, tmp_path / "other", packages)
     file = packages / "node_modules" / "onnxruntime-web" / "package.json"
     file.write_text(json.dumps({"version": "1.20.0"}))
-    with pytest.raises(ConfigError, match=r"is version 1.20.0, and 1\.30\.0 was tested: npm install"):
+    with pytest.raises(ConfigError, match=r"is version 1.20.0, but 1\.30\.0 was tested: npm install"):
         write_page(bundle, tmp_path / "page", packages)
     assert not (tmp_path / "page").exists()
     found = CliRunner().invoke(qia3, ["page", str(tmp_path / "bundle"), "--output", "x", "--runtime", str(tmp_path)])

@@ -26,21 +26,21 @@ from qia3.errors import ConfigError
     type=FILE,
     default=Path("node_modules"),
     show_default=True,
-    help="Where npm has put onnxruntime-web and @huggingface/tokenizers.",
+    help="The folder where npm installed onnxruntime-web and @huggingface/tokenizers.",
 )
 @click.option(
-    "--piece", type=click.IntRange(1, 2000), default=1024, show_default=True, help="MiB of one file, at most."
+    "--piece", type=click.IntRange(1, 2000), default=1024, show_default=True, help="Maximum size of a file, in MiB."
 )
-@click.option("--serve", is_flag=True, help="Then send it to browsers, with the headers that threads ask for.")
-@click.option("--host", default="127.0.0.1", show_default=True, help="With --serve: where to listen.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="With --serve.")
+@click.option("--serve", is_flag=True, help="Then serve it, with the headers that threads need.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="With --serve: the address to listen on.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="With --serve: the port.")
 @as_json
 def page(
     bundle: Path, output: Path, packages: Path, piece: int, serve: bool, host: str, port: int, as_json: bool
 ) -> None:
-    """Make a page of a bundle, which runs in the browser and, from the second visit on, without a network.
+    """Make a web page that runs a bundle in the browser, offline after the first visit.
 
-    BUNDLE was exported with --target browser. The page is a folder of plain files for any web server.
+    BUNDLE must be exported with --target browser. The page is a folder of plain files for any web server.
     """
     from qia3.bundle.opened import Bundle
     from qia3.page import write_page

@@ -1,4 +1,4 @@
-"""A folder of plain files over HTTP, with the headers that isolate a page from others: threads of WebAssembly ask for that."""
+"""A folder of plain files over HTTP, with the headers that isolate a page, which WebAssembly needs for threads."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ HEADERS = {
     b"cross-origin-opener-policy": b"same-origin",
     b"cross-origin-embedder-policy": b"require-corp",
     b"x-content-type-options": b"nosniff",
-    b"cache-control": b"no-cache",  # asked for again, and sent only where it has changed
+    b"cache-control": b"no-cache",  # the browser asks again; the file is sent only if it has changed
 }
 
 
 class Isolated:
-    """Adds the headers to every answer."""
+    """Middleware that adds the headers to every response."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -37,12 +37,12 @@ class Isolated:
 
 
 def files_app(folder: Path) -> Starlette:
-    """Every file of a folder, and index.html for the folder itself."""
+    """An app that serves every file of a folder, and index.html for the folder itself."""
     everything = Mount("/", StaticFiles(directory=folder, html=True))
     return Starlette(routes=[everything], middleware=[Middleware(Isolated)])
 
 
 def serve_files(folder: Path, host: str, port: int) -> None:
-    """Until SIGINT or SIGTERM."""
+    """Serves a folder until SIGINT or SIGTERM."""
     say(f"serving {folder} on http://{host}:{port}/")
     uvicorn.run(files_app(folder), host=host, port=port, log_level="warning", access_log=False)
