@@ -1,4 +1,4 @@
-"""examples/notebook/qia3.ipynb, executed: as it is kept, but on a tiny random base, from its data to the report's pictures."""
+"""examples/notebook/qia3.ipynb, executed on a tiny random base, from its data to the report's pictures."""
 
 from __future__ import annotations
 
