@@ -8,7 +8,7 @@ import { pathToFileURL } from "node:url";
 const [web, packages, bundle, adapter, count] = process.argv.slice(2);
 const { open } = await import(pathToFileURL(path.join(web, "qia3.mjs")));
 const at = (file) => pathToFileURL(path.join(packages, "node_modules", file)).href;
-const runtime = { ort: at("onnxruntime-web/dist/ort.wasm.min.mjs"), tokenizers: at("@huggingface/tokenizers/dist/tokenizers.min.mjs") };
+const runtime = { wasm: at("onnxruntime-web/dist/ort.wasm.min.mjs"), tokenizers: at("@huggingface/tokenizers/dist/tokenizers.min.mjs") };
 let start = performance.now();
 const lap = () => { const past = performance.now() - start; start = performance.now(); return past; };
 const model = await open(bundle, { runtime, threads: 1 });

@@ -338,6 +338,8 @@ def asked_in_chromium(bundles):
         ["stopped", "side", "wasm", "the hall", "echo"],
         ["again", "side", {"device": "wasm"}, [["label", TEXTS[0], "lamps"]]],
         ["again", "all", {"device": "wasm"}, []],
+        ["bluffed", "side", [["label", TEXTS[0], "lamps"]]],
+        ["ask", "side", {"worker": True}, [["label", TEXTS[0], "lamps"]]],
         *[["ask", "merged", {"device": device}, [["scores", TEXTS[0], "lamps"]]] for device in ("wasm", "webgpu")],
     ]
     return in_chromium(bundles, jobs)
@@ -359,7 +361,7 @@ def test_a_page_answers_as_the_runtime_does(asked_in_chromium, right, place):
 def test_a_merged_bundle_answers_in_a_page(asked_in_chromium, bundles):
     engine = open_engine(Bundle.open(bundles["merged"]), 1)
     right = classify(engine, task_of(engine, "lamps"), {}, TEXTS[0]).scores
-    for found in asked_in_chromium["results"][8:]:
+    for found in asked_in_chromium["results"][10:]:
         assert found["answers"] == [pytest.approx(right, abs=1e-4)]
 
 
@@ -379,6 +381,14 @@ def test_what_is_kept_opens_without_a_network(asked_in_chromium, right):
     kept, unknown = asked_in_chromium["results"][6:8]
     assert kept["answers"] == [right["side"][2]]
     assert "all/manifest.json cannot be fetched: no network" in unknown["error"]
+
+
+@pytest.mark.browser
+@browser[1]
+def test_without_a_word_it_is_the_device_that_works(asked_in_chromium, right):
+    """A graphics processor that cannot, and one that the processor plays: WebAssembly in both."""
+    for found in asked_in_chromium["results"][8:10]:
+        assert (found["facts"]["device"], found["answers"]) == ("wasm", [right["side"][2]])
 
 
 @pytest.mark.browser

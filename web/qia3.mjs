@@ -20,10 +20,10 @@
  *     graph.mjs  ranking.mjs  model.mjs  remote.mjs          what is done with it
  *
  * @typedef {object} Options
- * @property {'auto' | 'wasm' | 'webgpu'} [device]  auto: WebGPU where a graphics processor offers it
- * @property {string | URL | {ort: string, tokenizers: string}} [runtime]  a folder with ort.DEVICE.min.mjs and
- * tokenizers.min.mjs,
- *     or the addresses of both modules
+ * @property {'auto' | 'wasm' | 'webgpu'} [device]  auto: WebGPU where a graphics processor offers it and can, else
+ *     WebAssembly
+ * @property {string | URL | {wasm?: string, webgpu?: string, tokenizers: string}} [runtime]  a folder with
+ *     ort.DEVICE.min.mjs and tokenizers.min.mjs, or the addresses of the modules
  * @property {number} [threads]  of WebAssembly; several need a page that is cross-origin isolated (default there: up to
  * 4)
  * @property {boolean} [cache]  keep files in the browser's Cache API, by their hash (default: where there is one)
@@ -42,6 +42,7 @@ export { QIA3Error } from './manifest.mjs';
 export { Tokens } from './tokens.mjs';
 
 const WORKER = 'qia3'; // the name of a worker that answers for a bundle
+const WORDS = ['tokenizer.json', 'tokenizer_config.json'];
 
 /**
  * Opens a bundle here. A page stands still while it computes: `openInWorker` is for those.
@@ -50,28 +51,34 @@ const WORKER = 'qia3'; // the name of a worker that answers for a bundle
  */
 export async function open(url, { device: asked = 'auto', runtime, threads, cache, progress } = {}) {
   const files = new Files(address(url), { cache, progress });
-  const { graphs, files: listed, architecture } = await files.open();
+  const { graphs, files: listed } = await files.open();
   const chosen = [graphs.encoder, graphs.decoder].filter((graph) => graph);
-  const config = 'tokenizer_config.json';
-  files.expect([
-    ...new Set([
-      'tokenizer.json',
-      ...(config in listed ? [config] : []),
-      ...chosen.flatMap(({ file, data }) => [file, data]),
-    ]),
-  ]);
-  const device = await deviceOf(asked);
-  const { ort, tokenizers } = await libraries(placed(runtime), device, threads);
-  const words = [await files.json('tokenizer.json'), config in listed ? await files.json(config) : {}];
-  const tokens = new Tokens(tokenizers, words[0], words[1], architecture.vocab_size);
+  const words = WORDS.filter((name) => name in listed);
+  files.expect([...words, ...chosen.flatMap(({ file, data }) => [file, data])]);
+  const at = placed(runtime);
+  for (const device of await devicesOf(asked, at)) {
+    const { ort, tokenizers } = await libraries(at, device, threads);
+    const [written, config] = await Promise.all(words.map((name) => files.json(name)));
+    const tokens = new Tokens(tokenizers, written, config ?? {}, files.manifest.architecture.vocab_size);
+    const engine = await engineOf(ort, files, chosen, device).catch((error) => {
+      if (asked !== 'auto' || device === 'wasm') throw error;
+      return undefined; // a graphics processor that cannot: the next device
+    });
+    if (engine) return new Model(files, tokens, device, engine);
+  }
+  return refuse(`${files.base} opens on no device`);
+}
+
+/** Sessions over a bundle's graphs. */
+async function engineOf(ort, files, graphs, device) {
   const [sessions, held] = [/** @type {Session[]} */ ([]), new Map()];
-  for (const graph of chosen) {
+  for (const graph of graphs) {
     if (!held.has(graph.data)) held.set(graph.data, await files.bytes(graph.data));
     sessions.push(await Session.open(ort, files, graph, held.get(graph.data), device));
   }
   const [first, second] = sessions;
-  if (second) return new Model(files, tokens, device, { decoder: new Pair(first, second, architecture) });
-  return new Model(files, tokens, device, graphs.decoder ? { decoder: new Decoder(first) } : { encoder: first });
+  if (second) return { decoder: new Pair(first, second, files.manifest.architecture) };
+  return files.manifest.graphs.decoder ? { decoder: new Decoder(first) } : { encoder: first };
 }
 
 /**
@@ -92,22 +99,26 @@ export async function openInWorker(url, { progress, runtime, ...options } = {}) 
 function placed(runtime) {
   if (!runtime) return undefined;
   if (typeof runtime === 'string' || runtime instanceof URL) return address(runtime);
-  return { ort: address(runtime.ort, false), tokenizers: address(runtime.tokenizers, false) };
+  return Object.fromEntries(Object.entries(runtime).map(([name, place]) => [name, address(place, false)]));
 }
 
-/** "auto" is WebGPU where a graphics processor offers it, and not where the processor only plays one. */
-async function deviceOf(asked) {
-  if (asked !== 'auto')
-    return ['wasm', 'webgpu'].includes(asked) ? asked : refuse(`device is auto, wasm or webgpu, not ${asked}`);
+/**
+ * "auto" is WebGPU where a graphics processor offers it, and not where the processor only plays one; then WebAssembly.
+ */
+async function devicesOf(asked, at) {
+  const known = typeof at === 'object' ? ['wasm', 'webgpu'].filter((device) => device in at) : ['wasm', 'webgpu'];
+  if (known.includes(asked)) return [asked];
+  if (asked !== 'auto') refuse(`device is auto or ${known.join(' or ')} here, not ${asked}`);
   const adapter = await /** @type {any} */ (globalThis.navigator)?.gpu?.requestAdapter().catch(() => null);
-  return adapter && !adapter.info?.isFallbackAdapter ? 'webgpu' : 'wasm';
+  const plays = !adapter || adapter.info?.isFallbackAdapter;
+  return known.filter((device) => device === 'wasm' || !plays).reverse();
 }
 
 /** Names of packages stand here whole, so that a bundler sees them. */
 async function libraries(at, device, threads) {
   const from = (url) => import(/* webpackIgnore: true */ /* @vite-ignore */ url);
-  const [runtime, words] =
-    typeof at === 'string' ? [`${at}ort.${device}.min.mjs`, `${at}tokenizers.min.mjs`] : [at?.ort, at?.tokenizers];
+  const folder = { [device]: `${at}ort.${device}.min.mjs`, tokenizers: `${at}tokenizers.min.mjs` };
+  const { [device]: runtime, tokenizers: words } = typeof at === 'string' ? folder : (at ?? {});
   const byName = () => (device === 'webgpu' ? import('onnxruntime-web/webgpu') : import('onnxruntime-web/wasm'));
   const loading = [runtime ? from(runtime) : byName(), words ? from(words) : import('@huggingface/tokenizers')];
   const [ort, tokenizers] = await Promise.all(loading).catch((error) => {

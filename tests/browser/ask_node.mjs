@@ -13,7 +13,7 @@ const [web, modules] = process.argv.slice(2);
 const qia3 = await import(pathToFileURL(path.join(web, "qia3.mjs")));
 const at = (file) => pathToFileURL(path.join(modules, file)).href;
 const runtime = {
-  ort: at("onnxruntime-web/dist/ort.wasm.min.mjs"),
+  wasm: at("onnxruntime-web/dist/ort.wasm.min.mjs"),
   tokenizers: at("@huggingface/tokenizers/dist/tokenizers.min.mjs"),
 };
 const library = await import(runtime.tokenizers);
