@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from qia3.bundle.manifest import Architecture
+from qia3.footprint.learning import Learner, Learning, learners, learning
 from qia3.footprint.lora import (
     FLOAT32_BYTES,
     STATE_BYTES,
@@ -103,6 +104,8 @@ class Before:
     training: list[Training]
     training_rows: int
     training_length: int
+    learning: list[Learning]
+    learners: list[Learner]
     fleets: list[Fleet]
     claims: list[Claim]
     verdicts: list[Verdict]
@@ -125,6 +128,7 @@ def before(
         weights.append(mixed(shapes))
     linears, dense = USUAL.layers(shapes)
     costs = [*adapter_costs((*linears, *dense), ia3), prefix_cost(shapes)]
+    on_device = learning(shapes, costs[0], next(cost for cost in costs if cost.method == LORA), kept)
     return Before(
         reference=shapes.reference,
         model_type=shapes.model_type,
@@ -139,6 +143,8 @@ def before(
         training=training_costs(shapes, weights, costs, kept),
         training_rows=training[0],
         training_length=training[1],
+        learning=on_device,
+        learners=learners(on_device, verdicts),
         fleets=[fleet(count, weights, costs, shapes.constants) for count in TASKS],
         claims=claims(shapes, weights, costs),
         verdicts=list(verdicts),

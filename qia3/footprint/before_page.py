@@ -8,6 +8,7 @@ from qia3.footprint.before import Before, Training
 from qia3.footprint.before_answer import before_answer
 from qia3.footprint.cells import Cell
 from qia3.footprint.devices_page import remarks, speed
+from qia3.footprint.learning import PART
 from qia3.footprint.sections import Chart, Limit, Note, Page, Row, Section, section, table
 from qia3.footprint.weights import Weights
 
@@ -23,7 +24,7 @@ PARTS = {
 
 def before_page(found: Before) -> Page:
     """The whole report."""
-    parts = (before_answer, _verdicts, _weights, _needs, _adapters, _fleets, _training, _parts, _claims)
+    parts = (before_answer, _verdicts, _weights, _needs, _adapters, _fleets, _training, _learning, _parts, _claims)
     made = tuple(one for part in parts if (one := part(found)))
     return Page(f"{short_name(found.reference)}, before it is built", _lead(found), made)
 
@@ -150,6 +151,33 @@ def _training(found: Before) -> Section:
     )
     head = ["weights", "method", "trained", "weights", "state", "kept for the backward pass", "total"]
     return section("training", "Training", note, table(head, rows, left=(0, 1)))
+
+
+def _learning(found: Before) -> Section | None:
+    """None for a model whose builds have no graph that learns."""
+    if not found.learning:
+        return None
+    rows: list[Row] = [
+        [one.method, *(Cell("mib", n) for n in (one.weights_bytes, one.state_bytes, one.kept_bytes, one.total_bytes))]
+        for one in found.learning
+    ]
+    note = (
+        f"`qia3 learn`, of a bundle built with trainable = true: float32, {PART} tokens at once, without torch. Weights are the kernels', the "
+        "file's, and one layer's in float32. LoRA's row is computed for a graph that nobody has made."
+    )
+    head = ["adapter", "weights", "state", "kept for the backward pass", "with the process, all"]
+    tables = [table(head, rows)]
+    if found.learners:
+        able: list[Row] = [
+            [
+                one.device,
+                Cell("mib", one.usable_bytes),
+                *("yes" if fits else "no" for fits in (one.fits, one.fits_lora)),
+            ]
+            for one in found.learners
+        ]
+        tables.append(table(["device", "usable memory", "learns IA³", "would learn LoRA"], able))
+    return section("learning", "Learning on the device", note, *tables)
 
 
 def _step(one: Training) -> list[Cell]:
