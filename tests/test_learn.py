@@ -226,6 +226,19 @@ def test_it_goes_on_from_an_adapter_of_the_bundle(place, bundle):
         np.testing.assert_allclose(vector, start[name], rtol=1 / 256)
 
 
+def test_answers_that_no_example_has_can_be_named(place, bundle):
+    learn(bundle, lesson(place, choices=("lights", "music", "lock", "weather"), settings={"steps": 2}))
+    assert Bundle.open(bundle).tasks["mine"].choices == ("lights", "music", "lock", "weather")
+
+
+def test_a_test_file_is_read_before_long_work(place, bundle, capsys, tmp_path):
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"text": "rain", "label": "weather"}\n')
+    words = ("learn", bundle, place / "topics.jsonl", "--name", "x", "--test", other)
+    assert "label 'weather' is not one of lights, lock, music" in complaint(capsys, *words)
+    assert not list(bundle.parent.glob("b.learn*"))
+
+
 def test_an_int8_cache_is_not_outgrown(place, tmp_path):
     bundle = Path(shutil.copytree(place / "int8", tmp_path / "int8"))
     fast = {"learning_rate": 2.0, "steps": 12}
@@ -262,7 +275,9 @@ def test_no_torch_is_loaded(place, bundle):
         (["--name", "x", "--validation", "1.5"], "--validation: expected a fraction between 0 and 1"),
         (["--name", "x", "--learning-rate", "-1"], "--learning-rate: "),
         (["--name", "con"], "reserved on Windows"),
-        (["--name", "x", "--test", "gone.jsonl"], "there is no file gone.jsonl to test on"),
+        (["--name", "x", "--test", "gone.jsonl"], "gone.jsonl"),
+        (["--name", "x", "--choice", "lights"], "choices are two or more, all different"),
+        (["--name", "x", "--choice", "lights", "--choice", "lock"], "label 'music' is not one of lights, lock"),
         ([], "what to learn: a FILE of examples, and --name"),
         (["--forget", "x"], "no FILE and no --name beside it"),
     ],

@@ -25,6 +25,7 @@ from qia3.errors import ConfigError
 @click.option("--name", help="What to call the new adapter.")
 @click.option("--kind", type=click.Choice(["classify", "generate"]), help="Default: as the first example says.")
 @click.option("--prompt", help="The question, holding {text} once (default: the text alone).")
+@click.option("--choice", "choices", multiple=True, metavar="ANSWER", help="All answers (default: those in FILE).")
 @click.option("--after", metavar="ADAPTER", help="Go on from this adapter: its question, answers and vectors.")
 @click.option("--test", type=FILE, help="Examples to score the adapter on afterwards.")
 @click.option("--validation", help="A share of the examples to hold back (0.2), or a file: the best state is kept.")
@@ -45,6 +46,7 @@ def learn(
     name: str | None,
     kind: Any,
     prompt: str | None,
+    choices: tuple[str, ...],
     after: str | None,
     test: Path | None,
     validation: str | None,
@@ -73,7 +75,9 @@ def learn(
         return
     if file is None or name is None:
         raise ConfigError("what to learn: a FILE of examples, and --name for the adapter")
-    lesson = Lesson(name, file, kind, prompt, after, max_new_tokens, seed, _settings(train, validation))
+    lesson = Lesson(
+        name, file, kind, prompt, after, choices or None, max_new_tokens, seed, _settings(train, validation)
+    )
     with progress_on_stderr():
         done = work.learn(bundle, lesson, test, slots or SLOTS, threads)
     facts = {"adapter": done.name, "bundle": str(done.bundle), "training": asdict(done.record)}

@@ -22,9 +22,9 @@ from qia3.bundle.opened import Bundle
 from qia3.bundle.ports import GRADIENT, LOSSES, TREES
 from qia3.errors import BundleError, ConfigError, QIA3Error, first_line
 from qia3.learn.optimiser import Floats
-from qia3.machine import physical_cores
+from qia3.machine import give_back_memory, physical_cores
 
-SLOTS = 256  # tokens that are computed at once
+SLOTS = 160  # tokens that are computed at once
 
 
 def check_learns(bundle: Bundle) -> None:
@@ -69,6 +69,7 @@ class Gradients:
             given = fed(self._laid_out(part, whole), self.packs, self.losses)
             with self._running():
                 found = dict(zip(self.outputs, self.session.run(None, given | shown), strict=True))
+            give_back_memory()  # parts differ in size, and what one leaves behind does not fit the next
             losses += found.pop(LOSSES)
             for name, gradient in found.items():
                 name = name.removesuffix(GRADIENT)

@@ -26,10 +26,12 @@ from qia3.bundle.opened import Bundle
 from qia3.bundle.peft import write_peft
 from qia3.bundle.records import Record
 from qia3.errors import ConfigError
+from qia3.examples import read_examples
 from qia3.learn.gradients import SLOTS, Gradients, check_learns
 from qia3.learn.lesson import Lesson, Prepared, prepare
 from qia3.learn.places import Places
 from qia3.learn.run import BEST, STATE, Run
+from qia3.machine import give_back_memory
 from qia3.progress import bar, counting, say
 from qia3.runtime.adapters import AdapterBank
 from qia3.runtime.evaluate import Evaluation, evaluate
@@ -65,8 +67,8 @@ def learn(
     check_learns(opened)
     check_free(bundle, lesson.name, {*opened.tasks, *opened.adapters})
     prepared = prepare(opened, lesson)
-    if test is not None and not test.is_file():
-        raise ConfigError(f"there is no file {test} to test on")
+    if test is not None:
+        read_examples(test, prepared.task.kind, prepared.task.choices or ())
     folder = work_folder(bundle, lesson.name)
     with locked(folder, "wait for it to end"):
         _begin(folder, prepared, opened.fingerprint, lesson.seed)
@@ -121,7 +123,8 @@ def _train(opened: Bundle, prepared: Prepared, lesson: Lesson, folder: Path, slo
     run = Run(folder, places, gradients, examples, validation, settings)
     with counting(name, settings.steps, "steps") as tell:
         vectors, record = run.train(lesson.seed, prepared.start, tell)
-    del run, gradients  # the graph's memory, before the bundle is read back
+    del run, gradients
+    give_back_memory()  # before the bundle is read back
     adapter = Adapter(vectors, opened.fingerprint, prepared.task)
     write_peft(folder / ADAPTER_FOLDER, adapter, opened.manifest.sites, opened.manifest.base.reference)
     put_in(opened.path, replace(adapter, task=prepared.task), record)

@@ -31,13 +31,16 @@ KINDS: tuple[Kind, ...] = ("classify", "generate")
 
 @dataclass(frozen=True)
 class Lesson:
-    """What is asked for on the command line. `prompt` holds {text} once; None: the words alone, or as `after` asks."""
+    """What is asked for on the command line. `prompt` holds {text} once; None: the words alone, or as `after` asks.
+    `choices` are all answers there are; None: those of the examples, or of `after`.
+    """
 
     name: str
     file: Path
     kind: Kind | None = None
     prompt: str | None = None
     after: str | None = None
+    choices: tuple[str, ...] | None = None
     max_new_tokens: int | None = None
     seed: int = 0
     settings: Train = field(default_factory=Train)
@@ -84,7 +87,9 @@ def prepare(bundle: Bundle, lesson: Lesson) -> Prepared:
         raise ConfigError(f"{lesson.after!r} is of the kind {before.kind!r}, not {kind!r}: leave out one of the two")
     if kind == "generate":
         settings = settings.model_copy(update={"losses": ("lm",)})
-    known = before.choices if before else None
+    known = lesson.choices or (before.choices if before else None)
+    if lesson.choices and (kind == "generate" or len(set(lesson.choices)) < max(2, len(lesson.choices))):
+        raise ConfigError("choices are two or more, all different, of a task that classifies")
     read = read_examples(lesson.file, kind, known)
     if remark := contradiction(read):
         say(f"warning: {remark}")
