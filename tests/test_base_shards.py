@@ -302,7 +302,7 @@ def tensor(name: bytes, shape=(32,), kind=0, offset=0) -> bytes:
         (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), "big-endian"),
         (head(2**60), "truncated"),
         (head(0, 2**60), "truncated"),
-        (head(1) + struct.pack("<Q", 2**63), "a name of 9223372036854775808 bytes"),
+        (head(1) + struct.pack("<Q", 2**63), "a name has 9223372036854775808 bytes"),
         (head(1) + text(b"a") + struct.pack("<I", 99), "an entry has the unknown type 99"),
         (head(1) + text(b"a") + struct.pack("<IQ", 8, 2**62), "truncated"),
         (head(1) + text(b"a") + struct.pack("<IIQ", 9, 4, 2**62), "lists have more than"),
