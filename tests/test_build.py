@@ -280,7 +280,7 @@ def test_asking_and_scoring(place, merged, capsys):
         found = json.loads(out)
         assert (code, found["n"], out.count("\n")) == (0, 3, 1)
         assert 0 <= found["accuracy"] <= 1
-    assert "choose one with --adapter: commands, topics" in complaint(capsys, "run", place / "side", "hello")
+    assert "several adapters; name one: commands, topics or none" in complaint(capsys, "run", place / "side", "hello")
 
 
 def test_the_report_has_what_was_measured(place, capsys):
@@ -374,7 +374,7 @@ def test_law_4_what_int8_activations_cost_is_a_warning_and_a_figure(place, tmp_p
     code, _, err = qia3(capsys, "export", file, "--output", tmp_path / "out", "--work", place / "side.work")
     assert code == 0
     told = [line for line in err.splitlines() if "KL divergence" in line]
-    assert [line.split(" beyond ")[0] for line in told] == [
+    assert [line.split(" more than ")[0] for line in told] == [
         f"warning: int8 activations change adapter {name}" for name in ("none", "topics", "commands")
     ]
     assert all("(max_kl 1e-12)" in line and "ort-exact" in line for line in told)
