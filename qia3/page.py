@@ -26,7 +26,6 @@ from qia3.bundle.layout import MANIFEST
 from qia3.bundle.manifest import ADAPTERS, DECODER, ENCODER
 from qia3.bundle.opened import Bundle
 from qia3.bundle.seal import files_on_disk, to_json
-from qia3.bundle.task import TAGS
 from qia3.errors import ConfigError, StorageError
 from qia3.names import ADAPTER
 from qia3.parse import read_json_table
@@ -100,8 +99,6 @@ def _check(bundle: Bundle) -> None:
                 f"{bundle.path} was exported for {graph.target!r}, which a browser cannot feed; "
                 "export it again with --target browser"
             )
-    if bundle.tasks and all(task.kind == TAGS for task in bundle.tasks.values()):
-        raise ConfigError(f"{bundle.path} labels words, which a page does not support yet; use `qia3 serve`")
 
 
 def _modules(packages: Path) -> dict[str, Path]:

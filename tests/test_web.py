@@ -21,6 +21,7 @@ from test_browser import CHROMIUM, MODULES
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from qia3.bundle.opened import Bundle
+from qia3.errors import DataError
 from qia3.runtime.adapters import AdapterBank
 from qia3.runtime.answer import classify, prompt_of, reply, task_of
 from qia3.runtime.generate import generate
@@ -325,6 +326,25 @@ def test_words_have_the_tokens_that_they_have_in_python(kind, tmp_path):
     for (frame, text), answer in zip(asked, found, strict=True):
         ids = list(tokens.prompt(frame, text))
         assert answer == [ids, tokens.tokenizer.decode(ids)], (frame, text)
+
+
+@node
+@pytest.mark.parametrize("kind", KINDS)
+def test_words_stand_where_they_stand_in_python(kind, tmp_path):
+    make, template = KINDS[kind]
+    made = make()
+    made.save(str(tmp_path / "tokenizer.json"))
+    tokens, rows = Tokens.read(tmp_path / "tokenizer.json"), made.get_vocab_size()
+    texts = [text.split() for text in [*WORDS, "lock the <|end|> door [SEP] </s> x"] if text.split()]
+    asked = [(frame, words) for words in texts for frame in (template, "{text}", "Things: {text}")]
+    (found,) = in_node([["words", str(tmp_path / "tokenizer.json"), rows, asked]])
+    for (frame, words), answer in zip(asked, found, strict=True):
+        try:
+            right = [list(part) for part in tokens.words(frame, words)]
+        except DataError:
+            assert "no token of its own" in answer["error"]
+        else:
+            assert answer == right, (frame, words)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,6 @@
-"""An encoder in qia3.mjs: labels by an adapter's head, and embeddings, as the Python runtime gives them (make browser)."""
+"""An encoder in qia3.mjs: labels of texts and words by an adapter's head, and embeddings, as the Python runtime gives them
+(make browser).
+"""
 
 from __future__ import annotations
 
@@ -12,16 +14,27 @@ from test_web import browser, in_chromium, in_node, node
 from qia3 import cli
 from qia3.bundle.opened import Bundle
 from qia3.runtime.load import open_engine
+from qia3.runtime.tags import tag_texts
 from qia3.runtime.texts import classify_texts, embed_texts
 
+TAGGED = [*TEXTS, "lock [SEP] it", ["turn", "the", "music", "off"]]
 ASKED = [
     [call, text, name] for text in TEXTS for call, name in (("scores", "topics"), ("label", "door"), ("embed", "none"))
 ]
-REFUSED = [["generate", "x", "topics"], ["label", "x", "none"], ["label", "x", "things"], ["label", "x", "door", {"choices": ["a"]}]]  # fmt: skip
+REFUSED = [
+    ["generate", "x", "topics"],
+    ["label", "x", "none"],
+    ["label", "x", "things"],
+    ["tags", "x", "door"],
+    ["tags", " ", "things"],
+    ["label", "x", "door", {"choices": ["a"]}],
+]
 WHY = [
     "is an encoder, which writes no text: it labels or embeds one",
     "has no choices to rank; every text brings its own",
-    "labels words, which is not done here yet; use `qia3 run`",
+    "this task labels words, not texts: ask for tags",
+    "this task labels no words; its kind is classify",
+    "the text has no words",
     "has the labels that its head was trained for, and no others",
 ]
 
@@ -40,11 +53,12 @@ def bundle(tmp_path_factory) -> Path:
 @node
 @pytest.mark.parametrize("place", ["node", pytest.param("chromium", marks=browser)])
 def test_labels_and_embeddings_are_the_runtime_s(bundle, place):
+    tags = [["tags", text, "things"] for text in TAGGED]
     options = {"device": "wasm", "worker": True}
     if place == "node":
-        (found,) = in_node([["ask", str(bundle), {}, [*ASKED, *REFUSED]]])
+        (found,) = in_node([["ask", str(bundle), {}, [*ASKED, *tags, *REFUSED]]])
     else:
-        (found,) = in_chromium({"encoder": bundle}, [["ask", "encoder", options, [*ASKED, *REFUSED]]])["results"]
+        (found,) = in_chromium({"encoder": bundle}, [["ask", "encoder", options, [*ASKED, *tags, *REFUSED]]])["results"]
     engine = open_engine(Bundle.open(bundle), 1)
     answers = iter(found["answers"])
     for text in TEXTS:
@@ -55,5 +69,7 @@ def test_labels_and_embeddings_are_the_runtime_s(bundle, place):
         assert (max(topics, key=topics.get), door) == (right.label, is_door.label)
         (embedding,) = embed_texts(engine, [text])
         assert np.dot(vector, embedding) / np.linalg.norm(vector) / np.linalg.norm(embedding) > 0.999
+    for text, right in zip(TAGGED, tag_texts(engine, TAGGED, "things"), strict=True):
+        assert next(answers) == [list(pair) for pair in zip(right.words, right.labels, strict=True)], text
     for answer, words in zip(answers, WHY, strict=True):
         assert words in answer["error"]

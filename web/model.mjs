@@ -18,6 +18,7 @@ import { argmax, ranked, shares } from './ranking.mjs';
 import { Pieces } from './tokens.mjs';
 
 const NONE = 'none';
+const TAGS = 'token-classification'; // a label for each word
 const BASE_TOKENS = 128; // what the base alone may say
 const OPENINGS = ['a', 'the', 'I', 'What', '7', '?', 'é']; // unlike each other, and most melt into a space before them
 
@@ -125,7 +126,29 @@ export class Model {
   async embed(text, adapter = NONE) {
     if (!this.encoder) return refuse(`${this.files.base} is no encoder: only those give embeddings`);
     const { task, vectors } = await this.meant(adapter);
-    return (await this.encoded(task, text, vectors)).sentence_embedding.data;
+    return (await this.encoded(this.prompt(task, text), vectors)).sentence_embedding.data;
+  }
+
+  /**
+   * Each word with its label, as a task of an encoder labels words: those between spaces, or as they are told apart.
+   *
+   * @param {string | string[]} text
+   * @param {string} [adapter]
+   * @returns {Promise<[string, string][]>}
+   */
+  async tags(text, adapter) {
+    if (!this.encoder) return refuse(`${this.files.base} is no encoder: only those label words`);
+    const { task, vectors } = await this.meant(adapter);
+    if (task.kind !== TAGS || !task.choices) return refuse(`this task labels no words; its kind is ${task.kind}`);
+    this.checkHead(vectors);
+    const words = typeof text === 'string' ? text.split(/\s+/).filter((word) => word) : text;
+    if (!words.length) refuse('the text has no words');
+    const { ids, places } = this.tokens.words(task.prompt, words);
+    const outputs = await this.encoded(this.fits(ids), vectors);
+    const { data, dims } = outputs.token_logits ?? outputs.logits; // [1, positions, labels]
+    const choices = task.choices;
+    const best = (at) => choices[argmax(data.subarray(at * dims[2], at * dims[2] + choices.length))];
+    return words.map((word, i) => [word, best(places[i])]);
   }
 
   /**
@@ -215,8 +238,7 @@ export class Model {
   /** @returns {Promise<{choices: string[], scores: number[]}>} */
   async rank(text, adapter, { task: asked, choices: given } = /** @type {Asked} */ ({})) {
     const { task, vectors } = await this.meant(adapter, asked);
-    if (task.kind === 'token-classification')
-      refuse('this task labels words, which is not done here yet; use `qia3 run`');
+    if (task.kind === TAGS) refuse('this task labels words, not texts: ask for tags');
     if (this.encoder && given) refuse('this task has the labels that its head was trained for, and no others');
     const choices = given ?? task.choices;
     const why = task.kind === 'generate' ? 'it generates text' : 'every text brings its own';
@@ -242,15 +264,18 @@ export class Model {
 
   /** A text's logits by the head of an adapter, or by the one in a merged graph. */
   async headed(task, text, vectors, count) {
-    const has = this.manifest.mode === 'merged' || HEAD[0] in vectors;
-    if (!has) refuse('the base alone has no labels: name an adapter that was trained for some');
-    return Array.from((await this.encoded(task, text, vectors)).logits.data.slice(0, count));
+    this.checkHead(vectors);
+    return Array.from((await this.encoded(this.prompt(task, text), vectors)).logits.data.slice(0, count));
   }
 
-  /** An encoder's outputs of one text. @returns {Promise<Record<string, any>>} */
-  async encoded(task, text, vectors) {
+  checkHead(vectors) {
+    const has = this.manifest.mode === 'merged' || HEAD[0] in vectors;
+    if (!has) refuse('the base alone has no labels: name an adapter that was trained for some');
+  }
+
+  /** An encoder's outputs of one text. @param {number[]} prompt  @returns {Promise<Record<string, any>>} */
+  async encoded(prompt, vectors) {
     const session = /** @type {import('./graph.mjs').Session} */ (this.encoder);
-    const prompt = this.prompt(task, text);
     const mask = session.int64([prompt.map(() => 1)]);
     const types = session.ports.has('token_type_ids') ? { token_type_ids: session.int64([prompt.map(() => 0)]) } : {};
     return session.run({ input_ids: session.int64([prompt]), attention_mask: mask, ...types, ...session.fed(vectors) });
@@ -262,7 +287,10 @@ export class Model {
 
   /** A question's tokens, where they fit the context with so many behind them. */
   prompt(task, text, more = 0) {
-    const found = this.tokens.prompt(task.prompt, text);
+    return this.fits(this.tokens.prompt(task.prompt, text), more);
+  }
+
+  fits(found, more = 0) {
     const most = this.manifest.architecture.context_length;
     const count = found.length + (this.decoder instanceof Pair ? 0 : more);
     if (count > most) refuse(`${count} tokens do not fit the bundle's context of ${most}; shorten the text`);

@@ -9,7 +9,7 @@
 
 import { QIA3Error } from './manifest.mjs';
 
-const CALLS = /** @type {const} */ (['label', 'scores', 'embed', 'prepare', 'encode']);
+const CALLS = /** @type {const} */ (['label', 'scores', 'tags', 'embed', 'prepare', 'encode']);
 const STREAMS = /** @type {const} */ (['generate', 'generateTokens']);
 
 /**

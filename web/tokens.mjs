@@ -48,22 +48,50 @@ export class Tokens {
 
   /** A template around a person's words. @param {string} template  @param {string} text  @returns {number[]} */
   prompt(template, text) {
+    return this.around(template, text).ids;
+  }
+
+  /**
+   * A prompt around words with a space between, and the place of each one's first token, or of the space before it:
+   * what is before a word is encoded alone, and has to be what the prompt begins with.
+   *
+   * @param {string} template
+   * @param {string[]} words
+   * @returns {{ids: number[], places: number[]}}
+   */
+  words(template, words) {
+    const { ids, begin } = this.around(template, words.join(' '));
+    const places = words.map((word, i) => {
+      const before = begin(words.slice(0, i).join(' '), i === 0);
+      if (before.every((id, at) => id === ids[at])) return before.length;
+      return refuse(`the tokenizer tells ${word} not from what is before it; leave it out`);
+    });
+    const lost = words.find((_, i) => places[i] >= (places[i + 1] ?? begin(words.join(' ')).length));
+    if (lost !== undefined) refuse(`the tokenizer makes no token of its own of the word ${lost}; leave it out`);
+    return { ids, places };
+  }
+
+  /** A prompt's tokens, and what encodes its beginning: the template's, less a last space, and so much of the words. */
+  around(template, text) {
     if (!wellFormed(text)) refuse('the text has half of a surrogate pair, which is no character');
     const [before, after] = template.split(SLOT);
     // the token for what is not known is one that words may give, unless they spell it
     const spelt = this.unknown !== undefined && text.includes(this.control.get(this.unknown) ?? '');
     const steering = (ids) => ids.filter((id) => this.control.has(id) && (spelt || id !== this.unknown)).join();
     const own = steering([...encoded(this.tokenizer, before), ...encoded(this.tokenizer, after)]);
-    let found = encoded(this.tokenizer, before + text + after);
-    if (steering(found) !== own) {
-      const { tokenizer, names } = (this.secret ??= this.apart());
-      const renamed = (part) => part.replace(anyOf(names.keys()), (name) => names.get(name));
-      found = encoded(tokenizer, renamed(before) + text + renamed(after));
-      if (steering(found) !== own)
+    let [tokenizer, renamed] = [this.tokenizer, (part) => part];
+    let ids = encoded(tokenizer, before + text + after);
+    if (steering(ids) !== own) {
+      const secret = (this.secret ??= this.apart());
+      tokenizer = secret.tokenizer;
+      renamed = (part) => part.replace(anyOf(secret.names.keys()), (name) => secret.names.get(name));
+      ids = encoded(tokenizer, renamed(before) + text + renamed(after));
+      if (steering(ids) !== own)
         refuse("control tokens in this text cannot be told from the prompt's; write them in another way");
     }
-    const beyond = found.find((id) => !(id < this.rows));
-    if (beyond === undefined) return found;
+    const begin = (some, cut = false) => encoded(tokenizer, (renamed(before) + some).replace(cut ? / $/ : /(?!)/, ''));
+    const beyond = ids.find((id) => !(id < this.rows));
+    if (beyond === undefined) return { ids, begin };
     const token = this.tokenizer.id_to_token(beyond);
     return refuse(
       `the base has no embedding for the token ${token} (id ${beyond}; it has ${this.rows}); write it in another way`,

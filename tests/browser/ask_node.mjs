@@ -1,7 +1,8 @@
 // The same questions in Node, on WebAssembly: node ask_node.mjs WEB MODULES < JOBS
 //
-// JOBS is JSON, a list of ["ask", folder, options, questions] and ["tokens", tokenizer.json, rows, [[template, text], ...]].
-// Prints the list of results; tokens are [[ids, what they decode to], ...], and {error} where a text is refused.
+// JOBS is JSON, a list of ["ask", folder, options, questions] and ["tokens", tokenizer.json, rows, [[template, text], ...]],
+// and "words" in the place of "tokens" with lists of words. Prints the list of results; tokens are [[ids, what they decode to],
+// ...], words [[ids, places of the words], ...], and {error} where a text is refused.
 
 import fs from "node:fs";
 import { createRequire } from "node:module";
@@ -20,6 +21,17 @@ const library = await import(runtime.tokenizers);
 
 const kinds = {
   ask: (folder, options, questions) => answers((more) => qia3.open(folder, { runtime, ...options, ...more }), questions),
+  words: (file, rows, texts) => {
+    const tokens = new qia3.Tokens(library, JSON.parse(fs.readFileSync(file, "utf8")), {}, rows);
+    return texts.map(([template, words]) => {
+      try {
+        const { ids, places } = tokens.words(template, words);
+        return [ids, places];
+      } catch (error) {
+        return { error: `${error.name}: ${error.message}` };
+      }
+    });
+  },
   tokens: (file, rows, texts) => {
     const tokens = new qia3.Tokens(library, JSON.parse(fs.readFileSync(file, "utf8")), {}, rows);
     return texts.map(([template, text]) => {

@@ -78,7 +78,7 @@ async function load() {
 function cardsOf({ adapters, tasks }) {
   const known = adapters.filter(
     (name) =>
-      ['classify', 'generate', 'embed'].includes(tasks[name]?.kind) &&
+      ['classify', 'generate', 'embed', 'token-classification'].includes(tasks[name]?.kind) &&
       (tasks[name].kind !== 'classify' || tasks[name].choices),
   );
   return known.length
@@ -90,12 +90,13 @@ function drawn({ name, task }) {
   const card = at('card').content.cloneNode(true).firstElementChild;
   card.dataset.name = name;
   card.querySelector('h2').textContent = name === 'none' ? 'The base' : name;
-  const many = task.choices
-    ? `one of ${task.choices.length} answers`
-    : task.kind === 'embed'
-      ? 'an embedding'
-      : 'a text';
-  card.querySelector('.question').textContent = `Gives ${many}.`;
+  const gives = {
+    classify: `one of ${task.choices?.length} answers`,
+    'token-classification': `each word one of ${task.choices?.length} labels`,
+    embed: 'an embedding',
+    generate: 'a text',
+  };
+  card.querySelector('.question').textContent = `Gives ${gives[task.kind]}.`;
   return card;
 }
 
@@ -119,6 +120,10 @@ async function ask(card, place, text, adapter) {
     if (kind === 'classify') {
       const scores = await model.scores(text, adapter, more);
       ranked(place, scores);
+      times.textContent = `${since()} ms`;
+    } else if (kind === 'token-classification') {
+      const found = await model.tags(text, adapter);
+      said.textContent = found.map(([word, label]) => (label === 'O' ? word : `${word} [${label}]`)).join(' ');
       times.textContent = `${since()} ms`;
     } else if (kind === 'embed') {
       const vector = await model.embed(text, adapter);
