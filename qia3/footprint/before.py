@@ -4,7 +4,7 @@ Weights are arithmetic (shapes.py, bits.py), and so are memory (kernels.py), the
 training step keeps is counted elsewhere (qia3.ia3.activations) and passed in. Each table has its rule:
 
     disk          the weights in a form; graph, tokenizer and reports come on top (a build reports them to the byte)
-    cache         2 layers kv_heads head_size 4 bytes per position and row, twice for an encoder-decoder, whose decoder also
+    cache         2 layers kv_heads head_size 4 bytes (int8: 1) per position and row, twice for an encoder-decoder, whose decoder also
                   has the encoder's keys and values
     training      weights in their form, 16 bytes of state per trained parameter (lora.py), and what a step keeps, in
                   bfloat16. Full fine-tuning trains the float32 weights themselves, with 12 bytes of state besides. QIA³

@@ -100,22 +100,32 @@ def _memory(one: Weights) -> list[Cell]:
 
 
 def _needs(found: Before) -> Section:
+    first = found.needs[0]
+    small = first.int8_cache_bytes is not None
     rows: list[Row] = [
-        [Cell("count", n.context), Cell("mib", n.cache_bytes), Cell("mib", n.x64_bytes), Cell("mib", n.arm_bytes)]
+        [
+            Cell("count", n.context),
+            Cell("mib", n.cache_bytes),
+            *([Cell("mib", n.int8_cache_bytes)] if small else ()),
+            Cell("mib", n.x64_bytes),
+            Cell("mib", n.arm_bytes),
+        ]
         for n in found.needs
     ]
-    first = found.needs[0]
     note = (
         f"A build in {first.form}, vectors unmerged, {first.rows} row{'s' if first.rows > 1 else ''}: the "
         "kernels' weights, what is mapped "
         "from the file, the cache of keys and values in float32, and the process. Only the context in use "
         "costs memory, not the model's maximum."
     )
+    if small:
+        note += ' With cache = "int8" in [export] the totals are smaller by the difference of the two caches.'
     limits = tuple(Limit(one.estimate.device, one.estimate.usable_ram_bytes) for one in found.verdicts)
+    values = (3, 4) if small else (2, 3)
     drawn = [
-        Chart("lines", "Memory by context, with each device's memory", values=(2, 3), limits=limits, logarithmic=True)
+        Chart("lines", "Memory by context, with each device's memory", values=values, limits=limits, logarithmic=True)
     ]
-    head = ["context", "cache", "total, x64", "total, ARM with dot products"]
+    head = ["context", "cache", *(["cache, int8"] if small else ()), "total, x64", "total, ARM with dot products"]
     return section("cache", "Memory by context", note, table(head, rows, charts=drawn if len(rows) > 1 else ()))
 
 

@@ -10,7 +10,7 @@ Python, ONNX Runtime and the tokenizer take (predicted.py), as measured if the d
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qia3.footprint.device import Device, Figure
 from qia3.footprint.estimate import Estimate, Load, fit
@@ -67,12 +67,16 @@ def verdict(shapes: Shapes, device: Device, context: int, rows: int, form: Form 
 
 @dataclass(frozen=True)
 class Need:
-    """All the memory that a build in `form` would take at this context: kernels, mapped, cache and the process."""
+    """All the memory that a build in `form` would take at this context: kernels, mapped, cache and the process.
+
+    `int8_cache_bytes` is what the cache would take with cache = "int8" in [export]; None where there is no such cache.
+    """
 
     form: str
     context: int
     rows: int
     cache_bytes: int
+    int8_cache_bytes: int | None
     x64_bytes: int
     arm_bytes: int
 
@@ -86,13 +90,26 @@ def needs(shapes: Shapes, asked: Sequence[int], rows: int, form: Form = USUAL) -
     else:
         limit = shapes.architecture.context_length or max(asked)
         spread = [2**k for k in range(8, 18) if 2**k <= limit]
-    return [_need(load_of(shapes, form, n, rows), form, n, rows) for n in sorted({*spread, *asked})]
+    return [_need(shapes, form, n, rows) for n in sorted({*spread, *asked})]
 
 
-def _need(load: Load, form: Form, context: int, rows: int) -> Need:
+def _need(shapes: Shapes, form: Form, context: int, rows: int) -> Need:
+    load = load_of(shapes, form, context, rows)
     rest = load.mapped_bytes + load.cache_bytes + load.process_bytes
     x64, arm = (load.kernels[name].held_bytes + rest for name in ("x64-int8", "arm-dotprod"))
-    return Need(form.label, context, rows, load.cache_bytes, x64, arm)
+    small = load_of(_small(shapes), form, context, rows).cache_bytes if takes_int8_cache(shapes) else None
+    return Need(form.label, context, rows, load.cache_bytes, small, x64, arm)
+
+
+def takes_int8_cache(shapes: Shapes) -> bool:
+    """Whether a build can keep keys and values in int8 (qia3.graph.cache): of a decoder alone."""
+    shape = shapes.architecture
+    return shape.pooling is None and shape.encoder_layers is None
+
+
+def _small(shapes: Shapes) -> Shapes:
+    """The same, with an int8 cache."""
+    return replace(shapes, architecture=replace(shapes.architecture, cache="int8"))
 
 
 def load_of(shapes: Shapes, form: Form, context: int, rows: int, device: Device | None = None) -> Load:
@@ -130,23 +147,25 @@ def _sourced(figure: Figure) -> str:
 
 
 def _first_change(shapes: Shapes, device: Device, context: int, rows: int, form: Form) -> str | None:
-    for words, other, positions, count in _changes(context, rows, form):
-        if fit(device, load_of(shapes, other, positions, count, device)).fits:
+    for words, made, other, positions, count in _changes(shapes, context, rows, form):
+        if fit(device, load_of(made, other, positions, count, device)).fits:
             return words
     return None
 
 
-def _changes(context: int, rows: int, form: Form) -> Iterator[tuple[str, Form, int, int]]:
+def _changes(shapes: Shapes, context: int, rows: int, form: Form) -> Iterator[tuple[str, Shapes, Form, int, int]]:
     """Changes, from the smallest to the largest sacrifice."""
     larger: Sequence[int] = [block for block in BLOCKS if block > form.block]
     for block in larger:
-        yield f"block_size = {block}", Form("int4", block, form.symmetric), context, rows
+        yield f"block_size = {block}", shapes, Form("int4", block, form.symmetric), context, rows
+    if takes_int8_cache(shapes) and shapes.architecture.cache == "float32":
+        yield 'cache = "int8"', _small(shapes), form, context, rows
     if rows > 1:
-        yield "one row at a time", form, context, 1
+        yield "one row at a time", shapes, form, context, 1
     shorter = context // 2
     while shorter >= SHORTEST:
-        yield f"context_length = {shorter}", form, shorter, rows
+        yield f"context_length = {shorter}", shapes, form, shorter, rows
         shorter //= 2
     for block in larger:
         words = f"block_size = {block}, context_length = {SHORTEST}, one row at a time"
-        yield words, Form("int4", block, form.symmetric), SHORTEST, 1
+        yield words, shapes, Form("int4", block, form.symmetric), SHORTEST, 1
