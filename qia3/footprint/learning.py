@@ -7,7 +7,8 @@
     beside      the process and the graph's nodes: BESIDE
 
 MORE and BESIDE are measured on SmolLM2-135M (x64, ONNX Runtime 1.32): parts of 75, 155 and 253 tokens had peaks of 461, 640
-and 850 MiB. A random Llama of 10 layers, width 1,024 (grouped keys, ratio 2.75), took 545 MiB where this says 547. The graph keeps results of torch's operators where autograd keeps their inputs once.
+and 850 MiB. A random Llama of 10 layers, 1,024 wide, took 545 MiB where this says 547. The graph keeps results of
+torch's operators where autograd keeps their inputs once.
 
 LoRA's column is what the same graph would need for r = 8 on all linear layers: its inputs are kept, too. Nobody has
 built that graph; it is computed.
