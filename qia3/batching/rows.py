@@ -77,12 +77,16 @@ def count(trees: Sequence[Tree]) -> Totals:
     return Totals(right, sum(len(a) for t in trees for a in t.answers) - right, sum(len(t.answers) > 1 for t in trees))
 
 
-def lay_out(trees: Sequence[Tree], rows: Sequence[Sequence[Piece]], totals: Totals | None = None) -> Batch:
-    """Arrays for `rows`, which hold every answer of every tree once. `totals` default to those of `trees`."""
+def lay_out(
+    trees: Sequence[Tree], rows: Sequence[Sequence[Piece]], totals: Totals | None = None, shares: bool = True
+) -> Batch:
+    """`rows` hold every answer of every tree once. `totals` default to those of `trees`. `shares`: what all prompts begin
+    with stands once in a row; not where a model counts distances by the slot.
+    """
     first = [0]
     for tree in trees:
         first.append(first[-1] + len(tree.answers))
-    shared = beginning(trees)
+    shared = beginning(trees) if shares else 0
     begins = [shared if len(row) > 1 else 0 for row in rows]
     length = max(b + sum(p.slots - b for p in row) for b, row in zip(begins, rows, strict=True))
     ids, positions, owners, branches = ([[fill] * length for _ in rows] for fill in (0, 0, PADDING, 0))

@@ -49,7 +49,7 @@ def attentions(model: PreTrainedModel, seen: Watched) -> dict[nn.Module, Attenti
     counts: dict[str, int] = {}
     for call in seen.calls:
         kind = KINDS.get((call.q.shape[2], call.k.shape[2]))
-        reason = "attention that runs several times" if call.module in found else reason_against(call, kind)
+        reason = "attention that runs several times per pass" if call.module in found else reason_against(call, kind)
         if reason or kind is None:
             reasons.setdefault(str(reason), []).append(call.name)
             continue

@@ -131,7 +131,7 @@ def _before(bundle: Bundle, name: str) -> Task:
 def _question(bundle: Bundle, lesson: Lesson, before: Task | None) -> tuple[Wrapping, str]:
     """What stands around a question, and the question."""
     if lesson.prompt is not None and lesson.prompt.count("{text}") != 1:
-        raise ConfigError(f"a prompt holds {{text}} exactly once: {lesson.prompt!r}")
+        raise ConfigError(f"a prompt must contain {{text}} exactly once: {lesson.prompt!r}")
     if before is not None and lesson.prompt is None:
         return Wrapping("", "", before.end, bundle.stop_tokens), before.prompt
     end = before.end if before else plain(bundle, lesson.name).end

@@ -24,11 +24,11 @@ def packed(trees: Sequence[Tree], limit: int, hidden_size: int, totals: Totals |
     return _tensors(rows.packed(trees, limit, hidden_size, totals))
 
 
-def lay_out(trees: Sequence[Tree], pieces: Sequence[Sequence[Piece]], totals: Totals | None = None) -> Batch:
-    """Tensors for `pieces`, which hold every answer of every tree once, row by row. `totals` default to those of
-    `trees`.
-    """
-    return _tensors(rows.lay_out(trees, pieces, totals))
+def lay_out(
+    trees: Sequence[Tree], pieces: Sequence[Sequence[Piece]], totals: Totals | None = None, shares: bool = True
+) -> Batch:
+    """`pieces`, row by row, hold every answer of every tree once; the rest as in qia3.batching.rows."""
+    return _tensors(rows.lay_out(trees, pieces, totals, shares))
 
 
 def _tensors(batch: rows.Batch) -> Batch:

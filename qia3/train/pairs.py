@@ -48,7 +48,7 @@ def beside(
     answers = [Tree(start, tree.answers, tree.right) for tree in trees]
     longest = max(len(tree.prompt) for tree in trees)
     rows = _cheapest(answers, limit, longest, hidden_size)
-    batch = lay_out(answers, rows, totals or count(trees))
+    batch = lay_out(answers, rows, totals or count(trees), shares=False)
     batch.pop("position_ids", None)  # a decoder row counts its slots
     return batch | {
         "prompts": torch.tensor([[*tree.prompt, *[0] * (longest - len(tree.prompt))] for tree in trees]),
