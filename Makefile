@@ -46,7 +46,7 @@ coverage: $(STAMP)
 
 # Every family; `make test` skips those that add nothing new.
 families: $(STAMP)
-	QIA3_ALL_FAMILIES=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 tests/test_families.py tests/test_families_pairs.py tests/test_base_sensitivity.py tests/test_ia3_shapes.py tests/test_ia3_activations.py tests/test_graph_seq2seq.py tests/test_runtime_seq2seq_real.py tests/test_many.py
+	QIA3_ALL_FAMILIES=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 tests/test_families.py tests/test_families_pairs.py tests/test_gradients.py tests/test_base_sensitivity.py tests/test_ia3_shapes.py tests/test_ia3_activations.py tests/test_graph_seq2seq.py tests/test_runtime_seq2seq_real.py tests/test_many.py
 
 # optimum-onnx needs transformers below 4.58, so it cannot be a dependency.
 $(INTEROP)/ready: tests/interop.txt
