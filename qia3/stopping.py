@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from qia3.progress import say
+
+
+def no_better(losses: Sequence[float], patience: int) -> bool:
+    """Whether the last `patience` of these validation losses brought nothing better."""
+    return bool(losses) and len(losses) - 1 - losses.index(min(losses)) >= patience
 
 
 class Stop:

@@ -27,7 +27,7 @@ from qia3.errors import AdapterError, Interrupted
 from qia3.learn import learn as module
 from qia3.learn.gradients import Gradients
 from qia3.learn.learn import learn, work_folder
-from qia3.learn.lesson import Lesson
+from qia3.learn.lesson import Lesson, kind_of_file
 from qia3.learn.optimiser import AdamW, bfloat16, rate_at
 from qia3.learn.places import Places
 from qia3.recipe import T_FEW, Train
@@ -288,6 +288,9 @@ def test_what_cannot_be_learned_is_told_in_one_line(place, bundle, capsys, words
 
 
 def test_a_file_without_answers_and_a_bundle_without_the_graph_are_refused(place, bundle, capsys, tmp_path):
+    named = tmp_path / "named.jsonl"
+    named.write_text('{"text": "label", "target": "\\"labels\\""}\n')
+    assert kind_of_file(named) == "generate"  # by its keys, whatever its words
     empty = tmp_path / "bad.jsonl"
     empty.write_text('{"text": "a", "colour": "b"}\n')
     assert "line 1: an example to learn has 'text' and a 'label'" in complaint(

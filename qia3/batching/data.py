@@ -39,25 +39,37 @@ def read_task(task: Task, settings: Train | None = None) -> Data:
 
     Raises DataError with file and line, and ConfigError if nothing is left to train or validate on.
     """
-    read = [example for file in task.train_files for example in read_examples(file, task.kind, task.choices)]
-    choices = task.choices or tuple(sorted({label for e in read if e.choices is None for label in e.labels}))
-    if task.kind in LABELLED and len(choices) == 1:
-        files = ", ".join(map(str, task.train_files))
+    return read_files(task.name, task.kind, task.train_files, task.test, task.choices, settings)
+
+
+def read_files(
+    name: str,
+    kind: str,
+    files: Sequence[Path],
+    test_file: Path | None,
+    asked: Sequence[str] | None,
+    settings: Train | None,
+    remedy: str = "list all answers (choices) in the [[task]]",
+) -> Data:
+    """The same for files that no build file names. `asked`: all answers there are; `remedy`: how to give them."""
+    read = [example for file in files for example in read_examples(file, kind, asked)]
+    choices = tuple(asked or sorted({label for e in read if e.choices is None for label in e.labels}))
+    if kind in LABELLED and len(choices) == 1:
         raise DataError(
-            f"task {task.name!r}: every example has the same answer {quoted(choices[0])} ({files}); "
-            "add examples with other answers, or list all answers (choices) in the [[task]]"
+            f"task {name!r}: every example has the same answer {quoted(choices[0])} ({', '.join(map(str, files))}); "
+            f"add examples with other answers, or {remedy}"
         )
-    test = read_examples(task.test, task.kind, choices)
+    test = [] if test_file is None else read_examples(test_file, kind, choices)
     for part in (read, test):
         if remark := contradiction(part):
-            say(f"warning: task {task.name!r}: {remark}")
+            say(f"warning: task {name!r}: {remark}")
     held_back: Sequence[Example] = ()
     match settings.validation if settings else None:
-        case float(fraction) if task.train_files:  # a mixture validates on what its tasks hold out
-            read, held_back = split(read, fraction, task.name)
+        case float(fraction) if files:  # a mixture validates on what its tasks hold out
+            read, held_back = split(read, fraction, name)
         case Path() as file:
-            held_back = read_examples(file, task.kind, choices)
-    return Data(tuple(read), tuple(test), choices or None if task.kind in LABELLED else None, tuple(held_back))
+            held_back = read_examples(file, kind, choices)
+    return Data(tuple(read), tuple(test), choices or None if kind in LABELLED else None, tuple(held_back))
 
 
 def split(examples: Sequence[Example], fraction: float, name: str) -> tuple[list[Example], list[Example]]:

@@ -7,6 +7,7 @@ what is scaled). In graphs, adapter files and PEFT checkpoints it is called MODU
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -88,6 +89,14 @@ def _misfit(name: str, vector: NDArray[Any], site: Site | None) -> list[str]:
     if site.rows is not None and (np.delete(vector, site.rows) != 1).any():
         return [f"{name} (scales the query or gate rows of a fused layer, which stay at one here)"]
     return []
+
+
+def digest(vectors: Vectors | None) -> str | None:
+    """SHA-256 of vectors, to distinguish starts."""
+    if vectors is None:
+        return None
+    parts = [f"{name}|".encode() + np.ascontiguousarray(vector).tobytes() for name, vector in sorted(vectors.items())]
+    return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 def refuse(bad: list[str], where: str, hint: str = "") -> None:

@@ -24,10 +24,10 @@ from qia3.footprint.shapes import Shapes
 from qia3.footprint.verdict import Verdict
 from qia3.footprint.weights import USUAL, weights_of
 
-PART = 160  # tokens that are computed at once, as `qia3 learn` cuts the demo's steps
+PART = 160  # tokens that `qia3 learn` computes at once
 ON_DEVICE = " on a device"
 MORE, BESIDE = 1.55, 155 * 2**20
-LARGE = 32 * 2**20  # of a weight in float32 (qia3.graph.backward)
+LARGE = 32 * 2**20  # bytes of a float32 weight that the graph makes at once (qia3.graph.backward)
 
 
 @dataclass(frozen=True)

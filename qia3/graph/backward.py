@@ -33,11 +33,12 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
+from qia3.footprint.learning import LARGE
 from qia3.grids.int4 import SYMMETRIC_ZERO, pack_nibbles
 
 DOMAIN, OPERATOR = "qia3", "BackwardProduct"
 BACKWARD = f"{DOMAIN}::{OPERATOR}"
-LARGE, PIECES = 32 * 2**20, 2  # bytes of a float32 weight that is made at once; a piece of a larger one is half of that
+PIECES = 2  # of LARGE, that a weight which is larger is made in
 
 
 class BackwardProducts(InPlacePass):  # type: ignore[misc]

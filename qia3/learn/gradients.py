@@ -9,10 +9,8 @@ ONNX Runtime's memory arena is off: with it a step of varied lengths keeps the l
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 
 import numpy as np
-import onnxruntime as ort
 
 from qia3.batching.rows import Batch, Totals, count, packed, padded
 from qia3.batching.tables import fed
@@ -20,11 +18,13 @@ from qia3.batching.trees import Tree
 from qia3.bundle.manifest import TRAIN
 from qia3.bundle.opened import Bundle
 from qia3.bundle.ports import GRADIENT, LOSSES, TREES
-from qia3.errors import BundleError, ConfigError, QIA3Error, first_line
+from qia3.errors import ConfigError
+from qia3.footprint.learning import PART
 from qia3.learn.optimiser import Floats
 from qia3.machine import give_back_memory, physical_cores
+from qia3.runtime.session import running, session
 
-SLOTS = 160  # tokens that are computed at once
+SLOTS = PART  # tokens that are computed at once, as reports reckon
 
 
 def check_learns(bundle: Bundle) -> None:
@@ -49,12 +49,7 @@ class Gradients:
             slots,
         )
         self.hidden_size = bundle.architecture.hidden_size
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        options.enable_cpu_mem_arena = False
-        options.intra_op_num_threads = threads or physical_cores()
-        with self._running():
-            self.session = ort.InferenceSession(str(self.path), options, providers=["CPUExecutionProvider"])
+        self.session = session(self.path, threads or physical_cores(), arena=False)
         self.packs = set(TREES) <= {i.name for i in self.session.get_inputs()}
         self.outputs = [o.name for o in self.session.get_outputs()]
 
@@ -67,7 +62,7 @@ class Gradients:
         shown = {name: vector.reshape(1, 1, -1) for name, vector in vectors.items()}
         for part in self._parts(trees):
             given = fed(self._laid_out(part, whole), self.packs, self.losses)
-            with self._running():
+            with running(self.path):
                 found = dict(zip(self.outputs, self.session.run(None, given | shown), strict=True))
             give_back_memory()  # parts differ in size, and what one leaves behind does not fit the next
             losses += found.pop(LOSSES)
@@ -91,17 +86,6 @@ class Gradients:
 
     def _laid_out(self, trees: Sequence[Tree], totals: Totals | None) -> Batch:
         return packed(trees, self.row_tokens, self.hidden_size, totals) if self.packs else padded(trees, totals)
-
-    @contextmanager
-    def _running(self) -> Iterator[None]:
-        try:
-            yield
-        except QIA3Error:
-            raise
-        except Exception as error:  # onnxruntime raises its own types, without a common base
-            raise BundleError(
-                f"ONNX Runtime cannot run {self.path}: {first_line(error)}; build the bundle again"
-            ) from error
 
 
 def _size(tree: Tree) -> int:

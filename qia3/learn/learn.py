@@ -12,7 +12,7 @@ BUNDLE.learn/NAME/adapter      the vectors as a PEFT checkpoint, once they are l
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -26,7 +26,6 @@ from qia3.bundle.opened import Bundle
 from qia3.bundle.peft import write_peft
 from qia3.bundle.records import Record
 from qia3.errors import ConfigError
-from qia3.examples import read_examples
 from qia3.learn.gradients import SLOTS, Gradients, check_learns
 from qia3.learn.lesson import Lesson, Prepared, prepare
 from qia3.learn.places import Places
@@ -66,18 +65,17 @@ def learn(
     opened = Bundle.open(bundle)
     check_learns(opened)
     check_free(bundle, lesson.name, {*opened.tasks, *opened.adapters})
-    prepared = prepare(opened, lesson)
-    if test is not None:
-        read_examples(test, prepared.task.kind, prepared.task.choices or ())
+    prepared = prepare(opened, lesson, test)
     folder = work_folder(bundle, lesson.name)
     with locked(folder, "wait for it to end"):
         _begin(folder, prepared, opened.fingerprint, lesson.seed)
         record = _train(opened, prepared, lesson, folder, slots, threads)
     score = None
-    if test is not None:
+    if prepared.data.test:
         whole = Bundle.open(bundle, verify=False)
         engine = open_engine(whole, threads)
-        score = evaluate(engine, AdapterBank(whole), test, lesson.name, track=partial(bar, title="evaluating"))
+        bank, track = AdapterBank(whole), partial(bar, title="evaluating")
+        score = evaluate(engine, bank, prepared.data.test, lesson.name, track=track)
     return Learned(bundle, lesson.name, record, score)
 
 
@@ -93,9 +91,7 @@ def forget(bundle: Path, name: str) -> None:
     with locked(folder, "wait for it to end"):
         if name in Bundle.open(bundle).adapters:
             take_out(bundle, name)
-        for entry in folder.iterdir():
-            if entry.name != ".lock":
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        _clear(folder)
     if not any(folder.parent.iterdir()):
         folder.parent.rmdir()
 
@@ -106,16 +102,21 @@ def _begin(folder: Path, prepared: Prepared, fingerprint: str, seed: int) -> Non
     was = read_asked(folder)
     if was is not None and (changed := differences(was, asked)):
         say(f"{folder} was for another plan ({'; '.join(changed[:3])}): begun anew")
-        for entry in folder.iterdir():
-            if entry.name != ".lock":
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        _clear(folder)
     write_asked(asked, folder)
+
+
+def _clear(folder: Path) -> None:
+    """Removes everything but the lock, which whoever holds it removes."""
+    for entry in folder.iterdir():
+        if entry.name != ".lock":
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
 
 def _train(opened: Bundle, prepared: Prepared, lesson: Lesson, folder: Path, slots: int, threads: int | None) -> Record:
     settings, name = prepared.settings, prepared.task.name
     limits = load_file(opened.path / RANGE) if (opened.path / RANGE).is_file() else {}
-    places = Places(opened.manifest.graphs["train"].sites, limits)
+    places = Places(opened.manifest.sites, limits)
     tokens = Tokens.read(opened.path / "tokenizer.json", opened.architecture.vocab_size)
     examples, validation = prepared.examples(tokens), prepared.examples(tokens, held_back=True)
     gradients = Gradients(opened, settings.losses, settings.row_tokens, slots, threads)
@@ -127,7 +128,7 @@ def _train(opened: Bundle, prepared: Prepared, lesson: Lesson, folder: Path, slo
     give_back_memory()  # before the bundle is read back
     adapter = Adapter(vectors, opened.fingerprint, prepared.task)
     write_peft(folder / ADAPTER_FOLDER, adapter, opened.manifest.sites, opened.manifest.base.reference)
-    put_in(opened.path, replace(adapter, task=prepared.task), record)
+    put_in(opened.path, adapter, record)
     for file in (STATE, BEST):
         (folder / file).unlink(missing_ok=True)
     return record

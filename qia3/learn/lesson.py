@@ -6,21 +6,19 @@ the bundle (`after`) is asked as that one is, with its answers, and starts from 
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from qia3.batching.asked import Asked, asked_of
-from qia3.batching.data import split
+from qia3.batching.data import Data, read_files
 from qia3.batching.examples import Examples, Source
 from qia3.batching.prompts import Wrapping, ask
 from qia3.bundle.opened import Bundle
-from qia3.bundle.sites import Vectors
+from qia3.bundle.sites import Vectors, digest
 from qia3.bundle.task import Kind, Task
-from qia3.errors import ConfigError, DataError, quoted
-from qia3.examples import ANSWER, Example, contradiction, read_examples
-from qia3.parse import read_text
-from qia3.progress import say
+from qia3.errors import ConfigError, DataError
+from qia3.examples import ANSWER
+from qia3.parse import parse_json, read_text
 from qia3.recipe import Train
 from qia3.runtime.adapters import AdapterBank
 from qia3.runtime.completed import plain
@@ -52,31 +50,31 @@ class Prepared:
 
     task: Task
     source: Source
-    held_back: tuple[Example, ...]
+    data: Data
     settings: Train
     start: Vectors | None
 
     def examples(self, tokens: Tokens, held_back: bool = False) -> Examples:
         source, settings = self.source, self.settings
-        given = self.held_back if held_back else source.examples
+        given = self.data.validation if held_back else source.examples
         sources = [Source(source.prompts, source.question, source.wrap, given, source.choices)] if given else []
         return Examples(tokens, sources, settings.max_length, settings.ranked, at_most=settings.answers)
 
     def asked(self, fingerprint: str, seed: int) -> Asked:
         """What tells this plan from another (qia3.batching.asked)."""
         out = {"validation", "init_adapter", "accumulate", "gradient_checkpointing", "compute"}
-        left_out = out | (set() if self.held_back else {"checkpoint_every"})
+        left_out = out | (set() if self.data.validation else {"checkpoint_every"})
         return {
             "base": fingerprint,
-            "sources": [asked_of(self.source, self.held_back)],
+            "sources": [asked_of(self.source, self.data.validation)],
             "task": self.task.to_json(),
             "training": self.settings.model_dump(mode="json", exclude=left_out),
             "seed": seed,
-            "start": None if self.start is None else _digest(self.start),
+            "start": digest(self.start),
         }
 
 
-def prepare(bundle: Bundle, lesson: Lesson) -> Prepared:
+def prepare(bundle: Bundle, lesson: Lesson, test: Path | None = None) -> Prepared:
     """Reads and checks everything, before long work. Raises DataError with file and line, ConfigError, AdapterError."""
     settings = lesson.settings
     if settings.optimizer != "adamw":
@@ -90,28 +88,26 @@ def prepare(bundle: Bundle, lesson: Lesson) -> Prepared:
     known = lesson.choices or (before.choices if before else None)
     if lesson.choices and (kind == "generate" or len(set(lesson.choices)) < max(2, len(lesson.choices))):
         raise ConfigError("choices are two or more, all different, of a task that classifies")
-    read = read_examples(lesson.file, kind, known)
-    if remark := contradiction(read):
-        say(f"warning: {remark}")
-    choices = known or (tuple(sorted({label for e in read if e.choices is None for label in e.labels})) or None)
-    if kind == "generate":
-        choices = None
-    elif choices is not None and len(choices) == 1:
-        raise DataError(f"every example of {lesson.file} says {quoted(choices[0])}: nothing to tell apart")
-    kept, held_back = _split(read, lesson, kind, choices)
+    remedy = "name all answers (--choice)"
+    data = read_files(lesson.name, kind, [lesson.file], test, known, settings, remedy)
     wrap, question = _question(bundle, lesson, before)
     tokens = (before.max_new_tokens if before else 32) if lesson.max_new_tokens is None else lesson.max_new_tokens
-    task = Task(lesson.name, kind, ask(wrap, question), choices, tokens, wrap.end, settings.ranking)
+    task = Task(lesson.name, kind, ask(wrap, question), data.choices, tokens, wrap.end, settings.ranking)
     start = None
     if lesson.after is not None:
         start = {name: vector.reshape(-1) for name, vector in AdapterBank(bundle).vectors(lesson.after).items()}
-    return Prepared(task, Source((question,), question, wrap, tuple(kept), choices), tuple(held_back), settings, start)
+    return Prepared(task, Source((question,), question, wrap, data.train, data.choices), data, settings, start)
 
 
 def kind_of_file(file: Path) -> Kind:
     """By the keys of its first line. Raises DataError."""
     first = next((line for line in read_text(file, DataError).split("\n") if line.strip()), "")
-    found = [kind for kind in KINDS if f'"{ANSWER[kind]}"' in first or (kind == "classify" and '"labels"' in first)]
+    try:
+        row = parse_json(first)
+    except ValueError:
+        row = None
+    keys = row.keys() if isinstance(row, dict) else ()
+    found = [kind for kind in KINDS if ANSWER[kind] in keys or (kind == "classify" and "labels" in keys)]
     if len(found) != 1:
         told = "a 'label' (classify) or a 'target' (generate)"
         raise DataError(f"{file}, line 1: an example to learn has 'text' and {told}; or say --kind")
@@ -136,19 +132,3 @@ def _question(bundle: Bundle, lesson: Lesson, before: Task | None) -> tuple[Wrap
         return Wrapping("", "", before.end, bundle.stop_tokens), before.prompt
     end = before.end if before else plain(bundle, lesson.name).end
     return Wrapping(bundle.prefix, bundle.suffix, end, bundle.stop_tokens), lesson.prompt or "{text}"
-
-
-def _split(
-    read: list[Example], lesson: Lesson, kind: Kind, choices: tuple[str, ...] | None
-) -> tuple[list[Example], list[Example]]:
-    match lesson.settings.validation:
-        case float(fraction):
-            return split(read, fraction, lesson.name)
-        case Path() as file:
-            return read, read_examples(file, kind, choices)
-    return read, []
-
-
-def _digest(vectors: Vectors) -> str:
-    parts = [f"{name}|".encode() + vector.tobytes() for name, vector in sorted(vectors.items())]
-    return hashlib.sha256(b"".join(parts)).hexdigest()

@@ -32,7 +32,7 @@ from qia3.learn.gradients import Gradients
 from qia3.learn.optimiser import AdamW, Floats, Offsets, rate_at
 from qia3.learn.places import Places
 from qia3.recipe import Train
-from qia3.stopping import Stop
+from qia3.stopping import Stop, no_better
 
 STATE, BEST, LOG = "state.safetensors", "best.safetensors", "log.jsonl"
 Tell = Callable[[int, str], None]
@@ -51,8 +51,7 @@ class Progress:
 
     def hopeless(self, patience: int) -> bool:
         """Whether the last `patience` validations brought nothing better."""
-        losses = [loss for _, loss in self.history]
-        return bool(losses) and len(losses) - 1 - losses.index(min(losses)) >= patience
+        return no_better([loss for _, loss in self.history], patience)
 
 
 class Run:
@@ -72,6 +71,7 @@ class Run:
         entries = cut_log(self.folder / LOG, optimiser.step)
         schedule = Schedule(self.examples, plan.steps, plan.batch_size, seed)
         warmup = min(plan.warmup_steps, plan.steps // 2)
+        names = [name for name in NAMES if name in plan.losses]
         with self.stop.listening():
             while optimiser.step < plan.steps and not progress.hopeless(plan.patience):
                 began, step = time.perf_counter(), optimiser.step
@@ -82,8 +82,7 @@ class Run:
                 rate = rate_at(step, plan.steps, warmup, plan.learning_rate)
                 optimiser.update(self.places.gradients(found), rate)
                 self.places.hold(optimiser.offsets)
-                told = [float(p) for name, p in zip(NAMES, parts, strict=True) if name in plan.losses]
-                names = [name for name in NAMES if name in plan.losses]
+                told = [float(p) for name, p in zip(NAMES, parts, strict=True) if name in names]
                 entries.append(entry_of(step + 1, names, told, rate, time.perf_counter() - began, plan.batch_size))
                 append_log(self.folder / LOG, entries[-1])
                 tell(step + 1, f"loss {recent_loss(entries, 5):.3g}")

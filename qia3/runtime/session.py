@@ -8,7 +8,7 @@ vectors: all given vectors are checked, and each graph is fed its own.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -54,19 +54,11 @@ class GraphSession:
         own = {name: v.astype(np.float32, copy=False) for name, v in vectors.items() if name in self.own}
         return self.ones | self.nought | own | head
 
-    @contextmanager
-    def running(self) -> Iterator[None]:
+    def running(self) -> AbstractContextManager[None]:
         """Wraps ONNX Runtime's work on the graph. Raises BundleError for its errors: a graph whose inputs are not those
         in the manifest, or that fails to run.
         """
-        try:
-            yield
-        except QIA3Error:
-            raise
-        except Exception as error:  # onnxruntime raises its own types, without a common base
-            raise BundleError(
-                f"ONNX Runtime cannot run {self.path}: {first_line(error)}; build the bundle again"
-            ) from error
+        return running(self.path)
 
     def _check(self, vectors: Mapping[str, Floats], rows: int) -> None:
         sizes = self.sizes
@@ -84,6 +76,17 @@ class GraphSession:
             )
 
 
+@contextmanager
+def running(path: Path) -> Iterator[None]:
+    """Wraps ONNX Runtime's work on the graph at `path`. Raises BundleError for its errors."""
+    try:
+        yield
+    except QIA3Error:
+        raise
+    except Exception as error:  # onnxruntime raises its own types, without a common base
+        raise BundleError(f"ONNX Runtime cannot run {path}: {first_line(error)}; build the bundle again") from error
+
+
 def options(threads: int) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.log_severity_level = 3  # otherwise one warning per vector with a default
@@ -93,9 +96,11 @@ def options(threads: int) -> ort.SessionOptions:
     return options
 
 
-def session(path: Path, threads: int) -> ort.InferenceSession:
-    """A session for a graph. Raises BundleError if it cannot be loaded."""
+def session(path: Path, threads: int, arena: bool = True) -> ort.InferenceSession:
+    """A session for a graph; `arena`: it holds on to memory that it has used. Raises BundleError if it cannot be loaded."""
+    asked = options(threads)
+    asked.enable_cpu_mem_arena = arena
     try:
-        return ort.InferenceSession(str(path), options(threads), providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(str(path), asked, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises its own types, without a common base
         raise BundleError(f"ONNX Runtime cannot load {path}: {str(error).splitlines()[0]}") from error

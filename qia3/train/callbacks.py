@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 
 from qia3.batching.log import Entry, append_log, cut_log, entry_of, recent_loss
 from qia3.progress import is_main
-from qia3.stopping import Stop
+from qia3.stopping import Stop, no_better
 from qia3.train import processes
 
 
@@ -66,7 +66,7 @@ class Patience(TrainerCallback):  # type: ignore[misc]
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         losses = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
-        if len(losses) - 1 - losses.index(min(losses)) >= self.patience:
+        if no_better(losses, self.patience):
             control.should_training_stop = control.should_save = True
 
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-
-import numpy as np
 
 from qia3.bundle.adapter import load_adapter, read_adapter
 from qia3.bundle.peft import open_peft, read_peft
@@ -32,11 +29,3 @@ def check_start(path: Path) -> None:
         open_peft(path).config.check_whole()
     else:
         read_adapter(path)
-
-
-def digest(vectors: Vectors | None) -> str | None:
-    """SHA-256 of vectors, to distinguish starts."""
-    if vectors is None:
-        return None
-    parts = [f"{name}|".encode() + np.ascontiguousarray(vector).tobytes() for name, vector in sorted(vectors.items())]
-    return hashlib.sha256(b"".join(parts)).hexdigest()

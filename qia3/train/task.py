@@ -28,7 +28,7 @@ from qia3.bundle.adapter import Adapter
 from qia3.bundle.head import Head
 from qia3.bundle.peft import read_peft, write_peft
 from qia3.bundle.records import Record
-from qia3.bundle.sites import Vectors
+from qia3.bundle.sites import Vectors, digest
 from qia3.bundle.task import TAGS
 from qia3.bundle.task import Task as BundleTask
 from qia3.config import Task
@@ -41,7 +41,7 @@ from qia3.train import processes
 from qia3.train.headed import new_head, trained_head
 from qia3.train.prompts import wrapping
 from qia3.train.run import CHECKPOINTS, Alone, read_record, steps_kept, train_vectors, write_record
-from qia3.train.start import digest, read_start
+from qia3.train.start import read_start
 
 
 @dataclass(frozen=True)
