@@ -16,6 +16,7 @@ from qia3.cli.options import (
     as_json,
     decoding_options,
     example,
+    serving,
 )
 from qia3.console import print_result
 from qia3.errors import ConfigError
@@ -213,13 +214,9 @@ def serve(bundles: tuple[Path, ...], deadline: float, **options: Any) -> None:
     Each adapter is a model, and the bundle's name is the base model; with several bundles, use BUNDLE:ADAPTER. Requests
     for several tasks share every step.
     """
-    try:
+    with serving("serve"):
         from qia3.server.app import Limits
         from qia3.server.run import Options
         from qia3.server.run import serve as work
-    except ModuleNotFoundError as error:
-        if error.name not in ("starlette", "uvicorn", "prometheus_client"):
-            raise
-        raise ConfigError(f"qia3 serve needs {error.name}: pip install 'qia3[serve]'") from error
 
     work(bundles, Options(**options, limits=Limits(deadline=deadline)))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
+
+from qia3.errors import ConfigError
 
 Option = Callable[[Any], Any]
 
@@ -91,6 +94,17 @@ decoding_options = together(
     ),
     click.option("--seed", type=int, help="With --temperature: the same seed gives the same text."),
 )
+
+
+@contextmanager
+def serving(verb: str) -> Iterator[None]:
+    """Around the import of what serves. Raises ConfigError if the extra `serve` is not installed."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name not in ("starlette", "uvicorn", "prometheus_client"):
+            raise
+        raise ConfigError(f"qia3 {verb} needs {error.name}: pip install 'qia3[serve]'") from error
 
 
 class Verbs(click.Group):

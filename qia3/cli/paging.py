@@ -7,9 +7,8 @@ from pathlib import Path
 
 import click
 
-from qia3.cli.options import FILE, as_json, example
+from qia3.cli.options import FILE, as_json, example, serving
 from qia3.console import print_result
-from qia3.errors import ConfigError
 
 
 @click.command(
@@ -51,10 +50,6 @@ def page(
     print_result(asdict(made), text, as_json)
     if not serve:
         return
-    try:
+    with serving("page --serve"):
         from qia3.server.static import serve_files
-    except ModuleNotFoundError as error:
-        if error.name not in ("starlette", "uvicorn"):
-            raise
-        raise ConfigError(f"qia3 page --serve needs {error.name}: pip install 'qia3[serve]'") from error
     serve_files(output, host, port)
