@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
-from prompts8 import CONSTANTS, log_shares, product, quantised, weights
+from prompts8 import CONSTANTS, log_shares, product_in_parts, weights
 
 from qia3.bundle.opened import Bundle
 from qia3.bundle.seal import seal_files
@@ -52,19 +52,9 @@ def rewritten(model: onnx.ModelProto, groups: int, floats: bool) -> int:
             made.append(numpy_helper.from_array(np.ascontiguousarray(w.T), f"{y}.w"))
             nodes.append(helper.make_node("MatMul", [x, f"{y}.w"], [y]))
             continue
-        inputs, outputs = [x], [y]
-        if groups > 1:
-            inputs, outputs = [f"{x}.{i}" for i in range(groups)], [f"{y}.{i}" for i in range(groups)]
-            if inputs[0] not in done:
-                nodes.append(helper.make_node("Split", [x], inputs, axis=-1, num_outputs=groups))
-        for one, other, part in zip(inputs, outputs, np.split(w, groups, axis=1), strict=True):
-            nodes += [] if one in done else quantised(one)
-            done.add(one)
-            new, held = product(one, other, part)
-            nodes += new
-            made += held
-        if groups > 1:
-            nodes.append(helper.make_node("Sum", outputs, [y]))
+        new, held = product_in_parts(x, y, w, groups, done)
+        nodes += new
+        made += held
     used = {name for node in nodes for name in node.input}  # the embedding may read what a tied head did
     kept = [i for i in model.graph.initializer if i.name not in gone or i.name in used]
     del model.graph.node[:], model.graph.initializer[:]

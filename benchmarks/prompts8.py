@@ -83,6 +83,28 @@ def product(x: str, y: str, w: Floats) -> tuple[list[onnx.NodeProto], list[onnx.
     return nodes, [numpy_helper.from_array(a, n) for n, a in held.items()]
 
 
+def product_in_parts(
+    x: str, y: str, w: Floats, parts: int, done: set[str]
+) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
+    """The same with a scale of its own for each of so many groups of inputs. `done`: inputs that are quantised already."""
+    nodes: list[onnx.NodeProto] = []
+    made: list[onnx.TensorProto] = []
+    inputs, outputs = [x], [y]
+    if parts > 1:
+        inputs, outputs = [f"{x}.{i}" for i in range(parts)], [f"{y}.{i}" for i in range(parts)]
+        if inputs[0] not in done:
+            nodes.append(helper.make_node("Split", [x], inputs, axis=-1, num_outputs=parts))
+    for one, other, part in zip(inputs, outputs, np.split(w, parts, axis=1), strict=True):
+        nodes += [] if one in done else quantised(one)
+        done.add(one)
+        new, held = product(one, other, part)
+        nodes += new
+        made += held
+    if parts > 1:
+        nodes.append(helper.make_node("Sum", outputs, [y]))
+    return nodes, made
+
+
 def rewritten(model: onnx.ModelProto, keep: Sequence[str], groups: int, others: int) -> int:
     """Puts the products in place; how many there are."""
     stored, nodes, count = {i.name: i for i in model.graph.initializer}, [], 0
@@ -97,19 +119,9 @@ def rewritten(model: onnx.ModelProto, keep: Sequence[str], groups: int, others: 
             continue
         w, x, y = weights(node, stored), node.input[0], node.output[0]
         parts = groups if "down_proj" in node.input[1] else others
-        inputs, outputs = [x], [y]
-        if parts > 1:
-            inputs, outputs = [f"{x}.{i}" for i in range(parts)], [f"{y}.{i}" for i in range(parts)]
-            if inputs[0] not in done:
-                nodes.append(helper.make_node("Split", [x], inputs, axis=-1, num_outputs=parts))
-        for one, other, part in zip(inputs, outputs, np.split(w, parts, axis=1), strict=True):
-            nodes += [] if one in done else quantised(one)
-            done.add(one)
-            new, held = product(one, other, part)
-            nodes += new
-            made += held
-        if parts > 1:
-            nodes.append(helper.make_node("Sum", outputs, [y]))
+        new, held = product_in_parts(x, y, w, parts, done)
+        nodes += new
+        made += held
         gone, count = gone | set(node.input[1:4]), count + 1
     kept = [i for i in model.graph.initializer if i.name not in gone]
     del model.graph.node[:], model.graph.initializer[:]
