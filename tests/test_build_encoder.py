@@ -21,6 +21,7 @@ from qia3.base.load import Asked, load_base
 from qia3.bundle.adapter import Adapter
 from qia3.bundle.opened import Bundle
 from qia3.bundle.peft import write_peft
+from qia3.bundle.sites import digest
 from qia3.bundle.task import Task
 from qia3.errors import ConfigError
 from qia3.examples import read_examples
@@ -30,7 +31,7 @@ from qia3.runtime.answer import reply, task_of
 from qia3.runtime.load import open_engine
 from qia3.runtime.tags import tag_texts
 from qia3.runtime.texts import classify_texts, embed_texts
-from qia3.train.start import digest, read_start
+from qia3.train.start import read_start
 
 SAID = {
     "lights": ["turn the lights off", "lights on", "the lights, please", "turn on the lights"],
