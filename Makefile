@@ -1,5 +1,6 @@
 # make demo   build the example and ask it one thing        make check  lint, types, import rules
 # make test   check, then every test                        make bench  load time, memory and speed of the demo bundle
+#             (and a part of make browser and make arm, if what they need can be installed)
 # make coverage   every test, and which lines of qia3/ they ran
 # make families   every family of docs/families.md (make test skips those that resemble another one)
 # make browser    reports, the server's page, a bundle's page, and bundles in qia3.mjs and transformers.js, tested in Chromium:
@@ -37,8 +38,9 @@ demo: $(STAMP)
 	$(BIN)/qia3 run $(DEMO) "could you dim the hall a bit" --adapter home-intents
 
 # One worker per core, and each file in one worker, since fixtures shared by a file's tests are slow to make.
+# tests/places.py adds a part of `make browser` and `make arm` where their packages can be had.
 test: check
-	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python tests/places.py $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # Lines that were run only in a process that a test killed are not counted.
 coverage: $(STAMP)
@@ -68,22 +70,18 @@ interop: $(STAMP) $(INTEROP)/ready $(INTEROP)/js/ready $(INTEROP)/openvino/ready
 	QIA3_OPTIMUM=$(INTEROP)/bin/python QIA3_TRANSFORMERS_JS=$(CURDIR)/$(INTEROP)/js QIA3_OPENVINO=$(INTEROP)/openvino/bin/python \
 		$(BIN)/python -m pytest -s tests/test_openvino.py tests/test_interop.py tests/test_interop_labels.py tests/test_loaders.py tests/test_transformers_js.py tests/test_graph_seq2seq_js.py
 
-# Needs the system's Chromium and node (Debian: apt install chromium nodejs npm); axe-core and playwright-core come from npm.
-$(BROWSER)/ready: tests/browser/package.json
-	mkdir -p $(BROWSER)
-	cp tests/browser/package.json $(BROWSER)/
-	npm install --prefix $(BROWSER) --ignore-scripts --no-audit --no-fund --silent
+# From PyPI and npm, what the system does not have; tests/browser/setup.sh.
+$(BROWSER)/ready: tests/browser/setup.sh tests/browser/package.json web/package.json
+	PYTHON=$(CURDIR)/$(BIN)/python bash tests/browser/setup.sh $(BROWSER)
 	touch $@
 
-# What qia3.mjs computes with, at the versions that its package names.
-$(BROWSER)/web/ready: web/package.json
-	mkdir -p $(BROWSER)/web
-	cp web/package.json $(BROWSER)/web/
-	npm install --prefix $(BROWSER)/web --ignore-scripts --no-audit --no-fund --silent
-	touch $@
+$(BROWSER)/whole: tests/browser/setup.sh tests/browser/package.json web/package.json
+	PYTHON=$(CURDIR)/$(BIN)/python bash tests/browser/setup.sh $(BROWSER) --whole
+	touch $(BROWSER)/ready $@
 
-browser: $(STAMP) $(BROWSER)/ready $(BROWSER)/web/ready
-	QIA3_BROWSER=$(CURDIR)/$(BROWSER)/node_modules QIA3_WEB=$(CURDIR)/$(BROWSER)/web/node_modules QIA3_PICTURES=$(CURDIR)/$(BROWSER)/pictures \
+browser: $(STAMP) $(BROWSER)/whole
+	PATH=$(CURDIR)/$(BROWSER)/bin:$$PATH QIA3_WHOLE=1 QIA3_BROWSER=$(CURDIR)/$(BROWSER)/node_modules \
+		QIA3_WEB=$(CURDIR)/$(BROWSER)/web/node_modules QIA3_PICTURES=$(CURDIR)/$(BROWSER)/pictures \
 		$(BIN)/python -m pytest -s tests/test_browser.py tests/test_browser_bundle.py tests/test_server_page.py tests/test_web.py tests/test_web_encoder.py tests/test_page.py
 
 # Debian on x64. QEMU gives a device's numbers, but not its speed.
@@ -92,7 +90,7 @@ $(ARM)/ready: tests/arm/setup.sh constraints.txt
 	touch $@
 
 arm: $(STAMP) $(ARM)/ready
-	QIA3_ARM=$(CURDIR)/$(ARM) $(BIN)/python -m pytest -s tests/test_arm.py
+	QIA3_WHOLE=1 QIA3_ARM=$(CURDIR)/$(ARM) $(BIN)/python -m pytest -s tests/test_arm.py
 
 check: $(STAMP)
 	$(BIN)/ruff check

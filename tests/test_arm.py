@@ -1,8 +1,8 @@
 """64-bit ARM, emulated: the numbers of its kernels beside this machine's. Emulation computes what the instructions define,
 so numbers are a device's; time is not, and nothing is timed.
 
-`make arm` sets it up and runs this; QIA3_ARM is the folder (tests/arm/setup.sh). A cortex-a72 has no dot products: level 4
-is silently level 0 there.
+`make arm` sets it up and runs this, `make test` all but the last test; QIA3_ARM is the folder (tests/arm/setup.sh). A
+cortex-a72 has no dot products: level 4 is silently level 0 there.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import tiny_build
 import tiny_bundle
 import torch
 from onnx import TensorProto, helper, numpy_helper, save
+from places import whole
 from torch import nn
 
 from qia3 import cli
@@ -136,6 +137,7 @@ def test_the_runtime_has_the_same_logits(answers, cpu):
     np.testing.assert_allclose(answers[cpu]["bundle"], answers["here"]["bundle"], atol=1e-4, rtol=1e-4)
 
 
+@whole
 def test_steps_of_learning_are_the_same(tmp_path):
     """Losses of three steps, and the vectors: the optimiser divides by roots of tiny gradients, so a few may differ."""
     file = tiny_build.write_build(tmp_path)

@@ -1,7 +1,7 @@
 """The report's HTML as a person sees it: headless Chromium, three widths, light and dark (make browser).
 
-Needs the system's Chromium, node, and what tests/browser/package.json names, in the folder QIA3_BROWSER. Pictures are left
-in QIA3_PICTURES: look at them.
+Needs Chromium, node, and what tests/browser/package.json names, in the folder QIA3_BROWSER (tests/browser/setup.sh). Pictures
+are left in QIA3_PICTURES: look at them.
 """
 
 from __future__ import annotations

@@ -16,7 +16,9 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from test_browser import CHROMIUM, MODULES, pytestmark  # noqa: F401
+from places import whole
+from test_browser import CHROMIUM, MODULES
+from test_browser import pytestmark as there
 from test_web import in_chromium, node
 from tiny_build import write_build
 from tiny_bundle import seal
@@ -31,6 +33,7 @@ from qia3.runtime.answer import classify, prompt_of, task_of
 from qia3.runtime.generate import generate
 from qia3.runtime.load import open_engine
 
+pytestmark = [*there, whole]
 ANSWER = Path(__file__).parent / "browser" / "answer.mjs"
 PROMPTS, NEW = [[5, 9, 250, 17], [33, 80, 4, 61, 12, 99, 7]], 8
 

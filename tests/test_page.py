@@ -19,6 +19,7 @@ from urllib.request import urlopen
 import pytest
 import tiny_bundle as tiny
 from click.testing import CliRunner
+from places import whole
 from test_browser import CHROMIUM, MODULES
 from test_web import RUNTIME, browser, in_node, node
 
@@ -199,6 +200,7 @@ def test_a_person_visits(tmp_path):
 
 @pytest.mark.browser
 @browser[1]
+@whole
 def test_a_host_without_headers_is_enough(tmp_path):
     """Python's own server, a merged bundle: one thread at the first visit, isolated from the second on."""
     path = for_browsers(tmp_path / "bundle", mode="merged")

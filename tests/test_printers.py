@@ -226,6 +226,11 @@ def test_html_asks_nobody_for_anything(page):
     assert len(text.encode()) < 400_000
 
 
+def test_what_a_key_reaches_has_a_name_of_its_own(page):
+    names = re.findall(r'role="region" tabindex="0" aria-label="([^"]*)"', html(page))
+    assert len(names) == len(set(names)) > 1
+
+
 def test_words_are_words_in_html(forecast_of_a_config):
     page = before_page(replace(forecast_of_a_config, reference=EVIL))
     text = html(page)

@@ -1,6 +1,6 @@
 """The server's page in headless Chromium: what it shows is what the client gets, and it asks nobody else for anything.
 
-Run by `make browser`, which says where playwright-core is; skipped elsewhere.
+Run where `make browser` has set up Chromium and playwright-core; skipped elsewhere.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from pathlib import Path
 import pytest
 import tiny_bundle as tiny
 from running import Running, chat
+from test_browser import CHROMIUM, MODULES
 
-MODULES = os.environ.get("QIA3_BROWSER")
 
-
-@pytest.mark.skipif(not MODULES, reason="make browser runs it: it needs Chromium and playwright-core")
+@pytest.mark.browser
+@pytest.mark.skipif(not (CHROMIUM and MODULES), reason="make browser sets up Chromium and playwright-core")
 def test_the_page_shows_each_model_s_answer(tmp_path):
     made = Running(tiny.write_bundle(tmp_path / "bundle"))
     pictures = Path(os.environ.get("QIA3_PICTURES", tmp_path))
     try:
         script = Path(__file__).parent / "browser" / "page.mjs"
-        command = ["node", str(script), str(MODULES), f"{made.url}/", str(pictures / "server.png")]
+        command = ["node", str(script), str(CHROMIUM), str(MODULES), f"{made.url}/", str(pictures / "server.png")]
         ran = subprocess.run(command, capture_output=True, text=True, timeout=120)
         assert ran.returncode == 0, ran.stderr
         found = json.loads(ran.stdout)

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import tiny_bundle as tiny
 import tiny_pair
+from places import whole
 from test_browser import CHROMIUM, MODULES
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
@@ -368,6 +369,7 @@ def asked_in_chromium(bundles):
 @pytest.mark.parametrize("place", ["page", "worker", "webgpu", "pair"])
 @pytest.mark.browser
 @browser[1]
+@whole
 def test_a_page_answers_as_the_runtime_does(asked_in_chromium, right, place):
     found = asked_in_chromium["results"][["page", "worker", "webgpu", "pair"].index(place)]
     check(found, right["pair" if place == "pair" else "side"], 1e-4 if place == "webgpu" else 2e-6)
@@ -378,6 +380,7 @@ def test_a_page_answers_as_the_runtime_does(asked_in_chromium, right, place):
 
 @pytest.mark.browser
 @browser[1]
+@whole
 def test_a_merged_bundle_answers_in_a_page(asked_in_chromium, bundles):
     engine = open_engine(Bundle.open(bundles["merged"]), 1)
     right = classify(engine, task_of(engine, "lamps"), {}, TEXTS[0]).scores
@@ -387,6 +390,7 @@ def test_a_merged_bundle_answers_in_a_page(asked_in_chromium, bundles):
 
 @pytest.mark.browser
 @browser[1]
+@whole
 def test_files_are_fetched_once_and_refusals_cross_from_the_worker(asked_in_chromium, right):
     fetched = [url for url in asked_in_chromium["asked"] if "?sha256=" in url]
     assert len(fetched) == len(set(fetched)) > 8
@@ -397,6 +401,7 @@ def test_files_are_fetched_once_and_refusals_cross_from_the_worker(asked_in_chro
 
 @pytest.mark.browser
 @browser[1]
+@whole
 def test_what_is_kept_opens_without_a_network(asked_in_chromium, right):
     kept, unknown = asked_in_chromium["results"][6:8]
     assert kept["answers"] == [right["side"][2]]
@@ -405,6 +410,7 @@ def test_what_is_kept_opens_without_a_network(asked_in_chromium, right):
 
 @pytest.mark.browser
 @browser[1]
+@whole
 def test_without_a_word_it_is_the_device_that_works(asked_in_chromium, right):
     """A graphics processor that cannot, and one that the processor plays: WebAssembly in both."""
     for found in asked_in_chromium["results"][8:10]:
@@ -413,6 +419,7 @@ def test_without_a_word_it_is_the_device_that_works(asked_in_chromium, right):
 
 @pytest.mark.browser
 @browser[1]
+@whole
 def test_a_text_ends_where_it_is_left_or_stopped(asked_in_chromium, right):
     found = asked_in_chromium["results"][5]
     assert found["ended"] == found["left"] == right["side"][3 + 5 * ADAPTERS.index("echo") + 3][:2]

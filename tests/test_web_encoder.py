@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from places import whole
 from test_build_encoder import TEXTS, write_encoder_build
 from test_web import browser, in_chromium, in_node, node
 
@@ -51,6 +52,7 @@ def bundle(tmp_path_factory) -> Path:
 
 
 @node
+@whole
 @pytest.mark.parametrize("place", ["node", pytest.param("chromium", marks=browser)])
 def test_labels_and_embeddings_are_the_runtime_s(bundle, place):
     tags = [["tags", text, "things"] for text in TAGGED]

@@ -45,7 +45,9 @@ def html(page: Page) -> str:
 
 def _section(section: Section) -> str:
     name = escape(section.key)
-    body = "".join(_table(part, section) if isinstance(part, Table) else _note(part) for part in section.body)
+    tables = [part for part in section.body if isinstance(part, Table) and not part.cards]
+    names = {id(table): f"Table{f' {i}' if i > 1 else ''}: {section.title}" for i, table in enumerate(tables, 1)}
+    body = "".join(_table(p, names.get(id(p), "")) if isinstance(p, Table) else _note(p) for p in section.body)
     return f'<section id="{name}" aria-labelledby="{name}-title"><h2 id="{name}-title">{escape(section.title)}</h2>{body}</section>\n'
 
 
@@ -63,7 +65,8 @@ def _note(note: Note) -> str:
     return "".join(f'<p class="{note.kind}">{_words(line)}</p>' for line in note.lines)
 
 
-def _table(table: Table, section: Section) -> str:
+def _table(table: Table, label: str) -> str:
+    """`label` tells it apart from the page's other tables: a region that can be reached by key needs a name of its own."""
     if table.cards:
         return _cards(table)
     head = "".join(f'<th scope="col"{_side(c.left)}>{escape(c.title) or "<span></span>"}</th>' for c in table.columns)
@@ -72,7 +75,7 @@ def _table(table: Table, section: Section) -> str:
     rows = "".join(_row(table, i) for i in range(len(table.rows)))
     charts = "".join(_chart(table, chart) for chart in table.charts)
     whole = (
-        f'<div class="scroll" role="region" tabindex="0" aria-label="Table: {escape(section.title)}">'
+        f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(label)}">'
         f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
     )
     return f'<div class="beside">{charts}{whole}</div>' if charts else whole

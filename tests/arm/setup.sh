@@ -8,6 +8,10 @@
 # Debian 12 shows the host's /proc/cpuinfo, and ONNX Runtime reads that.
 set -eu
 here=$(realpath -m "$1"); shift
+for tool in apt-get dpkg-deb; do
+    command -v $tool > /dev/null || { echo "there is no $tool: tests/arm/setup.sh runs on Debian" >&2; exit 2; }
+done
+[ "$(uname -m)" = x86_64 ] || { echo "tests/arm/setup.sh runs on x64, and this is $(uname -m)" >&2; exit 2; }
 mirror=$(cat /etc/apt/sources.list /etc/apt/sources.list.d/* 2>/dev/null | grep -oE 'https?://[^ ]*/debian/?( |$)' | head -1)
 [ -n "$mirror" ] || { echo "apt's sources name no Debian mirror: tests/arm/setup.sh runs on Debian" >&2; exit 2; }
 mkdir -p "$here"
@@ -19,7 +23,8 @@ fetch() {
     echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror trixie main" > "$apt/sources"
     local options=(-qq -o APT::Architecture="$arch" -o APT::Architectures="$arch" -o Dir::Etc::sourcelist="$apt/sources"
         -o Dir::Etc::sourceparts=/dev/null -o Dir::State="$apt" -o Dir::State::lists="$apt/lists" -o Dir::State::status="$apt/status"
-        -o Dir::Cache="$apt/cache" -o Dir::Cache::archives="$apt/archives" -o APT::Sandbox::User=root -o Acquire::Languages=none)
+        -o Dir::Cache="$apt/cache" -o Dir::Cache::archives="$apt/archives" -o APT::Sandbox::User=root -o Acquire::Languages=none
+        -o Acquire::Retries=1 -o Acquire::http::Timeout=20 -o Acquire::https::Timeout=20)
     apt-get "${options[@]}" update
     if [ "$arch" = arm64 ]; then
         apt-get "${options[@]}" -y --no-install-recommends --download-only install "$@" > /dev/null
@@ -35,7 +40,7 @@ mkdir -p "$here/root/usr"/{lib,bin}
 for part in lib bin; do ln -sfn usr/$part "$here/root/$part"; done
 for deb in "$here"/apt-arm64/archives/*.deb; do dpkg-deb --fsys-tarfile "$deb" | tar -x --keep-directory-symlink -C "$here/root"; done
 version=$(ls "$here/root/usr/bin" | grep -oE '^python3\.[0-9]+$' | cut -c7-)
-${PYTHON:-python3} -m pip install --quiet --disable-pip-version-check --target "$here/site" --python-version "$version" \
+${PYTHON:-python3} -m pip install --quiet --disable-pip-version-check --retries 1 --timeout 20 --upgrade --target "$here/site" --python-version "$version" \
     --implementation cp --only-binary=:all: --platform manylinux_2_28_aarch64 --platform manylinux_2_27_aarch64 \
     --platform manylinux_2_17_aarch64 "$@"
 rm -rf "$here"/apt-*

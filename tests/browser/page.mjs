@@ -1,9 +1,9 @@
 // Opens the server's page in Chromium, asks one thing of every model, and prints what was shown, as JSON.
-//   node page.mjs NODE_MODULES URL SCREENSHOT
+//   node page.mjs CHROMIUM NODE_MODULES URL SCREENSHOT
 import { createRequire } from "node:module";
-const [place, url, shot] = process.argv.slice(2);
+const [executablePath, place, url, shot] = process.argv.slice(2);
 const { chromium } = createRequire(place + "/")("playwright-core");
-const browser = await chromium.launch({ executablePath: "/usr/bin/chromium", args: ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"] });
+const browser = await chromium.launch({ executablePath, args: ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"] });
 const page = await browser.newPage({ viewport: { width: 900, height: 700 } });
 const complaints = [], elsewhere = [];
 page.on("console", message => message.type() === "error" && complaints.push(message.text()));
