@@ -2,7 +2,7 @@
 
 A scheduler and workers, each a process of its own, and 64 small tasks that are drawn from a seed. When a few are done, a
 worker that has a checkpoint of its task on the disk is killed (SIGKILL). Then: what the ledger says, the table of all
-tasks, and the task that was cut beside the same task trained alone, uncut.
+tasks, and the task that was cut, and one of each worker's, beside the same tasks trained here in one go.
 
     python benchmarks/many_tasks.py dist/many --tasks 64 --workers 2
     python benchmarks/many_tasks.py dist/many --base tiny --steps 24
@@ -160,8 +160,8 @@ def run(folder: Path, file: Path, workers: int, together: int) -> None:
             process.kill()
 
 
-def ledger(folder: Path) -> str:
-    """Prints what happened; returns the task that was cut."""
+def ledger(folder: Path) -> list[str]:
+    """Prints what happened; returns the task that was cut, and the last one that each worker ended."""
     lines = read_ledger(folder / "work")
     begun, ended = (Counter(line["task"] for line in lines if line["event"] == e) for e in ("begins", "ends"))
     killed = json.loads((folder / "killed.json").read_text())
@@ -180,16 +180,20 @@ def ledger(folder: Path) -> str:
         len((path.parent / "log.jsonl").read_text().splitlines()) for path in (folder / "work").glob("*/record.json")
     ]
     print(f"steps in the logs: {sum(steps)}, {min(steps)} to {max(steps)} a task")
-    return str(killed["task"])
+    last = {line["worker"]: line["task"] for line in lines if line["event"] == "ends"}
+    return list(dict.fromkeys((str(killed["task"]), *last.values())))
 
 
-def beside(folder: Path, file: Path, task: str) -> None:
-    """The task that was cut and the same one trained here in one go."""
-    words = [sys.executable, "-m", "qia3", "train", str(file), "--only", task, "--work", str(folder / "alone")]
+def beside(folder: Path, file: Path, tasks: list[str]) -> None:
+    """Tasks of the cluster and the same ones trained here in one go."""
+    only = [word for task in tasks for word in ("--only", task)]
+    words = [sys.executable, "-m", "qia3", "train", str(file), *only, "--work", str(folder / "alone")]
     subprocess.run(words, check=True, stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    one, other = (load_file(folder / w / task / "adapter/adapter_model.safetensors") for w in ("work", "alone"))
-    apart = max(float(np.abs(one[name] - other[name]).max()) for name in one)
-    print(f"{task} cut and gone on with, beside one go: vectors at most {apart:g} apart")
+    for task in tasks:
+        one, other = (load_file(folder / w / task / "adapter/adapter_model.safetensors") for w in ("work", "alone"))
+        apart = max(float(np.abs(one[name] - other[name]).max()) for name in one)
+        moved = max(float(np.abs(vector - 1).max()) for vector in other.values())
+        print(f"{task}, beside one go here: vectors at most {apart:g} apart; they moved by {moved:.3g}")
 
 
 def main() -> None:
@@ -211,9 +215,9 @@ def main() -> None:
     file = write(asked.folder, asked.tasks, base, asked.steps)
     if not asked.only_ledger:
         run(asked.folder, file, asked.workers, asked.together)
-    task = ledger(asked.folder)
+    tasks = ledger(asked.folder)
     print((asked.folder / "table.txt").read_text())
-    beside(asked.folder, file, task)
+    beside(asked.folder, file, tasks)
 
 
 if __name__ == "__main__":
