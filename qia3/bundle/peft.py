@@ -102,8 +102,11 @@ class _Reading:
         known = (
             {s.module: s.role for s in sites} | {s.down: "feed_forward_down" for s in sites if s.down} | dict(layers)
         )
-        self.named = {_module(key): key for key in found.tensors if key == f"{PREFIX}{_module(key)}{SUFFIX}"}
-        self.bad = [f"{shown(key)} (not an IA³ vector)" for key in found.tensors if key not in self.named.values()]
+        modules = {key: _module(key) for key in found.tensors}
+        self.named = {module: key for key, module in modules.items() if key == f"{PREFIX}{module}{SUFFIX}"}
+        self.bad = [
+            f"{shown(key)} (not an IA³ vector)" for key, module in modules.items() if self.named.get(module) != key
+        ]
         self.roles = dict.fromkeys(self.named, "other") | known
         self.targets = found.config.targets(self.roles)
         self.on_input = found.config.on_input(self.targets)
@@ -221,5 +224,7 @@ def _widened(entry: Mapping[str, Any]) -> NDArray[np.float32]:
     raw = np.frombuffer(entry["data"], FLOATS[entry["dtype"]]).reshape(entry["shape"])
     if entry["dtype"] == "BF16":
         return (raw.astype(np.uint32) << 16).view(np.float32)
+    if entry["dtype"] != "F64":
+        return raw.astype(np.float32)
     with np.errstate(over="ignore"):  # what overflows float32 becomes infinite and is refused later
         return raw.astype(np.float32)

@@ -24,10 +24,11 @@ def completed(bundle: Bundle, folder: Path, name: str) -> Adapter:
 
     Raises AdapterError if it does not fit.
     """
-    manifest = bundle.manifest
+    manifest, sites = bundle.manifest, bundle.manifest.sites
     roles = {layer.name: layer.role for layer in manifest.linears}
-    found = read_peft(folder, manifest.sites, bundle.fingerprint, roles)
-    whole = {s.name: found.vectors.get(s.name, np.ones(s.size, np.float32)) for s in manifest.sites}
+    found = read_peft(folder, sites, bundle.fingerprint, roles)
+    given = found.vectors
+    whole = {s.name: given[s.name] if s.name in given else np.ones(s.size, np.float32) for s in sites}
     alone = manifest.architecture.pooling is not None
     task = plain(bundle, name) if found.task is None else replace(found.task, name=name)
     if found.head is not None and not (alone and task.kind in LABELLED):

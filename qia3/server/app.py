@@ -15,10 +15,11 @@
 
 Errors have OpenAI's form: {"error": {"message", "type", "code"}}.
 
-    400 a body that is malformed or not supported                  413 a body that is too large
-    401 no key, or not the right one                                429 the queue is full; Retry-After says when to ask again
-    404 no such model, adapter or route                             503 the server is stopping
+    400 a body that is malformed or not supported                  429 the queue is full; Retry-After says when to ask again
+    401 no key, or not the right one                                500 a bug of qia3, or of what it stands on
+    404 no such model, adapter or route                             503 the server is stopping, or a store does not answer
     409 an adapter for another base, or one that changes nothing    504 the request timed out
+    413 a body that is too large
 
 A request whose client has disconnected is dropped before the next step. Logs are JSON, one line per request, without
 any of its text.

@@ -12,6 +12,7 @@ from functools import lru_cache
 
 from qia3.bundle.ports import HEAD_WEIGHT
 from qia3.bundle.task import Task
+from qia3.errors import quoted
 from qia3.names import NONE
 from qia3.runtime.adapters import AdapterBank
 from qia3.runtime.answer import answer_of, beginning, prompt_of, task_of
@@ -57,13 +58,29 @@ class Model:
         return name in self.shelf.entries or (name == self.name and self._base is not None)
 
     def known(self, name: str) -> Known:
-        """The model of this name. Raises UnknownModel, and AdapterError for an adapter that does not fit."""
-        if name == self.name and self._base is not None and name not in self.shelf.entries:
-            return Known(name, self._base, self._ones, 0)  # before the shelf searches its folder
+        """The model of this name. Raises UnknownModel, AdapterError for an adapter that does not fit, PlaceError."""
+        if self._is_base(name):
+            return self._bare(name)  # before the shelf searches its folder
         try:
-            task, vectors = self.shelf.get(name)
+            return self._known(name, *self.shelf.get(name))
         except KeyError as error:
-            raise UnknownModel(f"there is no model {name!r}; available: {shown(self.names())}") from error
+            raise UnknownModel(f"there is no model {quoted(name)}; available: {shown(self.names())}") from error
+
+    def held(self, name: str) -> Known | None:
+        """The model of this name if its vectors are in memory."""
+        if self._is_base(name):
+            return self._bare(name)
+        held = self.shelf.hit(name)
+        return None if held is None else self._known(name, *held)
+
+    def _is_base(self, name: str) -> bool:
+        return name == self.name and self._base is not None and name not in self.shelf.entries
+
+    def _bare(self, name: str) -> Known:
+        assert self._base is not None
+        return Known(name, self._base, self._ones, 0)
+
+    def _known(self, name: str, task: Task, vectors: Mapping[str, Floats]) -> Known:
         return Known(name, task, vectors, self._beginnings(replace(task, name=NONE)))
 
     def prompt(self, known: Known, text: str) -> list[int]:

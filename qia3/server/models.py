@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qia3.errors import ConfigError
+from qia3.errors import ConfigError, quoted
 from qia3.server.line import Line
 from qia3.server.model import Known, Model, UnknownModel, shown
 from qia3.server.shelf import Entry
@@ -48,30 +48,46 @@ class Models:
         )
 
     def known(self, name: str) -> tuple[Served, Known]:
-        """The model of a name. Raises UnknownModel, and AdapterError for an adapter that does not fit."""
+        """The model of a name, whose files may have to be read. Raises UnknownModel, PlaceError, and AdapterError for
+        an adapter that does not fit.
+        """
         one, own = self.place(name)
         return one, one.model.known(own)
 
+    def held(self, name: str) -> tuple[Served, Known] | None:
+        """The same if nothing has to be read for it, otherwise None."""
+        having, own = self._having(name)
+        known = having[0].model.held(own) if len(having) == 1 else None
+        return None if known is None else (having[0], known)
+
     def place(self, name: str) -> tuple[Served, str]:
-        """The bundle that a name means, and the name within it. Raises UnknownModel."""
-        bundle, found, own = name.partition(SEPARATOR)
-        if found and bundle in self.by_name:
-            return self.by_name[bundle], own
-        if name in self.by_name or len(self.served) == 1:
-            return self.by_name.get(name, self.served[0]), name
-        having = [one for one in self.served if one.model.has(name)] or self._looked(name)
+        """The bundle that a name means, and the name within it. Raises UnknownModel, PlaceError."""
+        having, own = self._having(name)
+        having = having or self._looked(name)
         if len(having) > 1:
             ways = " or ".join(f"{one.model.name}{SEPARATOR}{name}" for one in having)
             raise UnknownModel(f"several bundles have a model {name!r}: use {ways}")
         if not having:
-            raise UnknownModel(f"there is no model {name!r}; available: {shown(self.names())}")
-        return having[0], name
+            raise UnknownModel(f"there is no model {quoted(name)}; available: {shown(self.names())}")
+        return having[0], own
+
+    def _having(self, name: str) -> tuple[list[Served], str]:
+        """The bundles that a name may mean, without searching a folder, and the name within them."""
+        bundle, found, own = name.partition(SEPARATOR)
+        if found and bundle in self.by_name:
+            return [self.by_name[bundle]], own
+        if name in self.by_name or len(self.served) == 1:
+            return [self.by_name.get(name, self.served[0])], name
+        return [one for one in self.served if one.model.has(name)], name
 
     def _looked(self, name: str) -> list[Served]:
-        """Bundles that have it after searching their folders."""
+        """Bundles in whose folders it is new."""
+        return [one for one in self.served if one.model.shelf.find(name) is not None]
+
+    def look(self) -> None:
+        """Searches the folders for adapters that came or went. Raises PlaceError."""
         for one in self.served:
             one.model.shelf.look()
-        return [one for one in self.served if one.model.has(name)]
 
     def entries(self) -> list[tuple[str, Entry]]:
         """Every adapter, by its name on this server."""

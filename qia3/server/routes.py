@@ -27,6 +27,8 @@ from qia3.server.jobs import Embedded, Ended, Marked, Ranked, Token
 from qia3.server.line import Busy, Stopping
 from qia3.server.model import Known, UnknownModel
 from qia3.server.models import Served
+from qia3.server.place import PlaceError
+from qia3.server.shelf import Entry
 from qia3.server.text import Text
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ MOST_INPUTS, MOST_CHOICES = 64, 1000
 
 
 async def models(server: Server, _: Request) -> Response:
+    await asyncio.to_thread(_look, server)
     return JSONResponse(openai.models(server.models.names()))
 
 
@@ -52,7 +55,7 @@ async def completions(server: Server, request: Request) -> Response:
 async def _write(server: Server, request: Request, body: Body, turns: Sequence[Turn], chat: bool) -> Response:
     name, asked = body.text("model"), writing(body, chat)
     body.check()
-    served, known = await asyncio.to_thread(server.models.known, name)
+    served, known = await _known(server, name)
     model = served.model
     shape = openai.Shape(chat, f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}", name, model.engine)
     if known.task.kind == "classify":
@@ -86,6 +89,12 @@ async def _write(server: Server, request: Request, body: Body, turns: Sequence[T
     if asked.stream:
         return _streamed(server, request, shape, parts, asked.usage)
     return JSONResponse(shape.whole([part async for part in parts]))
+
+
+async def _known(server: Server, name: str) -> tuple[Served, Known]:
+    """The model of a name: at once if it is in memory, whatever other requests have to read."""
+    held = server.models.held(name)
+    return held if held is not None else await asyncio.to_thread(server.models.known, name)
 
 
 async def _one(part: openai.Part) -> AsyncIterator[openai.Part]:
@@ -156,7 +165,7 @@ async def classify(server: Server, request: Request) -> Response:
     if not texts:
         body.bad.append("'input' is missing")
     body.check()
-    served, known = await asyncio.to_thread(server.models.known, name)
+    served, known = await _known(server, name)
     choices, tokens = served.model.choices(known, given)
     if known.task.kind == TAGS:
         return await _words(server, request, served, known, texts, tokens)
@@ -201,7 +210,7 @@ async def embeddings(server: Server, request: Request) -> Response:
     if not texts:
         body.bad.append("'input' is missing")
     body.check()
-    served, known = await asyncio.to_thread(server.models.known, name)
+    served, known = await _known(server, name)
     if not served.model.embeds:
         raise BadBody(f"{served.model.name!r} is not an encoder and has no embeddings")
     prompts = [served.model.prompt(known, text) for text in texts]
@@ -241,6 +250,7 @@ async def _last(asked: Asked, kind: type[E_]) -> E_:
 
 
 async def adapters(server: Server, _: Request) -> Response:
+    await asyncio.to_thread(_look, server)
     return JSONResponse({"object": "list", "data": [openai.adapter(*entry) for entry in server.models.entries()]})
 
 
@@ -248,25 +258,31 @@ async def add_adapter(server: Server, request: Request) -> Response:
     body = await server.body(request)
     name = body.text("name")
     body.check()
-    served, own = await asyncio.to_thread(_place, server, name)
+    return JSONResponse(openai.adapter(name, await asyncio.to_thread(_add, server, name)), 201)
+
+
+def _add(server: Server, name: str) -> Entry:
+    served, own = _place(server, name)
     shelf = served.model.shelf
     try:
-        entry = await asyncio.to_thread(shelf.add, own)
+        return shelf.add(own)
     except KeyError as error:
         where = shelf.place
         message = f"{where} has no adapter {own!r}" if where else "this server has no folder of adapters (--adapters)"
         raise Refused(404, message) from error
-    return JSONResponse(openai.adapter(name, entry), 201)
 
 
 async def remove_adapter(server: Server, request: Request) -> Response:
-    name = request.path_params["name"]
+    await asyncio.to_thread(_remove, server, request.path_params["name"])
+    return Response(status_code=204)
+
+
+def _remove(server: Server, name: str) -> None:
     served, own = _place(server, name)
     try:
         served.model.shelf.remove(own)
     except KeyError as error:
         raise Refused(404, f"there is no adapter {name!r}") from error
-    return Response(status_code=204)
 
 
 def _place(server: Server, name: str) -> tuple[Served, str]:
@@ -274,6 +290,12 @@ def _place(server: Server, name: str) -> tuple[Served, str]:
         return server.models.place(name)
     except UnknownModel as error:
         raise Refused(404, f"there is no adapter {name!r}; with several bundles, use BUNDLE:NAME") from error
+
+
+def _look(server: Server) -> None:
+    """What is listed is what the folders hold; if they cannot be read now, what they held before."""
+    with suppress(PlaceError):
+        server.models.look()
 
 
 async def page(_server: Server, _request: Request) -> Response:
@@ -311,7 +333,7 @@ def refusal(error: Exception) -> Response:
         status, headers = 429, {"Retry-After": f"{error.seconds:.0f}"}
     elif isinstance(error, UnknownModel):
         status = 404
-    elif isinstance(error, Stopping):
+    elif isinstance(error, Stopping | PlaceError):
         status = 503
     elif isinstance(error, AdapterError):
         status = 409

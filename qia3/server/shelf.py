@@ -2,21 +2,22 @@
 
     PLACE/NAME/   adapter_config.json, adapter_model.safetensors, task.json      as `qia3 adapter export` writes them
 
-Names are read when the server starts and when an unknown one is requested; vectors are read when a name is first used.
-Up to `memory` bytes of them stay loaded, 4 per number; beyond that the least recently used adapter is dropped, and read
-again when needed. An adapter that was trained on another base is refused, and so is one that changes nothing because
-all its vectors are ones.
+Names are read when the server starts and when they are listed, and an unknown one when it is requested; vectors are
+read when a name is first used. Up to `memory` bytes of them stay loaded, 4 per number; beyond that the least recently
+used adapter is dropped, and read again when needed. An adapter that was trained on another base is refused, and so is
+one that changes nothing because all its vectors are ones.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from qia3.bundle.adapter import Adapter
 from qia3.bundle.opened import Bundle
 from qia3.bundle.ports import HEAD
 from qia3.bundle.sites import Vectors
@@ -32,7 +33,7 @@ MEMORY = 256 << 20  # bytes
 
 @dataclass
 class Entry:
-    """`own`: it belongs to the bundle. `hits` counts requests."""
+    """`own`: it belongs to the bundle. `hits` counts requests. `error`: why its files were refused when last read."""
 
     name: str
     own: bool
@@ -47,11 +48,11 @@ class Entry:
 
     @property
     def state(self) -> str:
-        return "refused" if self.error else "loaded" if self.vectors is not None else "on disk"
+        return "loaded" if self.vectors is not None else "refused" if self.error else "on disk"
 
 
 class Shelf:
-    """Thread-safe."""
+    """Thread-safe. Files are read without the lock: a slow store delays only requests for what is being read."""
 
     def __init__(self, bundle: Bundle, place: Place | None = None, memory: int = MEMORY) -> None:
         if place is not None and bundle.mode != "side":
@@ -62,11 +63,12 @@ class Shelf:
         self._loaded: OrderedDict[str, Entry] = OrderedDict()  # the most recently used one comes last
         self._bytes = 0
         self.removed: set[str] = set()
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()
+        self._readers: dict[str, tuple[threading.Lock, int]] = {}  # by name, with how many hold or await it
         self.look()
 
     def look(self) -> None:
-        """Updates the entries from the folder: adds new adapters and forgets removed ones."""
+        """Updates the entries from the folder: adds new adapters and forgets removed ones. Raises PlaceError."""
         if self.place is None:
             return
         there = set(self.place.names())
@@ -78,33 +80,55 @@ class Shelf:
                 if name not in self.entries and name not in self.removed and _is_name(name):
                     self.entries[name] = Entry(name, False)
 
-    def get(self, name: str) -> tuple[Task, Vectors]:
-        """Task and vectors of a name. Raises KeyError if it is unknown, AdapterError if it does not fit this base."""
+    def find(self, name: str) -> Entry | None:
+        """A known adapter, or one that is new in the folder, which is asked for this name only. Raises PlaceError."""
+        known = self.entries.get(name)
+        if known is not None or name in self.removed or not self._is_there(name):
+            return known
         with self._lock:
-            if name not in self.entries:
-                self.look()
-            entry = self.entries[name]
-            if entry.vectors is None:
-                self._load(entry)
+            return None if name in self.removed else self.entries.setdefault(name, Entry(name, False))
+
+    def hit(self, name: str) -> tuple[Task, Vectors] | None:
+        """What is loaded, counted as a request; None if it must be read."""
+        with self._lock:
+            entry = self._loaded.get(name)
+            if entry is None or entry.task is None or entry.vectors is None:
+                return None
             entry.hits += 1
             self._loaded.move_to_end(name)
-            assert entry.task is not None
-            assert entry.vectors is not None
             return entry.task, entry.vectors
 
+    def get(self, name: str) -> tuple[Task, Vectors]:
+        """Task and vectors of a name.
+
+        Raises KeyError if it is unknown, AdapterError if it does not fit this base, PlaceError if it cannot be fetched.
+        """
+        held = self.hit(name)
+        if held is not None:
+            return held
+        with self._reading(name):
+            entry = self.find(name)
+            if entry is None:
+                raise KeyError(name)
+            return self.hit(name) or self._load(entry, 1)
+
     def add(self, name: str) -> Entry:
-        """Reads an adapter of the folder, again if it is known. Raises KeyError and AdapterError."""
-        with self._lock:
+        """Reads an adapter of the folder, again if it is known. Until that is done, requests get the earlier one, and
+        they keep it if the new one is refused. Raises KeyError, AdapterError, PlaceError.
+        """
+        with self._reading(name):
             known = self.entries.get(name)
             if known is not None and known.own:
                 raise AdapterError(f"{name!r} belongs to the bundle and cannot be replaced")
-            if known is not None:
-                self._forget(name)
-            self.removed.discard(name)
-            self.look()
-            entry = self.entries[name]
+            there = self._is_there(name)
+            with self._lock:
+                if not there:
+                    self._forget(name)
+                    raise KeyError(name)
+                self.removed.discard(name)
+                entry = self.entries.setdefault(name, Entry(name, False))
             self._load(entry)
-            return entry
+            return replace(entry)
 
     def remove(self, name: str) -> None:
         """Forgets an adapter of the folder until it is added again; its files stay. Raises KeyError, AdapterError."""
@@ -118,29 +142,60 @@ class Shelf:
         with self._lock:
             return [replace(entry) for entry in self.entries.values()]
 
-    def _load(self, entry: Entry) -> None:
+    @contextmanager
+    def _reading(self, name: str) -> Iterator[None]:
+        """One thread at a time reads a name; others may read other names."""
+        with self._lock:
+            lock, count = self._readers.get(name, (threading.Lock(), 0))
+            self._readers[name] = lock, count + 1
         try:
-            if entry.own:
-                entry.task = self.bundle.tasks[entry.name]
-                entry.vectors = AdapterBank(self.bundle).vectors(entry.name)
-            else:
-                adapter = self._read(entry.name)
-                entry.task, entry.vectors = adapter.task, _in_one(adapter.inputs)
-            if _changes_nothing(entry.vectors):
-                raise AdapterError(f"{entry.name!r} changes nothing: all its vectors are ones")
-            entry.error = None
-            self._keep(entry)
-        except AdapterError as error:
-            entry.vectors, entry.error = None, str(error)
-            raise
+            with lock:
+                yield
+        finally:
+            with self._lock:
+                count = self._readers[name][1] - 1
+                self._readers[name] = lock, count
+                if not count:
+                    del self._readers[name]
 
-    def _read(self, name: str) -> Adapter:
-        assert self.place is not None  # otherwise there would be no such entry
-        with self.place.files(name) as folder:
-            return completed(self.bundle, folder, name)
+    def _load(self, entry: Entry, hits: int = 0) -> tuple[Task, Vectors]:
+        """Reads an entry's files and keeps them, unless it was removed meanwhile."""
+        try:
+            task, vectors = self._read(entry)
+        except AdapterError as error:
+            entry.error = str(error)
+            raise
+        with self._lock:
+            known = self.entries.get(entry.name) is entry
+            if known:
+                self._drop(entry.name)
+            entry.task, entry.vectors, entry.error = task, vectors, None
+            entry.hits += hits
+            if known:
+                self._keep(entry)
+        return task, vectors
+
+    def _read(self, entry: Entry) -> tuple[Task, Vectors]:
+        if entry.own:
+            task, vectors = self.bundle.tasks[entry.name], AdapterBank(self.bundle).vectors(entry.name)
+        else:
+            assert self.place is not None  # otherwise there would be no such entry
+            with self.place.files(entry.name) as folder:
+                adapter = completed(self.bundle, folder, entry.name)
+            assert adapter.task is not None  # completed
+            task, vectors = adapter.task, _in_one(adapter.inputs)
+        if _changes_nothing(vectors):
+            raise AdapterError(f"{entry.name!r} changes nothing: all its vectors are ones")
+        return task, vectors
+
+    def _is_there(self, name: str) -> bool:
+        return self.place is not None and _is_name(name) and self.place.has(name)
 
     def _forget(self, name: str) -> None:
-        del self.entries[name]
+        self.entries.pop(name, None)
+        self._drop(name)
+
+    def _drop(self, name: str) -> None:
         if loaded := self._loaded.pop(name, None):
             self._bytes -= loaded.nbytes
 
