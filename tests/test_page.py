@@ -124,7 +124,7 @@ def test_a_file_in_pieces_is_the_same_model(tmp_path):
     assert whole == pieces
     places[2].write_bytes(places[1].read_bytes())
     (broken,) = in_node([jobs[1]])
-    assert "model_q4.onnx_data.1 has changed; copy the bundle again" in broken["error"]
+    assert "model_q4.onnx_data.1 has changed; copy it again or rebuild it" in broken["error"]
 
 
 def shown(path: Path, base: bool) -> list[list]:

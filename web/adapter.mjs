@@ -76,11 +76,15 @@ export function fitting(manifest, buffer, where) {
   const bad = [...sizes.keys()].filter((name) => !(name in tensors)).map((name) => `${name} is missing`);
   for (const [name, { dims, data }] of Object.entries(tensors)) {
     const size = sizes.get(name);
-    if (!data.every(Number.isFinite)) bad.push(`${name} holds NaN or infinity`);
-    if (HEAD.includes(name)) continue;
-    if (size === undefined) bad.push(`${name} has no place here`);
-    else if (String(dims) !== `1,1,${size}`) bad.push(`${name} has shape [${dims}] instead of [1,1,${size}]`);
+    if (HEAD.includes(name)) {
+      if (!data.every(Number.isFinite))
+        refuse(`${where} has a head that is not float32, or that holds NaN or infinity`);
+    } else if (size === undefined) bad.push(`${name} is not an input of this base`);
+    else if (String(dims) !== `1,1,${size}`)
+      bad.push(`${name} has shape [${dims.join(', ')}] instead of [1, 1, ${size}]`);
+    else if (!data.every(Number.isFinite)) bad.push(`${name} holds NaN or infinity`);
   }
-  if (bad.length) refuse(`${where} does not fit this base; bad tensors: ${bad.join('; ')}`);
+  const count = `${bad.length} bad tensor${bad.length > 1 ? 's' : ''}`;
+  if (bad.length) refuse(`${where} does not fit this base; ${count}: ${bad.join('; ')}`);
   return tensors;
 }

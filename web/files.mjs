@@ -10,12 +10,13 @@
  * @typedef {{loaded: number, total: number, file: string}} Progress  in bytes, of all files that are needed
  */
 
-import { checked, refuse } from './manifest.mjs';
+import { AGAIN, checked, refuse } from './manifest.mjs';
 
 /** A folder's files. @param {string} base ends in "/" */
 export class Files {
   constructor(base, { cache = true, progress = (/** @type {Progress} */ _) => {} } = {}) {
     this.base = base;
+    this.place = base.replace(/\/$/, ''); // as messages say it
     this.kept = cache && globalThis.caches ? caches.open('qia3').catch(() => undefined) : undefined;
     this.progress = progress;
     /** @type {Set<string>} */
@@ -35,7 +36,7 @@ export class Files {
       return held;
     });
     const written = await answer.text();
-    this.manifest = checked(parsed(written, where), this.base);
+    this.manifest = checked(parsed(written, where), this.place);
     await cache?.put(where, new Response(written)).catch(() => {});
     const names = Object.keys(this.manifest.files).flatMap((name) => this.pieces(name));
     const now = new Map(names.map((piece) => [this.base + piece.file, piece.sha256]));
@@ -49,8 +50,13 @@ export class Files {
   /** What a file lies in, which is mostly one piece: the file itself. @returns {Piece[]} */
   pieces(name) {
     const entry = this.manifest.files[name];
-    if (!entry) refuse(`${this.base}: ${name} is not in the manifest; copy the bundle again`);
+    if (!entry) this.differs(`${name} is not in the manifest`);
     return this.manifest.pieces?.[name] ?? [{ file: name, ...entry }];
+  }
+
+  /** @param {string} what is not as it was @returns {never} */
+  differs(what) {
+    return refuse(`${this.place} differs from what was built: ${what}; copy it again or rebuild it`);
   }
 
   /** Adds files to those that progress counts. @param {string[]} names */
@@ -79,12 +85,11 @@ export class Files {
     const [key, cache] = [`${this.base}${file}?sha256=${sha256}`, await this.kept];
     const held = await cache?.match(key);
     const count = await filled(held ?? (await fetched(key)), place, (there) => this.tell(file, there));
-    const again = 'copy the bundle again';
-    if (count !== place.length) refuse(`${this.base}${file} has ${count} bytes instead of ${place.length}; ${again}`);
+    if (count !== place.length) this.differs(`${file} has ${count} bytes instead of ${place.length}`);
     if (held) return; // it was checked when it came
     // a page without https has nothing to hash with, and anybody on the way can change the page itself
     const digest = globalThis.crypto?.subtle && hex(await crypto.subtle.digest('SHA-256', place));
-    if (digest && digest !== sha256) refuse(`${this.base}${file} has changed; ${again}`);
+    if (digest && digest !== sha256) this.differs(`${file} has changed`);
     await cache?.put(key, new Response(place)).catch(() => {}); // a full disk costs the next visit, not this one
   }
 
@@ -124,7 +129,7 @@ function parsed(written, where) {
   try {
     return JSON.parse(written);
   } catch (error) {
-    return refuse(`${where} is damaged: ${/** @type {Error} */ (error).message}; copy the bundle again`);
+    return refuse(`${where} is damaged: ${/** @type {Error} */ (error).message}; ${AGAIN}`);
   }
 }
 

@@ -59,7 +59,7 @@ export class Session {
       const way = /GatherBlockQuantized/.test(error.message)
         ? 'export it with --target browser'
         : 'build the bundle again';
-      return refuse(`ONNX Runtime cannot open ${where} on ${device}: ${firstLine(error)}; ${way}`);
+      return refuse(`ONNX Runtime cannot load ${where} on ${device}: ${firstLine(error)}; ${way}`);
     });
     return new Session(ort, session, graph, where, files.manifest);
   }

@@ -15,6 +15,7 @@
 
 const FORMAT = 3;
 const KINDS = ['classify', 'generate', 'embed', 'token-classification'];
+export const AGAIN = 'copy the bundle again or build it again';
 export const VECTOR = '.ia3_l';
 
 /** What a user can mend: one line with the problem, the place and the way out. */
@@ -104,10 +105,11 @@ function wrongInPieces(pieces, file) {
  * @param {any} value  @param {string} where  @returns {Manifest}
  */
 export function checked(value, where) {
-  if (!isTable(value) || !('format' in value)) refuse(`${where} is not a bundle: its manifest.json has no format`);
+  if (!isTable(value) || !('format' in value))
+    refuse(`${where}/manifest.json is not a bundle's manifest: it has no 'format'; make one with \`qia3 build\``);
   if (value.format !== FORMAT) {
-    const way = value.format > FORMAT ? 'upgrade qia3.mjs' : 'build the bundle again';
-    refuse(`${where} has bundle format ${value.format}, this version reads ${FORMAT}; ${way}`);
+    const [reach, way] = value.format > FORMAT ? ['up to', 'upgrade qia3.mjs'] : ['only', 'build the bundle again'];
+    refuse(`${where} has bundle format ${value.format}, but this version reads ${reach} ${FORMAT}; ${way}`);
   }
   if (value.architecture?.cache === 'int8') {
     refuse(`${where} keeps an int8 cache, which a browser has no kernel for; export it with --target browser`);
@@ -122,11 +124,11 @@ export function checked(value, where) {
     ...each(value.graphs, 'graphs', wrongInGraph),
     ...each(value.pieces, 'pieces', (pieces, name) => wrongInPieces(pieces, value.files?.[name])),
   ];
-  const way = 'copy the bundle again, or upgrade qia3.mjs';
-  if (bad.length)
-    refuse(`${where}manifest.json is damaged or says what is not known here: ${bad.slice(0, 5).join(', ')}; ${way}`);
+  if (bad.length) refuse(`${where}/manifest.json is damaged: ${bad.slice(0, 5).map(invalid).join('; ')}; ${AGAIN}`);
   return value;
 }
+
+const invalid = (what) => `${what} is missing or not valid here`;
 
 /** The places for vectors of all graphs, which are what an adapter has vectors for. @returns {Vector[]} */
 export function vectorsOf(manifest) {

@@ -14,11 +14,13 @@
 import { fitting, HEAD } from './adapter.mjs';
 import { Pair } from './graph.mjs';
 import { isSize, refuse, wrongInTask } from './manifest.mjs';
+import { instead, nearest, quoted } from './names.mjs';
 import { argmax, ranked, shares } from './ranking.mjs';
 import { Pieces } from './tokens.mjs';
 
 const NONE = 'none';
 const TAGS = 'token-classification'; // a label for each word
+const NOTHING = 'there is nothing to rank: a prompt has no choices, or a choice has no tokens';
 const BASE_TOKENS = 128; // what the base alone may say
 const OPENINGS = ['a', 'the', 'I', 'What', '7', '?', 'é']; // unlike each other, and most melt into a space before them
 
@@ -98,7 +100,7 @@ export class Model {
     const { task, vectors } = await this.meant(adapter, asked);
     const decoder = this.writes();
     const most = maxNewTokens ?? task.max_new_tokens;
-    if (!isSize(most)) refuse(`maxNewTokens is a whole number from 1, not ${most}`);
+    if (!isSize(most)) refuse(`maxNewTokens must be a whole number from 1, not ${most}`);
     let { logits, cache } = await this.prefill(this.prompt(task, text), vectors);
     try {
       for (let count = 1; ; count++) {
@@ -124,7 +126,7 @@ export class Model {
    * @returns {Promise<Float32Array>}
    */
   async embed(text, adapter = NONE) {
-    if (!this.encoder) return refuse(`${this.files.base} is no encoder: only those give embeddings`);
+    if (!this.encoder) return refuse(`${this.files.place} is not an encoder: only encoders give embeddings`);
     const { task, vectors } = await this.meant(adapter);
     return (await this.encoded(this.prompt(task, text), vectors)).sentence_embedding.data;
   }
@@ -137,10 +139,12 @@ export class Model {
    * @returns {Promise<[string, string][]>}
    */
   async tags(text, adapter) {
-    if (!this.encoder) return refuse(`${this.files.base} is no encoder: only those label words`);
-    const { task, vectors } = await this.meant(adapter);
-    if (task.kind !== TAGS || !task.choices) return refuse(`this task labels no words; its kind is ${task.kind}`);
-    this.checkHead(vectors);
+    const { task, called, vectors } = await this.meant(adapter);
+    if (!this.encoder)
+      return refuse(`task ${called} labels words, which needs an encoder, and ${this.files.place} is not one`);
+    if (task.kind !== TAGS) return refuse(`${called} does not label words: its kind is not '${TAGS}'`);
+    const why = 'labelling words needs an adapter that was trained for it';
+    if (!task.choices || !this.hasHead(vectors)) return refuse(`${called} has no labels: ${why}`);
     const words = typeof text === 'string' ? text.split(/\s+/).filter((word) => word) : text;
     if (!words.length) refuse('the text has no words');
     const { ids, places } = this.tokens.words(task.prompt, words);
@@ -174,9 +178,9 @@ export class Model {
    */
   add(name, buffer, task = this.plain()) {
     const wrong = wrongInTask(task);
-    if (wrong.length) refuse(`the task of ${name} is wrong in: ${wrong.join(', ')}`);
+    if (wrong.length) refuse(`the task of ${quoted(name)} is wrong in: ${wrong.join(', ')}`);
     if (this.manifest.mode === 'merged')
-      refuse(`${this.files.base} is merged with ${this.manifest.merged_task} and takes no adapters`);
+      refuse(`${this.files.place} is merged with ${quoted(this.manifest.merged_task)} and takes no adapters`);
     this.bank.set(name, Promise.resolve(fitting(this.manifest, buffer, name)));
     this.tasks[name] = task;
   }
@@ -201,25 +205,31 @@ export class Model {
 
   /** An adapter's vectors, and the task whose prompt is used. How answers are ranked is a matter of the vectors. */
   async meant(adapter, asked) {
-    const [known, where] = [this.adapters, this.files.base];
+    const [known, where] = [this.adapters, this.files.place];
     if (adapter === undefined && known.length > 1)
-      refuse(`${where} has several adapters, name one: ${known.join(', ')} or none`);
+      refuse(`${where} has several adapters; name one: ${known.join(', ')} or none`);
     const name = adapter ?? known[0] ?? NONE;
     const [vectors, called] = [await this.vectors(name), asked ?? name];
     const task = called === NONE ? this.plain() : this.tasks[called];
-    if (!task) return refuse(`${where} has no task ${called}; it has: ${Object.keys(this.tasks).join(', ') || 'none'}`);
-    return { task: { ...task, ranking: this.tasks[this.manifest.merged_task ?? name]?.ranking ?? 'sum' }, vectors };
+    if (!task) {
+      const near = nearest(called, Object.keys(this.tasks));
+      return refuse(`${where} has no task ${quoted(called)}; it has: ${near.join(', ') || 'none'}`);
+    }
+    const ranking = this.tasks[this.manifest.merged_task ?? name]?.ranking ?? 'sum';
+    return { task: { ...task, ranking }, called: quoted(called), vectors };
   }
 
   /** Read when first asked for, and kept. @param {string} name  @returns {Promise<Tensors>} */
   async vectors(name) {
-    const [merged, where] = [this.manifest.merged_task, this.files.base];
-    if (merged !== null && name === NONE) refuse(`${where} is merged with ${merged}: its base is not there without it`);
+    const [merged, where] = [this.manifest.merged_task, this.files.place];
+    if (merged !== null && name === NONE)
+      refuse(`${where} is merged with ${quoted(merged)} and does not contain the plain base`);
     if (name === NONE || name === merged) return this.ones;
     if (!this.adapters.includes(name))
-      refuse(`${where} has no adapter ${name}; it has: ${this.adapters.join(', ') || 'none'}`);
+      refuse(`${where} has no adapter ${quoted(name)}; ${instead(name, this.adapters)}`);
     const file = `adapters/${name}.onnx_adapter`;
-    const read = async () => fitting(this.manifest, (await this.files.bytes(file)).slice().buffer, where + file);
+    const read = async () =>
+      fitting(this.manifest, (await this.files.bytes(file)).slice().buffer, this.files.base + file);
     if (!this.bank.has(name)) this.bank.set(name, read());
     const found = /** @type {Promise<Tensors>} */ (this.bank.get(name));
     found.catch(() => this.bank.delete(name)); // it may be there the next time
@@ -237,15 +247,13 @@ export class Model {
 
   /** @returns {Promise<{choices: string[], scores: number[]}>} */
   async rank(text, adapter, { task: asked, choices: given } = /** @type {Asked} */ ({})) {
-    const { task, vectors } = await this.meant(adapter, asked);
-    if (task.kind === TAGS) refuse('this task labels words, not texts: ask for tags');
-    if (this.encoder && given) refuse('this task has the labels that its head was trained for, and no others');
+    const { task, called, vectors } = await this.meant(adapter, asked);
+    if (this.encoder) return this.headed(task, called, text, vectors, given);
     const choices = given ?? task.choices;
-    const why = task.kind === 'generate' ? 'it generates text' : 'every text brings its own';
-    if (!choices?.length) return refuse(`this task has no choices to rank; ${why}`);
-    if (this.encoder) return { choices, scores: await this.headed(task, text, vectors, choices.length) };
+    const why = task.kind === 'generate' ? 'it generates text' : 'give them with each text (choices)';
+    if (!choices?.length) return refuse(`task ${called} has no choices to rank; ${why}`);
     const answers = choices.map((choice) => this.tokens.prompt(`{text}${task.end}`, choice));
-    if (answers.some((answer) => !answer.length)) refuse('there is nothing to rank: a choice has no tokens');
+    if (answers.some((answer) => !answer.length)) refuse(NOTHING);
     const longest = Math.max(...answers.map((answer) => answer.length));
     const start = await this.prefill(this.prompt(task, text, longest - 1), vectors);
     const scores = await ranked(this.writes(), answers, start, vectors, task.ranking);
@@ -263,14 +271,17 @@ export class Model {
   }
 
   /** A text's logits by the head of an adapter, or by the one in a merged graph. */
-  async headed(task, text, vectors, count) {
-    this.checkHead(vectors);
-    return Array.from((await this.encoded(this.prompt(task, text), vectors)).logits.data.slice(0, count));
+  async headed(task, called, text, vectors, given) {
+    if (given) refuse(`task ${called} has fixed labels, those of its head; leave out choices`);
+    if (task.kind === TAGS) refuse(`${called} labels words, not texts (tags)`);
+    const why = 'an encoder needs an adapter that was trained for labels; without one it gives embeddings (embed)';
+    if (!task.choices || !this.hasHead(vectors)) return refuse(`${called} has no labels: ${why}`);
+    const { data } = (await this.encoded(this.prompt(task, text), vectors)).logits;
+    return { choices: task.choices, scores: /** @type {number[]} */ (Array.from(data.slice(0, task.choices.length))) };
   }
 
-  checkHead(vectors) {
-    const has = this.manifest.mode === 'merged' || HEAD[0] in vectors;
-    if (!has) refuse('the base alone has no labels: name an adapter that was trained for some');
+  hasHead(vectors) {
+    return this.manifest.mode === 'merged' || HEAD[0] in vectors;
   }
 
   /** An encoder's outputs of one text. @param {number[]} prompt  @returns {Promise<Record<string, any>>} */
@@ -282,7 +293,9 @@ export class Model {
   }
 
   writes() {
-    return this.decoder ?? refuse(`${this.files.base} is an encoder, which writes no text: it labels or embeds one`);
+    return (
+      this.decoder ?? refuse(`${this.files.place} is an encoder, which cannot generate text; it labels or embeds one`)
+    );
   }
 
   /** A question's tokens, where they fit the context with so many behind them. */
@@ -293,7 +306,8 @@ export class Model {
   fits(found, more = 0) {
     const most = this.manifest.architecture.context_length;
     const count = found.length + (this.decoder instanceof Pair ? 0 : more);
-    if (count > most) refuse(`${count} tokens do not fit the bundle's context of ${most}; shorten the text`);
+    const first = found.length > most ? found.length : most + 1; // what is run when they do not fit
+    if (count > most) refuse(`${first} tokens do not fit the bundle's context of ${most}; shorten the text`);
     if (!found.length) refuse('an empty prompt cannot be run: give it some text');
     return found;
   }

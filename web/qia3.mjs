@@ -16,7 +16,7 @@
  * bundler, an import map, Node). `runtime` is a folder that has them, as `qia3 page` writes it; without a bundler a
  * worker needs it, since import maps do not reach workers.
  *
- *     files.mjs  manifest.mjs  adapter.mjs  tokens.mjs       what is read
+ *     files.mjs  manifest.mjs  adapter.mjs  tokens.mjs       what is read, and names.mjs, how messages name it
  *     graph.mjs  ranking.mjs  model.mjs  remote.mjs          what is done with it
  *
  * @typedef {object} Options
@@ -66,7 +66,7 @@ export async function open(url, { device: asked = 'auto', runtime, threads, cach
     });
     if (engine) return new Model(files, tokens, device, engine);
   }
-  return refuse(`${files.base} opens on no device`);
+  return refuse(`${files.place} opens on no device`);
 }
 
 /** Sessions over a bundle's graphs. */

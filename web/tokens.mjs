@@ -10,6 +10,7 @@
 
 import { hex } from './files.mjs';
 import { refuse, wellFormed } from './manifest.mjs';
+import { quoted } from './names.mjs';
 
 const SLOT = '{text}';
 const NOWHERE = '\u{10ffff}'; // a code point that is no character: in no vocabulary
@@ -64,16 +65,17 @@ export class Tokens {
     const places = words.map((word, i) => {
       const before = begin(words.slice(0, i).join(' '), i === 0);
       if (before.every((id, at) => id === ids[at])) return before.length;
-      return refuse(`the tokenizer tells ${word} not from what is before it; leave it out`);
+      return refuse(`the tokenizer gives the word ${quoted(word.slice(0, 40))} no token of its own; leave it out`);
     });
     const lost = words.find((_, i) => places[i] >= (places[i + 1] ?? begin(words.join(' ')).length));
-    if (lost !== undefined) refuse(`the tokenizer makes no token of its own of the word ${lost}; leave it out`);
+    if (lost !== undefined)
+      refuse(`the tokenizer gives the word ${quoted(lost.slice(0, 40))} no token of its own; leave it out`);
     return { ids, places };
   }
 
   /** A prompt's tokens, and what encodes its beginning: the template's, less a last space, and so much of the words. */
   around(template, text) {
-    if (!wellFormed(text)) refuse('the text has half of a surrogate pair, which is no character');
+    if (!wellFormed(text)) refuse('the text is not UTF-8: it has half of a surrogate pair, which is not a character');
     const [before, after] = template.split(SLOT);
     // the token for what is not known is one that words may give, unless they spell it
     const spelt = this.unknown !== undefined && text.includes(this.control.get(this.unknown) ?? '');
@@ -87,14 +89,14 @@ export class Tokens {
       renamed = (part) => part.replace(anyOf(secret.names.keys()), (name) => secret.names.get(name));
       ids = encoded(tokenizer, renamed(before) + text + renamed(after));
       if (steering(ids) !== own)
-        refuse("control tokens in this text cannot be told from the prompt's; write them in another way");
+        refuse('control tokens in this text cannot be told from those of the prompt; write them differently');
     }
     const begin = (some, cut = false) => encoded(tokenizer, (renamed(before) + some).replace(cut ? / $/ : /(?!)/, ''));
     const beyond = ids.find((id) => !(id < this.rows));
     if (beyond === undefined) return { ids, begin };
     const token = this.tokenizer.id_to_token(beyond);
     return refuse(
-      `the base has no embedding for the token ${token} (id ${beyond}; it has ${this.rows}); write it in another way`,
+      `the base has no embedding for the token ${quoted(token)} (id ${beyond}; it has ${this.rows}); write it differently`,
     );
   }
 
@@ -116,7 +118,7 @@ export class Tokens {
     const added = this.file.added_tokens.map((token) => ({ ...token, content: named(token.content) }));
     const tokenizer = this.make({ ...this.file, model, added_tokens: added, post_processor: null });
     const moved = [...this.control].some(([id, content]) => tokenizer.token_to_id(named(content)) !== id);
-    if (moved) refuse('the tokenizer cannot be built with its control tokens apart: their ids move');
+    if (moved) refuse('the tokenizer cannot be rebuilt with renamed control tokens: their ids change');
     return { tokenizer, names };
   }
 

@@ -45,11 +45,13 @@ def answer(
 
 
 def tag(engine: AnyEngine, task: Task, vectors: Mapping[str, Floats], text: Text) -> Tagged:
-    """Labels each word. Raises ConfigError if the base is not an encoder."""
+    """Labels each word. Raises ConfigError if the base is not an encoder, or the task is of another kind."""
     if not isinstance(engine, Encoder):
         raise ConfigError(
             f"task {task.name!r} labels words, which needs an encoder, and {engine.bundle.path} is not one"
         )
+    if task.kind != TAGS:
+        raise ConfigError(f"{task.name!r} does not label words: its kind is not {TAGS!r}")
     return tagged(engine, [task], vectors, [text])[0]
 
 
