@@ -28,6 +28,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -44,6 +45,7 @@ SLOT = "{text}"
 NOWHERE = "\U0010ffff"  # a code point that is not a character, so it is in no vocabulary
 BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 ANSWERS = 1 << 12  # cached answers
+LONG = 1 << 12  # characters that take a few milliseconds
 WORD = 16  # characters, roughly the length of a word
 WORD_START = "▁"
 SENTINELS = ("<extra_id_{}>", "▁<extra_id_{}>")
@@ -66,6 +68,7 @@ class Tokens:
         )
         self.unknown = _unknown(tokenizer, self.control)
         self._apart: _Apart | None = None
+        self._making = threading.Lock()
         self._written = lru_cache(64)(self._renamed)
         self.answer = lru_cache(ANSWERS)(self._answer)
 
@@ -176,8 +179,9 @@ class Tokens:
         return any(ids[k] != known and offsets[k][0] < last and offsets[k][1] > first for k in places)
 
     def _kept_apart(self, before: str, text: str, after: str) -> Encoding:
-        if self._apart is None:
-            self._apart = _apart(self.tokenizer, self.control)
+        with self._making:
+            if self._apart is None:
+                self._apart = _apart(self.tokenizer, self.control)
         steering = self.control.keys() - {self._apart.unknown}
         found = _encoding(self._apart.tokenizer, self._written(before) + text + self._written(after))
         own = [i for part in (before, after) for i in _encoding(self.tokenizer, part).ids if i in steering]
@@ -285,6 +289,8 @@ def _parsed(document: str, error: QIA3Error) -> Tokenizer:
 
 def _encoding(tokenizer: Tokenizer, text: str) -> Encoding:
     try:
+        if len(text) > LONG:  # a batch lets other threads run meanwhile
+            return tokenizer.encode_batch([text], add_special_tokens=False)[0]
         return tokenizer.encode(text, add_special_tokens=False)
     except (KeyboardInterrupt, SystemExit):
         raise

@@ -7,8 +7,8 @@ import time
 
 import httpx2 as httpx
 import openai
-import uvicorn
 
+from qia3.server.listen import HTTP
 from qia3.server.run import Options, make_server
 
 
@@ -17,7 +17,7 @@ class Running:
 
     def __init__(self, bundle, **options) -> None:
         self.server = make_server(bundle, Options(threads=1, rows=3, **options))
-        self.uvicorn = uvicorn.Server(uvicorn.Config(self.server.app(), port=0, log_level="error"))
+        self.uvicorn = HTTP(self.server)
         self.thread = threading.Thread(target=self.uvicorn.run)
         self.thread.start()
         while not self.uvicorn.started:

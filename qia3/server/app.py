@@ -1,6 +1,7 @@
 """The routes: OpenAI's for generation, one for ranking, and those for the server itself.
 
     GET    /v1/models                the base and every adapter of every bundle
+    GET    /v1/models/NAME           one of them
     POST   /v1/chat/completions      one user message, put into the task's prompt (a classifying task answers its label), or
                                      several, put into the bundle's chat template, for the base and tasks with its prompt
     POST   /v1/completions           for an adapter the same with 'prompt'; for the base a text to continue
@@ -18,7 +19,8 @@ Errors have OpenAI's form: {"error": {"message", "type", "code"}}.
     400 a body that is malformed or not supported                  429 the queue is full; Retry-After says when to ask again
     401 no key, or not the right one                                500 a bug of qia3, or of what it stands on
     404 no such model, adapter or route                             503 the server is stopping, or a store does not answer
-    409 an adapter for another base, or one that changes nothing    504 the request timed out
+    408 a body that does not arrive                                 504 the request timed out
+    409 an adapter for another base, or one that changes nothing
     413 a body that is too large
 
 A request whose client has disconnected is dropped before the next step. Logs are JSON, one line per request, without
@@ -40,8 +42,9 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.routing import Route
+from starlette.routing import Match, Route
 
+from qia3.errors import shown
 from qia3.server import openai, routes
 from qia3.server.asked import Asked, Refused
 from qia3.server.bodies import Body
@@ -50,6 +53,7 @@ from qia3.server.metrics import Metrics
 from qia3.server.model import Known
 from qia3.server.models import Models, Served
 
+CLOSE = {"Connection": "close"}  # what may still come is not a request
 Answer = Callable[["Server", Request], Awaitable[Response]]
 
 
@@ -70,6 +74,7 @@ class Server:
     def app(self) -> Starlette:
         paths = [
             Route("/v1/models", self._guarded(routes.models)),
+            Route("/v1/models/{name}", self._guarded(routes.model)),
             Route("/v1/chat/completions", self._guarded(routes.chat), methods=["POST"]),
             Route("/v1/completions", self._guarded(routes.completions), methods=["POST"]),
             Route("/v1/classify", self._guarded(routes.classify), methods=["POST"]),
@@ -86,10 +91,14 @@ class Server:
 
     @asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
-        lines = [one.line for one in self.models.served]
-        for line in lines:
-            line.start()
+        for one in self.models.served:
+            one.line.start()
         yield
+        await self.stop()
+
+    async def stop(self) -> None:
+        """Accepts no more jobs, gives running ones the grace, and tells the rest that the server stops."""
+        lines = [one.line for one in self.models.served]
         await asyncio.gather(*(asyncio.to_thread(line.stop, self.limits.grace) for line in lines))
 
     def _guarded(self, route: Answer) -> Callable[[Request], Awaitable[Response]]:
@@ -132,11 +141,15 @@ class Server:
 
     async def body(self, request: Request) -> Body:
         parts, size = [], 0
-        async for part in request.stream():
-            size += len(part)
-            if size > self.limits.body_bytes:
-                raise Refused(413, f"the body is longer than {self.limits.body_bytes:,} bytes")
-            parts.append(part)
+        try:
+            async with asyncio.timeout(self.limits.deadline):
+                async for part in request.stream():
+                    size += len(part)
+                    if size > self.limits.body_bytes:
+                        raise Refused(413, f"the body is longer than {self.limits.body_bytes:,} bytes")
+                    parts.append(part)
+        except TimeoutError as error:
+            raise Refused(408, f"the body did not arrive within {self.limits.deadline:g} s", CLOSE) from error
         return Body(b"".join(parts))
 
     def ask(self, request: Request, served: Served, known: Known, prompt: list[int], **what: Any) -> Asked:
@@ -153,4 +166,9 @@ class Server:
 async def _no_route(request: Request, error: Exception) -> Response:
     status = getattr(error, "status_code", 404)
     what = "there is no route" if status == 404 else f"{request.method} is not allowed for"
-    return JSONResponse(openai.error(status, f"{what} {request.url.path}"), status)
+    message = f"{what} {shown(request.url.path)[:200]}"
+    if status == 404:
+        return JSONResponse(openai.error(status, message), status)
+    found = [route for route in request.app.routes if route.matches(request.scope)[0] != Match.NONE]
+    allowed = {method for route in found for method in route.methods}
+    return JSONResponse(openai.error(status, message), status, {"Allow": ", ".join(sorted(allowed))})

@@ -114,11 +114,16 @@ class Body:
         """Raises BadBody with every complaint."""
         for name, idle in NOTHING.items():
             self.taken.add(name)
-            if name in self.values and self.values[name] not in idle:
+            if name in self.values and not any(_same(self.values[name], value) for value in idle):
                 self.bad.append(f"{name!r} is not supported, except {_shown(idle)}")
         self.bad += [f"{name!r} is not a known key" for name in self.values if name not in self.taken]
         if self.bad:
             raise BadBody("; ".join(self.bad))
+
+
+def _same(value: Any, other: Any) -> bool:
+    """Whether two values are equal; true is not 1."""
+    return bool(value == other) and isinstance(value, bool) == isinstance(other, bool)
 
 
 def _shown(idle: tuple[Any, ...]) -> str:

@@ -18,7 +18,7 @@ from qia3.runtime.decoding import Decoding
 from qia3.runtime.score import Scores
 
 Reason = Literal["stop", "length"]
-Cause = Literal["failed", "cancelled", "late", "stopping"]
+Cause = Literal["failed", "broken", "cancelled", "late", "stopping"]
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Marked:
 
 @dataclass(frozen=True)
 class Failed:
-    """The job failed; `error` is the message for the caller."""
+    """The job failed; `error` is the message for the caller. "broken": by no fault of the caller's."""
 
     error: str
     reason: Cause

@@ -23,7 +23,8 @@ TOLD: dict[Cause, str] = {
     "cancelled": "cancelled",
     "late": "it timed out",
     "stopping": "the server is stopping",
-    "failed": "the server failed",
+    "failed": "it failed",
+    "broken": "the server failed",
 }
 MEMORY = 0.1  # weight of the newest job in the running mean of a job's duration
 
@@ -125,7 +126,7 @@ class Line(ABC):
                 self._turn()
             except Exception as error:  # not the error of a single job: all jobs in the turn fail, and work goes on
                 say(f"error: a turn of the server failed: {type(error).__name__}: {first_line(error)}")
-                self._drop(lambda job: True, "failed")
+                self._drop(lambda job: True, "broken")
         self._drop(lambda job: True)
 
     def _drop(self, gone: Callable[[Job], bool], otherwise: Cause = "stopping") -> None:
@@ -148,6 +149,7 @@ class Line(ABC):
 
 def failed(error: Exception) -> Failed:
     """The failure as reported to the request; a bug of qia3 is also printed for the operator."""
-    if not isinstance(error, QIA3Error):
-        say(f"error: a request failed: {type(error).__name__}: {first_line(error)}")
-    return Failed(first_line(error), "failed")
+    if isinstance(error, QIA3Error):
+        return Failed(first_line(error), "failed")
+    say(f"error: a request failed: {type(error).__name__}: {first_line(error)}")
+    return Failed(f"the server failed: {type(error).__name__}: {first_line(error)}", "broken")

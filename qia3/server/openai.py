@@ -104,7 +104,11 @@ class Shape:
 
 
 def models(names: Sequence[str]) -> dict[str, Any]:
-    return {"object": "list", "data": [{"id": n, "object": "model", "created": 0, "owned_by": "qia3"} for n in names]}
+    return {"object": "list", "data": [model(name) for name in names]}
+
+
+def model(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "qia3"}
 
 
 def embeddings(model: str, vectors: Sequence[Floats], form: str, count: int) -> dict[str, Any]:

@@ -59,7 +59,10 @@ class Folder:
 
     def has(self, name: str) -> bool:
         with _asking(f"{self.path / name} cannot be read"):
-            return (self.path / name / CONFIG).is_file()
+            there = (self.path / name / CONFIG).is_file()
+        if not there and not self.path.is_dir():
+            raise PlaceError(f"{self.path} is not there any more")
+        return there
 
     @contextmanager
     def files(self, name: str) -> Iterator[Path]:

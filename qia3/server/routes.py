@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from qia3.bundle.task import TAGS
-from qia3.errors import AdapterError, QIA3Error, first_line
+from qia3.errors import AdapterError, QIA3Error, first_line, quoted
 from qia3.names import NONE
 from qia3.runtime.score import chosen
 from qia3.runtime.tags import told
@@ -25,7 +25,7 @@ from qia3.server.bodies import BadBody, Body, turns_of, writing
 from qia3.server.chats import Turn
 from qia3.server.jobs import Embedded, Ended, Marked, Ranked, Token
 from qia3.server.line import Busy, Stopping
-from qia3.server.model import Known, UnknownModel
+from qia3.server.model import Known, UnknownModel, shown
 from qia3.server.models import Served
 from qia3.server.place import PlaceError
 from qia3.server.shelf import Entry
@@ -35,11 +35,21 @@ if TYPE_CHECKING:
     from qia3.server.app import Server
 
 MOST_INPUTS, MOST_CHOICES = 64, 1000
+SHORT = 4096  # characters that are tokenised at once
+T_ = TypeVar("T_")
 
 
 async def models(server: Server, _: Request) -> Response:
     await asyncio.to_thread(_look, server)
     return JSONResponse(openai.models(server.models.names()))
+
+
+async def model(server: Server, request: Request) -> Response:
+    await asyncio.to_thread(_look, server)
+    name, names = request.path_params["name"], server.models.names()
+    if name not in names:
+        raise UnknownModel(f"there is no model {quoted(name)}; available: {shown(names)}")
+    return JSONResponse(openai.model(name))
 
 
 async def chat(server: Server, request: Request) -> Response:
@@ -62,7 +72,7 @@ async def _write(server: Server, request: Request, body: Body, turns: Sequence[T
         if asked.top is not None or asked.stops:
             raise BadBody(f"{known.name!r} classifies text; use /v1/classify for its probabilities")
         choices, tokens = model.choices(known, ())
-        prompt = model.chat(known, turns)
+        prompt = await _tokens(turns, lambda: model.chat(known, turns))
         job = server.ask(request, served, known, prompt, choices=tokens, ranking=known.task.ranking)
         label = chosen(choices, (await _last(job, Ranked)).scores).label
         parts = _one(openai.Part(label, (), len(tokens[choices.index(label)]), "stop"))
@@ -70,7 +80,7 @@ async def _write(server: Server, request: Request, body: Body, turns: Sequence[T
         raise BadBody(f"{known.name!r} does not generate text: its task is to {known.task.kind}")
     else:
         own = chat or known.task.name != NONE
-        prompt = model.chat(known, turns) if own else model.raw(turns[-1]["content"])
+        prompt = await _tokens(turns, lambda: model.chat(known, turns) if own else model.raw(turns[-1]["content"]))
         limit = known.task.max_new_tokens if asked.limit is None else asked.limit
         stop = frozenset(model.engine.bundle.stop_tokens)
         job = server.ask(
@@ -95,6 +105,11 @@ async def _known(server: Server, name: str) -> tuple[Served, Known]:
     """The model of a name: at once if it is in memory, whatever other requests have to read."""
     held = server.models.held(name)
     return held if held is not None else await asyncio.to_thread(server.models.known, name)
+
+
+async def _tokens(texts: Sequence[Any], make: Callable[[], T_]) -> T_:
+    """What `make` makes of the texts: at once, or in a thread if that takes more than a few milliseconds."""
+    return make() if len(str(texts)) <= SHORT else await asyncio.to_thread(make)
 
 
 async def _one(part: openai.Part) -> AsyncIterator[openai.Part]:
@@ -162,14 +177,14 @@ def _event(value: Any) -> str:
 async def classify(server: Server, request: Request) -> Response:
     body = await server.body(request)
     name, texts, given = body.text("model"), body.texts("input", MOST_INPUTS), body.texts("choices", MOST_CHOICES)
-    if not texts:
+    if not texts and not body.bad:
         body.bad.append("'input' is missing")
     body.check()
     served, known = await _known(server, name)
-    choices, tokens = served.model.choices(known, given)
+    choices, tokens = await _tokens(given, lambda: served.model.choices(known, given))
     if known.task.kind == TAGS:
         return await _words(server, request, served, known, texts, tokens)
-    prompts = [served.model.prompt(known, text) for text in texts]
+    prompts = await _tokens(texts, lambda: [served.model.prompt(known, text) for text in texts])
     what = {"choices": tokens, "ranking": known.task.ranking}
     ranked = await _all(server, request, served, known, prompts, Ranked, [what] * len(prompts))
     answers = [chosen(choices, event.scores) for event in ranked]
@@ -186,7 +201,7 @@ async def _words(
     choices: Sequence[Sequence[int]],
 ) -> Response:
     """Labels the words of each text."""
-    placed = [served.model.words(known, text) for text in texts]
+    placed = await _tokens(texts, lambda: [served.model.words(known, text) for text in texts])
     prompts = [prompt for prompt, _, _ in placed]
     what = [{"choices": choices, "places": places} for _, places, _ in placed]
     marked = await _all(server, request, served, known, prompts, Marked, what)
@@ -207,13 +222,13 @@ async def embeddings(server: Server, request: Request) -> Response:
     form = body.take("encoding_format", str, "a string", "float")
     if form not in ("float", "base64"):
         body.bad.append(f"'encoding_format' must be float or base64, not {form!r}")
-    if not texts:
+    if not texts and not body.bad:
         body.bad.append("'input' is missing")
     body.check()
     served, known = await _known(server, name)
     if not served.model.embeds:
         raise BadBody(f"{served.model.name!r} is not an encoder and has no embeddings")
-    prompts = [served.model.prompt(known, text) for text in texts]
+    prompts = await _tokens(texts, lambda: [served.model.prompt(known, text) for text in texts])
     what = [{"embed": True}] * len(prompts)
     vectors = [event.vector for event in await _all(server, request, served, known, prompts, Embedded, what)]
     return JSONResponse(openai.embeddings(name, vectors, form, sum(map(len, prompts))))
@@ -268,7 +283,9 @@ def _add(server: Server, name: str) -> Entry:
         return shelf.add(own)
     except KeyError as error:
         where = shelf.place
-        message = f"{where} has no adapter {own!r}" if where else "this server has no folder of adapters (--adapters)"
+        message = (
+            f"{where} has no adapter {quoted(own)}" if where else "this server has no folder of adapters (--adapters)"
+        )
         raise Refused(404, message) from error
 
 
@@ -282,14 +299,14 @@ def _remove(server: Server, name: str) -> None:
     try:
         served.model.shelf.remove(own)
     except KeyError as error:
-        raise Refused(404, f"there is no adapter {name!r}") from error
+        raise Refused(404, f"there is no adapter {quoted(name)}") from error
 
 
 def _place(server: Server, name: str) -> tuple[Served, str]:
     try:
         return server.models.place(name)
     except UnknownModel as error:
-        raise Refused(404, f"there is no adapter {name!r}; with several bundles, use BUNDLE:NAME") from error
+        raise Refused(404, f"there is no adapter {quoted(name)}; with several bundles, use BUNDLE:NAME") from error
 
 
 def _look(server: Server) -> None:

@@ -7,10 +7,9 @@ than an index of a thousand adapters, and other model servers schedule requests,
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import uvicorn
 
 from qia3.bundle.opened import Bundle
 from qia3.errors import ConfigError
@@ -20,6 +19,7 @@ from qia3.runtime.load import open_engine
 from qia3.server.app import Limits, Server
 from qia3.server.batcher import Batcher
 from qia3.server.labeller import Labeller
+from qia3.server.listen import HTTP, bound
 from qia3.server.model import Model
 from qia3.server.models import Served
 from qia3.server.place import Place, place_of
@@ -66,20 +66,19 @@ def _served(bundle: Bundle, options: Options, place: Place | None, several: bool
 
 
 def serve(bundles: Sequence[Path], options: Options) -> None:
-    """Serves until SIGINT or SIGTERM; running requests get some time to finish."""
+    """Serves until SIGINT or SIGTERM; running requests get some time to finish. Raises what make_server does, and
+    ConfigError if it cannot listen there.
+    """
+    sockets = bound(options.host, options.port)
     server = make_server(bundles, options)
     if options.host not in ("127.0.0.1", "localhost", "::1") and not server.keys:
         say(f"warning: {options.host} can be reached from other machines, and no API key is required (--key-file)")
     names = server.models.names()
-    say(f"serving {len(names)} models on http://{options.host}:{options.port}/v1: {', '.join(names[:8])}")
-    uvicorn.run(
-        server.app(),
-        host=options.host,
-        port=options.port,
-        log_level="warning",
-        access_log=False,
-        timeout_graceful_shutdown=int(options.limits.grace) + 1,
+    say(
+        f"serving {len(names)} models on http://{options.host}:{sockets[0].getsockname()[1]}/v1: {', '.join(names[:8])}"
     )
+    with suppress(KeyboardInterrupt):
+        HTTP(server).run(sockets)
 
 
 def _keys(file: Path | None) -> Sequence[str]:

@@ -108,7 +108,9 @@ class Shelf:
             return held
         with self._reading(name):
             entry = self.find(name)
-            if entry is None:
+            if entry is None or not (entry.own or self._is_there(name)):
+                with self._lock:
+                    self._forget(name)
                 raise KeyError(name)
             return self.hit(name) or self._load(entry, 1)
 
