@@ -5,7 +5,8 @@
 # make families   every family of docs/families.md (make test skips those that resemble another one)
 # make browser    reports, the server's page, a bundle's page, and bundles in qia3.mjs and transformers.js, tested in Chromium:
 #                 console, network, axe-core, answers, pictures in .browser/pictures
-# make arm       the 4-bit products, folds and the runtime on three ARM processors under QEMU
+# make types      web/types, the TypeScript declarations of qia3.mjs, from its JSDoc
+# make arm        the 4-bit products, folds and the runtime on three ARM processors under QEMU
 # make docs       the pages of docs/ as a site, in docs/_build
 # make dist-check build and check the wheel and the source archive (twine, check-wheel-contents); install the wheel
 #                 with [build] into a fresh environment
@@ -25,7 +26,7 @@ ARM := .arm
 DIST := .dist-check
 DEMO := dist/home-intents
 
-.PHONY: demo test coverage families interop store browser arm check docs dist-check bench clean
+.PHONY: demo test coverage families interop store browser types arm check docs dist-check bench clean
 
 # pip supports --group since 25.1, so it is upgraded first. setuptools is for tests/test_packaging.py, which builds a wheel without a network.
 $(STAMP): pyproject.toml constraints.txt
@@ -94,6 +95,12 @@ browser: $(STAMP) $(BROWSER)/whole
 	PATH=$(CURDIR)/$(BROWSER)/bin:$$PATH QIA3_WHOLE=1 QIA3_BROWSER=$(CURDIR)/$(BROWSER)/node_modules \
 		QIA3_WEB=$(CURDIR)/$(BROWSER)/web/node_modules QIA3_PICTURES=$(CURDIR)/$(BROWSER)/pictures \
 		$(BIN)/python -m pytest -s tests/test_browser.py tests/test_browser_bundle.py tests/test_server_page.py tests/test_web.py tests/test_web_encoder.py tests/test_page.py
+
+types: $(BROWSER)/ready
+	rm -rf $(BROWSER)/types
+	$(BROWSER)/bin/node $(BROWSER)/node_modules/typescript/lib/tsc.js --project tests/browser/tsconfig.json --outDir $(BROWSER)/types
+	rm -rf web/types
+	cp -r $(BROWSER)/types/web web/types
 
 # Debian on x64. QEMU gives a device's numbers, but not its speed.
 $(ARM)/ready: tests/arm/setup.sh constraints.txt

@@ -7,11 +7,13 @@ Graphs are at accuracy_level 0: a page multiplies in float32.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import re
 import shutil
 import subprocess
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +28,7 @@ from qia3.bundle.opened import Bundle
 from qia3.errors import DataError, QIA3Error
 from qia3.runtime.adapters import AdapterBank
 from qia3.runtime.answer import classify, prompt_of, reply, tag, task_of
+from qia3.runtime.decoding import GREEDY, Chooser, Decoding, shares_of
 from qia3.runtime.generate import generate
 from qia3.runtime.load import open_engine
 from qia3.runtime.model import Model
@@ -237,6 +240,90 @@ def test_a_bundle_or_adapter_that_is_refused_has_the_words_that_it_has_in_python
         )  # ONNX Runtime has tensors in no order
 
 
+SETTINGS = [
+    *[Decoding(*each) for each in itertools.product((2, 5), (1.0, 0.0, -1.0), (False, True, "never"))],
+    Decoding(temperature=0.7, seed=0),
+    Decoding(temperature=2, top_k=9, top_p=0.9, seed=7),
+    Decoding(temperature=5, top_p=0.8, seed=2**50),
+]
+
+
+def in_javascript(given: dict) -> dict:
+    """Options as JavaScript calls them."""
+    return {re.sub("_(.)", lambda found: found[1].upper(), name): value for name, value in given.items()}
+
+
+def options(decoding: Decoding) -> dict:
+    return in_javascript({n: v for n, v in asdict(decoding).items() if v != getattr(GREEDY, n)})
+
+
+def decoded(settings: list[Decoding]) -> list[list]:
+    return [
+        ["generateTokens", text, adapter, {"task": "echo", "maxNewTokens": 12, **options(decoding)}]
+        for decoding in settings
+        for text in TEXTS[:2]
+        for adapter in ("echo", "none")
+    ]
+
+
+def decoded_in_python(path: Path, settings: list[Decoding]) -> list[list[int]]:
+    engine = open_engine(Bundle.open(path), 1)
+    bank, stop = AdapterBank(engine.bundle), engine.bundle.stop_tokens
+    found = []
+    for decoding in settings:
+        for text in TEXTS[:2]:
+            for adapter in ("echo", "none"):
+                prompt = prompt_of(engine, task_of(engine, adapter, "echo"), text)
+                found.append(list(generate(engine, prompt, bank.vectors(adapter), 12, stop, decoding)))
+    return found
+
+
+@node
+@pytest.mark.parametrize("name", ["side", "pair"])
+def test_texts_are_decoded_as_in_python(bundles, name):
+    """Beams, and sampling by the same seed."""
+    (found,) = in_node([["ask", str(bundles[name]), {}, decoded(SETTINGS)]])
+    right = decoded_in_python(bundles[name], SETTINGS)
+    for question, answer, wanted in zip(decoded(SETTINGS), found["answers"], right, strict=True):
+        assert answer == wanted, question
+    assert len({tuple(tokens) for tokens in right}) > 12, "settings change what is found, or this could not fail"
+
+
+@node
+def test_tokens_are_drawn_as_in_python():
+    logits = np.random.default_rng(3).normal(0, 2, 41).astype(np.float32)
+    kinds = itertools.product((0.5, 1.0, 1.7), (0, 1, 7, 100), (0.3, 0.9, 1.0), (0.0, 0.2))
+    decodings = [
+        Decoding(temperature=t, top_k=k, top_p=p, min_p=m, seed=seed) for seed, (t, k, p, m) in enumerate(kinds)
+    ]
+    (found,) = in_node([["drawn", logits.tolist(), [options(decoding) for decoding in decodings], 50]])
+    for decoding, (shares, tokens) in zip(decodings, found, strict=True):
+        np.testing.assert_allclose(shares, shares_of(logits, decoding), atol=1e-12)
+        choose = Chooser(decoding)
+        assert tokens == [choose(logits[None]) for _ in range(50)], decoding
+
+
+WRONG = [
+    {"beams": 0},
+    {"beams": 2, "temperature": 1.0},
+    {"temperature": 0.0, "top_p": 0.0},
+    {"temperature": 1.0, "top_k": -1, "min_p": 2.0},
+    {"seed": 0},
+    {"length_penalty": 0.5},
+]
+
+
+@node
+def test_wrong_settings_are_told_as_in_python(bundles):
+    asked = [["generate", "x", "echo", in_javascript(wrong)] for wrong in WRONG]
+    (found,) = in_node([["ask", str(bundles["side"]), {}, asked]])
+    for wrong, answer in zip(WRONG, found["answers"], strict=True):
+        with pytest.raises(QIA3Error) as fault:
+            Decoding(**wrong)
+        theirs = answer["error"].replace("topK", "top_k").replace("topP", "top_p").replace("minP", "min_p")
+        assert theirs == f"QIA3Error: {fault.value}"
+
+
 def changed(source: Path, place: Path, file: str, change) -> Path:
     """A copy of a bundle with other bytes in a file that its manifest knows; of the manifest, with other JSON."""
     shutil.copytree(source, place)
@@ -440,6 +527,7 @@ def asked_in_chromium(bundles):
         ["bluffed", "side", [["label", TEXTS[0], "lamps"]]],
         ["ask", "side", {"worker": True}, [["label", TEXTS[0], "lamps"]]],
         *[["ask", "merged", {"device": device}, [["scores", TEXTS[0], "lamps"]]] for device in ("wasm", "webgpu")],
+        ["ask", "side", {"device": "webgpu", "worker": True}, decoded(SETTINGS[::7])],
     ]
     return in_chromium(bundles, jobs)
 
@@ -462,8 +550,15 @@ def test_a_page_answers_as_the_runtime_does(asked_in_chromium, right, place):
 def test_a_merged_bundle_answers_in_a_page(asked_in_chromium, bundles):
     engine = open_engine(Bundle.open(bundles["merged"]), 1)
     right = classify(engine, task_of(engine, "lamps"), {}, TEXTS[0]).scores
-    for found in asked_in_chromium["results"][10:]:
+    for found in asked_in_chromium["results"][10:12]:
         assert found["answers"] == [pytest.approx(right, abs=1e-4)]
+
+
+@pytest.mark.browser
+@browser[1]
+@whole
+def test_texts_are_decoded_in_a_worker_as_in_python(asked_in_chromium, bundles):
+    assert asked_in_chromium["results"][12]["answers"] == decoded_in_python(bundles["side"], SETTINGS[::7])
 
 
 @pytest.mark.browser
@@ -504,14 +599,56 @@ def test_a_text_ends_where_it_is_left_or_stopped(asked_in_chromium, right):
     assert found["label"] in ("lights", "lock")
 
 
+def compiled(project: Path, *options: str) -> subprocess.CompletedProcess:
+    command = ["node", Path(str(MODULES)) / "typescript" / "lib" / "tsc.js", "--project", project, *options]
+    return subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=200)
+
+
 @pytest.mark.browser
 @browser[1]
-def test_the_types_hold():
-    options = "--noEmit --allowJs --checkJs --strict --noImplicitAny false --target esnext --module esnext --moduleResolution bundler"
-    library = "--lib esnext,dom,dom.iterable"
-    files = [HERE / "outside.d.ts", *sorted(WEB.glob("*.mjs"))]
-    command = ["node", Path(str(MODULES)) / "typescript" / "lib" / "tsc.js", *options.split(), *library.split(), *files]
-    ran = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=200)
+def test_the_types_hold_and_are_what_the_package_declares(tmp_path):
+    ran = compiled(HERE / "tsconfig.json", "--outDir", str(tmp_path))
+    assert ran.returncode == 0, ran.stdout
+    made = {file.name: file.read_text() for file in (tmp_path / "web").iterdir()}
+    assert made == {file.name: file.read_text() for file in (WEB / "types").iterdir()}, "make types writes them anew"
+
+
+USE = """import { open, openInWorker, QIA3Error, type Asked, type Remote, type Task } from "qia3";
+
+const model = await open("bundle/", { device: "wasm", progress: ({ loaded, total }) => loaded / total });
+const label: string = await model.label("x", "lamps", { choices: ["a", "b"] });
+const asked: Asked = { beams: 4, earlyStopping: "never", maxNewTokens: 9 };
+const remote: Remote = await openInWorker(new URL("bundle/", import.meta.url));
+for await (const piece of remote.generate("x", "echo", asked)) piece.trim();
+for await (const token of model.generateTokens("x", "echo", { temperature: 0.7, seed: 3n })) token.toFixed();
+const tasks: Record<string, Task> = model.tasks;
+// @ts-expect-error
+await model.label(1);
+// @ts-expect-error
+const wrong: Asked = { earlyStopping: "always" };
+// @ts-expect-error
+await open("bundle/", { device: "cuda" });
+export { label, tasks, wrong, QIA3Error };
+"""
+
+
+@pytest.mark.browser
+@browser[1]
+def test_a_program_in_typescript_finds_the_types(tmp_path):
+    """In the package's folder as npm installs it, and with what is wrong told."""
+    package = tmp_path / "node_modules" / "qia3"
+    shutil.copytree(WEB, package, ignore=shutil.ignore_patterns("page", "*.py", "node_modules", "__pycache__"))
+    (tmp_path / "use.mts").write_text(USE)
+    rules = {
+        "strict": True,
+        "noEmit": True,
+        "module": "nodenext",
+        "target": "esnext",
+        "lib": ["esnext", "dom"],
+        "types": [],
+    }
+    (tmp_path / "tsconfig.json").write_text(json.dumps({"compilerOptions": rules, "files": ["use.mts"]}))
+    ran = compiled(tmp_path / "tsconfig.json")
     assert ran.returncode == 0, ran.stdout
 
 
@@ -527,8 +664,8 @@ def test_the_form_is_prettier_s():
 def test_libraries_are_found_by_name(bundles, tmp_path):
     """As npm installs the package: nothing but the bundle's folder is said."""
     (tmp_path / "node_modules").symlink_to(Path(str(RUNTIME)).resolve())
-    for name in json.loads((WEB / "package.json").read_text())["files"]:
-        shutil.copy(WEB / name, tmp_path)
+    for file in WEB.glob("*.mjs"):
+        shutil.copy(file, tmp_path)
     script = f"""import {{ open }} from "./qia3.mjs";
         const model = await open({json.dumps(str(bundles["side"]))});
         console.log(await model.label("the hall", "lamps"));"""
@@ -545,4 +682,5 @@ def test_the_package_is_whole():
 
     package = json.loads((WEB / "package.json").read_text(encoding="utf-8"))
     assert package["version"] == qia3.__version__
-    assert {*package["files"]} == {path.name for path in WEB.glob("*.mjs")}
+    assert {*package["files"]} == {"types", *(path.name for path in WEB.glob("*.mjs"))}
+    assert {path.stem for path in (WEB / "types").iterdir()} == {f"{path.stem}.d" for path in WEB.glob("*.mjs")}

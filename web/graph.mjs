@@ -127,6 +127,7 @@ export class Decoder {
   /** @param {Session} session */
   constructor(session) {
     this.session = session;
+    this.forced = 0; // tokens that every text begins with
     this.past = [...session.ports.keys()].filter((name) => name.startsWith(PAST));
   }
 
@@ -213,6 +214,7 @@ export class Pair extends Decoder {
     super(decoder);
     this.encoder = encoder;
     this.start = shape.decoder_start;
+    this.forced = shape.decoder_start.length - 1;
     this.hidden = shape.hidden_size;
     this.cross = this.past.filter((name) => name.split('.').at(-2) === 'encoder');
     this.past = this.past.filter((name) => !this.cross.includes(name));

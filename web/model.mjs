@@ -4,14 +4,16 @@
  *
  * @typedef {import('./manifest.mjs').Task} Task
  * @typedef {import('./adapter.mjs').Tensors} Tensors
- * @typedef {object} Asked
+ * @typedef {object} Question
  * @property {string} [task]  asks another task's question
  * @property {string[]} [choices]  instead of the task's
  * @property {number} [maxNewTokens]
  * @property {AbortSignal} [signal]  ends a text
+ * @typedef {Question & import('./decoding.mjs').Decoding} Asked  greedy, unless decoding says otherwise
  */
 
 import { fitting, HEAD } from './adapter.mjs';
+import { beamSearch, checkedDecoding, chooser } from './decoding.mjs';
 import { Pair } from './graph.mjs';
 import { isSize, refuse, wrongInTask } from './manifest.mjs';
 import { instead, nearest, quoted } from './names.mjs';
@@ -92,22 +94,31 @@ export class Model {
   }
 
   /**
-   * The same in token ids, the likeliest each time, until one that ends a text, the limit, or the end of the context.
+   * The same in token ids, until one that ends a text, the limit, or the end of the context: the likeliest each time, or
+   * as `asked` says. With beams they all come at the end.
    *
    * @param {string} text  @param {string} [adapter]  @param {Asked} [asked]  @returns {AsyncGenerator<number>}
    */
-  async *generateTokens(text, adapter, { task: asked, maxNewTokens, signal } = {}) {
+  async *generateTokens(text, adapter, { task: asked, maxNewTokens, signal, ...given } = {}) {
+    const decoding = checkedDecoding(given);
     const { task, vectors } = await this.meant(adapter, asked);
     const decoder = this.writes();
     const most = maxNewTokens ?? task.max_new_tokens;
     if (!isSize(most)) refuse(`maxNewTokens must be a whole number from 1, not ${most}`);
-    let { logits, cache } = await this.prefill(this.prompt(task, text), vectors);
+    const start = await this.prefill(this.prompt(task, text), vectors);
+    const [stop, context] = [this.manifest.stop_tokens, this.manifest.architecture.context_length];
+    if (decoding.beams > 1) {
+      const ended = () => pause().then(() => Boolean(signal?.aborted));
+      yield* await beamSearch(decoder, start, vectors, { most, context, stop, ended }, decoding);
+      return;
+    }
+    let [{ logits, cache }, choose] = [start, chooser(decoding)];
     try {
       for (let count = 1; ; count++) {
-        const token = argmax(logits[0]);
-        if (signal?.aborted || this.manifest.stop_tokens.includes(token)) return;
+        const token = choose(logits[0]);
+        if (signal?.aborted || stop.includes(token)) return;
         yield token;
-        if (count >= most || cache.length + 1 >= this.manifest.architecture.context_length) return;
+        if (count >= most || cache.length + 1 >= context) return;
         await pause();
         if (signal?.aborted) return;
         const before = cache;

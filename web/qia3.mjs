@@ -8,16 +8,16 @@
  *     for await (const piece of model.generate('dim the hall', 'home-commands')) show(piece);
  *
  * manifest.json says what a question is: the prompt around a person's words, the answers to choose from, the tokens
- * that end an answer, the hash of every file. What it says is understood or refused, in one line. Labels and greedy
- * answers are those of the Python runtime on a graph whose products are in float32, since WebAssembly and WebGPU do not
+ * that end an answer, the hash of every file. What it says is understood or refused, in one line. Labels and texts are
+ * those of the Python runtime on a graph whose products are in float32, since WebAssembly and WebGPU do not
  * round activations to 8 bits.
  *
- * onnxruntime-web computes and @huggingface/tokenizers makes tokens. By default both are imported by name (npm with a
+ * `onnxruntime-web` computes and `@huggingface/tokenizers` makes tokens. By default both are imported by name (npm with a
  * bundler, an import map, Node). `runtime` is a folder that has them, as `qia3 page` writes it; without a bundler a
  * worker needs it, since import maps do not reach workers.
  *
  *     files.mjs  manifest.mjs  adapter.mjs  tokens.mjs       what is read, and names.mjs, how messages name it
- *     graph.mjs  ranking.mjs  model.mjs  remote.mjs          what is done with it
+ *     graph.mjs  ranking.mjs  decoding.mjs  model.mjs  remote.mjs    what is done with it
  *
  * @typedef {object} Options
  * @property {'auto' | 'wasm' | 'webgpu'} [device]  auto: WebGPU where a graphics processor offers it and can, else
@@ -28,6 +28,9 @@
  * 4)
  * @property {boolean} [cache]  keep files in the browser's Cache API, by their hash (default: where there is one)
  * @property {(progress: import('./files.mjs').Progress) => void} [progress]
+ * @typedef {import('./model.mjs').Asked} Asked
+ * @typedef {import('./manifest.mjs').Task} Task
+ * @typedef {import('./remote.mjs').Remote} Remote
  */
 
 import { address, Files } from './files.mjs';
@@ -39,6 +42,7 @@ import { Tokens } from './tokens.mjs';
 
 export { readAdapter } from './adapter.mjs';
 export { QIA3Error } from './manifest.mjs';
+export { Model } from './model.mjs';
 export { Tokens } from './tokens.mjs';
 
 const WORKER = 'qia3'; // the name of a worker that answers for a bundle

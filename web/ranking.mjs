@@ -65,10 +65,11 @@ export function argmax(values) {
   return best;
 }
 
-function logSumExp(logits) {
+/** @param {ArrayLike<number>} logits */
+export function logSumExp(logits) {
   const peak = logits[argmax(logits)];
   let sum = 0;
-  for (const logit of logits) sum += Math.exp(logit - peak);
+  for (let i = 0; i < logits.length; i++) sum += Math.exp(logits[i] - peak);
   return Math.log(sum) + peak;
 }
 

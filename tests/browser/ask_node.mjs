@@ -2,7 +2,8 @@
 //
 // JOBS is JSON, a list of ["ask", folder, options, questions] and ["tokens", tokenizer.json, rows, [[template, text], ...]],
 // and "words" in the place of "tokens" with lists of words. Prints the list of results; tokens are [[ids, what they decode to],
-// ...], words [[ids, places of the words], ...], and {error} where a text is refused.
+// ...], words [[ids, places of the words], ...], and {error} where a text is refused; of ["drawn", logits, decodings, count],
+// each decoding's probabilities of tokens, and so many tokens drawn.
 
 import fs from "node:fs";
 import { createRequire } from "node:module";
@@ -11,6 +12,7 @@ import { pathToFileURL } from "node:url";
 import { answers } from "./answers.mjs";
 
 const [web, modules] = process.argv.slice(2);
+const decoding = await import(pathToFileURL(path.join(web, "decoding.mjs")));
 const qia3 = await import(pathToFileURL(path.join(web, "qia3.mjs")));
 const at = (file) => pathToFileURL(path.join(modules, file)).href;
 const runtime = {
@@ -20,6 +22,12 @@ const runtime = {
 const library = await import(runtime.tokenizers);
 
 const kinds = {
+  drawn: (logits, decodings, count) =>
+    decodings.map((given) => {
+      const checked = decoding.checkedDecoding(given);
+      const [values, choose] = [Float32Array.from(logits), decoding.chooser(checked)];
+      return [Array.from(decoding.probabilities(values, checked)), Array.from({ length: count }, () => choose(values))];
+    }),
   ask: (folder, options, questions) => answers((more) => qia3.open(folder, { runtime, ...options, ...more }), questions),
   words: (file, rows, texts) => {
     const tokens = new qia3.Tokens(library, JSON.parse(fs.readFileSync(file, "utf8")), {}, rows);
