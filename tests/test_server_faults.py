@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx2 as httpx
+import numpy as np
 import pytest
 import tiny_bundle as tiny
 from running import Running
@@ -95,6 +96,35 @@ def test_names_in_routes(running):
     assert running.http.put("/v1/adapters").headers["Allow"] == "GET, HEAD, POST"
     wrong = running.http.post("/v1/classify", json={"model": "lamps", "input": 1})
     assert message(wrong) == "'input' is not a string or a list of strings"
+
+
+def test_vectors_that_overflow_are_told_and_harm_no_other_row(running, folder, shelf):
+    bundle = Bundle.open(folder)
+    huge = {n: v.reshape(-1) * np.float32(1e38) for n, v in tiny.random_vectors(2).items()}
+    write_peft(shelf / "huge", Adapter(huge, bundle.fingerprint, JOB), bundle.manifest.sites, "tiny")
+    ask = {"prompt": "hello", "max_tokens": 6}
+    right = running.http.post("/v1/completions", json=ask | {"model": "one"}).json()["choices"]
+    ways = [
+        ("/v1/completions", ask),
+        ("/v1/completions", ask | {"temperature": 1.0}),
+        ("/v1/classify", {"input": "hello", "choices": ["a", "b"]}),
+    ]
+    with ThreadPoolExecutor(4) as pool:
+        beside = [pool.submit(running.http.post, "/v1/completions", json=ask | {"model": "one"}) for _ in range(4)]
+        for route, body in ways:
+            answer = running.http.post(route, json=body | {"model": "huge"})
+            assert (answer.status_code, "overflow with this adapter" in message(answer)) == (409, True)
+        assert all(each.result().json()["choices"] == right for each in beside)
+
+
+@pytest.mark.parametrize(("kind", "words"), [("embed", "embed"), ("token-classification", "label words")])
+def test_a_task_that_the_bundle_cannot_do_is_refused(running, folder, shelf, kind, words):
+    put(shelf, Bundle.open(folder), kind, 2)
+    task = json.loads((shelf / kind / "task.json").read_text())
+    task |= {"kind": kind, "choices": ["a", "b"] if kind == "token-classification" else None}
+    (shelf / kind / "task.json").write_text(json.dumps(task))
+    answer = running.http.post("/v1/adapters", json={"name": kind})
+    assert (answer.status_code, f"is to {words}, but this bundle is no encoder" in message(answer)) == (409, True)
 
 
 def test_an_adapter_is_replaced_and_removed_while_rows_use_it(running, folder, shelf):

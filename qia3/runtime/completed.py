@@ -13,7 +13,7 @@ from qia3.bundle.adapter import Adapter
 from qia3.bundle.cache_range import check_range
 from qia3.bundle.opened import Bundle
 from qia3.bundle.peft import read_peft
-from qia3.bundle.task import LABELLED, Task, plain_task
+from qia3.bundle.task import LABELLED, TAGS, Task, plain_task
 from qia3.errors import AdapterError
 from qia3.tokens import Tokens
 
@@ -34,6 +34,11 @@ def completed(bundle: Bundle, folder: Path, name: str) -> Adapter:
     if found.head is not None and not (alone and task.kind in LABELLED):
         why = "no task.json to go with it" if alone else "this bundle is not an encoder"
         raise AdapterError(f"{folder} has a head, but {why}")
+    if (alone and task.kind == "generate") or (not alone and task.kind in ("embed", TAGS)):
+        what = "an encoder" if alone else "no encoder"
+        raise AdapterError(
+            f"the task of {folder} is to {task.kind.replace(TAGS, 'label words')}, but this bundle is {what}"
+        )
     check_range(bundle.path, whole, folder)
     return Adapter(whole, found.base, task, found.head)
 

@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect, Request
 from qia3.errors import QIA3Error
 from qia3.server.jobs import Event, Failed, Job, Last, Token
 
-STATUS = {"broken": 500, "late": 504, "stopping": 503}
+STATUS = {"unfit": 409, "broken": 500, "late": 504, "stopping": 503}
 
 
 class Refused(QIA3Error):

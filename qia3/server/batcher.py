@@ -20,7 +20,7 @@ from qia3.runtime.engine import Engine
 from qia3.runtime.slots import PIECE, AnySlots, Prompt, slots_of
 from qia3.runtime.walk import Walk, Walker, shares
 from qia3.server.jobs import Job, Ranked
-from qia3.server.line import Line, failed
+from qia3.server.line import Line, check_numbers, failed
 from qia3.server.rows import DONE, Ranking, Row, Writing
 
 AT_ONCE = 4  # rows of one ranking: more would slow down other rows and hardly speed up the ranking
@@ -117,6 +117,7 @@ class Batcher(Line):
 
     def _begin(self, job: Job, prompt: Prompt, logits: Floats) -> None:
         """Starts the rows of a job whose prompt has been run."""
+        check_numbers(logits)
         start = self.slots.positions(job.prompt)
         if not job.choices:
             writing = Writing(job, self.slots.capacity - start)

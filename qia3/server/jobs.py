@@ -18,7 +18,7 @@ from qia3.runtime.decoding import Decoding
 from qia3.runtime.score import Scores
 
 Reason = Literal["stop", "length"]
-Cause = Literal["failed", "broken", "cancelled", "late", "stopping"]
+Cause = Literal["failed", "unfit", "broken", "cancelled", "late", "stopping"]
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,9 @@ class Marked:
 
 @dataclass(frozen=True)
 class Failed:
-    """The job failed; `error` is the message for the caller. "broken": by no fault of the caller's."""
+    """The job failed; `error` is the message for the caller. "unfit": the adapter's
+    fault; "broken": by no fault of the caller's.
+    """
 
     error: str
     reason: Cause

@@ -11,12 +11,12 @@ from typing import Literal
 
 import numpy as np
 
-from qia3.errors import QIA3Error
+from qia3.errors import AdapterError, QIA3Error
 from qia3.runtime.adapters import in_rows
 from qia3.runtime.cache import Floats
 from qia3.runtime.encoder import Encoder
-from qia3.server.jobs import Embedded, Job, Marked, Ranked
-from qia3.server.line import Line, failed
+from qia3.server.jobs import Embedded, Failed, Job, Last, Marked, Ranked
+from qia3.server.line import Line, check_numbers, failed
 
 
 class Labeller(Line):
@@ -67,7 +67,11 @@ class Labeller(Line):
         self.counts.step_rows += len(alike)
         for job, row in zip(alike, found, strict=True):
             self.counts.prompt_tokens += len(job.prompt)
-            self._end(job, _event(job, row))
+            try:
+                event: Last | Failed = _event(job, row)
+            except AdapterError as error:  # fails this job only
+                event = failed(error)
+            self._end(job, event)
 
     def _run_together(self, jobs: list[Job]) -> Floats:
         one = all(job.vectors is jobs[0].vectors for job in jobs)
@@ -82,6 +86,9 @@ def _output(job: Job) -> Literal["words", "text", "labels"]:
 
 
 def _event(job: Job, row: Floats) -> Embedded | Marked | Ranked:
+    """What a row gives to its job. Raises AdapterError if that has no numbers."""
+    own = row[list(job.places), : len(job.choices)] if job.places else row if job.embed else row[: len(job.choices)]
+    check_numbers(own)
     if job.places:
-        return Marked(row[list(job.places), : len(job.choices)])
-    return Embedded(row) if job.embed else Ranked(row[: len(job.choices)].astype(np.float64))
+        return Marked(own)
+    return Embedded(own) if job.embed else Ranked(own.astype(np.float64))

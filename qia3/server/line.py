@@ -14,8 +14,11 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from qia3.errors import QIA3Error, first_line
+import numpy as np
+
+from qia3.errors import AdapterError, QIA3Error, first_line
 from qia3.progress import say
+from qia3.runtime.cache import Floats
 from qia3.server.jobs import Cause, Ended, Failed, Job, Last
 
 IDLE_SECONDS = 0.5  # interval for checking whether to stop, when nothing runs
@@ -24,6 +27,7 @@ TOLD: dict[Cause, str] = {
     "late": "it timed out",
     "stopping": "the server is stopping",
     "failed": "it failed",
+    "unfit": "the adapter does not fit",
     "broken": "the server failed",
 }
 MEMORY = 0.1  # weight of the newest job in the running mean of a job's duration
@@ -147,9 +151,18 @@ class Line(ABC):
         job.tell(event)
 
 
+def check_numbers(logits: Floats) -> None:
+    """Raises AdapterError if there are values that are not numbers: what was multiplied by the vectors has overflowed."""
+    if np.isnan(logits).any():
+        raise AdapterError(
+            "the model's values overflow with this adapter: its vectors are too large, so train it again with a lower "
+            "learning rate"
+        )
+
+
 def failed(error: Exception) -> Failed:
     """The failure as reported to the request; a bug of qia3 is also printed for the operator."""
     if isinstance(error, QIA3Error):
-        return Failed(first_line(error), "failed")
+        return Failed(first_line(error), "unfit" if isinstance(error, AdapterError) else "failed")
     say(f"error: a request failed: {type(error).__name__}: {first_line(error)}")
     return Failed(f"the server failed: {type(error).__name__}: {first_line(error)}", "broken")
