@@ -47,7 +47,7 @@
     [export]
     target = "ort-cpu"               # see `qia3 targets`
     mode = "side"                    # or "merged", with merge_task
-    recode = "int8"                  # or "int4": what an NF4 base ships as, except with the target nf4-exact
+    recode = "int8"                  # or "int4": what an NF4 base ships as, except with the target nf4-exact; by default the target's
 
 Paths of data are relative to the build file. `output`, the bundle's folder, and `work`, the folder for trained vectors
 (default: OUTPUT.work), are relative to the current folder.
@@ -229,7 +229,7 @@ class Export(Section):
     """The [export] table: what the ONNX graph looks like.
 
     `query_vectors` adds inputs for vectors on the queries, which PEFT trains for some families. `cache`: type of the
-    cached keys and values (qia3.graph.cache). `trainable` adds a training graph (qia3.graph.trainable).
+    cached keys and values (qia3.graph.cache). `recode` None: as the target says. `trainable` adds a training graph (qia3.graph.trainable).
     """
 
     target: str = "ort-cpu"
@@ -238,7 +238,7 @@ class Export(Section):
     logits: Literal["last", "all"] = "last"
     context_length: int = Field(default=2048, ge=16, le=2**24)
     query_vectors: bool = False
-    recode: Literal["int8", "int4"] = "int8"
+    recode: Literal["int8", "int4"] | None = None
     cache: Literal["float32", "int8"] = "float32"
     trainable: bool = False
 

@@ -39,6 +39,7 @@ from qia3.graph.passes import AccuracyLevel
 from qia3.ia3.adapted import AdaptedBase
 from qia3.names import NONE
 from qia3.progress import say
+from qia3.targets import load_target
 from qia3.train.compute import computing
 from qia3.train.task import Trained
 
@@ -150,7 +151,7 @@ def _opened(paths: Mapping[str, Path], base: BaseModel) -> Opened:
 
 def recoded(plan: Build, adapted: AdaptedBase, trained: Sequence[Trained], tests: Tests) -> Drift:
     """Moves an NF4 base to the grid that it ships on, in place; measures the change for it and for each adapter."""
-    to = plan.export.recode
+    to = plan.export.recode or load_target(plan.export.target).recode
     say(f"writing the NF4 base as {to}, and measuring what that changes")
     cases = _cases(plan, adapted, trained, tests)
     drift = recode(adapted.model, to, adapted.base.block_size)

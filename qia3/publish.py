@@ -94,8 +94,8 @@ def publish(plan: Build, adapted: AdaptedBase, trained: Sequence[Trained], lines
     drift = recoded(plan, adapted, trained, tests) if base.grid == "nf4" and target.nf4 != "exact" else None
     seen = (base.model, adapted.roles, prompt_only(base.model))
     linears, dense = linear_layers(*seen), dense_layers(*seen)
-    if base.eight_bit and target.accuracy_level != 4:
-        say(f"warning: ONNX Runtime multiplies 8-bit weights slowly at accuracy_level {target.accuracy_level}")
+    if (slow := target.slow_at_eight_bits()) and any(layer.bits == 8 for layer in linears):
+        say(f"warning: {slow}")
     if not side:
         trained = [t for t in trained if t.task.name == plan.export.merge_task]
         adapted.merge(trained[0].vectors)

@@ -6,6 +6,8 @@ One TOML file each in export/, shipped as qia3.export.
     accuracy_level = 4        MatMulNBits: 4 rounds activations to int8 (fast), 1 and 0 compute in float32 (exact, slow)
     vectors        = "..."    "optional" (default): inputs with a default of ones; "required": no default, for loaders that feed all inputs
     nf4            = "..."    for an NF4 base: "recode" (default) writes it as int8 or int4, as the build asks; "exact" keeps its codes (MatMulBnb4)
+    recode         = "int8"   what that is if the build does not ask
+    eight_bit      = true     whether its processors have a kernel for layers at 8 bits
     note           = "..."    what to know before choosing it
     tested_on      = ["..."]  machines it ran on; an empty list means never run, written from the sources only
 
@@ -36,8 +38,21 @@ class Target(BaseModel):
     accuracy_level: Literal[0, 1, 4]
     vectors: Literal["optional", "required"] = "optional"
     nf4: Literal["recode", "exact"] = "recode"
+    recode: Literal["int8", "int4"] = "int8"
+    eight_bit: bool = True
     note: str = ""
     tested_on: tuple[str, ...] = ()
+
+    def slow_at_eight_bits(self) -> str | None:
+        """Why layers at 8 bits are slow with it, or None if they are not."""
+        if self.accuracy_level != 4:
+            return f"ONNX Runtime multiplies 8-bit weights slowly at accuracy_level {self.accuracy_level}"
+        if not self.eight_bit:
+            return (
+                f"processors of {self.name} have no kernel for layers at 8 bits, which are dequantised for every token; "
+                "build with 4 bits throughout"
+            )
+        return None
 
 
 def target_names() -> list[str]:

@@ -26,7 +26,7 @@ from qia3.runtime.engine import Engine
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    """A tiny base on NF4 with blocks of 32 (its rows are 96 and 160 inputs), trained once and exported in four ways."""
+    """A tiny base on NF4 with blocks of 32 (its rows are 96 and 160 inputs), trained once and exported in five ways."""
     folder = tmp_path_factory.mktemp("nf4")
     file = write_build(folder, steps=4)
     text = (
@@ -39,6 +39,7 @@ def place(tmp_path_factory) -> Path:
         "exact": [],
         "merged": ["--mode", "merged", "--task", "topics"],
         "int8": ["--target", "ort-exact"],
+        "v8": ["--target", "ort-arm-v8"],
     }.items():
         run("export" if name != "exact" else "build", str(file), folder / name, *options)
     file.write_text(file.read_text(encoding="utf-8").replace("[export]", '[export]\nrecode = "int4"'), encoding="utf-8")
@@ -112,6 +113,12 @@ def test_on_another_grid_the_drift_is_in_the_report(place):
         assert f"layers were recoded from NF4 to {name}" in text
         assert f"shipped as {name}" in text
     assert "Drift" not in (place / "exact" / "report.md").read_text(encoding="utf-8")
+
+
+def test_a_target_without_a_kernel_for_eight_bits_gets_four_unasked(place):
+    linears = {name: manifest(place / name)["linears"] for name in ("v8", "int4")}
+    assert linears["v8"] == linears["int4"]
+    assert {layer["format"] for layer in linears["v8"]} == {"int4"}
 
 
 def test_adapters_of_one_form_fit_the_others(place):

@@ -237,7 +237,11 @@ def test_targets_as_text_and_as_json_say_the_same(capsys):
     _, text, _ = run(capsys, "targets")
     _, out, _ = run(capsys, "targets", "--json")
     found = json.loads(out)
-    assert [t["name"] for t in found] == target_names() == ["browser", "nf4-exact", "ort-arm", "ort-cpu", "ort-exact"]
+    assert (
+        [t["name"] for t in found]
+        == target_names()
+        == ["browser", "nf4-exact", "ort-arm", "ort-arm-v8", "ort-cpu", "ort-exact"]
+    )
     for target in found:
         assert target["description"] in text
         assert target["note"] in text
@@ -249,10 +253,17 @@ def test_levels_of_the_targets():
         "ort-cpu": 4,
         "ort-exact": 0,
         "ort-arm": 4,
+        "ort-arm-v8": 4,
         "browser": 4,
         "nf4-exact": 0,
     }
     assert all("QEMU" in place for place in load_target("ort-arm").tested_on)  # no ARM machine yet
+
+
+def test_targets_say_where_layers_at_eight_bits_are_slow():
+    slow = {name: load_target(name).slow_at_eight_bits() for name in target_names()}
+    assert {name for name, why in slow.items() if why} == {"ort-exact", "nf4-exact", "ort-arm-v8"}
+    assert "have no kernel for layers at 8 bits" in str(slow["ort-arm-v8"])
 
 
 def test_devices_are_listed(capsys):

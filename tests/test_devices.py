@@ -70,10 +70,11 @@ def test_the_devices_that_are_promised():
 
 
 def test_a_device_is_built_for_a_target_that_suits_it():
-    assert {(d.family, d.target) for d in load_devices()} == {
-        ("arm", "ort-arm"),
-        ("x64", "ort-cpu"),
-        ("wasm", "browser"),
+    assert {(d.family, d.isa is not None and "dotprod" in d.isa.value, d.target) for d in load_devices()} == {
+        ("arm", True, "ort-arm"),
+        ("arm", False, "ort-arm-v8"),
+        ("x64", False, "ort-cpu"),
+        ("wasm", False, "browser"),
     }
 
 

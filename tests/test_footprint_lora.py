@@ -148,6 +148,16 @@ def test_eight_bits_are_packed_on_arm_with_dot_products_and_so_mixed_bits_cost_n
         assert mixed.held_bytes * 8 == mixed.streamed_bytes * 8 == (5 + bits) * weights
 
 
+def test_smollm2_on_arm_reads_what_was_worked_out_from_the_measured_layers():
+    """MB per token at block 64; with its head at 8 bits a board without dot products dequantises 28 million weights."""
+    layers = [replace(each, block_size=64) for each in shapes(*MODELS["SmolLM2-135M"])[0][:-1]]
+    for bits, dotted, plain in ((4, 84.0, 75.6), (8, 100, 316)):
+        head = replace(layer("head", "head", 576, 49_152, bits=bits), block_size=64)
+        found = kernel_bytes([*layers, head])
+        assert found["arm-dotprod"].streamed_bytes / 1e6 == pytest.approx(dotted, rel=0.01)
+        assert found["float32"].streamed_bytes / 1e6 == pytest.approx(plain, rel=0.01)
+
+
 def test_on_arm_blocks_that_are_not_whole_go_the_way_of_float32():
     whole, short = (replace(layer("w", "query", inputs, 512), block_size=64) for inputs in (576, 600))
     finer = replace(whole, block_size=16)

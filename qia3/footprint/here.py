@@ -35,7 +35,7 @@ def probe() -> Device:
         name=HERE,
         title=f"This machine ({machine.processor()})",
         family="x64" if family == "x64" else "arm",
-        target="ort-cpu" if family == "x64" else "ort-arm",
+        target="ort-cpu" if family == "x64" else "ort-arm" if "dotprod" in isa else "ort-arm-v8",
         notes="At this moment: memory held by other processes is not usable.",
         memory_bytes=_figure(memory, "as reported by the system"),
         usable_bytes=None if usable is None else _figure(usable, "available now, within cgroup and ulimit -v"),
