@@ -11,7 +11,7 @@ import tiny_bundle
 
 import qia3
 from qia3.bundle.opened import Bundle
-from qia3.errors import ConfigError
+from qia3.errors import AdapterError, ConfigError
 from qia3.runtime.adapters import AdapterBank
 from qia3.runtime.answer import classify, reply, task_of
 from qia3.runtime.engine import Engine
@@ -65,6 +65,8 @@ def test_text_comes_in_pieces(model, engine):
 
 
 def test_what_it_cannot_do_is_one_line(model):
+    with pytest.raises(AdapterError, match="no adapter 'lamp'; did you mean 'lamps'"):
+        model.label("x", "lamp")
     with pytest.raises(ConfigError, match="several adapters; name one: echo, lamps or none"):
         model.label("x")
     with pytest.raises(ConfigError, match="'echo' has no choices to rank"):

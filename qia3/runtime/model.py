@@ -118,8 +118,10 @@ class Model:
         prepare(self.engine, task_of(self.engine, name, task), self._bank.vectors(name))
 
     def _meant(self, adapter: str | None) -> str:
-        """The adapter to use. Raises ConfigError if none is named and there are several."""
-        return only_adapter(self.bundle) if adapter is None else adapter
+        """The adapter to use. Raises ConfigError if none is named and there are several, AdapterError if it is unknown."""
+        name = only_adapter(self.bundle) if adapter is None else adapter
+        self._bank.vectors(name)  # or it would be called an unknown task, since its task is looked up first
+        return name
 
 
 def only_adapter(bundle: Bundle) -> str:
