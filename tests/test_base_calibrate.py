@@ -17,14 +17,14 @@ from transformers import AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 
 from qia3.base import kept, load
-from qia3.base.calibrate import Moments, layer_stack, own_windows, read_windows, window_length
+from qia3.base.calibrate import Moments, _drawn, layer_stack, own_windows, read_windows, window_length
 from qia3.base.frozen import BaseModel, fingerprint
 from qia3.base.modules import GridLinear
 from qia3.base.quantise import Grid, _bias, _replace, float_weight, quantise_model
 from qia3.base.weights import Int4Weight
 from qia3.errors import BaseModelError
 from qia3.grids import int4
-from qia3.grids.calibrated import DAMPING, Seen, damp, quantise_calibrated
+from qia3.grids.calibrated import DAMPING, Seen, damp, inverse_factor, quantise_calibrated
 
 
 def correlated(inputs: int, seed: int = 0) -> np.ndarray:
@@ -320,3 +320,64 @@ def test_a_text_that_never_ends_is_not_waited_for(tmp_path):
     for path in (tmp_path / "pipe", Path("/dev/zero"), Path("a\0b")):
         with pytest.raises(BaseModelError, match="cannot read the calibration text"):
             read_windows(Letters(), path, 16)
+
+
+@pytest.mark.parametrize("size", [1, 5, 64, 150])
+def test_the_factor_is_that_of_the_inverse(size):
+    moment = damp(correlated(max(size, 4))[:size, :size])
+    factor = inverse_factor(moment).astype(np.float64)
+    assert np.array_equal(factor, np.triu(factor))
+    np.testing.assert_allclose(factor.T @ factor @ moment, np.eye(size), atol=1e-4)
+    with pytest.raises(ValueError, match="not positive definite"):
+        inverse_factor(-np.eye(size))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3_text", "phi"])
+def test_the_heads_moment_is_of_what_the_whole_quantised_model_gives_it(family):
+    """Against a plain sum over the head's inputs, in the model that results."""
+    model, windows, seen = tiny(family), ids(11, 40), []
+    head = model.get_output_embeddings()
+    moments = Moments(model, windows)
+    path, _ = layer_stack(model)
+    for name in [n for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and n.startswith(f"{path}.")]:
+        layer, moment = model.get_submodule(name), moments.of(name)
+        _replace(model, layer, GridLinear(Int4Weight.from_float(float_weight(layer), 32, False, moment), _bias(layer)))
+    found = moments.of_head(head).moment
+    handle = head.register_forward_pre_hook(lambda _, args: seen.append(args[0].reshape(-1, args[0].shape[-1])))
+    with torch.no_grad():
+        model(input_ids=windows)
+    handle.remove()
+    wanted = (seen[0].T @ seen[0]).numpy()
+    np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4 * float(wanted.max()))
+
+
+def test_runs_that_end_at_the_last_product_have_seen_all_inputs(monkeypatch):
+    windows = ids(20, 30)  # three parts, of which two end early
+    names = [n for n, m in tiny("llama").named_modules() if isinstance(m, nn.Linear) and ".layers.0." in n]
+
+    def found() -> list[np.ndarray]:
+        moments = Moments(tiny("llama"), windows)
+        return [moments.of(name).moment for name in names]
+
+    short = found()
+    monkeypatch.setattr("qia3.base.calibrate.AT_ONCE", len(windows))
+    for one, whole in zip(short, found(), strict=True):
+        np.testing.assert_allclose(one, whole, rtol=1e-4, atol=1e-5 * float(whole.max()))
+
+
+def test_tokens_are_drawn_as_often_as_they_are_likely():
+    shares = torch.tensor([0.1, 0.0, 0.6, 0.3])
+    rows = 4000
+    drawn = _drawn(shares.log().expand(rows, 4), (torch.arange(rows) / rows)[:, None])
+    counts = torch.bincount(drawn[:, 0], minlength=4)
+    assert (counts - rows * shares).abs().max() <= 1
+    assert _drawn(shares.log()[None], torch.ones(1, 1)).item() == 3
+
+
+def test_a_model_is_itself_again_after_sampling_in_bfloat16():
+    model = tiny("llama")
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    with load._in_bfloat16(model):
+        assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+        assert own_windows(model, 6).shape == (32, 6)
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())

@@ -8,13 +8,14 @@ import json
 import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from socket import gethostname
 from typing import Any, Protocol, TypeVar
 
+import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 from transformers.utils import logging as transformers_logging
@@ -46,7 +47,7 @@ from qia3.errors import BaseModelError, StorageError, first_line
 from qia3.progress import say
 from qia3.storage import cache_folder
 
-RECIPE = 4  # to be raised when the same source and settings give other codes
+RECIPE = 5  # to be raised when the same source and settings give other codes
 LEAST_KEPT = 10_000_000  # parameters; a smaller base is quantised as fast as it is read
 UNIFORM = Uniform()
 T = TypeVar("T")
@@ -278,8 +279,9 @@ def _windows(model: Any, tokenizer: Any, calibration: str, track: Track) -> Tens
     length = window_length(model)
     if calibration != "own":
         return read_windows(tokenizer, Path(calibration), length)
-    if not has_fast(dtype := next(model.parameters()).dtype):
-        if 4 * model.num_parameters() > available_bytes():
+    dtype, size = next(model.parameters()).dtype, model.num_parameters()
+    if not has_fast(dtype):
+        if 4 * size > available_bytes():
             say(
                 f"calibration skipped: sampling needs a float32 copy of the {dtype} weights, which does not "
                 "fit in memory; set calibration = PATH to a text"
@@ -287,7 +289,24 @@ def _windows(model: Any, tokenizer: Any, calibration: str, track: Track) -> Tens
             return None
         model.float()
     say("sampling calibration text from the float model")
-    return own_windows(model, length, lambda steps: track(list(steps), "sampling text"))
+    halves = has_fast(torch.bfloat16) and size >= LEAST_KEPT and 4 * size < available_bytes()
+    with _in_bfloat16(model) if halves else nullcontext():
+        return own_windows(model, length, lambda steps: track(list(steps), "sampling text"))
+
+
+@contextmanager
+def _in_bfloat16(model: Any) -> Iterator[None]:
+    """The model with its weights rounded to bfloat16 during the block. Twice as fast at sampling, in 2 more bytes per
+    float32 weight.
+    """
+    kept = {parameter: parameter.data for parameter in model.parameters() if parameter.dtype == torch.float32}
+    for parameter, own in kept.items():
+        parameter.data = own.to(torch.bfloat16)
+    try:
+        yield
+    finally:
+        for parameter, own in kept.items():
+            parameter.data = own
 
 
 def _kept_folder(source: Source, asked: Asked) -> Path:

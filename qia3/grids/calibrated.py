@@ -33,6 +33,7 @@ from qia3.grids.int4 import Int4, assemble, choose
 
 DAMPING = 0.01
 ROWS = 4096  # rows at a time: bounds the memory of the working copy
+SMALL = 32  # half the size of a triangular matrix that is inverted as a whole
 
 
 @dataclass(frozen=True)
@@ -90,11 +91,25 @@ def damp(moment: NDArray[np.floating]) -> NDArray[np.float64]:
 
 
 def inverse_factor(matrix: NDArray[np.float64]) -> Floats:
-    """Upper U with U^T U = matrix^-1, float32 [K, K]. Raises ValueError if the matrix is not positive definite."""
+    """Upper U with U^T U = matrix^-1, float32 [K, K]. Raises ValueError if the matrix is not positive definite.
+
+    With rows and columns in reverse, matrix = L L^T is R R^T with R upper, so U = R^-1: no full inverse is needed.
+    """
     try:
-        return np.linalg.cholesky(np.linalg.inv(matrix)).T.astype(np.float32)
+        return _inverse(np.linalg.cholesky(matrix[::-1, ::-1])[::-1, ::-1]).astype(np.float32)
     except np.linalg.LinAlgError as error:
         raise ValueError("the inputs' second moment is not positive definite") from error
+
+
+def _inverse(upper: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The inverse of an upper triangular matrix, by halves: [[A, B], [0, D]]^-1 = [[A^-1, -A^-1 B D^-1], [0, D^-1]]."""
+    half = len(upper) // 2
+    if half < SMALL:
+        return np.triu(np.linalg.inv(upper))
+    result = np.zeros_like(upper, order="C")
+    result[:half, :half], result[half:, half:] = _inverse(upper[:half, :half]), _inverse(upper[half:, half:])
+    result[:half, half:] = -result[:half, :half] @ (upper[:half, half:] @ result[half:, half:])
+    return result
 
 
 def _scales(block: Floats, importance: Floats, block_size: int, symmetric: bool) -> tuple[Floats, Floats]:
