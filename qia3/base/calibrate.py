@@ -321,11 +321,9 @@ def _gathering(layer: nn.Module, linears: dict[str, nn.Module]) -> Iterator[dict
 
 
 def _square(x: Tensor) -> Floats:
-    """[..., K] -> sum of x x^T, float32 [K, K]. By numpy, which computes half of a product with a matrix's own
-    transpose and mirrors it.
-    """
-    flat = x.reshape(-1, x.shape[-1]).float().cpu().numpy()
-    product: Floats = flat.T @ flat
+    """[..., K] -> sum of x x^T, float32 [K, K]."""
+    flat = x.reshape(-1, x.shape[-1]).float()
+    product: Floats = (flat.T @ flat).numpy()
     return product
 
 
