@@ -44,7 +44,9 @@ def check_learns(plan: Build, adapted: AdaptedBase) -> None:
     if not plan.export.trainable:
         return
     if plan.export.mode == "merged":
-        raise ConfigError("trainable in [export] needs vectors as inputs of the graph (mode = 'side'); a merged model has none")
+        raise ConfigError(
+            "trainable in [export] needs vectors as inputs of the graph (mode = 'side'); a merged model has none"
+        )
     check_trainable(adapted.model)
 
 
