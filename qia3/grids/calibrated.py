@@ -101,7 +101,7 @@ def inverse_factor(matrix: NDArray[np.float64]) -> Floats:
         raise ValueError("the inputs' second moment is not positive definite") from error
 
 
-def _inverse(upper: NDArray[np.float64]) -> NDArray[np.float64]:
+def _inverse(upper: NDArray[np.floating]) -> NDArray[np.floating]:
     """The inverse of an upper triangular matrix, by halves: [[A, B], [0, D]]^-1 = [[A^-1, -A^-1 B D^-1], [0, D^-1]]."""
     half = len(upper) // 2
     if half < SMALL:
