@@ -171,7 +171,7 @@ def measured(plan: Build, jobs: list[Job]) -> list[Job]:
     """
     text = read_base_text(plan.base.model)
     check_kind(text.config, plan.base.model)
-    _check_cache(plan, text.config)
+    _check_int8(plan, text.config)
     context, reads = (
         min(plan.export.context_length, text.positions or plan.export.context_length),
         is_encoder(text.config),
@@ -202,19 +202,26 @@ def measured(plan: Build, jobs: list[Job]) -> list[Job]:
     ]
 
 
-def _check_cache(plan: Build, config: Any) -> None:
-    """Raises ConfigError if the base or the target does not support an int8 cache."""
-    if plan.export.cache == "float32":
-        return
-    if is_encoder(config) or config.is_encoder_decoder:
-        raise ConfigError(
-            f"cache = 'int8' in [export] is only for decoders, and {config.model_type} is not one; remove it"
-        )
-    if load_target(plan.export.target).vectors == "required":
-        raise ConfigError(
-            f"cache = 'int8' in [export] cannot be combined with target = '{plan.export.target}': browsers "
-            "have no kernel for it; remove it"
-        )
+def _check_int8(plan: Build, config: Any) -> None:
+    """Raises ConfigError if the base or the target does not support an int8 cache or int8 prompts."""
+    target, asked = (
+        load_target(plan.export.target),
+        [n for n in ("cache", "prompts") if getattr(plan.export, n) == "int8"],
+    )
+    for name in asked:
+        if is_encoder(config) or config.is_encoder_decoder:
+            raise ConfigError(
+                f"{name} = 'int8' in [export] is only for decoders, and {config.model_type} is not one; remove it"
+            )
+        why = ""
+        if target.vectors == "required":
+            why = "browsers have no kernel for it" if name == "cache" else "pages load one decoder"
+        elif name == "prompts" and target.accuracy_level != 4:
+            why = "it rounds activations to int8, which that target avoids"
+        if why:
+            raise ConfigError(
+                f"{name} = 'int8' in [export] cannot be combined with target = '{target.name}': {why}; remove it"
+            )
 
 
 def _headed(plan: Build, job: Job) -> Job:

@@ -48,6 +48,8 @@
     target = "ort-cpu"               # see `qia3 targets`
     mode = "side"                    # or "merged", with merge_task
     recode = "int8"                  # or "int4": what an NF4 base ships as, except with the target nf4-exact; by default the target's
+    cache = "float32"                # or "int8": a quarter of the memory (decoders)
+    prompts = "q4"                   # or "int8": a second graph for prompts, about twice as fast, with int8 weights (decoders)
 
 Paths of data are relative to the build file. `output`, the bundle's folder, and `work`, the folder for trained vectors
 (default: OUTPUT.work), are relative to the current folder.
@@ -229,7 +231,8 @@ class Export(Section):
     """The [export] table: what the ONNX graph looks like.
 
     `query_vectors` adds inputs for vectors on the queries, which PEFT trains for some families. `cache`: type of the
-    cached keys and values (qia3.graph.cache). `recode` None: as the target says. `trainable` adds a training graph (qia3.graph.trainable).
+    cached keys and values (qia3.graph.cache). `recode` None: as the target says. `prompts`: "int8" adds a decoder for
+    prompts with int8 products (qia3.graph.prompts). `trainable` adds a training graph (qia3.graph.trainable).
     """
 
     target: str = "ort-cpu"
@@ -240,6 +243,7 @@ class Export(Section):
     query_vectors: bool = False
     recode: Literal["int8", "int4"] | None = None
     cache: Literal["float32", "int8"] = "float32"
+    prompts: Literal["q4", "int8"] = "q4"
     trainable: bool = False
 
 

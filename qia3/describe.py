@@ -22,10 +22,20 @@ from qia3.base.frozen import BaseModel
 from qia3.base.modules import GridEmbedding, grid_linears, named_modules
 from qia3.base.start import start_of
 from qia3.base.weights import GridWeight
-from qia3.bundle.layout import DATA, DECODER_GRAPH, ENCODER_GRAPH, GRAPH, SHARED_DATA, TRAIN_GRAPH
+from qia3.bundle.layout import (
+    DATA,
+    DECODER_GRAPH,
+    ENCODER_GRAPH,
+    GRAPH,
+    PROMPT_DATA,
+    PROMPT_GRAPH,
+    SHARED_DATA,
+    TRAIN_GRAPH,
+)
 from qia3.bundle.manifest import (
     DECODER,
     ENCODER,
+    PROMPT,
     TRAIN,
     Architecture,
     Base,
@@ -145,6 +155,8 @@ def _graphs(plan: Build, base: BaseModel, sites: Sequence[Site], level: int) -> 
         name: Graph(file, data, export.target, level, export.logits, tuple(found[name]))
         for name, (file, data) in files.items()
     }
+    if export.prompts == "int8":
+        graphs[PROMPT] = replace(graphs[DECODER], file=PROMPT_GRAPH, data=PROMPT_DATA)
     if export.trainable:
         graphs[TRAIN] = replace(graphs[DECODER], file=TRAIN_GRAPH, accuracy_level=0)
     return graphs

@@ -24,6 +24,7 @@ from qia3.base.recode import recode
 from qia3.bundle.adapter import as_inputs
 from qia3.bundle.checked import decode
 from qia3.bundle.head import Head
+from qia3.bundle.layout import PROMPT_GRAPH
 from qia3.bundle.manifest import DECODER, ENCODER
 from qia3.bundle.records import Drift, Parity
 from qia3.bundle.sites import Vectors
@@ -43,7 +44,7 @@ from qia3.targets import load_target
 from qia3.train.compute import computing
 from qia3.train.task import Trained
 
-SEEN = 32  # lines per task that the scales of an int8 cache are made from
+SEEN = 32  # lines per task that int8 ranges are made from
 DRAWN = 256  # random tokens per row that is added to them
 Tests = Mapping[str, Sequence[Example]]
 Opened = OrtDecoder | OrtPair | OrtEncoder
@@ -105,12 +106,20 @@ def gate(
         opened = _opened(paths, adapted.base)
         for name, case in cases.items():
             found[name][kind] = case.by_ort(opened, not adapted.scaled)
+        prompts = folder / PROMPT_GRAPH if plan.export.prompts == "int8" else None
         if kind == "shipped" and isinstance(opened, OrtDecoder) and plan.export.cache == "int8":
-            most = largest_kept(opened, _texts(plan, adapted, trained, seen), pairs_of(ir.load(paths[DECODER])))
+            most = largest_kept(opened, texts_seen(plan, adapted, trained, seen), pairs_of(ir.load(paths[DECODER])))
+            for graph in (paths[DECODER], *([prompts] if prompts else [])):
+                with_int8_cache(graph, most)
             del opened
-            opened = OrtDecoder(with_int8_cache(paths[DECODER], most))
+            opened = OrtDecoder(paths[DECODER])
             for name, case in cases.items():
                 found[name] |= {"float_cache": found[name][kind], kind: case.by_ort(opened, not adapted.scaled)}
+        if kind == "shipped" and isinstance(opened, OrtDecoder) and prompts:
+            del opened
+            opened = OrtDecoder(paths[DECODER], prompts)
+            for name, case in cases.items():
+                found[name] |= {"prompts_like_steps": found[name][kind], kind: case.by_ort(opened, False)}
         del opened
     for path in exact.values():
         path.unlink()
@@ -124,9 +133,9 @@ def gate(
     return {name: decode(Parity, {kind: a.to_dict() for kind, a in both.items()}) for name, both in found.items()}
 
 
-def _texts(plan: Build, adapted: AdaptedBase, trained: Sequence[Trained], seen: Tests) -> Iterator[Text]:
-    """Prompts for the int8 cache from the tasks' training lines: each task's with its own vectors, some of all tasks
-    with none, and rows of random tokens with each.
+def texts_seen(plan: Build, adapted: AdaptedBase, trained: Sequence[Trained], seen: Tests) -> Iterator[Text]:
+    """Prompts from the tasks' training lines, for int8 ranges: each task's with its own vectors, some of all tasks with
+    none, and rows of random tokens with each.
     """
     draws, words = np.random.default_rng(plan.seed), adapted.model.get_input_embeddings().num_embeddings
     size = min(DRAWN, positions(plan, adapted.base))

@@ -78,6 +78,15 @@ def instruction_sets() -> tuple[str, ...]:
     return tuple(name for name, flag in FLAGS.get(kind or "", {}).items() if flag in told)
 
 
+def int8_dot_products() -> bool:
+    """Whether ONNX Runtime's int8 products are exact and fast here: with VNNI on x64, with dot products on ARM.
+
+    x64 without VNNI adds pairs of products in 16 bits, which saturates.
+    """
+    wanted = {"x64": {"avx_vnni", "avx512_vnni"}, "arm": {"dotprod"}}
+    return bool(wanted.get(family() or "", set()) & {*instruction_sets()})
+
+
 def total_memory_bytes() -> int | None:
     """Total memory; None if the system does not report it."""
     try:

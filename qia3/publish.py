@@ -22,7 +22,7 @@ from qia3.bundle.cache_range import write_range
 from qia3.bundle.checked import decode
 from qia3.bundle.folder import whole_or_absent
 from qia3.bundle.head import Head
-from qia3.bundle.layout import TRAIN_GRAPH
+from qia3.bundle.layout import PROMPT_DATA, PROMPT_GRAPH, TRAIN_GRAPH
 from qia3.bundle.manifest import DECODER, ENCODER, TRAIN, Manifest
 from qia3.bundle.opened import Bundle
 from qia3.bundle.peft import write_peft
@@ -32,7 +32,7 @@ from qia3.bundle.task import TAGS
 from qia3.config import Build
 from qia3.describe import dense_layers, describe, linear_layers, places, positions
 from qia3.footprint.measure import measure
-from qia3.gate import Tests, gate, recoded
+from qia3.gate import Tests, gate, recoded, texts_seen
 from qia3.gradients import check_gradients, check_learns, learning_graph
 from qia3.graph.encoder import export_encoder
 from qia3.graph.export import cache_of, export_decoder
@@ -42,6 +42,7 @@ from qia3.graph.loader_configs import write_configs, write_tokenizer
 from qia3.graph.preflight import preflight
 from qia3.graph.preflight_encoder import preflight_encoder
 from qia3.graph.preflight_seq2seq import preflight_seq2seq
+from qia3.graph.prompts import activations, prompt_graph
 from qia3.ia3.adapted import AdaptedBase
 from qia3.names import ADAPTER
 from qia3.printers.documents import seal
@@ -112,6 +113,11 @@ def publish(plan: Build, adapted: AdaptedBase, trained: Sequence[Trained], lines
         if learns:
             say("comparing the gradients of torch and ONNX Runtime")
             check_gradients(folder / TRAIN_GRAPH, base.model, adapted.scaled)
+        if plan.export.prompts == "int8":
+            say("measuring activations, and rounding weights to int8 for prompts")
+            activated = activations(folder / files[DECODER][0], texts_seen(plan, adapted, trained, lines.seen))
+            prompts = prompt_graph(folder / files[DECODER][0], activated)
+            regions += write_graphs({PROMPT_GRAPH: prompts}, PROMPT_DATA, folder, _vocabulary(base.model))
         cache = cache_of(graphs[DECODER]) if DECODER in graphs else None
         manifest = describe(
             plan, base, adapted.scaled, trained, linears, dense, regions, target.accuracy_level, cache, drift

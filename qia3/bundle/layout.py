@@ -8,6 +8,8 @@
     onnx/decoder_model_merged_q4.onnx_data   the one data file of both
 
     onnx/train_q4.onnx                       a decoder's training graph, over the same data file; loaders ignore it
+    onnx/prompt_q8.onnx                      a decoder for prompts, with int8 products; loaders ignore it
+    onnx/prompt_q8.onnx_data                 its int8 weights; all other weights are those of the decoder's data file
 
 transformers.js in Node reads data files beside the graph by itself, so one data file for two graphs works. In a browser
 it hands a session only the data file with the graph's own name, so a caller must name this one for the encoder:
@@ -33,6 +35,8 @@ DATA = f"{GRAPH}_data"
 ENCODER_GRAPH = f"onnx/encoder_model_{DTYPE}.onnx"
 DECODER_GRAPH = f"onnx/decoder_model_merged_{DTYPE}.onnx"
 TRAIN_GRAPH = f"onnx/train_{DTYPE}.onnx"
+PROMPT_GRAPH = "onnx/prompt_q8.onnx"
+PROMPT_DATA = f"{PROMPT_GRAPH}_data"
 SHARED_DATA = f"{DECODER_GRAPH}_data"
 FORMAT_1 = ("model.onnx", "model.onnx.data")
 MANIFEST = "manifest.json"

@@ -4,8 +4,8 @@
      "graphs": {"decoder": {"file": "onnx/model_q4.onnx", "data": "onnx/model_q4.onnx_data", ...}},
      "files": {"onnx/model_q4.onnx": {"sha256": "7667...", "bytes": 441235}, ...}}
 
-A bundle has one or more graphs, named by what they do ("decoder"; also an encoder or a training graph), which may share
-a data file. Each has inputs for its own vectors, and an adapter holds the vectors of all graphs: in an encoder-decoder
+A bundle has one or more graphs, named by what they do ("decoder"; also an encoder, a training graph or a second decoder
+for prompts), which may share a data file. Each has inputs for its own vectors, and an adapter holds the vectors of all graphs: in an encoder-decoder
 those of both stacks (cross-attention's keys and values belong to the decoder). Everything read here is checked: counts
 are whole numbers, figures are finite, names are those of qia3.names, paths stay inside the bundle's folder. Bundles of
 formats 1 and 2 are read as ones of this format (upgrade.py). A change that an older reader would misread raises FORMAT;
@@ -29,7 +29,7 @@ from qia3.errors import shown
 from qia3.names import ADAPTER, check_file_name, check_name
 
 FORMAT = 3
-DECODER, ENCODER, TRAIN = "decoder", "encoder", "train"
+DECODER, ENCODER, TRAIN, PROMPT = "decoder", "encoder", "train", "prompt"
 ADAPTERS = "adapters/"
 LONGEST = 1000  # characters of a path or of a name
 

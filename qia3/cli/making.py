@@ -43,6 +43,7 @@ def build(
     task: str | None,
     target: str | None,
     cache: str | None,
+    prompts: str | None,
     as_json: bool,
 ) -> None:
     """Make a bundle from a build file.
@@ -52,7 +53,7 @@ def build(
     """
     from qia3.reporting import Shape, print_report
 
-    plan = plan_of(file, output, work, seed, steps, init_adapter, mode, task, target, cache)
+    plan = plan_of(file, output, work, seed, steps, init_adapter, mode, task, target, cache, prompts)
     with progress_on_stderr():
         from qia3.build import build as make
 
@@ -129,6 +130,7 @@ def export(
     task: str | None,
     target: str | None,
     cache: str | None,
+    prompts: str | None,
     as_json: bool,
 ) -> None:
     """Make a bundle from trained vectors.
@@ -137,7 +139,7 @@ def export(
     """
     from qia3.reporting import Shape, print_report
 
-    plan = plan_of(file, output, work, seed, steps, init_adapter, mode, task, target, cache)
+    plan = plan_of(file, output, work, seed, steps, init_adapter, mode, task, target, cache, prompts)
     with progress_on_stderr():
         from qia3.build import export as make
 
@@ -156,6 +158,7 @@ def plan_of(
     task: str | None = None,
     target: str | None = None,
     cache: str | None = None,
+    prompts: str | None = None,
 ) -> Build:
     """The build file with the options applied; checks that its target exists."""
     from qia3.config import read_build
@@ -166,6 +169,7 @@ def plan_of(
         "export.merge_task": task,
         "export.target": target,
         "export.cache": cache,
+        "export.prompts": prompts,
         "train.steps": steps,
         "seed": seed,
     }

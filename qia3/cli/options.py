@@ -75,6 +75,11 @@ export_options = together(
         type=click.Choice(["float32", "int8"]),
         help=("Type of cached keys and values (int8: a quarter of the memory)."),
     ),
+    click.option(
+        "--prompts",
+        type=click.Choice(["q4", "int8"]),
+        help="int8: a second graph for prompts, faster on processors with int8 dot products, for more memory.",
+    ),
 )
 
 

@@ -20,8 +20,19 @@ from qia3.bundle.seal import files_on_disk
 from qia3.errors import BundleError, shown
 from qia3.footprint.bits import bits_each, grid_bytes, stored_shapes, weight_count
 
+PROMPTS = "prompt_weights"  # in a file of their own
 QUANTISED = ("codes", "scales", "zero_points", "embedding_codes", "embedding_scales", "embedding_zero_points")
-TENSORS = (*QUANTISED, "embedding_weights", "dense", "norms_and_biases", "rotary", "positions", "other", "padding")
+TENSORS = (
+    *QUANTISED,
+    "embedding_weights",
+    "dense",
+    "norms_and_biases",
+    "rotary",
+    "positions",
+    "other",
+    "padding",
+    PROMPTS,
+)
 WEIGHTS = (*TENSORS, "graph")
 FILES = ("graph", "tokenizer", "vectors", "peft_checkpoints", "configs", "reports_and_manifest", "other_files")
 TOKENIZER = ("tokenizer", "special_tokens", "vocab", "merges", "added_tokens", "chat_template", "spiece")

@@ -25,6 +25,7 @@ PARTS = {
     "embedding_zero_points": "embedding and head: zero points",
     "embedding_weights": "embedding and head: float32",
     "dense": "layers in float32",
+    "prompt_weights": "int8 weights for prompts",
     "norms_and_biases": "norms and biases",
     "rotary": "rotary tables",
     "positions": "position tables",

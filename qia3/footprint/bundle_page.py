@@ -29,6 +29,7 @@ from qia3.footprint.table import NOT_MEASURED, percent
 
 MANY = 8  # with more tasks than this, the worst come first
 FLOAT_CACHE = "float32 cache"
+LIKE_STEPS = "prompts like steps"
 AGREEMENT = ("max difference", "KL (nats)", "same top token", "positions")
 
 
@@ -115,7 +116,12 @@ def _parity(report: Report) -> Section:
     rows: list[Row] = [
         [name, kind, *_agreement(agreement)]
         for name, both in (report.parity or {}).items()
-        for kind, agreement in (("exact", both.exact), ("shipped", both.shipped), (FLOAT_CACHE, both.float_cache))
+        for kind, agreement in (
+            ("exact", both.exact),
+            ("shipped", both.shipped),
+            (LIKE_STEPS, both.prompts_like_steps),
+            (FLOAT_CACHE, both.float_cache),
+        )
         if agreement is not None
     ]
     if not rows:
@@ -128,6 +134,11 @@ def _parity(report: Report) -> Section:
         note += (
             f" `{FLOAT_CACHE}` is the shipped graph with a float32 cache instead of int8; `exact` has a float32 "
             "cache, too."
+        )
+    if any(both.prompts_like_steps for both in (report.parity or {}).values()):
+        note += (
+            f" `{LIKE_STEPS}` is the shipped graph without int8 prompts: all tokens run through the 4-bit products "
+            "of a step."
         )
     if report.limits:
         note += (

@@ -18,7 +18,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from qia3.errors import FitError
-from qia3.footprint.account import TENSORS
+from qia3.footprint.account import PROMPTS, TENSORS
 from qia3.footprint.device import Device, Figure
 from qia3.footprint.kernels import KernelBytes, kernel_for
 from qia3.footprint.report import Report
@@ -100,7 +100,7 @@ def estimate(device: Device, report: Report) -> Estimate:
             process_bytes=process_bytes(report),
             nodes=memory.nodes,
             writes=report.architecture.pooling is None,
-            file_bytes=sum(report.account.parts.get(part, 0) for part in TENSORS),
+            file_bytes=sum(report.account.parts.get(part, 0) for part in TENSORS if part != PROMPTS),
             eight_bit=bool(report.base.grid.eight_bit),
         ),
     )

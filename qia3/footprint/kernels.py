@@ -32,11 +32,12 @@ stays mapped from the file.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from qia3 import machine
-from qia3.bundle.manifest import Architecture, Dense, Layer, Manifest
+from qia3.bundle.manifest import PROMPT, Architecture, Dense, Layer, Manifest
+from qia3.footprint.account import PROMPTS
 from qia3.footprint.bits import Shape, embedding_shape, grid_bytes, linear_shapes, zero_point_bytes
 
 KEPT_PARTS = ("zero_points", "embedding_weights", "dense", "norms_and_biases", "rotary", "positions", "other")
@@ -89,6 +90,21 @@ def kernel_bytes(linears: Sequence[Layer], dense: Sequence[Dense] = ()) -> dict[
     }
     held, read = (sum(4 * x.inputs * x.outputs for x in dense if every or not x.once) for every in (True, False))
     return {name: KernelBytes(k.held_bytes + held, k.streamed_bytes + read, read) for name, k in found.items()}
+
+
+def bundle_kernels(manifest: Manifest, parts: Mapping[str, int]) -> dict[str, KernelBytes]:
+    """The same for a bundle: a second graph for prompts holds its int8 weights, and once more what it has in 4 bits. A
+    processor without int8 dot products does not load it.
+    """
+    found = kernel_bytes(manifest.linears, manifest.dense)
+    if PROMPT not in manifest.graphs:
+        return found
+    rounded = parts.get(PROMPTS, 0)
+    rest = max(0.0, 1 - rounded / sum(layer.inputs * layer.outputs for layer in manifest.linears))
+    return {
+        name: k if name == "float32" else replace(k, held_bytes=k.held_bytes + rounded + int(rest * k.held_bytes))
+        for name, k in found.items()
+    }
 
 
 def _blocks(shape: Shape, read: bool) -> Blocks:

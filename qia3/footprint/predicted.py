@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from qia3.bundle.manifest import Architecture, Dense, Layer, Manifest
+from qia3.bundle.manifest import PROMPT, Architecture, Dense, Layer, Manifest
 from qia3.bundle.records import Measured
 from qia3.footprint.account import QUANTISED
 from qia3.footprint.bits import (
@@ -68,6 +68,7 @@ class Sizes:
     others: int
     kernel: KernelBytes
     nodes: int
+    int8_prompts: bool = False
 
     @property
     def layers(self) -> Sequence[Layer | Dense]:
@@ -132,6 +133,7 @@ def of_bundle(manifest: Manifest, parts: Mapping[str, int], kernel: KernelBytes,
         others=sum(parts.get(part, 0) for part in ("norms_and_biases", "rotary", "positions", "other")),
         kernel=kernel,
         nodes=nodes,
+        int8_prompts=PROMPT in manifest.graphs,
     )
 
 
@@ -193,6 +195,8 @@ def times(sizes: Sizes, device: Device, prompt: int) -> tuple[float | None, floa
         device.decode_bandwidth_low_bytes_per_second,
     )
     first = prompt_seconds(sizes.prompt_operations(prompt), sizes.prompt_outputs(prompt), sizes.nodes, device)
+    if sizes.int8_prompts:  # a machine is calibrated with 4-bit products
+        first = None
     if node is None or load is None or bandwidth is None:
         return None, None, None
     writes = sizes.architecture.pooling is None

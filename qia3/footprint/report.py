@@ -18,8 +18,8 @@ from qia3.footprint.account import Account, account
 from qia3.footprint.calibrated import calibrated_for
 from qia3.footprint.kernels import (
     KernelBytes,
+    bundle_kernels,
     cross_cache_bytes,
-    kernel_bytes,
     kernel_here,
     kv_cache_bytes,
     mapped_bytes,
@@ -161,7 +161,7 @@ def _memory(manifest: Manifest, totals: Account) -> Memory:
     shape = manifest.architecture
     return Memory(
         kernel_here=kernel_here(manifest),
-        kernels=kernel_bytes(manifest.linears, manifest.dense),
+        kernels=bundle_kernels(manifest, totals.parts),
         mapped_bytes=mapped_bytes(manifest, totals.parts),
         kv_cache_bytes=kv_cache_bytes(shape, shape.context_length),
         nodes=_nodes(manifest),

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from qia3.bundle.manifest import Manifest
 from qia3.footprint.account import Account
-from qia3.footprint.kernels import kernel_bytes, kernel_here, mapped_bytes
+from qia3.footprint.kernels import bundle_kernels, kernel_here, mapped_bytes
 from qia3.footprint.lora import FLOAT32_BYTES, AdapterCost, ia3_entries, lora_cost
 
 CLAIM = "a 4-bit base with IA³ is about four times smaller than a full-precision LoRA-adapted model"
@@ -57,7 +57,7 @@ def systems(manifest: Manifest, totals: Account, ia3: AdapterCost) -> list[Syste
     """
     tasks = max(1, len(manifest.tasks))
     lora = lora_cost((*manifest.linears, *manifest.dense), LORA_RANK, roles=None)
-    kernel = kernel_bytes(manifest.linears, manifest.dense)[kernel_here(manifest)]
+    kernel = bundle_kernels(manifest, totals.parts)[kernel_here(manifest)]
     resident = kernel.held_bytes + mapped_bytes(manifest, totals.parts)
     measured = manifest.measured.peak_resident_bytes if manifest.measured else None
     side = manifest.mode == "side"

@@ -19,11 +19,13 @@ from qia3.bundle.manifest import Region
 from qia3.graph.distance import BUFFERS
 from qia3.graph.leaves import DENSE
 from qia3.graph.packing import PACKED
+from qia3.graph.prompts import INT8, INT8_SCALES, SMOOTHING
 from qia3.graph.relative import TABLE
 
 ALIGNMENT = 64
 SMALLEST = 128  # bytes; smaller tensors that are not weights stay inside the .onnx
 KINDS = ("codes", "scales", "zero_points")
+PROMPT_WEIGHTS = "prompt_weights"
 
 
 def write_graph(model: ir.Model, folder: Path, vocabulary_modules: Collection[str]) -> list[Region]:
@@ -61,9 +63,11 @@ def write_graphs(
 def _stored(model: ir.Model) -> list[tuple[str, ir.Value]]:
     """The initializers that go into the data file."""
     inputs = {v.name for v in model.graph.inputs}
-    found = []
+    found: list[tuple[str, ir.Value]] = []
     for name, value in model.graph.initializers.items():
         tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor):  # in another graph's file
+            continue
         small = tensor is not None and tensor.nbytes < SMALLEST and name.rpartition(".")[2] not in KINDS
         if tensor is not None and not small and name not in inputs:
             found.append((name, value))
@@ -95,6 +99,8 @@ def _part(name: str, vocabulary_modules: Collection[str]) -> str:
         return f"embedding_{kind}" if vocabulary else kind
     if vocabulary and kind == "weight":
         return "embedding_weights"
+    if kind in (INT8, INT8_SCALES, SMOOTHING):
+        return PROMPT_WEIGHTS
     if kind == DENSE:
         return "dense"
     if name in ("cos", "sin") or kind.startswith("rotary_"):

@@ -50,12 +50,13 @@ def torch_choices(model: Any, prompt: Sequence[int], count: int) -> list[int]:
 
 
 class OrtDecoder:
-    """A graph opened without our runtime: one prompt, then one token at a time, with its cache."""
+    """A graph opened without our runtime: one prompt, then one token at a time, with its cache. `prompts`: another
+    graph that runs the prompt.
+    """
 
-    def __init__(self, path: Path) -> None:
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        self.session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    def __init__(self, path: Path, prompts: Path | None = None) -> None:
+        self.session = _session(path)
+        self.first = self.session if prompts is None else _session(prompts)
         self.outputs = [o.name for o in self.session.get_outputs()]
         vectors = [i for i in self.session.get_inputs() if i.shape[:2] == ["rows", 1]]  # only those without a default
         self.ones = {i.name: np.ones((1, 1, i.shape[2]), np.float32) for i in vectors}
@@ -73,23 +74,26 @@ class OrtDecoder:
 
     def kept(self, tokens: Sequence[int], vectors: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[Any]]:
         """The cache after these tokens: [1, kv heads, tokens, head size] by the name of its input."""
+        found = self.states(tokens, vectors, [name for name in self.outputs if name.startswith(PRESENT)])
+        return {name.replace(PRESENT, PAST): value for name, value in found.items()}
+
+    def states(
+        self, tokens: Sequence[int], vectors: Mapping[str, NDArray[np.float32]], names: Sequence[str]
+    ) -> dict[str, NDArray[Any]]:
+        """The graph's outputs with these names, for a prompt."""
         feeds = {"input_ids": np.array([tokens], np.int64), "attention_mask": np.ones((1, len(tokens)), np.int64)}
-        found = self.session.run(None, {**feeds, **self.empty, **self.ones, **vectors})
-        return {
-            name.replace(PRESENT, PAST): value
-            for name, value in zip(self.outputs, found, strict=True)
-            if name.startswith(PRESENT)
-        }
+        found = self.first.run(list(names), {**feeds, **self.empty, **self.ones, **vectors})
+        return dict(zip(names, found, strict=True))
 
     def after(self, pieces: Sequence[Sequence[int]], vectors: Mapping[str, NDArray[np.float32]]) -> Floats:
         """[len(pieces), V]: logits after the last token of each piece of a text, run one piece after the other."""
         cache, seen, rows = self.empty, 0, []
-        for piece in pieces:
+        for number, piece in enumerate(pieces):
             seen += len(piece)
+            session = self.session if number else self.first
             feeds = {"input_ids": np.array([piece], np.int64), "attention_mask": np.ones((1, seen), np.int64)}
-            results = dict(
-                zip(self.outputs, self.session.run(None, {**feeds, **cache, **self.ones, **vectors}), strict=True)
-            )
+            found = session.run(self.outputs, {**feeds, **cache, **self.ones, **vectors})
+            results = dict(zip(self.outputs, found, strict=True))
             rows.append(results["logits"][0, -1])
             cache = {
                 name.replace("present", "past_key_values"): value
@@ -97,3 +101,9 @@ class OrtDecoder:
                 if name.startswith("present")
             }
         return np.stack(rows)
+
+
+def _session(path: Path) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

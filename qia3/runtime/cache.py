@@ -31,9 +31,9 @@ Lengths = NDArray[np.int64]
 
 
 class Buffers:
-    """The memory and its bindings. `newest` are the lengths of the Cache that may write; `fixed` are inputs that no run
-    changes, a row each, or one row for all if they are `shared`; `made` maps the name of a fixed input to the output
-    that provides it.
+    """The memory and its binding, to `session` or to another one with the same cache. `newest` are the lengths of the
+    Cache that may write; `fixed` are inputs that no run changes, a row each, or one row for all if they are `shared`;
+    `made` maps the name of a fixed input to the output that provides it.
     """
 
     def __init__(
@@ -52,15 +52,16 @@ class Buffers:
         )  # positions that fit; unlimited without a cache
         self.vectors: dict[str, Floats] = {}
         self.binding: Any = None
+        self.bound_to = session
         self._held: list[ort.OrtValue] = []
 
-    def bound(self, vectors: Mapping[str, Floats]) -> bool:
-        """Whether these same array objects were bound last time."""
-        return self.binding is not None and same_arrays(self.vectors, vectors)
+    def bound(self, session: ort.InferenceSession, vectors: Mapping[str, Floats]) -> bool:
+        """Whether these same objects were bound last time."""
+        return self.binding is not None and self.bound_to is session and same_arrays(self.vectors, vectors)
 
-    def bind(self, vectors: Mapping[str, Floats], fed: Mapping[str, Floats]) -> None:
-        """An IOBinding with the cache and the inputs from these vectors; valid until other vectors are used."""
-        self.binding, self.vectors = self.session.io_binding(), dict(vectors)
+    def bind(self, session: ort.InferenceSession, vectors: Mapping[str, Floats], fed: Mapping[str, Floats]) -> None:
+        """An IOBinding with the cache and the inputs from these vectors; valid until others are used."""
+        self.binding, self.vectors, self.bound_to = session.io_binding(), dict(vectors), session
         # an OrtValue uses the array's memory and the binding keeps neither alive, so both are kept here
         held = {name: ort_value(array) for name, array in {**fed, **self.arrays, **self.fixed}.items()}
         given = {name: ort_value(array) for name, array in self.made.items()} | {n: held[n] for n in self.arrays}

@@ -11,6 +11,9 @@ A common prefix of prompts need not be run again: `begin` runs it once and keeps
 valid for the vectors they were computed with. Only a single prompt can continue from there: GroupQueryAttention takes
 several tokens after a past for one row only.
 
+A bundle may have a second decoder for prompts, with int8 products (qia3.graph.prompts) and the same cache: SHORTEST
+tokens and more are run by it, if this processor computes them right.
+
 Vectors are ordinary inputs (session.py). A bundle with an encoder has its own kind of engine (seq2seq.py);
 `open_engine` (load.py) chooses the right one.
 """
@@ -25,15 +28,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qia3.bundle.manifest import PROMPT
 from qia3.bundle.opened import Bundle
 from qia3.bundle.ports import ATTENTION_MASK, ENCODER_STATES, INPUT_IDS, LOGITS, PAST
 from qia3.errors import BundleError, QIA3Error
-from qia3.machine import physical_cores
+from qia3.machine import int8_dot_products, physical_cores
 from qia3.runtime.cache import Buffers, Cache, Floats, Lengths, ort_value, same_arrays
 from qia3.runtime.session import GraphSession
 from qia3.runtime.words import Words
 
 ROOM = 32  # positions that a new cache has room for, beyond the prompt
+SHORTEST = 16  # tokens: for fewer, 4-bit products are as fast
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,8 @@ class Engine(Words):
         self.threads = threads or physical_cores()
         self.decoder = GraphSession(bundle, bundle.manifest.decoder, self.threads, packed)
         self._check_kind()
+        second = bundle.manifest.graphs.get(PROMPT) if int8_dot_products() else None
+        self.prompts = None if second is None else GraphSession(bundle, second, self.threads, packed)
         self.session, self.ones = self.decoder.session, self.decoder.ones
         self.context_length = bundle.architecture.context_length
         self.caches = {name: self._sizes(shape) for name, shape in self.decoder.ports.items() if name.startswith(PAST)}
@@ -160,9 +167,10 @@ class Engine(Words):
         longest = self._fitting(lengths)
         buffers = cache.writable(longest, self.context_length).buffers
         logits = np.empty((len(tokens), 1 if self.last_only else tokens.shape[1], self.vocabulary), np.float32)
-        with self.decoder.running():
-            if not buffers.bound(vectors):
-                buffers.bind(vectors, self.decoder.fed(vectors, len(tokens)))
+        graph = self.decoder if self.prompts is None or tokens.shape[1] < SHORTEST else self.prompts
+        with graph.running():
+            if not buffers.bound(graph.session, vectors):
+                buffers.bind(graph.session, vectors, graph.fed(vectors, len(tokens)))
             binding = buffers.binding
             held = {name: ort_value(array) for name, array in self._ids(tokens, cache, lengths).items()}
             for name, value in held.items():
@@ -171,7 +179,7 @@ class Engine(Words):
                 logits
             )  # bound anew each time: a bound output would be overwritten by the next run
             binding.bind_ortvalue_output(LOGITS, held[LOGITS])
-            self.session.run_with_iobinding(binding)
+            graph.session.run_with_iobinding(binding)
         buffers.newest = lengths
         return _last(logits, lengths - cache.lengths), Cache(buffers, lengths)
 

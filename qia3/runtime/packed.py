@@ -56,7 +56,8 @@ def packed_graph(bundle: Bundle, graph: Graph, options: ort.SessionOptions, fold
 
 def _key(bundle: Bundle, graph: Graph) -> str:
     files = bundle.manifest.files
-    what = [[files[name].sha256 for name in (graph.file, graph.data)], ort.__version__, _processor()]
+    read = dict.fromkeys((graph.file, graph.data, bundle.manifest.main.data))  # a prompt's graph reads two data files
+    what = [[files[name].sha256 for name in read], ort.__version__, _processor()]
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
 
 

@@ -1,0 +1,297 @@
+r"""A graph for prompts: the decoder with int8 products, beside the 4-bit one that generates.
+
+MatMulNBits unpacks 4-bit weights at every call and multiplies block by block. That is right for one row, where reading
+the weights is what takes the time. With many rows ONNX Runtime's plain int8 product (MatMulIntegerToFloat) is two to
+four times as fast. So the same decoder is written once more, with (for each part of up to `LONGEST` inputs)
+
+    x'[m, k] = x[m, k] / s[k]                             smoothing: a constant per input channel
+    a[m, k]  = round(x'[m, k] / r[m]) + 128               uint8, with r[m] = max_k |x'[m, k]| / 127, a scale per row
+    b[k, n]  = round(w[n, k] s[k] / t[n])                 int8, with t[n] = max_k |w[n, k] s[k]| / 127, a scale per column
+    y[m, n]  = r[m] t[n] sum_k (a[m, k] - 128) b[k, n]
+
+for every product that all positions of a prompt go through; w are the 4-bit weights. The head, and what follows the
+last attention (trimming.py), run at one position and stay in 4 bits, as do experts. Inputs, outputs and cache are the
+decoder's own, so a prompt is run by this graph and its cache is continued by the other.
+
+A scale per row is coarser than MatMulNBits' scale per block, and a few channels of a decoder's activations are far
+larger than the rest. Measured on SmolLM2 (KL against the 4-bit graph after the demo's prompts), whole rows and s = 1:
+0.12 nats, but with these weights and float activations 0.011, as much as float32 products have. s moves the large
+channels into the weights, and shorter parts have smaller scales: 0.03 with s, 0.01 to 0.02 with s and parts.
+
+    s[k] = (max |x[., k]|)^alpha / (max_n |w[n, k]|)^(1 - alpha), up to a factor
+
+(SmoothQuant, Xiao et al. 2023, arXiv:2211.10438). Products that read the same input share s. alpha is chosen from
+`ALPHAS` for each of these inputs by the error of y on rows of the tasks' own prompts.
+
+x64 without VNNI adds pairs of products in 16 bits and saturates; there the runtime leaves this graph alone
+(qia3.runtime.engine).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx_ir.passes import InPlacePass, PassResult, PreconditionError
+
+from qia3.bundle.ports import LOGITS
+from qia3.graph.cache import Text
+from qia3.graph.forced import OrtDecoder
+from qia3.graph.fusions import MICROSOFT
+from qia3.grids.int4 import unpack_nibbles
+
+ALPHAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+LARGEST = 127
+MIDDLE = 128
+LEAST = 1e-20  # of a row of zeros, so that nothing is divided by zero
+LONGEST = 640  # inputs that share a scale per row
+ROWS = 256  # rows of activations that are kept per input
+GATHERS = ("GatherND", "GatherElements")
+INT8, INT8_SCALES, SMOOTHING = "int8", "int8_scales", "smoothing"  # last part of an initializer's name
+Floats = NDArray[np.float32]
+
+
+@dataclass
+class Seen:
+    """What a product's input was: the largest |x| per channel, [K], and some rows [R, K]."""
+
+    largest: Floats
+    rows: list[Floats] = field(default_factory=list)
+
+
+def products(model: ir.Model) -> list[ir.Node]:
+    """The 4-bit and 8-bit products that all positions of a prompt go through, in the graph's order."""
+    once = _at_one_position(model)
+    return [node for node in model.graph if node.op_type == "MatMulNBits" and node not in once]
+
+
+def _at_one_position(model: ir.Model) -> set[ir.Node]:
+    """The nodes between the gather of the last position and the logits; the head alone if there is no gather."""
+    head = next(value for value in model.graph.outputs if value.name == LOGITS).producer()
+    found: set[ir.Node] = set()
+    ahead, gathered = [head], False
+    while ahead:
+        node = ahead.pop()
+        if node is None or node in found:
+            continue
+        if node.op_type in GATHERS:
+            gathered = True
+            continue
+        found.add(node)
+        ahead += [value.producer() for value in node.inputs if value is not None]
+    return found if gathered else {node for node in [head] if node is not None}
+
+
+def weights(node: ir.Node) -> Floats:
+    """[N, K] of a MatMulNBits with constant weights."""
+    bits, inputs = node.attributes["bits"].as_int(), node.attributes["K"].as_int()
+    codes, scales = _constant(node, 1), _constant(node, 2)
+    rows, blocks = codes.shape[:2]
+    if len(node.inputs) > 3 and node.inputs[3] is not None:
+        zeros = _constant(node, 3).reshape(rows, -1)
+    else:
+        zeros = np.full((rows, blocks), 0x88 if bits == 4 else 0x80, np.uint8)
+    if bits == 4:
+        codes, zeros = unpack_nibbles(codes, 2 * codes.shape[2]), unpack_nibbles(zeros, blocks)
+    values = codes.astype(np.float32) - zeros[..., None].astype(np.float32)
+    found: Floats = (values * scales.reshape(rows, blocks, 1)).reshape(rows, -1)[:, :inputs]
+    return found
+
+
+def _constant(node: ir.Node, number: int) -> NDArray[Any]:
+    value = node.inputs[number]
+    if value is None or value.const_value is None:
+        raise PreconditionError(f"input {number} of {node.name}, a part of its weights, is not constant")
+    found: NDArray[Any] = value.const_value.numpy()
+    return found
+
+
+def activations(graph: Path, texts: Iterable[Text]) -> dict[str, Seen]:
+    """Runs the texts through a decoder's graph; what its products read, by the input's name."""
+    model = ir.load(graph)
+    read = list(dict.fromkeys(value for node in products(model) if (value := node.inputs[0]) is not None))
+    model.graph.outputs.extend(read)
+    observed = graph.with_name(f"observed-{graph.name}")
+    try:
+        ir.save(model, observed)
+        return _run(OrtDecoder(observed), [str(value.name) for value in read], list(texts))
+    finally:
+        observed.unlink(missing_ok=True)
+
+
+def _run(decoder: OrtDecoder, names: Sequence[str], texts: Sequence[Text]) -> dict[str, Seen]:
+    found: dict[str, Seen] = {}
+    draws, each = np.random.default_rng(0), -(-ROWS // max(1, len(texts)))
+    for tokens, vectors in texts:
+        states = decoder.states(tokens, vectors, names)
+        kept = draws.permutation(len(tokens))[:each]
+        for name, state in states.items():
+            rows = state.reshape(-1, state.shape[-1])
+            largest = np.abs(rows).max(0)
+            seen = found.setdefault(name, Seen(largest))
+            seen.largest = np.maximum(seen.largest, largest)
+            seen.rows.append(rows[kept])
+    return found
+
+
+def smoothing(seen: Seen, read: Sequence[Floats]) -> Floats:
+    """s [K] for products of this input with the weights [N, K] in `read`: among ones and those of ALPHAS, the one with
+    the smallest squared error of all results. Each row counts relative to its own size, or the first token's, often
+    hundreds of times as large, would decide alone.
+    """
+    x, w = np.concatenate(seen.rows), np.concatenate(read)
+    exact = x @ w.T
+    most = np.maximum(np.abs(w).max(0), 1e-8)
+    large = np.maximum(seen.largest, 1e-8 * max(1.0, float(seen.largest.max(initial=0))))
+    tried = [np.ones_like(large), *(large**alpha / most ** (1 - alpha) for alpha in ALPHAS)]
+    size = np.square(exact).sum(1) + LEAST
+    errors = [float((np.square(rounded_product(x, w, s) - exact).sum(1) / size).sum()) for s in tried]
+    best = tried[int(np.argmin(errors))]
+    found: Floats = (best / np.exp(np.log(best).mean())).astype(np.float32)
+    return found
+
+
+def rounded_product(x: Floats, w: Floats, s: Floats) -> Floats:
+    """y [M, N] of x [M, K] and w [N, K] as the graph computes it."""
+    found = np.zeros((len(x), len(w)), np.float32)
+    for part in parts(w.shape[1]):
+        smooth = x[:, part] / s[part]
+        r = np.maximum(np.abs(smooth).max(1, keepdims=True), LEAST) / LARGEST
+        codes, t = rounded_weights(w[:, part], s[part])
+        found += np.rint(smooth / r) @ codes.T.astype(np.float32) * r * t
+    return found
+
+
+def parts(inputs: int) -> list[slice]:
+    """Equal parts of up to LONGEST inputs, each with scales of its own."""
+    count = next(n for n in range(-(-inputs // LONGEST), inputs + 1) if inputs % n == 0)
+    size = inputs // count
+    return [slice(i * size, (i + 1) * size) for i in range(count)]
+
+
+def rounded_weights(w: Floats, s: Floats) -> tuple[NDArray[np.int8], Floats]:
+    """b [N, K] int8 and t [N] of weights [N, K]."""
+    wide = w * s
+    t = np.maximum(np.abs(wide).max(1), LEAST).astype(np.float32) / np.float32(LARGEST)
+    return np.rint(wide / t[:, None]).astype(np.int8), t
+
+
+def prompt_graph(graph: Path, seen: Mapping[str, Seen]) -> ir.Model:
+    """The decoder in this file with int8 products; its other weights stay where they are."""
+    model = ir.load(graph)
+    Int8Products(seen)(model)
+    return model
+
+
+class Int8Products(InPlacePass):  # type: ignore[misc]
+    """Replaces each of `products` by an int8 product."""
+
+    def __init__(self, seen: Mapping[str, Seen]) -> None:
+        super().__init__()
+        self.seen = seen
+
+    def requires(self, model: ir.Model) -> None:
+        found = products(model)
+        if not found:
+            raise PreconditionError("no product that all positions of a prompt go through")
+        if missing := {str(node.inputs[0].name) for node in found if node.inputs[0] is not None} - self.seen.keys():
+            raise PreconditionError(f"inputs whose range is not known: {sorted(missing)}")
+
+    def call(self, model: ir.Model) -> PassResult:
+        readers: dict[ir.Value, list[ir.Node]] = {}
+        for node in products(model):
+            assert node.inputs[0] is not None
+            readers.setdefault(node.inputs[0], []).append(node)
+        for x, nodes in readers.items():
+            read = [weights(node) for node in nodes]
+            s = smoothing(self.seen[str(x.name)], read)
+            rounded = self._rounded(model, nodes[0], x, s)
+            for node, w in zip(nodes, read, strict=True):
+                self._product(model, node, w, s, rounded)
+        for name in [n for n, v in model.graph.initializers.items() if not v.uses() and not v.is_graph_input()]:
+            del model.graph.initializers[name]
+        return PassResult(model, modified=True)
+
+    def ensures(self, model: ir.Model) -> None:
+        assert not products(model)
+
+    def _rounded(self, model: ir.Model, before: ir.Node, x: ir.Value, s: Floats) -> list[tuple[ir.Value, ir.Value]]:
+        """The uint8 codes of each part of x, and r [batch, positions, 1]; their nodes go before `before`."""
+        name, cut = f"{_module(before)}.{SMOOTHING}", parts(len(s))
+        nodes = [ir.Node("", "Mul", [x, _initializer(model, name, 1 / s)], num_outputs=1)]
+        if len(cut) > 1:
+            size = ir.AttrInt64("axis", -1), ir.AttrInt64("num_outputs", len(cut))
+            nodes.append(ir.Node("", "Split", [nodes[0].outputs[0]], size, num_outputs=len(cut)))
+        found = []
+        for smooth in nodes[-1].outputs:
+            steps = [
+                ("Abs", None),
+                ("ReduceMax", self._shared(model, "prompt.axis", np.array([-1], np.int64))),
+                ("Max", self._shared(model, "prompt.least", np.float32(LEAST * LARGEST))),
+                ("Mul", self._shared(model, "prompt.step", np.float32(1 / LARGEST))),
+            ]
+            r = smooth
+            for op, constant in steps:
+                nodes.append(ir.Node("", op, [r] if constant is None else [r, constant], num_outputs=1))
+                r = nodes[-1].outputs[0]
+            nodes.append(ir.Node("", "Div", [smooth, r], num_outputs=1))
+            one, middle = self._ends(model)
+            nodes.append(ir.Node("", "QuantizeLinear", [nodes[-1].outputs[0], one, middle], num_outputs=1))
+            found.append((nodes[-1].outputs[0], r))
+        for i, value in enumerate(value for node in nodes for value in node.outputs):
+            value.name = f"{name}.{i}"
+        model.graph.insert_before(before, nodes)
+        return found
+
+    def _product(
+        self, model: ir.Model, node: ir.Node, w: Floats, s: Floats, rounded: Sequence[tuple[ir.Value, ir.Value]]
+    ) -> None:
+        """Puts an int8 product where `node` was, for several parts a sum of them."""
+        name, old, (one, middle) = _module(node), node.outputs[0], self._ends(model)
+        nodes: list[ir.Node] = []
+        results: list[ir.Value] = []
+        for i, (part, (codes, scales)) in enumerate(zip(parts(len(s)), rounded, strict=True)):
+            b, t = rounded_weights(w[:, part], s[part])
+            which = f"{name}.{i}" if len(rounded) > 1 else name
+            weight = _initializer(model, f"{which}.{INT8}", np.ascontiguousarray(b.T))
+            given = [codes, weight, one, _initializer(model, f"{which}.{INT8_SCALES}", t), middle]
+            nodes.append(ir.Node(MICROSOFT, "MatMulIntegerToFloat", given, num_outputs=1))
+            nodes.append(ir.Node("", "Mul", [nodes[-1].outputs[0], scales], num_outputs=1))
+            results.append(nodes[-1].outputs[0])
+        if len(results) > 1:
+            nodes.append(ir.Node("", "Sum", results, num_outputs=1))
+        bias = node.inputs[5] if len(node.inputs) > 5 else None
+        if bias is not None:
+            nodes.append(ir.Node("", "Add", [nodes[-1].outputs[0], bias], num_outputs=1))
+        for i, made in enumerate(nodes[:-1]):
+            made.outputs[0].name = f"{name}.{INT8}.{i}"
+        new = nodes[-1].outputs[0]
+        new.shape, new.type = old.shape, old.type
+        ir.convenience.replace_nodes_and_values(model.graph, node, [node], nodes, [old], [new])
+
+    def _ends(self, model: ir.Model) -> tuple[ir.Value, ir.Value]:
+        """1 as a scale, and the uint8 code of zero."""
+        return self._shared(model, "prompt.one", np.float32(1)), self._shared(model, "prompt.middle", np.uint8(MIDDLE))
+
+    def _shared(self, model: ir.Model, name: str, value: NDArray[Any] | np.generic) -> ir.Value:
+        known = model.graph.initializers.get(name)
+        return _initializer(model, name, np.asarray(value)) if known is None else known
+
+
+def _module(node: ir.Node) -> str:
+    """The path of the product's module: its codes' name without the last part."""
+    codes = node.inputs[1]
+    assert codes is not None
+    return str(codes.name).rpartition(".")[0]
+
+
+def _initializer(model: ir.Model, name: str, array: NDArray[Any]) -> ir.Value:
+    tensor = ir.tensor(array, name=name)
+    value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+    model.graph.register_initializer(value)
+    return value
