@@ -39,6 +39,7 @@ SERVICE, BUILD = "service.js", "{ version: '', files: [], shell: [] }"
 # files of the npm packages, per device and for both
 WASM = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
 WEBGPU = ("ort.webgpu.min.mjs", "ort-wasm-simd-threaded.asyncify.mjs", "ort-wasm-simd-threaded.asyncify.wasm")
+TYPES = "types"  # for who writes TypeScript: no page reads them
 MODULES = {"onnxruntime-web": (*WASM, *WEBGPU), "@huggingface/tokenizers": ("tokenizers.min.mjs",)}
 
 
@@ -115,7 +116,7 @@ def _modules(packages: Path) -> dict[str, Path]:
 
 
 def _write_web(scratch: Path) -> None:
-    for name in json.loads(_text("package.json"))["files"]:
+    for name in (name for name in json.loads(_text("package.json"))["files"] if name != TYPES):
         (scratch / "qia3" / name).write_text(_text(name), encoding="utf-8")
     for name in PAGE:
         (scratch / name).write_text(_text(f"page/{name}"), encoding="utf-8")
