@@ -51,7 +51,7 @@ def test_the_graph_is_torch_with_its_products_rounded(family, longest, tmp_path,
     model, vectors, _ = int8_graph(family, tmp_path)
     plain, both = OrtDecoder(tmp_path / GRAPH), OrtDecoder(tmp_path / GRAPH, tmp_path / PROMPT_GRAPH)
     found = both.logits(PROMPT, [], fed(vectors))
-    rounded = torch_with_rounded_products(model, ir.load(tmp_path / PROMPT_GRAPH))
+    rounded = torch_with_rounded_products(model, *(ir.load(tmp_path / file) for file in (GRAPH, PROMPT_GRAPH)))
     near = np.abs(found - rounded).max()
     far = np.abs(plain.logits(PROMPT, [], fed(vectors)) - rounded).max()
     assert near < 0.01 * np.abs(rounded).max()
@@ -59,9 +59,10 @@ def test_the_graph_is_torch_with_its_products_rounded(family, longest, tmp_path,
     assert far < 0.05 * np.abs(rounded).max()
 
 
-def torch_with_rounded_products(model, graph):
+def torch_with_rounded_products(model, decoder, graph):
     """Logits [1, V] after PROMPT."""
     known = {n: v.const_value.numpy() for n, v in graph.graph.initializers.items() if v.const_value is not None}
+    before = norm_weights(decoder)
     changed = []
     for name, module in model.named_modules():
         short = name.removesuffix(".base")
@@ -69,11 +70,18 @@ def torch_with_rounded_products(model, graph):
         sizes = [len(v) for n, v in known.items() if re.fullmatch(rf"({packed}|{short})(\.\d+)?\.int8", n)]
         if isinstance(module, GridLinear) and sizes:
             assert sum(sizes) == module.in_features
-            assert (len(sizes) > 1) == (module.in_features > prompts.LONGEST)
             same = [short, packed, re.sub(r"\.up_proj$", ".gate_proj", short)]
             same += [re.sub(r"\.[qkv]_proj$", f".{one}_proj", short) for one in "qkv"]
-            inverse = next(known[f"{n}.smoothing"] for n in same if f"{n}.smoothing" in known)
-            module.computed = rounding(module, torch.from_numpy(inverse.copy()), sizes)
+            inverse, normed = next(
+                (known[f"{n}.smoothing"], False)
+                if f"{n}.smoothing" in known
+                else (known[f"{n}.smoothed_norm"] / before[n], True)
+                for n in same
+                if f"{n}.smoothing" in known or f"{n}.smoothed_norm" in known
+            )
+            module.computed = rounding(
+                module, torch.from_numpy(inverse.copy()), [sum(sizes)] if normed else sizes, normed
+            )
             changed.append(module)
     assert changed
     try:
@@ -84,13 +92,33 @@ def torch_with_rounded_products(model, graph):
             del module.computed
 
 
-def rounding(module, inverse, sizes):
+def norm_weights(decoder):
+    """What the norm before each product multiplies by, by the product's module."""
+    found = {}
+    for node in products(decoder):
+        norm = node.inputs[0].producer()
+        if norm is not None and "Normalization" in norm.op_type:
+            number = 2 if norm.op_type.startswith("Skip") else 1
+            found[node.inputs[1].name.removesuffix(".codes")] = norm.inputs[number].const_value.numpy()
+    return found
+
+
+def rounding(module, inverse, sizes, normed):
     def computed(given):
         pairs = zip((given * inverse).split(sizes, -1), (module.weight / inverse).split(sizes, 1), strict=True)
-        y = sum(torch.nn.functional.linear(rounded(x), rounded(w)) for x, w in pairs)
+        to_codes = rounded_together if normed else rounded
+        y = sum(torch.nn.functional.linear(to_codes(x), rounded(w)) for x, w in pairs)
         return y if module.bias is None else y + module.bias
 
     return computed
+
+
+def rounded_together(x):
+    """ONNX's DynamicQuantizeLinear."""
+    low, high = min(x.min().item(), 0.0), max(x.max().item(), 0.0)
+    step = (high - low) / 255
+    zero = round(-low / step)
+    return (((x / step).round() + zero).clamp(0, 255) - zero) * step
 
 
 def rounded(rows):

@@ -19,7 +19,7 @@ from qia3.bundle.manifest import Region
 from qia3.graph.distance import BUFFERS
 from qia3.graph.leaves import DENSE
 from qia3.graph.packing import PACKED
-from qia3.graph.prompts import INT8, INT8_SCALES, SMOOTHING
+from qia3.graph.prompts import INT8, INT8_SCALES, NORM, SMOOTHING
 from qia3.graph.relative import TABLE
 
 ALIGNMENT = 64
@@ -99,7 +99,7 @@ def _part(name: str, vocabulary_modules: Collection[str]) -> str:
         return f"embedding_{kind}" if vocabulary else kind
     if vocabulary and kind == "weight":
         return "embedding_weights"
-    if kind in (INT8, INT8_SCALES, SMOOTHING):
+    if kind in (INT8, INT8_SCALES, SMOOTHING) or kind.startswith(NORM):
         return PROMPT_WEIGHTS
     if kind == DENSE:
         return "dense"

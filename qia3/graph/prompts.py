@@ -9,7 +9,9 @@ four times as fast. So the same decoder is written once more, with (for each par
     b[k, n]  = round(w[n, k] s[k] / t[n])                 int8, with t[n] = max_k |w[n, k] s[k]| / 127, a scale per column
     y[m, n]  = r[m] t[n] sum_k (a[m, k] - 128) b[k, n]
 
-for every product that all positions of a prompt go through; w are the 4-bit weights. The head, and what follows the
+for every product that all positions of a prompt go through; w are the 4-bit weights. Behind a norm, rows are of one
+size: there s goes into the norm's own weights, and r is one scale for all rows, with an offset (DynamicQuantizeMatMul,
+one operator instead of eight: with 32 tokens, small operators took half as long as the products). The head, and what follows the
 last attention (trimming.py), run at one position and stay in 4 bits, as do experts. Inputs, outputs and cache are the
 decoder's own, so a prompt is run by this graph and its cache is continued by the other.
 
@@ -52,7 +54,7 @@ LEAST = 1e-20  # of a row of zeros, so that nothing is divided by zero
 LONGEST = 640  # inputs that share a scale per row
 ROWS = 256  # rows of activations that are kept per input
 GATHERS = ("GatherND", "GatherElements")
-INT8, INT8_SCALES, SMOOTHING = "int8", "int8_scales", "smoothing"  # last part of an initializer's name
+INT8, INT8_SCALES, SMOOTHING, NORM = "int8", "int8_scales", "smoothing", "smoothed_norm"  # end of an initializer's name
 Floats = NDArray[np.float32]
 
 
@@ -139,7 +141,7 @@ def _run(decoder: OrtDecoder, names: Sequence[str], texts: Sequence[Text]) -> di
     return found
 
 
-def smoothing(seen: Seen, read: Sequence[Floats]) -> Floats:
+def smoothing(seen: Seen, read: Sequence[Floats], normed: bool = False) -> Floats:
     """s [K] for products of this input with the weights [N, K] in `read`: among ones and those of ALPHAS, the one with
     the smallest squared error of all results. Each row counts relative to its own size, or the first token's, often
     hundreds of times as large, would decide alone.
@@ -150,14 +152,21 @@ def smoothing(seen: Seen, read: Sequence[Floats]) -> Floats:
     large = np.maximum(seen.largest, 1e-8 * max(1.0, float(seen.largest.max(initial=0))))
     tried = [np.ones_like(large), *(large**alpha / most ** (1 - alpha) for alpha in ALPHAS)]
     size = np.square(exact).sum(1) + LEAST
-    errors = [float((np.square(rounded_product(x, w, s) - exact).sum(1) / size).sum()) for s in tried]
+    errors = [float((np.square(rounded_product(x, w, s, normed) - exact).sum(1) / size).sum()) for s in tried]
     best = tried[int(np.argmin(errors))]
     found: Floats = (best / np.exp(np.log(best).mean())).astype(np.float32)
     return found
 
 
-def rounded_product(x: Floats, w: Floats, s: Floats) -> Floats:
+def rounded_product(x: Floats, w: Floats, s: Floats, normed: bool = False) -> Floats:
     """y [M, N] of x [M, K] and w [N, K] as the graph computes it."""
+    if normed:
+        codes, t = rounded_weights(w, s)
+        smooth = x / s
+        low, high = min(float(smooth.min()), 0.0), max(float(smooth.max()), 0.0)
+        step = max((high - low) / 255, LEAST)
+        zero = np.rint(-low / step)
+        return (np.clip(np.rint(smooth / step) + zero, 0, 255) - zero) @ codes.T.astype(np.float32) * step * t
     found = np.zeros((len(x), len(w)), np.float32)
     for part in parts(w.shape[1]):
         smooth = x[:, part] / s[part]
@@ -208,8 +217,13 @@ class Int8Products(InPlacePass):  # type: ignore[misc]
             assert node.inputs[0] is not None
             readers.setdefault(node.inputs[0], []).append(node)
         for x, nodes in readers.items():
-            read = [weights(node) for node in nodes]
-            s = smoothing(self.seen[str(x.name)], read)
+            read, norm = [weights(node) for node in nodes], _norm_of(x, nodes)
+            s = smoothing(self.seen[str(x.name)], read, norm is not None)
+            if norm is not None:
+                self._smoothed_norm(model, norm, nodes[0], s)
+                for node, w in zip(nodes, read, strict=True):
+                    self._fused(model, node, w, s)
+                continue
             rounded = self._rounded(model, nodes[0], x, s)
             for node, w in zip(nodes, read, strict=True):
                 self._product(model, node, w, s, rounded)
@@ -219,6 +233,24 @@ class Int8Products(InPlacePass):  # type: ignore[misc]
 
     def ensures(self, model: ir.Model) -> None:
         assert not products(model)
+
+    def _smoothed_norm(self, model: ir.Model, norm: ir.Node, reader: ir.Node, s: Floats) -> None:
+        """Divides what a norm multiplies by, and adds, by s."""
+        name = f"{_module(reader)}.{NORM}"
+        for number, which in _constants_of(norm).items():
+            divided = (_constant(norm, number) / s).astype(np.float32)
+            norm.replace_input_with(number, _initializer(model, f"{name}{which}", divided))
+
+    def _fused(self, model: ir.Model, node: ir.Node, w: Floats, s: Floats) -> None:
+        """Puts a product that rounds its own input where `node` was."""
+        name, old = _module(node), node.outputs[0]
+        b, t = rounded_weights(w, s)
+        weight = _initializer(model, f"{name}.{INT8}", np.ascontiguousarray(b.T))
+        given = [node.inputs[0], weight, _initializer(model, f"{name}.{INT8_SCALES}", t), None]
+        bias = node.inputs[5] if len(node.inputs) > 5 else None
+        made = ir.Node(MICROSOFT, "DynamicQuantizeMatMul", [*given, *([] if bias is None else [bias])], num_outputs=1)
+        made.outputs[0].shape, made.outputs[0].type = old.shape, old.type
+        ir.convenience.replace_nodes_and_values(model.graph, node, [node], [made], [old], [made.outputs[0]])
 
     def _rounded(self, model: ir.Model, before: ir.Node, x: ir.Value, s: Floats) -> list[tuple[ir.Value, ir.Value]]:
         """The uint8 codes of each part of x, and r [batch, positions, 1]; their nodes go before `before`."""
@@ -233,15 +265,14 @@ class Int8Products(InPlacePass):  # type: ignore[misc]
                 ("Abs", None),
                 ("ReduceMax", self._shared(model, "prompt.axis", np.array([-1], np.int64))),
                 ("Max", self._shared(model, "prompt.least", np.float32(LEAST * LARGEST))),
-                ("Mul", self._shared(model, "prompt.step", np.float32(1 / LARGEST))),
             ]
             r = smooth
             for op, constant in steps:
                 nodes.append(ir.Node("", op, [r] if constant is None else [r, constant], num_outputs=1))
                 r = nodes[-1].outputs[0]
             nodes.append(ir.Node("", "Div", [smooth, r], num_outputs=1))
-            one, middle = self._ends(model)
-            nodes.append(ir.Node("", "QuantizeLinear", [nodes[-1].outputs[0], one, middle], num_outputs=1))
+            step, middle = self._ends(model)
+            nodes.append(ir.Node("", "QuantizeLinear", [nodes[-1].outputs[0], step, middle], num_outputs=1))
             found.append((nodes[-1].outputs[0], r))
         for i, value in enumerate(value for node in nodes for value in node.outputs):
             value.name = f"{name}.{i}"
@@ -252,14 +283,14 @@ class Int8Products(InPlacePass):  # type: ignore[misc]
         self, model: ir.Model, node: ir.Node, w: Floats, s: Floats, rounded: Sequence[tuple[ir.Value, ir.Value]]
     ) -> None:
         """Puts an int8 product where `node` was, for several parts a sum of them."""
-        name, old, (one, middle) = _module(node), node.outputs[0], self._ends(model)
+        name, old, (step, middle) = _module(node), node.outputs[0], self._ends(model)
         nodes: list[ir.Node] = []
         results: list[ir.Value] = []
         for i, (part, (codes, scales)) in enumerate(zip(parts(len(s)), rounded, strict=True)):
             b, t = rounded_weights(w[:, part], s[part])
             which = f"{name}.{i}" if len(rounded) > 1 else name
             weight = _initializer(model, f"{which}.{INT8}", np.ascontiguousarray(b.T))
-            given = [codes, weight, one, _initializer(model, f"{which}.{INT8_SCALES}", t), middle]
+            given = [codes, weight, step, _initializer(model, f"{which}.{INT8_SCALES}", t), middle]
             nodes.append(ir.Node(MICROSOFT, "MatMulIntegerToFloat", given, num_outputs=1))
             nodes.append(ir.Node("", "Mul", [nodes[-1].outputs[0], scales], num_outputs=1))
             results.append(nodes[-1].outputs[0])
@@ -275,12 +306,38 @@ class Int8Products(InPlacePass):  # type: ignore[misc]
         ir.convenience.replace_nodes_and_values(model.graph, node, [node], nodes, [old], [new])
 
     def _ends(self, model: ir.Model) -> tuple[ir.Value, ir.Value]:
-        """1 as a scale, and the uint8 code of zero."""
-        return self._shared(model, "prompt.one", np.float32(1)), self._shared(model, "prompt.middle", np.uint8(MIDDLE))
+        """The scale of codes of numbers up to 1, and the code of zero."""
+        return self._shared(model, "prompt.step", np.float32(1 / LARGEST)), self._shared(
+            model, "prompt.middle", np.uint8(MIDDLE)
+        )
 
     def _shared(self, model: ir.Model, name: str, value: NDArray[Any] | np.generic) -> ir.Value:
         known = model.graph.initializers.get(name)
         return _initializer(model, name, np.asarray(value)) if known is None else known
+
+
+NORMS = {
+    "SimplifiedLayerNormalization": {1: ""},
+    "SkipSimplifiedLayerNormalization": {2: ""},
+    "LayerNormalization": {1: "", 2: "_bias"},
+    "SkipLayerNormalization": {2: "", 3: "_bias"},
+}
+
+
+def _norm_of(x: ir.Value, readers: Sequence[ir.Node]) -> ir.Node | None:
+    """The norm that makes x, if nothing but these products reads it."""
+    norm = x.producer()
+    if norm is None or norm.op_type not in NORMS or x.index() or x.is_graph_output():
+        return None
+    return norm if {use.node for use in x.uses()} == {*readers} and _constants_of(norm) else None
+
+
+def _constants_of(norm: ir.Node) -> dict[int, str]:
+    """What a norm multiplies by and adds, by the number of the input; empty if one of them is not constant."""
+    found = {
+        n: which for n, which in NORMS[norm.op_type].items() if len(norm.inputs) > n and norm.inputs[n] is not None
+    }
+    return found if all(norm.inputs[n].const_value is not None for n in found) else {}
 
 
 def _module(node: ir.Node) -> str:
