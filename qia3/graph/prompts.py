@@ -166,7 +166,9 @@ def rounded_product(x: Floats, w: Floats, s: Floats, normed: bool = False) -> Fl
         low, high = min(float(smooth.min()), 0.0), max(float(smooth.max()), 0.0)
         step = max((high - low) / 255, LEAST)
         zero = np.rint(-low / step)
-        return (np.clip(np.rint(smooth / step) + zero, 0, 255) - zero) @ codes.T.astype(np.float32) * step * t
+        rounded: Floats = np.clip(np.rint(smooth / step) + zero, 0, 255) - zero
+        result: Floats = rounded.astype(np.float32) @ codes.T.astype(np.float32) * np.float32(step) * t
+        return result
     found = np.zeros((len(x), len(w)), np.float32)
     for part in parts(w.shape[1]):
         smooth = x[:, part] / s[part]
