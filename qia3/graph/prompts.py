@@ -11,9 +11,9 @@ four times as fast. So the same decoder is written once more, with (for each par
 
 for every product that all positions of a prompt go through; w are the 4-bit weights. Behind a norm, rows are of one
 size: there s goes into the norm's own weights, and r is one scale for all rows, with an offset (DynamicQuantizeMatMul,
-one operator instead of eight: with 32 tokens, small operators took half as long as the products). The head, and what follows the
-last attention (trimming.py), run at one position and stay in 4 bits, as do experts. Inputs, outputs and cache are the
-decoder's own, so a prompt is run by this graph and its cache is continued by the other.
+one operator instead of eight: with 32 tokens, small operators took half as long as the products). The head, and what
+follows the last attention (trimming.py), run at one position and stay in 4 bits, as do experts. Inputs, outputs and
+cache are the decoder's own, so a prompt is run by this graph and its cache is continued by the other.
 
 A scale per row is coarser than MatMulNBits' scale per block, and a few channels of a decoder's activations are far
 larger than the rest. Measured on SmolLM2 (KL against the 4-bit graph after the demo's prompts), whole rows and s = 1:
