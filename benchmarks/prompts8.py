@@ -1,4 +1,5 @@
-"""What prompts would gain from 8-bit products, and what that costs in the answers: a trial, no part of the package.
+"""What prompts gain from 8-bit products, and what that costs in the answers: the trial that qia3/graph/prompts.py was
+made from, without its smoothing.
 
     python benchmarks/prompts8.py dist/home-intents examples/home-intents/test.jsonl --adapter home-intents --keep down_proj
 
@@ -11,8 +12,8 @@ into a scratch folder in which every 4-bit product that all positions of a promp
     y = (x - 128) w * scale of the row * scale of the column
 
 and measures both in turn: processor time at several lengths, one thread, and the KL of the token after a task's prompts.
---keep WORD leaves layers whose names hold it in 4 bits. The copy takes twice the weights' bytes and decodes slower: as
-a part of the package it would stand beside the 4-bit graph and run prompts only.
+--keep WORD leaves layers whose names hold it in 4 bits. The copy takes twice the weights' bytes and decodes slower, so
+the package's stands beside the 4-bit graph and runs prompts only.
 """
 
 from __future__ import annotations
