@@ -204,11 +204,8 @@ def measured(plan: Build, jobs: list[Job]) -> list[Job]:
 
 def _check_int8(plan: Build, config: Any) -> None:
     """Raises ConfigError if the base or the target does not support an int8 cache or int8 prompts."""
-    target, asked = (
-        load_target(plan.export.target),
-        [n for n in ("cache", "prompts") if getattr(plan.export, n) == "int8"],
-    )
-    for name in asked:
+    target = load_target(plan.export.target)
+    for name in (n for n in ("cache", "prompts") if getattr(plan.export, n) == "int8"):
         if is_encoder(config) or config.is_encoder_decoder:
             raise ConfigError(
                 f"{name} = 'int8' in [export] is only for decoders, and {config.model_type} is not one; remove it"

@@ -12,6 +12,7 @@ from qia3.machine import physical_cores
 from qia3.runtime.adapters import AdapterBank
 from qia3.runtime.cache import Buffers, Cache
 from qia3.runtime.engine import Engine, select_rows
+from qia3.runtime.session import options
 
 ROWS = [[5, 9, 250, 17, 33, 80, 4, 61, 12, 99, 7], [8, 44, 3, 190], [77], [6, 20, 31, 45, 120, 9, 2]]
 NAMES = ["lamps", None, "echo", "lamps"]
@@ -88,7 +89,7 @@ def test_the_unused_room_of_a_buffer_is_never_read(engine, bank):
         tokens[i, : len(row)] = row
     arrays = {n: np.full((len(ROWS), h, 20, d), np.nan, np.float32) for n, (h, d) in engine.caches.items()}
     nothing = np.zeros(len(ROWS), np.int64)
-    logits, cache = engine._run(tokens, Cache(Buffers(engine.session, arrays, nothing), nothing), lengths, vectors)
+    logits, cache = engine._run(tokens, Cache(Buffers(arrays, nothing), nothing), lengths, vectors)
     np.testing.assert_array_equal(logits, plain[0])
     for r, n in enumerate(lengths):  # what the padded tokens wrote is not read either
         for array in cache.buffers.arrays.values():
@@ -295,3 +296,8 @@ def test_a_graph_without_defaults_is_fed_ones(engine, bank, tmp_path):
     assert engine.ones == {}
     for vectors in ({}, bank.vectors("lamps"), bank.rows(NAMES)):
         np.testing.assert_array_equal(played(plain, ROWS, vectors, [40, 50]), played(engine, ROWS, vectors, [40, 50]))
+
+
+def test_threads_stop_waiting_when_a_run_ends():
+    """Or those of one graph take the processor from another graph's in the same process."""
+    assert options(2).get_session_config_entry("session.force_spinning_stop") == "1"

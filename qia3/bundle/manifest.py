@@ -5,11 +5,11 @@
      "files": {"onnx/model_q4.onnx": {"sha256": "7667...", "bytes": 441235}, ...}}
 
 A bundle has one or more graphs, named by what they do ("decoder"; also an encoder, a training graph or a second decoder
-for prompts), which may share a data file. Each has inputs for its own vectors, and an adapter holds the vectors of all graphs: in an encoder-decoder
-those of both stacks (cross-attention's keys and values belong to the decoder). Everything read here is checked: counts
-are whole numbers, figures are finite, names are those of qia3.names, paths stay inside the bundle's folder. Bundles of
-formats 1 and 2 are read as ones of this format (upgrade.py). A change that an older reader would misread raises FORMAT;
-an additional key does not (checked.py).
+for prompts), which may share a data file. Each has inputs for its own vectors, and an adapter holds the vectors of all
+graphs: in an encoder-decoder those of both stacks (cross-attention's keys and values belong to the decoder). Everything
+read here is checked: counts are whole numbers, figures are finite, names are those of qia3.names, paths stay inside the
+bundle's folder. Bundles of formats 1 and 2 are read as ones of this format (upgrade.py). A change that an older reader
+would misread raises FORMAT; an additional key does not (checked.py).
 """
 
 from __future__ import annotations

@@ -45,7 +45,10 @@ from qia3.bundle.ports import LOGITS
 from qia3.graph.cache import Text
 from qia3.graph.forced import OrtDecoder
 from qia3.graph.fusions import MICROSOFT
-from qia3.grids.int4 import unpack_nibbles
+from qia3.graph.packing import constant
+from qia3.grids import int4, int8
+from qia3.grids.int4 import Int4
+from qia3.grids.int8 import Int8
 
 ALPHAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 LARGEST = 127
@@ -91,18 +94,14 @@ def _at_one_position(model: ir.Model) -> set[ir.Node]:
 
 def weights(node: ir.Node) -> Floats:
     """[N, K] of a MatMulNBits with constant weights."""
-    bits, inputs = node.attributes["bits"].as_int(), node.attributes["K"].as_int()
-    codes, scales = _constant(node, 1), _constant(node, 2)
-    rows, blocks = codes.shape[:2]
-    if len(node.inputs) > 3 and node.inputs[3] is not None:
-        zeros = _constant(node, 3).reshape(rows, -1)
-    else:
-        zeros = np.full((rows, blocks), 0x88 if bits == 4 else 0x80, np.uint8)
-    if bits == 4:
-        codes, zeros = unpack_nibbles(codes, 2 * codes.shape[2]), unpack_nibbles(zeros, blocks)
-    values = codes.astype(np.float32) - zeros[..., None].astype(np.float32)
-    found: Floats = (values * scales.reshape(rows, blocks, 1)).reshape(rows, -1)[:, :inputs]
-    return found
+    given = _constant(node, 1), _constant(node, 2)
+    zeros = _constant(node, 3) if len(node.inputs) > 3 and node.inputs[3] is not None else None
+    outputs, blocks = given[0].shape[:2]
+    parts_of = (given[0], given[1].reshape(outputs, blocks), None if zeros is None else zeros.reshape(outputs, -1))
+    inputs = node.attributes["K"].as_int()
+    if node.attributes["bits"].as_int() == 4:
+        return int4.dequantise(Int4(*parts_of, inputs))
+    return int8.dequantise(Int8(*parts_of, inputs))
 
 
 def _constant(node: ir.Node, number: int) -> NDArray[Any]:
@@ -265,12 +264,12 @@ class Int8Products(InPlacePass):  # type: ignore[misc]
         for smooth in nodes[-1].outputs:
             steps = [
                 ("Abs", None),
-                ("ReduceMax", self._shared(model, "prompt.axis", np.array([-1], np.int64))),
-                ("Max", self._shared(model, "prompt.least", np.float32(LEAST * LARGEST))),
+                ("ReduceMax", constant(model, "prompt.axis", np.array([-1], np.int64))),
+                ("Max", constant(model, "prompt.least", np.array(LEAST * LARGEST, np.float32))),
             ]
             r = smooth
-            for op, constant in steps:
-                nodes.append(ir.Node("", op, [r] if constant is None else [r, constant], num_outputs=1))
+            for op, other in steps:
+                nodes.append(ir.Node("", op, [r] if other is None else [r, other], num_outputs=1))
                 r = nodes[-1].outputs[0]
             nodes.append(ir.Node("", "Div", [smooth, r], num_outputs=1))
             step, middle = self._ends(model)
@@ -309,13 +308,8 @@ class Int8Products(InPlacePass):  # type: ignore[misc]
 
     def _ends(self, model: ir.Model) -> tuple[ir.Value, ir.Value]:
         """The scale of codes of numbers up to 1, and the code of zero."""
-        return self._shared(model, "prompt.step", np.float32(1 / LARGEST)), self._shared(
-            model, "prompt.middle", np.uint8(MIDDLE)
-        )
-
-    def _shared(self, model: ir.Model, name: str, value: NDArray[Any] | np.generic) -> ir.Value:
-        known = model.graph.initializers.get(name)
-        return _initializer(model, name, np.asarray(value)) if known is None else known
+        step = constant(model, "prompt.step", np.array(1 / LARGEST, np.float32))
+        return step, constant(model, "prompt.middle", np.array(MIDDLE, np.uint8))
 
 
 NORMS = {

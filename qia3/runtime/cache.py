@@ -31,20 +31,19 @@ Lengths = NDArray[np.int64]
 
 
 class Buffers:
-    """The memory and its binding, to `session` or to another one with the same cache. `newest` are the lengths of the
+    """The memory and its binding, to the `session` that ran last. `newest` are the lengths of the
     Cache that may write; `fixed` are inputs that no run changes, a row each, or one row for all if they are `shared`;
     `made` maps the name of a fixed input to the output that provides it.
     """
 
     def __init__(
         self,
-        session: ort.InferenceSession,
         arrays: Mapping[str, NDArray[Any]],
         newest: Lengths,
         fixed: Mapping[str, NDArray[Any]] | None = None,
         shared: bool = False,
     ) -> None:
-        self.session, self.arrays, self.newest, self.fixed = session, dict(arrays), newest, dict(fixed or {})
+        self.arrays, self.newest, self.fixed = dict(arrays), newest, dict(fixed or {})
         self.shared = shared
         self.made: Mapping[str, Floats] = {}
         self.capacity = min(
@@ -52,16 +51,16 @@ class Buffers:
         )  # positions that fit; unlimited without a cache
         self.vectors: dict[str, Floats] = {}
         self.binding: Any = None
-        self.bound_to = session
+        self.session: ort.InferenceSession | None = None
         self._held: list[ort.OrtValue] = []
 
     def bound(self, session: ort.InferenceSession, vectors: Mapping[str, Floats]) -> bool:
         """Whether these same objects were bound last time."""
-        return self.binding is not None and self.bound_to is session and same_arrays(self.vectors, vectors)
+        return self.binding is not None and self.session is session and same_arrays(self.vectors, vectors)
 
     def bind(self, session: ort.InferenceSession, vectors: Mapping[str, Floats], fed: Mapping[str, Floats]) -> None:
         """An IOBinding with the cache and the inputs from these vectors; valid until others are used."""
-        self.binding, self.vectors, self.bound_to = session.io_binding(), dict(vectors), session
+        self.binding, self.vectors, self.session = session.io_binding(), dict(vectors), session
         # an OrtValue uses the array's memory and the binding keeps neither alive, so both are kept here
         held = {name: ort_value(array) for name, array in {**fed, **self.arrays, **self.fixed}.items()}
         given = {name: ort_value(array) for name, array in self.made.items()} | {n: held[n] for n in self.arrays}
@@ -136,7 +135,7 @@ class Cache:
         for name, array in self.buffers.arrays.items():
             arrays[name] = np.zeros((len(index), array.shape[1], capacity, array.shape[3]), array.dtype)
             arrays[name][:, :, :used] = array[index, :, :used]
-        made = Buffers(self.buffers.session, arrays, lengths, self._fixed(index), self.buffers.shared)
+        made = Buffers(arrays, lengths, self._fixed(index), self.buffers.shared)
         return Cache(made, lengths)
 
     def _fixed(self, index: Lengths) -> Mapping[str, NDArray[Any]]:

@@ -69,8 +69,9 @@ class Engine(Words):
         self.threads = threads or physical_cores()
         self.decoder = GraphSession(bundle, bundle.manifest.decoder, self.threads, packed)
         self._check_kind()
-        second = bundle.manifest.graphs.get(PROMPT) if int8_dot_products() else None
-        self.prompts = None if second is None else GraphSession(bundle, second, self.threads, packed)
+        second = bundle.manifest.graphs.get(PROMPT)
+        whole = second is not None and int8_dot_products()
+        self.prompts = GraphSession(bundle, second, self.threads, packed) if second and whole else None
         self.session, self.ones = self.decoder.session, self.decoder.ones
         self.context_length = bundle.architecture.context_length
         self.caches = {name: self._sizes(shape) for name, shape in self.decoder.ports.items() if name.startswith(PAST)}
@@ -153,7 +154,7 @@ class Engine(Words):
         capacity, nothing = min(capacity, self.context_length), np.zeros(rows, np.int64)
         kind = self.decoder.cache_type
         arrays = {n: np.zeros((rows, heads, capacity, size), kind) for n, (heads, size) in self.caches.items()}
-        return Cache(Buffers(self.session, arrays, nothing), nothing)
+        return Cache(Buffers(arrays, nothing), nothing)
 
     def step(self, tokens: Sequence[int], cache: Cache, vectors: Mapping[str, Floats]) -> tuple[Floats, Cache]:
         """Runs one more token per row. `cache` stays valid: it may be stepped again with other tokens."""

@@ -91,7 +91,7 @@ class Seq2Seq(Engine):
         start = np.array([self.start] * count, np.int64)
         given = np.full(count, len(self.start), np.int64)
         logits, cache = self._run(start, Cache(first, first.newest), given, vectors)
-        after = Buffers(self.session, cache.buffers.arrays, cache.lengths, {ENCODER_MASK: mask, **made}, self.shared)
+        after = Buffers(cache.buffers.arrays, cache.lengths, {ENCODER_MASK: mask, **made}, self.shared)
         return logits, Cache(after, cache.lengths)
 
     def _encoded(self, tokens: Lengths, mask: Lengths, vectors: Mapping[str, Floats]) -> Floats:
