@@ -59,20 +59,20 @@ class How:
     together: int = 1
 
 
-def build(plan: Build, together: int = 1, executor: str | None = None) -> Path:
+def build(plan: Build, together: int = 1, executor: str | None = None, evaluated: bool = True) -> Path:
     """Runs everything: base, training, export, parity, measurement. Returns the bundle's folder. `together`,
-    `executor`: as in How.
+    `executor`: as in How; `evaluated`: as in publish.
     """
     jobs = measured(plan, _publishable(plan, plan_jobs(plan)))
     if executor is not None:
         check_failures(train(plan, How(executor=executor, scored=False, together=together)), plan.work_folder)
-        return export(plan)
+        return export(plan, evaluated)
     with _working(plan):
         adapted = load(plan)
         graph = exported(plan, adapted)
         outcomes, trained = train_here(adapted, jobs, plan.work_folder, False, together)
         check_failures(outcomes, plan.work_folder)
-        return publish(plan, adapted, trained, Lines.of(jobs), graph)
+        return publish(plan, adapted, trained, Lines.of(jobs), graph, evaluated)
 
 
 def train(plan: Build, how: How) -> list[Outcome]:
@@ -132,13 +132,13 @@ def _orders(plan: Build, adapted: AdaptedBase, jobs: Sequence[Job], scored: bool
     return [Order(asked, base.reference, queries, base.fingerprint, part, work, token, scored) for part in parts]
 
 
-def export(plan: Build) -> Path:
-    """Makes the bundle from tasks that were trained before. Returns its folder."""
+def export(plan: Build, evaluated: bool = True) -> Path:
+    """Makes the bundle from tasks that were trained before. Returns its folder. `evaluated`: as in publish."""
     jobs = measured(plan, _publishable(plan, plan_jobs(plan)))
     with _working(plan):
         adapted = load(plan)
         trained = [load_task(adapted.base, adapted.scaled, job, plan.work_folder / job.task.name) for job in jobs]
-        return publish(plan, adapted, trained, Lines.of(jobs), exported(plan, adapted))
+        return publish(plan, adapted, trained, Lines.of(jobs), exported(plan, adapted), evaluated)
 
 
 def plan_jobs(plan: Build) -> list[Job]:

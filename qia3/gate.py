@@ -32,7 +32,7 @@ from qia3.config import Build
 from qia3.describe import places, positions
 from qia3.examples import Example
 from qia3.graph.cache import Text, largest_kept, pairs_of, with_int8_cache
-from qia3.graph.forced import OrtDecoder, torch_choices, torch_logits
+from qia3.graph.forced import OrtDecoder, torch_continued, torch_logits
 from qia3.graph.forced_encoder import OrtEncoder
 from qia3.graph.forced_seq2seq import OrtPair
 from qia3.graph.parity import REMEDY, Agreement, Floats, check, compare
@@ -100,12 +100,13 @@ def gate(
     for name, graph in graphs.items():
         AccuracyLevel(0)(graph)
         ir.save(graph, exact[name])
-    cases = _cases(plan, adapted, trained, tests)
-    found: dict[str, dict[str, Agreement]] = {name: {} for name in cases}
+    cases: dict[str, Case] = {}
+    found: dict[str, dict[str, Agreement]] = {}
     for kind, paths in (("exact", exact), ("shipped", shipped)):
         opened = _opened(paths, adapted.base)
+        cases = cases or _cases(plan, adapted, trained, tests, opened if isinstance(opened, OrtDecoder) else None)
         for name, case in cases.items():
-            found[name][kind] = case.by_ort(opened, not adapted.scaled)
+            found.setdefault(name, {})[kind] = case.by_ort(opened, not adapted.scaled)
         prompts = folder / PROMPT_GRAPH if plan.export.prompts == "int8" else None
         if kind == "shipped" and isinstance(opened, OrtDecoder) and plan.export.cache == "int8":
             most = largest_kept(opened, texts_seen(plan, adapted, trained, seen), pairs_of(ir.load(paths[DECODER])))
@@ -170,7 +171,9 @@ def recoded(plan: Build, adapted: AdaptedBase, trained: Sequence[Trained], tests
     return decode(Drift, asdict(drift) | {"logits": logits})
 
 
-def _cases(plan: Build, adapted: AdaptedBase, trained: Sequence[Trained], tests: Tests) -> dict[str, Case]:
+def _cases(
+    plan: Build, adapted: AdaptedBase, trained: Sequence[Trained], tests: Tests, guesses: OrtDecoder | None = None
+) -> dict[str, Case]:
     """Cases for the base alone and each adapter; a merged model, whose vectors are in its scales, is one case."""
     if adapted.scaled:
         worn: dict[str, tuple[Vectors, Head | None, Sequence[Trained]]] = {NONE: ({}, None, trained)}
@@ -178,19 +181,32 @@ def _cases(plan: Build, adapted: AdaptedBase, trained: Sequence[Trained], tests:
     else:
         worn = {t.task.name: ({}, t.head, [t]) for t in trained}
     with computing(adapted.model, torch.float32):
-        return {name: _case(plan, adapted, *given, tests) for name, given in worn.items()}
+        return {name: _case(plan, adapted, *given, tests, guesses) for name, given in worn.items()}
 
 
 def _case(
-    plan: Build, adapted: AdaptedBase, vectors: Vectors, head: Head | None, asked: Sequence[Trained], tests: Tests
+    plan: Build,
+    adapted: AdaptedBase,
+    vectors: Vectors,
+    head: Head | None,
+    asked: Sequence[Trained],
+    tests: Tests,
+    guesses: OrtDecoder | None,
 ) -> Case:
-    """A case from torch's own choices after prompts of these tasks, with its logits."""
+    """A case from torch's own choices after prompts of these tasks, with its logits. `guesses`: a graph that says what
+    they may be, for torch to confirm.
+    """
     with adapted.wearing(vectors):
         prompts = _prompts(plan, adapted, asked, tests)
         size, most = positions(plan, adapted.base), plan.parity.decode_steps
         counts = [min(most, max(0, size - _taken(adapted.base, prompt))) for prompt in prompts]
-        forced = [(p, torch_choices(adapted.model, p, count)) for p, count in zip(prompts, counts, strict=True)]
-        return Case(vectors, forced, _logits(adapted.model, forced, head), head)
+        fed, forced, logits = as_inputs(vectors), [], []
+        for prompt, count in zip(prompts, counts, strict=True):
+            guess = None if guesses is None else guesses.choices(prompt, count, fed)
+            chosen, seen = torch_continued(adapted.model, prompt, count, guess, head)
+            forced.append((prompt, chosen))
+            logits.append(seen)
+        return Case(vectors, forced, np.concatenate(logits), head)
 
 
 def _taken(base: BaseModel, prompt: Sequence[int]) -> int:

@@ -88,8 +88,12 @@ class Lines:
         return cls({j.task.name: j.data.test for j in read}, {j.task.name: j.data.train for j in read})
 
 
-def publish(plan: Build, adapted: AdaptedBase, trained: Sequence[Trained], lines: Lines, graphs: Graphs) -> Path:
-    """Writes the bundle of `plan` and returns its folder. `graphs` come from `exported`."""
+def publish(
+    plan: Build, adapted: AdaptedBase, trained: Sequence[Trained], lines: Lines, graphs: Graphs, evaluated: bool = True
+) -> Path:
+    """Writes the bundle of `plan` and returns its folder. `graphs` come from `exported`. `evaluated`: scored on the
+    tests; if not, the manifest's `evaluation` is null and the report says so.
+    """
     tests = lines.tests
     target, base, side = load_target(plan.export.target), adapted.base, plan.export.mode == "side"
     drift = recoded(plan, adapted, trained, tests) if base.grid == "nf4" and target.nf4 != "exact" else None
@@ -126,7 +130,8 @@ def publish(plan: Build, adapted: AdaptedBase, trained: Sequence[Trained], lines
         manifest = replace(manifest, parity=gate(plan, adapted, trained, lines.tests, lines.seen, graphs, folder))
         _write_files(adapted, trained, folder, manifest)
         seal(folder, manifest)
-        manifest = replace(manifest, evaluation=_evaluation(folder, trained, tests, side))
+        if evaluated:
+            manifest = replace(manifest, evaluation=_evaluation(folder, trained, tests, side))
         say("measuring memory and speed in a fresh process")
         seal(folder, replace(manifest, measured=measure(folder)))
     return plan.output_folder

@@ -415,6 +415,22 @@ def test_the_halves_make_the_same_bundle(place, tmp_path, capsys):
     }
 
 
+def test_a_bundle_without_evaluation_is_the_same_and_says_so(place, tmp_path, capsys):
+    words = ("export", place / "qia3.toml", "--output", tmp_path / "out", "--work", place / "side.work")
+    code, out, told = qia3(capsys, *words, "--no-evaluation", "--json")
+    assert code == 0
+    assert "evaluating" not in told
+    measured = {"manifest.json", "report.json", "report.md", "report.html"}
+    files, same = tree(tmp_path / "out"), tree(place / "side")
+    assert {n: h for n, h in files.items() if n not in measured} == {n: h for n, h in same.items() if n not in measured}
+    assert json.loads(out)["evaluation"] is None
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+    assert manifest["evaluation"] is None
+    assert {"none", "topics", "commands"} == set(manifest["parity"])
+    assert "not evaluated" in (tmp_path / "out/report.md").read_text()
+    assert "not evaluated" in (tmp_path / "out/report.html").read_text()
+
+
 def test_exporting_before_training_says_so(place, tmp_path, capsys):
     assert "not trained yet" in complaint(capsys, "export", place / "qia3.toml", "--output", tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -107,6 +107,18 @@ def test_what_was_not_measured_says_so(tmp_path, left_out):
     assert "nan" not in text
 
 
+def test_a_bundle_that_was_not_evaluated_says_so(tmp_path):
+    manifest = write_bundle(tmp_path)
+    told = markdown(bundle_page(build_report(tmp_path, manifest)))
+    assert "--no-evaluation" not in told
+    report = build_report(tmp_path, replace(manifest, evaluation=None))
+    text = markdown(bundle_page(report))
+    assert "Not evaluated: made with `--no-evaluation`." in text
+    assert "| Right | not evaluated |" in re.sub(r" +", " ", text)
+    assert "Held-out accuracy of this bundle" not in text
+    assert report.to_dict()["evaluation"] is None
+
+
 def test_parity_stands_beside_what_was_expected(tmp_path):
     content = write_bundle(tmp_path).to_json() | {"config": {"parity": {"max_difference": 0.002, "max_kl": 0.5}}}
     text = markdown(bundle_page(build_report(tmp_path, Manifest.from_json(content))))

@@ -24,7 +24,7 @@ from qia3.base.weights import GridWeight
 from qia3.bundle.layout import DATA, GRAPH
 from qia3.graph.export import export_decoder
 from qia3.graph.external import write_graph
-from qia3.graph.forced import OrtDecoder, torch_choices, torch_logits
+from qia3.graph.forced import OrtDecoder, torch_choices, torch_continued, torch_logits
 from qia3.graph.passes import ConstantWeights
 from qia3.ia3.mix import named
 from qia3.ia3.roles import find_roles
@@ -91,6 +91,19 @@ def test_tokens_are_chosen_with_a_cache_as_without(family):
     with computing(model, torch.float32):
         assert torch_choices(model, prompt, 4) == chosen
     assert not any(store.holds(torch.float32) for store in model.modules() if isinstance(store, GridWeight))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_guess_is_taken_only_where_torch_chooses_the_same(family, tmp_path):
+    model, _, vectors, _ = exported(family, tmp_path)  # wears its vectors
+    prompt = ids(1, 11)[0].tolist()
+    right = torch_choices(model, prompt, 4)
+    assert OrtDecoder(tmp_path / GRAPH).choices(prompt, 4, fed(vectors)) == right
+    assert OrtDecoder(tmp_path / GRAPH).choices(prompt, 0, fed(vectors)) == []
+    for guess in (None, [], right, [right[0] ^ 1, *right[1:]], [*right[:3], right[3] ^ 1]):
+        chosen, logits = torch_continued(model, prompt, 4, guess)
+        assert chosen == right
+        np.testing.assert_allclose(logits, torch_logits(model, prompt, right), atol=1e-5)
 
 
 @pytest.mark.parametrize("family", GATED)

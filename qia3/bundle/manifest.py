@@ -319,9 +319,9 @@ class Manifest(Part):
         return tuple(sorted(f.removeprefix(ADAPTERS).removesuffix(ADAPTER) for f in files))
 
     def to_json(self) -> dict[str, Any]:
-        """The manifest as JSON values, the format first."""
+        """The manifest as JSON values, the format first. A bundle that was not evaluated says so: `evaluation` is null."""
         content: dict[str, Any] = encode(self)
-        return {"format": FORMAT} | content
+        return {"format": FORMAT} | content | ({"evaluation": None} if self.evaluation is None else {})
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Manifest:

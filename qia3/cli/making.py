@@ -44,6 +44,7 @@ def build(
     target: str | None,
     cache: str | None,
     prompts: str | None,
+    evaluation: bool,
     as_json: bool,
 ) -> None:
     """Make a bundle from a build file.
@@ -57,7 +58,7 @@ def build(
     with progress_on_stderr():
         from qia3.build import build as make
 
-        folder = make(plan, together, executor)
+        folder = make(plan, together, executor, evaluation)
     print_report(folder, Shape(as_json))
 
 
@@ -111,7 +112,7 @@ def train(
 
 @click.command(
     epilog=example(
-        "qia3 export examples/home-intents/qia3.toml --target ort-exact",
+        "qia3 export examples/home-intents/qia3.toml --target ort-exact --no-evaluation",
         "qia3 export my.toml --mode merged --task intents --work dist/my.work --output dist/intents",
     )
 )
@@ -131,6 +132,7 @@ def export(
     target: str | None,
     cache: str | None,
     prompts: str | None,
+    evaluation: bool,
     as_json: bool,
 ) -> None:
     """Make a bundle from trained vectors.
@@ -143,7 +145,7 @@ def export(
     with progress_on_stderr():
         from qia3.build import export as make
 
-        folder = make(plan)
+        folder = make(plan, evaluation)
     print_report(folder, Shape(as_json))
 
 

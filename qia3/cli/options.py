@@ -80,6 +80,11 @@ export_options = together(
         type=click.Choice(["q4", "int8"]),
         help="int8: a second graph for prompts, faster on processors with int8 dot products, for more memory.",
     ),
+    click.option(
+        "--evaluation/--no-evaluation",
+        default=True,
+        help="Score the bundle on the tasks' test files; without, its report says that it was not evaluated.",
+    ),
 )
 
 

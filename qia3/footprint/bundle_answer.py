@@ -64,6 +64,8 @@ def _speed(report: Report) -> list[Row]:
 
 
 def _accuracy(report: Report) -> list[Row]:
+    if report.evaluation is None:
+        return [["Right", "not evaluated", "made with --no-evaluation; `qia3 eval` scores it"]]
     return [
         [
             f"Right, {name}",
@@ -71,7 +73,7 @@ def _accuracy(report: Report) -> list[Row]:
             f"of {scores.n:,} held-out examples"
             + (f"; {percent(scores.before.accuracy)} without the adapter" if scores.before else ""),
         ]
-        for name, scores in (report.evaluation or {}).items()
+        for name, scores in report.evaluation.items()
     ]
 
 

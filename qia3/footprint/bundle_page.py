@@ -30,6 +30,8 @@ from qia3.footprint.table import NOT_MEASURED, percent
 MANY = 8  # with more tasks than this, the worst come first
 FLOAT_CACHE = "float32 cache"
 LIKE_STEPS = "prompts like steps"
+SCORED = "Held-out accuracy of this bundle on ONNX Runtime (`qia3 eval BUNDLE FILE --adapter NAME`; generation: exact match, and F1 over words)."
+UNSCORED = "Not evaluated: made with `--no-evaluation`. `qia3 eval BUNDLE FILE --adapter NAME` scores it."
 AGREEMENT = ("max difference", "KL (nats)", "same top token", "positions")
 
 
@@ -84,8 +86,8 @@ def _tasks(report: Report) -> Section:
         shares = [figure("share", score.accuracy if score else None) for score in (before, after)]
         overlap, count = Cell("ratio", after.f1 if after else None), Cell("count", scores.n if scores else None)
         rows.append([name, task.kind, count, *shares, overlap, _training(report.training.get(name))])
-    note = "Held-out accuracy of this bundle on ONNX Runtime (`qia3 eval BUNDLE FILE --adapter NAME`; generation: exact match, and F1 over words)."
-    if any(task.kind == TAGS for task in report.tasks.values()):
+    note = UNSCORED if report.evaluation is None else SCORED
+    if report.evaluation is not None and any(task.kind == TAGS for task in report.tasks.values()):
         note += " Token classification: the share of words, and F1 over entities."
     head = ["task", "kind", "n", "no adapter", "with adapter", "token F1", "training"]
     bad = warning(f"Worse with its adapter than without: {', '.join(worse)}." if worse else "")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,9 @@ def torch_logits(model: Any, prompt: Sequence[int], forced: Sequence[int], head:
         return forced_encoder.logits(model, prompt, head)
     if model.config.is_encoder_decoder:
         return forced_seq2seq.logits(model, prompt, forced)
+    ids, kept = torch.tensor([[*prompt, *forced]]), 1 + len(forced)
     with torch.no_grad():
-        logits = model(input_ids=torch.tensor([[*prompt, *forced]]), use_cache=False).logits[0, len(prompt) - 1 :]
+        logits = model(input_ids=ids, use_cache=False, logits_to_keep=kept).logits[0, -kept:]
     result: Floats = logits.float().numpy()
     return result
 
@@ -47,6 +48,21 @@ def torch_choices(model: Any, prompt: Sequence[int], count: int) -> list[int]:
             cache, newest = out.past_key_values, [int(out.logits[0, -1].argmax())]
             chosen += newest
     return chosen
+
+
+def torch_continued(
+    model: Any, prompt: Sequence[int], count: int, guess: Sequence[int] | None, head: Head | None = None
+) -> tuple[list[int], Floats]:
+    """The `count` tokens that torch itself would choose after the prompt, and torch_logits with them.
+
+    `guess` saves a pass per token: asked for all of them at once, torch may choose the same.
+    """
+    if guess:
+        logits = torch_logits(model, prompt, guess, head)
+        if logits[:-1].argmax(-1).tolist() == list(guess):
+            return list(guess), logits
+    chosen = torch_choices(model, prompt, count)
+    return chosen, torch_logits(model, prompt, chosen, head)
 
 
 class OrtDecoder:
@@ -72,6 +88,19 @@ class OrtDecoder:
         """Like torch_logits. `vectors` are [1, 1, d] by input name; empty for the base."""
         return self.after([prompt, *([token] for token in forced)], vectors)
 
+    def choices(self, prompt: Sequence[int], count: int, vectors: Mapping[str, NDArray[np.float32]]) -> list[int]:
+        """The `count` tokens that the graph itself would choose after the prompt."""
+        chosen: list[int] = []
+
+        def pieces() -> Iterator[Sequence[int]]:
+            yield prompt
+            while len(chosen) < count:
+                yield chosen[-1:]
+
+        for row in self._each(pieces(), vectors) if count else ():
+            chosen.append(int(row.argmax()))
+        return chosen
+
     def kept(self, tokens: Sequence[int], vectors: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[Any]]:
         """The cache after these tokens: [1, kv heads, tokens, head size] by the name of its input."""
         found = self.states(tokens, vectors, [name for name in self.outputs if name.startswith(PRESENT)])
@@ -87,20 +116,25 @@ class OrtDecoder:
 
     def after(self, pieces: Sequence[Sequence[int]], vectors: Mapping[str, NDArray[np.float32]]) -> Floats:
         """[len(pieces), V]: logits after the last token of each piece of a text, run one piece after the other."""
-        cache, seen, rows = self.empty, 0, []
+        return np.stack(list(self._each(pieces, vectors)))
+
+    def _each(
+        self, pieces: Iterable[Sequence[int]], vectors: Mapping[str, NDArray[np.float32]]
+    ) -> Iterator[NDArray[np.float32]]:
+        """Logits [V] after each piece; the next one is taken afterwards."""
+        cache, seen = self.empty, 0
         for number, piece in enumerate(pieces):
             seen += len(piece)
             session = self.session if number else self.first
             feeds = {"input_ids": np.array([piece], np.int64), "attention_mask": np.ones((1, seen), np.int64)}
             found = session.run(self.outputs, {**feeds, **cache, **self.ones, **vectors})
             results = dict(zip(self.outputs, found, strict=True))
-            rows.append(results["logits"][0, -1])
+            yield results["logits"][0, -1]
             cache = {
                 name.replace("present", "past_key_values"): value
                 for name, value in results.items()
                 if name.startswith("present")
             }
-        return np.stack(rows)
 
 
 def _session(path: Path) -> ort.InferenceSession:
