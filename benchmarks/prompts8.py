@@ -1,4 +1,4 @@
-"""What prompts gain from 8-bit products, and what that costs in the answers: the trial that qia3/graph/prompts.py was
+"""What prompts gain from 8-bit products, and what that costs in the answers: the trial that qia3/graph/int8_products.py was
 made from, without its smoothing.
 
     python benchmarks/prompts8.py dist/home-intents examples/home-intents/test.jsonl --adapter home-intents --keep down_proj

@@ -203,22 +203,28 @@ def measured(plan: Build, jobs: list[Job]) -> list[Job]:
 
 
 def _check_int8(plan: Build, config: Any) -> None:
-    """Raises ConfigError if the base or the target does not support an int8 cache or int8 prompts."""
-    target = load_target(plan.export.target)
-    for name in (n for n in ("cache", "prompts") if getattr(plan.export, n) == "int8"):
-        if is_encoder(config) or config.is_encoder_decoder:
-            raise ConfigError(
-                f"{name} = 'int8' in [export] is only for decoders, and {config.model_type} is not one; remove it"
-            )
-        why = ""
-        if target.vectors == "required":
-            why = "browsers have no kernel for it" if name == "cache" else "pages load one decoder"
-        elif name == "prompts" and target.accuracy_level != 4:
-            why = "it rounds activations to int8, which that target avoids"
-        if why:
-            raise ConfigError(
-                f"{name} = 'int8' in [export] cannot be combined with target = '{target.name}': {why}; remove it"
-            )
+    """Raises ConfigError if the base or the target does not support an int8 cache, int8 prompts or training."""
+    target, export = load_target(plan.export.target), plan.export
+    decodes = not (is_encoder(config) or config.is_encoder_decoder)
+    if export.cache == "int8" and not decodes:
+        raise ConfigError(
+            f"cache = 'int8' in [export] is only for decoders, and {config.model_type} is not one; remove it"
+        )
+    why = {}
+    if export.cache == "int8" and target.vectors == "required":
+        why["cache = 'int8'"] = "browsers have no kernel for it"
+    if export.prompts == "int8" and target.products == "int8":
+        why["prompts = 'int8'"] = "all of its products are in int8"
+    elif export.prompts == "int8" and target.vectors == "required":
+        why["prompts = 'int8'"] = "it is for WebGPU as well, which has no kernel for it"
+    elif export.prompts == "int8" and target.accuracy_level != 4:
+        why["prompts = 'int8'"] = "it rounds activations to int8, which that target avoids"
+    if export.trainable and target.products == "int8":
+        why["trainable = true"] = "gradients need the 4-bit weights, which it does not ship"
+    for setting, reason in why.items():
+        raise ConfigError(
+            f"{setting} in [export] cannot be combined with target = '{target.name}': {reason}; remove it"
+        )
 
 
 def _headed(plan: Build, job: Job) -> Job:

@@ -49,7 +49,7 @@
     mode = "side"                    # or "merged", with merge_task
     recode = "int8"                  # or "int4": what an NF4 base ships as, except with the target nf4-exact; by default the target's
     cache = "float32"                # or "int8": a quarter of the memory (decoders)
-    prompts = "q4"                   # or "int8": a second graph for prompts, about twice as fast, with int8 weights (decoders)
+    prompts = "q4"                   # or "int8": prompts about twice as fast, with int8 weights; for a decoder, in a second graph
 
 Paths of data are relative to the build file. `output`, the bundle's folder, and `work`, the folder for trained vectors
 (default: OUTPUT.work), are relative to the current folder.
@@ -232,7 +232,7 @@ class Export(Section):
 
     `query_vectors` adds inputs for vectors on the queries, which PEFT trains for some families. `cache`: type of the
     cached keys and values (qia3.graph.cache). `recode` None: as the target says. `prompts`: "int8" adds a decoder for
-    prompts with int8 products (qia3.graph.prompts). `trainable` adds a training graph (qia3.graph.trainable).
+    prompts with int8 products, or replaces an encoder's (qia3.rounding). `trainable` adds a training graph (qia3.graph.trainable).
     """
 
     target: str = "ort-cpu"

@@ -106,11 +106,14 @@ def describe(
     linears: tuple[Layer, ...],
     dense: tuple[Dense, ...],
     regions: Sequence[Region],
+    files: Mapping[str, tuple[str, str]],
     accuracy_level: int,
     cache: Cache | None,
     drift: Drift | None = None,
 ) -> Manifest:
-    """The manifest without what is measured later: parity, evaluation, memory and speed, and the list of files."""
+    """The manifest without what is measured later: parity, evaluation, memory and speed, and the list of files.
+    `files`: paths of the graphs and their data files, by role.
+    """
     wrap = next((t.wrapping for t in trained if t.task.chat), trained[0].wrapping)  # the prompt of the base alone
     wraps = (wrap, *(t.wrapping for t in trained))
     side = plan.export.mode == "side"
@@ -122,10 +125,10 @@ def describe(
         seed=plan.seed,
         versions={"python": platform.python_version(), **_versions()},
         base=_base(base, drift),
-        architecture=replace(_architecture(base, positions(plan, base), cache), cache=plan.export.cache),
+        architecture=_shipped(_architecture(base, positions(plan, base), cache), plan, linears),
         linears=linears,
         dense=dense,
-        graphs=_graphs(plan, base, [s.site for s in scaled.values()] if side else [], accuracy_level),
+        graphs=_graphs(plan, base, [s.site for s in scaled.values()] if side else [], accuracy_level, files, regions),
         tensors=tuple(regions),
         prompt=Prompt(wrap.prefix, wrap.suffix),
         stop_tokens=tuple(dict.fromkeys(stop for w in wraps for stop in w.stop_tokens)),
@@ -142,9 +145,15 @@ def places(model: Any) -> dict[str, tuple[str, str]]:
     return {ENCODER: (ENCODER_GRAPH, SHARED_DATA), DECODER: (DECODER_GRAPH, SHARED_DATA)}
 
 
-def _graphs(plan: Build, base: BaseModel, sites: Sequence[Site], level: int) -> dict[str, Graph]:
+def _graphs(
+    plan: Build,
+    base: BaseModel,
+    sites: Sequence[Site],
+    level: int,
+    files: Mapping[str, tuple[str, str]],
+    regions: Sequence[Region],
+) -> dict[str, Graph]:
     """The graphs, each with the sites of its own layers."""
-    files = places(base.model)
     encoder = next(iter(stacks(base.model))) if len(files) > 1 else None
     found: dict[str, list[Vector]] = {name: [] for name in files}
     for site in sites:
@@ -155,7 +164,7 @@ def _graphs(plan: Build, base: BaseModel, sites: Sequence[Site], level: int) -> 
         name: Graph(file, data, export.target, level, export.logits, tuple(found[name]))
         for name, (file, data) in files.items()
     }
-    if export.prompts == "int8":
+    if any(region.file == PROMPT_DATA for region in regions):
         graphs[PROMPT] = replace(graphs[DECODER], file=PROMPT_GRAPH, data=PROMPT_DATA)
     if export.trainable:
         graphs[TRAIN] = replace(graphs[DECODER], file=TRAIN_GRAPH, accuracy_level=0)
@@ -185,6 +194,12 @@ def _architecture(base: BaseModel, context_length: int, cache: Cache | None) -> 
     tied = head is not None and _bytes_of(embedding) is _bytes_of(head)
     found = architecture(base.model.config, context_length, tied, start_of(base.model))
     return found if cache is None else replace(found, kv_heads=cache.heads, head_size=cache.size)
+
+
+def _shipped(shape: Architecture, plan: Build, linears: Sequence[Layer]) -> Architecture:
+    """With the cache that the graph has, and with a head of its own where that is in int8 and the embedding is not."""
+    alone = any(layer.role == "head" and layer.products == "int8" for layer in linears)
+    return replace(shape, cache=plan.export.cache, tied_embedding=shape.tied_embedding and not alone)
 
 
 def _bytes_of(module: nn.Module) -> object:

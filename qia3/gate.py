@@ -88,26 +88,28 @@ def gate(
     seen: Tests,
     graphs: Mapping[str, ir.Model],
     folder: Path,
+    shipped: Mapping[str, Path],
 ) -> dict[str, Parity]:
     """Agreement of torch and ONNX Runtime, by adapter. Raises ParityError if they disagree. An int8 cache is calibrated
-    on the way, on the lines in `seen`.
+    on the way, on the lines in `seen`. `graphs` were written into `folder`; `shipped` are the files that are published.
 
     The graphs are opened one level at a time: each session holds its own packed copy of the weights.
     """
-    shipped = {name: folder / file for name, (file, _) in places(adapted.model).items()}
+    written = {name: folder / file for name, (file, _) in places(adapted.model).items()}
     # beside the weight file that they share
-    exact = {name: path.with_name(f"exact-{path.name}") for name, path in shipped.items()}
+    exact = {name: path.with_name(f"exact-{path.name}") for name, path in written.items()}
     for name, graph in graphs.items():
         AccuracyLevel(0)(graph)
         ir.save(graph, exact[name])
     cases: dict[str, Case] = {}
     found: dict[str, dict[str, Agreement]] = {}
-    for kind, paths in (("exact", exact), ("shipped", shipped)):
+    between = {"four_bit_products": written} if written != shipped else {}
+    for kind, paths in ({"exact": exact} | between | {"shipped": shipped}).items():
         opened = _opened(paths, adapted.base)
         cases = cases or _cases(plan, adapted, trained, tests, opened if isinstance(opened, OrtDecoder) else None)
         for name, case in cases.items():
             found.setdefault(name, {})[kind] = case.by_ort(opened, not adapted.scaled)
-        prompts = folder / PROMPT_GRAPH if plan.export.prompts == "int8" else None
+        prompts = folder / PROMPT_GRAPH if (folder / PROMPT_GRAPH).is_file() else None
         if kind == "shipped" and isinstance(opened, OrtDecoder) and plan.export.cache == "int8":
             most = largest_kept(opened, texts_seen(plan, adapted, trained, seen), pairs_of(ir.load(paths[DECODER])))
             for graph in (paths[DECODER], *([prompts] if prompts else [])):

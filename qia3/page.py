@@ -98,7 +98,7 @@ def _check(bundle: Bundle) -> None:
         if load_target(graph.target).vectors != "required":
             raise ConfigError(
                 f"{bundle.path} was exported for {graph.target!r}, which a browser cannot feed; "
-                "export it again with --target browser"
+                "export it again with --target browser or browser-wasm"
             )
 
 

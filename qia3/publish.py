@@ -5,6 +5,7 @@ If a step fails, nothing is published.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,7 +23,7 @@ from qia3.bundle.cache_range import write_range
 from qia3.bundle.checked import decode
 from qia3.bundle.folder import whole_or_absent
 from qia3.bundle.head import Head
-from qia3.bundle.layout import PROMPT_DATA, PROMPT_GRAPH, TRAIN_GRAPH
+from qia3.bundle.layout import TRAIN_GRAPH
 from qia3.bundle.manifest import DECODER, ENCODER, TRAIN, Manifest
 from qia3.bundle.opened import Bundle
 from qia3.bundle.peft import write_peft
@@ -42,11 +43,19 @@ from qia3.graph.loader_configs import write_configs, write_tokenizer
 from qia3.graph.preflight import preflight
 from qia3.graph.preflight_encoder import preflight_encoder
 from qia3.graph.preflight_seq2seq import preflight_seq2seq
-from qia3.graph.prompts import activations, prompt_graph
 from qia3.ia3.adapted import AdaptedBase
 from qia3.names import ADAPTER
 from qia3.printers.documents import seal
 from qia3.progress import bar, say
+from qia3.rounding import (
+    UNROUNDED,
+    add_prompts,
+    check_rounding,
+    replaced,
+    rounded_layers,
+    shipped_places,
+    write_rounded,
+)
 from qia3.runtime.adapters import AdapterBank
 from qia3.runtime.evaluate import evaluate
 from qia3.runtime.load import open_engine
@@ -72,6 +81,7 @@ def exported(plan: Build, adapted: AdaptedBase) -> Graphs:
     if base.start:
         return preflight_seq2seq(base.model, adapted.scaled, *settings, limit)
     decoder = {DECODER: preflight(base.model, adapted.scaled, *settings, limit)}
+    check_rounding(plan.export, base.model, decoder)
     return decoder | ({TRAIN: learning_graph(adapted, positions(plan, base))} if plan.export.trainable else {})
 
 
@@ -98,7 +108,7 @@ def publish(
     target, base, side = load_target(plan.export.target), adapted.base, plan.export.mode == "side"
     drift = recoded(plan, adapted, trained, tests) if base.grid == "nf4" and target.nf4 != "exact" else None
     seen = (base.model, adapted.roles, prompt_only(base.model))
-    linears, dense = linear_layers(*seen), dense_layers(*seen)
+    linears, dense = rounded_layers(base, plan.export, linear_layers(*seen)), dense_layers(*seen)
     if (slow := target.slow_at_eight_bits()) and any(layer.bits == 8 for layer in linears):
         say(f"warning: {slow}")
     if not side:
@@ -108,26 +118,34 @@ def publish(
         if not side or drift is not None:  # the weights differ from those in `graphs`
             say("exporting the graph")
             graphs = _again(plan, base, None if side else trained[0].head)
-        files = places(base.model)
+        files, ships = places(base.model), shipped_places(base.model, target)
         data = files[DECODER if DECODER in files else ENCODER][1]
         learns = {TRAIN_GRAPH: graphs[TRAIN]} if TRAIN in graphs else {}
         graphs = {name: graph for name, graph in graphs.items() if name != TRAIN}
+        rounds, vocabulary = replaced(plan.export, base.model), _vocabulary(base.model)
+        first = folder / UNROUNDED if rounds else folder
         written = {files[n][0]: g for n, g in graphs.items()} | learns
-        regions = write_graphs(written, data, folder, _vocabulary(base.model))
+        regions = write_graphs(written, data, first, vocabulary)
         if learns:
             say("comparing the gradients of torch and ONNX Runtime")
             check_gradients(folder / TRAIN_GRAPH, base.model, adapted.scaled)
-        if plan.export.prompts == "int8":
-            say("measuring activations, and rounding weights to int8 for prompts")
-            activated = activations(folder / files[DECODER][0], texts_seen(plan, adapted, trained, lines.seen))
-            prompts = prompt_graph(folder / files[DECODER][0], activated)
-            regions += write_graphs({PROMPT_GRAPH: prompts}, PROMPT_DATA, folder, _vocabulary(base.model))
+        if rounds or plan.export.prompts == "int8":
+            say("measuring activations, and rounding weights to int8")
+            texts = texts_seen(plan, adapted, trained, lines.seen)
+            if rounds:
+                regions = write_rounded(base, plan.export, folder, texts, vocabulary)
+            else:
+                regions += add_prompts(folder, files[DECODER][0], texts, vocabulary)
         cache = cache_of(graphs[DECODER]) if DECODER in graphs else None
         manifest = describe(
-            plan, base, adapted.scaled, trained, linears, dense, regions, target.accuracy_level, cache, drift
+            plan, base, adapted.scaled, trained, linears, dense, regions, ships, target.accuracy_level, cache, drift
         )
         say("comparing torch and ONNX Runtime")
-        manifest = replace(manifest, parity=gate(plan, adapted, trained, lines.tests, lines.seen, graphs, folder))
+        final = {name: folder / file for name, (file, _) in ships.items()}
+        parity = gate(plan, adapted, trained, lines.tests, lines.seen, graphs, first, final)
+        manifest = replace(manifest, parity=parity)
+        if rounds:
+            shutil.rmtree(first)
         _write_files(adapted, trained, folder, manifest)
         seal(folder, manifest)
         if evaluated:
@@ -169,7 +187,8 @@ def _write_files(adapted: AdaptedBase, trained: Sequence[Trained], folder: Path,
     labels = None if adapted.scaled else trained[0].choices
     tags, shape = trained[0].task.kind == TAGS, manifest.architecture
     cache = Cache(shape.kv_heads, shape.head_size)
-    write_configs(base.model, folder, shape.context_length, manifest.stop_tokens, cache, labels, tags)
+    int8 = load_target(manifest.main.target).products == "int8"
+    write_configs(base.model, folder, shape.context_length, manifest.stop_tokens, cache, labels, tags, int8)
 
 
 def _evaluation(folder: Path, trained: Sequence[Trained], tests: Tests, side: bool) -> dict[str, HeldOut]:

@@ -5,6 +5,7 @@ One TOML file each in export/, shipped as qia3.export.
     description    = "..."    one line, shown by `qia3 targets`
     accuracy_level = 4        MatMulNBits: 4 rounds activations to int8 (fast), 1 and 0 compute in float32 (exact, slow)
     vectors        = "..."    "optional" (default): inputs with a default of ones; "required": no default, for loaders that feed all inputs
+    products       = "..."    "4-bit" (default), or "int8": every product in int8, with int8 weights made of the 4-bit ones
     nf4            = "..."    for an NF4 base: "recode" (default) writes it as int8 or int4, as the build asks; "exact" keeps its codes (MatMulBnb4)
     recode         = "int8"   what that is if the build does not ask
     eight_bit      = true     whether its processors have a kernel for layers at 8 bits
@@ -37,6 +38,7 @@ class Target(BaseModel):
     description: str
     accuracy_level: Literal[0, 1, 4]
     vectors: Literal["optional", "required"] = "optional"
+    products: Literal["4-bit", "int8"] = "4-bit"
     nf4: Literal["recode", "exact"] = "recode"
     recode: Literal["int8", "int4"] = "int8"
     eight_bit: bool = True
@@ -45,6 +47,8 @@ class Target(BaseModel):
 
     def slow_at_eight_bits(self) -> str | None:
         """Why layers at 8 bits are slow with it, or None if they are not."""
+        if self.products == "int8":
+            return None
         if self.accuracy_level != 4:
             return f"ONNX Runtime multiplies 8-bit weights slowly at accuracy_level {self.accuracy_level}"
         if not self.eight_bit:

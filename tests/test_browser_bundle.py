@@ -24,7 +24,7 @@ from tiny_build import write_build
 from tiny_bundle import seal
 
 from qia3 import cli
-from qia3.bundle.layout import GRAPH
+from qia3.bundle.layout import GRAPH, in_int8
 from qia3.bundle.opened import Bundle
 from qia3.graph.forced import OrtDecoder
 from qia3.graph.passes import AccuracyLevel
@@ -63,6 +63,36 @@ def merged(bundle):
     return folder / "merged"
 
 
+@pytest.fixture(scope="module")
+def rounded(bundle):
+    """With int8 products."""
+    folder = bundle.parent
+    options = ["--target", "browser-wasm", "--work", str(folder / "bundle.work")]
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["export", str(folder / "qia3.toml"), "--output", str(folder / "rounded"), *options])
+    assert ended.value.code == 0
+    return folder / "rounded"
+
+
+@node
+def test_qia3_mjs_says_what_the_runtime_says_with_int8_products(rounded):
+    """The same codes on both sides but where a sum of floats falls on the other side; "auto" is WebAssembly for it."""
+    asked, right = questions(open_engine(Bundle.open(rounded), 1))
+    found = in_chromium({"eight": rounded}, [["ask", "eight", {"device": "auto", "worker": True}, asked]])
+    assert found["console"] == []
+    assert found["results"][0]["facts"]["device"] == "wasm"
+    for answer, wanted in zip(found["results"][0]["answers"], right, strict=True):
+        assert answer == (pytest.approx(wanted, abs=1e-2) if isinstance(wanted, dict) else wanted)
+
+
+def test_transformers_js_says_the_same_tokens_with_int8_products(rounded):
+    found = in_a_browser(rounded, "wasm", "topics")
+    assert found["console"] == []
+    decoder, opened = OrtDecoder(rounded / in_int8(GRAPH)), Bundle.open(rounded)
+    vectors = {n: v.reshape(1, 1, -1) for n, v in AdapterBank(opened).vectors("topics").items()}
+    assert found["new"] == [greedy(decoder, vectors, prompt, NEW, opened.stop_tokens) for prompt in PROMPTS]
+
+
 @node
 @pytest.mark.parametrize("device", ["wasm", "webgpu"])
 def test_qia3_mjs_says_what_the_runtime_says_with_products_in_float32(bundle, tmp_path, device):
@@ -70,7 +100,15 @@ def test_qia3_mjs_says_what_the_runtime_says_with_products_in_float32(bundle, tm
     manifest = json.loads((exact / "manifest.json").read_text())
     manifest.pop("files")
     seal(exact, manifest)
-    engine, text = open_engine(Bundle.open(exact), 1), "turn the lights off"
+    asked, right = questions(open_engine(Bundle.open(exact), 1))
+    found = in_chromium({"odd": bundle}, [["ask", "odd", {"device": device, "worker": True}, asked]])
+    assert found["console"] == []
+    for answer, wanted in zip(found["results"][0]["answers"], right, strict=True):
+        assert answer == (pytest.approx(wanted, abs=1e-3) if isinstance(wanted, dict) else wanted)
+
+
+def questions(engine, text="turn the lights off"):
+    """What is asked, and the engine's answers."""
     bank, asked, right = AdapterBank(engine.bundle), [], []
     for adapter in ("none", "topics", "commands"):
         vectors, job = bank.vectors(adapter), task_of(engine, adapter, "commands")
@@ -80,10 +118,7 @@ def test_qia3_mjs_says_what_the_runtime_says_with_products_in_float32(bundle, tm
         ]
         right.append(classify(engine, task_of(engine, adapter, "topics"), vectors, text).scores)
         right.append(list(generate(engine, prompt_of(engine, job, text), vectors, 6, engine.bundle.stop_tokens)))
-    found = in_chromium({"odd": bundle}, [["ask", "odd", {"device": device, "worker": True}, asked]])
-    assert found["console"] == []
-    for answer, wanted in zip(found["results"][0]["answers"], right, strict=True):
-        assert answer == (pytest.approx(wanted, abs=1e-3) if isinstance(wanted, dict) else wanted)
+    return asked, right
 
 
 def exactly(bundle: Path, folder: Path) -> Path:
@@ -101,13 +136,14 @@ def expected(bundle: Path, adapter: str, new: int, folder: Path) -> list[list[in
     held = {} if opened.mode == "merged" else AdapterBank(opened).vectors(None if adapter == "none" else adapter)
     sizes = opened.vectors.items()
     vectors = {n: np.asarray(held.get(n, np.ones(d)), np.float32).reshape(1, 1, d) for n, d in sizes}
-    found = []
-    for prompt in PROMPTS:
-        chosen: list[int] = []
-        while len(chosen) < new and not (chosen and chosen[-1] in opened.stop_tokens):
-            chosen.append(int(exact.logits([*prompt, *chosen], [], vectors)[-1].argmax()))
-        found.append(chosen)
-    return found
+    return [greedy(exact, vectors, prompt, new, opened.stop_tokens) for prompt in PROMPTS]
+
+
+def greedy(decoder: OrtDecoder, vectors, prompt: list[int], new: int, stop: tuple[int, ...]) -> list[int]:
+    chosen: list[int] = []
+    while len(chosen) < new and not (chosen and chosen[-1] in stop):
+        chosen.append(int(decoder.logits(prompt, chosen, vectors)[-1].argmax()))
+    return chosen
 
 
 @pytest.mark.parametrize(("form", "adapter"), [("bundle", "none"), ("bundle", "topics"), ("merged", "none")])

@@ -133,7 +133,12 @@ def test_it_answers(place, capsys, int8_products):
 
 
 @pytest.mark.parametrize(
-    ("target", "told"), [("browser", "pages load one decoder"), ("ort-exact", "rounds activations to int8")]
+    ("target", "told"),
+    [
+        ("browser", "WebGPU as well"),
+        ("browser-wasm", "all of its products"),
+        ("ort-exact", "rounds activations to int8"),
+    ],
 )
 def test_where_there_is_none_it_is_told_before_anything_is_loaded(place, capsys, monkeypatch, target, told):
     monkeypatch.setattr("qia3.build.load_base", None)

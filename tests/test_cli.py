@@ -240,7 +240,7 @@ def test_targets_as_text_and_as_json_say_the_same(capsys):
     assert (
         [t["name"] for t in found]
         == target_names()
-        == ["browser", "nf4-exact", "ort-arm", "ort-arm-v8", "ort-cpu", "ort-exact"]
+        == ["browser", "browser-wasm", "nf4-exact", "ort-arm", "ort-arm-v8", "ort-cpu", "ort-exact"]
     )
     for target in found:
         assert target["description"] in text
@@ -255,6 +255,7 @@ def test_levels_of_the_targets():
         "ort-arm": 4,
         "ort-arm-v8": 4,
         "browser": 4,
+        "browser-wasm": 4,
         "nf4-exact": 0,
     }
     assert all("QEMU" in place for place in load_target("ort-arm").tested_on)  # no ARM machine yet

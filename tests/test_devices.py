@@ -75,6 +75,7 @@ def test_a_device_is_built_for_a_target_that_suits_it():
         ("arm", False, "ort-arm-v8"),
         ("x64", False, "ort-cpu"),
         ("wasm", False, "browser"),
+        ("wasm", False, "browser-wasm"),
     }
 
 

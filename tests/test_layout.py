@@ -129,7 +129,7 @@ def test_defaults(bundle):
     """
     assert bool(bundle.graph.defaulted) == (bundle.form == "side")
     assert all(name.endswith(".ia3_l") for name in bundle.graph.defaulted)
-    assert [t.name for t in all_targets() if t.vectors == "required"] == ["browser"]
+    assert [t.name for t in all_targets() if t.vectors == "required"] == ["browser", "browser-wasm"]
 
 
 def test_cache_names(bundle):

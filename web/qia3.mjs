@@ -60,7 +60,7 @@ export async function open(url, { device: asked = 'auto', runtime, threads, cach
   const words = WORDS.filter((name) => name in listed);
   files.expect([...words, ...chosen.flatMap(({ file, data }) => [file, data])]);
   const at = placed(runtime);
-  for (const device of await devicesOf(asked, at)) {
+  for (const device of await devicesOf(asked, at, files.manifest)) {
     const { ort, tokenizers } = await libraries(at, device, threads);
     const [written, config] = await Promise.all(words.map((name) => files.json(name)));
     const tokens = new Tokens(tokenizers, written, config ?? {}, files.manifest.architecture.vocab_size);
@@ -108,11 +108,14 @@ function placed(runtime) {
 
 /**
  * "auto" is WebGPU where a graphics processor offers it, and not where the processor only plays one; then WebAssembly.
+ * Int8 products run on the processor alone.
  */
-async function devicesOf(asked, at) {
+async function devicesOf(asked, at, { linears }) {
   const known = typeof at === 'object' ? ['wasm', 'webgpu'].filter((device) => device in at) : ['wasm', 'webgpu'];
   if (known.includes(asked)) return [asked];
   if (asked !== 'auto') refuse(`device is auto or ${known.join(' or ')} here, not ${asked}`);
+  const rounded = Array.isArray(linears) && linears.some((layer) => layer?.products === 'int8');
+  if (rounded && known.includes('wasm')) return ['wasm'];
   const adapter = await /** @type {any} */ (globalThis.navigator)?.gpu?.requestAdapter().catch(() => null);
   const plays = !adapter || adapter.info?.isFallbackAdapter;
   return known.filter((device) => device === 'wasm' || !plays).reverse();

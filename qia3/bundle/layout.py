@@ -7,6 +7,8 @@
     onnx/decoder_model_merged_q4.onnx        optimum-onnx's patterns find
     onnx/decoder_model_merged_q4.onnx_data   the one data file of both
 
+    onnx/model_int8.onnx                     in place of them where the target has int8 products throughout: dtype "int8"
+
     onnx/train_q4.onnx                       a decoder's training graph, over the same data file; loaders ignore it
     onnx/prompt_q8.onnx                      a decoder for prompts, with int8 products; loaders ignore it
     onnx/prompt_q8.onnx_data                 its int8 weights; all other weights are those of the decoder's data file
@@ -29,7 +31,7 @@ from __future__ import annotations
 from pathlib import PurePosixPath as Path
 from typing import Any
 
-DTYPE = "q4"  # transformers.js's name for 4-bit weights and float32 activations
+DTYPE, INT8_DTYPE = "q4", "int8"  # transformers.js's names for 4-bit weights with float32 activations, and for int8
 GRAPH = f"onnx/model_{DTYPE}.onnx"
 DATA = f"{GRAPH}_data"
 ENCODER_GRAPH = f"onnx/encoder_model_{DTYPE}.onnx"
@@ -48,7 +50,12 @@ WRITTEN_ANEW = (
 )  # by every change of a bundle, since they describe all other files
 
 
-def transformers_js_config(encoder_decoder: bool = False) -> dict[str, Any]:
+def in_int8(file: str) -> str:
+    """The name that a graph or a data file has with int8 products throughout."""
+    return file.replace(f"_{DTYPE}.onnx", f"_{INT8_DTYPE}.onnx")
+
+
+def transformers_js_config(encoder_decoder: bool = False, dtype: str = DTYPE) -> dict[str, Any]:
     """The block of config.json that sets dtype and use_external_data_format for callers of transformers.js."""
     session = Path(DECODER_GRAPH).name.removesuffix(f"_{DTYPE}.onnx")
-    return {"dtype": DTYPE, "use_external_data_format": {session: True} if encoder_decoder else True}
+    return {"dtype": dtype, "use_external_data_format": {session: True} if encoder_decoder else True}

@@ -146,8 +146,9 @@ class Architecture(Part):
 
 @dataclass(frozen=True)
 class Layer(Part):
-    """A linear layer and how it is stored. `once`: it runs for the prompt only, not per token of the answer, as do an
-    encoder's layers and cross-attention's keys and values.
+    """A linear layer and the grid that it was trained on. `once`: it runs for the prompt only, not per token of the
+    answer, as do an encoder's layers and cross-attention's keys and values. `products`: "grid" if the graph has the
+    grid's codes, "int8" if it has int8 weights made from them instead.
     """
 
     name: Brief
@@ -159,6 +160,7 @@ class Layer(Part):
     block_size: Block
     symmetric: bool
     once: bool = False
+    products: Literal["grid", "int8"] = "grid"
 
 
 @dataclass(frozen=True)

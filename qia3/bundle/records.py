@@ -52,13 +52,15 @@ class Agreement(Part):
 @dataclass(frozen=True)
 class Parity(Part):
     """torch compared with the graph at accuracy_level 0 and with the graph as shipped; with an int8 cache, also with
-    the same graph and a float32 cache; with int8 prompts, also with the same graph and prompts run like steps.
+    the same graph and a float32 cache; with int8 prompts, also with the same graph and prompts run like steps; with
+    int8 products in place of 4-bit ones, also with the graph that has those.
     """
 
     exact: Agreement
     shipped: Agreement
     float_cache: Agreement | None = None
     prompts_like_steps: Agreement | None = None
+    four_bit_products: Agreement | None = None
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ export_options = together(
     click.option(
         "--prompts",
         type=click.Choice(["q4", "int8"]),
-        help="int8: a second graph for prompts, faster on processors with int8 dot products, for more memory.",
+        help="int8: prompts run faster on processors with int8 dot products, for more memory.",
     ),
     click.option(
         "--evaluation/--no-evaluation",

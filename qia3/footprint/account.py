@@ -21,6 +21,7 @@ from qia3.errors import BundleError, shown
 from qia3.footprint.bits import bits_each, grid_bytes, stored_shapes, weight_count
 
 PROMPTS = "prompt_weights"  # in a file of their own
+INT8 = "int8_weights"  # in place of the grid's
 QUANTISED = ("codes", "scales", "zero_points", "embedding_codes", "embedding_scales", "embedding_zero_points")
 TENSORS = (
     *QUANTISED,
@@ -31,6 +32,7 @@ TENSORS = (
     "positions",
     "other",
     "padding",
+    INT8,
     PROMPTS,
 )
 WEIGHTS = (*TENSORS, "graph")

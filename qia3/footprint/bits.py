@@ -82,15 +82,20 @@ def embedding_shape(manifest: Manifest) -> Shape | None:
     return Shape(architecture.vocab_size, architecture.hidden_size, on.block_size, on.symmetric, on.format)
 
 
+def on_their_grid(linears: Sequence[Layer]) -> list[Layer]:
+    """The layers that the graph has on their grid; for the others it has int8 weights."""
+    return [layer for layer in linears if layer.products == "grid"]
+
+
 def stored_shapes(manifest: Manifest) -> list[Shape]:
     """What the weight file holds on the grid; a tied embedding and head count once."""
-    shapes, embedding = linear_shapes(manifest.linears), embedding_shape(manifest)
+    shapes, embedding = linear_shapes(on_their_grid(manifest.linears)), embedding_shape(manifest)
     once = manifest.architecture.tied_embedding and _has_head(manifest)
     return shapes if embedding is None or once else [*shapes, embedding]
 
 
 def _has_head(manifest: Manifest) -> bool:
-    return any(layer.role == "head" for layer in manifest.linears)
+    return any(layer.role == "head" for layer in on_their_grid(manifest.linears))
 
 
 def weight_count(shapes: list[Shape]) -> int:

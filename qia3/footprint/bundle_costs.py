@@ -26,6 +26,7 @@ PARTS = {
     "embedding_weights": "embedding and head: float32",
     "dense": "layers in float32",
     "prompt_weights": "int8 weights for prompts",
+    "int8_weights": "int8 weights",
     "norms_and_biases": "norms and biases",
     "rotary": "rotary tables",
     "positions": "position tables",
@@ -149,6 +150,9 @@ def bytes_on_disk(report: Report) -> Section:
     bits, grid = report.account.bits_per_weight, report.account.grid_bits_per_weight
     layers = "The layers, at 4 and at 8 bits," if eight_bit else "The 4-bit layers"
     note = f"{tied}{layers} take {bits:.3f} bits per weight; the grid's arithmetic gives {grid:.3f}."
+    if "int8_weights" in report.account.parts:
+        rest = f" What is left on the grid takes {bits:.3f} bits per weight (arithmetic: {grid:.3f})." if bits else ""
+        note = f"{tied}Int8 weights are made from those on the grid: one byte each, and scales per column.{rest}"
     drawn = [Chart("stack", "Where the bytes are", values=(1,))]
     return section("bytes", "Bytes on disk", note, table(["part", "bytes", "share"], rows, sums=(1,), charts=drawn))
 

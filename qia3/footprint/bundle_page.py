@@ -32,6 +32,7 @@ FLOAT_CACHE = "float32 cache"
 LIKE_STEPS = "prompts like steps"
 SCORED = "Held-out accuracy of this bundle on ONNX Runtime (`qia3 eval BUNDLE FILE --adapter NAME`; generation: exact match, and F1 over words)."
 UNSCORED = "Not evaluated: made with `--no-evaluation`. `qia3 eval BUNDLE FILE --adapter NAME` scores it."
+FOUR_BITS = "4-bit products"
 AGREEMENT = ("max difference", "KL (nats)", "same top token", "positions")
 
 
@@ -122,6 +123,7 @@ def _parity(report: Report) -> Section:
             ("exact", both.exact),
             ("shipped", both.shipped),
             (LIKE_STEPS, both.prompts_like_steps),
+            (FOUR_BITS, both.four_bit_products),
             (FLOAT_CACHE, both.float_cache),
         )
         if agreement is not None
@@ -142,6 +144,8 @@ def _parity(report: Report) -> Section:
             f" `{LIKE_STEPS}` is the shipped graph without int8 prompts: all tokens run through the 4-bit products "
             "of a step."
         )
+    if any(both.four_bit_products for both in (report.parity or {}).values()):
+        note += f" `{FOUR_BITS}` is the graph with 4-bit products in place of those in int8; `exact` has them, too."
     if report.limits:
         note += (
             f" Limits: for the exact graph a difference of {report.limits['max_difference']:g} (beyond it the "

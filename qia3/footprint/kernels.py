@@ -15,6 +15,9 @@ A layer at 8 bits is the same with N K codes under x64-int8 (measured; as fast p
 float32 there is no kernel for it: nothing is packed, and each use dequantises all of it, 4 N K bytes that are held
 meanwhile, written and read again. The same holds for NF4 (MatMulBnb4), according to the source (matmul_bnb4.cc).
 
+A layer with int8 weights in place of the grid's (qia3.graph.int8_products) takes N K bytes, 4 N of scales and 4 N of
+sums on every processor.
+
 A layer that stays in float32 is packed too: 4 N K bytes held and read. What runs only for the prompt (`once`: an
 encoder's layers, cross-attention's keys and values) is held, but not read per token.
 
@@ -38,7 +41,7 @@ from typing import NamedTuple
 from qia3 import machine
 from qia3.bundle.manifest import PROMPT, Architecture, Dense, Layer, Manifest
 from qia3.footprint.account import PROMPTS
-from qia3.footprint.bits import Shape, embedding_shape, grid_bytes, linear_shapes, zero_point_bytes
+from qia3.footprint.bits import Shape, embedding_shape, grid_bytes, linear_shapes, on_their_grid, zero_point_bytes
 
 KEPT_PARTS = ("zero_points", "embedding_weights", "dense", "norms_and_biases", "rotary", "positions", "other")
 
@@ -81,7 +84,8 @@ class KernelBytes:
 
 def kernel_bytes(linears: Sequence[Layer], dense: Sequence[Dense] = ()) -> dict[str, KernelBytes]:
     """Bytes by kernel."""
-    layers = [_blocks(s, not layer.once) for s, layer in zip(linear_shapes(linears), linears, strict=True)]
+    gridded = on_their_grid(linears)
+    layers = [_blocks(s, not layer.once) for s, layer in zip(linear_shapes(gridded), gridded, strict=True)]
     found = {
         "x64-int8": _x64_int8(layers),
         "float32": _float32(layers),
@@ -89,7 +93,12 @@ def kernel_bytes(linears: Sequence[Layer], dense: Sequence[Dense] = ()) -> dict[
         "arm-i8mm": _arm(layers, eight=8),
     }
     held, read = (sum(4 * x.inputs * x.outputs for x in dense if every or not x.once) for every in (True, False))
-    return {name: KernelBytes(k.held_bytes + held, k.streamed_bytes + read, read) for name, k in found.items()}
+    rounded = [x for x in linears if x.products == "int8"]
+    more, often = (sum(x.outputs * (x.inputs + 8) for x in rounded if every or not x.once) for every in (True, False))
+    return {
+        name: KernelBytes(k.held_bytes + held + more, k.streamed_bytes + read + often, read)
+        for name, k in found.items()
+    }
 
 
 def bundle_kernels(manifest: Manifest, parts: Mapping[str, int]) -> dict[str, KernelBytes]:
@@ -146,8 +155,9 @@ def mapped_bytes(manifest: Manifest, parts: Mapping[str, int]) -> int:
     """
     embedding, tied = embedding_shape(manifest), manifest.architecture.tied_embedding
     found = [embedding] if embedding else []
-    shapes = linear_shapes(manifest.linears)
-    heads = [s for s, layer in zip(shapes, manifest.linears, strict=True) if layer.role == "head" and not tied]
+    gridded = on_their_grid(manifest.linears)
+    shapes = linear_shapes(gridded)
+    heads = [s for s, layer in zip(shapes, gridded, strict=True) if layer.role == "head" and not tied]
     if kernel_here(manifest) == "float32":
         unpacked = [s for s in shapes if s.format != "int4"]
         found += [s for s in unpacked if not (tied and s == embedding)]

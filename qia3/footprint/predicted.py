@@ -27,6 +27,7 @@ from qia3.footprint.bits import (
     grid_bytes,
     linear_shapes,
     on_grid,
+    on_their_grid,
     stored_shapes,
     zero_point_bytes,
 )
@@ -71,6 +72,11 @@ class Sizes:
     int8_prompts: bool = False
 
     @property
+    def int8_products(self) -> bool:
+        """Whether steps have int8 products as well."""
+        return any(layer.products == "int8" and not layer.once for layer in self.linears)
+
+    @property
     def layers(self) -> Sequence[Layer | Dense]:
         return (*self.linears, *self.dense)
 
@@ -100,7 +106,7 @@ class Sizes:
 
     def touched_bytes(self) -> int:
         """Bytes of the file that get mapped."""
-        points = [zero_point_bytes(shape) for shape in linear_shapes(self.linears)]
+        points = [zero_point_bytes(shape) for shape in linear_shapes(on_their_grid(self.linears))]
         small = sum(max(size, AROUND) for size in points if size)
         return small + sum(self.tables) + self.others
 
@@ -133,7 +139,7 @@ def of_bundle(manifest: Manifest, parts: Mapping[str, int], kernel: KernelBytes,
         others=sum(parts.get(part, 0) for part in ("norms_and_biases", "rotary", "positions", "other")),
         kernel=kernel,
         nodes=nodes,
-        int8_prompts=PROMPT in manifest.graphs,
+        int8_prompts=PROMPT in manifest.graphs or any(layer.products == "int8" for layer in manifest.linears),
     )
 
 
@@ -199,7 +205,7 @@ def times(sizes: Sizes, device: Device, prompt: int) -> tuple[float | None, floa
         first = None
     if node is None or load is None or bandwidth is None:
         return None, None, None
-    writes = sizes.architecture.pooling is None
+    writes = sizes.architecture.pooling is None and not sizes.int8_products
     token = token_seconds(sizes.kernel, sizes.nodes, bandwidth.value, node.value, device) if writes else None
     if first is not None and token is not None and sizes.architecture.encoder_layers is not None:
         first += token  # the decoder's first step follows the encoder and reads its weights like any other

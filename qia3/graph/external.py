@@ -17,15 +17,15 @@ import onnx_ir as ir
 from qia3.bundle.layout import DATA, GRAPH
 from qia3.bundle.manifest import Region
 from qia3.graph.distance import BUFFERS
+from qia3.graph.int8_products import INT8, INT8_SCALES, NORM, SMOOTHING
 from qia3.graph.leaves import DENSE
 from qia3.graph.packing import PACKED
-from qia3.graph.prompts import INT8, INT8_SCALES, NORM, SMOOTHING
 from qia3.graph.relative import TABLE
 
 ALIGNMENT = 64
 SMALLEST = 128  # bytes; smaller tensors that are not weights stay inside the .onnx
 KINDS = ("codes", "scales", "zero_points")
-PROMPT_WEIGHTS = "prompt_weights"
+PROMPT_WEIGHTS, INT8_WEIGHTS = "prompt_weights", "int8_weights"
 
 
 def write_graph(model: ir.Model, folder: Path, vocabulary_modules: Collection[str]) -> list[Region]:
@@ -34,9 +34,15 @@ def write_graph(model: ir.Model, folder: Path, vocabulary_modules: Collection[st
 
 
 def write_graphs(
-    models: Mapping[str, ir.Model], data: str, folder: Path, vocabulary_modules: Collection[str]
+    models: Mapping[str, ir.Model],
+    data: str,
+    folder: Path,
+    vocabulary_modules: Collection[str],
+    int8_part: str = PROMPT_WEIGHTS,
 ) -> list[Region]:
-    """Writes the graphs, by file name, and the data file `data` that they share."""
+    """Writes the graphs, by file name, and the data file `data` that they share. `int8_part` is the footprint's name
+    for the weights of int8 products.
+    """
     regions: list[Region] = []
     seen: dict[str, int] = {}  # offset of the bytes with this digest
     data_file = folder / data
@@ -50,7 +56,7 @@ def write_graphs(
                 digest = hashlib.sha256(content).hexdigest()
                 if digest not in seen:
                     out.write(b"\0" * (-out.tell() % ALIGNMENT))
-                    part, packed = _part(name, vocabulary_modules), value.meta.get(PACKED, ())
+                    part, packed = _part(name, vocabulary_modules, int8_part), value.meta.get(PACKED, ())
                     regions.append(Region(name, part, len(content), out.tell(), data, packed))
                     seen |= _parts(content, packed, out.tell()) | {digest: out.tell()}
                     out.write(content)
@@ -91,7 +97,7 @@ def _external(tensor: ir.TensorProtocol, name: str, offset: int, data_file: Path
     return ir.ExternalTensor(*place, shape=shape, name=name, base_dir=data_file.parent)
 
 
-def _part(name: str, vocabulary_modules: Collection[str]) -> str:
+def _part(name: str, vocabulary_modules: Collection[str], int8_part: str) -> str:
     """The footprint part of an initializer, by the module it belongs to."""
     kind = name.rpartition(".")[2]
     vocabulary = any(name.startswith(f"{module}.") for module in vocabulary_modules)
@@ -100,7 +106,7 @@ def _part(name: str, vocabulary_modules: Collection[str]) -> str:
     if vocabulary and kind == "weight":
         return "embedding_weights"
     if kind in (INT8, INT8_SCALES, SMOOTHING) or kind.startswith(NORM):
-        return PROMPT_WEIGHTS
+        return int8_part
     if kind == DENSE:
         return "dense"
     if name in ("cos", "sin") or kind.startswith("rotary_"):

@@ -67,10 +67,10 @@ def torch_continued(
 
 class OrtDecoder:
     """A graph opened without our runtime: one prompt, then one token at a time, with its cache. `prompts`: another
-    graph that runs the prompt.
+    graph that runs the prompt. Each is a file or an open session.
     """
 
-    def __init__(self, path: Path, prompts: Path | None = None) -> None:
+    def __init__(self, path: Path | ort.InferenceSession, prompts: Path | None = None) -> None:
         self.session = _session(path)
         self.first = self.session if prompts is None else _session(prompts)
         self.outputs = [o.name for o in self.session.get_outputs()]
@@ -137,7 +137,9 @@ class OrtDecoder:
             }
 
 
-def _session(path: Path) -> ort.InferenceSession:
+def _session(path: Path | ort.InferenceSession) -> ort.InferenceSession:
+    if not isinstance(path, Path):
+        return path
     options = ort.SessionOptions()
     options.log_severity_level = 3
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

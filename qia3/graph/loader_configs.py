@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification, AutoModelForTokenCl
 
 from qia3.base.family import embeddings, is_encoder, weight_of
 from qia3.base.start import start_of
-from qia3.bundle.layout import GRAPH, transformers_js_config
+from qia3.bundle.layout import DTYPE, GRAPH, INT8_DTYPE, in_int8, transformers_js_config
 from qia3.bundle.ports import Cache
 from qia3.ia3.roles import device_of
 
@@ -35,18 +35,19 @@ def write_configs(
     cache: Cache,
     labels: Sequence[str] | None = None,
     tags: bool = False,
+    int8: bool = False,
 ) -> None:
     """config.json, generation_config.json and, for a decoder, genai_config.json (onnxruntime-genai's generic "decoder"
     type, which does not support encoders).
 
     config.json's max_position_embeddings is the graph's context length, which may be less than the base's:
     transformers.js stops generating there. An encoder's config.json has the `labels` of a merged head, which loaders
-    display; `tags`: they are labels of tokens.
+    display; `tags`: they are labels of tokens. `int8`: the graphs have int8 products throughout, and so other names.
     """
     pair = bool(model.config.is_encoder_decoder)
     config = model.config.to_dict() | {
         "max_position_embeddings": context_length,
-        "transformers.js_config": transformers_js_config(pair),
+        "transformers.js_config": transformers_js_config(pair, INT8_DTYPE if int8 else DTYPE),
     }
     if pair:
         config["tie_word_embeddings"] = tied_for_others(model)
@@ -69,6 +70,7 @@ def write_configs(
     _write_json(folder / "generation_config.json", generation)
     if not pair:
         genai = genai_config(model.config.get_text_config(), context_length, stop_tokens, cache)
+        genai["model"]["decoder"]["filename"] = in_int8(GRAPH) if int8 else GRAPH
         _write_json(folder / "genai_config.json", genai)
 
 

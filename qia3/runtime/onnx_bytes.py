@@ -18,7 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 IR_VERSION, OPSET = 10, 21
-TYPES = {np.dtype(np.float32): 1, np.dtype(np.uint8): 2, np.dtype(np.int32): 6, np.dtype(np.int64): 7}
+TYPES = {
+    np.dtype(kind): number
+    for kind, number in ((np.float32, 1), (np.uint8, 2), (np.int8, 3), (np.int32, 6), (np.int64, 7))
+}
 FLOAT, INT = 1, 2  # AttributeProto.AttributeType
 Array = NDArray[np.generic]
 Shape = Sequence[int | str]

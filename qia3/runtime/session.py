@@ -19,6 +19,7 @@ from qia3.bundle.opened import Bundle
 from qia3.bundle.ports import HEAD, HEAD_BIAS, HEAD_WEIGHT, PAST, cache_type
 from qia3.errors import AdapterError, BundleError, QIA3Error, first_line
 from qia3.runtime.cache import Floats
+from qia3.runtime.int8_products import check_products
 from qia3.runtime.packed import packed_graph
 
 
@@ -26,6 +27,7 @@ class GraphSession:
     """One graph of a bundle, loaded. `ports` are its inputs by name, with their shapes."""
 
     def __init__(self, bundle: Bundle, graph: Graph, threads: int, packed: Path | None) -> None:
+        check_products(bundle)
         path = bundle.path / graph.file if packed is None else packed_graph(bundle, graph, options(threads), packed)
         self.path, self.sizes = path, bundle.vectors
         self.session = session(path, threads)

@@ -1,19 +1,23 @@
-r"""A graph for prompts: the decoder with int8 products, beside the 4-bit one that generates.
+r"""Int8 products in place of 4-bit ones, where those are slow: for many rows, and on WebAssembly.
 
 MatMulNBits unpacks 4-bit weights at every call and multiplies block by block. That is right for one row, where reading
 the weights is what takes the time. With many rows ONNX Runtime's plain int8 product (MatMulIntegerToFloat) is two to
-four times as fast. So the same decoder is written once more, with (for each part of up to `LONGEST` inputs)
+four times as fast, and on WebAssembly, which has no kernel for 4-bit products, for one row as well. It computes (for
+each part of up to `LONGEST` inputs)
 
     x'[m, k] = x[m, k] / s[k]                             smoothing: a constant per input channel
     a[m, k]  = round(x'[m, k] / r[m]) + 128               uint8, with r[m] = max_k |x'[m, k]| / 127, a scale per row
     b[k, n]  = round(w[n, k] s[k] / t[n])                 int8, with t[n] = max_k |w[n, k] s[k]| / 127, a scale per column
     y[m, n]  = r[m] t[n] sum_k (a[m, k] - 128) b[k, n]
 
-for every product that all positions of a prompt go through; w are the 4-bit weights. Behind a norm, rows are of one
-size: there s goes into the norm's own weights, and r is one scale for all rows, with an offset (DynamicQuantizeMatMul,
-one operator instead of eight: with 32 tokens, small operators took half as long as the products). The head, and what
-follows the last attention (trimming.py), run at one position and stay in 4 bits, as do experts. Inputs, outputs and
-cache are the decoder's own, so a prompt is run by this graph and its cache is continued by the other.
+where w are the 4-bit weights. Behind a norm, rows are of one size: there s goes into the norm's own weights, and r is
+one scale for all rows, with an offset (DynamicQuantizeMatMul, one operator instead of eight: with 32 tokens, small
+operators took half as long as the products). Experts stay in 4 bits. Two uses:
+
+    a decoder's prompts      a second graph, beside the 4-bit one that generates. The head, and what follows the last
+                             attention (trimming.py), run at one position and stay in 4 bits. Inputs, outputs and cache
+                             are the decoder's own, so that one continues the other's
+    `every` product          in place of the 4-bit graph: encoders, which have only prompts, and the target browser-wasm
 
 A scale per row is coarser than MatMulNBits' scale per block, and a few channels of a decoder's activations are far
 larger than the rest. Measured on SmolLM2 (KL against the 4-bit graph after the demo's prompts), whole rows and s = 1:
@@ -31,19 +35,18 @@ x64 without VNNI adds pairs of products in 16 bits and saturates; there the runt
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx_ir.passes import InPlacePass, PassResult, PreconditionError
 
 from qia3.bundle.ports import LOGITS
-from qia3.graph.cache import Text
-from qia3.graph.forced import OrtDecoder
 from qia3.graph.fusions import MICROSOFT
 from qia3.graph.packing import constant
 from qia3.grids import int4, int8
@@ -56,6 +59,7 @@ MIDDLE = 128
 LEAST = 1e-20  # of a row of zeros, so that nothing is divided by zero
 LONGEST = 640  # inputs that share a scale per row
 ROWS = 256  # rows of activations that are kept per input
+OUTPUTS = 8192  # of a product, at most, that its alpha is chosen by
 GATHERS = ("GatherND", "GatherElements")
 INT8, INT8_SCALES, SMOOTHING, NORM = "int8", "int8_scales", "smoothing", "smoothed_norm"  # end of an initializer's name
 Floats = NDArray[np.float32]
@@ -63,15 +67,16 @@ Floats = NDArray[np.float32]
 
 @dataclass
 class Seen:
-    """What a product's input was: the largest |x| per channel, [K], and some rows [R, K]."""
+    """What a product's input was: the largest |x| per channel, [K], and some of its `count` rows, each [K]."""
 
     largest: Floats
     rows: list[Floats] = field(default_factory=list)
+    count: int = 0
 
 
-def products(model: ir.Model) -> list[ir.Node]:
-    """The 4-bit and 8-bit products that all positions of a prompt go through, in the graph's order."""
-    once = _at_one_position(model)
+def products(model: ir.Model, every: bool = False) -> list[ir.Node]:
+    """The 4-bit and 8-bit products that all positions of a prompt go through, or `every` one, in the graph's order."""
+    once = set() if every else _at_one_position(model)
     return [node for node in model.graph if node.op_type == "MatMulNBits" and node not in once]
 
 
@@ -112,32 +117,58 @@ def _constant(node: ir.Node, number: int) -> NDArray[Any]:
     return found
 
 
-def activations(graph: Path, texts: Iterable[Text]) -> dict[str, Seen]:
-    """Runs the texts through a decoder's graph; what its products read, by the input's name."""
-    model = ir.load(graph)
-    read = list(dict.fromkeys(value for node in products(model) if (value := node.inputs[0]) is not None))
-    model.graph.outputs.extend(read)
-    observed = graph.with_name(f"observed-{graph.name}")
-    try:
-        ir.save(model, observed)
-        return _run(OrtDecoder(observed), [str(value.name) for value in read], list(texts))
-    finally:
-        observed.unlink(missing_ok=True)
+class Watched:
+    """A graph whose runs are watched: a session with the inputs, outputs and `run` of ONNX Runtime's, which remembers
+    in `seen` what the graph's products read.
+    """
 
+    def __init__(self, graph: Path, every: bool = False) -> None:
+        model = ir.load(graph)
+        read = dict.fromkeys(value for node in products(model, every) if (value := node.inputs[0]) is not None)
+        shown = {value.name for value in model.graph.outputs}
+        model.graph.outputs.extend(value for value in read if value.name not in shown)
+        self.seen: dict[str, Seen] = {str(value.name): Seen(np.zeros(0, np.float32)) for value in read}
+        self.draws = np.random.default_rng(0)
+        file = graph.with_name(f"watched-{graph.name}")
+        try:
+            ir.save(model, file)
+            options = ort.SessionOptions()
+            options.log_severity_level = 3
+            self.session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        finally:
+            file.unlink(missing_ok=True)
+        self.get_inputs, self.get_overridable_initializers = (
+            self.session.get_inputs,
+            self.session.get_overridable_initializers,
+        )
+        self.outputs = [o for o in self.session.get_outputs() if o.name in shown]
 
-def _run(decoder: OrtDecoder, names: Sequence[str], texts: Sequence[Text]) -> dict[str, Seen]:
-    found: dict[str, Seen] = {}
-    draws, each = np.random.default_rng(0), -(-ROWS // max(1, len(texts)))
-    for tokens, vectors in texts:
-        states = decoder.states(tokens, vectors, names)
-        kept = draws.permutation(len(tokens))[:each]
-        for name, state in states.items():
-            rows = state.reshape(-1, state.shape[-1])
-            largest = np.abs(rows).max(0)
-            seen = found.setdefault(name, Seen(largest))
-            seen.largest = np.maximum(seen.largest, largest)
-            seen.rows.append(rows[kept])
-    return found
+    def get_outputs(self) -> list[Any]:
+        return self.outputs
+
+    def run(self, names: Sequence[str] | None, feeds: Mapping[str, Any]) -> list[Any]:
+        """Like InferenceSession.run."""
+        asked = list(names) if names is not None else [o.name for o in self.outputs]
+        watched = [name for name in self.seen if name not in asked]
+        found = self.session.run([*asked, *watched], feeds)
+        for name, value in zip([*asked, *watched], found, strict=True):
+            if name in self.seen:
+                self._remember(self.seen[name], value.reshape(-1, value.shape[-1]))
+        return list(found[: len(asked)])
+
+    def _remember(self, seen: Seen, rows: Floats) -> None:
+        """Keeps the largest values, and up to ROWS rows of all runs so far, each as likely as another."""
+        if not len(rows):
+            return
+        largest = np.abs(rows).max(0)
+        seen.largest = np.maximum(seen.largest, largest) if len(seen.largest) else largest
+        places = self.draws.integers(seen.count + 1 + np.arange(len(rows)))
+        for row, place in zip(rows, places, strict=True):
+            if len(seen.rows) < ROWS:
+                seen.rows.append(row.copy())
+            elif place < ROWS:
+                seen.rows[place] = row.copy()
+        seen.count += len(rows)
 
 
 def smoothing(seen: Seen, read: Sequence[Floats], normed: bool = False) -> Floats:
@@ -145,9 +176,10 @@ def smoothing(seen: Seen, read: Sequence[Floats], normed: bool = False) -> Float
     the smallest squared error of all results. Each row counts relative to its own size, or the first token's, often
     hundreds of times as large, would decide alone.
     """
-    x, w = np.concatenate(seen.rows), np.concatenate(read)
-    exact = x @ w.T
+    x, w = np.stack(seen.rows), np.concatenate(read)
     most = np.maximum(np.abs(w).max(0), 1e-8)
+    w = w[:: -(-len(w) // OUTPUTS)]
+    exact = x @ w.T
     large = np.maximum(seen.largest, 1e-8 * max(1.0, float(seen.largest.max(initial=0))))
     tried = [np.ones_like(large), *(large**alpha / most ** (1 - alpha) for alpha in ALPHAS)]
     size = np.square(exact).sum(1) + LEAST
@@ -192,29 +224,46 @@ def rounded_weights(w: Floats, s: Floats) -> tuple[NDArray[np.int8], Floats]:
 
 
 def prompt_graph(graph: Path, seen: Mapping[str, Seen]) -> ir.Model:
-    """The decoder in this file with int8 products; its other weights stay where they are."""
+    """The decoder in this file with int8 products for prompts; its other weights stay where they are."""
     model = ir.load(graph)
     Int8Products(seen)(model)
     return model
 
 
+def int8_graph(graph: Path, seen: Mapping[str, Seen]) -> ir.Model:
+    """The graph in this file with int8 products throughout, and without its file: all weights are in memory."""
+    model = ir.load(graph)
+    Int8Products(seen, every=True)(model)
+    in_memory(model)
+    return model
+
+
+def in_memory(model: ir.Model) -> None:
+    """Reads the weights that are in a file."""
+    for name, value in model.graph.initializers.items():
+        if isinstance(value.const_value, ir.ExternalTensor):
+            value.const_value = ir.tensor(value.const_value.numpy().copy(), name=name)
+
+
 class Int8Products(InPlacePass):  # type: ignore[misc]
     """Replaces each of `products` by an int8 product."""
 
-    def __init__(self, seen: Mapping[str, Seen]) -> None:
+    def __init__(self, seen: Mapping[str, Seen], every: bool = False) -> None:
         super().__init__()
-        self.seen = seen
+        self.seen, self.every = seen, every
 
     def requires(self, model: ir.Model) -> None:
-        found = products(model)
+        found = products(model, self.every)
         if not found:
             raise PreconditionError("no product that all positions of a prompt go through")
-        if missing := {str(node.inputs[0].name) for node in found if node.inputs[0] is not None} - self.seen.keys():
+        if missing := {str(n.inputs[0].name) for n in found if n.inputs[0] is not None} - {
+            n for n, s in self.seen.items() if s.rows
+        }:
             raise PreconditionError(f"inputs whose range is not known: {sorted(missing)}")
 
     def call(self, model: ir.Model) -> PassResult:
         readers: dict[ir.Value, list[ir.Node]] = {}
-        for node in products(model):
+        for node in products(model, self.every):
             assert node.inputs[0] is not None
             readers.setdefault(node.inputs[0], []).append(node)
         for x, nodes in readers.items():
@@ -233,7 +282,7 @@ class Int8Products(InPlacePass):  # type: ignore[misc]
         return PassResult(model, modified=True)
 
     def ensures(self, model: ir.Model) -> None:
-        assert not products(model)
+        assert not products(model, self.every)
 
     def _smoothed_norm(self, model: ir.Model, norm: ir.Node, reader: ir.Node, s: Floats) -> None:
         """Divides what a norm multiplies by, and adds, by s."""

@@ -15,15 +15,15 @@ from test_graph import exported, fed
 from tiny import ALL, DECODERS, ids
 
 from qia3.base.modules import GridLinear
-from qia3.bundle.layout import GRAPH, PROMPT_DATA, PROMPT_GRAPH
-from qia3.graph import prompts
+from qia3.bundle.layout import DATA, GRAPH, PROMPT_DATA, PROMPT_GRAPH
+from qia3.graph import int8_products
 from qia3.graph.cache import largest_kept, pairs_of, with_int8_cache
 from qia3.graph.external import PROMPT_WEIGHTS, write_graphs
 from qia3.graph.forced import OrtDecoder
-from qia3.graph.prompts import (
+from qia3.graph.int8_products import (
     Int8Products,
     Seen,
-    activations,
+    Watched,
     products,
     prompt_graph,
     rounded_product,
@@ -39,15 +39,22 @@ def int8_graph(family, folder, **options):
     """The model, its vectors and the regions; the prompts' graph is beside the decoder's."""
     model, scaled, vectors, _ = exported(family, folder, **options)
     vectors = vectors if scaled else {}  # folded: they are in the weights
-    seen = activations(folder / GRAPH, [(PROMPT, fed(vectors)), ([5, 6, *MORE], {})])
+    seen = watched(folder / GRAPH, vectors)
     regions = write_graphs({PROMPT_GRAPH: prompt_graph(folder / GRAPH, seen)}, PROMPT_DATA, folder, ["lm_head"])
     return model, vectors, regions
+
+
+def watched(graph, vectors, every=False):
+    session = Watched(graph, every)
+    for tokens, given in ((PROMPT, fed(vectors)), ([5, 6, *MORE], {})):
+        OrtDecoder(session).logits(tokens, [], given)
+    return session.seen
 
 
 @pytest.mark.parametrize(("family", "longest"), [*((family, 640) for family in SOME), ("llama", 50), ("gpt2", 50)])
 def test_the_graph_is_torch_with_its_products_rounded(family, longest, tmp_path, monkeypatch):
     """The oracle is transformers' own forward, each product in it rounded by torch, in the parts that the graph has."""
-    monkeypatch.setattr(prompts, "LONGEST", longest)
+    monkeypatch.setattr(int8_products, "LONGEST", longest)
     model, vectors, _ = int8_graph(family, tmp_path)
     plain, both = OrtDecoder(tmp_path / GRAPH), OrtDecoder(tmp_path / GRAPH, tmp_path / PROMPT_GRAPH)
     found = both.logits(PROMPT, [], fed(vectors))
@@ -59,10 +66,34 @@ def test_the_graph_is_torch_with_its_products_rounded(family, longest, tmp_path,
     assert far < 0.05 * np.abs(rounded).max()
 
 
-def torch_with_rounded_products(model, decoder, graph):
+@pytest.mark.parametrize("options", [{}, {"eight_bit": ("down",)}, {"symmetric": True}, {"logits": "all"}])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
+def test_with_every_product_in_int8_it_is_torch_with_all_of_them_rounded(family, options, tmp_path):
+    """The head and what runs at one position as well. No 4-bit product is left, and nothing is read from the file."""
+    model, _, vectors, _ = exported(family, tmp_path, **options)
+    plain, graph = (
+        OrtDecoder(tmp_path / GRAPH),
+        int8_products.int8_graph(tmp_path / GRAPH, watched(tmp_path / GRAPH, vectors, every=True)),
+    )
+    assert not products(graph, every=True)
+    ir.save(graph, tmp_path / "alone.onnx")
+    (tmp_path / DATA).rename(tmp_path / "away")
+    found = OrtDecoder(tmp_path / "alone.onnx").logits(PROMPT, [], fed(vectors))
+    (tmp_path / "away").rename(tmp_path / DATA)
+    rounded = torch_with_rounded_products(model, ir.load(tmp_path / GRAPH), graph, every=True)
+    near = np.abs(found - rounded).max()
+    far = np.abs(plain.logits(PROMPT, [], fed(vectors)) - rounded).max()
+    assert near < 0.01 * np.abs(rounded).max()
+    assert near < far / 2
+
+
+def torch_with_rounded_products(model, decoder, graph, every=False):
     """Logits [1, V] after PROMPT."""
     known = {n: v.const_value.numpy() for n, v in graph.graph.initializers.items() if v.const_value is not None}
-    before = norm_weights(decoder)
+    before = norm_weights(decoder, every)
+    once = {n.inputs[1].name.removesuffix(".codes") for n in products(decoder, every)}
+    once -= {n.inputs[1].name.removesuffix(".codes") for n in products(decoder)}
+    once = once if len(once) > 1 else set()  # with logits of all positions it is the head, at all of them
     changed = []
     for name, module in model.named_modules():
         short = name.removesuffix(".base")
@@ -80,7 +111,7 @@ def torch_with_rounded_products(model, decoder, graph):
                 if f"{n}.smoothing" in known or f"{n}.smoothed_norm" in known
             )
             module.computed = rounding(
-                module, torch.from_numpy(inverse.copy()), [sum(sizes)] if normed else sizes, normed
+                module, torch.from_numpy(inverse.copy()), [sum(sizes)] if normed else sizes, normed, short in once
             )
             changed.append(module)
     assert changed
@@ -92,10 +123,10 @@ def torch_with_rounded_products(model, decoder, graph):
             del module.computed
 
 
-def norm_weights(decoder):
+def norm_weights(decoder, every):
     """What the norm before each product multiplies by, by the product's module."""
     found = {}
-    for node in products(decoder):
+    for node in products(decoder, every):
         norm = node.inputs[0].producer()
         if norm is not None and "Normalization" in norm.op_type:
             number = 2 if norm.op_type.startswith("Skip") else 1
@@ -103,8 +134,10 @@ def norm_weights(decoder):
     return found
 
 
-def rounding(module, inverse, sizes, normed):
+def rounding(module, inverse, sizes, normed, once):
     def computed(given):
+        if once:  # nothing reads what the other positions would give
+            given = given[:, -1:].expand_as(given)
         pairs = zip((given * inverse).split(sizes, -1), (module.weight / inverse).split(sizes, 1), strict=True)
         to_codes = rounded_together if normed else rounded
         y = sum(torch.nn.functional.linear(to_codes(x), rounded(w)) for x, w in pairs)
@@ -178,7 +211,7 @@ def test_smoothing_changes_nothing_but_the_rounding(tmp_path):
     x = rng.normal(size=(64, 96)).astype(np.float32)
     x[:, [3, 50]] *= 100
     w = rng.normal(size=(40, 96)).astype(np.float32)
-    s = smoothing(Seen(np.abs(x).max(0), [x]), [w])
+    s = smoothing(Seen(np.abs(x).max(0), list(x)), [w])
     exact = x @ w.T
     errors = [np.square(rounded_product(x, w, one) - exact).mean() for one in (np.ones(96, np.float32), s)]
     assert errors[1] < errors[0] / 10
@@ -188,7 +221,7 @@ def test_smoothing_changes_nothing_but_the_rounding(tmp_path):
 
 def test_inputs_of_zeros_stay_zeros():
     x, w = np.zeros((4, 32), np.float32), np.ones((8, 32), np.float32)
-    s = smoothing(Seen(np.abs(x).max(0), [x]), [w])
+    s = smoothing(Seen(np.abs(x).max(0), list(x)), [w])
     assert np.isfinite(s).all()
     assert (rounded_product(x, w, s) == 0).all()
 
