@@ -22,8 +22,8 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-SIBLINGS = "cpu*/topology/thread_siblings_list"
-PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
+SIBLINGS = "topology/thread_siblings_list"
+PROC, CGROUPS, CPUS = Path("/proc"), Path("/sys/fs/cgroup"), Path("/sys/devices/system/cpu")
 FLAGS = {
     "x64": {name: name for name in ("avx2", "avx_vnni", "avx512f", "avx512_vnni")},
     "arm": {"neon": "asimd", "dotprod": "asimddp", "i8mm": "i8mm", "bf16": "bf16"},
@@ -55,18 +55,19 @@ def allowed_cores() -> set[int]:
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
 
 
-def physical_cores() -> int:
-    """Physical cores that this process may use.
+def physical_cores(cpus: Path = CPUS) -> int:
+    """Physical cores that this process may use, without little ones: a product is shared out in equal parts, and waits
+    for the slowest. A core is little if it has less than half of the capacity of the largest, as the kernel reports it
+    where cores differ (an Orange Pi 5 has four of 1024 and four of about 400).
 
-    ONNX Runtime's own default also counts cores that a container or taskset excludes.
+    ONNX Runtime's own default also counts little cores, and cores that a container or taskset excludes.
     """
     allowed = allowed_cores()
-    cores = {
-        file.read_text()
-        for file in Path("/sys/devices/system/cpu").glob(SIBLINGS)
-        if int(file.parts[-3].removeprefix("cpu")) in allowed
-    }
-    return len(cores) or len(allowed)
+    folders = [cpus / f"cpu{number}" for number in allowed]
+    capacity = {folder: _number(folder / "cpu_capacity") or 0 for folder in folders}
+    large = [folder for folder in folders if 2 * capacity[folder] >= max(capacity.values())]
+    cores = {file.read_text() for folder in large if (file := folder / SIBLINGS).is_file()}
+    return len(cores) or len(large)
 
 
 def instruction_sets() -> tuple[str, ...]:

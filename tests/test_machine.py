@@ -93,3 +93,30 @@ def test_a_board_is_called_by_its_name(monkeypatch, tmp_path):
 def test_the_system_tells_its_memory():
     assert machine.total_memory_bytes() > 2**28
     assert machine.processor()
+
+
+@pytest.mark.parametrize(
+    ("capacities", "siblings", "allowed", "cores"),
+    [
+        ([1024] * 4 + [414] * 4, 1, range(8), 4),  # an Orange Pi 5
+        ([1024, 768, 768, 768] + [250] * 4, 1, range(8), 4),  # a telephone's three kinds
+        ([1024] * 4 + [414] * 4, 1, range(4, 8), 4),  # only little ones are allowed
+        ([None] * 4, 2, range(4), 2),  # two cores of two threads, as x64 reports them
+        ([None] * 4, 1, range(2), 2),
+    ],
+)
+def test_threads_are_the_large_cores(tmp_path, monkeypatch, capacities, siblings, allowed, cores):
+    for number, capacity in enumerate(capacities):
+        folder = tmp_path / f"cpu{number}"
+        (folder / "topology").mkdir(parents=True)
+        first = number - number % siblings
+        (folder / machine.SIBLINGS).write_text(f"{first}-{first + siblings - 1}\n")
+        if capacity is not None:
+            (folder / "cpu_capacity").write_text(f"{capacity}\n")
+    monkeypatch.setattr(machine, "allowed_cores", lambda: set(allowed))
+    assert machine.physical_cores(tmp_path) == cores
+
+
+def test_without_a_report_all_allowed_cores_count(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "allowed_cores", lambda: {0, 1, 5})
+    assert machine.physical_cores(tmp_path) == 3
