@@ -4,7 +4,8 @@
 
     float/      safetensors and a tokenizer of 32,100 words
     side-64/, merged-64/        QIA³ bundles with T5's wo in float32, the default; 64-wo8, 128-wo8 with blocks of 128 and
-                                wo at 8 bits, 128-wo4 with wo at 4; merged-*.packed is what `--packed` keeps of them
+                                wo at 8 bits, 128-wo4 with wo at 4, *-prompts8 with int8 prompts; merged-*.packed is
+                                what `--packed` keeps of them
     ct2-int8/                   CTranslate2's converter, --quantization int8
     onnx-float/, onnx-int8/     optimum-onnx's export, and its dynamic quantisation (avx512_vnni)
 
@@ -42,6 +43,8 @@ VARIANTS = {
     "64-wo8": 'eight_bit = ["down"]',
     "128-wo8": 'block_size = 128\neight_bit = ["down"]',
     "128-wo4": 'block_size = 128\nblocks = { 128 = ["down"] }',
+    "64-prompts8": "",
+    "128-wo8-prompts8": 'block_size = 128\neight_bit = ["down"]',
 }
 BUILD = """
 name = "bench"
@@ -61,6 +64,7 @@ train = "few.jsonl"
 test = "few.jsonl"
 [export]
 context_length = 1024
+prompts = "{prompts}"
 [parity]
 prompts = 1
 decode_steps = 1
@@ -104,7 +108,8 @@ def write_qia3(place: Path, variant: str) -> None:
         "".join(json.dumps({"text": f"w{i}", "label": f"w{i % 2 + 50}"}) + "\n" for i in range(3, 19)), encoding="utf-8"
     )
     file = place / f"qia3-{variant}.toml"
-    file.write_text(BUILD.format(base=VARIANTS[variant]), encoding="utf-8")
+    prompts = "int8" if variant.endswith("prompts8") else "q4"
+    file.write_text(BUILD.format(base=VARIANTS[variant], prompts=prompts), encoding="utf-8")
     build_both(file, place / f"side-{variant}", place / f"merged-{variant}")
     merged = place / f"merged-{variant}"  # and its weights as this processor wants them
     open_engine(Bundle.open(merged, verify=False), packed=merged.with_name(f"{merged.name}.packed"))

@@ -45,12 +45,14 @@ MODULES = {"onnxruntime-web": (*WASM, *WEBGPU), "@huggingface/tokenizers": ("tok
 
 @dataclass(frozen=True)
 class Page:
-    """What was written: `bytes` in all, and the bytes that a first visit fetches on WebAssembly and on WebGPU."""
+    """What was written: `bytes` in all, and the bytes that a first visit fetches on WebAssembly and on WebGPU (None: the
+    bundle has int8 products, which only WebAssembly has).
+    """
 
     path: str
     bytes: int
     wasm_bytes: int
-    webgpu_bytes: int
+    webgpu_bytes: int | None
     pieces: int
 
 
@@ -75,7 +77,8 @@ def write_page(bundle: Bundle, output: Path, packages: Path, piece: int = PIECE)
         _write_service(scratch)
         sizes = files_on_disk(scratch)
     whole, (wasm, webgpu) = sum(sizes.values()), [sum(sizes[f"runtime/{n}"] for n in each) for each in (WASM, WEBGPU)]
-    return Page(str(output), whole, whole - webgpu, whole - wasm, count)
+    rounded = any(layer.products == "int8" for layer in bundle.manifest.linears)
+    return Page(str(output), whole, whole - webgpu, None if rounded else whole - wasm, count)
 
 
 def install_command(folder: str = "runtime") -> str:

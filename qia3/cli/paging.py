@@ -39,14 +39,16 @@ def page(
 ) -> None:
     """Make a web page that runs a bundle in the browser, offline after the first visit.
 
-    BUNDLE must be exported with --target browser. The page is a folder of plain files for any web server.
+    BUNDLE must be exported with --target browser or browser-wasm. The page is a folder of plain files for any web server.
     """
     from qia3.bundle.opened import Bundle
     from qia3.page import write_page
 
     made = write_page(Bundle.open(bundle), output, packages, piece * 2**20)
     sizes = f"{made.bytes / 1e6:.1f} MB, of which a visit fetches {made.wasm_bytes / 1e6:.1f} on WebAssembly"
-    text = f"{output} is a page: {sizes} and {made.webgpu_bytes / 1e6:.1f} on WebGPU"
+    text = f"{output} is a page: {sizes}"
+    if made.webgpu_bytes is not None:
+        text += f" and {made.webgpu_bytes / 1e6:.1f} on WebGPU"
     print_result(asdict(made), text, as_json)
     if not serve:
         return
