@@ -13,7 +13,7 @@ import onnxruntime as ort
 
 from qia3.bundle.opened import Bundle
 from qia3.errors import BundleError
-from qia3.runtime.onnx_bytes import model, node
+from qia3.runtime.onnx_bytes import Array, model, node
 
 SIZE = 64  # inputs and outputs
 
@@ -21,7 +21,7 @@ SIZE = 64  # inputs and outputs
 @cache
 def exact() -> bool:
     """By one product of the largest codes, as int8 graphs have it (qia3.graph.int8_products)."""
-    constants = {
+    constants: dict[str, Array] = {
         "codes": np.full((SIZE, SIZE), 127, np.int8),
         "step": np.array(1, np.float32),
         "scales": np.ones(SIZE, np.float32),
