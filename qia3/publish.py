@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from qia3.base.family import embeddings, is_encoder
 from qia3.base.frozen import BaseModel
+from qia3.base.load import LEAST_KEPT
 from qia3.base.stages import prompt_only
 from qia3.base.zero_points import write_zero_points
 from qia3.bundle.adapter import Adapter, write_adapter
@@ -39,6 +40,7 @@ from qia3.graph.encoder import export_encoder
 from qia3.graph.export import cache_of, export_decoder
 from qia3.graph.export_seq2seq import export_seq2seq
 from qia3.graph.external import write_graphs
+from qia3.graph.kept import Place
 from qia3.graph.loader_configs import write_configs, write_tokenizer
 from qia3.graph.preflight import preflight
 from qia3.graph.preflight_encoder import preflight_encoder
@@ -68,21 +70,54 @@ Graphs = Mapping[str, ir.Model]  # by role: "decoder", in an encoder-decoder "en
 
 
 def exported(plan: Build, adapted: AdaptedBase) -> Graphs:
-    """The graphs with unmerged vectors, compared with torch before anything is trained. Raises BaseModelError."""
-    target, base = load_target(plan.export.target), adapted.base
+    """The graphs with unmerged vectors, compared with torch before anything is trained; those of a base that is cached
+    are cached, too. Raises BaseModelError.
+    """
     check_learns(plan, adapted)
+    write_zero_points(adapted.model, load_target(plan.export.target).accuracy_level)
+    place = _place(plan, adapted) if adapted.base.parameters >= LEAST_KEPT else None
+    if place is not None and (kept := place.read()) is not None:
+        say(f"reading the graph from the cache: {place.folder}")
+        check_rounding(plan.export, adapted.model, kept)
+        return kept
     say("exporting the graph and comparing it with torch, before anything is trained")
-    write_zero_points(base.model, target.accuracy_level)
-    settings = (positions(plan, base), target.accuracy_level, plan.export.logits, target.vectors == "required")
-    limit = plan.parity.max_difference
+    graphs = _exported(plan, adapted)
+    if place is not None:
+        place.keep(graphs)
+    return graphs
+
+
+def _place(plan: Build, adapted: AdaptedBase) -> Place:
+    """Where such graphs are cached."""
+    level, positions_, logits, required = _settings(plan, adapted.base)
+    settings = {
+        "accuracy_level": level,
+        "positions": positions_,
+        "logits": logits,
+        "required": required,
+        "trainable": plan.export.trainable,
+        "max_difference": plan.parity.max_difference,
+    }
+    return Place.of(adapted.base, adapted.sites, settings)
+
+
+def _settings(plan: Build, base: BaseModel) -> tuple[int, int, str, bool]:
+    """accuracy_level, positions, logits, and whether vectors are required inputs."""
+    target = load_target(plan.export.target)
+    return target.accuracy_level, positions(plan, base), plan.export.logits, target.vectors == "required"
+
+
+def _exported(plan: Build, adapted: AdaptedBase) -> Graphs:
+    base, limit = adapted.base, plan.parity.max_difference
+    level, positions_, logits, required = _settings(plan, base)
+    settings = (positions_, level, logits, required)
     if is_encoder(base.model.config):
-        positions_, level, _, required = settings
         return {ENCODER: preflight_encoder(base.model, adapted.scaled, positions_, level, required, limit)}
     if base.start:
         return preflight_seq2seq(base.model, adapted.scaled, *settings, limit)
     decoder = {DECODER: preflight(base.model, adapted.scaled, *settings, limit)}
     check_rounding(plan.export, base.model, decoder)
-    return decoder | ({TRAIN: learning_graph(adapted, positions(plan, base))} if plan.export.trainable else {})
+    return decoder | ({TRAIN: learning_graph(adapted, positions_)} if plan.export.trainable else {})
 
 
 @dataclass(frozen=True)
@@ -156,8 +191,7 @@ def publish(
 
 
 def _again(plan: Build, base: BaseModel, head: Head | None) -> Graphs:
-    target = load_target(plan.export.target)
-    settings = (target.accuracy_level, positions(plan, base), plan.export.logits, target.vectors == "required")
+    settings = _settings(plan, base)
     if is_encoder(base.model.config):
         level, positions_, _, required = settings
         return {ENCODER: export_encoder(base.model, level, positions_, required, head)}
