@@ -29,8 +29,8 @@ channels into the weights, and shorter parts have smaller scales: 0.03 with s, 0
 (SmoothQuant, Xiao et al. 2023, arXiv:2211.10438). Products that read the same input share s. alpha is chosen from
 `ALPHAS` for each of these inputs by the error of y on rows of the tasks' own prompts.
 
-x64 without VNNI adds pairs of products in 16 bits and saturates; there the runtime leaves this graph alone
-(qia3.runtime.engine).
+x64 without VNNI adds pairs of products in 16 bits and saturates; there the runtime leaves a second graph alone
+(qia3.runtime.engine), and refuses a bundle that has no other (qia3.runtime.int8_products).
 """
 
 from __future__ import annotations
