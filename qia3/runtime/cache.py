@@ -128,23 +128,6 @@ class Cache:
         """A copy with buffers of its own, with room for `capacity` positions, at least those in use."""
         return self._copy(np.arange(len(self.lengths)), max(capacity, int(self.lengths.max(initial=0))))
 
-    @classmethod
-    def joined(cls, caches: Sequence[Cache], room: int, limit: int) -> Cache:
-        """Caches of one row each as the rows of one, with buffers of its own and room for `room` more positions, at most
-        `limit` in all; a single one as it is. Not for caches with fixed inputs.
-        """
-        if len(caches) == 1:
-            return caches[0]
-        lengths = np.concatenate([cache.lengths for cache in caches])
-        capacity = min(int(lengths.max()) + room, limit)
-        arrays = {}
-        for name, first in caches[0].buffers.arrays.items():
-            arrays[name] = np.zeros((len(caches), first.shape[1], capacity, first.shape[3]), first.dtype)
-            for row, cache in enumerate(caches):
-                used = int(cache.lengths[0])
-                arrays[name][row, :, :used] = cache.buffers.arrays[name][0, :, :used]
-        return cls(Buffers(arrays, lengths), lengths)
-
     def _copy(self, index: Lengths, capacity: int) -> Cache:
         lengths = self.lengths[index]
         used = int(lengths.max(initial=0))

@@ -27,7 +27,7 @@ from qia3.runtime.answer import answer_of, label, prepare, prompt_of, reply, tag
 from qia3.runtime.cache import Floats
 from qia3.runtime.encoder import Encoder
 from qia3.runtime.load import AnyEngine
-from qia3.runtime.several import labels, replies
+from qia3.runtime.replies import replies
 from qia3.tagged import has_scheme, span_f1
 
 Track = Callable[[list[Example]], Iterable[Example]]
@@ -176,21 +176,15 @@ def _task(engine: AnyEngine, adapter: str | None, task: str | None) -> Task:
 def _answers(
     engine: AnyEngine, task: Task, vectors: dict[str, Floats], examples: list[Example], track: Track
 ) -> list[str]:
-    """The answer to each example; `track` goes on by one for each that is answered."""
-    if isinstance(engine, Encoder) or task.kind == TAGS:
+    """The answer to each example, replies several at once; `track` goes on by one for each that is answered."""
+    if isinstance(engine, Encoder) or task.kind != "generate":
         return [_answer(engine, task, vectors, e) for e in track(examples)]
-    texts = [e.text for e in examples]
-    answered = (
-        enumerate(labels(engine, task, vectors, texts, [e.choices for e in examples]))
-        if task.kind == "classify"
-        else replies(engine, task, vectors, texts)
-    )
+    answered = replies(engine, task, vectors, [e.text for e in examples])
     found = {index: text for _, (index, text) in zip(track(examples), answered, strict=True)}
     return [found[index] for index in range(len(examples))]
 
 
 def _answer(engine: AnyEngine, task: Task, vectors: dict[str, Floats], example: Example) -> str:
-    """An encoder's; what it cannot do is raised."""
     if task.kind == "classify":
         return label(engine, task, vectors, example.text, example.choices)
     if task.kind == TAGS:

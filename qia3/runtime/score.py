@@ -102,54 +102,30 @@ def best(
     by: str = "sum",
 ) -> int:
     """The index of the choice that `rank` puts first; the first of equal ones."""
-    return best_batch(engine, [prompt], [choices], vectors, by)[0]
-
-
-def best_batch(
-    engine: Engine,
-    prompts: Sequence[Sequence[int]],
-    choices: Sequence[Sequence[Sequence[int]]],
-    vectors: Mapping[str, Floats],
-    by: str = "sum",
-) -> list[int]:
-    """`best` for several prompts with the same vectors [1, 1, d]. Prompts are run one at a time, after their common
-    beginning if it has been run (Engine.begin), and their answers together.
-    """
-    if not prompts or any(not len(c) for row in choices for c in row) or not all(choices):
+    answers = [tuple(c) for c in choices]
+    if not all(answers) or not answers:
         raise QIA3Error("there is nothing to rank: a prompt has no choices, or a choice has no tokens")
-    room = max(len(c) for row in choices for c in row)
-    run = [engine.prefill([prompt], vectors, room) for prompt in prompts]
-    logits = np.concatenate([first for first, _ in run])
-    cache = Cache.joined([cache for _, cache in run], room, engine.context_length)
-    rows = [_Row(logits[i], [tuple(c) for c in given], by) for i, given in enumerate(choices)]
-    for missing in (_Row.likely, _Row.possible):
-        wanted = {(i, row.answers[a]) for i, row in enumerate(rows) for a in missing(row)}
-        found = _walks(engine, sorted(wanted), logits, cache, vectors) if wanted else {}
-        for i, row in enumerate(rows):
-            row.scores |= {a: found[i, c] / row.sizes[a] for a, c in enumerate(row.answers) if (i, c) in found}
-    return [min(row.scores, key=lambda a: (-row.scores[a], a)) for row in rows]
+    sizes = [len(a) if by == "mean" else 1 for a in answers]
+    logits, cache = engine.prefill([prompt], vectors, room=max(map(len, answers)))
+    normaliser = float(log_sum_exp(logits)[0])
+    most = [(float(logits[0, a[0]]) - normaliser) / size for a, size in zip(answers, sizes, strict=True)]
 
+    def scores(of: Sequence[int]) -> dict[int, float]:
+        found = _walks(engine, sorted({(0, answers[i]) for i in of}), logits, cache, vectors)
+        return {i: found[0, answers[i]] / sizes[i] for i in of}
 
-class _Row:
-    """What is known about one prompt's answers: their scores, and before that the most that each can reach."""
-
-    def __init__(self, logits: Floats, answers: Sequence[tuple[int, ...]], by: str) -> None:
-        self.answers, self.scores = answers, dict[int, float]()
-        self.sizes = [len(a) if by == "mean" else 1 for a in answers]
-        normaliser = float(log_sum_exp(logits[None])[0])
-        self.most = [(float(logits[a[0]]) - normaliser) / size for a, size in zip(answers, self.sizes, strict=True)]
-        self.order = sorted(range(len(answers)), key=lambda i: (-self.most[i], i))
-
-    def likely(self) -> list[int]:
-        """The answers that begin like the likeliest, if that is well ahead; otherwise all."""
-        first = [i for i in self.order if self.answers[i][0] == self.answers[self.order[0]][0]]
-        rest = [i for i in self.order if i not in first]
-        return first if rest and self.most[first[0]] - self.most[rest[0]] > SURE else self.order
-
-    def possible(self) -> list[int]:
-        """The others that could still be as good as the best."""
-        highest = max(self.scores.values())
-        return [i for i in self.order if i not in self.scores and self.most[i] >= highest]
+    order = sorted(range(len(answers)), key=lambda i: (-most[i], i))
+    first = [i for i in order if answers[i][0] == answers[order[0]][0]]
+    rest = [i for i in order if i not in first]
+    known: dict[int, float] = {}
+    if rest and most[first[0]] - most[rest[0]] > SURE:
+        known = scores(first)
+        rest = [i for i in rest if most[i] >= max(known.values())]
+    else:
+        rest = order
+    if rest:
+        known |= scores(rest)
+    return min(known, key=lambda i: (-known[i], i))
 
 
 def _walks(

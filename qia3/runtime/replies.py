@@ -1,8 +1,9 @@
-"""Many questions to one task, several at once: what `label` and `reply` give for each, in less time.
+"""Replies to many texts, several at once: as the server gives them, in less time than one after the other.
 
 A step of one token reads the weights once, for one row or for sixteen. So prompts are run one at a time, after their
-common beginning (Engine.begin), and what follows them is run together: the ends of labels (score.best_batch), or the
-words of replies, whose rows join and leave between steps (slots.py).
+common beginning (Engine.begin), and their replies together, in rows that join and leave between steps (slots.py). A
+row's logits are those of a row alone but for the order of sums. Where activations are rounded to int8 that is enough
+for another rounding now and then, and with it for another token where two were nearly equal.
 
 An encoder-decoder's rows are run separately in any case, one after the other.
 """
@@ -15,38 +16,15 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from qia3.bundle.task import Task
-from qia3.runtime.answer import answer_of, label, prompt_of
+from qia3.runtime.answer import prompt_of
 from qia3.runtime.cache import Floats
 from qia3.runtime.engine import Engine
 from qia3.runtime.generate import stream_text
-from qia3.runtime.score import best_batch
 from qia3.runtime.seq2seq import Seq2Seq
 from qia3.runtime.slots import slots_of
 
 ROWS = 16
 MOST_BYTES = 1 << 28  # of the rows' caches
-
-
-def labels(
-    engine: Engine,
-    task: Task,
-    vectors: Mapping[str, Floats],
-    texts: Sequence[str],
-    choices: Sequence[Sequence[str] | None],
-) -> Iterator[str]:
-    """The label of each text, among its own choices or the task's."""
-    own = [given or task.choices or () for given in choices]
-    prompts = [prompt_of(engine, task, text) for text in texts]
-    tokens = [[answer_of(engine, task, choice) for choice in given] for given in own]
-    longest = max((len(p) + max(map(len, t), default=0) for p, t in zip(prompts, tokens, strict=True)), default=1)
-    rows = rows_at_once(engine, longest)
-    for start in range(0, len(texts), rows):
-        part = slice(start, start + rows)
-        if rows == 1 or not all(own[part]):  # `label` raises with the reason
-            yield from (label(engine, task, vectors, *asked) for asked in zip(texts[part], choices[part], strict=True))
-            continue
-        found = best_batch(engine, prompts[part], tokens[part], vectors, task.ranking)
-        yield from (given[index] for given, index in zip(own[part], found, strict=True))
 
 
 @dataclass
