@@ -8,8 +8,8 @@ Text: editorial articles (texts.py), cut into windows of 256 tokens; each window
 grids and GGUF files are dequantised and computed by torch in float32, so it is the weights alone; what int8 activations
 add is in each bundle's parity section. An ONNX folder of onnxruntime-genai's builder is measured with float
 activations, and as it is. A grid is CALIBRATION:BLOCK, with ":symmetric" after it if asked, ":head8", ":down8@0-2,11"
-and so on for layers that are kept at 8 bits, or ":bits5.0" for those that `[base] bits` takes; a calibration is "own",
-"none", or "editorials" for articles of the same newspaper that are not scored.
+and so on for layers that are kept at 8 bits, or ":bits5.0" for those that `[base] bits` takes, or ":trained" for
+`train_scales`; a calibration is "own", "none", or "editorials" for articles of the same newspaper that are not scored.
 """
 
 from __future__ import annotations
@@ -69,6 +69,7 @@ def grid(model: str, asked: str, text: Path, windows: list[list[int]]) -> tuple[
             symmetric="symmetric" in rest,
             calibration=told,
             mix=named(roles) if budget is None else Within(budget, bar),
+            train_scales="trained" in rest,
         )
     )
     stores = [m for m in base.model.modules() if isinstance(m, GridWeight)]

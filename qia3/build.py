@@ -276,4 +276,5 @@ def asked_of(base: Base) -> Asked:
         calibration=base.calibration,
         mix=mix,
         grid=base.grid,
+        train_scales=base.train_scales,
     )

@@ -11,6 +11,7 @@
     calibration = "own"              # calibrate rounding on text sampled from the model ("own"), on a text file, or not ("none")
     eight_bit = ["value", "down@0-2,11"]  # layers kept at 8 bits; also "head", "query", "key", "output", "up". Default: none
     blocks = { 32 = ["up@0-3"] }     # layers with another block size; the same names. Default: none
+    train_scales = false             # true: then train the blocks' scales towards the float model's answers. No more bytes, minutes once
     bits = 5.0                       # or: average bits per weight; the build picks the layers that gain most from 8 bits or blocks of 32
 
     [train]                          # defaults for every task; a task may override any of them under [task.training]
@@ -91,6 +92,7 @@ class Base(Section):
     eight_bit: tuple[str, ...] = ()
     blocks: dict[Literal[16, 32, 64, 128, 256], tuple[str, ...]] = Field(default_factory=dict)
     bits: float | None = Field(default=None, ge=4, le=9)
+    train_scales: bool = False
 
     @field_validator("blocks", mode="before")
     @classmethod
@@ -121,6 +123,8 @@ class Base(Section):
             )
         if self.bits is not None and (self.grid == "nf4" or named or self.calibration == "none"):
             raise ValueError('bits cannot be combined with eight_bit, blocks, grid = "nf4" or calibration = "none"')
+        if self.train_scales and (self.grid == "nf4" or self.calibration == "none"):
+            raise ValueError('train_scales cannot be combined with grid = "nf4" or calibration = "none"')
         return self
 
 

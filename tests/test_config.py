@@ -266,6 +266,13 @@ def test_bits_choose_layers_by_a_text_and_nothing_else_does(tmp_path, beside):
     assert "bits cannot be combined with" in told
 
 
+@pytest.mark.parametrize("beside", ['grid = "nf4"', 'calibration = "none"'])
+def test_scales_train_after_calibration_alone(tmp_path, beside):
+    assert read(tmp_path, GOOD.replace("[train]", "train_scales = true\n[train]", 1)).base.train_scales
+    told = complaint(tmp_path, GOOD.replace("[train]", f"train_scales = true\n{beside}\n[train]", 1))
+    assert "train_scales cannot be combined with" in told
+
+
 def test_an_unknown_key_with_no_near_one_lists_those_known(tmp_path):
     assert "known: model, grid, block_size, symmetric" in complaint(tmp_path, GOOD.replace("[base]", "[base]\nzzz = 1"))
 

@@ -177,29 +177,35 @@ def read_text(path: Path) -> str:
         raise BaseModelError(f"cannot read the calibration text: {str(error).removeprefix('cannot read ')}") from error
 
 
-def read_windows(tokenizer: Any, path: Path, length: int) -> Tensor:
-    """[up to ROWS, length] of the text in `path`, evenly spread over it. Raises BaseModelError if it is too short."""
+def read_windows(tokenizer: Any, path: Path, length: int, rows: int = ROWS) -> Tensor:
+    """[up to rows, length] of the text in `path`, evenly spread over it. Raises BaseModelError if it is too short."""
     ids = tokenizer.encode(read_text(path), add_special_tokens=False)
     whole = torch.tensor(ids[: len(ids) // length * length]).view(-1, length)
     if not len(whole):
         raise BaseModelError(
-            f"the calibration text {path} has {len(ids)} tokens; at least {length} are needed, {ROWS * length} are used"
+            f"the calibration text {path} has {len(ids)} tokens; at least {length} are needed, {rows * length} are used"
         )
-    return whole[torch.linspace(0, len(whole) - 1, min(ROWS, len(whole))).long()]
+    return whole[torch.linspace(0, len(whole) - 1, min(rows, len(whole))).long()]
 
 
 @torch.inference_mode()
-def own_windows(model: Any, length: int, track: Callable[[range], Iterable[int]] = lambda steps: steps) -> Tensor:
-    """[ROWS, length] sampled from the model at temperature 1, each after one random token. Deterministic on one
+def own_windows(
+    model: Any,
+    length: int,
+    track: Callable[[range], Iterable[int]] = lambda steps: steps,
+    rows: int = ROWS,
+    seed: int = 0,
+) -> Tensor:
+    """[rows, length] sampled from the model at temperature 1, each after one random token. Deterministic on one
     machine. `track` wraps the steps (a progress bar).
     """
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(model.get_input_embeddings().weight.shape[0], (ROWS, 1), generator=generator)
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(model.get_input_embeddings().weight.shape[0], (rows, 1), generator=generator)
     newest, cache = tokens, None
     for _ in track(range(length - 1)):
         out = model(input_ids=newest, past_key_values=cache, use_cache=True, logits_to_keep=1)
         cache = out.past_key_values
-        newest = _drawn(out.logits[:, -1], torch.rand(ROWS, 1, generator=generator))
+        newest = _drawn(out.logits[:, -1], torch.rand(rows, 1, generator=generator))
         tokens = torch.cat([tokens, newest], dim=1)
     return tokens
 

@@ -96,8 +96,10 @@ def open_named(folder: Path, asked: Mapping[str, Any]) -> BaseModel:
             f"the cached base {folder} does not record its settings; name the model that it was made from instead"
         )
     wanted = json.loads(json.dumps(asked))
-    if other := [name for name in wanted if made_for.get(name) != wanted[name]]:
-        differs = "; ".join(f"{n} {_told(made_for.get(n))}, but this build asks for {_told(wanted[n])}" for n in other)
+    if other := [name for name in {**wanted, **made_for} if made_for.get(name) != wanted.get(name)]:
+        differs = "; ".join(
+            f"{n} {_told(made_for.get(n))}, but this build asks for {_told(wanted.get(n))}" for n in other
+        )
         raise BaseModelError(
             f"the cached base {folder} was made with {differs}: change [base] to match it, or name the model "
             "that it was made from"

@@ -20,8 +20,9 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
-from qia3.base.calibrate import own_windows, read_text, read_windows, window_length
+from qia3.base.calibrate import ROWS, own_windows, read_text, read_windows, window_length
 from qia3.base.complete import check_places, check_report, empty_model, note_untied
+from qia3.base.distil import distil
 from qia3.base.drift import Rounding
 from qia3.base.family import auto_class, is_encoder
 from qia3.base.frozen import BaseModel, fingerprint
@@ -47,6 +48,7 @@ from qia3.errors import BaseModelError, StorageError, first_line
 from qia3.progress import say
 from qia3.storage import cache_folder
 
+TEXTS, BATCH = 128, 4  # windows that scales train on, and those of a step
 RECIPE = 5  # to be raised when the same source and settings give other codes
 LEAST_KEPT = 10_000_000  # parameters; a smaller base is quantised as fast as it is read
 UNIFORM = Uniform()
@@ -65,7 +67,7 @@ class Asked:
 
     `calibration`: "own" for text sampled from the model, "none", or the path of a text. `mix`: layers with shorter
     blocks or more bits. The grid "nf4" is that of bitsandbytes, which is not calibrated: codes are rounded to nearest,
-    as there.
+    as there. `train_scales`: after calibration, train the scales towards the float model (qia3.base.distil).
     """
 
     model: str
@@ -74,6 +76,7 @@ class Asked:
     calibration: str = "none"
     mix: Mix = UNIFORM
     grid: GridName = "int4"
+    train_scales: bool = False
 
     @cached_property
     def text(self) -> str:
@@ -94,6 +97,7 @@ class Asked:
             "symmetric": self.symmetric,
             "calibration": self.text,
             "layers": list(self.mix.asked),
+            **({"train_scales": True} if self.train_scales else {}),  # absent in bases cached before there was a choice
         }
 
     def uncalibrated(self) -> Asked:
@@ -120,7 +124,7 @@ def load_base(asked: Asked, track: Track = lambda items, title: items, least_kep
         except BaseModelError as error:
             say(str(error))
     with quiet():
-        base = _make(source, asked, track)
+        base = _trained(source, asked, track) if asked.train_scales else _make(source, asked, track)
         if base.parameters < (LEAST_KEPT if least_kept is None else least_kept):
             return base
         try:
@@ -187,6 +191,46 @@ def _make(source: Source, asked: Asked, track: Track) -> BaseModel:
     if given is not None:
         asked = asked.uncalibrated()
     return _quantised(source, model, tokenizer, asked, track, given)
+
+
+def _trained(source: Source, asked: Asked, track: Track) -> BaseModel:
+    """The same base without trained scales, which is cached on its own, and then its scales trained: who interrupts the
+    training keeps that base.
+
+    Raises BaseModelError for a base that cannot sample a text, or whose scales came with it.
+    """
+    files, config = check_weights(source), _checked(source)
+    with told(source):
+        config = read_gguf_config(_opened(source)) if source.gguf_file else config
+    if config.is_encoder_decoder or is_encoder(config):
+        kind = "an encoder-decoder" if config.is_encoder_decoder else "an encoder"
+        raise BaseModelError(f"train_scales is for decoders, and {asked.model} is {kind}; remove it from [base]")
+    base = load_base(replace(asked, train_scales=False), track)
+    if base.codes != "own":
+        raise BaseModelError(
+            f"train_scales needs float weights, and {asked.model} comes with {base.codes} codes, whose scales are kept; "
+            "remove it from [base], or name the float model"
+        )
+    teacher = _float_model(source, files).eval().requires_grad_(False)
+    if not all(p.dtype == torch.float32 for p in teacher.parameters()):
+        _check_fits(teacher)
+        for tensor in (*teacher.parameters(), *teacher.buffers()):
+            tensor.data = tensor.data.float() if tensor.is_floating_point() else tensor.data
+    windows = _windows(teacher, base.tokenizer, asked.calibration, track, TEXTS, seed=1)
+    assert windows is not None
+    say(f"training scales towards the float model on {windows.numel():,} tokens")
+    told_kl = distil(base.model, teacher, windows, BATCH, track)
+    say(
+        f"on text that was not trained on, the KL divergence went from {told_kl.before:.3g} to {told_kl.after:.3g} nats"
+    )
+    return replace(base, fingerprint=fingerprint(base.model), calibration=f"{base.calibration}, scales trained")
+
+
+def _check_fits(teacher: Any) -> None:
+    if 4 * teacher.num_parameters() > available_bytes():
+        raise BaseModelError(
+            "train_scales needs a float32 copy of the weights, which does not fit in memory; remove it from [base]"
+        )
 
 
 def _quantised(
@@ -272,13 +316,15 @@ def _mixed(model: Any, asked: Asked, given: Given | None, windows: Tensor | None
     return chosen
 
 
-def _windows(model: Any, tokenizer: Any, calibration: str, track: Track) -> Tensor | None:
+def _windows(
+    model: Any, tokenizer: Any, calibration: str, track: Track, rows: int = ROWS, seed: int = 0
+) -> Tensor | None:
     """Token ids to calibrate on."""
     if calibration == "none":
         return None
     length = window_length(model)
     if calibration != "own":
-        return read_windows(tokenizer, Path(calibration), length)
+        return read_windows(tokenizer, Path(calibration), length, rows)
     dtype, size = next(model.parameters()).dtype, model.num_parameters()
     if not has_fast(dtype):
         if 4 * size > available_bytes():
@@ -291,7 +337,7 @@ def _windows(model: Any, tokenizer: Any, calibration: str, track: Track) -> Tens
     say("sampling calibration text from the float model")
     halves = has_fast(torch.bfloat16) and size >= LEAST_KEPT and 4 * size < available_bytes()
     with _in_bfloat16(model) if halves else nullcontext():
-        return own_windows(model, length, lambda steps: track(list(steps), "sampling text"))
+        return own_windows(model, length, lambda steps: track(list(steps), "sampling text"), rows, seed)
 
 
 @contextmanager

@@ -153,11 +153,14 @@ class Int4Weight(BlockWeight):
         return cls(quantise_calibrated(_floats(weight.detach()), seen, block_size, symmetric))
 
     def rows(self, index: Tensor | slice, dtype: torch.dtype) -> Tensor:
-        codes, scales = self.codes[index], self.scales[index]
-        nibbles = torch.stack((codes & 15, codes >> 4), dim=-1).flatten(-2)  # [..., B, block]
-        zeros = self._zeros(index, codes)
-        dense = (nibbles.float() - zeros.unsqueeze(-1)) * scales.unsqueeze(-1)
+        dense = self.steps(index) * self.scales[index].unsqueeze(-1)
         return dense.flatten(-2)[..., : self.inputs].to(dtype)
+
+    def steps(self, index: Tensor | slice) -> Tensor:
+        """Codes less their zero points, float32 [..., B, block]: the rows before their scales."""
+        codes = self.codes[index]
+        nibbles = torch.stack((codes & 15, codes >> 4), dim=-1).flatten(-2)
+        return nibbles.float() - self._zeros(index, codes).unsqueeze(-1)
 
     def _zeros(self, index: Tensor | slice, codes: Tensor) -> Tensor:
         """Zero points as float32 [..., B]."""
