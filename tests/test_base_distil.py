@@ -5,13 +5,14 @@ that comes of it.
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from tiny import DECODERS, ids, tiny
-from tiny_build import write_base
+from tiny_build import write_base, write_build
 from tiny_encoders import write_encoder
 from tiny_quantised import write_packed
 from tiny_seq2seq import write_seq2seq
@@ -19,6 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
+from qia3 import cli
 from qia3.base import distil, kept, load
 from qia3.base.calibrate import own_windows
 from qia3.base.frozen import fingerprint
@@ -145,7 +147,7 @@ def test_a_base_with_trained_scales_is_cached_beside_the_one_without(cache, tmp_
     asked = load.Asked(str(folder), block_size=16, symmetric=symmetric, calibration="own", train_scales=True)
     made = load.load_base(asked)
     said = capsys.readouterr().err
-    assert "KL divergence went from" in said
+    assert "KL divergence on text that was set aside: " in said
     assert made.calibration == "own, scales trained"
     plain = load.load_base(load.Asked(str(folder), block_size=16, symmetric=symmetric, calibration="own"))
     assert plain.calibration == "own"
@@ -180,6 +182,20 @@ def test_a_stop_while_scales_train_costs_no_more_than_that(cache, tmp_path):
         load.load_base(load.Asked(str(folder), block_size=16, calibration="own", train_scales=True), track)
     (left,) = cache.iterdir()
     assert kept.open_kept(left, "tiny").calibration == "own"
+
+
+def test_a_bundle_says_that_scales_were_trained(cache, tmp_path):
+    file = write_build(tmp_path, steps=2)
+    asked = 'calibration = "own"\ntrain_scales = true'
+    file.write_text(file.read_text(encoding="utf-8").replace('calibration = "none"', asked), encoding="utf-8")
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["build", str(file), "--output", str(tmp_path / "bundle"), "--work", str(tmp_path / "work")])
+    assert ended.value.code == 0
+    manifest = json.loads((tmp_path / "bundle" / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["base"]["grid"]["calibration"] == "own, scales trained"
+    assert all(case["exact"]["max_difference"] < 1e-3 for case in manifest["parity"].values())
+    report = (tmp_path / "bundle" / "report.md").read_text(encoding="utf-8")
+    assert "Its scales were trained towards the float model." in report
 
 
 @pytest.mark.parametrize("kind", ["an encoder", "an encoder-decoder", "codes"])

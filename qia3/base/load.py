@@ -44,6 +44,7 @@ from qia3.base.reach import check_ids
 from qia3.base.shards import Entry
 from qia3.base.sources import Source, check_weights, own_code, resolve
 from qia3.base.streaming import open_stream
+from qia3.bundle.manifest import SCALES_TRAINED
 from qia3.errors import BaseModelError, StorageError, first_line
 from qia3.progress import say
 from qia3.storage import cache_folder
@@ -219,11 +220,10 @@ def _trained(source: Source, asked: Asked, track: Track) -> BaseModel:
     windows = _windows(teacher, base.tokenizer, asked.calibration, track, TEXTS, seed=1)
     assert windows is not None
     say(f"training scales towards the float model on {windows.numel():,} tokens")
-    told_kl = distil(base.model, teacher, windows, BATCH, track)
-    say(
-        f"on text that was not trained on, the KL divergence went from {told_kl.before:.3g} to {told_kl.after:.3g} nats"
-    )
-    return replace(base, fingerprint=fingerprint(base.model), calibration=f"{base.calibration}, scales trained")
+    nats = distil(base.model, teacher, windows, BATCH, track)
+    say(f"KL divergence on text that was set aside: {nats.before:.3g} nats before, {nats.after:.3g} after")
+    told_calibration = base.calibration + (SCALES_TRAINED if nats.after < nats.before else "")
+    return replace(base, fingerprint=fingerprint(base.model), calibration=told_calibration)
 
 
 def _check_fits(teacher: Any) -> None:

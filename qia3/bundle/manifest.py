@@ -32,6 +32,7 @@ FORMAT = 3
 DECODER, ENCODER, TRAIN, PROMPT = "decoder", "encoder", "train", "prompt"
 ADAPTERS = "adapters/"
 LONGEST = 1000  # characters of a path or of a name
+SCALES_TRAINED = ", scales trained"  # the end of a grid's `calibration`, if they were
 
 
 def _outside(name: str) -> bool:
@@ -75,8 +76,9 @@ class Stored(Part):
 
 @dataclass(frozen=True)
 class Grid(Part):
-    """The grid that was asked for, or that a checkpoint came on. `codes`: "own", or the checkpoint format that they
-    come from; `rounding`: what whole zero points changed about those.
+    """The grid that was asked for, or that a checkpoint came on. `calibration`: "own", "none" or "text SHA-256", with
+    SCALES_TRAINED behind it if they were. `codes`: "own", or the checkpoint format that they come from; `rounding`:
+    what whole zero points changed about those.
 
     `eight_bit`: roles of the layers at 8 bits. `blocks`: roles of the layers in other blocks, by block size.
     `embedding` is None if it is not quantised.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from qia3.bundle.manifest import SCALES_TRAINED
 from qia3.bundle.records import Agreement, Record
 from qia3.bundle.task import TAGS, Task
 from qia3.footprint.bundle_answer import bundle_answer
@@ -70,10 +71,11 @@ def _lead(report: Report) -> str:
 
 
 def _finer(report: Report) -> str:
-    """Which layers are in other blocks, and which at 8 bits; empty if none are."""
+    """Which layers are in other blocks, and which at 8 bits, and whether scales were trained; empty if none are."""
     grid = report.base.grid
     named = {f"In blocks of {size}": roles for size, roles in grid.blocks.items()} | {"At 8 bits": grid.eight_bit}
-    return "".join(f" {where}: {'; '.join(roles)}." for where, roles in named.items() if roles)
+    trained = " Its scales were trained towards the float model." if grid.calibration.endswith(SCALES_TRAINED) else ""
+    return "".join(f" {where}: {'; '.join(roles)}." for where, roles in named.items() if roles) + trained
 
 
 def _tasks(report: Report) -> Section:
