@@ -37,6 +37,7 @@ from qia3.base.processor import has_fast
 from qia3.base.weights import AT_ONCE, GridWeight, Int4Weight
 
 RATE = 3e-3  # of Adam, relative to a scale; falls to zero along a cosine
+PASSES = 2  # over the windows, each in another order
 WARM = 2  # steps of a rising rate
 ASIDE = 4  # windows that are not trained on
 LOGITS = 1 << 25  # entries of the logits that a part of a batch may have
@@ -90,10 +91,10 @@ class Scales:
 def distil(model: Any, teacher: Any, windows: Tensor, rows: int, track: Track = lambda parts, title: parts) -> Tuned:
     """Trains the scales of `model`, a decoder on the int4 grid, towards the float `teacher`, in place.
 
-    `windows` [n, length] of token ids, passed through once in batches of `rows`; the last ASIDE are only measured on.
+    `windows` [n, length] of token ids, in batches of `rows`; the last ASIDE are only measured on.
     """
     windows = windows.clone()  # they may be tensors of inference mode, which autograd does not take
-    aside, batches = windows[-ASIDE:], list(torch.split(windows[:-ASIDE], rows))
+    aside, batches = windows[-ASIDE:], _batches(windows[:-ASIDE], rows)
     with _training(model) as trained:
         before = divergence(model, teacher, aside)
         adam = torch.optim.Adam([scales.change for scales in trained], betas=(0.9, 0.99))
@@ -112,6 +113,12 @@ def distil(model: Any, teacher: Any, windows: Tensor, rows: int, track: Track = 
         for scales in trained:
             scales.finish(kept=after < before)
     return Tuned(before, min(before, after))
+
+
+def _batches(windows: Tensor, rows: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    order = torch.cat([torch.randperm(len(windows), generator=generator) for _ in range(PASSES)])
+    return list(torch.split(windows[order], rows))
 
 
 @torch.no_grad()
