@@ -112,7 +112,7 @@ def write_qia3(reference: str, place: Path, block: int) -> None:
 
 
 def build_both(file: Path, side: Path, merged: Path) -> None:
-    """A build file at the side, and its task `first` merged, which is trained once."""
+    """A build file with vectors unmerged, and its task `first` merged, which is trained once."""
     qia3 = [sys.executable, "-m", "qia3", "build", str(file), "--output"]
     subprocess.run([*qia3, str(side)], check=True, stdout=subprocess.DEVNULL)
     side.with_name(f"{side.name}.work").rename(merged.with_name(f"{merged.name}.work"))

@@ -4,7 +4,7 @@
     python benchmarks/predicted.py dist/predicted --rounds 3 --json benchmarks/results/predicted.jsonl
 
 This machine is calibrated first (`qia3 bench --calibrate`, which sees none of these models), or a profile is given. Each
-bundle is measured a few times with an adapter at the side (`qia3 bench`), with a pause before each; memory is the median,
+bundle is measured a few times with an unmerged adapter (`qia3 bench`), with a pause before each; memory is the median,
 times are the best, as in the calibration: what else the machine does can only add to them. Lines are added to the JSON file.
 """
 

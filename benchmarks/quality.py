@@ -73,7 +73,7 @@ EXTRA = (
 SEEDLESS = ("zero-shot", "zero-shot-int4", "qia3-int4-unseen")
 PAIRS = (
     ("IA³ merged into 4 bits, against LoRA r=8 on float32", "qia3-int4-merged", "lora-r8"),
-    ("IA³ merged into 4 bits, against the same vectors at the side", "qia3-int4-merged", "qia3-int4-side"),
+    ("IA³ merged into 4 bits, against the same vectors unmerged", "qia3-int4-merged", "qia3-int4-side"),
     ("LoRA r=8 merged into NF4, against the same unmerged", "lora-r8-nf4-merged", "lora-r8-nf4"),
     ("IA³ merged into 4 bits, against LoRA r=8 merged into NF4", "qia3-int4-merged", "lora-r8-nf4-merged"),
     ("IA³ on 4 bits, against IA³ on float32", "qia3-int4-side", "ia3-float32"),

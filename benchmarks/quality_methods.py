@@ -361,7 +361,7 @@ class Methods:
         return Collator(True, ROW_TOKENS, model.config.hidden_size)
 
     def on_device(self, scaled: Any, cell: Cell, name: str, ranking: str) -> dict[str, float]:
-        """Accuracy of the vectors through ONNX Runtime, at the side and merged."""
+        """Accuracy of the vectors through ONNX Runtime, unmerged and merged."""
         vectors = get_vectors(scaled)
         fed = {site: vector.reshape(1, 1, -1) for site, vector in vectors.items()}
         accuracy = {f"{name}-side": self.shipped(self.engine("side"), fed, cell, ranking)}

@@ -65,7 +65,7 @@ PAIRS = (
     ("IA³ merged into 4 bits, against LoRA r=8 on float32", "qia3-int4-merged", "lora-r8"),
     ("IA³ on float32, against LoRA r=8 on float32", "ia3-float32", "lora-r8"),
     ("IA³ on 4 bits, against IA³ on float32", "qia3-int4-side", "ia3-float32"),
-    ("IA³ merged into 4 bits, against the same vectors at the side", "qia3-int4-merged", "qia3-int4-side"),
+    ("IA³ merged into 4 bits, against the same vectors unmerged", "qia3-int4-merged", "qia3-int4-side"),
 )
 
 

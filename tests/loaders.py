@@ -4,7 +4,7 @@
     python tests/loaders.py                 writes the columns of both
     python tests/loaders.py llama t5        prints those of some families, and writes them with --write
 
-Each family's tiny model goes on the grid with random vectors in its scales (at the side, and left at one, where they have
+Each family's tiny model goes on the grid with random vectors in its scales (unmerged, and left at one, where they have
 nowhere to fold), its graphs at accuracy level 0 and its configurations into a folder as a bundle has it, and a loader gets
 the folder's name and nothing else. "yes": it says the tokens that transformers says on the dequantised weights, for two
 prompts one by one and for both in one batch. PEFT opens our checkpoint of the vectors on a plain model with the

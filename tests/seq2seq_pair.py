@@ -23,7 +23,7 @@ from qia3.ia3.vectors import Scaled, attach
 
 
 def quantised(name: str, block: int = 32) -> tuple[PreTrainedModel, dict[str, Scaled]]:
-    """The model on the grid, `wo` in float where transformers keeps it so, and vectors at the side."""
+    """The model on the grid, `wo` in float where transformers keeps it so, and vectors unmerged."""
     model = tiny_seq2seq(name)
     quantise_model(model, Grid(block, False))
     return model, attach(model, find_roles(model).sites)

@@ -111,7 +111,7 @@ def test_other_gguf_formats_get_our_codes(tmp_path):
 @pytest.mark.parametrize("family", ["llama", *(["qwen2"] if ALL else [])])
 @pytest.mark.parametrize("source", SOURCES)
 def test_a_given_base_trains_and_ships_its_own_codes(source, family, tmp_path):
-    """Two steps, then the graph with vectors at the side and merged: torch and ONNX Runtime agree to 1e-3, codes are
+    """Two steps, then the graph with vectors unmerged and merged: torch and ONNX Runtime agree to 1e-3, codes are
     the checkpoint's.
     """
     file = write_build(tmp_path, steps=2)

@@ -1,4 +1,4 @@
-"""The whole road with layers at 8 bits and in other blocks: graphs, and bundles with vectors at the side and in the
+"""The whole road with layers at 8 bits and in other blocks: graphs, and bundles with vectors unmerged and in the
 scales.
 """
 

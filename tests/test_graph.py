@@ -1,5 +1,5 @@
 """The exported graph is the model: every family against torch, with and without vectors, in uneven batches, folded and
-at the side.
+unmerged.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""IA³ on encoder-decoders: PEFT's checkpoints both ways with PEFT's own logits, vectors at the side and folded."""
+"""IA³ on encoder-decoders: PEFT's checkpoints both ways with PEFT's own logits, vectors unmerged and folded."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """Stock loaders open encoders' bundles and give our numbers: optimum-onnx (make interop, test_interop.py) and transformers.js
-(test_transformers_js.py), labels of texts and of words where a head is merged, states where it is at the side.
+(test_transformers_js.py), labels of texts and of words where a head is merged, states where it is unmerged.
 """
 
 from __future__ import annotations
