@@ -45,6 +45,7 @@ from qia3.train.compute import computing
 from qia3.train.task import Trained
 
 SEEN = 32  # lines per task that int8 ranges are made from
+HELD = 1 << 30  # bytes of dequantised weights, at most: a case takes a pass or two
 DRAWN = 256  # random tokens per row that is added to them
 Tests = Mapping[str, Sequence[Example]]
 Opened = OrtDecoder | OrtPair | OrtEncoder
@@ -182,7 +183,7 @@ def _cases(
         worn |= {t.task.name: (t.vectors, t.head, [t]) for t in trained}
     else:
         worn = {t.task.name: ({}, t.head, [t]) for t in trained}
-    with computing(adapted.model, torch.float32):
+    with computing(adapted.model, torch.float32, HELD):
         return {name: _case(plan, adapted, *given, tests, guesses) for name, given in worn.items()}
 
 
@@ -202,13 +203,12 @@ def _case(
         prompts = _prompts(plan, adapted, asked, tests)
         size, most = positions(plan, adapted.base), plan.parity.decode_steps
         counts = [min(most, max(0, size - _taken(adapted.base, prompt))) for prompt in prompts]
-        fed, forced, logits = as_inputs(vectors), [], []
-        for prompt, count in zip(prompts, counts, strict=True):
-            guess = None if guesses is None else guesses.choices(prompt, count, fed)
-            chosen, seen = torch_continued(adapted.model, prompt, count, guess, head)
-            forced.append((prompt, chosen))
-            logits.append(seen)
-        return Case(vectors, forced, np.concatenate(logits), head)
+        fed, guessed = as_inputs(vectors), None
+        if guesses is not None:
+            guessed = [guesses.choices(prompt, count, fed) for prompt, count in zip(prompts, counts, strict=True)]
+        found = torch_continued(adapted.model, prompts, counts, guessed, head)
+        forced = [(prompt, chosen) for prompt, (chosen, _) in zip(prompts, found, strict=True)]
+        return Case(vectors, forced, np.concatenate([logits for _, logits in found]), head)
 
 
 def _taken(base: BaseModel, prompt: Sequence[int]) -> int:

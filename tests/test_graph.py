@@ -22,6 +22,7 @@ from tiny import DECODERS, GATED, ids, random_vectors, tiny
 from qia3.base.quantise import Grid, quantise_model
 from qia3.base.weights import GridWeight
 from qia3.bundle.layout import DATA, GRAPH
+from qia3.graph import forced as forced_logits
 from qia3.graph.export import export_decoder
 from qia3.graph.external import write_graph
 from qia3.graph.forced import OrtDecoder, torch_choices, torch_continued, torch_logits
@@ -100,10 +101,25 @@ def test_a_guess_is_taken_only_where_torch_chooses_the_same(family, tmp_path):
     right = torch_choices(model, prompt, 4)
     assert OrtDecoder(tmp_path / GRAPH).choices(prompt, 4, fed(vectors)) == right
     assert OrtDecoder(tmp_path / GRAPH).choices(prompt, 0, fed(vectors)) == []
-    for guess in (None, [], right, [right[0] ^ 1, *right[1:]], [*right[:3], right[3] ^ 1]):
-        chosen, logits = torch_continued(model, prompt, 4, guess)
+    for guess in ([], right, [right[0] ^ 1, *right[1:]], [*right[:3], right[3] ^ 1]):
+        ((chosen, logits),) = torch_continued(model, [prompt], [4], [guess])
         assert chosen == right
         np.testing.assert_allclose(logits, torch_logits(model, prompt, right), atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "opt"])
+@pytest.mark.parametrize("entries", [1, 1 << 26])
+def test_prompts_of_unequal_lengths_are_continued_together_as_alone(family, entries, tmp_path, monkeypatch):
+    """Guesses that are right, wrong and left out; in one pass and in a pass each."""
+    monkeypatch.setattr(forced_logits, "ENTRIES", entries)
+    model, _, _, _ = exported(family, tmp_path)
+    prompts, counts = [ids(1, n)[0].tolist() for n in (11, 4, 7, 1)], [4, 2, 3, 0]
+    right = [torch_choices(model, prompt, count) for prompt, count in zip(prompts, counts, strict=True)]
+    for guesses in (None, right, [right[0], [right[1][0] ^ 1, right[1][1]], [], []]):
+        found = torch_continued(model, prompts, counts, guesses)
+        assert [chosen for chosen, _ in found] == right
+        for prompt, chosen, (_, logits) in zip(prompts, right, found, strict=True):
+            np.testing.assert_allclose(logits, torch_logits(model, prompt, chosen), atol=2e-5)
 
 
 @pytest.mark.parametrize("family", GATED)

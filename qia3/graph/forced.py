@@ -17,6 +17,8 @@ from qia3.bundle.ports import PAST, PRESENT, cache_type
 from qia3.graph import forced_encoder, forced_seq2seq
 from qia3.graph.parity import Floats
 
+ENTRIES = 1 << 26  # of the logits of a pass, at most, in one row per prompt
+
 
 def torch_logits(model: Any, prompt: Sequence[int], forced: Sequence[int], head: Head | None = None) -> Floats:
     """[1 + len(forced), V] float32, from one pass over the whole sequence without a cache. An encoder-decoder gets the
@@ -51,18 +53,46 @@ def torch_choices(model: Any, prompt: Sequence[int], count: int) -> list[int]:
 
 
 def torch_continued(
-    model: Any, prompt: Sequence[int], count: int, guess: Sequence[int] | None, head: Head | None = None
-) -> tuple[list[int], Floats]:
-    """The `count` tokens that torch itself would choose after the prompt, and torch_logits with them.
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    counts: Sequence[int],
+    guesses: Sequence[Sequence[int]] | None,
+    head: Head | None = None,
+) -> list[tuple[list[int], Floats]]:
+    """For each prompt the `count` tokens that torch itself would choose after it, and torch_logits with them.
 
-    `guess` saves a pass per token: asked for all of them at once, torch may choose the same.
+    `guesses`, of a decoder alone, save passes: asked about all prompts and tokens at once, torch may choose the same.
     """
-    if guess:
-        logits = torch_logits(model, prompt, guess, head)
-        if logits[:-1].argmax(-1).tolist() == list(guess):
-            return list(guess), logits
+    found: list[tuple[list[int], Floats] | None] = [None] * len(prompts)
+    if guesses is not None:
+        for i, logits in enumerate(_together(model, list(zip(prompts, guesses, strict=True)))):
+            if len(guesses[i]) == counts[i] and logits[:-1].argmax(-1).tolist() == list(guesses[i]):
+                found[i] = list(guesses[i]), logits
+    return [_continued(model, prompts[i], counts[i], head) if one is None else one for i, one in enumerate(found)]
+
+
+def _continued(model: Any, prompt: Sequence[int], count: int, head: Head | None) -> tuple[list[int], Floats]:
     chosen = torch_choices(model, prompt, count)
     return chosen, torch_logits(model, prompt, chosen, head)
+
+
+def _together(model: Any, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Iterator[Floats]:
+    """torch_logits of several prompts and forced tokens, padded on the right, in as few passes as ENTRIES allows: a
+    base that is too large to be held dequantised is dequantised once per pass.
+    """
+    longest = max((len(prompt) + len(forced) for prompt, forced in pairs), default=1)
+    entries = longest * model.get_output_embeddings().out_features
+    step = max(1, ENTRIES // entries)
+    for start in range(0, len(pairs), step):
+        part = pairs[start : start + step]
+        size = max(len(prompt) + len(forced) for prompt, forced in part)
+        ids = torch.tensor([[*p, *f, *[0] * (size - len(p) - len(f))] for p, f in part])
+        kept = size + 1 - min(len(prompt) for prompt, _ in part)
+        with torch.no_grad():
+            logits = model(input_ids=ids, use_cache=False, logits_to_keep=kept).logits[:, -kept:].float().numpy()
+        for row, (prompt, forced) in zip(logits, part, strict=True):
+            first = len(prompt) - 1 - (size - kept)
+            yield row[first : first + 1 + len(forced)]
 
 
 class OrtDecoder:

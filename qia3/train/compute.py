@@ -28,10 +28,10 @@ def choose_compute(asked: str) -> torch.dtype:
     return torch.bfloat16 if has_fast(torch.bfloat16) else torch.float32
 
 
-def set_compute(model: nn.Module, head: nn.Module | None, dtype: torch.dtype | None) -> str:
+def set_compute(model: nn.Module, head: nn.Module | None, dtype: torch.dtype | None, most: int | None = None) -> str:
     """Makes every linear layer multiply in `dtype`; the head stays float32, and so do the losses. None undoes it.
 
-    The dequantised weights are held if they take up to SHARE of the free memory; otherwise each product dequantises its
+    The dequantised weights are held if they take up to SHARE of the free memory, and `most` bytes; otherwise each product dequantises its
     own, and again in the backward pass (qia3.base.product). Returns a line that says which.
     """
     kinds = {
@@ -41,7 +41,7 @@ def set_compute(model: nn.Module, head: nn.Module | None, dtype: torch.dtype | N
     }
     needed = sum(store.outputs * store.inputs * kind.itemsize for store, kind in kinds.items() if kind is not None)
     free = available_bytes(next(model.parameters()).device) // (processes.count() * processes.neighbours())
-    holds = needed <= SHARE * free
+    holds = needed <= min(SHARE * free, needed if most is None else most)
     for store, kind in kinds.items():
         store.compute = kind
         store.hold_dense(kind if holds else None)
@@ -54,9 +54,9 @@ def set_compute(model: nn.Module, head: nn.Module | None, dtype: torch.dtype | N
 
 
 @contextmanager
-def computing(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[str]:
+def computing(model: PreTrainedModel, dtype: torch.dtype, most: int | None = None) -> Iterator[str]:
     """`set_compute` for the block, undone afterwards. Yields its line."""
     try:
-        yield set_compute(model, model.get_output_embeddings(), dtype)
+        yield set_compute(model, model.get_output_embeddings(), dtype, most)
     finally:
         set_compute(model, None, None)
