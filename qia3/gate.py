@@ -55,17 +55,25 @@ Opened = OrtDecoder | OrtPair | OrtEncoder
 class Case:
     """Prompts, the tokens forced after each, and torch's logits [T, V] for all of them, with the adapter `vectors`. For
     an encoder there are no forced tokens; the logits are those of `head`, or without one its states [T, hidden].
+
+    `guessed`: the logits of the exact graph, if it guessed all of these tokens.
     """
 
     vectors: Vectors
     forced: Sequence[tuple[list[int], list[int]]]
     reference: Floats
     head: Head | None = None
+    guessed: Floats | None = None
 
     def by_torch(self, adapted: AdaptedBase) -> Agreement:
         """Compares with the same tokens through the model as it is now."""
         with adapted.wearing(self.vectors):
             return compare(self.reference, _logits(adapted.model, self.forced, self.head))
+
+    def as_guessed(self) -> Agreement:
+        """by_ort of the exact graph, which has run these tokens already."""
+        assert self.guessed is not None
+        return compare(self.reference, self.guessed)
 
     def by_ort(self, decoder: Opened, merged: bool) -> Agreement:
         """Compares with the same tokens through a graph, with the vectors as inputs."""
@@ -109,7 +117,8 @@ def gate(
         opened = _opened(paths, adapted.base)
         cases = cases or _cases(plan, adapted, trained, tests, opened if isinstance(opened, OrtDecoder) else None)
         for name, case in cases.items():
-            found.setdefault(name, {})[kind] = case.by_ort(opened, not adapted.scaled)
+            known = kind == "exact" and case.guessed is not None
+            found.setdefault(name, {})[kind] = case.as_guessed() if known else case.by_ort(opened, not adapted.scaled)
         prompts = folder / PROMPT_GRAPH if (folder / PROMPT_GRAPH).is_file() else None
         if kind == "shipped" and isinstance(opened, OrtDecoder) and plan.export.cache == "int8":
             most = largest_kept(opened, texts_seen(plan, adapted, trained, seen), pairs_of(ir.load(paths[DECODER])))
@@ -205,10 +214,13 @@ def _case(
         counts = [min(most, max(0, size - _taken(adapted.base, prompt))) for prompt in prompts]
         fed, guessed = as_inputs(vectors), None
         if guesses is not None:
-            guessed = [guesses.choices(prompt, count, fed) for prompt, count in zip(prompts, counts, strict=True)]
-        found = torch_continued(adapted.model, prompts, counts, guessed, head)
+            guessed = [guesses.continued(prompt, count, fed) for prompt, count in zip(prompts, counts, strict=True)]
+        guess = None if guessed is None else [tokens for tokens, _ in guessed]
+        found = torch_continued(adapted.model, prompts, counts, guess, head)
         forced = [(prompt, chosen) for prompt, (chosen, _) in zip(prompts, found, strict=True)]
-        return Case(vectors, forced, np.concatenate([logits for _, logits in found]), head)
+        right = guessed is not None and guess == [chosen for chosen, _ in found]
+        by_graph = np.concatenate([logits for _, logits in guessed]) if guessed and right else None
+        return Case(vectors, forced, np.concatenate([logits for _, logits in found]), head, by_graph)
 
 
 def _taken(base: BaseModel, prompt: Sequence[int]) -> int:

@@ -99,8 +99,10 @@ def test_a_guess_is_taken_only_where_torch_chooses_the_same(family, tmp_path):
     model, _, vectors, _ = exported(family, tmp_path)  # wears its vectors
     prompt = ids(1, 11)[0].tolist()
     right = torch_choices(model, prompt, 4)
-    assert OrtDecoder(tmp_path / GRAPH).choices(prompt, 4, fed(vectors)) == right
-    assert OrtDecoder(tmp_path / GRAPH).choices(prompt, 0, fed(vectors)) == []
+    for count in (0, 1, 4):
+        chosen, logits = OrtDecoder(tmp_path / GRAPH).continued(prompt, count, fed(vectors))
+        assert chosen == right[:count]
+        np.testing.assert_array_equal(logits, OrtDecoder(tmp_path / GRAPH).logits(prompt, right[:count], fed(vectors)))
     for guess in ([], right, [right[0] ^ 1, *right[1:]], [*right[:3], right[3] ^ 1]):
         ((chosen, logits),) = torch_continued(model, [prompt], [4], [guess])
         assert chosen == right

@@ -118,18 +118,22 @@ class OrtDecoder:
         """Like torch_logits. `vectors` are [1, 1, d] by input name; empty for the base."""
         return self.after([prompt, *([token] for token in forced)], vectors)
 
-    def choices(self, prompt: Sequence[int], count: int, vectors: Mapping[str, NDArray[np.float32]]) -> list[int]:
-        """The `count` tokens that the graph itself would choose after the prompt."""
+    def continued(
+        self, prompt: Sequence[int], count: int, vectors: Mapping[str, NDArray[np.float32]]
+    ) -> tuple[list[int], Floats]:
+        """The `count` tokens that the graph itself would choose after the prompt, and its logits with them."""
         chosen: list[int] = []
 
         def pieces() -> Iterator[Sequence[int]]:
             yield prompt
-            while len(chosen) < count:
+            while len(chosen) <= count:
                 yield chosen[-1:]
 
-        for row in self._each(pieces(), vectors) if count else ():
+        rows = []
+        for row in self._each(pieces(), vectors):
+            rows.append(row)
             chosen.append(int(row.argmax()))
-        return chosen
+        return chosen[:count], np.stack(rows)
 
     def kept(self, tokens: Sequence[int], vectors: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[Any]]:
         """The cache after these tokens: [1, kv heads, tokens, head size] by the name of its input."""
