@@ -405,6 +405,21 @@ def test_law_4_a_broken_graph_is_not_published_whatever_the_limits(place, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
+def test_law_4_parity_is_the_same_whatever_the_graph_guesses(place, tmp_path, capsys, monkeypatch):
+    class Wrong(OrtDecoder):
+        def continued(self, prompt: list[int], count: int, vectors: dict) -> tuple[list[int], np.ndarray]:
+            chosen, logits = super().continued(prompt, count, vectors)
+            return [token ^ 1 for token in chosen], logits + 1
+
+    monkeypatch.setattr(gating, "OrtDecoder", Wrong)
+    words = ("export", place / "qia3.toml", "--output", tmp_path / "out", "--work", place / "side.work")
+    assert qia3(capsys, *words, "--no-evaluation")[0] == 0
+    found, right = (json.loads((f / "manifest.json").read_text())["parity"] for f in (tmp_path / "out", place / "side"))
+    for name, both in right.items():
+        for kind in ("exact", "shipped"):
+            assert found[name][kind] == pytest.approx(both[kind], abs=2e-6)
+
+
 def test_the_halves_make_the_same_bundle(place, tmp_path, capsys):
     for verb in ("train", "export"):
         assert qia3(capsys, verb, place / "qia3.toml", "--output", tmp_path / "out")[0] == 0
