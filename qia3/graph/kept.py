@@ -86,7 +86,7 @@ class Place:
         return cache_folder() / "graphs" / digest[:16]
 
     def read(self) -> dict[str, ir.Model] | None:
-        """The graphs; None if there are none. Damaged ones are reported and not used."""
+        """The graphs; None if there are none. Damaged ones are reported and removed."""
         folder = self.folder
         if not folder.is_dir():
             return None
@@ -104,11 +104,13 @@ class Place:
         except Exception as error:  # a damaged file can raise any exception in onnx and json
             reason = str(error) if isinstance(error, QIA3Error) else first_line(error)
             say(f"the cached graph {folder} is not used, and exported again: {reason}")
+            shutil.rmtree(folder, ignore_errors=True)
             return None
 
     def keep(self, graphs: Graphs) -> None:
-        """Writes the graphs, in place of a damaged folder. Without room they are not cached, which is only reported."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Writes the graphs, unless another process was faster. Without room they are not cached, which is only
+        reported.
+        """
         try:
             with made_once(self.folder) as scratch:
                 _write(graphs, Tensors(self.base.model), self.key, scratch)
