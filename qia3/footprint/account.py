@@ -18,7 +18,7 @@ from qia3.bundle.layout import MANIFEST, WRITTEN_ANEW
 from qia3.bundle.manifest import File, Manifest, Region
 from qia3.bundle.seal import files_on_disk
 from qia3.errors import BundleError, shown
-from qia3.footprint.bits import bits_each, grid_bytes, stored_shapes, weight_count
+from qia3.footprint.bits import bits_each, grid_bytes, in_int8, int8_bytes, stored_shapes, weight_count
 
 PROMPTS = "prompt_weights"  # in a file of their own
 INT8 = "int8_weights"  # in place of the grid's
@@ -45,8 +45,8 @@ class Account:
     """Bytes by part, in the order of TENSORS and FILES, without empty parts.
 
     `tied`: embedding and head are one tensor, counted once. `bits_per_weight` is what the regions on a grid (4-bit
-    layers, and those kept at 8 bits) take on disk per weight of their `quantised_weights`; `grid_bits_per_weight` is
-    the grids' arithmetic for the same layers.
+    layers, and those kept at 8 bits) and int8 weights in their place take on disk per weight of their
+    `quantised_weights`; `grid_bits_per_weight` is the arithmetic for the same layers.
     """
 
     parts: dict[str, int]
@@ -84,13 +84,14 @@ def account(folder: Path, manifest: Manifest, sealed: Mapping[str, int] | None =
         _add(parts, {part_of(name): size})
     order = {part: i for i, part in enumerate((*TENSORS, *FILES))}
     shapes = stored_shapes(manifest)
-    arithmetic = sum(grid_bytes(shape) for shape in shapes)
+    arithmetic = sum(grid_bytes(shape) for shape in shapes) + int8_bytes(manifest.linears)
+    count = weight_count(shapes) + sum(layer.inputs * layer.outputs for layer in in_int8(manifest.linears))
     return Account(
         parts={part: parts[part] for part in sorted(parts, key=lambda p: order.get(p, len(order))) if parts[part]},
         tied=manifest.architecture.tied_embedding,
-        quantised_weights=weight_count(shapes),
-        bits_per_weight=bits_each(sum(parts.get(part, 0) for part in QUANTISED), weight_count(shapes)),
-        grid_bits_per_weight=bits_each(arithmetic, weight_count(shapes)),
+        quantised_weights=count,
+        bits_per_weight=bits_each(sum(parts.get(part, 0) for part in (*QUANTISED, INT8)), count),
+        grid_bits_per_weight=bits_each(arithmetic, count),
     )
 
 

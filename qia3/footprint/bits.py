@@ -87,6 +87,18 @@ def on_their_grid(linears: Sequence[Layer]) -> list[Layer]:
     return [layer for layer in linears if layer.products == "grid"]
 
 
+def int8_bytes(linears: Sequence[Layer]) -> int:
+    """Bytes of the layers that the graph has int8 weights for: a byte per weight, and a float32 scale per output. What
+    smooths their inputs comes on top, and further scales of rows that are cut into parts: together about a percent.
+    """
+    return sum(layer.outputs * (layer.inputs + 4) for layer in in_int8(linears))
+
+
+def in_int8(linears: Sequence[Layer]) -> list[Layer]:
+    """The layers that the graph has int8 weights for."""
+    return [layer for layer in linears if layer.products == "int8"]
+
+
 def stored_shapes(manifest: Manifest) -> list[Shape]:
     """What the weight file holds on the grid; a tied embedding and head count once."""
     shapes, embedding = linear_shapes(on_their_grid(manifest.linears)), embedding_shape(manifest)

@@ -141,6 +141,7 @@ def memory(report: Report, estimates: Sequence[Estimate]) -> Section | None:
 
 def bytes_on_disk(report: Report) -> Section:
     total, eight_bit = report.account.total, bool(report.base.grid.eight_bit)
+    rounded = "int8_weights" in report.account.parts
     names = PARTS | (BOTH if eight_bit else {})
     rows: list[Row] = [
         [names.get(p, p), Cell("bytes", n), Cell("share", round(n / total, 4))] for p, n in report.account.parts.items()
@@ -150,9 +151,12 @@ def bytes_on_disk(report: Report) -> Section:
     bits, grid = report.account.bits_per_weight, report.account.grid_bits_per_weight
     layers = "The layers, at 4 and at 8 bits," if eight_bit else "The 4-bit layers"
     note = f"{tied}{layers} take {bits:.3f} bits per weight; the grid's arithmetic gives {grid:.3f}."
-    if "int8_weights" in report.account.parts:
-        rest = f" What is left on the grid takes {bits:.3f} bits per weight (arithmetic: {grid:.3f})." if bits else ""
-        note = f"{tied}Int8 weights are made from those on the grid: one byte each, and scales per column.{rest}"
+    if rounded:
+        note = (
+            f"{tied}Int8 weights are made from those on the grid: one byte each, scales per column, and what smooths "
+            f"their inputs. With what is left on the grid they take {bits:.3f} bits per weight (arithmetic, without "
+            f"smoothing: {grid:.3f})."
+        )
     drawn = [Chart("stack", "Where the bytes are", values=(1,))]
     return section("bytes", "Bytes on disk", note, table(["part", "bytes", "share"], rows, sums=(1,), charts=drawn))
 

@@ -71,6 +71,7 @@ class Load:
     writes: bool = True  # False for an encoder alone
     file_bytes: int = 0
     eight_bit: bool = False  # whether some layers are at 8 bits
+    int8_products: bool = False  # whether a token runs through int8 products, for which no device has figures
 
     def kernel(self, device: Device) -> str:
         """The name of the kernel that ONNX Runtime would run there."""
@@ -80,8 +81,8 @@ class Load:
         return self.kernels[self.kernel(device)]
 
     def seconds_per_token(self, device: Device, bandwidth: Figure | None) -> float | None:
-        """None without a bandwidth, and if nothing is generated."""
-        if bandwidth is None or not self.writes or device.family not in NODE_SECONDS:
+        """None without a bandwidth, for int8 products, and if nothing is generated."""
+        if bandwidth is None or not self.writes or self.int8_products or device.family not in NODE_SECONDS:
             return None
         node = device.node_seconds.value if device.node_seconds else NODE_SECONDS[device.family]
         return token_seconds(self.on(device), self.nodes, bandwidth.value, node, device)
@@ -100,6 +101,7 @@ def estimate(device: Device, report: Report) -> Estimate:
             process_bytes=process_bytes(report),
             nodes=memory.nodes,
             writes=report.architecture.pooling is None,
+            int8_products=report.memory.int8_products,
             file_bytes=sum(report.account.parts.get(part, 0) for part in TENSORS if part != PROMPTS),
             eight_bit=bool(report.base.grid.eight_bit),
         ),

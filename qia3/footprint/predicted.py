@@ -20,11 +20,12 @@ from dataclasses import dataclass
 
 from qia3.bundle.manifest import PROMPT, Architecture, Dense, Layer, Manifest
 from qia3.bundle.records import Measured
-from qia3.footprint.account import QUANTISED
+from qia3.footprint.account import INT8, QUANTISED
 from qia3.footprint.bits import (
     Shape,
     embedding_shape,
     grid_bytes,
+    int8_bytes,
     linear_shapes,
     on_grid,
     on_their_grid,
@@ -213,6 +214,8 @@ def times(sizes: Sizes, device: Device, prompt: int) -> tuple[float | None, floa
 
 
 def on_disk(manifest: Manifest, parts: Mapping[str, int]) -> Compared:
-    """The layers on the grid and those in float32: computed, compared with the file."""
-    grids = sum(map(grid_bytes, stored_shapes(manifest))) + sum(4 * x.inputs * x.outputs for x in manifest.dense)
-    return Compared.of("layers on disk", "bytes", grids, sum(parts.get(part, 0) for part in (*QUANTISED, "dense")))
+    """The layers on the grid, in int8 and in float32: computed, compared with the file."""
+    grids = sum(map(grid_bytes, stored_shapes(manifest))) + int8_bytes(manifest.linears)
+    floats = sum(4 * x.inputs * x.outputs for x in manifest.dense)
+    stored = sum(parts.get(part, 0) for part in (*QUANTISED, INT8, "dense"))
+    return Compared.of("layers on disk", "bytes", grids + floats, stored)

@@ -15,6 +15,7 @@ from qia3.bundle.records import HeldOut, Measured, Parity, Record
 from qia3.bundle.task import Task
 from qia3.errors import BundleError
 from qia3.footprint.account import Account, account
+from qia3.footprint.bits import in_int8
 from qia3.footprint.calibrated import calibrated_for
 from qia3.footprint.kernels import (
     KernelBytes,
@@ -33,7 +34,7 @@ from qia3.footprint.systems import Claim, System, claim, systems
 @dataclass(frozen=True)
 class Memory:
     """What a device has to hold and read: by kernel, mapped from the file, and one row's cache at the full context,
-    with the cache of an encoder's states for as many positions.
+    with the cache of an encoder's states for as many positions. `int8_products`: a token runs through int8 products.
     """
 
     kernel_here: str
@@ -42,6 +43,7 @@ class Memory:
     kv_cache_bytes: int
     nodes: int
     cross_cache_bytes: int = 0
+    int8_products: bool = False
 
 
 LIMITS = ("max_difference", "max_kl", "min_top1")
@@ -166,6 +168,7 @@ def _memory(manifest: Manifest, totals: Account) -> Memory:
         kv_cache_bytes=kv_cache_bytes(shape, shape.context_length),
         nodes=_nodes(manifest),
         cross_cache_bytes=cross_cache_bytes(shape, shape.context_length),
+        int8_products=any(not layer.once for layer in in_int8(manifest.linears)),
     )
 
 

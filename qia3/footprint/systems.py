@@ -4,7 +4,8 @@ bfloat16), the 4-bit base with the same LoRA, the 4-bit base with unmerged IA³,
 Disk is weights, graph and adapters, without tokenizer and reports, which all of them share. Memory is computed in the
 same way for all: a float base holds its weights once, the 4-bit base holds what its kernels pack and what stays mapped
 (kernels.py), each with one adapter loaded. It leaves out the process, its libraries and activations, and the cache,
-which is given separately; the whole process was measured for the bundle itself only.
+which is given separately; the whole process was measured for the bundle itself only. With int8 weights in place of the
+4-bit ones, the base is that of the bundle, and is called so.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 
 from qia3.bundle.manifest import Manifest
 from qia3.footprint.account import Account
+from qia3.footprint.bits import in_int8
 from qia3.footprint.kernels import bundle_kernels, kernel_here, mapped_bytes
 from qia3.footprint.lora import FLOAT32_BYTES, AdapterCost, ia3_entries, lora_cost
 
@@ -73,14 +75,17 @@ def systems(manifest: Manifest, totals: Account, ia3: AdapterCost) -> list[Syste
         disk = files * totals.weights + vectors
         return System(name, files, disk, held, measured if is_bundle else None, ia3.training_state_bytes, added)
 
+    base = "4-bit base"
+    if rounded := in_int8(manifest.linears):
+        base = "int8 base" if len(rounded) == len(manifest.linears) else "base in 4 bits and int8"
     float_bytes = {name: size * manifest.base.parameters for name, size in FLOATS.items()}
     entries = ia3_entries(manifest.sites) if side else ia3.parameters
     vectors = totals.parts.get("vectors", 0) if side else tasks * ia3.disk_bytes
     return [
         *(with_lora(f"{name} base", size, size) for name, size in float_bytes.items()),
-        with_lora("4-bit base", totals.weights, resident),
-        with_ia3("4-bit base, IA³ unmerged", 1, vectors, resident + FLOAT32_BYTES * entries, entries, side),
-        with_ia3("4-bit base, IA³ merged", tasks, 0, resident, 0, not side),
+        with_lora(base, totals.weights, resident),
+        with_ia3(f"{base}, IA³ unmerged", 1, vectors, resident + FLOAT32_BYTES * entries, entries, side),
+        with_ia3(f"{base}, IA³ merged", tasks, 0, resident, 0, not side),
     ]
 
 
