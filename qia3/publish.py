@@ -33,6 +33,7 @@ from qia3.bundle.records import HeldOut
 from qia3.bundle.task import TAGS
 from qia3.config import Build
 from qia3.describe import dense_layers, describe, linear_layers, places, positions
+from qia3.footprint.bits import on_their_grid
 from qia3.footprint.measure import measure
 from qia3.gate import Tests, gate, recoded, texts_seen
 from qia3.gradients import check_gradients, check_learns, learning_graph
@@ -144,7 +145,7 @@ def publish(
     drift = recoded(plan, adapted, trained, tests) if base.grid == "nf4" and target.nf4 != "exact" else None
     seen = (base.model, adapted.roles, prompt_only(base.model))
     linears, dense = rounded_layers(base, plan.export, linear_layers(*seen)), dense_layers(*seen)
-    if (slow := target.slow_at_eight_bits()) and any(layer.bits == 8 for layer in linears):
+    if (slow := target.slow_at_eight_bits()) and any(layer.bits == 8 for layer in on_their_grid(linears)):
         say(f"warning: {slow}")
     if not side:
         trained = [t for t in trained if t.task.name == plan.export.merge_task]

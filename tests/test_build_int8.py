@@ -124,6 +124,12 @@ def test_bytes_add_up_and_weights_are_a_byte_each(place, name):
     ]
 
 
+def test_merged_vectors_are_counted_like_unmerged_ones(place):
+    """An encoder's head is trained with them, but is not one of them."""
+    side, merged = (build_report(place / n, Bundle.open(place / n).manifest) for n in ("wasm", "merged"))
+    assert merged.adapters[0].parameters == side.adapters[0].parameters
+
+
 def test_no_speed_is_estimated_of_int8_products(place):
     """A device's figures are those of 4-bit products."""
     board = load_device("raspberry-pi-5")

@@ -103,7 +103,7 @@ def estimate(device: Device, report: Report) -> Estimate:
             writes=report.architecture.pooling is None,
             int8_products=report.memory.int8_products,
             file_bytes=sum(report.account.parts.get(part, 0) for part in TENSORS if part != PROMPTS),
-            eight_bit=bool(report.base.grid.eight_bit),
+            eight_bit=bool(report.base.grid.eight_bit) and "codes" in report.account.parts,
         ),
     )
 

@@ -153,10 +153,19 @@ def _ia3(folder: Path, manifest: Manifest) -> AdapterCost:
     operations left.
     """
     sites = manifest.sites
-    trained = [record.parameters for record in manifest.training.values()]
+    trained = [record.parameters - _head_entries(manifest, task) for task, record in manifest.training.items()]
     parameters = ia3_parameters(sites) if sites else max(trained, default=0)
     files = [f.stat().st_size for f in (folder / "adapters").glob("*.onnx_adapter")]
     return ia3_cost(parameters, ia3_entries(sites), max(files, default=FLOAT32_BYTES * parameters))
+
+
+def _head_entries(manifest: Manifest, task: str) -> int:
+    """Numbers of a task's head, which an encoder trains with its vectors; 0 for others, and for a task that is not in
+    the bundle.
+    """
+    if manifest.architecture.pooling is None or task not in manifest.tasks:
+        return 0
+    return len(manifest.tasks[task].choices or ()) * (manifest.architecture.hidden_size + 1)
 
 
 def _memory(manifest: Manifest, totals: Account) -> Memory:
