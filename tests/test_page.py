@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -150,6 +151,25 @@ def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return found.getsockname()[1]
+
+
+def test_a_free_port_is_named_and_one_in_use_is_told_before_anything_is_written(packages, tmp_path):
+    bundle = for_browsers(tmp_path / "bundle")
+    words = ["page", str(bundle), "--output", str(tmp_path / "page"), "--runtime", str(packages), "--serve", "--port"]
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        refused = CliRunner().invoke(qia3, [*words, port])
+    assert f"cannot listen on 127.0.0.1:{port}" in str(refused.exception)
+    assert not (tmp_path / "page").exists()
+    with subprocess.Popen([sys.executable, "-m", "qia3", *words, "0"], stderr=subprocess.PIPE, text=True) as server:
+        try:
+            address = re.search(r"http://127\.0\.0\.1:\d+/", server.stderr.readline())
+            assert answered(f"{address[0]}index.html")["Cross-Origin-Opener-Policy"] == "same-origin"
+        finally:
+            server.terminate()
+    assert server.returncode == 0
 
 
 @pytest.mark.browser

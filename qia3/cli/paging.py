@@ -44,14 +44,17 @@ def page(
     from qia3.bundle.opened import Bundle
     from qia3.page import write_page
 
+    sockets = None
+    if serve:  # an address in use is reported before anything is written
+        with serving("page --serve"):
+            from qia3.server.listen import bound
+            from qia3.server.static import serve_files
+        sockets = bound(host, port)
     made = write_page(Bundle.open(bundle), output, packages, piece * 2**20)
     sizes = f"{made.bytes / 1e6:.1f} MB, of which a visit fetches {made.wasm_bytes / 1e6:.1f} on WebAssembly"
     text = f"{output} is a page: {sizes}"
     if made.webgpu_bytes is not None:
         text += f" and {made.webgpu_bytes / 1e6:.1f} on WebGPU"
     print_result(asdict(made), text, as_json)
-    if not serve:
-        return
-    with serving("page --serve"):
-        from qia3.server.static import serve_files
-    serve_files(output, host, port)
+    if sockets is not None:
+        serve_files(output, host, sockets)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+from contextlib import suppress
 from pathlib import Path
 
 import uvicorn
@@ -42,7 +44,8 @@ def files_app(folder: Path) -> Starlette:
     return Starlette(routes=[everything], middleware=[Middleware(Isolated)])
 
 
-def serve_files(folder: Path, host: str, port: int) -> None:
-    """Serves a folder until SIGINT or SIGTERM."""
-    say(f"serving {folder} on http://{host}:{port}/")
-    uvicorn.run(files_app(folder), host=host, port=port, log_level="warning", access_log=False)
+def serve_files(folder: Path, host: str, sockets: list[socket.socket]) -> None:
+    """Serves a folder until SIGINT or SIGTERM, on sockets of `bound`."""
+    say(f"serving {folder} on http://{host}:{sockets[0].getsockname()[1]}/")
+    with suppress(KeyboardInterrupt):
+        uvicorn.Server(uvicorn.Config(files_app(folder), log_level="warning", access_log=False)).run(sockets)
