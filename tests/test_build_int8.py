@@ -101,6 +101,8 @@ def test_parity_has_the_graph_in_4_bits_beside_it(place):
     text = (place / "wasm" / "report.md").read_text(encoding="utf-8")
     assert "4-bit products" in text
     assert "int8 weights" in text
+    assert "embedding: codes" in text
+    assert "embedding and head: codes" not in text
 
 
 @pytest.mark.parametrize("name", ["wasm", "merged"])

@@ -40,6 +40,11 @@ PARTS = {
     "reports_and_manifest": "this report and the manifest",
     "other_files": "other files",
 }
+TABLE = {  # where no head is beside it
+    name: text.replace("embedding and head", "embedding")
+    for name, text in PARTS.items()
+    if name in ("embedding_codes", "embedding_scales", "embedding_zero_points")
+}
 BOTH = {"codes": "codes, 4 bits and 8", "zero_points": "zero points (one per block)"}  # where some layers are at 8 bits
 
 
@@ -142,7 +147,7 @@ def memory(report: Report, estimates: Sequence[Estimate]) -> Section | None:
 def bytes_on_disk(report: Report) -> Section:
     total, eight_bit = report.account.total, bool(report.base.grid.eight_bit)
     rounded = "int8_weights" in report.account.parts
-    names = PARTS | (BOTH if eight_bit else {})
+    names = PARTS | (BOTH if eight_bit else {}) | ({} if _head_is_beside(report) else TABLE)
     rows: list[Row] = [
         [names.get(p, p), Cell("bytes", n), Cell("share", round(n / total, 4))] for p, n in report.account.parts.items()
     ]
@@ -159,6 +164,11 @@ def bytes_on_disk(report: Report) -> Section:
         )
     drawn = [Chart("stack", "Where the bytes are", values=(1,))]
     return section("bytes", "Bytes on disk", note, table(["part", "bytes", "share"], rows, sums=(1,), charts=drawn))
+
+
+def _head_is_beside(report: Report) -> bool:
+    """Whether a head's bytes are with the embedding's: an encoder has none, and with int8 products it is one of them."""
+    return report.architecture.pooling is None and not report.memory.int8_products
 
 
 def adapters(report: Report) -> Section:
@@ -191,8 +201,9 @@ def _adapters_note(report: Report) -> str:
         if report.fused_qkv
         else ""
     )
+    where = "weights" if "int8_weights" in report.account.parts else "scales"
     merged = (
-        " This bundle is merged: its vectors are in the scales, so nothing is loaded or added."
+        f" This bundle is merged: its vectors are in the {where}, so nothing is loaded or added."
         if report.mode == "merged"
         else ""
     )
