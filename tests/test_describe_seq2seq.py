@@ -15,7 +15,7 @@ from qia3.base.quantise import Grid, quantise_model
 from qia3.base.stages import prompt_only
 from qia3.bundle.layout import DECODER_GRAPH, ENCODER_GRAPH, SHARED_DATA
 from qia3.config import Export
-from qia3.describe import _architecture, _graphs, dense_layers, linear_layers
+from qia3.describe import _architecture, _graphs, dense_layers, linear_layers, places
 from qia3.ia3.roles import find_roles
 from qia3.ia3.vectors import attach
 
@@ -64,7 +64,8 @@ def test_counts_are_those_of_both_stacks(described):
 
 
 def test_each_graph_has_the_vectors_of_its_own_layers(described):
-    graphs, sites = _graphs(PLAN, described, described.roles.sites, 4), described.roles.sites
+    sites = described.roles.sites
+    graphs = _graphs(PLAN, described, sites, 4, places(described.model), [])
     encoder, decoder = graphs["encoder"], graphs["decoder"]
     assert (encoder.file, decoder.file, encoder.data, decoder.data) == (
         *(ENCODER_GRAPH, DECODER_GRAPH),

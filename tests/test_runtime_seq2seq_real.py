@@ -23,7 +23,7 @@ from qia3.bundle.layout import DECODER_GRAPH, ENCODER_GRAPH, SHARED_DATA
 from qia3.bundle.manifest import Architecture
 from qia3.bundle.opened import Bundle
 from qia3.config import Export
-from qia3.describe import _graphs
+from qia3.describe import _graphs, places
 from qia3.graph.export_seq2seq import export_seq2seq
 from qia3.ia3.roles import find_roles
 from qia3.ia3.vectors import attach
@@ -78,7 +78,9 @@ class Made:
             tiny.manifest_of(words, "side", {}),
             linears=(),
             architecture=Architecture(3, 5, 5, 16, 96, 101, 48, False, 2, (0,)),
-            graphs=_graphs(PLAN, SimpleNamespace(model=model), [s.site for s in self.scaled.values()], 0),
+            graphs=_graphs(
+                PLAN, SimpleNamespace(model=model), [s.site for s in self.scaled.values()], 0, places(model), []
+            ),
         )
         tiny.seal(folder, manifest.to_json())
         return folder
