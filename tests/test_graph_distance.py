@@ -8,7 +8,7 @@ from tiny_encoders import tiny_encoder
 from torch import nn
 
 from qia3.graph.distance import BUFFERS, Distances, added, constants, in_graph, table_numbers, taken_apart
-from qia3.graph.external import _part
+from qia3.graph.external import PROMPT_WEIGHTS, _part
 from qia3.graph.stacks import attentions, reaching
 from qia3.graph.watch import watch
 from qia3.ia3.by_hand import Made
@@ -73,8 +73,8 @@ def test_a_table_of_other_factors_is_refused():
 
 
 def test_tables_are_counted_as_what_they_are():
-    assert {_part(f"encoder.layer.0.attention.self.{name}_0", []) for name in BUFFERS} == {"positions"}
-    assert _part("embeddings.position_embeddings.weight", []) == "norms_and_biases"
+    assert {_part(f"encoder.layer.0.attention.self.{name}_0", [], PROMPT_WEIGHTS) for name in BUFFERS} == {"positions"}
+    assert _part("embeddings.position_embeddings.weight", [], PROMPT_WEIGHTS) == "norms_and_biases"
 
 
 @pytest.mark.parametrize(("name", "numbers"), [("deberta-v2", 2 * 2 * 12 * 96), ("mpnet", 0), ("bert", 0)])

@@ -110,10 +110,11 @@ function placed(runtime) {
  * "auto" is WebGPU where a graphics processor offers it, and not where the processor only plays one; then WebAssembly.
  * Int8 products run on the processor alone.
  */
-async function devicesOf(asked, at, { linears }) {
+async function devicesOf(asked, at, manifest) {
   const known = typeof at === 'object' ? ['wasm', 'webgpu'].filter((device) => device in at) : ['wasm', 'webgpu'];
   if (known.includes(asked)) return [asked];
   if (asked !== 'auto') refuse(`device is auto or ${known.join(' or ')} here, not ${asked}`);
+  const { linears } = manifest;
   const rounded = Array.isArray(linears) && linears.some((layer) => layer?.products === 'int8');
   if (rounded && known.includes('wasm')) return ['wasm'];
   const adapter = await /** @type {any} */ (globalThis.navigator)?.gpu?.requestAdapter().catch(() => null);
