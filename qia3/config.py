@@ -236,7 +236,8 @@ class Export(Section):
 
     `query_vectors` adds inputs for vectors on the queries, which PEFT trains for some families. `cache`: type of the
     cached keys and values (qia3.graph.cache). `recode` None: as the target says. `prompts`: "int8" adds a decoder for
-    prompts with int8 products, or replaces an encoder's (qia3.rounding). `trainable` adds a training graph (qia3.graph.trainable).
+    prompts with int8 products, or replaces an encoder's (qia3.rounding). `trainable` adds a training graph
+    (qia3.graph.trainable).
     """
 
     target: str = "ort-cpu"

@@ -27,6 +27,7 @@ from qia3.bundle.manifest import ADAPTERS, DECODER, ENCODER
 from qia3.bundle.opened import Bundle
 from qia3.bundle.seal import files_on_disk, to_json
 from qia3.errors import ConfigError, StorageError
+from qia3.footprint.bits import in_int8
 from qia3.names import ADAPTER
 from qia3.parse import read_json_table
 from qia3.storage import replaced
@@ -77,8 +78,7 @@ def write_page(bundle: Bundle, output: Path, packages: Path, piece: int = PIECE)
         _write_service(scratch)
         sizes = files_on_disk(scratch)
     whole, (wasm, webgpu) = sum(sizes.values()), [sum(sizes[f"runtime/{n}"] for n in each) for each in (WASM, WEBGPU)]
-    rounded = any(layer.products == "int8" for layer in bundle.manifest.linears)
-    return Page(str(output), whole, whole - webgpu, None if rounded else whole - wasm, count)
+    return Page(str(output), whole, whole - webgpu, None if in_int8(bundle.manifest.linears) else whole - wasm, count)
 
 
 def install_command(folder: str = "runtime") -> str:

@@ -77,14 +77,16 @@ def exported(plan: Build, adapted: AdaptedBase) -> Graphs:
     check_learns(plan, adapted)
     write_zero_points(adapted.model, load_target(plan.export.target).accuracy_level)
     place = _place(plan, adapted) if adapted.base.parameters >= LEAST_KEPT else None
+    graphs: Graphs
     if place is not None and (kept := place.read()) is not None:
         say(f"reading the graph from the cache: {place.folder}")
-        check_rounding(plan.export, adapted.model, kept)
-        return kept
-    say("exporting the graph and comparing it with torch, before anything is trained")
-    graphs = _exported(plan, adapted)
-    if place is not None:
-        place.keep(graphs)
+        graphs = kept
+    else:
+        say("exporting the graph and comparing it with torch, before anything is trained")
+        graphs = _exported(plan, adapted)
+        if place is not None:
+            place.keep(graphs)
+    check_rounding(plan.export, adapted.model, graphs)
     return graphs
 
 
@@ -117,7 +119,6 @@ def _exported(plan: Build, adapted: AdaptedBase) -> Graphs:
     if base.start:
         return preflight_seq2seq(base.model, adapted.scaled, *settings, limit)
     decoder = {DECODER: preflight(base.model, adapted.scaled, *settings, limit)}
-    check_rounding(plan.export, base.model, decoder)
     return decoder | ({TRAIN: learning_graph(adapted, positions_)} if plan.export.trainable else {})
 
 

@@ -20,7 +20,7 @@ import onnxruntime as ort
 
 from qia3.base.family import stacks
 from qia3.base.frozen import BaseModel
-from qia3.bundle.layout import PROMPT_DATA, PROMPT_GRAPH, in_int8
+from qia3.bundle.layout import PROMPT_DATA, PROMPT_GRAPH, int8_name
 from qia3.bundle.manifest import DECODER, ENCODER, Layer, Region
 from qia3.config import Export
 from qia3.describe import places
@@ -50,7 +50,7 @@ def shipped_places(model: object, target: Target) -> dict[str, tuple[str, str]]:
     """Paths of the graphs and their data files as they are shipped, by role."""
     found = places(model)
     if target.products == "int8":
-        return {role: (in_int8(graph), in_int8(data)) for role, (graph, data) in found.items()}
+        return {role: (int8_name(graph), int8_name(data)) for role, (graph, data) in found.items()}
     return found
 
 
@@ -75,11 +75,12 @@ def write_rounded(
 ) -> list[Region]:
     """Writes the graphs of `folder`/UNROUNDED into `folder`, with int8 products in those that are `replaced`."""
     written, ships = places(base.model), shipped_places(base.model, load_target(export.target))
+    which = replaced(export, base.model)
     files = {role: folder / UNROUNDED / graph for role, (graph, _) in written.items()}
     seen = _seen(files, base.start, texts, True)
     made: dict[str, ir.Model] = {}
     for role, file in files.items():
-        if role in replaced(export, base.model):
+        if role in which:
             made[role] = int8_graph(file, seen[role])
         else:
             made[role] = ir.load(file)

@@ -24,7 +24,7 @@ from tiny_build import write_build
 from tiny_bundle import seal
 
 from qia3 import cli
-from qia3.bundle.layout import GRAPH, in_int8
+from qia3.bundle.layout import GRAPH, int8_name
 from qia3.bundle.opened import Bundle
 from qia3.graph.forced import OrtDecoder
 from qia3.graph.passes import AccuracyLevel
@@ -88,7 +88,7 @@ def test_qia3_mjs_says_what_the_runtime_says_with_int8_products(rounded):
 def test_transformers_js_says_the_same_tokens_with_int8_products(rounded):
     found = in_a_browser(rounded, "wasm", "topics")
     assert found["console"] == []
-    decoder, opened = OrtDecoder(rounded / in_int8(GRAPH)), Bundle.open(rounded)
+    decoder, opened = OrtDecoder(rounded / int8_name(GRAPH)), Bundle.open(rounded)
     vectors = {n: v.reshape(1, 1, -1) for n, v in AdapterBank(opened).vectors("topics").items()}
     assert found["new"] == [greedy(decoder, vectors, prompt, NEW, opened.stop_tokens) for prompt in PROMPTS]
 

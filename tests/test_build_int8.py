@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx_ir as ir
@@ -16,13 +17,16 @@ from test_build import complaint, qia3
 from tiny_build import write_build
 from tiny_encoders import write_encoder
 from tiny_seq2seq import write_seq2seq
+from transformers import LlamaConfig
 
 from qia3 import cli
 from qia3.bundle.opened import Bundle
-from qia3.errors import BundleError
+from qia3.config import Export
+from qia3.errors import BaseModelError, BundleError
 from qia3.footprint.devices import load_device
 from qia3.footprint.estimate import estimate
 from qia3.footprint.report import build_report
+from qia3.rounding import check_rounding
 from qia3.runtime import int8_products
 from qia3.runtime.adapters import AdapterBank
 from qia3.runtime.load import open_engine
@@ -195,6 +199,15 @@ def test_prompts_in_int8_replace_the_encoders_products(place):
     report = build_report(place / "prompts", Bundle.open(place / "prompts").manifest)
     assert sum(report.account.parts.values()) == report.account.total
     assert report.account.bits_per_weight == pytest.approx(report.account.grid_bits_per_weight, rel=0.05)
+
+
+def test_a_mixture_of_experts_is_refused():
+    """Of experts no int8 product is written: without this they would stay in 4 bits without a word."""
+    experts = ir.Model(ir.Graph([], [], nodes=[ir.Node("com.microsoft", "QMoE", [])]), ir_version=10)
+    model = SimpleNamespace(config=LlamaConfig())
+    with pytest.raises(BaseModelError, match=r"'browser-wasm' in .* no int8 products for a mixture of experts"):
+        check_rounding(Export(target="browser-wasm"), model, {"decoder": experts})
+    check_rounding(Export(target="browser"), model, {"decoder": experts})
 
 
 def test_a_processor_that_adds_wrongly_is_refused(place, monkeypatch):

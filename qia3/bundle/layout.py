@@ -50,7 +50,7 @@ WRITTEN_ANEW = (
 )  # by every change of a bundle, since they describe all other files
 
 
-def in_int8(file: str) -> str:
+def int8_name(file: str) -> str:
     """The name that a graph or a data file has with int8 products throughout."""
     return file.replace(f"_{DTYPE}.onnx", f"_{INT8_DTYPE}.onnx")
 

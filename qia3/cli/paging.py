@@ -39,7 +39,8 @@ def page(
 ) -> None:
     """Make a web page that runs a bundle in the browser, offline after the first visit.
 
-    BUNDLE must be exported with --target browser or browser-wasm. The page is a folder of plain files for any web server.
+    BUNDLE must be exported with --target browser or browser-wasm. The page is a folder of plain files for any web
+    server.
     """
     from qia3.bundle.opened import Bundle
     from qia3.page import write_page

@@ -41,7 +41,15 @@ from typing import NamedTuple
 from qia3 import machine
 from qia3.bundle.manifest import PROMPT, Architecture, Dense, Layer, Manifest
 from qia3.footprint.account import PROMPTS
-from qia3.footprint.bits import Shape, embedding_shape, grid_bytes, linear_shapes, on_their_grid, zero_point_bytes
+from qia3.footprint.bits import (
+    Shape,
+    embedding_shape,
+    grid_bytes,
+    in_int8,
+    linear_shapes,
+    on_their_grid,
+    zero_point_bytes,
+)
 
 KEPT_PARTS = ("zero_points", "embedding_weights", "dense", "norms_and_biases", "rotary", "positions", "other")
 
@@ -93,7 +101,7 @@ def kernel_bytes(linears: Sequence[Layer], dense: Sequence[Dense] = ()) -> dict[
         "arm-i8mm": _arm(layers, eight=8),
     }
     held, read = (sum(4 * x.inputs * x.outputs for x in dense if every or not x.once) for every in (True, False))
-    rounded = [x for x in linears if x.products == "int8"]
+    rounded = in_int8(linears)
     more, often = (sum(x.outputs * (x.inputs + 8) for x in rounded if every or not x.once) for every in (True, False))
     return {
         name: KernelBytes(k.held_bytes + held + more, k.streamed_bytes + read + often, read)

@@ -25,6 +25,7 @@ from qia3.footprint.bits import (
     Shape,
     embedding_shape,
     grid_bytes,
+    in_int8,
     int8_bytes,
     linear_shapes,
     on_grid,
@@ -75,7 +76,7 @@ class Sizes:
     @property
     def int8_products(self) -> bool:
         """Whether steps have int8 products as well."""
-        return any(layer.products == "int8" and not layer.once for layer in self.linears)
+        return any(not layer.once for layer in in_int8(self.linears))
 
     @property
     def layers(self) -> Sequence[Layer | Dense]:
@@ -140,7 +141,7 @@ def of_bundle(manifest: Manifest, parts: Mapping[str, int], kernel: KernelBytes,
         others=sum(parts.get(part, 0) for part in ("norms_and_biases", "rotary", "positions", "other")),
         kernel=kernel,
         nodes=nodes,
-        int8_prompts=PROMPT in manifest.graphs or any(layer.products == "int8" for layer in manifest.linears),
+        int8_prompts=PROMPT in manifest.graphs or bool(in_int8(manifest.linears)),
     )
 
 

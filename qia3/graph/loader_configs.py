@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification, AutoModelForTokenCl
 
 from qia3.base.family import embeddings, is_encoder, weight_of
 from qia3.base.start import start_of
-from qia3.bundle.layout import DTYPE, GRAPH, INT8_DTYPE, in_int8, transformers_js_config
+from qia3.bundle.layout import DTYPE, GRAPH, INT8_DTYPE, int8_name, transformers_js_config
 from qia3.bundle.ports import Cache
 from qia3.ia3.roles import device_of
 
@@ -69,8 +69,8 @@ def write_configs(
         generation["decoder_start_token_id"] = start_of(model)[0]
     _write_json(folder / "generation_config.json", generation)
     if not pair:
-        genai = genai_config(model.config.get_text_config(), context_length, stop_tokens, cache)
-        genai["model"]["decoder"]["filename"] = in_int8(GRAPH) if int8 else GRAPH
+        graph = int8_name(GRAPH) if int8 else GRAPH
+        genai = genai_config(model.config.get_text_config(), context_length, stop_tokens, cache, graph)
         _write_json(folder / "genai_config.json", genai)
 
 
@@ -112,14 +112,16 @@ def tied_for_others(model: Any) -> bool:
     return tied and getattr(model.config, "scale_decoder_outputs", True)
 
 
-def genai_config(config: Any, context_length: int, stop_tokens: tuple[int, ...], cache: Cache) -> dict[str, Any]:
+def genai_config(
+    config: Any, context_length: int, stop_tokens: tuple[int, ...], cache: Cache, graph: str = GRAPH
+) -> dict[str, Any]:
     """The configuration for stock onnxruntime-genai."""
     # not every configuration in transformers 5 has these (CodeGen's has no padding token)
     pad, begin = getattr(config, "pad_token_id", None), getattr(config, "bos_token_id", None)
     pad = pad if pad is not None else (stop_tokens[0] if stop_tokens else 0)
     decoder = {
         "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
-        "filename": GRAPH,
+        "filename": graph,
         "head_size": cache.size,
         "hidden_size": config.hidden_size,
         "num_attention_heads": config.num_attention_heads,

@@ -11,8 +11,8 @@ A common prefix of prompts need not be run again: `begin` runs it once and keeps
 valid for the vectors they were computed with. Only a single prompt can continue from there: GroupQueryAttention takes
 several tokens after a past for one row only.
 
-A bundle may have a second decoder for prompts, with int8 products (qia3.graph.int8_products) and the same cache: SHORTEST
-tokens and more are run by it, if this processor computes them right.
+A bundle may have a second decoder for prompts, with int8 products (qia3.graph.int8_products) and the same cache:
+SHORTEST tokens and more are run by it, if this processor computes them right.
 
 Vectors are ordinary inputs (session.py). A bundle with an encoder has its own kind of engine (seq2seq.py);
 `open_engine` (load.py) chooses the right one.

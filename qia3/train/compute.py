@@ -31,8 +31,8 @@ def choose_compute(asked: str) -> torch.dtype:
 def set_compute(model: nn.Module, head: nn.Module | None, dtype: torch.dtype | None, most: int | None = None) -> str:
     """Makes every linear layer multiply in `dtype`; the head stays float32, and so do the losses. None undoes it.
 
-    The dequantised weights are held if they take up to SHARE of the free memory, and `most` bytes; otherwise each product dequantises its
-    own, and again in the backward pass (qia3.base.product). Returns a line that says which.
+    The dequantised weights are held if they take up to SHARE of the free memory, and `most` bytes; otherwise each
+    product dequantises its own, and again in the backward pass (qia3.base.product). Returns a line that says which.
     """
     kinds = {
         m.store: torch.float32 if m is head and dtype is not None else dtype
