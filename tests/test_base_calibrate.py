@@ -43,22 +43,19 @@ def output_error(weight: np.ndarray, grid: int4.Int4, moment: np.ndarray) -> flo
 
 
 def conditional_rounding(weight: np.ndarray, moment: np.ndarray, grid: int4.Int4) -> np.ndarray:
-    """The same scales and zero points, codes by the definition: after each input the rest is set to the minimum of e H
-    e^T, solved anew.
+    """The same scales and zero points, codes by the definition: the largest input first, and after each the rest is set
+    to the minimum of e H e^T, solved anew.
     """
     _, zeros = int4.unpack(grid)
     matrix, result = damp(moment), np.empty(weight.shape)
+    order = sorted(range(len(matrix)), key=lambda i: -matrix[i, i])
     for n in range(len(weight)):
         left = weight[n].astype(np.float64)
-        for i in range(weight.shape[1]):
+        for at, i in enumerate(order):
             scale, zero = grid.scales[n, i // grid.block_size], zeros[n, i // grid.block_size]
             result[n, i] = (np.clip(np.rint(left[i] / scale), -float(zero), 15 - float(zero)) if scale else 0) * scale
-            rest = slice(i + 1, None)
-            left[rest] += (
-                np.linalg.solve(matrix[rest, rest], matrix[rest, i]) * (left[i] - result[n, i])
-                if i + 1 < len(left)
-                else 0
-            )
+            if rest := order[at + 1 :]:
+                left[rest] += np.linalg.solve(matrix[np.ix_(rest, rest)], matrix[rest, i]) * (left[i] - result[n, i])
     return result
 
 
@@ -70,6 +67,31 @@ def test_each_error_is_made_good_by_the_inputs_that_follow(symmetric):
     assert (
         same.mean() > 0.98
     )  # float32 against float64: a value that lies between two codes may fall to either side, and moves what follows
+
+
+def test_scales_are_those_of_the_float_weights():
+    """They are chosen before the first input is rounded, weighted by the damped diagonal."""
+    weight, moment = np.random.default_rng(1).normal(size=(5, 48)).astype(np.float32), correlated(48)
+    grid = quantise_calibrated(weight, Seen(moment), 16)
+    power = damp(moment).diagonal().astype(np.float32)
+    for b, here in enumerate((slice(0, 16), slice(16, 32), slice(32, 48))):
+        _, scales, zeros = int4.choose(weight[:, here], power[None, here], False)
+        np.testing.assert_allclose(grid.scales[:, b], scales, rtol=1e-6)
+        assert np.array_equal(int4.unpack(grid)[1][:, b], zeros.astype(np.uint8))
+
+
+def test_the_largest_inputs_first_lose_less():
+    """Over many draws, against the same rounding in the inputs' own order."""
+    errors = []
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        uneven = np.exp(rng.normal(size=64)).astype(np.float32)  # as inputs of a real layer are
+        weight, moment = rng.normal(size=(16, 64)).astype(np.float32), correlated(64, seed) * np.outer(uneven, uneven)
+        seen, own = Seen(moment), Seen(moment)
+        own.__dict__["order"] = np.arange(64)
+        errors.append([output_error(weight, quantise_calibrated(weight, s, 32), moment) for s in (seen, own)])
+    first, natural = np.sum(errors, axis=0)
+    assert first < 0.95 * natural
 
 
 @pytest.mark.parametrize("inputs", [50, 96, 128])

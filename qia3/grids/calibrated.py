@@ -8,8 +8,9 @@ of one row costs
 
 Inputs are rounded one after the other. When input i is rounded with an error d = W[i] - Q[i], the best compensation is
 to move each later input j by -d U[i, j] / U[i, i], where U is the upper Cholesky factor of H^-1, H^-1 = U^T U. The
-scale and zero point of a block are chosen when its turn comes, from weights that already carry the errors of earlier
-blocks, and weighted by the diagonal of H (int4.choose). Worked example, K = 2, steps of 1:
+largest inputs (by the diagonal of H) come first, while most others are left to compensate for them. A block's inputs
+are thus rounded at different times, so its scale and zero point are chosen beforehand, from the float weights, weighted
+by the diagonal of H (int4.choose). Worked example, K = 2, steps of 1:
 
     W = [0.4, 0.4]     x1 = x2 always: H = [[1, 1], [1, 1]] (and a little on the diagonal, to be invertible)
     nearest: Q = [0, 0], output error 0.8 x.    Here: Q1 = 0, the lost 0.4 moves to the second: 0.8 -> Q2 = 1, output error -0.2 x.
@@ -17,7 +18,8 @@ blocks, and weighted by the diagonal of H (int4.choose). Worked example, K = 2, 
 Damping: 1 % of the mean of the diagonal is added to it. An input that was always zero gets 1 there, so its weights are
 rounded independently.
 
-Source: GPTQ, Frantar et al. 2022 (arXiv:2210.17323), algorithm 1, inputs in their own order.
+Source: GPTQ, Frantar et al. 2022 (arXiv:2210.17323), algorithm 1; the order of inputs and scales that are chosen
+beforehand are the options `act-order` and `static-groups` of its authors' code.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from qia3.grids.int4 import Int4, assemble, choose
 
 DAMPING = 0.01
 ROWS = 4096  # rows at a time: bounds the memory of the working copy
+PART = 64  # inputs whose errors are passed on to the rest together
 SMALL = 32  # half the size of a triangular matrix that is inverted as a whole
 
 
@@ -51,9 +54,14 @@ class Seen:
         return damp(self.moment)
 
     @cached_property
+    def order(self) -> NDArray[np.intp]:
+        """The inputs [K], in the order in which they are rounded."""
+        return np.argsort(-self.damped.diagonal(), kind="stable")
+
+    @cached_property
     def factor(self) -> Floats:
-        """U, float32 [K, K]. Raises ValueError if H is not positive definite."""
-        return inverse_factor(self.damped)
+        """U of the inputs in their order, float32 [K, K]. Raises ValueError if H is not positive definite."""
+        return inverse_factor(self.damped[np.ix_(self.order, self.order)])
 
 
 def quantise_calibrated(weight: Floats, seen: Seen, block_size: int, symmetric: bool = False) -> Int4:
@@ -72,12 +80,17 @@ def quantise_calibrated(weight: Floats, seen: Seen, block_size: int, symmetric: 
     steps = np.zeros((outputs, blocks * block_size), np.float32)
     scales, zeros = np.empty((outputs, blocks), np.float32), np.empty((outputs, blocks), np.float32)
     for part in (slice(start, start + ROWS) for start in range(0, outputs, ROWS)):
-        left = np.ascontiguousarray(weight[part].T, np.float32)  # [K, rows]: one input's weights side by side
+        rows = np.asarray(weight[part], np.float32)
         for b in range(blocks):
             here = slice(b * block_size, min((b + 1) * block_size, inputs))
-            scales[part, b], zeros[part, b] = _scales(left[here].T, importance[here], block_size, symmetric)
-            steps[part, here], errors = _round(left[here], factor[here, here], scales[part, b], zeros[part, b])
-            left[here.stop :] -= factor[here, here.stop :].T @ errors
+            scales[part, b], zeros[part, b] = _scales(rows[:, here], importance[here], block_size, symmetric)
+        left = np.ascontiguousarray(rows.T[seen.order])  # [K, rows]: one input's weights side by side
+        each = np.ascontiguousarray(scales[part].T), np.ascontiguousarray(zeros[part].T)  # [B, rows]
+        for now in (slice(start, min(start + PART, inputs)) for start in range(0, inputs, PART)):
+            where = seen.order[now]
+            found, errors = _round(left[now], factor[now, now], where // block_size, *each)
+            steps[part, where] = found.T
+            left[now.stop :] -= factor[now, now.stop :].T @ errors
     return assemble(steps.reshape(outputs, blocks, block_size), scales, zeros, inputs, symmetric)
 
 
@@ -119,15 +132,17 @@ def _scales(block: Floats, importance: Floats, block_size: int, symmetric: bool)
     return scales, zeros
 
 
-def _round(block: Floats, factor: Floats, scale: Floats, zero: Floats) -> tuple[Floats, Floats]:
-    """Steps [rows, inputs] of a block [inputs, rows], and its errors [inputs, rows] divided by the diagonal, for the
-    later blocks.
+def _round(
+    weights: Floats, factor: Floats, block: NDArray[np.intp], scales: Floats, zeros: Floats
+) -> tuple[Floats, Floats]:
+    """Steps [inputs, rows] of `weights` [inputs, rows], and their errors divided by the diagonal, for the inputs that
+    follow. `block` [inputs] is each input's row of scales and zero points [B, rows].
     """
-    left, errors, steps = block.copy(), np.empty_like(block), np.empty_like(block)
-    inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale != 0)
-    low, high = -zero, 15 - zero
-    for i, weights in enumerate(left):
-        np.clip(np.rint(weights * inverse), low, high, out=steps[i])
-        np.multiply(weights - steps[i] * scale, 1 / factor[i, i], out=errors[i])
+    left, errors, steps = weights.copy(), np.empty_like(weights), np.empty_like(weights)
+    inverse = np.divide(1, scales, out=np.zeros_like(scales), where=scales != 0)
+    low, high = -zeros, 15 - zeros
+    for i, (row, b) in enumerate(zip(left, block, strict=True)):
+        np.clip(np.rint(row * inverse[b]), low[b], high[b], out=steps[i])
+        np.multiply(row - steps[i] * scales[b], 1 / factor[i, i], out=errors[i])
         left[i + 1 :] -= factor[i, i + 1 :, None] * errors[i]
-    return steps.T, errors
+    return steps, errors
