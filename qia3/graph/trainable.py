@@ -37,6 +37,7 @@ from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from onnxscript.optimizer import fold_constants
 from torch import Tensor, nn
 from torch._decomp import core_aten_decompositions
+from torch._dynamo import config
 from torch.export import Dim
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.onnx.ops import symbolic
@@ -70,7 +71,8 @@ def export_trainable(
     """
     check_trainable(model)
     examples = _examples(scaled, model.config.get_text_config().vocab_size, packed)
-    with learning(model, scaled), attention(model, "eager"), quiet():
+    # torch's cache of operators' shapes costs a fifth of the time here: with so many free dimensions few are found in it
+    with learning(model, scaled), attention(model, "eager"), quiet(), config.patch(fake_tensor_cache_enabled=False):
         try:
             step = make_fx(
                 _step(Learner(model, scaled, read_logits), len(examples[0])),
