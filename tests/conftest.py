@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -26,12 +27,36 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def table_of_operators() -> None:
-    """Once: torch.onnx.export makes its table of ONNX operators at each call, a fifth of a tiny model's export."""
+    """Once: torch.onnx.export makes its table of ONNX operators at each call, a fifth of a tiny model's export, and asks
+    the dispatcher about each of aten's operators twice, a twentieth.
+    """
     if "torch" in sys.modules:
+        import torch
+        from torch._export import utils
         from torch.onnx._internal.exporter._registration import ONNXRegistry
 
         if not hasattr(ONNXRegistry.from_torchlib, "cache_info"):
             ONNXRegistry.from_torchlib = staticmethod(lru_cache(ONNXRegistry.from_torchlib))
+            ask = utils._collect_all_valid_cia_ops_for_namespace
+            of_aten = lru_cache(lambda: frozenset(ask(torch.ops.aten)))
+            utils._collect_all_valid_cia_ops_for_namespace = lambda of: (
+                set(of_aten()) if of is torch.ops.aten else ask(of)
+            )
+
+
+@pytest.fixture(scope="module")
+def kept_graphs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """For a file that exports one base several times: qia3's own cache of graphs, which else leaves tiny bases out. The
+    first export with some settings is traced, the next ones are read (test_graph_kept.py: byte for byte the same).
+    """
+    from qia3 import publish
+    from qia3.graph import kept
+
+    folder = tmp_path_factory.mktemp("graphs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(publish, "LEAST_KEPT", 0)
+        patch.setattr(kept, "cache_folder", lambda: folder)
+        yield
 
 
 @pytest.fixture(scope="session")

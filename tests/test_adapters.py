@@ -30,7 +30,7 @@ from qia3.server.shelf import Shelf
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory) -> Path:
+def built(tmp_path_factory, kept_graphs) -> Path:
     """A folder with a bundle, and what was trained for it."""
     folder = tmp_path_factory.mktemp("built")
     write_build(folder, steps=1)

@@ -29,6 +29,7 @@ from qia3.base.load import Asked, load_base
 from qia3.base.weights import GridWeight
 from qia3.batching.trees import Tree
 from qia3.bundle.opened import Bundle
+from qia3.graph import kept
 from qia3.graph.forced import OrtDecoder, torch_logits
 from qia3.ia3.roles import find_roles
 from qia3.ia3.vectors import attach, set_vectors
@@ -85,7 +86,7 @@ def tensors(bundle: Path) -> dict[str, tuple[str, bytes]]:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
+def place(tmp_path_factory, kept_graphs) -> Path:
     """A folder with the build file, and its bundle in side mode."""
     folder = tmp_path_factory.mktemp("build")
     write_build(folder)
@@ -500,8 +501,15 @@ def test_a_folder_that_is_no_bundle_is_not_replaced(place, tmp_path, capsys):
 LONG = ("--steps", "50", "--no-scores")
 
 
-def start(*arguments: object) -> subprocess.Popen[str]:
-    words = [sys.executable, "-m", "qia3", *map(str, arguments)]
+# what the command does beside what is looked at here takes longer: the graph's trial before training, and its export again
+UNTRIED = "from qia3 import build; build.exported = lambda *_: {}"
+KEPT = "from qia3 import publish; from qia3.graph import kept; publish.LEAST_KEPT = 0; kept.cache_folder = lambda: "
+
+
+def start(before: str, *arguments: object) -> subprocess.Popen[str]:
+    """The command in its own process, after the statements `before`."""
+    program = f"{before}\nfrom qia3.cli import main\nmain()"
+    words = [sys.executable, "-c", program, *map(str, arguments)]
     heard = partial(
         signal.signal, signal.SIGINT, signal.SIG_DFL
     )  # a shell starts what runs in its background with SIGINT ignored
@@ -534,7 +542,7 @@ def trained_whole(place) -> Path:
 def test_training_that_was_stopped_goes_on(place, trained_whole, tmp_path, capsys, monkeypatch, how):
     """Killed, or asked to stop: the same command ends where an uninterrupted one does."""
     out = tmp_path / "out"
-    running = start("train", place / "qia3.toml", "--output", out, *LONG)
+    running = start(UNTRIED, "train", place / "qia3.toml", "--output", out, *LONG)
     wait_for(running, "out.work/topics/checkpoints/checkpoint-*/trainer_state.json", tmp_path)
     running.send_signal(how)
     _, err = running.communicate(timeout=120)
@@ -552,7 +560,8 @@ def test_training_that_was_stopped_goes_on(place, trained_whole, tmp_path, capsy
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_an_export_that_was_stopped_leaves_nothing(place, tmp_path, how):
     shutil.copytree(place / "side.work", tmp_path / "out.work")
-    running = start("export", place / "qia3.toml", "--output", tmp_path / "out")
+    before = f"from pathlib import Path; {KEPT}Path({str(kept.cache_folder())!r})"
+    running = start(before, "export", place / "qia3.toml", "--output", tmp_path / "out")
     wait_for(running, ".out.*/onnx/model_q4.onnx_data", tmp_path)
     running.send_signal(how)
     out, err = running.communicate(timeout=120)

@@ -22,7 +22,7 @@ from qia3.runtime.slots import Slots
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
+def place(tmp_path_factory, kept_graphs) -> Path:
     """Bundles `plain` and `int8` of one training."""
     folder = tmp_path_factory.mktemp("cache")
     file = write_build(folder)

@@ -101,7 +101,7 @@ def write_encoder_build(folder: Path, name: str = "bert", **changed) -> Path:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
+def place(tmp_path_factory, kept_graphs) -> Path:
     """A BERT as sentence-transformers saves one."""
     pooling = {"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False, "normalize": True}
     return write_encoder_build(tmp_path_factory.mktemp("encoder"), pooling=pooling)

@@ -43,7 +43,7 @@ TEXT = "turn the lights off, please, and then play a song"
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def place(request, tmp_path_factory) -> Path:
+def place(request, tmp_path_factory, kept_graphs) -> Path:
     """A folder named after its kind, with a bundle per form, all of one training."""
     folder = tmp_path_factory.mktemp("int8") / request.param
     folder.mkdir()

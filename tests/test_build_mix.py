@@ -52,29 +52,29 @@ def test_vectors_fold_into_layers_at_eight_bits(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("roles", "products"),
+    "layers",
     [
-        ((), 5),
-        (("query", "key", "value"), 5),
-        (("value",), 6),
-        (("query",), 6),
-        (("query", "key"), 6),
-        (("key",), 7),
-        (("query", "value"), 7),
+        (((), 5), (("query", "key", "value"), 5)),
+        ((("value",), 6), (("key",), 7)),
+        ((("query", "value"), 7), (("query",), 6)),
+        ((("query", "key"), 6), ((), 5)),
     ],
 )
 @pytest.mark.parametrize("folded", [False, True])
-def test_projections_that_are_neighbours_of_the_same_bits_are_packed(roles, products, folded, tmp_path):
-    model, _, vectors, _ = exported("llama", tmp_path, eight_bit=roles, folded=folded)
-    counts = Counter(n.op_type for n in ir.load(tmp_path / GRAPH).graph)
-    assert counts["MatMulNBits"] == 2 * products + 1
+def test_projections_that_are_neighbours_of_the_same_bits_are_packed(layers, folded, tmp_path):
+    """`layers`: which of each layer's are at 8 bits, and how many products it then has."""
+    eight_bit = tuple(f"{role}@{i}" for i, (roles, _) in enumerate(layers) for role in roles)
+    model, _, vectors, _ = exported("llama", tmp_path, eight_bit=eight_bit, folded=folded)
+    products = [n for n in ir.load(tmp_path / GRAPH).graph if n.op_type == "MatMulNBits"]
+    counts = Counter(n.inputs[1].name.partition("layers.")[2].partition(".")[0] for n in products)
+    assert counts == {"0": layers[0][1], "1": layers[1][1], "": 1}  # and the head
     prompt = ids(1, 11)[0].tolist()
     found = OrtDecoder(tmp_path / GRAPH).logits(prompt, [7, 9], {} if folded else fed(vectors))
     np.testing.assert_allclose(found, torch_logits(model, prompt, [7, 9]), atol=1e-3)
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
+def place(tmp_path_factory, kept_graphs) -> Path:
     """Bundles `side` and `merged` of one training, with their build file."""
     folder = tmp_path_factory.mktemp("build")
     file = write_build(folder, steps=4)

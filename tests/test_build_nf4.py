@@ -25,7 +25,7 @@ from qia3.runtime.engine import Engine
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
+def place(tmp_path_factory, kept_graphs) -> Path:
     """A tiny base on NF4 with blocks of 32 (its rows are 96 and 160 inputs), trained once and exported in five ways."""
     folder = tmp_path_factory.mktemp("nf4")
     file = write_build(folder, steps=4)

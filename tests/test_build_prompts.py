@@ -23,7 +23,7 @@ from qia3.runtime.slots import Slots
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
+def place(tmp_path_factory, kept_graphs) -> Path:
     """Bundles of one training: `plain`, `int8`, and `both`, with an int8 cache as well."""
     folder = tmp_path_factory.mktemp("prompts")
     file = write_build(folder)

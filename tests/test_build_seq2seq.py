@@ -21,7 +21,7 @@ TEXTS = ["turn the lights off", "lock the door", "a louder song and more music"]
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
+def place(tmp_path_factory, kept_graphs) -> Path:
     """A T5 v1.1: gated, so that every vector folds, its head a table of its own."""
     folder = tmp_path_factory.mktemp("pair")
     write_build(folder, steps=4)

@@ -38,7 +38,7 @@ QUESTION = "Topic of {text}?"
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
+def place(tmp_path_factory, kept_graphs) -> Path:
     """A build file's folder with the bundles `b` and `int8`, which learn, and `work`, where `qia3 train` left its vectors."""
     folder = tmp_path_factory.mktemp("learn")
     file = write_build(folder)

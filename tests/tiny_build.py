@@ -5,7 +5,10 @@ and a build file.
 from __future__ import annotations
 
 import json
+import shutil
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
@@ -87,14 +90,24 @@ def write_build(folder: Path, steps: int = 8, seed: int = 0) -> Path:
     return file
 
 
-def built(folder: Path, *options: str, steps: int = 6) -> Path:
-    """A whole bundle, made by the command itself with `options` (a parity that random weights can pass at any level)."""
-    file = write_build(folder, steps=steps)
+def built(folder: Path, *options: str) -> Path:
+    """A whole bundle, made by the command itself with `options` (a parity that random weights can pass at any level).
+    Files that ask for the same get copies of one.
+    """
+    shutil.copytree(built_once(*options).name, folder, dirs_exist_ok=True)
+    return folder / "bundle"
+
+
+@cache
+def built_once(*options: str) -> TemporaryDirectory[str]:
+    made = TemporaryDirectory()
+    folder = Path(made.name)
+    file = write_build(folder, steps=6)
     file.write_text(file.read_text(encoding="utf-8") + "min_top1 = 0\nmax_kl = 9\n", encoding="utf-8")
     with pytest.raises(SystemExit) as ended:
         cli.main(["build", str(file), "--output", str(folder / "bundle"), *options])
     assert ended.value.code == 0
-    return folder / "bundle"
+    return made
 
 
 def write_lines(path: Path, rows: list[dict]) -> None:
