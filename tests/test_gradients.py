@@ -75,8 +75,8 @@ def test_losses_and_gradients_are_torchs(family, block, symmetric, trees, tmp_pa
     assert not any(layer.chosen for layer in scaled.values())
     assert not made_early(graph)
     decoder = export_decoder(model, 4, 48, "last")
-    alone = write_graphs({GRAPH: decoder}, DATA, tmp_path / "alone", [])
-    both = write_graphs({GRAPH: export_decoder(model, 4, 48, "last"), TRAIN_GRAPH: graph}, DATA, tmp_path, [])
+    alone = write_graphs({GRAPH: decoder.clone()}, DATA, tmp_path / "alone", [])
+    both = write_graphs({GRAPH: decoder, TRAIN_GRAPH: graph}, DATA, tmp_path, [])
     learner = session(tmp_path / TRAIN_GRAPH)
     for seed, names in ((0, NAMES), (1, NAMES[:1])):
         worn(scaled)

@@ -40,12 +40,27 @@ ANSWER = np.array([[0, 7, 9, 11, 13, 55, 80, 7, 3], [0, 91, 3, 3, 17, 20, 5, 6, 
 
 @cache
 def made(name: str, logits: str = "last") -> SimpleNamespace:
-    """Exported once, for the tests of this file."""
+    """Exported once, for the tests of this file. `before` and `after`: the model, observed at that time."""
     model, scaled = quantised(name)
+    before = observed(model)
     graphs = export_seq2seq(model, 0, POSITIONS, logits)
     return SimpleNamespace(
-        model=model, scaled=scaled, graphs=graphs, pair=Pair(graphs), oracle=Oracle(name, model, scaled)
+        model=model,
+        scaled=scaled,
+        before=before,
+        after=observed(model),
+        graphs=graphs,
+        pair=Pair(graphs),
+        oracle=Oracle(name, model, scaled),
     )
+
+
+def observed(model) -> tuple[torch.Tensor, set[str]]:
+    """Logits, and names of buffers."""
+    ids = torch.from_numpy(batch([9])[0])
+    with torch.no_grad():
+        logits = model(input_ids=ids, decoder_input_ids=ids[:, :5], use_cache=False).logits
+    return logits, {n for n, _ in model.named_buffers()}
 
 
 def stepped(m, ids, mask, answer, vectors, size=None):
@@ -242,16 +257,12 @@ def test_texts_past_the_positions_of_the_export_go_on():
     np.testing.assert_allclose(found, m.oracle.states(ids, mask, {}), **CLOSE)
 
 
-def test_exporting_leaves_the_model_as_it_was():
-    model, _ = quantised(PLAIN)
-    ids = torch.from_numpy(batch([9])[0])
-    feeds = {"input_ids": ids, "decoder_input_ids": ids[:, :5], "use_cache": False}
-    with torch.no_grad():
-        before, buffers = model(**feeds).logits, {n for n, _ in model.named_buffers()}
-        export_seq2seq(model, 4, POSITIONS, "last")
-        torch.testing.assert_close(model(**feeds).logits, before, rtol=0, atol=0)
-    assert {n for n, _ in model.named_buffers()} == buffers
-    assert not any("compute_bias" in m.__dict__ for m in model.modules())
+@pytest.mark.parametrize("name", EXPORTED)
+def test_exporting_leaves_the_model_as_it_was(name):
+    m = made(name)
+    torch.testing.assert_close(m.after[0], m.before[0], rtol=0, atol=0)
+    assert m.after[1] == m.before[1]
+    assert not any("compute_bias" in module.__dict__ for module in m.model.modules())
 
 
 def written(m, folder):
