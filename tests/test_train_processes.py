@@ -6,10 +6,11 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from test_build import qia3
+from test_build import UNTRIED, qia3
 from tiny_build import write_build
 
 from qia3 import cli
@@ -30,18 +31,9 @@ LAUNCH = [
 ]
 
 
-def train(folder: Path, output: str, processes: int) -> subprocess.CompletedProcess[str]:
-    launched = [*LAUNCH, "--num_processes", str(processes), "--main_process_port", "0"]
-    words = [
-        sys.executable,
-        *launched,
-        "-m",
-        "qia3",
-        "train",
-        str(folder / "qia3.toml"),
-        "--output",
-        str(folder / output),
-    ]
+def train(folder: Path, output: str, program: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    launched = [*LAUNCH, "--num_processes", "2", "--main_process_port", "0"]
+    words = [sys.executable, *launched, *program, "train", str(folder / "qia3.toml"), "--output", str(folder / output)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.run(words, capture_output=True, text=True, env=environment, cwd=folder, timeout=600)
 
@@ -62,7 +54,7 @@ def losses(folder: Path, task: str) -> list[float]:
 
 
 def test_two_processes_give_the_loss_of_one(place, capsys, monkeypatch):
-    two = train(place, "two", 2)
+    two = train(place, "two", ["-m", "qia3"])
     assert two.returncode == 0, two.stderr
     monkeypatch.setattr("qia3.build.exported", lambda *_: {})  # the graph's trial takes longer than the training
     code, out, err = qia3(capsys, "train", place / "qia3.toml", "--output", place / "one")
@@ -79,7 +71,8 @@ def test_two_processes_give_the_loss_of_one(place, capsys, monkeypatch):
     assert told == [[f"trained vectors are in {place / name}.work"] for name in ("one", "two")]  # one of them speaks
     assert two.stderr.count("training topics") == 1
     assert "Warning" not in two.stderr
-    again = train(place, "two", 2)
+    (place / "untried.py").write_text(f"{UNTRIED}\nfrom qia3.cli import main\nmain()\n")
+    again = train(place, "two", [str(place / "untried.py")])
     assert again.returncode == 0, again.stderr
     assert again.stderr.count("already trained with the same plan") == 2
 
