@@ -3,7 +3,8 @@
 //   node look.mjs CHROMIUM NODE_MODULES PICTURES FILE...
 //
 // Prints one JSON object a file: what the console said, what was asked of the network, how far the page is wider than the
-// window, labels of charts that stick out, and what axe-core finds. Pictures go to PICTURES (NAME-WIDTH-SCHEME.png).
+// window, labels of charts that stick out, and what axe-core finds. Pictures go to PICTURES (NAME-WIDTH-SCHEME.png); if that
+// is empty, none are made.
 
 import { createRequire } from "node:module";
 import path from "node:path";
@@ -34,12 +35,12 @@ async function look(browser, file, width, scheme, found) {
   if (wider > 0) found.wider.push(`${at}: ${wider} pixels`);
   found.outside.push(...(await page.evaluate(outside)).map((words) => `${at}: ${words}`));
   const name = path.join(pictures, `${path.basename(file, ".html")}-${width}-${scheme}.png`);
-  await page.screenshot({ path: name, fullPage: true });
+  if (pictures) await page.screenshot({ path: name, fullPage: true });
   if (width !== 800) {
     const { violations } = await page.evaluate(`(() => { const module = undefined; ${axe}; return window.axe.run(); })()`);
     found.axe.push(...violations.map((v) => `${at}: ${v.id}: ${v.nodes.map((n) => n.target.join(" ")).slice(0, 3).join("; ")}`));
   }
-  if (width === 800 && scheme === "light") await page.pdf({ path: name.replace(/\.png$/, ".pdf"), format: "A4" });
+  if (pictures && width === 800 && scheme === "light") await page.pdf({ path: name.replace(/\.png$/, ".pdf"), format: "A4" });
   await context.close();
 }
 
