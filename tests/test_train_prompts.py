@@ -104,6 +104,17 @@ def test_a_template_is_tried_with_the_questions_of_a_task():
         wrapping(minds, None, True, questions=["turn the lights off", "open the garage"])
 
 
+def test_a_template_is_tried_once_and_anew_with_other_special_tokens(monkeypatch):
+    monkeypatch.setattr("qia3.train.template.TRIED", {})
+    chat = each("{{ bos_token }}{{ m.content }}")
+    found = render(words(chat, bos_token="<pad>"))
+    with monkeypatch.context() as patch:
+        patch.setattr("qia3.train.template.bounded", None)  # calling it would be a defect
+        assert render(words(chat, bos_token="<pad>")) == found
+    assert found.prefix.replace("<pad>", tiny_bundle.END) == render(words(chat, bos_token=tiny_bundle.END)).prefix
+    assert f"b{found.prefix}" == render(words(f"b{chat}", bos_token="<pad>")).prefix
+
+
 def test_a_template_that_never_ends_is_ended(monkeypatch):
     fork, children = os.fork, []
     monkeypatch.setattr("qia3.bounded.os.fork", lambda: children.append(fork()) or children[-1])

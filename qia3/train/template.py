@@ -39,17 +39,24 @@ class Template:
     warnings: tuple[str, ...] = ()
 
 
+TRIED: dict[str, Template] = {}  # each task asks several times
+
+
 def render(tokenizer: Any, questions: Sequence[str] = ()) -> Template:
-    """The template as prefix and suffix; also tried on `questions`.
+    """The template as prefix and suffix; also tried on `questions`. Without questions it is tried once in a process.
 
     Raises ConfigError if the template fails, does not end, changes the words, or writes different text around some of
     them.
     """
+    key = repr((type(tokenizer), tokenizer.chat_template, tokenizer.special_tokens_map))  # all that a template reads
+    if key in TRIED and not questions:
+        return TRIED[key]
     try:
         found = bounded(lambda: _tried(tokenizer, questions))
     except ValueError as error:
         raise ConfigError(f"the base's chat template cannot be used: {error}; {REMEDY}") from error
-    return Template(found["prefix"], found["suffix"], tuple(found["warnings"]))
+    TRIED[key] = Template(found["prefix"], found["suffix"], tuple(found["warnings"]))
+    return TRIED[key]
 
 
 def _tried(tokenizer: Any, questions: Sequence[str]) -> dict[str, Any]:
