@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import pytest
 
 # a report would be another one on a machine that was calibrated
 os.environ["XDG_DATA_HOME"] = str(Path(__file__).parent / "no-such-folder")
+FOR_GOOD: set[str] = set()  # modules that no search for cycles looks at
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")  # gw0, gw1, ...
 if WORKER and hasattr(os, "sched_setaffinity"):
     # torch, ONNX Runtime and what the tests start all count the cores that they may run on: with two each, two workers
@@ -23,6 +25,17 @@ if WORKER and hasattr(os, "sched_setaffinity"):
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The real model first: it is one file of minutes, and as the last one it would keep a single worker busy."""
     items.sort(key=lambda item: item.get_closest_marker("real") is None)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imported_for_good() -> None:
+    """Imported modules are millions of objects, which each search for cycles would look at: 0.4 s, and transformers asks
+    for one after each training run.
+    """
+    if len(sys.modules) > len(FOR_GOOD) + 100:
+        FOR_GOOD.update(sys.modules)
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(scope="module", autouse=True)
