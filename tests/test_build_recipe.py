@@ -22,6 +22,7 @@ name = "recipe"
 [base]
 model = "base"
 block_size = 16
+calibration = "none"
 [train]
 preset = "t-few"
 steps = 4
@@ -142,7 +143,8 @@ def test_training_starts_from_an_adapter_in_either_form(place, tmp_path, capsys,
     assert "already trained" not in other[2]
 
 
-def test_a_start_that_does_not_fit_is_refused(place, tmp_path, capsys):
+def test_a_start_that_does_not_fit_is_refused(place, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("qia3.build.exported", lambda *_: {})  # the graph's trial, which is not looked at
     write_base(tmp_path / "base", seed=9)
     for file in place.glob("*.jsonl"):
         (tmp_path / file.name).write_text(file.read_text())
