@@ -10,8 +10,11 @@ import torch
 from test_train import EXAMPLES, SETTINGS, TREES, adapted
 from torch.autograd.graph import saved_tensors_hooks
 
-from qia3.base import memory
+from qia3.base import memory, weights
+from qia3.base.int8 import Int8Weight
 from qia3.base.modules import GridLinear
+from qia3.base.nf4 import Nf4Weight
+from qia3.base.product import product
 from qia3.base.weights import GridWeight, Int4Weight
 from qia3.bundle.sites import Site
 from qia3.grids import int4
@@ -104,6 +107,33 @@ def test_rows_at_a_time_are_the_rows_at_once(shape, symmetric):
     for name in ("codes", "scales", "zero_points"):
         np.testing.assert_array_equal(getattr(store.grid, name), getattr(whole, name))
     assert torch.equal(store.dense(torch.bfloat16), store.rows(slice(None), torch.bfloat16))
+
+
+@pytest.mark.parametrize("grid", ["int4", "int8", "nf4"])
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_large_weight_is_dequantised_some_rows_at_a_time(grid, bias, monkeypatch):
+    """Values and gradients are those of torch's product with the whole weight, and no more than a part exists at once."""
+    torch.manual_seed(0)
+    weight = torch.randn(130, 64)
+    store = {
+        "int4": lambda: Int4Weight.from_float(weight, 32, False),
+        "int8": lambda: Int8Weight.from_float(weight, 32, False),
+        "nf4": lambda: Nf4Weight.from_float(weight, 64),
+    }[grid]()
+    added = torch.randn(130) if bias else None
+    x, upstream = torch.randn(2, 5, 64, requires_grad=True), torch.randn(2, 5, 130)
+    expected = torch.nn.functional.linear(x, store.dense(torch.float32), added)
+    (wanted,) = torch.autograd.grad(expected, x, upstream)
+    monkeypatch.setattr(weights, "PART", 64 * 40)
+    sizes: list[int] = []
+    whole = type(store)._dequantised
+    monkeypatch.setattr(type(store), "_dequantised", lambda *a: sizes.append(len(found := whole(*a))) or found)
+    y = product(x, store, added)
+    torch.testing.assert_close(y, expected)
+    torch.testing.assert_close(torch.autograd.grad(y, x, upstream)[0], wanted)
+    with torch.no_grad():
+        torch.testing.assert_close(product(x, store, added), expected)
+    assert sizes == [40, 40, 40, 10] * 3
 
 
 def test_available_memory_is_the_least_of_the_machine_and_its_container(tmp_path, monkeypatch):

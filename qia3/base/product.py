@@ -5,8 +5,9 @@ and backward.
 
 For the backward pass torch keeps what the gradient needs: for a product with a frozen weight that is W, not x. A W that
 was dequantised for this product would live until the backward pass, and so would those of all layers: 13 GB for 7
-billion weights in bfloat16. Here only the codes are kept, which exist anyway, and W is dequantised a second time. If
-the dense weights are held (GridWeight.hold_dense), torch's own product keeps them without a copy.
+billion weights in bfloat16. Here only the codes are kept, which exist anyway, and W is dequantised a second time. Of a
+large W, such as a head, only some rows exist at a time. If the dense weights are held (GridWeight.hold_dense), torch's
+own product keeps them without a copy.
 """
 
 from __future__ import annotations
@@ -22,10 +23,17 @@ from qia3.base.weights import GridWeight
 
 def product(x: Tensor, weight: GridWeight, bias: Tensor | None) -> Tensor:
     """x [..., K] and a weight [N, K] -> [..., N], in the type of x."""
-    if weight.holds(x.dtype) or not (torch.is_grad_enabled() and x.requires_grad):
+    if weight.holds(x.dtype):
         return F.linear(x, weight.dense(x.dtype), bias)
+    if not (torch.is_grad_enabled() and x.requires_grad):
+        return _computed(x, weight, bias)
     result: Tensor = _Product.apply(x, weight, bias)  # type: ignore[no-untyped-call]
     return result
+
+
+def _computed(x: Tensor, weight: GridWeight, bias: Tensor | None) -> Tensor:
+    parts = [F.linear(x, rows, None if bias is None else bias[at]) for at, rows in weight.parts(x.dtype)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
 
 class _Product(torch.autograd.Function):
@@ -34,8 +42,13 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: GridWeight, bias: Tensor | None) -> Tensor:
         ctx.weight, ctx.dtype = weight, x.dtype
-        return F.linear(x, weight.dense(x.dtype), bias)
+        return _computed(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return grad @ ctx.weight.dense(ctx.dtype), None, None
+        total: Tensor | None = None
+        for at, rows in ctx.weight.parts(ctx.dtype):
+            found = grad[..., at] @ rows
+            total = found if total is None else total.add_(found)
+        assert total is not None, "a weight has rows"
+        return total, None, None
