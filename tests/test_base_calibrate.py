@@ -126,10 +126,26 @@ def test_inputs_that_were_always_zero_do_no_harm():
     )
 
 
-@pytest.mark.parametrize("bad", [np.full((32, 32), np.nan, np.float32), np.eye(31, dtype=np.float32)])
-def test_a_moment_that_cannot_be_one_is_refused(bad):
-    with pytest.raises(ValueError, match=r"second moment must be finite and of shape \[32, 32\]"):
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        (np.full((32, 32), np.nan, np.float32), "not finite"),
+        (np.eye(31, dtype=np.float32), r"of shape \[32, 32\], not \[31, 31\]"),
+    ],
+)
+def test_a_moment_that_cannot_be_one_is_refused(bad, said):
+    with pytest.raises(ValueError, match=f"second moment .*{said}"):
         quantise_calibrated(np.ones((2, 32), np.float32), Seen(bad), 16)
+
+
+def test_a_block_of_numbers_next_to_zero_leaves_the_rest_of_its_row_alone():
+    """The inverse of such a block's scale is infinite, and infinity times zero would reach every later input."""
+    weight = (np.random.default_rng(0).normal(size=(1, 64)) * 0.05).astype(np.float32)
+    weight[0, :16] = 1e-40
+    weight[0, 0] = 0
+    moment = np.eye(64, dtype=np.float32) + np.float32(0.1)
+    moment[0, 0] = 2
+    assert np.abs(int4.dequantise(quantise_calibrated(weight, Seen(moment), 16)) - weight).max() < 0.01
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3_text"])

@@ -136,6 +136,20 @@ def test_a_large_weight_is_dequantised_some_rows_at_a_time(grid, bias, monkeypat
     assert sizes == [40, 40, 40, 10] * 3
 
 
+def test_a_gradient_in_bfloat16_is_as_good_from_many_parts_as_from_one(monkeypatch):
+    torch.manual_seed(0)
+    store = Int4Weight.from_float(torch.randn(4096, 64), 32, False)
+    x, upstream = torch.randn(8, 64).bfloat16().requires_grad_(), torch.randn(8, 4096).bfloat16()
+    exact = upstream.double() @ store.dense(torch.bfloat16).double()
+    errors = []
+    for part in (weights.PART, 64 * 32):
+        monkeypatch.setattr(weights, "PART", part)
+        (found,) = torch.autograd.grad(product(x, store, None), x, upstream)
+        assert found.dtype == torch.bfloat16
+        errors.append(float((found.double() - exact).norm() / exact.norm()))
+    assert errors[1] < 1.5 * errors[0]
+
+
 def test_available_memory_is_the_least_of_the_machine_and_its_container(tmp_path, monkeypatch):
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemTotal: 16000 kB\nMemFree: 1000 kB\nMemAvailable: 9000 kB\n")

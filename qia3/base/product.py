@@ -32,8 +32,11 @@ def product(x: Tensor, weight: GridWeight, bias: Tensor | None) -> Tensor:
 
 
 def _computed(x: Tensor, weight: GridWeight, bias: Tensor | None) -> Tensor:
-    parts = [F.linear(x, rows, None if bias is None else bias[at]) for at, rows in weight.parts(x.dtype)]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+    found = []
+    for at, rows in weight.parts(x.dtype):
+        found.append(F.linear(x, rows, None if bias is None else bias[at]))
+        del rows  # before the next part exists
+    return found[0] if len(found) == 1 else torch.cat(found, dim=-1)
 
 
 class _Product(torch.autograd.Function):
@@ -46,9 +49,11 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        """The sum over parts is float32: in bfloat16 its error would grow with their number."""
         total: Tensor | None = None
         for at, rows in ctx.weight.parts(ctx.dtype):
             found = grad[..., at] @ rows
-            total = found if total is None else total.add_(found)
+            del rows
+            total = found if total is None else total.to(torch.promote_types(found.dtype, torch.float32)).add_(found)
         assert total is not None, "a weight has rows"
-        return total, None, None
+        return total.to(grad.dtype), None, None

@@ -74,9 +74,9 @@ class GridWeight(nn.Module):
 
     def parts(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
         """The dequantised weight, some rows [n, K] after the others with their place, up to PART entries each: a head of a
-        large vocabulary takes a gigabyte as a whole.
+        large vocabulary takes a gigabyte as a whole. In one part if blocks span rows, as these depend on each other.
         """
-        step = max(1, PART // self.inputs)
+        step = max(1, PART // self.inputs) if self.folds else self.outputs
         for start in range(0, self.outputs, step):
             place = slice(start, min(start + step, self.outputs))
             yield place, self._dequantised(dtype, place)

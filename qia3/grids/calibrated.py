@@ -35,6 +35,7 @@ from qia3.grids.int4 import Int4, assemble, choose
 
 DAMPING = 0.01
 ROWS = 4096  # rows at a time: bounds the memory of the working copy
+SMALLEST = 1 / np.finfo(np.float32).max  # of scales: the inverse of a smaller one is infinite
 PART = 64  # inputs whose errors are passed on to the rest together
 SMALL = 32  # half the size of a triangular matrix that is inverted as a whole
 
@@ -71,10 +72,12 @@ def quantise_calibrated(weight: Floats, seen: Seen, block_size: int, symmetric: 
     """
     check(weight, block_size)
     outputs, inputs = weight.shape
-    if seen.moment.shape != (inputs, inputs) or not np.isfinite(seen.moment).all():
+    if seen.moment.shape != (inputs, inputs):
         raise ValueError(
-            f"the inputs' second moment must be finite and of shape [{inputs}, {inputs}], not {list(seen.moment.shape)}"
+            f"the inputs' second moment must be of shape [{inputs}, {inputs}], not {list(seen.moment.shape)}"
         )
+    if not np.isfinite(seen.moment).all():
+        raise ValueError("the inputs' second moment is not finite: the model's activations overflow")
     factor, importance = seen.factor, seen.damped.diagonal().astype(np.float32)
     blocks = -(-inputs // block_size)
     steps = np.zeros((outputs, blocks * block_size), np.float32)
@@ -139,7 +142,7 @@ def _round(
     follow. `block` [inputs] is each input's row of scales and zero points [B, rows].
     """
     left, errors, steps = weights.copy(), np.empty_like(weights), np.empty_like(weights)
-    inverse = np.divide(1, scales, out=np.zeros_like(scales), where=scales != 0)
+    inverse = np.divide(1, scales, out=np.zeros_like(scales), where=np.abs(scales) > SMALLEST)
     low, high = -zeros, 15 - zeros
     for i, (row, b) in enumerate(zip(left, block, strict=True)):
         np.clip(np.rint(row * inverse[b]), low[b], high[b], out=steps[i])

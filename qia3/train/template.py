@@ -39,7 +39,7 @@ class Template:
     warnings: tuple[str, ...] = ()
 
 
-TRIED: dict[str, Template] = {}  # each task asks several times
+TRIED: dict[tuple[type, str, str], Template] = {}  # each task asks several times
 
 
 def render(tokenizer: Any, questions: Sequence[str] = ()) -> Template:
@@ -48,7 +48,8 @@ def render(tokenizer: Any, questions: Sequence[str] = ()) -> Template:
     Raises ConfigError if the template fails, does not end, changes the words, or writes different text around some of
     them.
     """
-    key = repr((type(tokenizer), tokenizer.chat_template, tokenizer.special_tokens_map))  # all that a template reads
+    # all that a template reads
+    key = type(tokenizer), repr(tokenizer.chat_template), repr(tokenizer.special_tokens_map)
     if key in TRIED and not questions:
         return TRIED[key]
     try:
