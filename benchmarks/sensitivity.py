@@ -14,10 +14,10 @@ import argparse
 import torch
 from texts import articles
 
-from qia3.base.calibrate import LENGTH, ROWS
 from qia3.base.load import Asked, load_base, load_float
 from qia3.base.modules import GridLinear
 from qia3.base.sensitivity import divergences
+from qia3.base.windows import LENGTH, ROWS
 from qia3.ia3.roles import find_roles
 from qia3.progress import bar
 

@@ -17,11 +17,12 @@ from transformers import AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 
 from qia3.base import kept, load
-from qia3.base.calibrate import Moments, _drawn, layer_stack, own_windows, read_windows, window_length
+from qia3.base.calibrate import Moments, layer_stack
 from qia3.base.frozen import BaseModel, fingerprint
 from qia3.base.modules import GridLinear
 from qia3.base.quantise import Grid, _bias, _replace, float_weight, quantise_model
 from qia3.base.weights import Int4Weight
+from qia3.base.windows import _drawn, _in_bfloat16, own_windows, read_windows, window_length
 from qia3.errors import BaseModelError
 from qia3.grids import int4
 from qia3.grids.calibrated import DAMPING, Seen, damp, inverse_factor, quantise_calibrated
@@ -415,7 +416,7 @@ def test_tokens_are_drawn_as_often_as_they_are_likely():
 def test_a_model_is_itself_again_after_sampling_in_bfloat16():
     model = tiny("llama")
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
-    with load._in_bfloat16(model):
+    with _in_bfloat16(model):
         assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
         assert own_windows(model, 6).shape == (32, 6)
     assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())

@@ -16,7 +16,7 @@ from tiny_build import write_base
 from tiny_quantised import configure, write_packed, write_tensors
 from transformers import AutoModelForCausalLM
 
-from qia3.base import load
+from qia3.base import load, windows
 from qia3.base.complete import LAYER, LISTED, check_places, check_report, empty_model
 from qia3.base.load import Asked, load_base, load_float
 from qia3.base.shards import entries
@@ -189,7 +189,7 @@ def test_a_base_that_is_not_what_its_files_say_is_refused_before_it_is_quantised
     damage(held)
     save_file(held, tmp_path / "model.safetensors", metadata={"format": "pt"})
     monkeypatch.setattr(load, "quantise_model", None)  # calling it would fail
-    monkeypatch.setattr(load, "own_windows", None)
+    monkeypatch.setattr(windows, "own_windows", None)
     with pytest.raises(BaseModelError) as caught:
         load_base(Asked(str(tmp_path), block_size=32, calibration=calibration))
     assert all(word in str(caught.value) for word in words), str(caught.value)

@@ -21,12 +21,12 @@ from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from qia3 import cli
-from qia3.base import distil, kept, load
-from qia3.base.calibrate import own_windows
+from qia3.base import distil, kept, load, windows
 from qia3.base.frozen import fingerprint
 from qia3.base.modules import GridEmbedding, GridLinear
 from qia3.base.quantise import Form, Grid, quantise_model
 from qia3.base.weights import GridWeight, Int4Weight
+from qia3.base.windows import own_windows
 from qia3.errors import BaseModelError
 
 
@@ -137,7 +137,7 @@ def cache(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("QIA3_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(load, "LEAST_KEPT", 0)
     monkeypatch.setattr(load, "TEXTS", 24)
-    monkeypatch.setattr(load, "window_length", lambda _: 24)
+    monkeypatch.setattr(windows, "window_length", lambda _: 24)
     return tmp_path / "cache" / "bases"
 
 

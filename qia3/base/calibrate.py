@@ -10,18 +10,13 @@ have no padding, so these hold for all of them.
 
 An encoder-decoder's windows are halved: the encoder gets the first half and the decoder continues with the second. The
 decoder starts when the encoder has been quantised, and attends to the encoder's new output.
-
-Without a text, the windows are the model's own: each begins with a random token and is continued by sampling from the
-float model. This needs no file and gives words that the model knows (LLM-QAT, arXiv:2305.17888). An encoder-decoder
-cannot do this: it needs a text to answer.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,9 +31,8 @@ from qia3.base.weights import GridWeight
 from qia3.errors import BaseModelError
 from qia3.grids.blocks import Floats
 from qia3.grids.calibrated import Seen
-from qia3.parse import read_text as read_plain
 
-ROWS, LENGTH, AT_ONCE = 32, 256, 8
+AT_ONCE = 8  # windows
 STATES = object()
 
 
@@ -162,61 +156,6 @@ def layer_stack(model: nn.Module) -> tuple[str, nn.ModuleList]:
         )
     best = max(lists, key=lambda name: sum(p.numel() for p in lists[name].parameters()))
     return best, lists[best]
-
-
-def window_length(model: Any) -> int:
-    """LENGTH, or the model's number of positions if that is less."""
-    return min(LENGTH, getattr(model.config.get_text_config(), "max_position_embeddings", None) or LENGTH)
-
-
-def read_text(path: Path) -> str:
-    """A text to calibrate on. Raises BaseModelError if it cannot be read."""
-    try:
-        return read_plain(path, BaseModelError)
-    except BaseModelError as error:
-        raise BaseModelError(f"cannot read the calibration text: {str(error).removeprefix('cannot read ')}") from error
-
-
-def read_windows(tokenizer: Any, path: Path, length: int, rows: int = ROWS) -> Tensor:
-    """[up to rows, length] of the text in `path`, evenly spread over it. Raises BaseModelError if it is too short."""
-    ids = tokenizer.encode(read_text(path), add_special_tokens=False)
-    whole = torch.tensor(ids[: len(ids) // length * length]).view(-1, length)
-    if not len(whole):
-        raise BaseModelError(
-            f"the calibration text {path} has {len(ids)} tokens; at least {length} are needed, {rows * length} are used"
-        )
-    return whole[torch.linspace(0, len(whole) - 1, min(rows, len(whole))).long()]
-
-
-@torch.inference_mode()
-def own_windows(
-    model: Any,
-    length: int,
-    track: Callable[[range], Iterable[int]] = lambda steps: steps,
-    rows: int = ROWS,
-    seed: int = 0,
-) -> Tensor:
-    """[rows, length] sampled from the model at temperature 1, each after one random token. Deterministic on one
-    machine. `track` wraps the steps (a progress bar).
-    """
-    generator = torch.Generator().manual_seed(seed)
-    tokens = torch.randint(model.get_input_embeddings().weight.shape[0], (rows, 1), generator=generator)
-    newest, cache = tokens, None
-    for _ in track(range(length - 1)):
-        out = model(input_ids=newest, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        cache = out.past_key_values
-        newest = _drawn(out.logits[:, -1], torch.rand(rows, 1, generator=generator))
-        tokens = torch.cat([tokens, newest], dim=1)
-    return tokens
-
-
-def _drawn(logits: Tensor, uniform: Tensor) -> Tensor:
-    """A token per row [R, 1], where the running sum of its probabilities [R, V] passes `uniform` [R, 1] in 0..1.
-
-    One number per row: torch.multinomial draws one per token, on one core, for a sixth of the time of a small model.
-    """
-    sums = logits.double().softmax(-1).cumsum(-1)
-    return torch.searchsorted(sums, uniform * sums[:, -1:], right=True).clamp_(max=logits.shape[-1] - 1)
 
 
 def _recorded(model: Any, layers: list[nn.Module], window: Tensor) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:

@@ -8,7 +8,7 @@ import json
 import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,6 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
-from qia3.base.calibrate import ROWS, own_windows, read_text, read_windows, window_length
 from qia3.base.complete import check_places, check_report, empty_model, note_untied
 from qia3.base.distil import distil
 from qia3.base.drift import Rounding
@@ -34,16 +33,16 @@ from qia3.base.gguf_words import read_gguf_tokenizer
 from qia3.base.given import Given, parameters
 from qia3.base.kept import FORMAT, is_kept, keep, kept_as, open_kept, open_named
 from qia3.base.kind import check_kind
-from qia3.base.memory import available_bytes, give_back
+from qia3.base.memory import give_back
 from qia3.base.modules import GridLinear
 from qia3.base.pooling import note_pooling
-from qia3.base.processor import has_fast
 from qia3.base.quantise import Chosen, Grid, GridName, Mix, Uniform, quantise_model
 from qia3.base.quantised import open_quantised
 from qia3.base.reach import check_ids
 from qia3.base.shards import Entry
 from qia3.base.sources import Source, check_weights, own_code, resolve
 from qia3.base.streaming import open_stream
+from qia3.base.windows import calibration_windows, fits_in_float32, read_text
 from qia3.bundle.manifest import SCALES_TRAINED
 from qia3.errors import BaseModelError, StorageError, first_line
 from qia3.progress import say
@@ -214,23 +213,19 @@ def _trained(source: Source, asked: Asked, track: Track) -> BaseModel:
         )
     teacher = _float_model(source, files).eval().requires_grad_(False)
     if not all(p.dtype == torch.float32 for p in teacher.parameters()):
-        _check_fits(teacher)
+        if not fits_in_float32(teacher):
+            raise BaseModelError(
+                "train_scales needs a float32 copy of the weights, which does not fit in memory; remove it from [base]"
+            )
         for tensor in (*teacher.parameters(), *teacher.buffers()):
             tensor.data = tensor.data.float() if tensor.is_floating_point() else tensor.data
-    windows = _windows(teacher, base.tokenizer, asked.calibration, track, TEXTS, seed=1)
+    windows = calibration_windows(teacher, base.tokenizer, asked.calibration, track, TEXTS, seed=1)
     assert windows is not None
     say(f"training scales towards the float model on {windows.numel():,} tokens")
     nats = distil(base.model, teacher, windows, BATCH, track)
     say(f"KL divergence on text that was set aside: {nats.before:.3g} nats before, {nats.after:.3g} after")
     told_calibration = base.calibration + (SCALES_TRAINED if nats.after < nats.before else "")
     return replace(base, fingerprint=fingerprint(base.model), calibration=told_calibration)
-
-
-def _check_fits(teacher: Any) -> None:
-    if 4 * teacher.num_parameters() > available_bytes():
-        raise BaseModelError(
-            "train_scales needs a float32 copy of the weights, which does not fit in memory; remove it from [base]"
-        )
 
 
 def _quantised(
@@ -255,7 +250,7 @@ def _quantised(
         say(f"{given.layers} layers keep their {given.codes} codes (block {given.block_size}); the rest {rest}")
         if given.rounding is not None:
             say(_rounded(given.rounding))
-    windows = None if grid == "nf4" else _windows(model, tokenizer, asked.calibration, track)
+    windows = None if grid == "nf4" else calibration_windows(model, tokenizer, asked.calibration, track)
     chosen = _mixed(model, asked, given, windows)
     say(
         "quantising"
@@ -314,45 +309,6 @@ def _mixed(model: Any, asked: Asked, given: Given | None, windows: Tensor | None
     if chosen.eight_bit:
         say(f"layers at 8 bits: {', '.join(chosen.eight_bit)}")
     return chosen
-
-
-def _windows(
-    model: Any, tokenizer: Any, calibration: str, track: Track, rows: int = ROWS, seed: int = 0
-) -> Tensor | None:
-    """Token ids to calibrate on."""
-    if calibration == "none":
-        return None
-    length = window_length(model)
-    if calibration != "own":
-        return read_windows(tokenizer, Path(calibration), length, rows)
-    dtype, size = next(model.parameters()).dtype, model.num_parameters()
-    if not has_fast(dtype):
-        if 4 * size > available_bytes():
-            say(
-                f"calibration skipped: sampling needs a float32 copy of the {dtype} weights, which does not "
-                "fit in memory; set calibration = PATH to a text"
-            )
-            return None
-        model.float()
-    say("sampling calibration text from the float model")
-    halves = has_fast(torch.bfloat16) and size >= LEAST_KEPT and 4 * size < available_bytes()
-    with _in_bfloat16(model) if halves else nullcontext():
-        return own_windows(model, length, lambda steps: track(list(steps), "sampling text"), rows, seed)
-
-
-@contextmanager
-def _in_bfloat16(model: Any) -> Iterator[None]:
-    """The model with its weights rounded to bfloat16 during the block. Twice as fast at sampling, in 2 more bytes per
-    float32 weight.
-    """
-    kept = {parameter: parameter.data for parameter in model.parameters() if parameter.dtype == torch.float32}
-    for parameter, own in kept.items():
-        parameter.data = own.to(torch.bfloat16)
-    try:
-        yield
-    finally:
-        for parameter, own in kept.items():
-            parameter.data = own
 
 
 def _kept_folder(source: Source, asked: Asked) -> Path:
