@@ -233,12 +233,12 @@ def test_a_base_within_a_budget_is_the_base_with_those_layers_named(tmp_path, mo
     monkeypatch.setattr(load, "LEAST_KEPT", 0)
     monkeypatch.setenv("QIA3_CACHE", str(tmp_path / "cache"))
     folder = str(write_base(tmp_path / "base"))
-    made = load_base(Asked(folder, block_size=32, calibration="own", mix=Within(7.0, quiet)))
+    made = load_base(Asked(folder, block_size=32, calibration="own", mix=Within(6.5, quiet)))
     assert made.eight_bit
     assert made.blocks
     with monkeypatch.context() as within:
         within.setattr(load, "_make", None)
-        again = load_base(Asked(folder, block_size=32, calibration="own", mix=Within(7.0, quiet)))
+        again = load_base(Asked(folder, block_size=32, calibration="own", mix=Within(6.5, quiet)))
     assert (again.eight_bit, again.blocks, again.fingerprint) == (made.eight_bit, made.blocks, made.fingerprint)
     blocks = [(int(block), roles) for block, roles in made.blocks.items()]
     assert (
