@@ -4,6 +4,8 @@ forward and backward.
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -125,9 +127,16 @@ def test_a_large_weight_is_dequantised_some_rows_at_a_time(grid, bias, monkeypat
     expected = torch.nn.functional.linear(x, store.dense(torch.float32), added)
     (wanted,) = torch.autograd.grad(expected, x, upstream)
     monkeypatch.setattr(weights, "PART", 64 * 40)
-    sizes: list[int] = []
-    whole = type(store)._dequantised
-    monkeypatch.setattr(type(store), "_dequantised", lambda *a: sizes.append(len(found := whole(*a))) or found)
+    sizes, made, whole = list[int](), list[weakref.ref](), type(store)._dequantised
+
+    def noted(*args):
+        assert not any(one() is not None for one in made), "the part before is still there"
+        found = whole(*args)
+        sizes.append(len(found))
+        made.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr(type(store), "_dequantised", noted)
     y = product(x, store, added)
     torch.testing.assert_close(y, expected)
     torch.testing.assert_close(torch.autograd.grad(y, x, upstream)[0], wanted)

@@ -50,10 +50,9 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         """The sum over parts is float32: in bfloat16 its error would grow with their number."""
-        total: Tensor | None = None
+        kind = torch.promote_types(ctx.dtype, torch.float32)
+        total = torch.zeros(*grad.shape[:-1], ctx.weight.inputs, dtype=kind, device=grad.device)
         for at, rows in ctx.weight.parts(ctx.dtype):
-            found = grad[..., at] @ rows
+            total += grad[..., at] @ rows
             del rows
-            total = found if total is None else total.to(torch.promote_types(found.dtype, torch.float32)).add_(found)
-        assert total is not None, "a weight has rows"
         return total.to(grad.dtype), None, None
