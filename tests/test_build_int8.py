@@ -23,9 +23,11 @@ from qia3 import cli
 from qia3.bundle.opened import Bundle
 from qia3.config import Export
 from qia3.errors import BaseModelError, BundleError
+from qia3.footprint.bundle_page import bundle_page
 from qia3.footprint.devices import load_device
 from qia3.footprint.estimate import estimate
 from qia3.footprint.report import build_report
+from qia3.printers.markdown import markdown
 from qia3.rounding import check_rounding
 from qia3.runtime import int8_products
 from qia3.runtime.adapters import AdapterBank
@@ -145,6 +147,35 @@ def test_merged_vectors_are_counted_like_unmerged_ones(place):
     """An encoder's head is trained with them, but is not one of them."""
     side, merged = (build_report(place / n, Bundle.open(place / n).manifest) for n in ("wasm", "merged"))
     assert merged.adapters[0].parameters == side.adapters[0].parameters
+
+
+def test_a_merged_encoder_still_multiplies_by_the_vectors_that_do_not_fold(place):
+    """Counted in its graph: a Mul by a constant of the feed-forward's width before each down projection."""
+    bundle = Bundle.open(place / "merged")
+    report = build_report(place / "merged", bundle.manifest)
+    left = 0
+    for graph in graphs(place / "merged").values():
+        known = {name: value for name, value in graph.graph.initializers.items() if name.endswith(".vector")}
+        left += sum(
+            known[v.name].const_value.size
+            for node in graph.graph
+            if node.op_type == "Mul"
+            for v in node.inputs
+            if v.name in known
+        )
+    assert (left > 0) is (place.name == "encoder")
+    assert report.adapters[0].operations_per_token == report.systems[-1].operations_per_token == left
+    said = markdown(bundle_page(report))
+    assert (f"{left:,} entries, behind an activation function, are constants of the graph" in said) is (left > 0)
+    assert ("nothing is loaded or added" in said) is (left == 0)
+    side = build_report(place / "wasm", Bundle.open(place / "wasm").manifest)
+    assert side.systems[-1].operations_per_token == left
+
+
+def test_operators_are_counted_for_4_bit_products_only(place):
+    four, wasm = (build_report(place / n, Bundle.open(place / n).manifest).memory for n in ("four", "wasm"))
+    assert four.nodes
+    assert wasm.nodes is None
 
 
 def test_no_speed_is_estimated_of_int8_products(place):

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 from test_footprint_account import LAYERS, layer, manifest_of, write_bundle
 
+from qia3.bundle.manifest import Dense, Vector
 from qia3.bundle.sites import Site
 from qia3.footprint.account import account
 from qia3.footprint.kernels import kernel_bytes, kv_cache_bytes, mapped_bytes
@@ -215,6 +216,24 @@ def test_systems_and_the_claim(tmp_path, mode):
         ratio = found[i].disk_bytes / found[3].disk_bytes
         assert verdict.disk_ratio[name] == round(ratio, 2)
         assert verdict.holds[name] is (ratio >= 3.5)
+
+
+def test_a_model_that_cannot_be_merged_has_no_merged_row(tmp_path):
+    """A vector behind an activation function, on the input of a 4-bit layer, of a model that generates."""
+    manifest = write_bundle(tmp_path)
+    graph, down = manifest.decoder, manifest.linears[-1]
+    behind = Vector.of(Site(down.name, "feed_forward", "input", 40))
+    graphs = {"decoder": replace(graph, vectors=(*graph.vectors, behind))}
+    stuck, totals = replace(manifest, graphs=graphs), account(tmp_path, manifest)
+    floats = replace(
+        stuck, dense=(Dense(down.name, 40, 24, "feed_forward"),)
+    )  # it folds into the columns of a float layer
+    rows = [systems(m, totals, ia3_cost(416, 416, 2111))[4:] for m in (manifest, stuck, floats)]
+    assert [[(s.name, s.operations_per_token) for s in row] for row in rows] == [
+        [("4-bit base, IA³ merged", 0)],
+        [],
+        [("4-bit base, IA³ merged", 0)],
+    ]
 
 
 def test_the_claim_is_denied_where_it_does_not_hold(tmp_path):

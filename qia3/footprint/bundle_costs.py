@@ -202,11 +202,12 @@ def _adapters_note(report: Report) -> str:
         else ""
     )
     where = "weights" if "int8_weights" in report.account.parts else "scales"
-    merged = (
-        f" This bundle is merged: its vectors are in the {where}, so nothing is loaded or added."
-        if report.mode == "merged"
-        else ""
+    left = (
+        f"; {ours.operations_per_token:,} entries, behind an activation function, are constants of the graph."
+        if ours.operations_per_token
+        else ", so nothing is loaded or added."
     )
+    merged = f" This bundle is merged: its vectors are in the {where}{left}" if report.mode == "merged" else ""
     labels = {name: len(task.choices or ()) for name, task in report.tasks.items() if task.kind in LABELLED}
     width = report.architecture.hidden_size
     heads = (

@@ -58,8 +58,8 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Load:
-    """What a graph needs from a device: `kernels` as in kernels.py, and `nodes` that run per token. `file_bytes` is the
-    largest weight file.
+    """What a graph needs from a device: `kernels` as in kernels.py, and `nodes` that run per token: None for int8
+    products, for which no device has figures. `file_bytes` is the largest weight file.
     """
 
     kernels: Mapping[str, KernelBytes]
@@ -67,11 +67,10 @@ class Load:
     mapped_bytes: int
     cache_bytes: int
     process_bytes: int
-    nodes: int
+    nodes: int | None
     writes: bool = True  # False for an encoder alone
     file_bytes: int = 0
     eight_bit: bool = False  # whether some layers are at 8 bits
-    int8_products: bool = False  # whether a token runs through int8 products, for which no device has figures
 
     def kernel(self, device: Device) -> str:
         """The name of the kernel that ONNX Runtime would run there."""
@@ -82,7 +81,7 @@ class Load:
 
     def seconds_per_token(self, device: Device, bandwidth: Figure | None) -> float | None:
         """None without a bandwidth, for int8 products, and if nothing is generated."""
-        if bandwidth is None or not self.writes or self.int8_products or device.family not in NODE_SECONDS:
+        if bandwidth is None or not self.writes or self.nodes is None or device.family not in NODE_SECONDS:
             return None
         node = device.node_seconds.value if device.node_seconds else NODE_SECONDS[device.family]
         return token_seconds(self.on(device), self.nodes, bandwidth.value, node, device)
@@ -101,7 +100,6 @@ def estimate(device: Device, report: Report) -> Estimate:
             process_bytes=process_bytes(report),
             nodes=memory.nodes,
             writes=report.architecture.pooling is None,
-            int8_products=report.memory.int8_products,
             file_bytes=sum(report.account.parts.get(part, 0) for part in TENSORS if part != PROMPTS),
             eight_bit=bool(report.base.grid.eight_bit) and "codes" in report.account.parts,
         ),

@@ -9,9 +9,9 @@ Llama-3.2-3B (28 layers, hidden 3072, kv 1024, d_ff 8192): IA³ 28 (2048 + 8192)
 Training state in float32: a master copy, a gradient and Adam's two moments, 16 bytes per parameter, for both methods
 (QIA³'s forward pass uses a bfloat16 rounding of the master copy). Activations kept for the backward pass come on top
 and are not smaller for IA³ than for LoRA. Per token an unmerged LoRA adds 2 r (inputs + outputs) operations (multiplies
-and adds), unmerged IA³ one multiply per entry of its vectors, and a merged adapter nothing. In an encoder-decoder that
-is for one token of the prompt and one of the answer together: the encoder's layers, and cross-attention's keys and
-values, run for the first, the others for the second.
+and adds), unmerged IA³ one multiply per entry of its vectors, and a merged adapter nothing, except for vectors that
+do not fold (`unfolded`). In an encoder-decoder that is for one token of the prompt and one of the answer together: the
+encoder's layers, and cross-attention's keys and values, run for the first, the others for the second.
 
 mT0-large (24 layers per stack, hidden 1024, 16 heads of 64, d_ff 2816): 72 attentions, 48 feed-forwards; IA³ 72 * 2048
 + 48 * 2816 = 282,624; LoRA r=8 on q and v 72 * 2 * 8 (1024 + 1024) = 2,359,296. Both figures are in PEFT's
@@ -23,11 +23,12 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from qia3.bundle.manifest import Dense, Layer
+from qia3.bundle.manifest import Dense, Layer, Manifest
 from qia3.bundle.sites import Site
 
 STATE_BYTES = 16
 FLOAT32_BYTES = 4
+CONSTANT = ".vector"  # how the names of such constants end
 RANKS = (1, 4, 8, 16, 64)
 Linear = Layer | Dense
 QUERY_VALUE = ("query", "value", "qkv")  # if q, k and v are fused, LoRA applies to the whole layer
@@ -66,6 +67,18 @@ def ia3_entries(sites: Sequence[Site]) -> int:
     return sum(site.size for site in sites)
 
 
+def unfolded(manifest: Manifest) -> int | None:
+    """Entries that a merged model still multiplies by: those of vectors between an activation function and a layer on a
+    grid. Only an encoder's graph keeps them as constants (`Multiplied`, qia3/ia3/vectors.py); None if there are such
+    entries and the model generates, so that it cannot be merged.
+    """
+    if manifest.mode == "merged":
+        return sum(tensor.bytes for tensor in manifest.tensors if tensor.name.endswith(CONSTANT)) // FLOAT32_BYTES
+    floats = {layer.name for layer in manifest.dense}
+    stuck = sum(s.size for s in manifest.sites if s.placement == "input" and s.module not in floats)
+    return None if stuck and manifest.architecture.pooling is None else stuck
+
+
 def lora_cost(linears: Sequence[Linear], rank: int, roles: Collection[str] | None) -> AdapterCost:
     """The computed cost, float32 on disk and in memory, without the few bytes of a file header."""
     count = lora_parameters(linears, rank, roles)
@@ -76,7 +89,7 @@ def lora_cost(linears: Sequence[Linear], rank: int, roles: Collection[str] | Non
 
 
 def ia3_cost(parameters: int, entries: int, disk_bytes: int) -> AdapterCost:
-    """`disk_bytes` is the size of the largest .onnx_adapter file; `entries` is 0 if the vectors are merged."""
+    """`disk_bytes` is the size of the largest .onnx_adapter file; `entries` of merged vectors are those that did not fold."""
     return AdapterCost("IA³", parameters, disk_bytes, FLOAT32_BYTES * entries, STATE_BYTES * parameters, entries)
 
 

@@ -62,7 +62,7 @@ class Compared:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes of a graph. `tables`: bytes of each table for token ids; `others`: of norms and biases."""
+    """Sizes of a graph. `tables`: bytes of each table for token ids; `others`: of norms and biases; `nodes`: as in Load."""
 
     linears: Sequence[Layer]
     dense: Sequence[Dense]
@@ -70,13 +70,8 @@ class Sizes:
     tables: Sequence[int]
     others: int
     kernel: KernelBytes
-    nodes: int
+    nodes: int | None
     int8_prompts: bool = False
-
-    @property
-    def int8_products(self) -> bool:
-        """Whether steps have int8 products as well."""
-        return any(not layer.once for layer in in_int8(self.linears))
 
     @property
     def layers(self) -> Sequence[Layer | Dense]:
@@ -129,7 +124,7 @@ def work_bytes(shapes: Shapes, form: Form, rows: int) -> int:
     return rows * _work_bytes((*linears, *dense), shapes.architecture)
 
 
-def of_bundle(manifest: Manifest, parts: Mapping[str, int], kernel: KernelBytes, nodes: int) -> Sizes:
+def of_bundle(manifest: Manifest, parts: Mapping[str, int], kernel: KernelBytes, nodes: int | None) -> Sizes:
     """The sizes of a bundle, with the kernel of the machine that it was measured on."""
     embedding = embedding_shape(manifest)
     floats = [parts["embedding_weights"]] if "embedding_weights" in parts else []
@@ -202,16 +197,18 @@ def times(sizes: Sizes, device: Device, prompt: int) -> tuple[float | None, floa
         device.load_bytes_per_second,
         device.decode_bandwidth_low_bytes_per_second,
     )
-    first = prompt_seconds(sizes.prompt_operations(prompt), sizes.prompt_outputs(prompt), sizes.nodes, device)
-    if sizes.int8_prompts:  # a machine is calibrated with 4-bit products
-        first = None
     if node is None or load is None or bandwidth is None:
         return None, None, None
-    writes = sizes.architecture.pooling is None and not sizes.int8_products
-    token = token_seconds(sizes.kernel, sizes.nodes, bandwidth.value, node.value, device) if writes else None
+    first, token, seconds = None, None, sizes.kernel.held_bytes / load.value
+    if sizes.nodes is None:
+        return seconds, None, None
+    if not sizes.int8_prompts:  # a machine is calibrated with 4-bit products
+        first = prompt_seconds(sizes.prompt_operations(prompt), sizes.prompt_outputs(prompt), sizes.nodes, device)
+    if sizes.architecture.pooling is None:
+        token = token_seconds(sizes.kernel, sizes.nodes, bandwidth.value, node.value, device)
     if first is not None and token is not None and sizes.architecture.encoder_layers is not None:
         first += token  # the decoder's first step follows the encoder and reads its weights like any other
-    return sizes.kernel.held_bytes / load.value, first, token
+    return seconds, first, token
 
 
 def on_disk(manifest: Manifest, parts: Mapping[str, int]) -> Compared:

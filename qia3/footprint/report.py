@@ -25,7 +25,16 @@ from qia3.footprint.kernels import (
     kv_cache_bytes,
     mapped_bytes,
 )
-from qia3.footprint.lora import FLOAT32_BYTES, AdapterCost, Linear, adapter_costs, ia3_cost, ia3_entries, ia3_parameters
+from qia3.footprint.lora import (
+    FLOAT32_BYTES,
+    AdapterCost,
+    Linear,
+    adapter_costs,
+    ia3_cost,
+    ia3_entries,
+    ia3_parameters,
+    unfolded,
+)
 from qia3.footprint.nodes import node_count
 from qia3.footprint.predicted import Compared, compared, of_bundle, on_disk
 from qia3.footprint.systems import Claim, System, claim, systems
@@ -34,14 +43,15 @@ from qia3.footprint.systems import Claim, System, claim, systems
 @dataclass(frozen=True)
 class Memory:
     """What a device has to hold and read: by kernel, mapped from the file, and one row's cache at the full context,
-    with the cache of an encoder's states for as many positions. `int8_products`: a token runs through int8 products.
+    with the cache of an encoder's states for as many positions. `int8_products`: a token runs through int8 products;
+    how many operators those take is not modelled, so `nodes`, which run per token, is None.
     """
 
     kernel_here: str
     kernels: dict[str, KernelBytes]
     mapped_bytes: int
     kv_cache_bytes: int
-    nodes: int
+    nodes: int | None
     cross_cache_bytes: int = 0
     int8_products: bool = False
 
@@ -149,14 +159,15 @@ def _beyond(manifest: Manifest, limits: config.Parity | None) -> dict[str, list[
 
 
 def _ia3(folder: Path, manifest: Manifest) -> AdapterCost:
-    """From the graphs' vectors and the largest adapter file; if merged, from what was trained, with no bytes and no
-    operations left.
+    """From the graphs' vectors and the largest adapter file; if merged, from what was trained, and what did not
+    fold.
     """
     sites = manifest.sites
     trained = [record.parameters - _head_entries(manifest, task) for task, record in manifest.training.items()]
     parameters = ia3_parameters(sites) if sites else max(trained, default=0)
     files = [f.stat().st_size for f in (folder / "adapters").glob("*.onnx_adapter")]
-    return ia3_cost(parameters, ia3_entries(sites), max(files, default=FLOAT32_BYTES * parameters))
+    entries = ia3_entries(sites) if manifest.mode == "side" else unfolded(manifest) or 0
+    return ia3_cost(parameters, entries, max(files, default=FLOAT32_BYTES * parameters))
 
 
 def _head_entries(manifest: Manifest, task: str) -> int:
@@ -169,15 +180,15 @@ def _head_entries(manifest: Manifest, task: str) -> int:
 
 
 def _memory(manifest: Manifest, totals: Account) -> Memory:
-    shape = manifest.architecture
+    shape, rounded = manifest.architecture, any(not layer.once for layer in in_int8(manifest.linears))
     return Memory(
         kernel_here=kernel_here(manifest),
         kernels=bundle_kernels(manifest, totals.parts),
         mapped_bytes=mapped_bytes(manifest, totals.parts),
         kv_cache_bytes=kv_cache_bytes(shape, shape.context_length),
-        nodes=_nodes(manifest),
+        nodes=None if rounded else _nodes(manifest),
         cross_cache_bytes=cross_cache_bytes(shape, shape.context_length),
-        int8_products=any(not layer.once for layer in in_int8(manifest.linears)),
+        int8_products=rounded,
     )
 
 

@@ -1,5 +1,6 @@
 """Four kinds of whole systems side by side, each serving the bundle's tasks: a float base with LoRA (in float32 and in
-bfloat16), the 4-bit base with the same LoRA, the 4-bit base with unmerged IA³, and the 4-bit base with merged IA³.
+bfloat16), the 4-bit base with the same LoRA, the 4-bit base with unmerged IA³, and the 4-bit base with merged IA³,
+where vectors of this model fold.
 
 Disk is weights, graph and adapters, without tokenizer and reports, which all of them share. Memory is computed in the
 same way for all: a float base holds its weights once, the 4-bit base holds what its kernels pack and what stays mapped
@@ -17,7 +18,7 @@ from qia3.bundle.manifest import Manifest
 from qia3.footprint.account import Account
 from qia3.footprint.bits import in_int8
 from qia3.footprint.kernels import bundle_kernels, kernel_here, mapped_bytes
-from qia3.footprint.lora import FLOAT32_BYTES, AdapterCost, ia3_entries, lora_cost
+from qia3.footprint.lora import FLOAT32_BYTES, AdapterCost, ia3_entries, lora_cost, unfolded
 
 CLAIM = "a 4-bit base with IA³ is about four times smaller than a full-precision LoRA-adapted model"
 ABOUT_FOUR = 3.5
@@ -55,7 +56,7 @@ class Claim:
 
 def systems(manifest: Manifest, totals: Account, ia3: AdapterCost) -> list[System]:
     """In the order: float32 with LoRA, bfloat16 with LoRA, 4-bit with LoRA, 4-bit with unmerged IA³, 4-bit with merged
-    IA³.
+    IA³ (absent if it cannot be built).
     """
     tasks = max(1, len(manifest.tasks))
     lora = lora_cost((*manifest.linears, *manifest.dense), LORA_RANK, roles=None)
@@ -81,11 +82,17 @@ def systems(manifest: Manifest, totals: Account, ia3: AdapterCost) -> list[Syste
     float_bytes = {name: size * manifest.base.parameters for name, size in FLOATS.items()}
     entries = ia3_entries(manifest.sites) if side else ia3.parameters
     vectors = totals.parts.get("vectors", 0) if side else tasks * ia3.disk_bytes
+    left = unfolded(manifest)
+    merged = (
+        []
+        if left is None
+        else [with_ia3(f"{base}, IA³ merged", tasks, tasks * FLOAT32_BYTES * left * side, resident, left, not side)]
+    )
     return [
         *(with_lora(f"{name} base", size, size) for name, size in float_bytes.items()),
         with_lora(base, totals.weights, resident),
         with_ia3(f"{base}, IA³ unmerged", 1, vectors, resident + FLOAT32_BYTES * entries, entries, side),
-        with_ia3(f"{base}, IA³ merged", tasks, 0, resident, 0, not side),
+        *merged,
     ]
 
 
