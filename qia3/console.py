@@ -27,13 +27,11 @@ from qia3.progress import ask_to_stop, forget_the_stop
 DEFECT = 1  # exit code of a bug of qia3
 BUILD_PACKAGES = {
     "accelerate",
-    "bitsandbytes",
     "gguf",
     "matplotlib",
     "onnx",
     "onnx_ir",
     "onnxscript",
-    "peft",
     "torch",
     "transformers",
 }

@@ -59,7 +59,7 @@ from qia3.ia3.vectors import Scaled
 from qia3.recipe import Train
 from qia3.train.task import Trained
 
-PACKAGES = ("torch", "transformers", "onnxruntime", "onnx-ir", "onnx", "numpy", "peft", "tokenizers")
+PACKAGES = ("torch", "transformers", "onnxruntime", "onnx-ir", "onnx", "numpy", "tokenizers")
 
 
 def positions(plan: Build, base: BaseModel) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import email
+import os
 import re
 import shutil
 import subprocess
@@ -10,11 +11,14 @@ import sys
 import tarfile
 import tomllib
 import zipfile
-from importlib.metadata import version
+from importlib.metadata import distribution, files, requires, version
 from pathlib import Path
 
 import pytest
 import tiny_bundle
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from tiny_build import write_build
 
 ROOT = Path(__file__).parents[1]
 LIGHT = {"click", "numpy", "onnxruntime", "platformdirs", "pydantic", "rich", "safetensors", "tokenizers"}
@@ -127,3 +131,42 @@ def test_the_version_is_said_once():
         == qia3.__version__
         == version("qia3")
     )
+
+
+def demanded(extra: str) -> set[str]:
+    """Names of the installed distributions that qia3 with an extra asks for, and those that they ask for in turn."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    left = [(Requirement(line), {""}) for line in (*project["dependencies"], *project["optional-dependencies"][extra])]
+    found: dict[str, set[str]] = {}
+    while left:
+        wanted, extras = left.pop()
+        name, more = canonicalize_name(wanted.name), {"", *wanted.extras}
+        if not (wanted.marker is None or any(wanted.marker.evaluate({"extra": e}) for e in extras)):
+            continue
+        if name in found and more <= found[name]:
+            continue
+        found[name] = found.get(name, set()) | more
+        left += [(Requirement(line), found[name]) for line in requires(name) or ()]
+    return set(found)
+
+
+def test_the_extra_asks_for_all_that_a_build_needs(wheel, tmp_path):
+    """From the wheel, where nothing else is installed: neither peft nor bitsandbytes, whose files are read and written without them."""
+    names = demanded("build")
+    assert not names & {"peft", "bitsandbytes", "qia3"}
+    here = tmp_path / "packages"
+    wheel.extractall(here)
+    for name in names:
+        for top in {file.parts[0] for file in files(name) or () if file.parts[0] not in ("..", "__pycache__")}:
+            if not (here / top).exists():
+                (here / top).symlink_to(Path(distribution(name).locate_file(top)))
+    file = write_build(tmp_path, steps=2)
+    command = f"import sys; sys.path[:0] = {[str(here)]}; from qia3.cli import main; main(sys.argv[1:])"
+    run = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", command, "build", str(file), "--output", str(tmp_path / "bundle")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert run.returncode == 0, run.stderr
+    assert (tmp_path / "bundle" / "adapters" / "topics" / "adapter_config.json").is_file()
