@@ -114,9 +114,7 @@ def test_text_names_every_device_and_says_that_it_estimates(report):
 
 def test_layers_at_8_bits_are_dequantised_on_a_board_without_a_kernel_unless_the_graph_has_int8_weights(report):
     board = load_device("raspberry-pi-4")
-    grid = replace(report.base.grid, eight_bit=("value",))
-    report = replace(report, base=replace(report.base, grid=grid))
+    report = replace(report, account=replace(report.account, code_bits=(4, 8)))
     assert any("dequantised for every token" in remark for remark in estimate(board, report).remarks)
-    parts = {"int8_weights" if name == "codes" else name: size for name, size in report.account.parts.items()}
-    report = replace(report, account=replace(report.account, parts=parts))
+    report = replace(report, account=replace(report.account, code_bits=()))
     assert not any("dequantised" in remark for remark in estimate(board, report).remarks)

@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 from test_footprint_account import LAYERS, layer, manifest_of, write_bundle
 
-from qia3.bundle.manifest import Dense, Vector
+from qia3.bundle.manifest import Dense, Pooling, Vector
 from qia3.bundle.sites import Site
 from qia3.footprint.account import account
-from qia3.footprint.kernels import kernel_bytes, kv_cache_bytes, mapped_bytes
+from qia3.footprint.kernels import bundle_kernels, kernel_bytes, kv_cache_bytes, mapped_bytes
 from qia3.footprint.lora import (
     QUERY_VALUE,
     RANKS,
@@ -172,12 +172,30 @@ def test_on_arm_blocks_that_are_not_whole_go_the_way_of_float32():
 def test_without_a_kernel_for_eight_bits_a_layer_is_dequantised_whole_and_stays_in_the_file():
     eight, four = layer("down", "feed_forward_down", 160, 96, bits=8), layer("query", "query", 96, 96)
     whole = manifest_of(tied=False)
-    manifest, exact = replace(whole, linears=(four, eight, eight)), replace(whole.decoder, accuracy_level=0)
+    manifest = replace(whole, linears=(four, eight, eight))
     found, codes = kernel_bytes(manifest.linears)["float32"], 96 * 5 * (32 + 4)
     assert found.held_bytes == 96 * 3 * (16 + 4) + 4 * 96 * 160
     assert found.streamed_bytes == 96 * 3 * (16 + 4) + 2 * (codes + 8 * 96 * 160)
-    assert mapped_bytes(replace(manifest, graphs={"decoder": exact}), {}) == 2 * (codes + 96 * 5)
-    assert mapped_bytes(manifest, {}) == 0
+    points = 96 * 3 // 2 + 2 * 96 * 5  # of all three layers, mapped with any kernel
+    assert mapped_bytes(manifest, {"zero_points": points}) == points
+    unpacked = {name: k.unpacked_bytes for name, k in bundle_kernels(manifest, {}).items()}
+    assert unpacked == {"x64-int8": 0, "float32": 2 * codes, "arm-dotprod": 0, "arm-i8mm": 0}
+
+
+def test_a_float_head_is_held_and_read_like_a_layer():
+    """On NF4 the table and a tied head are one float tensor: rows are looked up in the file, the product has its own."""
+    whole = manifest_of()
+    manifest = replace(whole, linears=tuple(x for x in whole.linears if x.role != "head"))
+    table = 4 * whole.architecture.vocab_size * whole.architecture.hidden_size
+    parts = {"embedding_weights": table}
+    without, found = bundle_kernels(manifest, {})["float32"], bundle_kernels(manifest, parts)["float32"]
+    assert found.held_bytes - without.held_bytes == found.streamed_bytes - without.streamed_bytes == table
+    assert found.float_bytes == table
+    assert mapped_bytes(manifest, parts) == table
+    untied = replace(manifest, architecture=replace(whole.architecture, tied_embedding=False))
+    assert mapped_bytes(untied, {"embedding_weights": 2 * table}) == table  # the head's own is packed
+    reads = replace(manifest, architecture=replace(whole.architecture, pooling=Pooling("mean", False)))
+    assert bundle_kernels(reads, parts)["float32"] == without
 
 
 def test_block_sums_are_rounded_up_to_sixteen_rows():

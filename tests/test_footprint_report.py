@@ -11,16 +11,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_footprint_account import du, write_bundle
+from test_footprint_account import HIDDEN, du, write_bundle
 
 from qia3.bundle import seal as sealing
 from qia3.bundle.checked import encode
-from qia3.bundle.manifest import Manifest
+from qia3.bundle.manifest import Manifest, Pooling
 from qia3.bundle.records import Measured
 from qia3.errors import BundleError
 from qia3.footprint import measure as measuring
+from qia3.footprint.bits import embedding_shape
 from qia3.footprint.bundle_costs import PARTS
 from qia3.footprint.bundle_page import bundle_page
+from qia3.footprint.compare import compare
+from qia3.footprint.kernels import bundle_kernels
 from qia3.footprint.measure import measure
 from qia3.footprint.report import build_report
 from qia3.footprint.table import table
@@ -163,6 +166,81 @@ def test_a_merged_bundle_adds_nothing(tmp_path):
         report.adapters[0].operations_per_token,
     ) == (416, 0, 0)
     assert "merged with lamps" in markdown(bundle_page(report))
+
+
+def test_another_task_of_a_merged_bundle_is_another_model(tmp_path):
+    manifest = write_bundle(tmp_path)
+    graphs = {"decoder": replace(manifest.decoder, vectors=())}
+    report = build_report(tmp_path, replace(manifest, mode="merged", merged_task="lamps", graphs=graphs))
+    model = sum((tmp_path / "onnx" / name).stat().st_size for name in ("model_q4.onnx", "model_q4.onnx_data"))
+    assert report.adapters[0].disk_bytes == model
+    side = build_report(tmp_path, manifest)
+    both = compare([report, side], ["merged", "side"], [[], []])
+    assert both.first.figures["many"] == 100 * model
+    assert both.second.figures["many"] == model + 100 * 2111
+    assert "a model of its own" in markdown(bundle_page(report))
+
+
+def test_the_ratio_beside_the_size_on_disk_is_of_that_size(tmp_path):
+    """The float base, the task's LoRA, and the same tokenizer and configurations, counted by hand."""
+    manifest = write_bundle(tmp_path)
+    report = build_report(tmp_path, manifest)
+    lora = 4 * 8 * sum(x.inputs + x.outputs for x in manifest.linears if x.role != "head")
+    beside = 2003 + 97 + 55 + 401 + 77 + 203
+    theirs = 4 * manifest.base.parameters + lora * len(manifest.tasks) + beside
+    assert f"LoRA: {theirs / du(tmp_path):.1f} times as much" in markdown(bundle_page(report))
+
+
+def test_an_encoders_heads_count_for_both_methods_or_for_none(tmp_path):
+    manifest = write_bundle(tmp_path)
+    shape = replace(manifest.architecture, pooling=Pooling("mean", False))
+    choices = manifest.tasks["lamps"].choices
+    tasks = {name: replace(task, choices=choices) for name, task in manifest.tasks.items()}
+    reads = replace(manifest, architecture=shape, tasks=tasks)
+    head = 4 * len(choices) * (shape.hidden_size + 1)
+    plain, report = build_report(tmp_path, manifest), build_report(tmp_path, reads)
+    assert report.adapters[0].disk_bytes == 2111 - head
+    assert report.systems[0].disk_bytes == plain.systems[0].disk_bytes + head * len(tasks)
+    assert report.systems[3].disk_bytes == plain.systems[3].disk_bytes  # its files have the heads
+
+
+def test_layers_are_called_by_the_bits_of_their_codes(tmp_path):
+    report = build_report(tmp_path, write_bundle(tmp_path))
+    assert report.account.code_bits == (4,)
+    for widths, said in {(8,): "The 8-bit layers", (4, 8): "at 4 and at 8 bits"}.items():
+        assert said in markdown(bundle_page(replace(report, account=replace(report.account, code_bits=widths))))
+
+
+def test_a_graph_that_learns_is_no_part_of_a_system(tmp_path):
+    manifest = write_bundle(tmp_path)
+    (tmp_path / "onnx" / "train_q4.onnx").write_bytes(b"x" * 50_000)
+    graph = replace(manifest.decoder, file="onnx/train_q4.onnx", accuracy_level=0)
+    found = build_report(tmp_path, replace(manifest, graphs=manifest.graphs | {"train": graph}))
+    (tmp_path / "onnx" / "train_q4.onnx").unlink()
+    plain = build_report(tmp_path, manifest)
+    assert found.account.parts["training_graph"] == 50_000
+    assert found.account.total == plain.account.total + 50_000
+    assert found.systems == plain.systems
+    assert found.claim == plain.claim
+
+
+def test_two_bundles_are_compared_by_the_kernels_of_their_levels(tmp_path):
+    manifest = write_bundle(tmp_path)
+    exact = replace(manifest, graphs={"decoder": replace(manifest.decoder, accuracy_level=0)})
+    both = compare([build_report(tmp_path, m) for m in (manifest, exact)], ["4", "0"], [[], []])
+    kernels = bundle_kernels(manifest, {})
+    assert [s.figures["held_x64"] for s in (both.first, both.second)] == [
+        kernels["x64-int8"].held_bytes,
+        kernels["float32"].held_bytes,
+    ]
+    stored = (tmp_path / "onnx" / "model_q4.onnx_data").stat().st_size
+    assert both.first.figures["bits"] == pytest.approx(8 * stored / manifest.base.parameters, abs=1e-4)
+
+
+def test_a_table_narrower_than_the_states_has_its_own_width(tmp_path):
+    manifest = write_bundle(tmp_path, tied=False)
+    wider = replace(manifest, architecture=replace(manifest.architecture, hidden_size=2 * HIDDEN))
+    assert embedding_shape(wider).inputs == HIDDEN
 
 
 def test_a_fused_layer_is_said(tmp_path):

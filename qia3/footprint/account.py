@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qia3.bundle.layout import MANIFEST, WRITTEN_ANEW
-from qia3.bundle.manifest import File, Manifest, Region
+from qia3.bundle.manifest import TRAIN, File, Manifest, Region
 from qia3.bundle.seal import files_on_disk
 from qia3.errors import BundleError, shown
 from qia3.footprint.bits import bits_each, grid_bytes, in_int8, int8_bytes, stored_shapes, weight_count
@@ -36,7 +36,8 @@ TENSORS = (
     PROMPTS,
 )
 WEIGHTS = (*TENSORS, "graph")
-FILES = ("graph", "tokenizer", "vectors", "peft_checkpoints", "configs", "reports_and_manifest", "other_files")
+LEARNS = "training_graph"
+FILES = ("graph", LEARNS, "tokenizer", "vectors", "peft_checkpoints", "configs", "reports_and_manifest", "other_files")
 TOKENIZER = ("tokenizer", "special_tokens", "vocab", "merges", "added_tokens", "chat_template", "spiece")
 
 
@@ -44,7 +45,8 @@ TOKENIZER = ("tokenizer", "special_tokens", "vocab", "merges", "added_tokens", "
 class Account:
     """Bytes by part, in the order of TENSORS and FILES, without empty parts.
 
-    `tied`: embedding and head are one tensor, counted once. `bits_per_weight` is what the regions on a grid (4-bit
+    `tied`: embedding and head are one tensor, counted once. `code_bits`: the widths of codes on a grid, 4, 8 or both.
+    `bits_per_weight` is what the regions on a grid (4-bit
     layers, and those kept at 8 bits) and int8 weights in their place take on disk per weight of their
     `quantised_weights`; `grid_bits_per_weight` is the arithmetic for the same layers.
     """
@@ -54,6 +56,7 @@ class Account:
     quantised_weights: int
     bits_per_weight: float
     grid_bits_per_weight: float
+    code_bits: tuple[int, ...] = ()
 
     @property
     def total(self) -> int:
@@ -79,7 +82,10 @@ def account(folder: Path, manifest: Manifest, sealed: Mapping[str, int] | None =
     for data in sorted({graph.data for graph in manifest.graphs.values()} | {t.file for t in manifest.tensors}):
         tensors = [t for t in manifest.tensors if t.file == data]
         _add(parts, _tensor_parts(folder / data, tensors, sizes.pop(data, 0)))
-    _add(parts, {"graph": sum(sizes.pop(file, 0) for file in {graph.file for graph in manifest.graphs.values()})})
+    for file, part in {
+        graph.file: LEARNS if role == TRAIN else "graph" for role, graph in manifest.graphs.items()
+    }.items():
+        _add(parts, {part: sizes.pop(file, 0)})
     for name, size in sizes.items():
         _add(parts, {part_of(name): size})
     order = {part: i for i, part in enumerate((*TENSORS, *FILES))}
@@ -92,6 +98,7 @@ def account(folder: Path, manifest: Manifest, sealed: Mapping[str, int] | None =
         quantised_weights=count,
         bits_per_weight=bits_each(sum(parts.get(part, 0) for part in (*QUANTISED, INT8)), count),
         grid_bits_per_weight=bits_each(arithmetic, count),
+        code_bits=tuple(sorted({shape.bits for shape in shapes})),
     )
 
 

@@ -74,12 +74,15 @@ def linear_shapes(linears: Sequence[Layer]) -> list[Shape]:
 
 def embedding_shape(manifest: Manifest) -> Shape | None:
     """The embedding on the grid, whether or not it is also the head; None if there is none."""
-    regions = sum(t.part == "embedding_codes" for t in manifest.tensors)
+    regions = [t.bytes for t in manifest.tensors if t.part == "embedding_codes"]
     architecture, on = manifest.architecture, manifest.base.grid.embedding
-    looked_up = bool(regions) and (architecture.tied_embedding or not _has_head(manifest) or regions > 1)
+    looked_up = bool(regions) and (architecture.tied_embedding or not _has_head(manifest) or len(regions) > 1)
     if not looked_up or on is None:
         return None
-    return Shape(architecture.vocab_size, architecture.hidden_size, on.block_size, on.symmetric, on.format)
+    shape = Shape(architecture.vocab_size, architecture.hidden_size, on.block_size, on.symmetric, on.format)
+    # a table may be narrower than the states (ELECTRA, OPT-350m); its rows are whole blocks, so its codes tell its width
+    width = 8 * min(regions) // (shape.bits * architecture.vocab_size)
+    return shape._replace(inputs=min(width, shape.inputs))
 
 
 def on_their_grid(linears: Sequence[Layer]) -> list[Layer]:

@@ -12,6 +12,7 @@ from qia3.footprint.systems import LORA_RANK
 from qia3.footprint.table import kib, percent
 
 HEAD = ("question", "answer", "that is")
+SHARED = ("tokenizer", "configs")  # what every system has besides weights and adapters
 LORA = f"LoRA r={LORA_RANK} on all linear"
 
 
@@ -35,11 +36,12 @@ def _fits(estimates: Sequence[Estimate]) -> list[Row]:
 
 def _disk(report: Report) -> Row:
     count = len(report.tasks)
-    ratio = report.claim.disk_ratio["float32"]
+    parts, total = report.account.parts, report.account.total
+    ratio = (report.systems[0].disk_bytes + sum(parts.get(part, 0) for part in SHARED)) / total
     tasks = f"with {count} task{'' if count == 1 else 's'}"
     return [
         "On disk",
-        Cell("size", report.account.total),
+        Cell("size", total),
         f"{tasks}; the float32 base with LoRA: {ratio:.1f} times as much",
     ]
 
@@ -81,6 +83,8 @@ def _task(report: Report) -> list[Row]:
     ours, lora = report.adapters[0], next(one for one in report.adapters if one.method == LORA)
     if not ours.disk_bytes:
         return []
+    if report.mode == "merged":
+        return [["One more task", Cell("size", ours.disk_bytes), "a model of its own, as this one is merged"]]
     times = f"{lora.disk_bytes / ours.disk_bytes:.0f} times as much"
     return [
         [

@@ -33,6 +33,7 @@ PARTS = {
     "other": "other tensors",
     "padding": "padding between tensors",
     "graph": "graph (.onnx)",
+    "training_graph": "graph that learns (.onnx)",
     "tokenizer": "tokenizer",
     "vectors": "IA³ vectors (.onnx_adapter)",
     "peft_checkpoints": "the same vectors for PEFT",
@@ -45,7 +46,10 @@ TABLE = {  # where no head is beside it
     for name, text in PARTS.items()
     if name in ("embedding_codes", "embedding_scales", "embedding_zero_points")
 }
-BOTH = {"codes": "codes, 4 bits and 8", "zero_points": "zero points (one per block)"}  # where some layers are at 8 bits
+CODES = {  # where layers are at 8 bits: all of them, or some
+    (8,): {"codes": "8-bit codes", "zero_points": "zero points (8-bit, one per block)"},
+    (4, 8): {"codes": "codes, 4 bits and 8", "zero_points": "zero points (one per block)"},
+}
 
 
 def measured(report: Report) -> Section:
@@ -123,7 +127,7 @@ def memory(report: Report, estimates: Sequence[Estimate]) -> Section | None:
     shape, found = report.architecture, report.memory
     if shape.pooling is not None:
         return None
-    held = found.kernels[found.kernel_here].held_bytes + found.mapped_bytes + process_bytes(report)
+    held = found.weights_bytes + process_bytes(report)
     contexts = sorted({*(2**k for k in range(SHORTEST, 18) if 2**k < shape.context_length), shape.context_length})
     rows: list[Row] = [
         [Cell("count", n), Cell("mib", size := cache_bytes(shape, n)), Cell("mib", held + size)] for n in contexts
@@ -145,16 +149,16 @@ def memory(report: Report, estimates: Sequence[Estimate]) -> Section | None:
 
 
 def bytes_on_disk(report: Report) -> Section:
-    total, eight_bit = report.account.total, bool(report.base.grid.eight_bit)
+    total, widths = report.account.total, report.account.code_bits
     rounded = "int8_weights" in report.account.parts
-    names = PARTS | (BOTH if eight_bit else {}) | ({} if _head_is_beside(report) else TABLE)
+    names = PARTS | CODES.get(widths, {}) | ({} if _head_is_beside(report) else TABLE)
     rows: list[Row] = [
         [names.get(p, p), Cell("bytes", n), Cell("share", round(n / total, 4))] for p, n in report.account.parts.items()
     ]
     rows.append(["total on disk", Cell("bytes", total), Cell("share", 1.0)])
     tied = "The embedding and the head are one tensor, stored and counted once. " if report.account.tied else ""
     bits, grid = report.account.bits_per_weight, report.account.grid_bits_per_weight
-    layers = "The layers, at 4 and at 8 bits," if eight_bit else "The 4-bit layers"
+    layers = {(8,): "The 8-bit layers", (4, 8): "The layers, at 4 and at 8 bits,"}.get(widths, "The 4-bit layers")
     note = f"{tied}{layers} take {bits:.3f} bits per weight; the grid's arithmetic gives {grid:.3f}."
     if rounded:
         note = (
@@ -203,11 +207,12 @@ def _adapters_note(report: Report) -> str:
     )
     where = "weights" if "int8_weights" in report.account.parts else "scales"
     left = (
-        f"; {ours.operations_per_token:,} entries, behind an activation function, are constants of the graph."
+        f"; {ours.operations_per_token:,} entries, behind an activation function, are constants of the graph;"
         if ours.operations_per_token
-        else ", so nothing is loaded or added."
+        else ", so nothing is loaded or added;"
     )
-    merged = f" This bundle is merged: its vectors are in the {where}{left}" if report.mode == "merged" else ""
+    merged = f" This bundle is merged: its vectors are in the {where}{left} one more task is one more model."
+    merged = merged if report.mode == "merged" else ""
     labels = {name: len(task.choices or ()) for name, task in report.tasks.items() if task.kind in LABELLED}
     width = report.architecture.hidden_size
     heads = (

@@ -2,7 +2,8 @@
 
 Both are described by the same named figures; a figure that one of them lacks (nothing is measured before a build) is
 None. Weights and adapters mean the same on both sides: for a model the usual 4-bit build (weights.USUAL), for a bundle
-what is in it, including its graph. The cache is compared at the longest context that both support, up to CONTEXT.
+what is in it, including its graph; another task for a merged bundle is another model. The cache is compared at the
+longest context that both support, up to CONTEXT.
 """
 
 from __future__ import annotations
@@ -12,14 +13,15 @@ from dataclasses import dataclass
 
 from qia3.bundle.manifest import Architecture
 from qia3.footprint.before import Before
+from qia3.footprint.bits import bits_each
 from qia3.footprint.estimate import Estimate
-from qia3.footprint.kernels import KernelBytes
-from qia3.footprint.lora import AdapterCost
+from qia3.footprint.kernels import KernelBytes, kernel_for
 from qia3.footprint.report import Report
 from qia3.footprint.weights import USUAL, cache_bytes
 
 CONTEXT = 2048
 MANY = 100
+LEVEL = 4  # accuracy_level of the usual build
 LORA = "LoRA r=8 on all linear"
 Figure = float | int | None
 
@@ -61,21 +63,21 @@ def _side(found: Report | Before, name: str, context: int, devices: Sequence[Est
         name=name,
         built=isinstance(found, Report),
         context=context,
-        figures=figures | _of_cache(found.architecture, context) | _of_tasks(found.adapters, figures["weights"]),
+        figures=figures | _of_cache(found.architecture, context) | _of_tasks(found, figures["weights"]),
         accuracy={task: score.after.accuracy for task, score in scores.items()},
         estimates={one.device: one for one in devices},
     )
 
 
 def _of_bundle(report: Report) -> dict[str, Figure]:
-    measured = report.measured
+    measured, kernel = report.measured, kernel_for("x64", (), report.graph.accuracy_level)
     return {
         "parameters": report.base.parameters,
-        "bits": report.account.bits_per_weight,
+        "bits": bits_each(report.account.weights - report.account.parts.get("graph", 0), report.base.parameters),
         "weights": report.account.weights,
         "disk": report.account.total,
-        **_of_kernels(report.memory.kernels),
-        "mapped": report.memory.mapped_bytes,
+        **_of_kernels(report.memory.kernels, report.graph.accuracy_level),
+        "mapped": report.memory.mapped_bytes + report.memory.kernels[kernel].unpacked_bytes,
         "resident": measured.peak_resident_bytes if measured else None,
         "load": measured.load_seconds if measured else None,
         "prompt": measured.prompt_tokens_per_second if measured else None,
@@ -90,7 +92,7 @@ def _of_model(found: Before) -> dict[str, Figure]:
         "bits": usual.bits_per_number,
         "weights": usual.disk_bytes,
         "disk": None,
-        **_of_kernels(usual.kernels or {}),
+        **_of_kernels(usual.kernels or {}, LEVEL),
         "mapped": usual.mapped_bytes,
         "resident": None,
         "load": None,
@@ -99,8 +101,8 @@ def _of_model(found: Before) -> dict[str, Figure]:
     }
 
 
-def _of_kernels(kernels: Mapping[str, KernelBytes]) -> dict[str, Figure]:
-    x64, arm = kernels["x64-int8"], kernels["arm-dotprod"]
+def _of_kernels(kernels: Mapping[str, KernelBytes], level: int) -> dict[str, Figure]:
+    x64, arm = kernels[kernel_for("x64", (), level)], kernels[kernel_for("arm", ("dotprod",), level)]
     return {"held_x64": x64.held_bytes, "held_arm": arm.held_bytes, "read_x64": x64.streamed_bytes}
 
 
@@ -108,14 +110,14 @@ def _of_cache(shape: Architecture, context: int) -> dict[str, Figure]:
     return {"cache": cache_bytes(shape, context) or None}  # an encoder has none
 
 
-def _of_tasks(costs: Sequence[AdapterCost], weights: Figure) -> dict[str, Figure]:
+def _of_tasks(found: Report | Before, weights: Figure) -> dict[str, Figure]:
     """IA³ and LoRA for one more task, and for 100 tasks with the weights."""
-    ours, lora = costs[0], next(cost for cost in costs if cost.method == LORA)
-    base = weights or 0
+    ours, lora = found.adapters[0], next(cost for cost in found.adapters if cost.method == LORA)
+    base, merged = weights or 0, isinstance(found, Report) and found.mode == "merged"
     return {
         "task": ours.disk_bytes,
         "task_parameters": ours.parameters,
         "task_lora": lora.disk_bytes,
-        "many": base + MANY * ours.disk_bytes,
+        "many": MANY * ours.disk_bytes + (0 if merged else base),
         "many_lora": base + MANY * lora.disk_bytes,
     }

@@ -94,7 +94,7 @@ def _tasks(found: Comparison) -> Section | None:
 
 
 def _counts(found: Comparison) -> Section | None:
-    chosen = {k: (v, "count") for k, v in COUNTS.items()} | {"bits": ("bits per weight", "bits")}
+    chosen = {k: (v, "count") for k, v in COUNTS.items()} | {"bits": ("bits per parameter", "bits")}
     return _compared(found, "counts", "Counts", chosen)
 
 

@@ -101,7 +101,7 @@ def estimate(device: Device, report: Report) -> Estimate:
             nodes=memory.nodes,
             writes=report.architecture.pooling is None,
             file_bytes=sum(report.account.parts.get(part, 0) for part in TENSORS if part != PROMPTS),
-            eight_bit=bool(report.base.grid.eight_bit) and "codes" in report.account.parts,
+            eight_bit=8 in report.account.code_bits,
         ),
     )
 
@@ -110,7 +110,7 @@ def fit(device: Device, load: Load) -> Estimate:
     """The same, from what a graph needs, whether it was built or not."""
     kernel = load.on(device)
     usable = int((device.usable_bytes or device.memory_bytes).value)
-    needed = kernel.held_bytes + load.mapped_bytes + load.cache_bytes + load.process_bytes
+    needed = kernel.held_bytes + kernel.unpacked_bytes + load.mapped_bytes + load.cache_bytes + load.process_bytes
     low, high, peak = (
         load.seconds_per_token(device, bandwidth)
         for bandwidth in (
@@ -163,8 +163,7 @@ def _why(found: Estimate) -> str:
 def process_bytes(report: Report) -> int:
     """What the measured process held beyond its weights; 0 if it was not measured."""
     measured = report.measured.peak_resident_bytes if report.measured else None
-    weights = report.memory.kernels[report.memory.kernel_here].held_bytes + report.memory.mapped_bytes
-    return max(0, measured - weights) if measured else 0
+    return max(0, measured - report.memory.weights_bytes) if measured else 0
 
 
 def _speed(seconds: float | None, factor: float) -> float | None:

@@ -18,7 +18,8 @@ meanwhile, written and read again. The same holds for NF4 (MatMulBnb4), accordin
 A layer with int8 weights in place of the grid's (qia3.graph.int8_products) takes N K bytes, 4 N of scales and 4 N of
 sums on every processor.
 
-A layer that stays in float32 is packed too: 4 N K bytes held and read. What runs only for the prompt (`once`: an
+A layer that stays in float32 is packed too: 4 N K bytes held and read; so is a float head (`float_head`), besides the
+table that rows are looked up in. What runs only for the prompt (`once`: an
 encoder's layers, cross-attention's keys and values) is held, but not read per token.
 
 The scales that x64-int8 keeps are freed, but malloc may or may not return them: a process that loads one layer keeps
@@ -82,12 +83,14 @@ class Blocks(NamedTuple):
 @dataclass(frozen=True)
 class KernelBytes:
     """`held_bytes` for all linear layers, including the head; `streamed_bytes` of them are read per token, of which
-    `float_bytes` belong to layers that stay in float32.
+    `float_bytes` belong to layers that stay in float32. `unpacked_bytes` of layers for which there is no kernel stay
+    mapped from the file.
     """
 
     held_bytes: int
     streamed_bytes: int
     float_bytes: int = 0
+    unpacked_bytes: int = 0
 
 
 def kernel_bytes(linears: Sequence[Layer], dense: Sequence[Dense] = ()) -> dict[str, KernelBytes]:
@@ -113,7 +116,10 @@ def bundle_kernels(manifest: Manifest, parts: Mapping[str, int]) -> dict[str, Ke
     """The same for a bundle: a second graph for prompts holds its int8 weights, and once more what it has in 4 bits. A
     processor without int8 dot products does not load it.
     """
-    found = kernel_bytes(manifest.linears, manifest.dense)
+    found = {
+        name: replace(k, unpacked_bytes=_unpacked(manifest, name))
+        for name, k in kernel_bytes(manifest.linears, (*manifest.dense, *float_head(manifest, parts))).items()
+    }
     if PROMPT not in manifest.graphs:
         return found
     rounded = parts.get(PROMPTS, 0)
@@ -122,6 +128,22 @@ def bundle_kernels(manifest: Manifest, parts: Mapping[str, int]) -> dict[str, Ke
         name: k if name == "float32" else replace(k, held_bytes=k.held_bytes + rounded + int(rest * k.held_bytes))
         for name, k in found.items()
     }
+
+
+def float_head(manifest: Manifest, parts: Mapping[str, int]) -> tuple[Dense, ...]:
+    """The head of a model that generates, if it is not among the layers: as on NF4, where table and head stay float."""
+    shape, roles = manifest.architecture, {x.role for x in manifest.linears} | {x.role for x in manifest.dense}
+    if shape.pooling is not None or "embedding_weights" not in parts or "head" in roles:
+        return ()
+    return (Dense("head", shape.hidden_size, shape.vocab_size, "head"),)
+
+
+def _unpacked(manifest: Manifest, kernel: str) -> int:
+    """Codes and scales of the layers on a grid that this kernel does not pack, but for a head whose table is mapped anyway."""
+    table = embedding_shape(manifest) if manifest.architecture.tied_embedding else None
+    without = {"x64-int8": (), "float32": ("int8", "nf4")}.get(kernel, ("nf4",))
+    shapes = linear_shapes(on_their_grid(manifest.linears))
+    return sum(grid_bytes(s) - zero_point_bytes(s) for s in shapes if s.format in without and s != table)
 
 
 def _blocks(shape: Shape, read: bool) -> Blocks:
@@ -158,22 +180,18 @@ def kernel_here(manifest: Manifest) -> str:
 
 
 def mapped_bytes(manifest: Manifest, parts: Mapping[str, int]) -> int:
-    """Bytes that stay mapped from the file, at most: an embedding that is looked up (besides the packed copy of a tied
-    head), layers that are not packed, and everything else except the layers in float32, which are packed.
+    """Bytes that stay mapped from the file with any kernel, at most: an embedding that is looked up (besides the packed
+    copy of a tied head), and everything else except the layers in float32, which are packed. What a kernel does not
+    pack (`unpacked_bytes`) comes on top; its zero points are counted here.
     """
     embedding, tied = embedding_shape(manifest), manifest.architecture.tied_embedding
-    found = [embedding] if embedding else []
     gridded = on_their_grid(manifest.linears)
-    shapes = linear_shapes(gridded)
-    heads = [s for s, layer in zip(shapes, gridded, strict=True) if layer.role == "head" and not tied]
-    if kernel_here(manifest) == "float32":
-        unpacked = [s for s in shapes if s.format != "int4"]
-        found += [s for s in unpacked if not (tied and s == embedding)]
-        heads = [s for s in heads if s.format == "int4"]
-    packed = sum(4 * layer.inputs * layer.outputs for layer in manifest.dense)
+    heads = [s for s, x in zip(linear_shapes(gridded), gridded, strict=True) if x.role == "head" and not tied]
+    floats = (*manifest.dense, *(() if tied else float_head(manifest, parts)))
+    packed = sum(4 * layer.inputs * layer.outputs for layer in floats)
     rest = max(0, sum(parts.get(part, 0) for part in KEPT_PARTS) - packed)
     # a head's own zero points are counted with the embedding's in `parts`
-    return sum(map(grid_bytes, found)) + sum(map(zero_point_bytes, heads)) + rest
+    return (grid_bytes(embedding) if embedding else 0) + sum(map(zero_point_bytes, heads)) + rest
 
 
 CACHE_BYTES = {"float32": 4, "int8": 1}  # per number; an int8 cache's scales are the graph's

@@ -79,6 +79,15 @@ def unfolded(manifest: Manifest) -> int | None:
     return None if stuck and manifest.architecture.pooling is None else stuck
 
 
+def head_entries(manifest: Manifest, task: str) -> int:
+    """Numbers of a task's head, which an encoder trains with its vectors; 0 for others, and for a task that is not in
+    the bundle.
+    """
+    if manifest.architecture.pooling is None or task not in manifest.tasks:
+        return 0
+    return len(manifest.tasks[task].choices or ()) * (manifest.architecture.hidden_size + 1)
+
+
 def lora_cost(linears: Sequence[Linear], rank: int, roles: Collection[str] | None) -> AdapterCost:
     """The computed cost, float32 on disk and in memory, without the few bytes of a file header."""
     count = lora_parameters(linears, rank, roles)

@@ -34,7 +34,14 @@ from qia3.footprint.bits import (
     zero_point_bytes,
 )
 from qia3.footprint.device import Device
-from qia3.footprint.kernels import KernelBytes, cross_cache_bytes, kernel_bytes, kernel_for, kv_cache_bytes
+from qia3.footprint.kernels import (
+    KernelBytes,
+    cross_cache_bytes,
+    float_head,
+    kernel_bytes,
+    kernel_for,
+    kv_cache_bytes,
+)
 from qia3.footprint.nodes import node_count
 from qia3.footprint.shapes import Form, Shapes
 from qia3.footprint.speed import prompt_seconds, token_seconds
@@ -126,11 +133,11 @@ def work_bytes(shapes: Shapes, form: Form, rows: int) -> int:
 
 def of_bundle(manifest: Manifest, parts: Mapping[str, int], kernel: KernelBytes, nodes: int | None) -> Sizes:
     """The sizes of a bundle, with the kernel of the machine that it was measured on."""
-    embedding = embedding_shape(manifest)
+    embedding, head = embedding_shape(manifest), float_head(manifest, parts)
     floats = [parts["embedding_weights"]] if "embedding_weights" in parts else []
     return Sizes(
         linears=manifest.linears,
-        dense=manifest.dense,
+        dense=(*manifest.dense, *head),
         architecture=manifest.architecture,
         tables=[*(tensors(embedding) if embedding else []), *floats],
         others=sum(parts.get(part, 0) for part in ("norms_and_biases", "rotary", "positions", "other")),

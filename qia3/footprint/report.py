@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from qia3.footprint.lora import (
     AdapterCost,
     Linear,
     adapter_costs,
+    head_entries,
     ia3_cost,
     ia3_entries,
     ia3_parameters,
@@ -38,11 +39,12 @@ from qia3.footprint.lora import (
 from qia3.footprint.nodes import node_count
 from qia3.footprint.predicted import Compared, compared, of_bundle, on_disk
 from qia3.footprint.systems import Claim, System, claim, systems
+from qia3.names import ADAPTER
 
 
 @dataclass(frozen=True)
 class Memory:
-    """What a device has to hold and read: by kernel, mapped from the file, and one row's cache at the full context,
+    """What a device has to hold and read: by kernel, mapped from the file with any of them, and one row's cache at the full context,
     with the cache of an encoder's states for as many positions. `int8_products`: a token runs through int8 products;
     how many operators those take is not modelled, so `nodes`, which run per token, is None.
     """
@@ -54,6 +56,12 @@ class Memory:
     nodes: int | None
     cross_cache_bytes: int = 0
     int8_products: bool = False
+
+    @property
+    def weights_bytes(self) -> int:
+        """Held and at most mapped by the kernel of this machine."""
+        kernel = self.kernels[self.kernel_here]
+        return kernel.held_bytes + kernel.unpacked_bytes + self.mapped_bytes
 
 
 LIMITS = ("max_difference", "max_kl", "min_top1")
@@ -122,7 +130,7 @@ def build_report(folder: Path, manifest: Manifest, sealed: Mapping[str, int] | N
         measured=manifest.measured,
         account=totals,
         fused_qkv=any(layer.role == "qkv" for layer in manifest.linears),
-        adapters=adapter_costs((*manifest.linears, *manifest.dense), ia3),
+        adapters=adapter_costs((*manifest.linears, *manifest.dense), _shipped(ia3, manifest, totals)),
         systems=found,
         claim=claim(found),
         memory=memory,
@@ -159,24 +167,21 @@ def _beyond(manifest: Manifest, limits: config.Parity | None) -> dict[str, list[
 
 
 def _ia3(folder: Path, manifest: Manifest) -> AdapterCost:
-    """From the graphs' vectors and the largest adapter file; if merged, from what was trained, and what did not
-    fold.
+    """From the graphs' vectors and the largest adapter file, without a head; if merged, from what was trained, and what
+    did not fold.
     """
     sites = manifest.sites
-    trained = [record.parameters - _head_entries(manifest, task) for task, record in manifest.training.items()]
+    trained = [record.parameters - head_entries(manifest, task) for task, record in manifest.training.items()]
     parameters = ia3_parameters(sites) if sites else max(trained, default=0)
-    files = [f.stat().st_size for f in (folder / "adapters").glob("*.onnx_adapter")]
+    files = {f.name.removesuffix(ADAPTER): f.stat().st_size for f in (folder / "adapters").glob(f"*{ADAPTER}")}
+    sizes = [size - FLOAT32_BYTES * head_entries(manifest, name) for name, size in files.items()]
     entries = ia3_entries(sites) if manifest.mode == "side" else unfolded(manifest) or 0
-    return ia3_cost(parameters, entries, max(files, default=FLOAT32_BYTES * parameters))
+    return ia3_cost(parameters, entries, max(sizes, default=FLOAT32_BYTES * parameters))
 
 
-def _head_entries(manifest: Manifest, task: str) -> int:
-    """Numbers of a task's head, which an encoder trains with its vectors; 0 for others, and for a task that is not in
-    the bundle.
-    """
-    if manifest.architecture.pooling is None or task not in manifest.tasks:
-        return 0
-    return len(manifest.tasks[task].choices or ()) * (manifest.architecture.hidden_size + 1)
+def _shipped(ia3: AdapterCost, manifest: Manifest, totals: Account) -> AdapterCost:
+    """One more task for this bundle: an adapter, or, if vectors are merged, one more model."""
+    return ia3 if manifest.mode == "side" else replace(ia3, disk_bytes=totals.weights)
 
 
 def _memory(manifest: Manifest, totals: Account) -> Memory:

@@ -2,11 +2,11 @@
 bfloat16), the 4-bit base with the same LoRA, the 4-bit base with unmerged IA³, and the 4-bit base with merged IA³,
 where vectors of this model fold.
 
-Disk is weights, graph and adapters, without tokenizer and reports, which all of them share. Memory is computed in the
-same way for all: a float base holds its weights once, the 4-bit base holds what its kernels pack and what stays mapped
-(kernels.py), each with one adapter loaded. It leaves out the process, its libraries and activations, and the cache,
-which is given separately; the whole process was measured for the bundle itself only. With int8 weights in place of the
-4-bit ones, the base is that of the bundle, and is called so.
+Disk is weights, graph and adapters, without tokenizer and reports, which all of them share, and without a graph that
+learns. Memory is computed in the same way for all: a float base holds its weights once, the 4-bit base holds what its
+kernels pack and what stays mapped (kernels.py), each with one adapter loaded. An encoder's heads are in all of them. It
+leaves out the process, its libraries and activations, and the cache, which is given separately; the whole process was
+measured for the bundle itself only. With int8 weights or 8-bit codes, the base is that of the bundle, and is called so.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from qia3.bundle.manifest import Manifest
 from qia3.footprint.account import Account
 from qia3.footprint.bits import in_int8
 from qia3.footprint.kernels import bundle_kernels, kernel_here, mapped_bytes
-from qia3.footprint.lora import FLOAT32_BYTES, AdapterCost, ia3_entries, lora_cost, unfolded
+from qia3.footprint.lora import FLOAT32_BYTES, AdapterCost, head_entries, ia3_entries, lora_cost, unfolded
 
 CLAIM = "a 4-bit base with IA³ is about four times smaller than a full-precision LoRA-adapted model"
 ABOUT_FOUR = 3.5
@@ -61,13 +61,13 @@ def systems(manifest: Manifest, totals: Account, ia3: AdapterCost) -> list[Syste
     tasks = max(1, len(manifest.tasks))
     lora = lora_cost((*manifest.linears, *manifest.dense), LORA_RANK, roles=None)
     kernel = bundle_kernels(manifest, totals.parts)[kernel_here(manifest)]
-    resident = kernel.held_bytes + mapped_bytes(manifest, totals.parts)
+    resident = kernel.held_bytes + kernel.unpacked_bytes + mapped_bytes(manifest, totals.parts)
     measured = manifest.measured.peak_resident_bytes if manifest.measured else None
     side = manifest.mode == "side"
 
     def with_lora(name: str, disk: int, held: int) -> System:
         added = lora.operations_per_token
-        disk += tasks * lora.disk_bytes
+        disk += tasks * lora.disk_bytes + heads
         return System(
             f"{name}, LoRA r={LORA_RANK}", 1, disk, held + lora.runtime_bytes, None, lora.training_state_bytes, added
         )
@@ -76,11 +76,10 @@ def systems(manifest: Manifest, totals: Account, ia3: AdapterCost) -> list[Syste
         disk = files * totals.weights + vectors
         return System(name, files, disk, held, measured if is_bundle else None, ia3.training_state_bytes, added)
 
-    base = "4-bit base"
-    if rounded := in_int8(manifest.linears):
-        base = "int8 base" if len(rounded) == len(manifest.linears) else "base in 4 bits and int8"
+    base = _base(manifest, totals)
     float_bytes = {name: size * manifest.base.parameters for name, size in FLOATS.items()}
     entries = ia3_entries(manifest.sites) if side else ia3.parameters
+    heads = FLOAT32_BYTES * sum(head_entries(manifest, task) for task in manifest.tasks) if side else 0
     vectors = totals.parts.get("vectors", 0) if side else tasks * ia3.disk_bytes
     left = unfolded(manifest)
     merged = (
@@ -94,6 +93,12 @@ def systems(manifest: Manifest, totals: Account, ia3: AdapterCost) -> list[Syste
         with_ia3(f"{base}, IA³ unmerged", 1, vectors, resident + FLOAT32_BYTES * entries, entries, side),
         *merged,
     ]
+
+
+def _base(manifest: Manifest, totals: Account) -> str:
+    if rounded := in_int8(manifest.linears):
+        return "int8 base" if len(rounded) == len(manifest.linears) else "base in 4 bits and int8"
+    return {(8,): "8-bit base", (4, 8): "base in 4 and 8 bits"}.get(totals.code_bits, "4-bit base")
 
 
 def claim(found: Sequence[System]) -> Claim:
