@@ -46,9 +46,9 @@ class Account:
     """Bytes by part, in the order of TENSORS and FILES, without empty parts.
 
     `tied`: embedding and head are one tensor, counted once. `code_bits`: the widths of codes on a grid, 4, 8 or both.
-    `bits_per_weight` is what the regions on a grid (4-bit
-    layers, and those kept at 8 bits) and int8 weights in their place take on disk per weight of their
-    `quantised_weights`; `grid_bits_per_weight` is the arithmetic for the same layers.
+    `bits_per_weight` is what the regions on a grid (4-bit layers, and those kept at 8 bits) and int8 weights in their
+    place take on disk per weight of their `quantised_weights`; `grid_bits_per_weight` is the arithmetic for the same
+    layers.
     """
 
     parts: dict[str, int]
@@ -82,9 +82,8 @@ def account(folder: Path, manifest: Manifest, sealed: Mapping[str, int] | None =
     for data in sorted({graph.data for graph in manifest.graphs.values()} | {t.file for t in manifest.tensors}):
         tensors = [t for t in manifest.tensors if t.file == data]
         _add(parts, _tensor_parts(folder / data, tensors, sizes.pop(data, 0)))
-    for file, part in {
-        graph.file: LEARNS if role == TRAIN else "graph" for role, graph in manifest.graphs.items()
-    }.items():
+    graphs = {graph.file: LEARNS if role == TRAIN else "graph" for role, graph in manifest.graphs.items()}
+    for file, part in graphs.items():
         _add(parts, {part: sizes.pop(file, 0)})
     for name, size in sizes.items():
         _add(parts, {part_of(name): size})

@@ -44,9 +44,9 @@ from qia3.names import ADAPTER
 
 @dataclass(frozen=True)
 class Memory:
-    """What a device has to hold and read: by kernel, mapped from the file with any of them, and one row's cache at the full context,
-    with the cache of an encoder's states for as many positions. `int8_products`: a token runs through int8 products;
-    how many operators those take is not modelled, so `nodes`, which run per token, is None.
+    """What a device has to hold and read: by kernel, mapped from the file with any of them, and one row's cache at the
+    full context, with the cache of an encoder's states for as many positions. `int8_products`: a token runs through
+    int8 products; how many operators those take is not modelled, so `nodes`, which run per token, is None.
     """
 
     kernel_here: str
