@@ -26,7 +26,7 @@ from qia3.bundle.checked import decode
 from qia3.bundle.head import Head
 from qia3.bundle.layout import PROMPT_GRAPH
 from qia3.bundle.manifest import DECODER, ENCODER
-from qia3.bundle.records import Drift, Parity
+from qia3.bundle.records import Drift, Parity, approximations, change
 from qia3.bundle.sites import Vectors
 from qia3.config import Build
 from qia3.describe import places, positions
@@ -35,7 +35,7 @@ from qia3.graph.cache import Text, largest_kept, pairs_of, with_int8_cache
 from qia3.graph.forced import OrtDecoder, torch_continued, torch_logits
 from qia3.graph.forced_encoder import OrtEncoder
 from qia3.graph.forced_seq2seq import OrtPair
-from qia3.graph.parity import REMEDY, Agreement, Floats, check, compare
+from qia3.graph.parity import Agreement, Floats, check, compare, remedy
 from qia3.graph.passes import AccuracyLevel
 from qia3.ia3.adapted import AdaptedBase
 from qia3.names import NONE
@@ -136,12 +136,14 @@ def gate(
         del opened
     for path in exact.values():
         path.unlink()
+    level = load_target(plan.export.target).accuracy_level
     for name, both in found.items():
-        remarks = check(both["exact"], both["shipped"], plan.parity, f"adapter {name}", str(plan.work_folder))
+        causes, kept = approximations(level, both), str(plan.work_folder)
+        remarks = check(both["exact"], both["shipped"], plan.parity, f"adapter {name}", kept, causes)
         if remarks:
             say(
-                f"warning: int8 activations change adapter {name} more than [parity] allows: "
-                f"{'; '.join(remarks)}; {REMEDY}"
+                f"warning: {change(causes)} adapter {name} more than [parity] allows: "
+                f"{'; '.join(remarks)}; {remedy(causes)}"
             )
     return {name: decode(Parity, {kind: a.to_dict() for kind, a in both.items()}) for name, both in found.items()}
 

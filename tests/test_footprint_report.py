@@ -129,6 +129,18 @@ def test_parity_stands_beside_what_was_expected(tmp_path):
     assert "a KL of 0.5 and the same top token in 90.0 %" in text
 
 
+def test_what_exceeds_the_limits_is_put_down_to_what_is_rounded(tmp_path):
+    manifest = replace(write_bundle(tmp_path), config={"parity": {"max_kl": 0.001}})
+    said = "change these more than the build file allows: none: KL divergence 0.0072 nats"
+    assert f"Int8 activations {said}" in markdown(bundle_page(build_report(tmp_path, manifest)))
+    exact = {"decoder": replace(manifest.decoder, accuracy_level=0)}
+    both = replace(manifest.parity["none"], float_cache=manifest.parity["none"].exact)
+    cached = replace(manifest, graphs=exact, parity={"none": both})
+    text = markdown(bundle_page(build_report(tmp_path, cached)))
+    assert f"The int8 cache {said.replace('change', 'changes', 1)}" in text
+    assert "Int8 activations" not in text
+
+
 def test_memory_that_the_system_does_not_tell_is_not_measured(tmp_path):
     manifest = write_bundle(tmp_path)
     unknown = {"peak_resident_bytes": None, "peak_file_bytes": None, "peak_anonymous_bytes": None}

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Annotated
 
 from qia3.bundle.checked import Part, Rule
 
 MOST = 2**53  # whole numbers up to here are the same in JavaScript
+# what a shipped graph rounds
+INT8_ACTIVATIONS, INT8_PRODUCTS, INT8_PROMPTS = "int8 activations", "int8 products", "int8 products for prompts"
+INT8_CACHE, FLOATS = "the int8 cache", "the order of float operations"
 Count = Annotated[int, Rule(lambda n: 0 <= n <= MOST, f"a whole number from 0 to {MOST:,}")]
 Size = Annotated[int, Rule(lambda n: 1 <= n <= MOST, f"a whole number from 1 to {MOST:,}")]
 Amount = Annotated[float, Rule(lambda x: 0 <= x <= 1e15, "a number from 0 to 1e15")]
@@ -61,6 +64,28 @@ class Parity(Part):
     float_cache: Agreement | None = None
     prompts_like_steps: Agreement | None = None
     four_bit_products: Agreement | None = None
+
+    def approximations(self, accuracy_level: int) -> list[str]:
+        """What the shipped graph, at this level, rounds and the exact one does not."""
+        return approximations(accuracy_level, [one.name for one in fields(self) if getattr(self, one.name) is not None])
+
+
+def approximations(accuracy_level: int, compared: Collection[str]) -> list[str]:
+    """Parity.approximations, by which of Parity's comparisons were made."""
+    found = {
+        INT8_ACTIVATIONS: accuracy_level == 4 and "four_bit_products" not in compared,
+        INT8_PRODUCTS: "four_bit_products" in compared,
+        INT8_PROMPTS: "prompts_like_steps" in compared,
+        INT8_CACHE: "float_cache" in compared,
+    }
+    return [name for name, rounds in found.items() if rounds]
+
+
+def change(approximations: Sequence[str]) -> str:
+    """Subject and verb of a sentence about their effect; without any it is the order of float operations."""
+    *others, last = approximations or [FLOATS]
+    verb = "changes" if not others and last in (INT8_CACHE, FLOATS) else "change"
+    return f"{', '.join(others)}{' and ' if others else ''}{last} {verb}"
 
 
 @dataclass(frozen=True)

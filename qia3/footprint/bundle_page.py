@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from qia3.bundle.manifest import SCALES_TRAINED
-from qia3.bundle.records import Agreement, Record
+from qia3.bundle.records import Agreement, Record, change
 from qia3.bundle.task import TAGS, Task
 from qia3.footprint.bundle_answer import bundle_answer
 from qia3.footprint.bundle_costs import (
@@ -156,8 +156,7 @@ def _parity(report: Report) -> Section:
         )
     if report.architecture.pooling is not None:
         note += " Without an adapter an encoder has no logits: there they are those of its states."
-    beyond = "; ".join(f"{name}: {', '.join(far)}" for name, far in report.beyond.items())
-    far = warning(f"Int8 activations change these more than the build file allows: {beyond}." if beyond else "")
+    far = warning(_beyond(report))
     head = ["adapter", "graph", *AGREEMENT]
     drawn = Chart(
         "bars",
@@ -167,6 +166,15 @@ def _parity(report: Report) -> Section:
         logarithmic=True,
     )
     return section("parity", "Parity with torch", note, table(head, rows, left=(0, 1), charts=[drawn]), far)
+
+
+def _beyond(report: Report) -> str:
+    """What changes which adapters more than the build file allows; empty if nothing does."""
+    if not report.beyond or not report.parity:
+        return ""
+    by = change(report.parity[next(iter(report.beyond))].approximations(report.graph.accuracy_level))
+    beyond = "; ".join(f"{name}: {', '.join(far)}" for name, far in report.beyond.items())
+    return f"{by[0].upper()}{by[1:]} these more than the build file allows: {beyond}."
 
 
 def _agreement(a: Agreement) -> list[Cell]:

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from qia3.bundle.records import INT8_ACTIVATIONS, INT8_CACHE, INT8_PRODUCTS, INT8_PROMPTS
 from qia3.config import Parity
 from qia3.errors import ParityError
 
@@ -29,10 +30,21 @@ Floats = NDArray[np.float32]
 # it may not show here; the exact graph, on the same bytes, has it or not
 BROKEN = 0.05
 UNSEEN = 1e-6  # nats, for a model that knows nothing
-REMEDY = (
-    'target = "ort-exact" in [export] computes without int8 activations (slower) and needs no new training; smaller blocks '
-    "(block_size in [base]) are more accurate but need new training"
-)
+REMEDIES = {
+    INT8_ACTIVATIONS: (
+        'target = "ort-exact" in [export] computes without int8 activations (slower) and needs no new training; '
+        "smaller blocks (block_size in [base]) are more accurate but need new training"
+    ),
+    INT8_PRODUCTS: (
+        'without prompts = "int8", or with a target whose products are in 4 bits, [export] makes no int8 products, '
+        "which needs no new training"
+    ),
+    INT8_PROMPTS: (
+        'without prompts = "int8" in [export] prompts run through 4-bit products (slower), which needs no new training'
+    ),
+    INT8_CACHE: ('without cache = "int8" in [export] the cache is in float32 (larger), which needs no new training'),
+}
+ROUNDED = "nothing is rounded in this graph that is not in the exact one: allow more in [parity]"
 # logits [T, V] of the last position of the prompt and of each forced token after it
 Forced = Callable[[Sequence[int], Sequence[int]], Floats]
 
@@ -63,11 +75,18 @@ def compare(reference: Floats, candidate: Floats) -> Agreement:
     return Agreement(float(np.abs(reference - candidate).max()), max(kl, 0.0), top1, len(reference), known)
 
 
-def check(exact: Agreement, shipped: Agreement, limits: Parity, what: str, kept: str) -> list[str]:
+def remedy(approximations: Sequence[str]) -> str:
+    """What to change in the build file if these cost too much."""
+    return "; ".join(REMEDIES[name] for name in approximations) or ROUNDED
+
+
+def check(
+    exact: Agreement, shipped: Agreement, limits: Parity, what: str, kept: str, approximations: Sequence[str]
+) -> list[str]:
     """Warnings about how `shipped` differs, beyond [parity]'s limits.
 
-    `what` names what was compared, and `kept` where the training is kept. Raises ParityError if the graph is not the
-    model.
+    `what` names what was compared, `kept` where the training is kept, and `approximations` what `shipped` rounds.
+    Raises ParityError if the graph is not the model.
     """
     if not exact.max_difference <= limits.max_difference:
         raise ParityError(
@@ -82,7 +101,7 @@ def check(exact: Agreement, shipped: Agreement, limits: Parity, what: str, kept:
             f"{shipped.kl:.3g} nats, where "
             f"a uniform guess has {shipped.known:.3g} (the limit is {BROKEN:.0%} of that), same top token "
             f"{shipped.top1:.1%}; "
-            f"nothing was published, the training is kept in {kept}, and `qia3 export` continues from there: {REMEDY}"
+            f"nothing was published, the training is kept in {kept}, and `qia3 export` continues from there: {remedy(approximations)}"
         )
     return limits.remarks(shipped.kl, shipped.top1)
 
