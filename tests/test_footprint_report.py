@@ -16,7 +16,8 @@ from test_footprint_account import HIDDEN, du, write_bundle
 from qia3.bundle import seal as sealing
 from qia3.bundle.checked import encode
 from qia3.bundle.manifest import Manifest, Pooling
-from qia3.bundle.records import Measured
+from qia3.bundle.records import HeldOut, Label, Measured
+from qia3.bundle.task import TAGS
 from qia3.errors import BundleError
 from qia3.footprint import measure as measuring
 from qia3.footprint.bits import embedding_shape
@@ -156,6 +157,20 @@ def test_a_task_that_got_worse_is_named(tmp_path):
     worse = {"lamps": replace(held_out, after=replace(held_out.after, accuracy=0.1))}
     report = build_report(tmp_path, replace(manifest, evaluation=worse))
     assert "Worse with its adapter than without: lamps." in markdown(bundle_page(report))
+
+
+def test_where_words_are_labelled_they_are_what_is_counted(tmp_path):
+    manifest = write_bundle(tmp_path)
+    right = [True] * 34 + [False] * 7
+    labels = {"O": Label(30, sum(right[:30])), "B-LAMP": Label(11, sum(right[30:]))}
+    old = manifest.evaluation["lamps"]
+    after = replace(old.after, kind=TAGS, n=12, accuracy=sum(right) / len(right), labels=labels)
+    tasks = {"lamps": replace(manifest.tasks["lamps"], kind=TAGS, choices=tuple(labels))}
+    changed = replace(manifest, tasks=tasks, evaluation={"lamps": HeldOut(12, before=None, after=after)})
+    text = re.sub(r" +", " ", markdown(bundle_page(build_report(tmp_path, changed))))
+    assert f"| Right, lamps | 82.9 % | of {len(right)} words in 12 held-out examples |" in text
+    assert f"| lamps | {TAGS} | {len(right)} words in 12 | not measured | 82.9 % |" in text
+    assert old.after.words is None
 
 
 def test_of_many_tasks_the_worst_stands_first(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Annotated
 
 from qia3.bundle.checked import Part, Rule
+from qia3.bundle.task import TAGS
 
 MOST = 2**53  # whole numbers up to here are the same in JavaScript
 # what a shipped graph rounds
@@ -143,6 +144,11 @@ class Score(Part):
     examples_per_second: Amount
     left_out: Count | None = None
     left_out_lines: tuple[Count, ...] | None = None
+
+    @property
+    def words(self) -> int | None:
+        """How many words were labelled; None where whole texts are."""
+        return sum(label.n for label in (self.labels or {}).values()) if self.kind == TAGS else None
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from qia3.bundle.records import HeldOut
 from qia3.footprint.cells import Cell
 from qia3.footprint.estimate import Estimate
 from qia3.footprint.report import Report
@@ -72,11 +73,17 @@ def _accuracy(report: Report) -> list[Row]:
         [
             f"Right, {name}",
             Cell("share", scores.after.accuracy),
-            f"of {scores.n:,} held-out examples"
-            + (f"; {percent(scores.before.accuracy)} without the adapter" if scores.before else ""),
+            _of(scores) + (f"; {percent(scores.before.accuracy)} without the adapter" if scores.before else ""),
         ]
         for name, scores in report.evaluation.items()
     ]
+
+
+def _of(scores: HeldOut) -> str:
+    """What the share is of: examples, or words where those are labelled."""
+    words = scores.after.words
+    labelled = f"{words:,} words in " if words is not None else ""
+    return f"of {labelled}{scores.n:,} held-out examples"
 
 
 def _task(report: Report) -> list[Row]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from qia3.bundle.manifest import SCALES_TRAINED
-from qia3.bundle.records import Agreement, Record, change
+from qia3.bundle.records import Agreement, HeldOut, Record, change
 from qia3.bundle.task import TAGS, Task
 from qia3.footprint.bundle_answer import bundle_answer
 from qia3.footprint.bundle_costs import (
@@ -87,8 +87,8 @@ def _tasks(report: Report) -> Section:
         if before and after and after.accuracy < before.accuracy:
             worse.append(name)
         shares = [figure("share", score.accuracy if score else None) for score in (before, after)]
-        overlap, count = Cell("ratio", after.f1 if after else None), Cell("count", scores.n if scores else None)
-        rows.append([name, task.kind, count, *shares, overlap, _training(report.training.get(name))])
+        overlap = Cell("ratio", after.f1 if after else None)
+        rows.append([name, task.kind, _count(scores), *shares, overlap, _training(report.training.get(name))])
     note = UNSCORED if report.evaluation is None else SCORED
     if report.evaluation is not None and any(task.kind == TAGS for task in report.tasks.values()):
         note += " Token classification: the share of words, and F1 over entities."
@@ -101,6 +101,14 @@ def _tasks(report: Report) -> Section:
         bad,
         table(head, rows, left=(0, 1, 6), charts=[Chart("bars", "Held-out accuracy", values=(3, 4))]),
     )
+
+
+def _count(scores: HeldOut | None) -> Cell | str:
+    """How many were scored: examples, or words in examples where those are labelled."""
+    words = scores.after.words if scores else None
+    if scores is None or words is None:
+        return Cell("count", scores.n if scores else None)
+    return f"{words:,} words in {scores.n:,}"
 
 
 def _ordered(report: Report) -> list[tuple[str, Task]]:
