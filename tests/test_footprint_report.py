@@ -340,4 +340,10 @@ def test_a_lora_as_small_as_ia3_is_said_and_no_other(tmp_path):
     equal = replace(report, adapters=[replace(ours, parameters=lora[0].parameters), *lora])
     assert "LoRA r=1 on q, v has 1.00 times" in (text := markdown(bundle_page(equal)))
     assert said in text
+    assert (folds := "exact folding into 4-bit scales does") in text
+    *others, merged = equal.systems
+    left = replace(merged, operations_per_token=40)
+    for stuck in (others, [*others, left]):
+        assert said in (text := markdown(bundle_page(replace(equal, systems=stuck))))
+        assert folds not in text
     assert "needs as much training memory" in text

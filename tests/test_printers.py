@@ -93,6 +93,24 @@ def test_the_golden_report_before_a_build(forecast_of_a_config):
     assert text == GOLDEN.read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize(
+    ("stuck", "said", "unsaid"),
+    [
+        (0, "costs nothing beyond the base", "constants of the graph"),
+        (320, "but for 320 entries behind an activation function", "nothing beyond the base"),
+        (None, "cannot be merged into this model's 4-bit scales", "folds into 4-bit scales exactly"),
+    ],
+)
+def test_merging_is_said_to_be_free_only_where_all_vectors_fold(forecast_of_a_config, stuck, said, unsaid):
+    bases = [one.lora_merged_int4_bytes for one in forecast_of_a_config.fleets]
+    sizes = [None if stuck is None else base + 4 * n * stuck for base, n in zip(bases, (1, 10, 100, 1000), strict=True)]
+    fleets = [replace(one, ia3_merged_bytes=size) for one, size in zip(forecast_of_a_config.fleets, sizes, strict=True)]
+    assert {one.constants for one in fleets} == {stuck}
+    text = markdown(before_page(replace(forecast_of_a_config, fleets=fleets)))
+    assert said in text
+    assert unsaid not in text
+
+
 class Cells(HTMLParser):
     """Rows of every table, and what stands in the page beside it."""
 

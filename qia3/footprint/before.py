@@ -75,6 +75,13 @@ class Fleet:
     ia3_side_bytes: int
     ia3_merged_bytes: int | None
 
+    @property
+    def constants(self) -> int | None:
+        """Entries that one merged model multiplies by, since they do not fold; None if it cannot be merged."""
+        if self.ia3_merged_bytes is None:
+            return None
+        return (self.ia3_merged_bytes - self.lora_merged_int4_bytes) // (FLOAT32_BYTES * self.tasks)
+
 
 @dataclass(frozen=True)
 class Claim:

@@ -142,13 +142,26 @@ def _adapters(found: Before) -> Section:
         ]
         for one in found.adapters
     ]
-    note = (
-        "One task's adapter, float32. Merged IA³ costs nothing beyond the base: it is in the scales. If LoRA "
-        "is as small, size "
-        "does not distinguish them, but IA³ folds into 4-bit scales exactly."
-    )
+    note = f"One task's adapter, float32. {_merged(found.fleets[0].constants)}"
     head = ["adapter", "parameters", "x IA³", "disk", "training state", "operations added per token"]
     return section("adapters", "What one more task costs", note, table(head, rows))
+
+
+def _merged(constants: int | None) -> str:
+    """What merging saves, and whether it sets IA³ apart from a LoRA of its size."""
+    if constants is None:
+        return (
+            "IA³ cannot be merged into this model's 4-bit scales. If LoRA is as small, size does not distinguish them."
+        )
+    if constants:
+        return (
+            f"Merged IA³ is in the scales, but for {constants:,} entries behind an activation function, which stay "
+            "constants of the graph. If LoRA is as small, size does not distinguish them, but IA³ merges exactly."
+        )
+    return (
+        "Merged IA³ costs nothing beyond the base: it is in the scales. If LoRA is as small, size "
+        "does not distinguish them, but IA³ folds into 4-bit scales exactly."
+    )
 
 
 def _training(found: Before) -> Section:

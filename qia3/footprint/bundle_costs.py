@@ -194,11 +194,8 @@ def adapters(report: Report) -> Section:
 def _adapters_note(report: Report) -> str:
     ours, smallest = report.adapters[:2]
     ratio = smallest.parameters / ours.parameters if ours.parameters else 0.0
-    as_small = (
-        ": size does not distinguish IA³ from the smallest LoRA; exact folding into 4-bit scales does"
-        if ratio <= AS_SMALL
-        else ""
-    )
+    folds = "; exact folding into 4-bit scales does" if _folds(report) else ""
+    as_small = f": size does not distinguish IA³ from the smallest LoRA{folds}" if ratio <= AS_SMALL else ""
     small = f"{smallest.method} has {ratio:.2f} times the parameters of IA³{as_small}. " if ratio else ""
     fused = (
         " Queries, keys and values are one fused layer here, so LoRA on q, v is LoRA on all of it."
@@ -235,6 +232,12 @@ def _adapters_note(report: Report) -> str:
         "state, IA³ needs as much training memory as LoRA: the activations kept for the backward pass come "
         "on top and are not fewer."
     )
+
+
+def _folds(report: Report) -> bool:
+    """Whether all vectors fold: the last system is the merged one, if there is one."""
+    last = report.systems[-1]
+    return last.name.endswith("merged") and last.operations_per_token == 0
 
 
 def whole_systems(report: Report) -> Section:
