@@ -21,7 +21,7 @@ from qia3.bundle.task import TAGS
 from qia3.errors import BundleError
 from qia3.footprint import measure as measuring
 from qia3.footprint.bits import embedding_shape
-from qia3.footprint.bundle_costs import PARTS
+from qia3.footprint.bundle_costs import PARTS, bytes_on_disk
 from qia3.footprint.bundle_page import bundle_page
 from qia3.footprint.compare import compare
 from qia3.footprint.kernels import bundle_kernels
@@ -268,6 +268,24 @@ def test_a_table_narrower_than_the_states_has_its_own_width(tmp_path):
     manifest = write_bundle(tmp_path, tied=False)
     wider = replace(manifest, architecture=replace(manifest.architecture, hidden_size=2 * HIDDEN))
     assert embedding_shape(wider).inputs == HIDDEN
+
+
+@pytest.mark.parametrize(("name", "said"), [("int4", "int4 grid, asymmetric, block"), ("nf4", "nf4 grid, block")])
+def test_a_grid_without_zero_points_is_not_called_asymmetric(tmp_path, name, said):
+    manifest = write_bundle(tmp_path)
+    base = replace(manifest.base, grid=replace(manifest.base.grid, format=name))
+    assert said in bundle_page(build_report(tmp_path, replace(manifest, base=base))).lead
+
+
+def test_an_encoders_embedding_has_no_head_beside_it(tmp_path):
+    report = build_report(tmp_path, write_bundle(tmp_path))
+    parts = {"embedding_weights": 70 * 96 * 4} | report.account.parts
+    report = replace(report, account=replace(report.account, parts=parts))
+    encoder = replace(report, architecture=replace(report.architecture, pooling="mean"))
+    for found, said in ((report, "embedding and head: float32"), (encoder, "embedding: float32")):
+        names = [row[0].text for row in next(bytes_on_disk(found).tables).rows]
+        assert names[0] == said
+        assert any("and head" in name for name in names) == (found is report)
 
 
 def test_a_fused_layer_is_said(tmp_path):

@@ -220,7 +220,9 @@ def _three_per_layer(shapes: Shapes, ia3: AdapterCost) -> Claim:
     reasons = []
     if keys != shape.hidden_size:
         reasons.append(f"keys and values have {keys:,} entries, not {shape.hidden_size:,}")
-    if inner != [shape.hidden_size]:
+    if not inner:  # every feed-forward is a mixture
+        reasons.append("experts have no vectors")
+    elif inner != [shape.hidden_size]:
         reasons.append(f"the feed-forward's inner activation has {' or '.join(f'{n:,}' for n in inner)}")
     if shape.encoder_layers is not None:
         reasons.append("a decoder layer attends twice, to itself and to the encoder")

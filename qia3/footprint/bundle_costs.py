@@ -46,6 +46,7 @@ TABLE = {  # where no head is beside it
     for name, text in PARTS.items()
     if name in ("embedding_codes", "embedding_scales", "embedding_zero_points")
 }
+FLOAT_TABLE = {"embedding_weights": "embedding: float32"}  # of an encoder: int8 products leave a float head beside it
 CODES = {  # where layers are at 8 bits: all of them, or some
     (8,): {"codes": "8-bit codes", "zero_points": "zero points (8-bit, one per block)"},
     (4, 8): {"codes": "codes, 4 bits and 8", "zero_points": "zero points (one per block)"},
@@ -152,6 +153,8 @@ def bytes_on_disk(report: Report) -> Section:
     total, widths = report.account.total, report.account.code_bits
     rounded = "int8_weights" in report.account.parts
     names = PARTS | CODES.get(widths, {}) | ({} if _head_is_beside(report) else TABLE)
+    if report.architecture.pooling is not None:
+        names |= FLOAT_TABLE
     rows: list[Row] = [
         [names.get(p, p), Cell("bytes", n), Cell("share", round(n / total, 4))] for p, n in report.account.parts.items()
     ]

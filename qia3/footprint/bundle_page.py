@@ -59,11 +59,13 @@ def bundle_page(report: Report, estimates: Sequence[Estimate] = ()) -> Page:
 
 def _lead(report: Report) -> str:
     base, grid = report.base, report.base.grid
-    symmetry = "symmetric" if grid.symmetric else "asymmetric"
+    symmetry = ", symmetric" if grid.symmetric else ", asymmetric"
+    if grid.format == "nf4":  # it has no zero points
+        symmetry = ""
     mode = "vectors unmerged" if report.mode == "side" else f"merged with {report.merged_task}"
     shipped = f", shipped as {base.drift.format}" if base.drift else ""
     return (
-        f"Base {base.reference} ({base.model_type}, {base.parameters:,} parameters) on the {grid.format} grid, "
+        f"Base {base.reference} ({base.model_type}, {base.parameters:,} parameters) on the {grid.format} grid"
         f"{symmetry}, block {grid.block_size}{shipped}; {mode}; "
         f"target {report.graph.target} (accuracy_level {report.graph.accuracy_level}). "
         f"Fingerprint {base.fingerprint[:16]}.{_finer(report)}"
