@@ -15,6 +15,7 @@ from qia3.base.frozen import BaseModel, fingerprint
 from qia3.base.kept import keep, open_kept
 from qia3.base.quantise import Grid, quantise_model
 from qia3.errors import BaseModelError
+from qia3.footprint.before import _three_per_layer, ia3_of
 from qia3.graph.export import export_decoder
 from qia3.ia3.roles import find_roles
 from qia3.ia3.shapes import shapes_of
@@ -72,6 +73,10 @@ def test_sizes_before_the_build_count_experts():
     shapes = shapes_of(model.config, "a mixture")
     experts = sorted((m.inputs, m.outputs) for m in shapes.matrices if m.role == "experts")
     assert experts == [(32, 4 * 96)] * 2 + [(96, 4 * 64)] * 2
+    counted = sum(p.numel() for name, p in model.named_parameters() if ".experts." in name)
+    assert shapes.parts()["experts"] == counted
+    assert "other_linear" not in shapes.parts()
+    assert _three_per_layer(shapes, ia3_of(shapes)).why.endswith("; experts have no vectors")
 
 
 def test_a_kept_base_has_its_experts(tmp_path, pair):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,19 @@ def test_a_configuration_tells_what_the_model_does(family, tmp_path, monkeypatch
     assert [Form("int4", 32).block_of(t) for t in found.tables if t.quantisable] == [
         s.block_size for s in tables.values()
     ]
+
+
+@pytest.mark.parametrize("family", [*ENCODERS] if ALL else ["bert", "electra", "modernbert"])
+def test_an_encoders_attention_has_its_output_wherever_that_lies(family, tmp_path):
+    """BERT's lies beside the module that attends, and ELECTRA projects its embedding, which is no part of attention."""
+    model = made(family)
+    model.config.save_pretrained(tmp_path)
+    found = read_shapes(str(tmp_path))
+    layers = {name: p for name, p in model.named_parameters() if name.endswith(".weight") and p.dim() == 2}
+    inside = [p.numel() for name, p in layers.items() if re.search(r"\b(attention|attn|self_attn)\.", name)]
+    assert found.parts()["attention"] == sum(inside)
+    others = {m.name for m in found.matrices if m.part == "other_linear"}
+    assert others == ({"embeddings_project"} if family == "electra" else set())
 
 
 @pytest.mark.parametrize(

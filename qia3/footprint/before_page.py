@@ -17,6 +17,7 @@ PARTS = {
     "head": "head",
     "attention": "attention",
     "feed_forward": "feed-forward",
+    "experts": "experts",
     "other_linear": "other linear layers",
     "norms_biases_and_positions": "norms, biases, positions",
 }

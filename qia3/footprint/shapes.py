@@ -24,7 +24,7 @@ from qia3.footprint.bits import Shape, grid_bytes, on_grid
 from qia3.grids.blocks import BLOCK_SIZES
 
 CODES: dict[str, tuple[Code, Literal[4, 8]]] = {"nf4": ("nf4", 4), "int4": ("int4", 4), "int8": ("int8", 8)}
-PARTS = ("embedding", "head", "attention", "feed_forward", "other_linear", "norms_biases_and_positions")
+PARTS = ("embedding", "head", "attention", "feed_forward", "experts", "other_linear", "norms_biases_and_positions")
 ATTENTION = ("query", "key", "value", "qkv", "attention_output")
 FEED_FORWARD = ("feed_forward", "feed_forward_up", "feed_forward_down")
 
@@ -47,8 +47,8 @@ class Matrix:
     @property
     def part(self) -> str:
         """Its part, one of PARTS."""
-        if self.role == "head":
-            return "head"
+        if self.role in ("head", "experts"):
+            return self.role
         if self.role in ATTENTION:
             return "attention"
         return "feed_forward" if self.role in FEED_FORWARD else "other_linear"

@@ -101,6 +101,7 @@ def find_roles(model: PreTrainedModel) -> Roles:
         raise BaseModelError(_nothing_found(model, no_feed_forward(model) if sites else no_attention(model), linears))
     if head:
         roles[head] = "head"
+    roles |= dict.fromkeys(_outputs_outside(set(linears) - inside - set(roles), watch, roles), "attention_output")
     for name in every:
         if name in inside and name in watch.outputs and watch.outputs[name].shape[-2] != PROBED:
             roles.setdefault(name, POSITIONS)
@@ -129,6 +130,13 @@ def _attention_sites(
         whole = role != "qkv" or len(trained) == size
         sites.append(Site(name, role, "output", size, None if whole else trained))  # type: ignore[arg-type]
     return sites
+
+
+def _outputs_outside(names: set[str], watch: _Watch, roles: dict[str, str]) -> list[str]:
+    """Layers outside attention modules that values reach through no other layer: BERT's attention.output."""
+    values = [watch.outputs[name] for name, role in roles.items() if role in ("value", "qkv")]
+    fed = {name: watch.inputs[name] for name in names if name in watch.inputs and watch.inputs[name].requires_grad}
+    return [name for name, tensor in fed.items() if any(_rows(tensor, values))]
 
 
 def _rows(tensor: Tensor, leaves: list[Tensor]) -> list[tuple[int, ...]]:
