@@ -17,6 +17,7 @@ from qia3.base.quantise import Grid, quantise_model
 from qia3.errors import BaseModelError
 from qia3.footprint.before import _three_per_layer, ia3_of
 from qia3.graph.export import export_decoder
+from qia3.graph.external import write_graph
 from qia3.ia3.roles import find_roles
 from qia3.ia3.shapes import shapes_of
 
@@ -55,9 +56,11 @@ def test_experts_on_the_grid_are_transformers_own_on_the_dequantised_weights(pai
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_what_trains_is_what_ships_experts_included(pair):
+def test_what_trains_is_what_ships_experts_included(pair, tmp_path):
     _, ours, model = pair
     graph = export_decoder(model, 4, 64, "last")
+    routers = [4 * p.numel() for name, p in model.named_parameters() if name.endswith("mlp.gate.weight")]
+    assert [r.bytes for r in write_graph(graph, tmp_path, ["model.embed_tokens"]) if r.part == "other"] == routers
     nodes = [n for n in graph.graph if n.op_type == "QMoE"]
     assert len(nodes) == 2
     assert nodes[0].attributes["accuracy_level"].as_int() == 4

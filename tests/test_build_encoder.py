@@ -13,7 +13,7 @@ import torch
 from running import Running, chat
 from test_build import qia3
 from test_graph_encoder import by_peft, dequantised
-from tiny_encoders import write_encoder
+from tiny_encoders import tiny_encoder, write_encoder
 from torch import nn
 from transformers import BertForTokenClassification
 
@@ -81,6 +81,7 @@ def lines(labels: dict[str, str]) -> str:
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
+TABLES = ("position_embeddings", "token_type_embeddings")
 TAGS = {"lights": "B-THING", "song": "B-THING", "music": "B-THING", "door": "B-THING", "turn": "B-DO", "off": "I-DO"}
 
 
@@ -128,6 +129,9 @@ def test_a_bundle_has_one_encoder_and_its_tasks_have_heads(bundle):
     assert manifest["tasks"]["door"]["choices"] == ["no", "yes"]
     assert not (bundle / "genai_config.json").exists()
     assert not (bundle / "generation_config.json").exists()
+    rows = [p for n, p in tiny_encoder("bert").named_parameters() if n.split(".")[1] in TABLES]
+    tables = [tensor["bytes"] for tensor in manifest["tensors"] if tensor["part"] == "positions"]
+    assert sorted(tables) == sorted(4 * p.numel() for p in rows)
 
 
 def test_words_have_labels(bundle, place, capsys):

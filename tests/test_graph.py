@@ -307,6 +307,14 @@ def test_what_is_trained_is_what_ships(tmp_path):
     ]
 
 
+def test_learned_positions_are_no_norms(tmp_path):
+    model = tiny("gpt2")
+    quantise_model(model, Grid(32, False))
+    regions = write_graph(export_decoder(model, 0, 48, "last"), tmp_path, ["transformer.wte", "lm_head"])
+    assert [r.bytes for r in regions if r.part == "positions"] == [4 * model.transformer.wpe.weight.numel()]
+    assert all("ln_" in r.name or r.name.endswith("bias") for r in regions if r.part == "norms_and_biases")
+
+
 def test_exporting_leaves_the_model_as_it_was(tmp_path):
     model = tiny("gemma2")
     quantise_model(model, Grid(32, False))

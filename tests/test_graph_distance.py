@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import onnx_ir as ir
 import pytest
 import torch
 from tiny_encoders import tiny_encoder
@@ -73,8 +74,24 @@ def test_a_table_of_other_factors_is_refused():
 
 
 def test_tables_are_counted_as_what_they_are():
-    assert {_part(f"encoder.layer.0.attention.self.{name}_0", [], PROMPT_WEIGHTS) for name in BUFFERS} == {"positions"}
-    assert _part("embeddings.position_embeddings.weight", [], PROMPT_WEIGHTS) == "norms_and_biases"
+    names = [f"encoder.layer.0.attention.self.{name}_0" for name in BUFFERS]
+    assert {_part(ir.Value(name=name), [], PROMPT_WEIGHTS) for name in names} == {"positions"}
+
+
+@pytest.mark.parametrize(
+    ("op", "shape", "module", "part"),
+    [
+        ("Gather", (160, 96), "wpe", "positions"),
+        ("Slice", (160, 96), "embed_positions", "positions"),
+        ("Gather", (160, 96), "wte", "embedding_weights"),
+        ("Transpose", (4, 96), "mlp.gate", "other"),
+        ("Mul", (96,), "norm", "norms_and_biases"),
+    ],
+)
+def test_a_weight_is_counted_by_its_use(op, shape, module, part):
+    value = ir.Value(name=f"{module}.weight", shape=ir.Shape(shape))
+    ir.Node("", op, [value])
+    assert _part(value, ["wte"], PROMPT_WEIGHTS) == part
 
 
 @pytest.mark.parametrize(("name", "numbers"), [("deberta-v2", 2 * 2 * 12 * 96), ("mpnet", 0), ("bert", 0)])

@@ -305,6 +305,7 @@ def test_both_graphs_lie_over_one_file_that_holds_equal_bytes_once(name, tmp_pat
     parts = [r.part for r in regions]
     assert parts.count("embedding_codes") == (2 if name == PLAIN else 1)  # a head of its own, or none
     assert parts.count("dense") == 5  # `wo` of each layer
+    assert parts.count("positions") == 2  # by distance, one per stack
     assert "other" not in parts
     prompt, forced = batch([11])[0][0].tolist(), [7, 9, 11]
     vectors = vector_rows(m.scaled, 1)[0]

@@ -29,7 +29,7 @@ PARTS = {
     "int8_weights": "int8 weights",
     "norms_and_biases": "norms and biases",
     "rotary": "rotary tables",
-    "positions": "position tables",
+    "positions": "position and segment tables",
     "other": "other tensors",
     "padding": "padding between tensors",
     "graph": "graph (.onnx)",

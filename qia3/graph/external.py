@@ -56,7 +56,7 @@ def write_graphs(
                 digest = hashlib.sha256(content).hexdigest()
                 if digest not in seen:
                     out.write(b"\0" * (-out.tell() % ALIGNMENT))
-                    part, packed = _part(name, vocabulary_modules, int8_part), value.meta.get(PACKED, ())
+                    part, packed = _part(value, vocabulary_modules, int8_part), value.meta.get(PACKED, ())
                     regions.append(Region(name, part, len(content), out.tell(), data, packed))
                     seen |= _parts(content, packed, out.tell()) | {digest: out.tell()}
                     out.write(content)
@@ -97,8 +97,9 @@ def _external(tensor: ir.TensorProtocol, name: str, offset: int, data_file: Path
     return ir.ExternalTensor(*place, shape=shape, name=name, base_dir=data_file.parent)
 
 
-def _part(name: str, vocabulary_modules: Collection[str], int8_part: str) -> str:
-    """The footprint part of an initializer, by the module it belongs to."""
+def _part(value: ir.Value, vocabulary_modules: Collection[str], int8_part: str) -> str:
+    """The footprint part of an initializer, by the module it belongs to and, for what has rows, by its use."""
+    name = value.name or ""
     kind = name.rpartition(".")[2]
     vocabulary = any(name.startswith(f"{module}.") for module in vocabulary_modules)
     if kind in KINDS:
@@ -111,6 +112,14 @@ def _part(name: str, vocabulary_modules: Collection[str], int8_part: str) -> str
         return "dense"
     if name in ("cos", "sin") or kind.startswith("rotary_"):
         return "rotary"
-    if kind.startswith(BUFFERS):
+    if kind.startswith((*BUFFERS, TABLE)) or (kind == "weight" and _is_looked_up(value)):
         return "positions"
-    return "norms_and_biases" if kind in ("weight", "bias", "vector", TABLE) else "other"
+    if kind == "weight" and len(value.shape or ()) > 1:  # a mixture's router
+        return "other"
+    return "norms_and_biases" if kind in ("weight", "bias", "vector") else "other"
+
+
+def _is_looked_up(value: ir.Value) -> bool:
+    """Whether rows are taken from it: a table of positions or of segments."""
+    takes = [use.node for use in value.uses() if use.idx == 0 and use.node.op_type in ("Gather", "Slice")]
+    return len(value.shape or ()) > 1 and bool(takes)
