@@ -101,7 +101,8 @@ def check(
             f"{shipped.kl:.3g} nats, where "
             f"a uniform guess has {shipped.known:.3g} (the limit is {BROKEN:.0%} of that), same top token "
             f"{shipped.top1:.1%}; "
-            f"nothing was published, the training is kept in {kept}, and `qia3 export` continues from there: {remedy(approximations)}"
+            f"nothing was published, the training is kept in {kept}, and `qia3 export` continues from there: "
+            f"{remedy(approximations)}"
         )
     return limits.remarks(shipped.kl, shipped.top1)
 
