@@ -15,6 +15,7 @@ import tiny_pair
 from running import Running, chat
 from transformers import PreTrainedTokenizerFast
 
+from qia3.bounded import bounded
 from qia3.bundle.adapter import Adapter
 from qia3.bundle.opened import Bundle
 from qia3.bundle.peft import write_peft
@@ -187,6 +188,28 @@ TEMPLATE = (
     "{% elif m.role == 'assistant' %}{{ '\\nA: ' + m.content + '\\n' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '\\nA: ' }}{% endif %}"
 )
+
+
+def test_a_template_that_does_not_end_is_refused_and_nobody_waits_for_it(tmp_path, monkeypatch):
+    """A bundle may come from anybody, and its template is a program: it is stopped after some seconds."""
+    monkeypatch.setattr("qia3.server.chats.bounded", lambda work: bounded(work, 1.0))
+    folder = tiny.write_bundle(tmp_path / "bundle")
+    endless = "{% for m in messages %}{% if m.content == 'wait' %}{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    template = f"{endless}{{% endif %}}{{% endfor %}}{TEMPLATE}"
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": template, "eos_token": tiny.END}))
+    made = Running(folder)
+    try:
+        ask = {"model": "tiny", "messages": [{"role": r, "content": "wait"} for r in ("user", "assistant", "user")]}
+        with ThreadPoolExecutor(1) as pool:
+            started = time.monotonic()
+            waiting = pool.submit(made.http.post, "/v1/chat/completions", json=ask)
+            time.sleep(0.3)
+            assert made.http.get("/health").status_code == 200
+            assert time.monotonic() - started < 0.9
+            refused = waiting.result()
+        assert (refused.status_code, "it takes more than 1 seconds" in refused.text) == (400, True)
+    finally:
+        made.stop()
 
 
 def test_several_turns_go_through_the_bundle_s_template(tmp_path):

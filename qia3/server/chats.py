@@ -3,7 +3,8 @@
 A bundle was built with the prompt of one turn: a prefix, the user's words, a suffix. For several turns, the template is
 only used if it gives exactly that prompt for one turn, with or without an empty system turn. The last user message
 stands for {text} and stays plain text, whatever it contains. Earlier messages are part of what the template renders, so
-one that spells a control token is refused: it would become a real one.
+one that spells a control token is refused: it would become a real one. A template comes with a bundle and is a
+program, so it runs with limits on time and memory (qia3/bounded.py).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NoReturn
 
+from qia3.bounded import bounded
 from qia3.bundle.opened import Bundle
 from qia3.errors import BundleError, ConfigError, first_line
 from qia3.parse import each_once, read_json_table
@@ -47,7 +49,7 @@ class Chats:
         before = () if turns[0]["role"] == "system" else template.opening
         try:
             text = template.render([*before, *turns[:-1], {"role": "user", "content": SLOT}])
-        except Exception as error:  # templates can raise anything
+        except ValueError as error:
             raise ConfigError(f"the bundle's chat template refuses these messages: {first_line(error)}") from error
         if text.count(SLOT) != 1:
             raise ConfigError("the bundle's chat template changes the last message")
@@ -70,7 +72,7 @@ class Chats:
             try:
                 if render([*opening, asked]) == own:
                     return Template(render, opening)
-            except Exception:  # some refuse a system turn
+            except ValueError:  # some refuse a system turn
                 continue
         raise ConfigError(
             f"{self.bundle.name!r} was built with a prompt that differs from its chat template: send one user "
@@ -79,7 +81,9 @@ class Chats:
 
 
 def _compiled(source: str, special: Mapping[str, str]) -> Callable[[Sequence[Turn]], str]:
-    """Compiles a template as transformers does: in a sandbox, with the same few names."""
+    """Compiles a template as transformers does: in a sandbox, with the same few names. The result raises ValueError, in
+    one line, whatever the template raises.
+    """
     try:
         from jinja2.ext import loopcontrols
         from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -88,8 +92,15 @@ def _compiled(source: str, special: Mapping[str, str]) -> Callable[[Sequence[Tur
     made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
     made.filters["tojson"] = lambda value, **more: json.dumps(value, ensure_ascii=False, **more)
     made.globals |= {"raise_exception": _refuse}
-    template = made.from_string(source)
-    return lambda turns: template.render(messages=list(turns), add_generation_prompt=True, **special)
+    try:
+        template = made.from_string(source)
+    except Exception as error:
+        raise ConfigError(f"the bundle's chat template cannot be read: {first_line(error)}") from error
+
+    def render(turns: Sequence[Turn]) -> str:
+        return str(bounded(lambda: template.render(messages=list(turns), add_generation_prompt=True, **special)))
+
+    return render
 
 
 def _refuse(message: Any) -> NoReturn:

@@ -72,7 +72,7 @@ async def _write(server: Server, request: Request, body: Body, turns: Sequence[T
         if asked.top is not None or asked.stops:
             raise BadBody(f"{known.name!r} classifies text; use /v1/classify for its probabilities")
         choices, tokens = model.choices(known, ())
-        prompt = await _tokens(turns, lambda: model.chat(known, turns))
+        prompt = await _turns(turns, lambda: model.chat(known, turns))
         job = server.ask(request, served, known, prompt, choices=tokens, ranking=known.task.ranking)
         label = chosen(choices, (await _last(job, Ranked)).scores).label
         parts = _one(openai.Part(label, (), len(tokens[choices.index(label)]), "stop"))
@@ -80,7 +80,7 @@ async def _write(server: Server, request: Request, body: Body, turns: Sequence[T
         raise BadBody(f"{known.name!r} does not generate text: its task is to {known.task.kind}")
     else:
         own = chat or known.task.name != NONE
-        prompt = await _tokens(turns, lambda: model.chat(known, turns) if own else model.raw(turns[-1]["content"]))
+        prompt = await _turns(turns, lambda: model.chat(known, turns) if own else model.raw(turns[-1]["content"]))
         limit = known.task.max_new_tokens if asked.limit is None else asked.limit
         stop = frozenset(model.engine.bundle.stop_tokens)
         job = server.ask(
@@ -110,6 +110,11 @@ async def _known(server: Server, name: str) -> tuple[Served, Known]:
 async def _tokens(texts: Sequence[Any], make: Callable[[], T_]) -> T_:
     """What `make` makes of the texts: at once, or in a thread if that takes more than a few milliseconds."""
     return make() if len(str(texts)) <= SHORT else await asyncio.to_thread(make)
+
+
+async def _turns(turns: Sequence[Any], make: Callable[[], T_]) -> T_:
+    """The same for a chat: several turns run the bundle's template, which may take its time, so others must not wait."""
+    return await (_tokens(turns, make) if len(turns) == 1 else asyncio.to_thread(make))
 
 
 async def _one(part: openai.Part) -> AsyncIterator[openai.Part]:
