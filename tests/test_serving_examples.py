@@ -68,10 +68,15 @@ def test_the_image_copies_what_is_there_and_all_that_the_wheel_is_made_of():
 def commands() -> list[list[str]]:
     """What follows `qia3 serve` in the files of examples/serving and in docs/serving.md."""
     unit = re.findall(r"^ExecStart=\S+ serve (.*)$", (EXAMPLES / "qia3.service").read_text(), re.M)
-    compose = yaml.safe_load((EXAMPLES / "compose.yaml").read_text())["services"]["one"]["command"]
+    compose = yaml.safe_load((EXAMPLES / "compose.yaml").read_text())["services"]["one"]
+    assert (compose["entrypoint"], (EXAMPLES / compose["build"]["context"]).resolve()) == (
+        ["/qia3/bin/qia3", "serve"],
+        ROOT,
+    )
+    assert (ROOT / compose["build"]["dockerfile"]).is_file()
     deployment = next(yaml.safe_load_all((EXAMPLES / "kubernetes.yaml").read_text()))
     container = deployment["spec"]["template"]["spec"]["containers"][0]["command"]
-    found = [*unit, image(), compose.split("qia3 serve ")[1].rstrip('"'), " ".join(container[2:])]
+    found = [*unit, image(), compose["command"], " ".join(container[2:])]
     return [shlex.split(line) for line in found + re.findall(r"^qia3 serve (.*)$", SERVING, re.M)]
 
 

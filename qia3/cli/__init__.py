@@ -1,7 +1,7 @@
 """The `qia3` command: one function per verb, in one file per group of verbs.
 
 A verb reads its options, calls the package and prints the result. Each imports what it needs when it runs, so `qia3
---help` is fast and the verbs for devices (run, eval, bench, report) never import torch.
+--help` is fast and the verbs for devices (run, eval, bench, report of a bundle) never import torch.
 
 Results go to stdout, as text or, with --json, as JSON from the same object; progress goes to stderr. An error that the
 user can fix is one line on stderr, `qia3: ...`, with exit code 2; Ctrl-C gives 130. QIA3_TRACEBACK=1 in the environment

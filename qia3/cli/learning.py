@@ -23,9 +23,17 @@ from qia3.errors import ConfigError
 @click.argument("bundle", type=FILE)
 @click.argument("file", type=FILE, required=False)
 @click.option("--name", help="What to call the new adapter.")
-@click.option("--kind", type=click.Choice(["classify", "generate"]), help="Default: as the first example says.")
-@click.option("--prompt", help="The question, holding {text} once (default: the text alone).")
-@click.option("--choice", "choices", multiple=True, metavar="ANSWER", help="All answers (default: those in FILE).")
+@click.option(
+    "--kind", type=click.Choice(["classify", "generate"]), help="Default: as --after, or as the first example says."
+)
+@click.option("--prompt", help="The question, holding {text} once (default: that of --after, or the text alone).")
+@click.option(
+    "--choice",
+    "choices",
+    multiple=True,
+    metavar="ANSWER",
+    help="All answers (default: those of --after, or those in FILE).",
+)
 @click.option("--after", metavar="ADAPTER", help="Go on from this adapter: its question, answers and vectors.")
 @click.option("--test", type=FILE, help="Examples to score the adapter on afterwards.")
 @click.option("--validation", help="A share of the examples to hold back (0.2), or a file: the best state is kept.")

@@ -13,8 +13,8 @@ from qia3.console import print_result
 
 @click.command(
     epilog=example(
-        "qia3 page dist/home-intents --output dist/page --runtime runtime",
-        "qia3 page dist/home-intents --output dist/page --runtime runtime --serve",
+        "qia3 page dist/home-browser --output dist/page --runtime runtime",
+        "qia3 page dist/home-browser --output dist/page --runtime runtime --serve",
     )
 )
 @click.argument("bundle", type=FILE)

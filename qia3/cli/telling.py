@@ -125,9 +125,9 @@ def targets(as_json: bool) -> None:
     kinds = {
         t.name: f"accuracy_level {t.accuracy_level}; vectors {t.vectors}; tested on {tested[t.name]}" for t in found
     }
-    lines = [(f"{t.name:<12}{t.description}", t.note, kinds[t.name]) for t in found]
+    lines = [(f"{t.name:<13}{t.description}", t.note, kinds[t.name]) for t in found]
     print_result(
-        [t.model_dump(mode="json") for t in found], "\n".join(f"\n{'':12}".join(entry) for entry in lines), as_json
+        [t.model_dump(mode="json") for t in found], "\n".join(f"\n{'':13}".join(entry) for entry in lines), as_json
     )
 
 

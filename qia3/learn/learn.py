@@ -1,8 +1,8 @@
 """`qia3 learn`: an adapter from examples, on the device where the bundle is; and its end, `--forget`.
 
 Everything stays on this disk: examples are read where they are, and what is written is BUNDLE (the adapter, put in as
-`qia3 adapter import` does) and BUNDLE.learn/NAME, which has no words of the examples in it: their hashes, the losses,
-the vectors.
+`qia3 adapter import` does) and BUNDLE.learn/NAME, which has the prompt and the labels, but no text of the examples:
+their hashes, the losses, the vectors.
 
 BUNDLE.learn/NAME/plan.json    what was asked for (qia3.batching.asked)
 BUNDLE.learn/NAME/log.jsonl, state.safetensors, best.safetensors      qia3.learn.run
