@@ -9,6 +9,7 @@ import pytest
 import torch
 from tiny import DECODERS, ids, tiny
 from tiny_build import write_base
+from tiny_encoders import tiny_encoder
 
 from qia3.base import load
 from qia3.base.int8 import Int8Weight
@@ -49,6 +50,13 @@ def test_roles_are_found_in_the_float_model_and_those_layers_are_at_eight_bits(f
         if isinstance(layer, GridLinear):
             assert layer.store.bits == (8 if roles[name] in ("head", "feed_forward_down", "value", "qkv") else 4), name
     assert len({roles[n] for n in own}) == 3
+
+
+def test_an_encoders_attention_output_is_named_like_a_decoders():
+    """BERT's stands outside its attention module."""
+    own = named(("output",)).find(tiny_encoder("bert"), GRID, None).own
+    assert own
+    assert all(name.endswith("attention.output.dense") for name in own)
 
 
 def test_the_names_of_a_build_file_are_those_that_are_known_here():
