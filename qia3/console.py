@@ -89,6 +89,14 @@ def _of_stdout(error: BaseException) -> bool:
     return any(frame.f_code is click.echo.__code__ for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
+def _close_stdout() -> None:
+    """Drops what could not be written: Python would try again at its end, and complain in its own words."""
+    with contextlib.suppress(OSError, ValueError):  # a stand-in of a test has no file
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
 def _defect(error: BaseException) -> str:
     """One line for a bug of qia3. The traceback goes to a file, so that it can be reported."""
     text = "".join(traceback.format_exception(error))
@@ -124,6 +132,8 @@ def run_command(command: click.Command, arguments: Sequence[str]) -> int:
     except BaseException as error:  # a panic of a Rust library is not an Exception
         if os.environ.get("QIA3_TRACEBACK") or isinstance(error, SystemExit | GeneratorExit):
             raise
+        if _of_stdout(error):
+            _close_stdout()
         message, code = complaint(error) or (_defect(error), DEFECT)
         print("qia3: " + "; ".join(line.strip() for line in message.splitlines() if line.strip()), file=sys.stderr)
     return code if isinstance(code, int) else 0

@@ -180,11 +180,15 @@ def test_every_failure_has_its_line_and_its_code(capsys, monkeypatch, error, cod
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
 @pytest.mark.parametrize("words", [["targets"], ["targets", "--json"], ["build", "--help"]])
 def test_a_result_that_cannot_be_told_is_one_line_about_standard_output(words):
-    """Not about the disk that a build writes to."""
-    with Path("/dev/full").open("w") as full:
-        run = subprocess.run([sys.executable, "-m", "qia3", *words], stdout=full, stderr=subprocess.PIPE, text=True)
-    assert run.returncode == 2
-    assert run.stderr == "qia3: cannot write to standard output: No space left on device\n"
+    """Not about the disk that a build writes to, and not twice where Python buffers its output."""
+    for buffers in ({}, {"PYTHONUNBUFFERED": "1"}):
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"} | buffers
+        with Path("/dev/full").open("w") as full:
+            run = subprocess.run(
+                [sys.executable, "-m", "qia3", *words], stdout=full, stderr=subprocess.PIPE, text=True, env=environment
+            )
+        assert run.returncode == 2
+        assert run.stderr == "qia3: cannot write to standard output: No space left on device\n"
 
 
 class Panic(BaseException):
