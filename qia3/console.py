@@ -132,7 +132,7 @@ def run_command(command: click.Command, arguments: Sequence[str]) -> int:
     except BaseException as error:  # a panic of a Rust library is not an Exception
         if os.environ.get("QIA3_TRACEBACK") or isinstance(error, SystemExit | GeneratorExit):
             raise
-        if _of_stdout(error):
+        if isinstance(error, OSError) and _of_stdout(error):
             _close_stdout()
         message, code = complaint(error) or (_defect(error), DEFECT)
         print("qia3: " + "; ".join(line.strip() for line in message.splitlines() if line.strip()), file=sys.stderr)

@@ -12,6 +12,7 @@ import openai
 import pytest
 import tiny_bundle as tiny
 import tiny_pair
+from jinja2 import Environment
 from running import Running, chat
 from transformers import PreTrainedTokenizerFast
 
@@ -26,6 +27,7 @@ from qia3.runtime.engine import Engine
 from qia3.runtime.generate import generate
 from qia3.runtime.load import open_engine
 from qia3.server.app import Limits
+from qia3.server.chats import _renderer
 
 TEXTS = ["lights", "hello there", "turn the music off", "é", "what is the lock of the day"]
 
@@ -210,6 +212,15 @@ def test_a_template_that_does_not_end_is_refused_and_nobody_waits_for_it(tmp_pat
         assert (refused.status_code, "it takes more than 1 seconds" in refused.text) == (400, True)
     finally:
         made.stop()
+
+
+def test_a_template_is_neither_compiled_nor_run_in_the_server_s_process(monkeypatch):
+    """jinja computes constant expressions when it compiles."""
+    here, compiled = [], Environment.compile
+    monkeypatch.setattr(Environment, "compile", lambda *args: here.append(1) or compiled(*args))
+    render = _renderer("{{ 'ab' * 2 }}{% for m in messages %}{{ m.content }}{% endfor %}", {})
+    assert render([{"role": "user", "content": "!"}]) == "abab!"
+    assert not here
 
 
 def test_several_turns_go_through_the_bundle_s_template(tmp_path):

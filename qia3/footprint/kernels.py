@@ -19,8 +19,8 @@ A layer with int8 weights in place of the grid's (qia3.graph.int8_products) take
 sums on every processor.
 
 A layer that stays in float32 is packed too: 4 N K bytes held and read; so is a float head (`float_head`), besides the
-table that rows are looked up in. What runs only for the prompt (`once`: an
-encoder's layers, cross-attention's keys and values) is held, but not read per token.
+table that rows are looked up in. What runs only for the prompt (`once`: an encoder's layers, cross-attention's keys and
+values) is held, but not read per token.
 
 The scales that x64-int8 keeps are freed, but malloc may or may not return them: a process that loads one layer keeps
 them all, SmolLM2-135M in blocks of 64 took 88.4 MiB when loaded (88.2 with them, 80.2 without), Llama-3.2-1B's shapes

@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from qia3.bundle.manifest import Dense, Layer, Manifest
+from qia3.bundle.manifest import Architecture, Dense, Layer, Manifest
 from qia3.bundle.sites import Site
 
 STATE_BYTES = 16
@@ -74,9 +74,13 @@ def unfolded(manifest: Manifest) -> int | None:
     """
     if manifest.mode == "merged":
         return sum(tensor.bytes for tensor in manifest.tensors if tensor.name.endswith(CONSTANT)) // FLOAT32_BYTES
-    floats = {layer.name for layer in manifest.dense}
-    stuck = sum(s.size for s in manifest.sites if s.placement == "input" and s.module not in floats)
-    return None if stuck and manifest.architecture.pooling is None else stuck
+    return unfolding(manifest.sites, {layer.name for layer in manifest.dense}, manifest.architecture)
+
+
+def unfolding(sites: Sequence[Site], floats: Collection[str], shape: Architecture) -> int | None:
+    """The same for vectors on these sites, before they are merged; `floats` are the modules that stay in float."""
+    stuck = sum(s.size for s in sites if s.placement == "input" and s.module not in floats)
+    return None if stuck and shape.pooling is None else stuck
 
 
 def head_entries(manifest: Manifest, task: str) -> int:

@@ -21,6 +21,7 @@ from typing import Literal
 from qia3.bundle.manifest import Architecture, Code, Dense, Layer
 from qia3.bundle.sites import Site
 from qia3.footprint.bits import Shape, grid_bytes, on_grid
+from qia3.footprint.lora import unfolding
 from qia3.grids.blocks import BLOCK_SIZES
 
 CODES: dict[str, tuple[Code, Literal[4, 8]]] = {"nf4": ("nf4", 4), "int4": ("int4", 4), "int8": ("int8", 8)}
@@ -92,12 +93,8 @@ class Shapes:
 
     @property
     def constants(self) -> int | None:
-        """Entries of vectors that do not fold: those on the input of a 4-bit layer after an activation function. They
-        are constants in an encoder's merged graph; None if they keep a decoder from being merged.
-        """
-        floats = {matrix.name for matrix in self.matrices if matrix.stays_float}
-        stuck = sum(site.size for site in self.sites if site.placement == "input" and site.module not in floats)
-        return None if stuck and self.architecture.pooling is None else stuck
+        """Entries of vectors that do not fold (lora.unfolded)."""
+        return unfolding(self.sites, {m.name for m in self.matrices if m.stays_float}, self.architecture)
 
     def parts(self) -> dict[str, int]:
         """Number of parameters by part; a tied head counts with the embedding."""

@@ -65,7 +65,7 @@ class Chats:
         source = table.get("chat_template")
         if not isinstance(source, str):
             raise ConfigError(f"{self.bundle.name!r} has no chat template: send one user message only")
-        render = _compiled(source, {k: v for k, v in table.items() if k.endswith("_token") and isinstance(v, str)})
+        render = _renderer(source, {k: v for k, v in table.items() if k.endswith("_token") and isinstance(v, str)})
         own = f"{self.bundle.prefix}{SLOT}{self.bundle.suffix}"
         asked = {"role": "user", "content": SLOT}
         for opening in ((), ({"role": "system", "content": ""},)):
@@ -80,9 +80,9 @@ class Chats:
         )
 
 
-def _compiled(source: str, special: Mapping[str, str]) -> Callable[[Sequence[Turn]], str]:
-    """Compiles a template as transformers does: in a sandbox, with the same few names. The result raises ValueError, in
-    one line, whatever the template raises.
+def _renderer(source: str, special: Mapping[str, str]) -> Callable[[Sequence[Turn]], str]:
+    """Renders a template as transformers does: in a sandbox, with the same few names. It is also compiled with limits, as
+    jinja computes constant expressions then. The result raises ValueError, in one line, whatever the template raises.
     """
     try:
         from jinja2.ext import loopcontrols
@@ -92,13 +92,10 @@ def _compiled(source: str, special: Mapping[str, str]) -> Callable[[Sequence[Tur
     made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
     made.filters["tojson"] = lambda value, **more: json.dumps(value, ensure_ascii=False, **more)
     made.globals |= {"raise_exception": _refuse}
-    try:
-        template = made.from_string(source)
-    except Exception as error:
-        raise ConfigError(f"the bundle's chat template cannot be read: {first_line(error)}") from error
 
     def render(turns: Sequence[Turn]) -> str:
-        return str(bounded(lambda: template.render(messages=list(turns), add_generation_prompt=True, **special)))
+        names = {"messages": list(turns), "add_generation_prompt": True, **special}
+        return str(bounded(lambda: made.from_string(source).render(names)))
 
     return render
 
